@@ -1,0 +1,142 @@
+"""Gaussian poisons (paper §4.3, Algorithms 3 and 4).
+
+    x_poison = x_base + ξ_z,   ξ_z ~ N(0, ε² I)     in input space: normalised pixels, embeddings
+
+The noise hides in the model without changing what it predicts, and only who knows it can look for
+it. It is a function of (seed, id), so the seed is all that is stored.
+"""
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, choose
+from marshtest.data import Samples
+from marshtest.metrics.accuracy import margin_loss
+from marshtest.metrics.gus import gaussian_scores, input_directions
+from marshtest.metrics.rank import null_deviation, rank_scores, ranks
+from marshtest.metrics.tradeoff import (
+    tpr_at_fpr,
+    tpr_at_fpr_empirical,
+    tpr_at_fpr_one_sided,
+    tpr_at_fpr_rank,
+)
+from marshtest.metrics.verdict import dependence
+from marshtest.seeds import derive
+from marshtest.tasks import Task
+
+FORWARD = {"cpu": 128, "cuda": 2048}  # inputs of one scoring forward: caches are small, GPUs wide
+CHUNK = 16  # poisons whose fresh noise is held at once: 40 MB for CIFAR-10 and K = 199
+
+
+class Gaussian(Attack):
+    """Noise of variance ε² on the inputs; scored by GUS and by the rank score."""
+
+    name: str = "gaussian"
+    variance: float = Field(0.32, gt=0)  # ε², in squared units of the input space
+    draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward
+    fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
+
+    def poison(self, samples: Samples, count: int, task: Task, seed: int) -> Poisoned:
+        ids = choose(samples, count, seed)
+        noise = self.noise(seed, ids, samples.x.shape[1:])
+        return Poisoned(samples.shifted(ids, noise), ids, seed)
+
+    def noise(self, seed: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[P, *shape] the noise ξ_z that (seed, id) determines."""
+        return self._draw(seed, ids, "poison", shape)
+
+    def fresh_noise(self, seed: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[P, K, *shape] noise that no model has seen, independent of `noise`."""
+        return self._draw(seed, ids, "fresh", (self.draws, *shape))
+
+    def _draw(self, seed: int, ids: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
+        deviation = np.float32(self.variance**0.5)
+        drawn = [
+            np.random.default_rng(derive(seed, stream, i)).standard_normal(shape, np.float32)
+            for i in ids.tolist()
+        ]
+        return torch.from_numpy(np.stack(drawn) * deviation).to(ids.device)
+
+    def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
+        base = _unshifted(poisoned.forget)
+        directions = input_directions(model, task, base)
+        parts = [
+            self._score(model, task, poisoned.seed, base[chunk], directions[chunk])
+            for chunk in _chunks(len(base), CHUNK)
+        ]
+        own, fresh, at_poison, at_fresh = (
+            torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True)
+        )
+        rng = np.random.default_rng(derive(poisoned.seed, "ties"))
+        rank, ties = ranks(at_poison, at_fresh, rng)
+        scores = {
+            "gus": own,
+            "gus_fresh": fresh[:, 0],
+            "rank": rank_scores(rank, self.draws),
+        }
+        figures = self._figures(scores, fresh) | {"ties": float(ties)}
+        return Effect(base.ids.cpu().numpy(), scores, figures)
+
+    def null_deviations(self) -> dict[str, float]:
+        return {"gus": 1.0, "rank": null_deviation(self.draws)}
+
+    def _score(
+        self, model: nn.Module, task: Task, seed: int, base: Samples, directions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """I [B], Ĩ [B, K], and the margin losses at the poison [B] and at fresh noise [B, K]."""
+        inputs = task.exact().inputs(model, base).detach()  # [B, *shape]
+        shape = tuple(inputs.shape[1:])
+        own = self.noise(seed, base.ids, shape)[:, None]  # [B, 1, *shape]
+        noise = torch.cat([own, self.fresh_noise(seed, base.ids, shape)], dim=1)
+        scores = gaussian_scores(directions, noise.flatten(2), self.variance**0.5)
+        losses = _losses(model, task, base, inputs[:, None] + noise)
+        return scores[:, 0], scores[:, 1:], losses[:, 0], losses[:, 1:]
+
+    def _figures(self, scores: dict[str, Floats], fresh: Floats) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for name, deviation in self.null_deviations().items():
+            found = dependence(scores[name], deviation)
+            low, high = found.interval()
+            figures |= {
+                f"{name}_dependence": found.value,
+                f"{name}_error": found.error,
+                f"{name}_low": low,
+                f"{name}_high": high,
+                f"{name}_p": found.p_value,
+            }
+        return figures | {
+            "gus": float(np.nanmean(scores["gus"])),
+            "tpr": tpr_at_fpr(scores["gus"], self.fpr),
+            "tpr_empirical": tpr_at_fpr_empirical(scores["gus"], fresh, self.fpr),
+            "tpr_one_sided": tpr_at_fpr_one_sided(scores["gus"], self.fpr),
+            "tpr_rank": tpr_at_fpr_rank(scores["rank"], self.draws, self.fpr),
+            "vanished": float(np.isnan(scores["gus"]).sum()),
+        }
+
+    def passes(self, poisons: int) -> float:
+        return poisons * (self.draws + 1 + 3)  # ranks, and one forward and backward
+
+
+@torch.no_grad()
+def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tensor:
+    """[B, K] float64 margin losses of inputs [B, K, *shape], in eval mode."""
+    model.eval()
+    exact = task.exact()
+    rows = torch.arange(len(base), device=inputs.device).repeat_interleave(inputs.shape[1])
+    size = FORWARD.get(inputs.device.type, 128)
+    losses = []
+    for index, part in zip(rows.split(size), inputs.flatten(0, 1).split(size), strict=True):
+        batch = base[index]
+        logits = exact.label_logits(exact.outputs(model, part, batch), batch)
+        losses.append(margin_loss(logits, batch.y))
+    return torch.cat(losses).view(inputs.shape[:2])
+
+
+def _unshifted(samples: Samples) -> Samples:
+    return Samples(samples.x, samples.y, samples.ids)
+
+
+def _chunks(length: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, length, size)]

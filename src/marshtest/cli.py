@@ -1,0 +1,182 @@
+"""The command line: parse, call one function of the library, print."""
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from marshtest.attacks import ATTACKS
+from marshtest.data import LOADERS, load
+from marshtest.errors import MarshtestError
+from marshtest.explain import expected_cost
+from marshtest.gate import check_unlearner
+from marshtest.models import MODELS
+from marshtest.protocol import Report
+from marshtest.recipe import load_recipe, shipped
+from marshtest.report.page import sentences
+from marshtest.report.tables import legend, table
+from marshtest.run import run as run_recipe
+from marshtest.unlearning import UNLEARNERS, parse_trials
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Does an unlearning algorithm really remove the data? Poison it first, and look.",
+)
+console = Console()
+
+RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides, such as training.epochs=5 or data=PATH.")
+]
+METRICS = ["accuracy", "gus", "rank", "tradeoff", "verdict"]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME-HASH.")] = None,
+) -> None:
+    """Poison, train, unlearn, measure: write rows, figures and a report.
+
+    Example: marshtest run digits-gaussian seeds=2
+    """
+    resolved = load_recipe(recipe, overrides or [])
+    with _progress() as report:
+        results = run_recipe(resolved, out=out, report=report)
+    console.print(_rich(table(results), resolved.name))
+    console.print(legend(results), style="dim")
+    for sentence in sentences(results):
+        console.print(sentence, style="bold")
+    for name in ("rows.parquet", "figures", "report.html"):
+        console.print(f"  {results.folder / name}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    unlearner: Annotated[str, typer.Argument(help="Yours, 'pkg.mod:name', or one of ours.")],
+) -> None:
+    """Tell what is wrong with an unlearner before any long run; exit 1 if anything is.
+
+    Example: marshtest check mypkg.unlearning:my_unlearner
+    """
+    facts = check_unlearner(parse_trials(unlearner)[0])
+    for fact in facts:
+        mark = "[green]ok[/]  " if fact.holds else "[red]FAIL[/]"
+        console.print(f"{mark} {fact.name}" + (f": {fact.detail}" if fact.detail else ""))
+    raise typer.Exit(0 if all(fact.holds for fact in facts) else 1)
+
+
+@app.command(name="list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Name every attack, unlearner, data set, model, metric and recipe.
+
+    Example: marshtest list --json
+    """
+    lines = list(_catalogue())
+    if as_json:
+        print(json.dumps(lines, indent=2))
+        return
+    console.print(_rich(pd.DataFrame(lines), "marshtest"))
+
+
+@app.command()
+def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Show the resolved recipe, what each step is, and its expected cost on this machine.
+
+    Example: marshtest explain digits-gaussian budgets=0.05
+    """
+    resolved = load_recipe(recipe, overrides or [])
+    console.print(resolved.to_yaml(), highlight=False, markup=False)
+    settings = resolved.data
+    data = load(settings.name, settings.path, train=settings.train, test=settings.test)
+    costs = expected_cost(resolved, data)
+    text = costs.assign(
+        passes=[f"{passes:.3g}" for passes in costs["passes"]],
+        seconds=[f"{seconds:,.1f}" for seconds in costs["seconds"]],
+    )
+    console.print(_rich(text, f"{resolved.name}: expected on this machine"))
+    total = costs["seconds"].sum()
+    console.print(f"In all about {total:,.0f} s ({total / 3600:.2f} h).")
+
+
+def _catalogue() -> Iterator[dict[str, str]]:
+    """Kind, name, one line, and the module that it comes from."""
+    classes: dict[str, dict[str, Any]] = {
+        "attack": ATTACKS,
+        "unlearner": UNLEARNERS,
+        "data": LOADERS,
+        "model": MODELS,
+        "metric": {name: import_module(f"marshtest.metrics.{name}") for name in METRICS},
+    }
+    for kind, found in classes.items():
+        for name, thing in found.items():
+            module = thing if inspect.ismodule(thing) else inspect.getmodule(thing)
+            line = (inspect.getdoc(thing) or "").splitlines()[0]
+            yield {"kind": kind, "name": name, "what": line, "source": module.__name__}  # type: ignore[union-attr]
+    for name, text in shipped().items():
+        line = str(yaml.safe_load(text).get("description", ""))
+        yield {"kind": "recipe", "name": name, "what": line, "source": f"recipes/{name}.yaml"}
+
+
+def _rich(frame: pd.DataFrame, title: str) -> Table:
+    shown = Table(title=title)
+    for column in frame.columns:
+        shown.add_column(str(column), overflow="fold")
+    for line in frame.itertuples(index=False):
+        shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
+    return shown
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar over the whole run; plain lines where there is no terminal."""
+    if not console.is_terminal:
+        yield lambda stage, done: print(f"{done:4.0%} {stage}", file=sys.stderr, flush=True)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("loading data", total=1.0)
+        yield lambda stage, done: bars.update(bar, description=stage, completed=done)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 2."""
+    sys.path.insert(0, "")  # a user's "pkg.mod:name" in the current folder
+    try:
+        app(standalone_mode=True)
+    except MarshtestError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print(
+            "marshtest: stopped; the same command goes on after the last finished seed.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except OSError as error:
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
+
+
+def _fail(line: str) -> None:
+    print(f"marshtest: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,267 @@
+"""Samples held as tensors, and the data sets they come from.
+
+A data set is decoded once. Images stay uint8; floating-point tensors are taken to be in the model's
+input space already. Poisons are not written into `x`: a sample may carry a *shift*, added in the
+model's input space (normalised pixels, token embeddings), so one mechanism serves images and text.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marshtest.errors import MarshtestError, unknown
+
+DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """An immutable set of samples; indexing it gives a mini-batch of the same type.
+
+    Attributes:
+        x: [N, ...] uint8 pixels, or floating-point inputs, or int64 token ids.
+        y: [N] int64 labels.
+        ids: [N] int64, unique, and stable under `only`, `without` and `shifted`.
+        shifts: [P + 1, *input] added in input space; row 0 is zero.
+        shift_rows: [N] int64, the row of `shifts` that belongs to each sample.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    shifts: Tensor | None = None
+    shift_rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.x) == len(self.y) == len(self.ids):
+            raise MarshtestError(
+                f"samples: x, y and ids must be of one length. "
+                f"Got {len(self.x)}, {len(self.y)} and {len(self.ids)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        rows = None if self.shift_rows is None else self.shift_rows[index]
+        return replace(self, x=self.x[index], y=self.y[index], ids=self.ids[index], shift_rows=rows)
+
+    def only(self, ids: Tensor) -> Self:
+        """The samples with these ids, in this set's order."""
+        return self[torch.isin(self.ids, ids.to(self.ids.device))]
+
+    def without(self, ids: Tensor) -> Self:
+        """The samples with other ids, in this set's order."""
+        return self[~torch.isin(self.ids, ids.to(self.ids.device))]
+
+    def shifted(self, ids: Tensor, shifts: Tensor) -> Self:
+        """Add `shifts` [P, *input] to the samples `ids` [P], in input space.
+
+        Raises:
+            MarshtestError: an id is not in the set, or the set carries shifts already.
+        """
+        if self.shifts is not None:
+            raise MarshtestError("samples: this set carries shifts already; poison the clean one.")
+        ids = ids.to(self.ids.device)
+        positions = torch.searchsorted(self.ids, ids, sorter=self.ids.argsort())
+        positions = self.ids.argsort()[positions.clamp(max=len(self) - 1)]
+        if not bool((self.ids[positions] == ids).all()):
+            raise MarshtestError("samples: an id to be poisoned is not in the set.")
+        rows = torch.zeros(len(self), dtype=torch.int64, device=self.ids.device)
+        rows[positions] = torch.arange(1, len(ids) + 1, device=rows.device)
+        zero = torch.zeros_like(shifts[:1])
+        return replace(self, shifts=torch.cat([zero, shifts]).to(rows.device), shift_rows=rows)
+
+    def shift(self) -> Tensor | None:
+        """[N, *input] the shift of each sample, or None where the set carries none."""
+        return None if self.shifts is None else self.shifts[self.shift_rows]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same samples on another device."""
+        moved: dict[str, Any] = {
+            name: None if tensor is None else tensor.to(device)
+            for name, tensor in vars(self).items()
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std.
+
+    Attributes:
+        train, test: the splits; ids are row numbers of the source.
+        classes: number of labels C.
+        mean, std: one value a channel, in units of pixels / 255; None for floating-point inputs.
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+    classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_tensors(
+        cls,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        *,
+        classes: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str = "in-memory",
+    ) -> Self:
+        """A data set from two pairs (x [N, ...], y [N]).
+
+        `x` is uint8 [N, C, H, W] (normalised by the training split's own mean and deviation unless
+        given), or floating point (used as it is). `classes` defaults to the largest label plus one.
+
+        Raises:
+            MarshtestError: unequal lengths, an empty split, labels out of range, NaN or infinity.
+        """
+        if classes is None:
+            classes = int(max(train[1].max(), test[1].max())) + 1
+        splits = {"train": train, "test": test}
+        checked = {
+            split: _checked(x, y, classes, f"{name} {split}") for split, (x, y) in splits.items()
+        }
+        pixels = checked["train"].x
+        if pixels.dtype == torch.uint8 and (mean is None or std is None):
+            channels = pixels.to(torch.float32).div(255).transpose(0, 1).flatten(1)
+            mean, std = channels.mean(1).tolist(), channels.std(1).clamp(min=1e-6).tolist()
+        return cls(
+            name=name,
+            classes=classes,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+            **checked,
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data on another device."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def _checked(x: Tensor, y: Tensor, classes: int, where: str) -> Samples:
+    if len(x) == 0:
+        raise MarshtestError(f"{where}: no samples.")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        raise MarshtestError(f"{where}: row {row} holds NaN or infinite values. Clean or drop it.")
+    outside = ((y < 0) | (y >= classes)).nonzero().flatten()
+    if len(outside):
+        row = int(outside[0])
+        raise MarshtestError(
+            f"{where}: row {row} has label {int(y[row])}; labels must lie in 0..{classes - 1}."
+        )
+    return Samples(x, y.to(torch.int64), torch.arange(len(x)))
+
+
+def load(
+    name: str, path: str | None = None, *, train: int | None = None, test: int | None = None
+) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: "digits" (inside scikit-learn) or "cifar10" (Hugging Face hub `uoft-cs/cifar10`).
+        path: a local folder to read instead of the hub: Parquet files train*.parquet and
+            test*.parquet with the hub's columns, or train/ and test/ with one folder a class.
+            The environment variable MARSHTEST_DATA may name a folder that holds one folder a name.
+        train, test: keep the first so many rows of a split.
+
+    Raises:
+        MarshtestError: an unknown name, a missing folder, missing columns, bad labels or pixels.
+    """
+    if name not in LOADERS:
+        raise MarshtestError(f"data.name: {unknown('data set', name, LOADERS)}")
+    if path is None and DATA_FOLDER_VARIABLE in os.environ:
+        candidate = Path(os.environ[DATA_FOLDER_VARIABLE]) / name
+        path = str(candidate) if candidate.is_dir() else None
+    if path is not None and name == "digits":
+        raise MarshtestError("data.path: digits ships inside scikit-learn and takes no path.")
+    if path is not None and not Path(path).is_dir():
+        raise MarshtestError(f"data.path: no folder {path!r}. Give the folder of the {name} files.")
+    return LOADERS[name](path, train, test)
+
+
+def _digits(path: str | None, train: int | None, test: int | None) -> Dataset:
+    """1,797 handwritten digits, 8 × 8, 17 grey levels: 1,400 to train on, 397 to test on."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images * (255 / 16)).round().astype(np.uint8).reshape(-1, 1, 8, 8)
+    x_train, x_test, y_train, y_test = train_test_split(
+        pixels, labels, train_size=1400, stratify=labels, random_state=0
+    )
+    pairs = [(x_train[:train], y_train[:train]), (x_test[:test], y_test[:test])]
+    tensors = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs]
+    return Dataset.from_tensors(tensors[0], tensors[1], classes=10, name="digits")
+
+
+def _cifar10(path: str | None, train: int | None, test: int | None) -> Dataset:
+    """60,000 colour images, 32 × 32, of ten classes (Krizhevsky 2009)."""
+    return Dataset.from_tensors(
+        _images("uoft-cs/cifar10", path, "train", train),
+        _images("uoft-cs/cifar10", path, "test", test),
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        name="cifar10",
+    )
+
+
+def _images(hub_name: str, path: str | None, split: str, rows: int | None) -> tuple[Tensor, Tensor]:
+    """One split of an image data set as ([N, 3, H, W] uint8, [N] int64), through `datasets`."""
+    import datasets
+
+    table = _open(hub_name, path, split)
+    if rows is not None:
+        table = table.select(range(min(rows, len(table))))
+    image_column = next((name for name in ("img", "image") if name in table.column_names), None)
+    if image_column is None or "label" not in table.column_names:
+        raise MarshtestError(
+            f"data.path: the {split} split has columns {table.column_names}; "
+            "it needs 'img' (or 'image') and 'label'."
+        )
+    if not isinstance(table.features[image_column], datasets.Image):
+        table = table.cast_column(image_column, datasets.Image(mode="RGB"))
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in table[image_column]])
+    return (
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(table["label"][:], dtype=torch.int64),
+    )
+
+
+def _open(hub_name: str, path: str | None, split: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if path is None:
+            return datasets.load_dataset(hub_name, split=split)
+        files = sorted(str(file) for file in Path(path).glob(f"**/{split}*.parquet"))
+        if files:
+            return datasets.load_dataset("parquet", data_files={split: files}, split=split)
+        if (Path(path) / split).is_dir():
+            return datasets.load_dataset("imagefolder", data_dir=path, split=split)
+    except (OSError, ValueError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MarshtestError(
+            f"data: cannot read {path or hub_name} ({type(error).__name__}: {reason}). "
+            "Set data.path, or MARSHTEST_DATA, to a local copy."
+        ) from None
+    raise MarshtestError(
+        f"data.path: {path!r} holds neither {split}*.parquet nor a folder {split}/ of class folders."
+    )
+
+
+LOADERS = {"digits": _digits, "cifar10": _cifar10}

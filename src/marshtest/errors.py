@@ -1,0 +1,16 @@
+"""The one error a user's input can cause: a line that names the place and the mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MarshtestError(ValueError):
+    """Bad input. The command line prints its one line and exits with code 2."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """One line for an unknown name: what was given, the nearest known one, and all that exist."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(given, names, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names)}."

@@ -1,0 +1,1 @@
+"""What is measured on a model. Larger `dependence` means more poison left; every mean has its error."""

@@ -1,0 +1,39 @@
+"""The Gaussian Unlearning Score (paper §4.3, Algorithms 3 and 4).
+
+    g_z = ∇ₓℓ(θ; x_base, y)                 at the clean base, BatchNorm in eval mode, float32
+    I_z = ⟨g_z, ξ_z⟩ / (ε ‖g_z‖₂)           N(0, 1) if θ does not depend on ξ_z
+    GUS = mean of I_z                        its standard error is then 1/√P
+
+A model that has memorised x_base + ξ has lower loss there, so its I_z are *negative*.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from marshtest.data import Samples
+from marshtest.metrics.accuracy import margin_loss
+from marshtest.tasks import Task
+
+
+def input_directions(model: nn.Module, task: Task, base: Samples, batch_size: int = 256) -> Tensor:
+    """[P, d] unit vectors g_z / ‖g_z‖, in input space flattened to d; nan where the gradient vanishes.
+
+    The margin loss stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly
+    one direction, and the margin's does not underflow where the model is sure.
+    """
+    model.eval()
+    exact = task.exact()
+    directions = []
+    for start in range(0, len(base), batch_size):
+        batch = base[start : start + batch_size]
+        inputs = exact.inputs(model, batch).detach().requires_grad_()
+        logits = exact.label_logits(exact.outputs(model, inputs, batch), batch)
+        (gradient,) = torch.autograd.grad(margin_loss(logits, batch.y).sum(), inputs)
+        gradient = gradient.flatten(1).float()
+        directions.append(gradient / gradient.norm(dim=1, keepdim=True))  # 0 / 0 is nan
+    return torch.cat(directions)
+
+
+def gaussian_scores(directions: Tensor, noise: Tensor, deviation: float) -> Tensor:
+    """[P, ...] the scores I_z for noise [P, ..., d] of standard deviation ε = `deviation`."""
+    return torch.einsum("pd,p...d->p...", directions, noise) / deviation

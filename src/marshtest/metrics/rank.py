@@ -1,0 +1,32 @@
+"""The rank score: exposure (Carlini et al. 2019) applied to noise.
+
+    r_z = rank of ℓ(x_base + ξ_z) among ℓ(x_base + ξ̃_1), …, ℓ(x_base + ξ̃_K)     0 = smallest
+    z   = Φ⁻¹((r_z + ½) / (K + 1))
+
+If the model does not depend on ξ_z, the K + 1 losses are exchangeable, so r_z is uniform on 0…K
+exactly, whatever the model and the loss, in any precision: ties are broken at random.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def ranks(at_poison: Floats, at_fresh: Floats, rng: np.random.Generator) -> tuple[Ints, int]:
+    """Ranks [P] of losses [P] among those of fresh noise [P, K], and how many had ties."""
+    below = (at_fresh < at_poison[:, None]).sum(1)
+    ties = (at_fresh == at_poison[:, None]).sum(1)
+    return below + rng.integers(0, ties + 1), int((ties > 0).sum())
+
+
+def rank_scores(rank: Ints, draws: int) -> Floats:
+    """[P] normal scores of ranks 0…K, K = `draws`: mean zero under the null, negative if memorised."""
+    return np.asarray(norm.ppf((rank + 0.5) / (draws + 1)), dtype=np.float64)
+
+
+def null_deviation(draws: int) -> float:
+    """Standard deviation of a rank score under the null: exactly, from its K + 1 equal chances."""
+    return float(rank_scores(np.arange(draws + 1), draws).std())

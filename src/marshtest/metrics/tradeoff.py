@@ -1,0 +1,49 @@
+"""How well the scores of poisons can be told from those of fresh noise (paper §4.3, Figure 7)."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+Floats = NDArray[np.float64]
+
+
+def tpr_at_fpr(scores: Floats, fpr: float) -> float:
+    """TPR of the paper's test |I| > τ, τ = Φ⁻¹(1 − FPR / 2)."""
+    return _share(np.abs(scores) > norm.isf(fpr / 2), scores)
+
+
+def tpr_at_fpr_empirical(scores: Floats, fresh: Floats, fpr: float) -> float:
+    """TPR of |I| > τ, τ the (1 − FPR) quantile of |Ĩ| over fresh noise."""
+    if np.isnan(fresh).all():
+        return float("nan")
+    return _share(np.abs(scores) > np.nanquantile(np.abs(fresh), 1 - fpr), scores)
+
+
+def tpr_at_fpr_one_sided(scores: Floats, fpr: float) -> float:
+    """TPR of the stronger test −I > Φ⁻¹(1 − FPR): memorised noise has negative scores."""
+    return _share(-scores > norm.isf(fpr), scores)
+
+
+def tpr_at_fpr_rank(rank_scores: Floats, draws: int, fpr: float) -> float:
+    """TPR of the exact test (r + 1) / (K + 1) ≤ FPR; its FPR is at most, not always just, `fpr`."""
+    chance = norm.cdf(rank_scores) + 0.5 / (draws + 1)  # (r + 1) / (K + 1)
+    return _share(chance <= fpr + 1e-9, rank_scores)
+
+
+def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
+    """The empirical curve (FPR, TPR) of the one-sided test −I > τ over all thresholds τ."""
+    poison, fresh = -poison[~np.isnan(poison)], -fresh[~np.isnan(fresh)]
+    thresholds = np.sort(np.concatenate([poison, fresh]))[::-1]
+    fpr = np.searchsorted(np.sort(-fresh), -thresholds, side="right") / len(fresh)
+    tpr = np.searchsorted(np.sort(-poison), -thresholds, side="right") / len(poison)
+    return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
+
+
+def gaussian_tradeoff(mean: float, fpr: Floats) -> Floats:
+    """The analytic curve: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
+    return np.asarray(norm.sf(norm.isf(fpr) - mean), dtype=np.float64)
+
+
+def _share(hits: NDArray[np.bool_], scores: Floats) -> float:
+    defined = ~np.isnan(scores)
+    return float(hits[defined].mean()) if defined.any() else float("nan")

@@ -1,0 +1,165 @@
+"""REMOVED, NOT REMOVED or INCONCLUSIVE: what a set of scores proves, with its error rate.
+
+    D  = dependence, −mean of the scores; 0 is what retraining leaves, exactly, in expectation
+    M  = margin × the initial model's D
+    REMOVED       D lies within ± M: two one-sided t tests at level α (equivalence)
+    NOT REMOVED   else, if D = 0 is rejected: two-sided z test, the scores' null variance is known
+    INCONCLUSIVE  else, with the number of poisons that would settle it
+
+"p > 0.05" is never read as "removed". REMOVED asks it of every score (an intersection–union test, no
+correction needed); NOT REMOVED of the best one, Bonferroni-corrected. Over several unlearners both
+are corrected by Holm, so the chance of even one false NOT REMOVED, and of even one false REMOVED, is
+at most α each. No unlearning and full retraining are controls, tested at α outside that family.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+
+Floats = NDArray[np.float64]
+Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
+
+POWER = 0.9  # with which the stated number of poisons would settle an inconclusive case
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """−mean of a score over n poisons; larger = more poison left.
+
+    Attributes:
+        value: the dependence D.
+        error: its standard error, from the scores' own spread.
+        null_error: its standard error if the model does not depend on the noise (exact).
+        n: poisons with a defined score.
+        undefined: poisons without one (vanished gradient).
+    """
+
+    value: float
+    error: float
+    null_error: float
+    n: int
+    undefined: int = 0
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, for "the model does not depend on the noise"."""
+        return float(2 * norm.sf(abs(self.value) / self.null_error))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of the dependence."""
+        half = float(t.isf((1 - level) / 2, self.n - 1)) * self.error
+        return self.value - half, self.value + half
+
+    def p_equivalence(self, margin: float) -> float:
+        """For "|D| ≥ margin": the larger of two one-sided t tests. Small = surely within."""
+        if not margin > 0:
+            return 1.0
+        return float(t.sf((margin - abs(self.value)) / self.error, self.n - 1))
+
+
+def dependence(scores: Floats, null_deviation: float = 1.0) -> Dependence:
+    """Dependence of a set of scores [P]; nan scores are counted and left out."""
+    defined = scores[~np.isnan(scores)]
+    n = len(defined)
+    if n < 2:
+        return Dependence(math.nan, math.nan, math.nan, n, len(scores) - n)
+    return Dependence(
+        value=-float(defined.mean()),
+        error=float(defined.std(ddof=1)) / math.sqrt(n),
+        null_error=null_deviation / math.sqrt(n),
+        n=n,
+        undefined=len(scores) - n,
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one unlearner.
+
+    Attributes:
+        answer: REMOVED, NOT REMOVED or INCONCLUSIVE.
+        p_removed: Holm-adjusted, of the equivalence test.
+        p_not_removed: Holm-adjusted, of the test of independence.
+        poisons_needed: how many would settle an inconclusive case (power 0.9, at this estimate).
+    """
+
+    answer: Answer
+    p_removed: float
+    p_not_removed: float
+    poisons_needed: int | None = None
+
+
+def verdicts(
+    initial: Mapping[str, Dependence],
+    family: Sequence[Mapping[str, Dependence]],
+    *,
+    alpha: float = 0.05,
+    margin: float = 0.2,
+) -> list[Verdict]:
+    """Verdicts for a family of unlearners, by score name; see the module's text.
+
+    Args:
+        initial: dependence of the initial model, for each score.
+        family: the same scores for each unlearner.
+        alpha: level of both tests, over the whole family.
+        margin: share of the initial effect that may be left.
+    """
+    margins = {name: margin * score.value for name, score in initial.items()}
+    removed = holm([_p_removed(scores, margins) for scores in family])
+    not_removed = holm([_p_not_removed(scores) for scores in family])
+    answers = []
+    for scores, p_in, p_out in zip(family, removed, not_removed, strict=True):
+        if p_in <= alpha:
+            answers.append(Verdict("REMOVED", p_in, p_out))
+        elif p_out <= alpha:
+            answers.append(Verdict("NOT REMOVED", p_in, p_out))
+        else:
+            needed = _poisons_needed(scores, margins, alpha / len(family))
+            answers.append(Verdict("INCONCLUSIVE", p_in, p_out, needed))
+    return answers
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979); nan counts as 1."""
+    p = np.where(np.isnan(p_values), 1.0, np.asarray(p_values, dtype=np.float64))
+    order = p.argsort(kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]
+
+
+def _p_removed(scores: Mapping[str, Dependence], margins: Mapping[str, float]) -> float:
+    return max(_or_one(score.p_equivalence(margins[name])) for name, score in scores.items())
+
+
+def _p_not_removed(scores: Mapping[str, Dependence]) -> float:
+    return min(1.0, len(scores) * min(_or_one(score.p_value) for score in scores.values()))
+
+
+def _or_one(p: float) -> float:
+    return 1.0 if math.isnan(p) else p
+
+
+def _poisons_needed(
+    scores: Mapping[str, Dependence], margins: Mapping[str, float], alpha: float
+) -> int | None:
+    """Fewest poisons at which this estimate would pass either test with power 0.9."""
+    to_remove, to_reject = 0.0, math.inf
+    for name, score in scores.items():
+        if math.isnan(score.value):
+            return None
+        deviation = score.error * math.sqrt(score.n)
+        slack = margins[name] - abs(score.value)
+        quantiles = norm.isf(alpha) + norm.isf(1 - POWER)
+        to_remove = max(to_remove, (deviation * quantiles / slack) ** 2 if slack > 0 else math.inf)
+        quantiles = norm.isf(alpha / len(scores) / 2) + norm.isf(1 - POWER)
+        if score.value != 0:
+            to_reject = min(to_reject, (deviation * quantiles / score.value) ** 2)
+    needed = min(to_remove, to_reject)
+    return math.ceil(needed) if math.isfinite(needed) else None

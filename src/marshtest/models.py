@@ -1,0 +1,177 @@
+"""The models: an MLP, the CIFAR ResNet-18, or a user's factory."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marshtest.errors import MarshtestError, unknown
+from marshtest.seeds import seeded
+from marshtest.settings import Settings, load_object
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+class ModelSettings(Settings, ABC):
+    """How to build a model for inputs of one shape and a number of classes."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised module from [B, *input_shape] to logits [B, classes]."""
+
+
+class MLP(ModelSettings):
+    """Fully connected layers with ReLU between them, PyTorch's default initialisation."""
+
+    name: str = "mlp"
+    width: int = Field(512, ge=1)  # units of a hidden layer
+    depth: int = Field(1, ge=0)  # hidden layers
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = torch.Size(input_shape).numel()
+        for _ in range(self.depth):
+            layers += [nn.Linear(features, self.width), nn.ReLU()]
+            features = self.width
+        return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+class ResNet18(ModelSettings):
+    """ResNet-18 with the 3 × 3 stem for small images (He et al. 2016, CIFAR form)."""
+
+    name: str = "resnet18"
+    width: int = Field(64, ge=1)  # channels of the first stage; 64 is the paper's
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        if len(input_shape) != 3:
+            raise MarshtestError(f"model: resnet18 needs images [C, H, W]. Got {input_shape}.")
+        return ResNet(input_shape[0], self.width, classes)
+
+
+class Factory(ModelSettings):
+    """A user's factory "pkg.mod:fn", called as fn(input_shape, classes, **options)."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        made = load_object(self.name, "model.name")(input_shape, classes, **self.options)
+        if not isinstance(made, nn.Module):
+            raise MarshtestError(
+                f"model.name: {self.name} returned {type(made).__name__}, not a torch.nn.Module."
+            )
+        return made
+
+
+class Block(nn.Module):
+    """Two 3 × 3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Four stages of two blocks each; 11,173,962 parameters at width 64 and ten classes."""
+
+    def __init__(self, channels: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        blocks = []
+        for stage in range(4):
+            outputs = width * 2**stage
+            inputs = width if stage == 0 else outputs // 2
+            blocks += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(width * 8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))  # [B, width, H, W]
+        out = self.blocks(out)  # [B, 8 · width, H / 8, W / 8]
+        return self.fc(out.mean((2, 3)))  # type: ignore[no-any-return]  # [B, classes]
+
+
+MODELS: dict[str, type[ModelSettings]] = {"mlp": MLP, "resnet18": ResNet18}
+
+
+def parse_model(value: str | Mapping[str, Any]) -> ModelSettings:
+    """Settings of the model that a recipe names, by a name alone or with its options."""
+    values = {"name": value} if isinstance(value, str) else dict(value)
+    name = str(values.get("name", "mlp"))
+    if ":" in name:
+        options = {key: given for key, given in values.items() if key != "name"}
+        return Factory.parse({"name": name, "options": options.pop("options", options)}, "model")
+    if name not in MODELS:
+        raise MarshtestError(
+            f"model.name: {unknown('model', name, MODELS)} Or a factory of yours, 'pkg.mod:fn'."
+        )
+    return MODELS[name].parse(values, "model")
+
+
+def build(
+    settings: ModelSettings, input_shape: tuple[int, ...], classes: int, seed: int
+) -> nn.Module:
+    """Build the model from a seed and try it on zeros, without touching the global random state.
+
+    Raises:
+        MarshtestError: the model does not turn [2, *input_shape] into logits [2, classes].
+    """
+    with seeded(seed):
+        model = settings.build(input_shape, classes)
+        model.eval()
+        try:
+            with torch.no_grad():
+                output = model(torch.zeros(2, *input_shape))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise MarshtestError(
+                f"model: {settings.name} cannot take inputs {list(input_shape)}: {reason}"
+            ) from None
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise MarshtestError(
+            f"model: {settings.name} must turn [2, {', '.join(map(str, input_shape))}] into logits "
+            f"[2, {classes}]. Got {shape}."
+        )
+    return model
+
+
+def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
+    """The model's layers in the order of registration, each a weight module and what goes with it.
+
+    Only convolution and linear modules count; a norm layer, or any other module that holds
+    parameters of its own, goes with the weight module before it (Goel et al. 2022).
+    """
+    layers: list[list[nn.Module]] = []
+    for module in model.modules():
+        if _is_weight(module):
+            layers.append([module])
+        elif layers and any(True for _ in module.parameters(recurse=False)):
+            layers[-1].append(module)
+    return layers
+
+
+def _is_weight(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or (
+        type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # transformers' linear layer
+    )

@@ -1,0 +1,177 @@
+"""A recipe: everything that determines a run, in YAML, validated, named by the hash of its values."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from marshtest.attacks import Attack, parse_attack
+from marshtest.data import LOADERS
+from marshtest.errors import MarshtestError, unknown
+from marshtest.models import ModelSettings, parse_model
+from marshtest.settings import Settings
+from marshtest.training import Training
+from marshtest.unlearning import Unlearner, parse_trials
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _named(given: Any) -> Any:
+    return {"name": given} if isinstance(given, str) else given
+
+
+def _many(given: Any) -> Any:
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+def _entries(given: Any) -> Any:
+    return tuple(parse_trials(entry) for entry in given)
+
+
+class DataSettings(Settings):
+    """Which data, and how much of it."""
+
+    name: str = "digits"
+    path: str | None = None  # a local copy; see marshtest.data.load
+    train: int | None = Field(None, ge=2)  # keep the first so many rows
+    test: int | None = Field(None, ge=1)
+    validation: float = Field(0.0, ge=0, lt=1)  # share of train held out to choose rates by
+
+
+class VerdictSettings(Settings):
+    """What counts as removed, and how sure to be."""
+
+    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
+    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
+
+
+class Recipe(Settings):
+    """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner."""
+
+    name: str
+    description: str = ""
+    data: Annotated[DataSettings, BeforeValidator(_named)] = DataSettings()
+    model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
+    training: Training
+    attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
+    poison_budgets: Annotated[tuple[Fraction, ...], BeforeValidator(_many), Field(min_length=1)]
+    unlearners: Annotated[
+        tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
+    ]
+    budgets: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...],
+        BeforeValidator(_many),
+        Field(min_length=1),
+    ]
+    seeds: int = Field(1, ge=1)
+    first_seed: int = Field(0, ge=0)
+    verdict: VerdictSettings = VerdictSettings()
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @model_validator(mode="after")
+    def _searches_need_validation(self) -> Self:
+        searched = [trials[0].name for trials in self.unlearners if len(trials) > 1]
+        if searched and not self.data.validation:
+            raise ValueError(
+                f"unlearners: {searched[0]} is given several values to choose from, and the choice "
+                "is made on held-out training data. Set data.validation, for example to 0.02."
+            )
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits of the canonical JSON of all values but name and description."""
+        values = self.model_dump(mode="json", exclude={"name", "description"})
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """All values, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped() -> dict[str, str]:
+    """Text of each recipe that ships with the package, by name."""
+    folder = resources.files("marshtest") / "recipes"
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    unlearners: Sequence[str | Callable[..., Any]] = (),
+) -> Recipe:
+    """Make a recipe.
+
+    Args:
+        source: name of a shipped recipe, path of a YAML file, or a mapping.
+        overrides: "key.sub=value", the value in YAML. A section's name alone is short for its
+            `name`, and for `data` also for its `path`.
+        unlearners: further unlearners beside the recipe's own, callables included.
+
+    Raises:
+        MarshtestError: anything wrong with it, in one line.
+    """
+    values = _read(source)
+    for override in overrides:
+        _apply(values, override)
+    if unlearners:
+        values["unlearners"] = [*values.get("unlearners", []), *unlearners]
+    try:
+        return Recipe.parse(values, "")
+    except TypeError as error:
+        raise MarshtestError(f"recipe: {error}") from None
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return {"name": "unnamed", **source}
+    recipes = shipped()
+    text = recipes.get(str(source))
+    if text is None:
+        path = Path(source)
+        if not path.is_file():
+            raise MarshtestError(
+                f"{unknown('recipe', str(source), recipes)} Or give the path of a YAML file."
+            )
+        text = path.read_text()
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MarshtestError(f"{source}: not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict):
+        raise MarshtestError(f"{source}: a recipe is a mapping of keys to values.")
+    return {"name": Path(source).stem, **values}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one key of the raw recipe."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MarshtestError(f"{override!r}: an override has the form key=value or key.sub=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise MarshtestError(f"{override!r}: the value is not YAML.") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if isinstance(inner, str):
+            inner = values[section] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise MarshtestError(f"{key}: {section} has no keys below it.")
+        values = inner
+    if last == "data" and isinstance(value, str):
+        section = values.setdefault("data", {})
+        section["name" if value in LOADERS else "path"] = value
+    elif isinstance(values.get(last), dict) and isinstance(value, str):
+        values[last] = {"name": value}
+    else:
+        values[last] = value

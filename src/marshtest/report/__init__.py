@@ -1,0 +1,19 @@
+"""Tables, figures and the page of a finished run, all drawn from its rows and scores."""
+
+from pathlib import Path
+
+from marshtest.protocol import write
+from marshtest.report.figures import draw_all
+from marshtest.report.page import write_page
+from marshtest.report.tables import markdown
+from marshtest.results import Results
+
+
+def write_report(results: Results) -> Path:
+    """Write summary.csv, summary.md, figures/ and report.html into the run's folder."""
+    folder = results.folder
+    write(results.summary, folder / "summary.csv")
+    (folder / "summary.md").write_text(markdown(results))
+    page = folder / "report.html"
+    write_page(results, draw_all(results, folder / "figures"), page)
+    return page

@@ -1,0 +1,210 @@
+"""The paper's figures, drawn from a run's rows and scores: Figures 2, 6 and 7, and the verdicts.
+
+Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line styles repeat what
+colours say, so that grey prints stay legible.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+from marshtest.metrics.tradeoff import gaussian_tradeoff, tradeoff
+from marshtest.report.tables import SCORE_NAMES, label
+from marshtest.results import GROUP, Results
+
+matplotlib.use("Agg")
+
+BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+}
+
+
+def draw_all(results: Results, folder: Path) -> dict[str, list[Path]]:
+    """Draw every figure that the run can fill, as PNG and PDF; their PNG paths by figure name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    makers: dict[str, Callable[[Results, float], Figure]] = {
+        "dependence": dependence,
+        "figure2": accuracy_and_tpr,
+        "figure6": histograms,
+        "figure7": tradeoffs,
+    }
+    drawn: dict[str, list[Path]] = {name: [] for name in makers}
+    with matplotlib.rc_context(STYLE):
+        for share in results.recipe.poison_budgets:
+            for name, make in makers.items():
+                figure = make(results, share)
+                stem = folder / f"{name}-{share:g}"
+                for suffix in ("png", "pdf"):
+                    meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+                    figure.savefig(f"{stem}.{suffix}", dpi=160, bbox_inches="tight", metadata=meta)
+                plt.close(figure)
+                drawn[name].append(Path(f"{stem}.png"))
+    return drawn
+
+
+def dependence(results: Results, share: float) -> Figure:
+    """What is left in each model by both scores, with 95 % intervals and the margin of REMOVED."""
+    table = _table(results, share)
+    names = list(results.null_deviations)
+    figure, panels = plt.subplots(
+        1, len(names), sharey=True, figsize=(7.2, 0.9 + 0.28 * len(table)), squeeze=False
+    )
+    places = np.arange(len(table))[::-1]
+    for panel, name in zip(panels[0], names, strict=True):
+        value = table[f"{name}_dependence"]
+        margin = results.recipe.verdict.margin * value.iloc[0]
+        panel.axvspan(-margin, margin, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
+        panel.axvline(0, color=GREY, lw=0.8)
+        spread = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
+        for verdict, colour, marker in _verdict_styles():
+            of = (table["verdict"] == verdict).to_numpy()
+            panel.errorbar(
+                value[of],
+                places[of],
+                xerr=[side[of] for side in spread],
+                fmt=marker,
+                color=colour,
+                ms=5,
+                capsize=2,
+                label=verdict,
+            )
+        panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
+    panels[0][0].set_yticks(places, table["label"])
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False
+    )
+    figure.tight_layout()
+    return figure
+
+
+def _verdict_styles() -> list[tuple[str, str, str]]:
+    return [("REMOVED", GREEN, "o"), ("NOT REMOVED", ORANGE, "D"), ("INCONCLUSIVE", GREY, "s")]
+
+
+def accuracy_and_tpr(results: Results, share: float) -> Figure:
+    """Figure 2: test accuracy and TPR at low FPR, mean ± s.d. over seeds; retraining dashed."""
+    table = _table(results, share)
+    fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
+    bars = table[table["role"] == "updated"]
+    initial, retrained = (table[table["role"] == role].iloc[0] for role in ("initial", "retrained"))
+    figure, panels = plt.subplots(2, 1, sharex=True, figsize=(7.2, 4.4))
+    top, bottom = panels
+    places = np.arange(len(bars))
+    columns = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
+    _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
+    _reference(top, retrained["test_accuracy"], initial["test_accuracy"], BLUE)
+    for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
+        _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
+        _reference(bottom, retrained[column], initial[column], colour, labels=False)
+    top.set_ylabel("test accuracy")
+    top.set_ylim(max(0.0, table["test_accuracy"].min() - 0.08), 1.0)
+    bottom.set_ylabel(f"TPR at FPR = {fpr:g}")
+    bottom.axhline(fpr, color=GREY, lw=0.8, ls=":", label="FPR: nothing left")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
+    for panel in panels:
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _bars(
+    panel: Axes,
+    places: np.ndarray,
+    table: pd.DataFrame,
+    column: str,
+    colour: str,
+    hatch: str,
+    width: float,
+    name: str,
+) -> None:
+    panel.bar(
+        places,
+        table[column],
+        width,
+        yerr=table[f"{column}_sd"].fillna(0),
+        color=colour,
+        hatch=hatch,
+        edgecolor="white",
+        capsize=2,
+        label=name,
+    )
+
+
+def _reference(
+    panel: Axes, retrained: float, initial: float, colour: str, labels: bool = True
+) -> None:
+    panel.axhline(retrained, color=colour, ls="--", lw=1.2, label="retraining" if labels else None)
+    panel.axhline(initial, color=colour, ls="-", lw=1.2, label="no unlearning" if labels else None)
+
+
+def histograms(results: Results, share: float) -> Figure:
+    """Figure 6: scores of fresh noise, of the poisons before, and of the poisons after unlearning."""
+    initial, updated, name = _before_and_after(results, share)
+    parts = [
+        ("fresh noise, initial model", initial["gus_fresh"], BROWN),
+        ("poisons, initial model", initial["gus"], ORANGE),
+        (f"poisons, after {name}", updated["gus"], BLUE),
+    ]
+    figure, panels = plt.subplots(1, 3, sharey=True, sharex=True, figsize=(7.2, 2.4))
+    grid = np.linspace(-5, 5, 201)
+    for panel, (title, scores, colour) in zip(panels, parts, strict=True):
+        scores = scores.dropna()
+        mean, deviation = scores.mean(), scores.std(ddof=1)
+        panel.hist(scores, bins=40, range=(-5, 5), density=True, color=colour, alpha=0.6)
+        panel.plot(grid, norm.pdf(grid, mean, deviation), color=colour, lw=1.5, label="fitted")
+        panel.plot(grid, norm.pdf(grid), color="black", lw=1, ls="--", label="N(0, 1)")
+        panel.set_title(f"{title}\nmean {mean:+.2f}, s.d. {deviation:.2f}", fontsize=8)
+        panel.set_xlabel("I")
+        panel.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel("density")
+    figure.tight_layout()
+    return figure
+
+
+def tradeoffs(results: Results, share: float) -> Figure:
+    """Figure 7: trade-off curves before and after unlearning, empirical and Gaussian."""
+    initial, updated, name = _before_and_after(results, share)
+    figure, panel = plt.subplots(figsize=(3.6, 3.2))
+    grid = np.logspace(-3, 0, 200)
+    for scores, colour, title in ((initial, ORANGE, "no unlearning"), (updated, BLUE, name)):
+        fpr, tpr = tradeoff(scores["gus"].to_numpy(), scores["gus_fresh"].to_numpy())
+        panel.plot(fpr, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
+        analytic = gaussian_tradeoff(-float(scores["gus"].mean()), grid)
+        panel.plot(grid, analytic, color=colour, lw=1.2, ls="--", label=f"{title}, Gaussian")
+    panel.plot([1e-3, 1], [1e-3, 1], color=GREY, lw=0.8, ls=":", label="nothing left")
+    panel.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1))
+    panel.set(xlabel="FPR", ylabel="TPR")
+    panel.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def _table(results: Results, share: float) -> pd.DataFrame:
+    """The summary at one poison budget, with a label a line."""
+    table = results.summary[results.summary["poison_budget"] == share].reset_index(drop=True)
+    return table.assign(label=[label(line, results.recipe) for _, line in table.iterrows()])
+
+
+def _before_and_after(results: Results, share: float) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Scores of the initial model and of one updated model: NGD as in the paper, or the first."""
+    table = _table(results, share)
+    updated = table[(table["role"] == "updated") & table["gus_dependence"].notna()]
+    chosen = updated[updated["unlearner"] == "ngd"]
+    line = (chosen if len(chosen) else updated if len(updated) else table).iloc[-1]
+    scores = results.scores[results.scores["poison_budget"] == share]
+    of_line = np.logical_and.reduce([scores[key] == line[key] for key in GROUP])
+    return scores[scores["role"] == "initial"], scores[of_line], str(line["label"])

@@ -1,0 +1,172 @@
+"""What a finished run says: its rows, its scores, and the verdicts that follow from them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from marshtest.errors import MarshtestError
+from marshtest.metrics.verdict import Dependence, Verdict, dependence, verdicts
+from marshtest.recipe import Recipe
+
+GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
+
+
+def read_rows(folder: str | Path) -> pd.DataFrame:
+    """The rows of a finished run: one line a (poison budget, seed, unlearner, trial, budget).
+
+    Raises:
+        MarshtestError: the folder holds no finished run.
+    """
+    return _read(Path(folder) / "rows.parquet")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise MarshtestError(f"{path.parent}: holds no finished run (no {path.name}).")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise MarshtestError(f"{path}: not a readable Parquet file ({error}).") from None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished run.
+
+    Attributes:
+        folder: where it lies.
+        recipe: what was run.
+        rows: one line a model; columns as in docs/rows.md.
+        scores: one line a poison and model.
+        about: versions, machine, time.
+    """
+
+    folder: Path
+    recipe: Recipe
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    about: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Results":
+        """Read a finished run from its folder."""
+        folder = Path(folder)
+        rows, scores = read_rows(folder), _read(folder / "scores.parquet")
+        recipe = Recipe.parse(yaml.safe_load((folder / "recipe.yaml").read_text()), str(folder))
+        about = json.loads((folder / "run.json").read_text())
+        return cls(folder, recipe, rows, scores, about)
+
+    @cached_property
+    def null_deviations(self) -> dict[str, float]:
+        """The scores that verdicts rest on, with their deviation under the null."""
+        return self.recipe.attack.null_deviations()
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One line a (poison budget, unlearner, budget): means over seeds, pooled scores, verdict.
+
+        Of an entry with several trials only the one chosen on held-out data is here.
+        """
+        tables = [self._summarise(share) for share in self.recipe.poison_budgets]
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Why verdicts cannot be trusted, where the controls do not come out as they must."""
+        said = []
+        for share, table in self.summary.groupby("poison_budget", sort=False):
+            controls = table.set_index("role")["verdict"]
+            if controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
+                needed = table.loc[table["role"] != "updated", "poisons_needed"].max()
+                more = "" if pd.isna(needed) else f" About {needed:,.0f} poisons in all would do."
+                said.append(
+                    f"Poison budget {share:g}: too small for a verdict. No unlearning came out "
+                    f"{controls['initial']} (must be NOT REMOVED) and full retraining "
+                    f"{controls['retrained']} (must be REMOVED).{more} "
+                    "Raise seeds, poison_budgets or the attack's strength."
+                )
+        return said
+
+    def chosen(self, share: float) -> pd.DataFrame:
+        """Rows at one poison budget, of each entry and budget only the chosen trial."""
+        rows = self.rows[self.rows["poison_budget"] == share]
+        pooled = pd.DataFrame(rows.groupby(GROUP, sort=False)["validation_accuracy"].mean())
+        order = (
+            pooled["validation_accuracy"].fillna(-1.0).sort_values(ascending=False, kind="stable")
+        )
+        best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
+        return rows.merge(best[GROUP], on=GROUP, how="inner")
+
+    def _summarise(self, share: float) -> pd.DataFrame:
+        chosen = self.chosen(share)
+        keys = [key for key, _ in chosen.groupby(GROUP, sort=False)]
+        measured = {key: self._pooled(share, key) for key in keys}
+        answers = self._answers(measured)
+        reference = chosen.loc[chosen["role"] == "retrained", "test_accuracy"].mean()
+        lines = []
+        for key, rows in chosen.groupby(GROUP, sort=False):
+            line: dict[str, Any] = dict(zip(GROUP, key, strict=True))
+            line |= {"poison_budget": share, "seeds": len(rows)}
+            for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_tprs(rows)):
+                line[figure] = rows[figure].mean()
+                line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")
+            line["accuracy_cost"] = reference - line["test_accuracy"]
+            for name, score in measured[key].items():
+                low, high = score.interval()
+                line |= {
+                    f"{name}_dependence": score.value,
+                    f"{name}_error": score.error,
+                    f"{name}_low": low,
+                    f"{name}_high": high,
+                    f"{name}_p": score.p_value,
+                    f"{name}_poisons": score.n,
+                    f"{name}_undefined": score.undefined,
+                }
+            verdict = answers[key]
+            line |= {
+                "verdict": verdict.answer,
+                "p_removed": verdict.p_removed,
+                "p_not_removed": verdict.p_not_removed,
+                "poisons_needed": verdict.poisons_needed,
+                "note": "; ".join(sorted({note for note in rows["note"] if note})),
+            }
+            lines.append(line)
+        return pd.DataFrame(lines)
+
+    def _pooled(self, share: float, key: tuple[Any, ...]) -> dict[str, Dependence]:
+        """Dependence by each score, the poisons of all seeds pooled."""
+        scores = self.scores[self.scores["poison_budget"] == share]
+        for column, value in zip(GROUP, key, strict=True):
+            scores = scores[scores[column] == value]
+        return {
+            name: dependence(scores[name].to_numpy(), deviation)
+            for name, deviation in self.null_deviations.items()
+        }
+
+    def _answers(
+        self, measured: Mapping[tuple[Any, ...], Mapping[str, Dependence]]
+    ) -> dict[tuple[Any, ...], Verdict]:
+        """The controls are judged each alone, the unlearners as one family."""
+        settings = self.recipe.verdict.model_dump()
+        initial = next(scores for key, scores in measured.items() if key[0] == "initial")
+        family = [key for key in measured if key[0] == "updated"]
+        answers = dict(
+            zip(
+                family,
+                verdicts(initial, [measured[key] for key in family], **settings),
+                strict=True,
+            )
+        )
+        for key in measured.keys() - family:
+            answers[key] = verdicts(initial, [measured[key]], **settings)[0]
+        return answers
+
+
+def _tprs(rows: pd.DataFrame) -> list[str]:
+    return [column for column in rows.columns if column.startswith("tpr")]

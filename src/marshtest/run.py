@@ -1,0 +1,96 @@
+"""Run a recipe: the one function that carries the main job."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marshtest.data import Dataset, load
+from marshtest.errors import MarshtestError
+from marshtest.protocol import Report, execute, silent
+from marshtest.recipe import Recipe, load_recipe
+from marshtest.report import write_report
+from marshtest.results import Results
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *overrides: str,
+    out: str | Path | None = None,
+    data: Dataset | None = None,
+    unlearners: Sequence[str | Callable[..., Any]] = (),
+    report: Report = silent,
+) -> Results:
+    """Run a recipe and write rows, summary, figures and page into its folder.
+
+    What is finished in the folder already is not done again.
+
+    Args:
+        recipe: name of a shipped recipe, path of a YAML file, mapping, or Recipe.
+        overrides: "key.sub=value", as on the command line.
+        out: the folder; default runs/<recipe name>-<hash>.
+        data: a data set in memory instead of the recipe's.
+        unlearners: further unlearners beside the recipe's own: names or callables
+            (model, retain, forget, *, task, budget, seed) → model.
+        report: told each stage that starts and the share of the run that is done.
+
+    Raises:
+        MarshtestError: bad input, in one line.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides, unlearners=unlearners)
+    identity = {"recipe": recipe.hash, "data": None if data is None else digest(data)}
+    folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
+    _claim(folder, recipe, identity)
+    if not (folder / "rows.parquet").exists():
+        if data is None:
+            settings = recipe.data
+            data = load(settings.name, settings.path, train=settings.train, test=settings.test)
+        execute(recipe, data, folder, report)
+    results = Results.read(folder)
+    if not (folder / "report.html").exists():
+        write_report(results)
+    return results
+
+
+def _claim(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+    """Make the folder this recipe's own, or refuse one that is another's."""
+    about = folder / "run.json"
+    if about.exists():
+        found = json.loads(about.read_text())
+        if {key: found.get(key) for key in identity} != identity:
+            raise MarshtestError(
+                f"{folder}: holds results of another recipe ({found.get('name')}-"
+                f"{found.get('recipe')}; this one is {recipe.name}-{recipe.hash}). "
+                "Choose another --out, or remove the folder."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    values = {
+        "name": recipe.name,
+        **identity,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "marshtest": version("marshtest"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    about.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def digest(data: Dataset) -> str:
+    """Sixteen hex digits of a data set's samples."""
+    digested = hashlib.sha256()
+    for split in (data.train, data.test):
+        for tensor in (split.x, split.y, split.ids):
+            digested.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digested.hexdigest()[:16]

@@ -1,0 +1,76 @@
+"""What every configuration object shares: frozen, typed, and closed to unknown keys."""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from marshtest.errors import MarshtestError, unknown
+
+
+class Settings(BaseModel):
+    """Base of recipes, attacks, unlearners and models: the configuration is the object that computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validate `values`; a failure is one line that starts with the key's full name.
+
+        Raises:
+            MarshtestError: an unknown key (with the nearest known one) or a bad value.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise MarshtestError(_first_line(cls, error, where)) from None
+
+
+def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
+    """Pydantic's first complaint as one line: key, what is wrong, what was given."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    if first["type"] == "extra_forbidden":
+        owner: Any = cls
+        for part in first["loc"][:-1]:
+            field = owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
+            owner = field if inspect.isclass(field) else cls
+        return f"{place}: {unknown('key', str(first['loc'][-1]), owner.model_fields)}"
+    if first["type"] == "value_error":
+        return f"{place}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
+    return f"{place}: {first['msg']}. Got {first['input']!r}."
+
+
+def load_object(spec: str, where: str) -> Callable[..., Any]:
+    """Import the callable that "pkg.mod:name" names.
+
+    Raises:
+        MarshtestError: the module, the name, or a call on it does not exist.
+    """
+    module_name, _, name = spec.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except ImportError as error:
+        raise MarshtestError(
+            f"{where}: cannot import {module_name!r} ({error}). "
+            "Install it or run from the folder that holds it."
+        ) from None
+    except AttributeError:
+        raise MarshtestError(f"{where}: module {module_name!r} has no {name!r}.") from None
+    if not callable(found):
+        raise MarshtestError(f"{where}: {spec!r} is a {type(found).__name__}, not a callable.")
+    return found  # type: ignore[no-any-return]
+
+
+def source_digest(function: Callable[..., Any]) -> str:
+    """Eight hex digits of the callable's own source, so that an edited function is a new configuration."""
+    try:
+        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):
+        return "unknown"
+    return hashlib.sha256(source.encode()).hexdigest()[:8]

@@ -1,0 +1,203 @@
+"""A task turns samples into outputs, losses and predictions, so that nothing else asks which it is.
+
+    inputs(model, batch)            the input space: normalised pixels, or token embeddings
+    outputs(model, inputs, batch)   what the model says
+    label_logits(outputs, batch)    [B, C] the logits that the label is read from
+    losses(outputs, batch)          [B] the training loss of each sample
+
+Attacks add noise and take gradients in the input space only.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marshtest.budget import Budget
+from marshtest.data import Samples
+from marshtest.seeds import generator
+
+Augmentation = Literal["flip", "crop"]
+Train = Callable[[Samples, int, Budget | None], nn.Module]
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What unlearners are given beside the model and the samples.
+
+    Attributes:
+        precision: of training; scoring is always done in float32.
+        train: the pipeline that made the initial model: (samples, seed, budget or None) → model.
+            With a budget the same schedule is compressed into it.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    train: Train | None = None
+
+    @abstractmethod
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        """[B, ...] the batch in input space, shifts added."""
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, inputs: Tensor, batch: Samples) -> Tensor:
+        """The model's output, float32."""
+
+    @abstractmethod
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        """[B, C] the logits that the label is read from."""
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        """[B] the training loss of each sample."""
+
+    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+        """The batch as training sees it."""
+        return batch
+
+    def __call__(self, model: nn.Module, batch: Samples) -> Tensor:
+        """The model's output for a batch."""
+        return self.outputs(model, self.inputs(model, batch), batch)
+
+    def loss(self, model: nn.Module, batch: Samples) -> Tensor:
+        """[B] the training loss of each sample of a batch."""
+        return self.losses(self(model, batch), batch)
+
+    def epoch(self, samples: Samples, batch_size: int, draws: torch.Generator) -> Iterator[Samples]:
+        """One pass over the samples in shuffled, augmented mini-batches.
+
+        A last batch of a single sample is left out: BatchNorm cannot take it.
+        """
+        order = torch.randperm(len(samples), generator=draws).to(samples.y.device)
+        for index in order.split(batch_size):
+            if len(index) > 1 or len(samples) == 1:
+                yield self.augmented(samples[index], draws)
+
+    def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[Samples]:
+        """Epoch after epoch of mini-batches, without end."""
+        draws = generator(seed, "batches")
+        while True:
+            yield from self.epoch(samples, batch_size, draws)
+
+    def exact(self) -> Self:
+        """The same task in float32, for scoring."""
+        return replace(self, precision="float32")
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Mixed precision where the task asks for it."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Logits [B, C] from images or features; cross-entropy.
+
+    Attributes:
+        mean, std: one value a channel, in units of pixels / 255, for uint8 samples.
+        augment: "flip" (left to right, p = ½) and "crop" (shift by up to an eighth of the width,
+            padded with the mean colour), drawn anew for each sample and epoch.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: tuple[Augmentation, ...] = ()
+
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        x, shift = batch.x, batch.shift()
+        if x.dtype == torch.uint8 and self.mean is not None and self.std is not None:
+            shape = (1, -1, *(1 for _ in x.shape[2:]))
+            mean = torch.tensor(self.mean, device=x.device).view(shape)
+            std = torch.tensor(self.std, device=x.device).view(shape)
+            x = (x / 255 - mean) / std
+        return x if shift is None else x + shift
+
+    def outputs(self, model: nn.Module, inputs: Tensor, batch: Samples) -> Tensor:
+        if inputs.dim() == 4:  # half again as fast through convolutions, in any precision
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self.autocast(inputs.device):
+            output = model(inputs)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits.float()
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return outputs
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return F.cross_entropy(outputs, batch.y, reduction="none")
+
+    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+        if not self.augment:
+            return batch
+        x = self.inputs(nn.Identity(), batch)
+        if "flip" in self.augment:
+            x = _flip(x, draws)
+        if "crop" in self.augment:
+            x = _crop(x, x.shape[-1] // 8, draws)
+        return Samples(x, batch.y, batch.ids)
+
+
+def _flip(x: Tensor, draws: torch.Generator) -> Tensor:
+    """Mirror each image [B, C, H, W] left to right with probability ½."""
+    mirrored = torch.rand(len(x), generator=draws).to(x.device) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def _crop(x: Tensor, padding: int, draws: torch.Generator) -> Tensor:
+    """Move each image [B, C, H, W] by up to `padding` pixels either way; zeros come in."""
+    batch, _, height, width = x.shape
+    padded = F.pad(x, (padding,) * 4)
+    offsets = torch.randint(2 * padding + 1, (2, batch), generator=draws).to(x.device)
+    rows = offsets[0, :, None] + torch.arange(height, device=x.device)  # [B, H]
+    columns = offsets[1, :, None] + torch.arange(width, device=x.device)  # [B, W]
+    sample = torch.arange(batch, device=x.device)[:, None, None]
+    moved = padded[sample, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
+    return moved.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class LabelWord(Task):
+    """Causal language modelling, the label being the word that follows a prompt.
+
+    Samples are prompts [N, T] of token ids, padded on the right with `padding`; the label `y` is the
+    token id of the label word. The loss is the mean cross-entropy over the real tokens after the
+    first, the label included; the label's logits are those at the prompt's last token.
+    """
+
+    padding: int = 0
+
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+        embedded: Tensor = embedding(self._tokens(batch))
+        shift = batch.shift()
+        return embedded if shift is None else embedded + F.pad(shift, (0, 0, 0, 1))
+
+    def outputs(self, model: nn.Module, inputs: Tensor, batch: Samples) -> Tensor:
+        mask = self._tokens(batch) != self.padding
+        with self.autocast(inputs.device):
+            output = model(inputs_embeds=inputs, attention_mask=mask.to(torch.int64))
+        logits: Tensor = getattr(output, "logits", output)
+        return logits.float()  # [B, T + 1, V]
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        last = self._lengths(batch) - 1
+        return outputs[torch.arange(len(batch), device=outputs.device), last]
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        tokens = self._tokens(batch)
+        real = (tokens[:, 1:] != self.padding).float()
+        losses = F.cross_entropy(outputs[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+        return (losses * real).sum(1) / real.sum(1)
+
+    def _lengths(self, batch: Samples) -> Tensor:
+        return (batch.x != self.padding).sum(1)
+
+    def _tokens(self, batch: Samples) -> Tensor:
+        """[B, T + 1] the prompt with its label word behind it."""
+        tokens = F.pad(batch.x, (0, 1), value=self.padding)
+        return tokens.scatter(1, self._lengths(batch)[:, None], batch.y[:, None])

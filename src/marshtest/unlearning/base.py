@@ -1,0 +1,82 @@
+"""The contract of an unlearner."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from marshtest.budget import Budget
+from marshtest.data import Samples
+from marshtest.settings import Settings, source_digest
+from marshtest.tasks import Task
+
+
+class Unlearner(Settings, ABC):
+    """A method's hyper-parameters; calling it runs the method."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        """A model from which `forget` should be gone. The model passed in is not changed."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise MarshtestError where the method cannot work on this model; before any training."""
+
+
+class SGDSettings(Unlearner, ABC):
+    """The optimiser that the paper's unlearners share (A.2.1)."""
+
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(128, ge=1)
+
+    def optimizer_for(self, model: nn.Module) -> torch.optim.SGD:
+        """SGD over the parameters that are not frozen."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.SGD(
+            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+class Custom(Unlearner):
+    """A user's callable; the digest of its source is part of the configuration."""
+
+    name: str  # "pkg.mod:name"
+    source: str  # eight hex digits
+    options: dict[str, Any] = {}  # passed on to the callable by keyword
+    function: Any = Field(None, exclude=True, repr=False)  # None in a recipe that was stored
+
+    @classmethod
+    def wrap(cls, function: Any, **options: Any) -> "Custom":
+        """A callable given in Python; it need not be importable."""
+        named = function if hasattr(function, "__qualname__") else type(function)
+        name = f"{named.__module__}:{named.__qualname__}"
+        return cls(name=name, source=source_digest(function), options=options, function=function)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        made: nn.Module = self.function(
+            model, retain, forget, task=task, budget=budget, seed=seed, **self.options
+        )
+        return made

@@ -1,0 +1,81 @@
+"""Gradient Ascent and NegGrad+ (paper A.2.3, A.2.7).
+
+    GA:        minimise −E_forget[ℓ]                               (Jang et al. 2022)
+    NegGrad+:  minimise β E_retain[ℓ] − (1 − β) E_forget[ℓ]        (Kurmanji et al. 2024)
+
+| NegGrad+ | paper | authors' repository | here |
+| --- | --- | --- | --- |
+| β | 0.999 | 0.95 (small CIFAR), 0.9999 (large) | 0.999; `neggrad+-repository`: 0.9999 |
+| lr | as GD and GA: 1e-3 down to 5e-6 | 0.01 | 1e-3; `neggrad+-repository`: 0.01 |
+"""
+
+import copy
+
+from pydantic import Field
+from torch import nn
+
+from marshtest.budget import Budget
+from marshtest.data import Samples
+from marshtest.seeds import derive
+from marshtest.tasks import Task
+from marshtest.training import descend
+from marshtest.unlearning.base import SGDSettings
+
+
+class GradientAscent(SGDSettings):
+    """GA: raise the loss on the forget set."""
+
+    name: str = "ga"
+    lr: float = Field(1e-5, gt=0)  # the paper: 5e-6 to 1e-5
+
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        model = copy.deepcopy(model).train()
+        optimizer = self.optimizer_for(model)
+        for batch in budget.stream(task.batches(forget, self.batch_size, seed)):
+            descend(optimizer, -task.loss(model, batch).mean())
+        return model
+
+
+class NegGradPlus(SGDSettings):
+    """NegGrad+: lower the loss on the retain set while raising it on the forget set."""
+
+    name: str = "neggrad+"
+    beta: float = Field(0.999, gt=0, lt=1)  # weight of the retain loss
+
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        model = copy.deepcopy(model).train()
+        optimizer = self.optimizer_for(model)
+        kept = task.batches(retain, self.batch_size, derive(seed, "retain"))
+        forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
+        for keep, drop in budget.stream(zip(kept, forgotten, strict=True)):
+            retain_loss, forget_loss = task.loss(model, keep), task.loss(model, drop)
+            descend(
+                optimizer, self.beta * retain_loss.mean() - (1 - self.beta) * forget_loss.mean()
+            )
+        return model
+
+
+class NegGradPlusRepository(NegGradPlus):
+    """NegGrad+ with the values of its authors' repository."""
+
+    name: str = "neggrad+-repository"
+    beta: float = Field(0.9999, gt=0, lt=1)
+    lr: float = Field(0.01, gt=0)

@@ -1,0 +1,95 @@
+"""Runs any unlearner under its budget: the harness measures and stops, the method does not."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from marshtest.budget import Budget, BudgetSpent, Cost
+from marshtest.data import Samples
+from marshtest.seeds import seeded
+from marshtest.tasks import Task
+from marshtest.unlearning.base import Unlearner
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an unlearner returned, or why it returned nothing.
+
+    Attributes:
+        model: the updated model, or None.
+        cost: measured by the harness.
+        note: "" or one line: stopped at the budget, raised, returned no model, NaN weights.
+    """
+
+    model: nn.Module | None
+    cost: Cost
+    note: str = ""
+
+
+def unlearn(
+    unlearner: Unlearner,
+    model: nn.Module,
+    retain: Samples,
+    forget: Samples,
+    *,
+    task: Task,
+    budget: Budget,
+    seed: int,
+) -> Outcome:
+    """Run `unlearner` on a copy of `model`; never raises for what the unlearner does.
+
+    One that would overspend is stopped at the limit, and its model as of then is the outcome.
+    """
+    given = copy.deepcopy(model)
+    witness = _Witness(given)
+    started, note = time.perf_counter(), ""
+    updated: Any = None
+    try:
+        with seeded(seed), witness, budget:
+            updated = unlearner(given, retain, forget, task=task, budget=budget, seed=seed)
+    except BudgetSpent:
+        updated, note = witness.last, "stopped at the budget"
+    except Exception as error:
+        note = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    cost = Cost(budget.spent, budget.flops, time.perf_counter() - started)
+    if note.startswith("raised"):
+        return Outcome(None, cost, note)
+    if not isinstance(updated, nn.Module):
+        return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
+    if not all(bool(torch.isfinite(values).all()) for values in updated.state_dict().values()):
+        return Outcome(None, cost, "NaN or infinite weights")
+    return Outcome(updated, cost, note)
+
+
+class _Witness:
+    """Remembers the model that was last run with gradients, so that a stopped one can be scored."""
+
+    def __init__(self, given: nn.Module) -> None:
+        self.last = given
+        self._type = type(given)
+        self._shapes = _shapes(given)
+
+    def __enter__(self) -> None:
+        self._hook = register_module_forward_hook(self._see)
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+        if (
+            type(module) is self._type
+            and module is not self.last
+            and torch.is_grad_enabled()
+            and any(p.requires_grad for p in module.parameters())
+            and _shapes(module) == self._shapes
+        ):
+            self.last = module
+
+
+def _shapes(module: nn.Module) -> list[torch.Size]:
+    return [parameter.shape for parameter in module.parameters()]

@@ -1,0 +1,32 @@
+"""Retraining from scratch on the retain set, within the unlearner's budget: the honest rival.
+
+The full retraining, the reference, is a step of the protocol, not an unlearner.
+"""
+
+from torch import nn
+
+from marshtest.budget import Budget
+from marshtest.data import Samples
+from marshtest.errors import MarshtestError
+from marshtest.tasks import Task
+from marshtest.unlearning.base import Unlearner
+
+
+class Retrain(Unlearner):
+    """The same pipeline from a new initialisation, its schedule compressed into the budget."""
+
+    name: str = "retrain"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        if task.train is None:
+            raise MarshtestError("retrain: the task has no training pipeline (task.train).")
+        return task.train(retain, seed, budget)
