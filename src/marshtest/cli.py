@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 import yaml
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,11 +37,14 @@ app = typer.Typer(
     help="Does an unlearning algorithm really remove the data? Poison it first, and look.",
 )
 console = Console()
+if not console.is_terminal:
+    console.width = 120
 
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, such as training.epochs=5 or data=PATH.")
 ]
+WRAPPED = {"what", "verdict"}  # columns of running text
 METRICS = ["accuracy", "gus", "rank", "tradeoff", "verdict"]
 
 
@@ -57,7 +61,10 @@ def run(
     resolved = load_recipe(recipe, overrides or [])
     with _progress() as report:
         results = run_recipe(resolved, out=out, report=report)
-    console.print(_rich(table(results), resolved.name))
+    shown = table(results)
+    if console.width < 100:
+        shown = shown.drop(columns=["TPR", "rank TPR"])
+    console.print(_rich(shown, resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
         console.print(sentence, style="bold")
@@ -135,9 +142,9 @@ def _catalogue() -> Iterator[dict[str, str]]:
 
 
 def _rich(frame: pd.DataFrame, title: str) -> Table:
-    shown = Table(title=title)
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
-        shown.add_column(str(column), overflow="fold")
+        shown.add_column(str(column), overflow="fold", no_wrap=column not in WRAPPED)
     for line in frame.itertuples(index=False):
         shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
     return shown
@@ -147,7 +154,15 @@ def _rich(frame: pd.DataFrame, title: str) -> Table:
 def _progress() -> Iterator[Report]:
     """A bar over the whole run; plain lines where there is no terminal."""
     if not console.is_terminal:
-        yield lambda stage, done: print(f"{done:4.0%} {stage}", file=sys.stderr, flush=True)
+        last = ""
+
+        def line(stage: str, done: float) -> None:
+            nonlocal last
+            if stage != last:
+                print(f"{done:4.0%} {stage}", file=sys.stderr, flush=True)
+            last = stage
+
+        yield line
         return
     columns = (
         TextColumn("{task.description}"),

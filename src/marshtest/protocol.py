@@ -31,7 +31,7 @@ from marshtest.models import build
 from marshtest.recipe import Recipe
 from marshtest.seeds import derive, generator
 from marshtest.tasks import Classification, Task
-from marshtest.training import Fit, chosen_precision, fit, fit_within
+from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
 from marshtest.unlearning.harness import unlearn
 
 Row = dict[str, Any]
@@ -78,14 +78,34 @@ def stages(recipe: Recipe, group: Group, train_size: int) -> Iterator[Stage]:
     poisons = round(group.poison_budget * kept)
     measured = recipe.attack.passes(poisons)
     full = 3.0 * recipe.training.epochs
-    yield Stage("train", "initial model", full * kept)
-    yield Stage("score", "initial model", measured)
-    yield Stage("train", "retrained model", full * (kept - poisons))
-    yield Stage("score", "retrained model", measured)
+    of = f"(poison {group.poison_budget:g}, seed {group.seed})"
+    yield Stage("train", f"initial model {of}", full * kept)
+    yield Stage("score", f"initial model {of}", measured)
+    yield Stage("train", f"retrained model {of}", full * (kept - poisons))
+    yield Stage("score", f"retrained model {of}", measured)
     for trial in (trial for trials in recipe.unlearners for trial in trials):
         for budget in recipe.budgets:
-            yield Stage("unlearn", trial.name, budget * full * kept)
-            yield Stage("score", trial.name, measured)
+            yield Stage("unlearn", f"{trial.name} {of}", budget * full * kept)
+            yield Stage("score", f"{trial.name} {of}", measured)
+
+
+class Clock:
+    """Where a run stands, in sample passes; tells its reporter."""
+
+    def __init__(self, report: Report = silent, total: float = 1.0) -> None:
+        self.report, self.total, self.done = report, total, 0.0
+        self._stage = Stage("", "", 0.0)
+
+    def begin(self, stage: Stage) -> None:
+        """The stage before is done, this one starts."""
+        self.done += self._stage.passes
+        self._stage = stage
+        self.advance(0.0)
+
+    def advance(self, share: float) -> None:
+        """A share of the stage is done."""
+        done = min(1.0, (self.done + share * self._stage.passes) / self.total)
+        self.report(f"{self._stage.kind} {self._stage.label}", done)
 
 
 @dataclass(frozen=True)
@@ -105,10 +125,12 @@ class Pipeline:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
-    def fit(self, samples: Samples, seed: int) -> tuple[nn.Module, Fit]:
+    def fit(
+        self, samples: Samples, seed: int, progress: Progress | None = None
+    ) -> tuple[nn.Module, Fit]:
         """The recipe's whole training, from scratch."""
         model = self.new_model(seed)
-        return model, fit(model, samples, self.task, self.recipe.training, seed)
+        return model, fit(model, samples, self.task, self.recipe.training, seed, progress)
 
     def __call__(self, samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
         """The same from scratch, compressed into a budget where one is given."""
@@ -154,35 +176,29 @@ def _kept(recipe: Recipe, train_size: int) -> int:
     return train_size - round(recipe.data.validation * train_size)
 
 
-def run_group(
-    pipeline: Pipeline, group: Group, starts: Callable[[Stage], None] = lambda stage: None
-) -> tuple[list[Row], pd.DataFrame]:
+def run_group(pipeline: Pipeline, group: Group, clock: Clock) -> tuple[list[Row], pd.DataFrame]:
     """The four steps for one group: its rows, and a frame with one line a poison and model."""
     recipe, task = pipeline.recipe, replace(pipeline.task, train=pipeline)
     held_out, kept = _split(pipeline, group.seed)
     seed = derive(group.seed, group.poison_budget)
     todo = stages(recipe, group, len(pipeline.data.train))
-
-    def begin() -> None:
-        starts(next(todo))
-
     count = round(group.poison_budget * len(kept))
     poisoned = recipe.attack.poison(kept, count, task, derive(seed, "attack"))
 
-    begin()
-    initial, trained = pipeline.fit(poisoned.samples, derive(seed, "initial"))
+    clock.begin(next(todo))
+    initial, trained = pipeline.fit(poisoned.samples, derive(seed, "initial"), clock.advance)
     record = Recorder(pipeline, group, poisoned, held_out, trained)
-    begin()
+    clock.begin(next(todo))
     record("initial", "none", 0.0, initial, trained.cost)
 
-    begin()
-    retrained, refit = pipeline.fit(poisoned.retain, derive(seed, "retrained"))
-    begin()
+    clock.begin(next(todo))
+    retrained, refit = pipeline.fit(poisoned.retain, derive(seed, "retrained"), clock.advance)
+    clock.begin(next(todo))
     record("retrained", "retrain (full)", 1.0, retrained, refit.cost)
 
     for entry, trials in enumerate(recipe.unlearners):
         for unlearner, share in itertools.product(trials, recipe.budgets):
-            begin()
+            clock.begin(next(todo))
             outcome = unlearn(
                 unlearner,
                 initial,
@@ -192,7 +208,7 @@ def run_group(
                 budget=Budget(share * trained.cost.passes, trained.flops_per_pass),
                 seed=derive(seed, unlearner.name, share),
             )
-            begin()
+            clock.begin(next(todo))
             parameters = unlearner.model_dump(exclude={"name"})
             record(
                 "updated",
@@ -306,19 +322,12 @@ def execute(recipe: Recipe, data: Dataset, folder: Path, report: Report = silent
     pipeline = set_up(recipe, data)
     size = len(data.train)
     total = sum(stage.passes for group in groups(recipe) for stage in stages(recipe, group, size))
-    begun = 0.0
+    clock = Clock(report, total)
     for group in groups(recipe):
         if (parts / f"{group.name}.rows.parquet").exists():
-            begun += sum(stage.passes for stage in stages(recipe, group, size))
+            clock.done += sum(stage.passes for stage in stages(recipe, group, size))
         else:
-
-            def starts(stage: Stage, group: Group = group) -> None:
-                nonlocal begun
-                label = f"poison {group.poison_budget:g}, seed {group.seed}"
-                report(f"{label}: {stage.kind} {stage.label}", begun / total)
-                begun += stage.passes
-
-            rows, scores = run_group(pipeline, group, starts)
+            rows, scores = run_group(pipeline, group, clock)
             write(scores, parts / f"{group.name}.scores.parquet")
             write(pd.DataFrame(rows), parts / f"{group.name}.rows.parquet")
     for kind in ("scores", "rows"):

@@ -12,7 +12,7 @@ from marshtest.results import Results
 SCORE_NAMES = {"gus": "GUS", "rank": "rank score"}
 NAMES = {
     "none": "no unlearning",
-    "retrain": "retrain (in budget)",
+    "retrain": "retrain in budget",
     "gd": "GD",
     "ngd": "NGD",
     "ga": "GA",
@@ -48,14 +48,15 @@ def table(results: Results) -> pd.DataFrame:
         if len(results.recipe.poison_budgets) > 1:
             text["poison"] = f"{line['poison_budget']:.1%}"
         text |= {
-            "test accuracy": _plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
+            "accuracy": _plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
+            "cost": _number(line["accuracy_cost"], 3, "+"),
             "spent": f"{line['spent']:.1%}",
         }
         for name in results.null_deviations:
             value, error = line[f"{name}_dependence"], line[f"{name}_error"]
-            text[f"{SCORE_NAMES[name]} dependence"] = _plus_minus(value, error, 3)
-        text["TPR@FPR"] = _number(line.get("tpr", math.nan), 3)
-        text["rank TPR@FPR"] = _number(line.get("tpr_rank", math.nan), 3)
+            text[SCORE_NAMES[name]] = _plus_minus(value, error, 3)
+        text["TPR"] = _number(line.get("tpr", math.nan), 3)
+        text["rank TPR"] = _number(line.get("tpr_rank", math.nan), 3)
         text["verdict"] = line["verdict"]
         if not pd.isna(line["poisons_needed"]):
             text["verdict"] += f" ({line['poisons_needed']:,.0f} poisons would settle it)"
@@ -78,9 +79,11 @@ def legend(results: Results) -> str:
     """What the numbers are."""
     verdict, seeds = results.recipe.verdict, results.recipe.seeds
     return (
-        f"Test accuracy: mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}. Dependence: what "
-        "is left of the poison, mean ± standard error over the poisons of all seeds; retraining "
-        "leaves 0 in expectation. TPR@FPR: the paper's |I| > τ; rank: the exact one-sided test. "
+        f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
+        "what full retraining has more. Spent: share of the initial training's compute. GUS and rank "
+        "score: what is left of the poison (dependence), mean ± standard error over the poisons of "
+        "all seeds; retraining leaves 0 in expectation. TPR at low FPR: the paper's |I| > τ; rank "
+        "TPR: the exact one-sided test. "
         f"REMOVED: both scores within ± {verdict.margin:.0%} of the initial effect (equivalence); "
         "NOT REMOVED: independence rejected; both at "
         f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
@@ -90,8 +93,8 @@ def legend(results: Results) -> str:
 def _plus_minus(value: float, error: float, digits: int) -> str:
     if math.isnan(value):
         return "–"
-    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f"±{error:.{digits}f}")
 
 
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"

@@ -1,0 +1,24 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench docs
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
+	$(BIN)/marshtest run digits-gaussian
+
+test: $(VENV)/installed ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+lint: $(VENV)/installed ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed ## speed, side by side with plain PyTorch
+	$(BIN)/python benchmarks/speed.py
