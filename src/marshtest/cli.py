@@ -44,6 +44,10 @@ RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name, or
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, such as training.epochs=5 or data=PATH.")
 ]
+REFERENCES = {
+    "none": "The initial model as it is: no unlearning; must come out NOT REMOVED.",
+    "retrain (full)": "From scratch on the retain set at full compute; must come out REMOVED.",
+}
 WRAPPED = {"what", "verdict"}  # columns of running text
 METRICS = ["accuracy", "gus", "rank", "tradeoff", "verdict"]
 
@@ -63,7 +67,7 @@ def run(
         results = run_recipe(resolved, out=out, report=report)
     shown = table(results)
     if console.width < 100:
-        shown = shown.drop(columns=["TPR", "rank TPR"])
+        shown = shown.drop(columns=["spent", "TPR", "rank TPR"])
     console.print(_rich(shown, resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
@@ -136,6 +140,8 @@ def _catalogue() -> Iterator[dict[str, str]]:
             module = thing if inspect.ismodule(thing) else inspect.getmodule(thing)
             line = (inspect.getdoc(thing) or "").splitlines()[0]
             yield {"kind": kind, "name": name, "what": line, "source": module.__name__}  # type: ignore[union-attr]
+    for name, line in REFERENCES.items():
+        yield {"kind": "reference", "name": name, "what": line, "source": "marshtest.protocol"}
     for name, text in shipped().items():
         line = str(yaml.safe_load(text).get("description", ""))
         yield {"kind": "recipe", "name": name, "what": line, "source": f"recipes/{name}.yaml"}
@@ -144,7 +150,10 @@ def _catalogue() -> Iterator[dict[str, str]]:
 def _rich(frame: pd.DataFrame, title: str) -> Table:
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
-        shown.add_column(str(column), overflow="fold", no_wrap=column not in WRAPPED)
+        width = 12 if column in WRAPPED else None
+        shown.add_column(
+            str(column), overflow="fold", min_width=width, no_wrap=column not in WRAPPED
+        )
     for line in frame.itertuples(index=False):
         shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
     return shown

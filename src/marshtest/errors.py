@@ -11,6 +11,6 @@ class MarshtestError(ValueError):
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """One line for an unknown name: what was given, the nearest known one, and all that exist."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(given, names, n=1)
+    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names)}."

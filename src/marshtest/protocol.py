@@ -340,10 +340,21 @@ def execute(recipe: Recipe, data: Dataset, folder: Path, report: Report = silent
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame under a temporary name, then rename it."""
+    """Write a frame under a temporary name, then rename it.
+
+    Raises:
+        MarshtestError: the disk is full, or does not let itself be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    if path.suffix == ".csv":
-        frame.to_csv(temporary, index=False)
-    else:
-        frame.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    try:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MarshtestError(
+            f"{path}: cannot be written ({error.strerror or error}). Make room and run the same "
+            "command again; finished seeds are kept."
+        ) from None

@@ -1,5 +1,6 @@
 """A recipe: everything that determines a run, in YAML, validated, named by the hash of its values."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -85,8 +86,9 @@ class Recipe(Settings):
 
     @property
     def hash(self) -> str:
-        """Eight hex digits of the canonical JSON of all values but name and description."""
-        values = self.model_dump(mode="json", exclude={"name", "description"})
+        """Eight hex digits of the canonical JSON of all values that can change a result."""
+        beside = {"name": True, "description": True, "data": {"path": True}}
+        values = self.model_dump(mode="json", exclude=beside)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -132,7 +134,7 @@ def load_recipe(
 
 def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping):
-        return {"name": "unnamed", **source}
+        return {"name": "unnamed", **copy.deepcopy(source)}
     recipes = shipped()
     text = recipes.get(str(source))
     if text is None:
@@ -161,17 +163,21 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise MarshtestError(f"{override!r}: the value is not YAML.") from None
     *sections, last = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if isinstance(inner, str):
-            inner = values[section] = {"name": inner}
-        if not isinstance(inner, dict):
-            raise MarshtestError(f"{key}: {section} has no keys below it.")
-        values = inner
+    for name in sections:
+        values = _section(values, name, key)
     if last == "data" and isinstance(value, str):
-        section = values.setdefault("data", {})
-        section["name" if value in LOADERS else "path"] = value
+        _section(values, "data", key)["name" if value in LOADERS else "path"] = value
     elif isinstance(values.get(last), dict) and isinstance(value, str):
         values[last] = {"name": value}
     else:
         values[last] = value
+
+
+def _section(values: dict[str, Any], name: str, key: str) -> dict[str, Any]:
+    """The mapping below a key of the raw recipe; a bare name becomes one."""
+    section = values.setdefault(name, {})
+    if isinstance(section, str):
+        section = values[name] = {"name": section}
+    if not isinstance(section, dict):
+        raise MarshtestError(f"{key}: {name} has no keys below it.")
+    return section

@@ -40,7 +40,7 @@ def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
             owner = field if inspect.isclass(field) else cls
         return f"{place}: {unknown('key', str(first['loc'][-1]), owner.model_fields)}"
     if first["type"] == "value_error":
-        return f"{place}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
+        return str(first["ctx"]["error"])  # ours, and it names its place
     return f"{place}: {first['msg']}. Got {first['input']!r}."
 
 

@@ -89,7 +89,7 @@ def choose(samples: Samples, count: int, seed: int) -> Tensor:
     """
     if not 0 < count < len(samples):
         raise MarshtestError(
-            f"poison_budget: asks for {count} poisons among {len(samples)} training samples; "
+            f"poison_budgets: asks for {count} poisons among {len(samples)} training samples; "
             "between 1 and all but one are possible."
         )
     order = torch.randperm(len(samples), generator=generator(seed, "choose"))

@@ -23,7 +23,7 @@ from marshtest.unlearning.base import SGDSettings
 
 
 class GradientAscent(SGDSettings):
-    """GA: raise the loss on the forget set."""
+    """GA (Jang et al. 2022; paper A.2.3): raise the loss on the forget set."""
 
     name: str = "ga"
     lr: float = Field(1e-5, gt=0)  # the paper: 5e-6 to 1e-5
@@ -46,7 +46,7 @@ class GradientAscent(SGDSettings):
 
 
 class NegGradPlus(SGDSettings):
-    """NegGrad+: lower the loss on the retain set while raising it on the forget set."""
+    """NegGrad+ (Kurmanji et al. 2024; paper A.2.7): lower the retain loss, raise the forget loss."""
 
     name: str = "neggrad+"
     beta: float = Field(0.999, gt=0, lt=1)  # weight of the retain loss

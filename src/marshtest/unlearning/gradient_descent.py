@@ -23,7 +23,7 @@ from marshtest.unlearning.base import SGDSettings
 
 
 class GradientDescent(SGDSettings):
-    """GD (Neel et al. 2021): continue training on the retain set."""
+    """GD (Neel et al. 2021; paper A.2.1): continue training on the retain set."""
 
     name: str = "gd"
 
@@ -45,7 +45,7 @@ class GradientDescent(SGDSettings):
 
 
 class NoisyGradientDescent(SGDSettings):
-    """NGD (Chien et al. 2024): the same, with noise on every gradient."""
+    """NGD (Chien et al. 2024; paper A.2.2): the same, with noise on every gradient."""
 
     name: str = "ngd"
     noise_variance: float = Field(1e-7, gt=0)  # σ²; the paper uses 1e-7 and 1e-6

@@ -63,7 +63,7 @@ class _LastLayers(SGDSettings, ABC):
 
 
 class EUk(_LastLayers):
-    """Exact unlearning of the last k layers."""
+    """EUk (Goel et al. 2022; paper A.2.4): reset and retrain the last k layers."""
 
     name: str = "euk"
 
@@ -81,7 +81,7 @@ class EUk(_LastLayers):
 
 
 class CFk(_LastLayers):
-    """Catastrophically forgetting the last k layers."""
+    """CFk (Goel et al. 2022; paper A.2.5): go on training the last k layers only."""
 
     name: str = "cfk"
 

@@ -1,4 +1,4 @@
-"""Retraining from scratch on the retain set, within the unlearner's budget: the honest rival.
+"""The same pipeline from a new initialisation on the retain set, its schedule compressed into the budget.
 
 The full retraining, the reference, is a step of the protocol, not an unlearner.
 """
@@ -13,7 +13,7 @@ from marshtest.unlearning.base import Unlearner
 
 
 class Retrain(Unlearner):
-    """The same pipeline from a new initialisation, its schedule compressed into the budget."""
+    """Retraining from scratch within the budget (paper §5): the honest rival."""
 
     name: str = "retrain"
 

@@ -33,7 +33,7 @@ from marshtest.unlearning.base import SGDSettings
 
 
 class Scrub(SGDSettings):
-    """SCRUB with the paper's weights."""
+    """SCRUB (Kurmanji et al. 2024; paper A.2.6): obey a teacher on the retain set only."""
 
     name: str = "scrub"
     lr: float = Field(5e-4, gt=0)

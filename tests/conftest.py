@@ -1,0 +1,33 @@
+"""Small shared settings: one run of a tiny recipe serves many tests."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import marshtest
+from marshtest.results import Results
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"name": "digits", "train": 200, "test": 100},
+    "model": {"name": "mlp", "width": 32},
+    "training": {"epochs": 6, "batch_size": 32, "lr": 0.1},
+    "attack": {"name": "gaussian", "variance": 4.0, "draws": 19},
+    "poison_budgets": 0.2,
+    "unlearners": ["gd", {"name": "euk", "k": 1}, "scrub"],
+    "budgets": 0.5,
+    "seeds": 2,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder: Path = tmp_path_factory.mktemp("runs") / "tiny"
+    return marshtest.run(TINY, out=folder)

@@ -1,0 +1,93 @@
+"""Counts are compared with closed forms; the limit is never passed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from marshtest.budget import Budget, BudgetSpent, Meter, flops_of
+from marshtest.errors import MarshtestError
+
+
+def test_forward_of_a_linear_layer_costs_two_operations_a_weight_and_sample() -> None:
+    layer = nn.Linear(7, 5)
+    assert flops_of(lambda: layer(torch.ones(3, 7))) == 2 * 3 * 7 * 5
+
+
+def test_forward_of_a_convolution_costs_two_operations_a_weight_and_output_pixel() -> None:
+    layer = nn.Conv2d(3, 8, 3, padding=1)
+    assert flops_of(lambda: layer(torch.ones(2, 3, 10, 10))) == 2 * 2 * (3 * 8 * 9) * 100
+
+
+def test_backward_costs_two_forwards_but_for_the_first_layers_input_gradient() -> None:
+    model = nn.Sequential(nn.Linear(6, 10, bias=False), nn.Linear(10, 4, bias=False))
+    x = torch.ones(5, 6)
+    first, second = 2 * 5 * 6 * 10, 2 * 5 * 10 * 4
+    assert flops_of(lambda: model(x).sum().backward()) == first + second + first + 2 * second
+
+
+def test_frozen_early_layers_cost_no_backward() -> None:
+    model = nn.Sequential(nn.Linear(6, 10, bias=False), nn.Linear(10, 4, bias=False))
+    model[0].requires_grad_(False)
+    x = torch.ones(5, 6)
+    first, second = 2 * 5 * 6 * 10, 2 * 5 * 10 * 4
+    assert flops_of(lambda: model(x).sum().backward()) == first + second + second
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_no_grad_mode_hides_work_from_the_meter(mode: type) -> None:
+    layer = nn.Linear(7, 5)
+
+    def work() -> None:
+        with mode():
+            layer(torch.ones(3, 7))
+
+    assert flops_of(work) == 2 * 3 * 7 * 5
+
+
+def test_copies_and_functional_calls_are_counted() -> None:
+    layer = nn.Linear(7, 5)
+    budget = Budget(10, 2 * 7 * 5)
+    with budget:
+        copy.deepcopy(layer)(torch.ones(2, 7))
+        nn.functional.linear(torch.ones(3, 7), layer.weight)
+    assert budget.spent == 5
+
+
+def test_attention_is_counted_on_the_cpu() -> None:
+    q = torch.ones(2, 3, 5, 4)
+    attention = nn.functional.scaled_dot_product_attention
+    assert flops_of(lambda: attention(q, q, q)) == 2 * (2 * 2 * 3 * 5 * 5 * 4)
+
+
+def test_the_limit_is_never_passed() -> None:
+    budget = Budget(10.5, 2 * 7 * 5)
+    layer = nn.Linear(7, 5)
+    with pytest.raises(BudgetSpent), budget:
+        while True:
+            layer(torch.ones(1, 7))
+    assert budget.spent == 10
+
+
+def test_a_broad_except_cannot_hide_the_limit() -> None:
+    with pytest.raises(BudgetSpent), Meter(limit=10):
+        try:
+            torch.ones(9, 9) @ torch.ones(9, 9)
+        except Exception:
+            pytest.fail("BudgetSpent was caught as an Exception")
+
+
+def test_stream_leaves_less_than_one_step() -> None:
+    layer = nn.Linear(7, 5)
+    budget = Budget(100, 2 * 7 * 5)
+    with budget:
+        for size in budget.stream([8] * 50):
+            layer(torch.ones(size, 7))
+    assert budget.spent == 96
+    assert budget.left < 8
+
+
+def test_a_model_without_countable_work_is_refused() -> None:
+    with pytest.raises(MarshtestError, match="budget: the model runs no matrix product"):
+        flops_of(lambda: torch.ones(3) + 1)

@@ -1,0 +1,179 @@
+"""The command line: what it prints, and that bad input is one line and exit code 2."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY
+
+from marshtest import cli
+from marshtest.attacks import ATTACKS
+from marshtest.data import LOADERS
+from marshtest.models import MODELS
+from marshtest.recipe import shipped
+from marshtest.unlearning import UNLEARNERS
+
+
+class Said:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def marshtest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Any:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["marshtest", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
+
+    return call
+
+
+def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_path: Path) -> None:
+    said = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
+    assert said.code == 0
+    for word in ("no unlearning", "retrain (full)", "GD", "EUk", "SCRUB", "NOT REMOVED"):
+        assert word in said.out
+    files = {str(f.relative_to(tmp_path / "here")) for f in (tmp_path / "here").rglob("*.*")}
+    figures = {
+        f"figures/{name}-0.2.{kind}"
+        for name in ("dependence", "figure2", "figure6", "figure7")
+        for kind in ("png", "pdf")
+    }
+    tables = {"rows.parquet", "rows.csv", "scores.parquet", "summary.csv", "summary.md"}
+    assert files == {"recipe.yaml", "run.json", "report.html"} | tables | figures
+    again = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
+    assert (again.code, again.out, again.err) == (0, said.out, "")
+
+
+def test_list_names_everything(marshtest: Any) -> None:
+    found = json.loads(marshtest("list", "--json").out)
+    names = {(entry["kind"], entry["name"]) for entry in found}
+    tables = {"attack": ATTACKS, "unlearner": UNLEARNERS, "data": LOADERS, "model": MODELS}
+    for kind, table in [*tables.items(), ("recipe", shipped())]:
+        assert {(kind, name) for name in table} <= names
+    assert {("reference", "none"), ("metric", "gus"), ("metric", "rank")} <= names
+    assert all(entry["what"] and entry["source"] for entry in found)
+    assert "neggrad+" in marshtest("list").out
+
+
+def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
+    said = marshtest("explain", "tiny.yaml", "budgets=0.25")
+    assert said.code == 0
+    assert "budgets:\n- 0.25" in said.out
+    assert "momentum: 0.9" in said.out  # defaults are resolved
+    for kind in ("train", "unlearn", "score", "In all about"):
+        assert kind in said.out
+
+
+def test_explain_expects_as_many_stages_as_run_does(marshtest: Any, tmp_path: Path) -> None:
+    from marshtest.data import load
+    from marshtest.explain import expected_cost
+    from marshtest.recipe import load_recipe
+
+    recipe = load_recipe(TINY)
+    cost = expected_cost(recipe, load("digits", train=200, test=100)).set_index("stage")
+    assert cost["count"].to_dict() == {"train": 4, "unlearn": 6, "score": 10}
+    # scoring: K + 1 forwards, and one forward and backward, for each of 40 poisons and 10 models
+    assert cost.loc["score", "passes"] == 10 * 40 * (20 + 3)
+
+
+UNLEARNER = """
+import copy, torch
+def fine(model, retain, forget, *, task, budget, seed):
+    model = copy.deepcopy(model).train()
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    for batch in budget.stream(task.batches(retain, 64, seed)):
+        optimizer.zero_grad()
+        task.loss(model, batch).mean().backward()
+        optimizer.step()
+    return model
+def idle(model, retain, forget, *, task, budget, seed):
+    return copy.deepcopy(model)
+"""
+
+
+def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
+    marshtest: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine_for_check.py").write_text(UNLEARNER)
+    fine = marshtest("check", "mine_for_check:fine")
+    assert (fine.code, fine.out.count("FAIL")) == (0, 0)
+    idle = marshtest("check", "mine_for_check:idle")
+    assert idle.code == 1
+    assert "FAIL images: changes the model" in idle.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "digit-gaussian"], "unknown recipe 'digit-gaussian'. Did you mean"),
+        (["run", "tiny.yaml", "bugdets=1"], "unknown key 'bugdets'. Did you mean 'budgets'"),
+        (["run", "tiny.yaml", "training.lr=fast"], "training.lr: Input should be a valid number"),
+        (["run", "tiny.yaml", "unlearners=[forgetful]"], "unknown unlearner 'forgetful'"),
+        (["run", "tiny.yaml", "budgets=2"], "budgets.0: Input should be less than or equal to 1"),
+        (["run", "tiny.yaml", "poison_budgets=0.999"], "asks for 200 poisons among 200"),
+        (["run", "tiny.yaml", "unlearners=[{name: euk, k: 7}]"], "7 is more than the model's 2"),
+        (["run", "tiny.yaml", "data=cifar10", "data.path=/none"], "no folder '/none'"),
+        (["run", "tiny.yaml", "data=cifar10", "data.path=."], "holds neither train"),
+        (["run", "tiny.yaml", "training.lr=1e30"], "training: diverged in epoch"),
+        (["run", "tiny.yaml", "training.augment=[crop]", "model=nomodule:f"], "cannot import"),
+        (["check", "nowhere:f"], "cannot import 'nowhere'"),
+        (["check", "forgetful"], "unknown unlearner 'forgetful'"),
+        (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    marshtest: Any, arguments: list[str], says: str
+) -> None:
+    said = marshtest(*arguments)
+    lines = [line for line in said.err.splitlines() if line.startswith("marshtest: ")]
+    assert said.code == 2, said
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in said.err + said.out
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    marshtest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = []
+    real = pd.DataFrame.to_parquet
+
+    def full(self: pd.DataFrame, path: Path, **rest: Any) -> None:
+        writes.append(path)
+        if len(writes) > 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(self, path, **rest)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    said = marshtest("run", "tiny.yaml", "--out", "here")
+    assert said.code == 2
+    assert "cannot be written (No space left on device). Make room" in said.err
+    kept = sorted(file.name for file in (tmp_path / "here" / "parts").iterdir())
+    assert kept == ["0.2-0.rows.parquet", "0.2-0.scores.parquet"]
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", real)
+    assert marshtest("run", "tiny.yaml", "--out", "here").code == 0
+
+
+def test_every_command_has_help_with_an_example(marshtest: Any) -> None:
+    for command in cli.app.registered_commands:
+        name = command.name or command.callback.__name__  # type: ignore[union-attr]
+        assert f"Example: marshtest {name}" in " ".join(marshtest(name, "--help").out.split())

@@ -1,0 +1,142 @@
+"""Samples keep their ids; loaders read what they claim and refuse what they cannot."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from marshtest.data import Dataset, Samples, load
+from marshtest.errors import MarshtestError
+
+
+def some(count: int = 6) -> Samples:
+    return Samples(
+        torch.arange(count * 2.0).view(count, 2), torch.arange(count) % 3, torch.arange(count) * 10
+    )
+
+
+@given(st.sets(st.integers(0, 9)))
+def test_only_and_without_split_the_samples_and_keep_each_ids_row(chosen: set[int]) -> None:
+    samples = some(10)
+    ids = torch.tensor([10 * i for i in chosen], dtype=torch.int64)
+    only, without = samples.only(ids), samples.without(ids)
+    assert set(only.ids.tolist()) | set(without.ids.tolist()) == set(samples.ids.tolist())
+    assert len(only) == len(chosen)
+    for part in (only, without):
+        assert torch.equal(part.x[:, 0], part.ids / 5)
+
+
+def test_shift_belongs_to_its_id_after_any_selection() -> None:
+    samples = some().shifted(torch.tensor([40, 10]), torch.tensor([[4.0, 4.0], [1.0, 1.0]]))
+    shift = samples.only(torch.tensor([10, 20, 40])).shift()
+    assert shift is not None
+    assert shift.tolist() == [[1.0, 1.0], [0.0, 0.0], [4.0, 4.0]]
+
+
+def test_shifting_an_unknown_id_or_twice_is_refused() -> None:
+    with pytest.raises(MarshtestError, match="not in the set"):
+        some().shifted(torch.tensor([11]), torch.ones(1, 2))
+    with pytest.raises(MarshtestError, match="carries shifts already"):
+        some().shifted(torch.tensor([10]), torch.ones(1, 2)).shifted(
+            torch.tensor([10]), torch.ones(1, 2)
+        )
+
+
+def test_digits_are_scikit_learns_all_of_them_once() -> None:
+    data = load("digits")
+    ours = torch.cat([data.train.x, data.test.x]).flatten(1)
+    theirs = (load_digits().images.reshape(-1, 64) * 255 / 16).round().astype(np.uint8)
+    assert data.train.x.dtype == torch.uint8
+    assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
+
+
+def write_cifar(folder: Path, rows: int = 5) -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        encoded = []
+        for image in pixels:
+            file = folder / "one.png"
+            Image.fromarray(image).save(file)
+            encoded.append({"bytes": file.read_bytes(), "path": None})
+            file.unlink()
+        labels = pa.array([i % 10 for i in range(rows)], pa.int64())
+        pq.write_table(
+            pa.table({"img": encoded, "label": labels}), folder / f"{split}-00000.parquet"
+        )
+    return pixels
+
+
+def test_cifar10_is_read_from_parquet_with_the_hubs_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = write_cifar(tmp_path / "cifar10")
+    data = load("cifar10", str(tmp_path / "cifar10"), test=2)
+    assert np.array_equal(data.train.x.permute(0, 2, 3, 1).numpy(), pixels)
+    assert data.train.y.tolist() == [0, 1, 2, 3, 4]
+    assert (len(data.test), data.classes) == (2, 10)
+
+    monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path))
+    assert torch.equal(load("cifar10").train.x, data.train.x)
+
+
+def test_cifar10_is_read_from_folders_of_classes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for index, name in enumerate(("airplane", "automobile")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (index, 0, 0)).save(folder / "a.png")
+    data = load("cifar10", str(tmp_path))
+    assert data.train.x[:, 0, 0, 0].tolist() == data.train.y.tolist() == [0, 1]
+
+
+def test_in_memory_images_are_normalised_by_their_own_statistics() -> None:
+    x = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
+    data = Dataset.from_tensors((x, torch.arange(50) % 2), (x, torch.arange(50) % 2))
+    channels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
+    assert data.mean == pytest.approx(channels.mean(1), rel=1e-5)
+    assert data.std == pytest.approx(channels.std(1, ddof=1), rel=1e-5)
+
+
+NAN = torch.tensor([[0.0], [float("nan")]])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (NAN, torch.tensor([0, 1]), "train: row 1 holds NaN or infinite values"),
+        (torch.ones(2, 1), torch.tensor([0, 7]), r"train: row 1 has label 7; .* 0\.\.1"),
+        (torch.ones(2, 1), torch.tensor([-1, 0]), "train: row 0 has label -1"),
+        (torch.ones(3, 1), torch.tensor([0, 1]), "must be of one length"),
+        (torch.ones(0, 1), torch.ones(0, dtype=torch.int64), "train: no samples"),
+    ],
+)
+def test_bad_tensors_are_refused_with_their_row(
+    x: torch.Tensor, y: torch.Tensor, says: str
+) -> None:
+    good = (torch.ones(1, 1), torch.tensor([0]))
+    with pytest.raises(MarshtestError, match=says):
+        Dataset.from_tensors((x, y), good, classes=2)
+
+
+def test_missing_folders_and_columns_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MarshtestError, match="unknown data set 'digit'. Did you mean 'digits'"):
+        load("digit")
+    with pytest.raises(MarshtestError, match="data.path: no folder '/no/such'"):
+        load("cifar10", "/no/such")
+    with pytest.raises(MarshtestError, match="holds neither train"):
+        load("cifar10", str(tmp_path))
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"picture": [1], "label": [0]}), tmp_path / f"{split}.parquet")
+    with pytest.raises(MarshtestError, match=r"columns \['picture', 'label'\]; it needs 'img'"):
+        load("cifar10", str(tmp_path))
+    (tmp_path / "train.parquet").write_bytes(b"not parquet")
+    with pytest.raises(MarshtestError, match="data: cannot read"):
+        load("cifar10", str(tmp_path))

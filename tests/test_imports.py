@@ -1,0 +1,54 @@
+"""Data flows one way, and so do imports."""
+
+import ast
+from pathlib import Path
+
+import marshtest
+
+ORDER = [
+    "errors",
+    "seeds",
+    "settings",
+    "data",
+    "models",
+    "budget",
+    "tasks",
+    "metrics",
+    "training",
+    "attacks",
+    "unlearning",
+    "gate",
+    "recipe",
+    "protocol",
+    "results",
+    "report",
+    "run",
+    "explain",
+    "cli",
+]
+PACKAGE = Path(marshtest.__file__).parent
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "marshtest":
+            parts = (node.module or "").split(".")
+            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("marshtest") for alias in node.names), file
+    return names
+
+
+def test_a_module_imports_only_from_modules_to_its_left() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        for name in imported(file):
+            assert ORDER.index(name) <= ORDER.index(own), f"{file} imports {name}"
+
+
+def test_every_module_has_its_place() -> None:
+    found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert found - {"__init__", "__pycache__", "recipes", "py"} == set(ORDER)

@@ -1,0 +1,153 @@
+"""Recipes: what ships loads; what is wrong is one line that names the place and the mend."""
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY
+from pydantic_core import PydanticUndefined
+
+from marshtest.attacks import ATTACKS
+from marshtest.errors import MarshtestError
+from marshtest.models import MODELS
+from marshtest.recipe import DataSettings, Recipe, VerdictSettings, load_recipe, shipped
+from marshtest.settings import Settings
+from marshtest.training import Training
+from marshtest.unlearning import UNLEARNERS
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_load_and_survive_their_own_yaml(name: str) -> None:
+    recipe = load_recipe(name)
+    again = Recipe.parse(yaml.safe_load(recipe.to_yaml()), "")
+    assert again == recipe
+    assert again.hash == recipe.hash
+    assert recipe.description
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    """§5.1 and A.2."""
+    recipe = load_recipe("paper-cifar10-gaussian")
+    assert recipe.poison_budgets == (0.015, 0.02, 0.025)
+    assert recipe.budgets == (0.04, 0.06, 0.08, 0.1)
+    assert (recipe.training.epochs, recipe.seeds, recipe.attack.variance) == (100, 8, 0.32)  # type: ignore[attr-defined]
+    trials = {t.name: t for trials in recipe.unlearners for t in trials}
+    gd = trials["gd"].model_dump()
+    assert (gd["lr"], gd["momentum"], gd["weight_decay"]) == (1e-3, 0.9, 5e-4)
+    assert trials["euk"].model_dump()["k"] == trials["cfk"].model_dump()["k"] == 3
+    assert trials["neggrad+"].model_dump()["beta"] == 0.999
+    scrub = trials["scrub"].model_dump()
+    assert (scrub["kl_weight"], scrub["loss_weight"]) == (0.999, 0.99)
+    noise = [
+        t.model_dump()["noise_variance"] for ts in recipe.unlearners for t in ts if t.name == "ngd"
+    ]
+    assert noise == [1e-7, 1e-6]
+
+
+def test_overrides_reach_any_depth_and_change_the_hash() -> None:
+    plain = load_recipe("digits-gaussian")
+    recipe = load_recipe(
+        "digits-gaussian",
+        ["training.epochs=5", "attack.variance=0.5", "model=mlp", "budgets=[0.04, 0.1]", "seeds=2"],
+    )
+    assert recipe.training.epochs == 5
+    assert recipe.attack.variance == 0.5  # type: ignore[attr-defined]
+    assert recipe.budgets == (0.04, 0.1)
+    assert recipe.hash != plain.hash
+    assert load_recipe("digits-gaussian", ["description=other"]).hash == plain.hash
+
+
+def test_data_may_be_a_name_or_a_path() -> None:
+    recipe = load_recipe("cifar10-small-gaussian", ["data=/some/folder"])
+    assert (recipe.data.name, recipe.data.path, recipe.data.train) == (
+        "cifar10",
+        "/some/folder",
+        4000,
+    )
+    assert recipe.hash == load_recipe("cifar10-small-gaussian").hash  # same data, elsewhere
+    assert load_recipe("digits-gaussian", ["data=cifar10"]).data.name == "cifar10"
+
+
+CLASSES: list[type[Settings]] = [
+    Training,
+    DataSettings,
+    VerdictSettings,
+    *MODELS.values(),
+    *ATTACKS.values(),
+    *UNLEARNERS.values(),
+]
+NUMBERS = [
+    (cls, name)
+    for cls in CLASSES
+    for name, field in cls.model_fields.items()
+    if field.annotation in (int, float) or "int |" in str(field.annotation)
+]
+
+
+def good(cls: type[Settings]) -> dict[str, Any]:
+    return {n: 1 for n, f in cls.model_fields.items() if f.default is PydanticUndefined}
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMBERS)
+@pytest.mark.parametrize("bad", ["much", -1, math.nan, math.inf, [1]])
+def test_every_number_of_every_section_refuses_wrong_types_and_values(
+    cls: type[Settings], name: str, bad: object
+) -> None:
+    with pytest.raises(MarshtestError, match=rf"^section\.{name}: .*Got ") as error:
+        cls.parse({**good(cls), name: bad}, "section")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]) -> None:
+    known = list(cls.model_fields)[-1]
+    typo = known[:-1] + "_" + known[-1]
+    with pytest.raises(MarshtestError, match=f"unknown key '{typo}'. Did you mean '{known}'"):
+        cls.parse({**good(cls), typo: 1}, "section")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("bugdets=0.1", "bugdets: unknown key 'bugdets'. Did you mean 'budgets'"),
+        ("training.epoch=5", "training.epoch: unknown key 'epoch'. Did you mean 'epochs'"),
+        ("training.epochs=many", "training.epochs: Input should be a valid integer.* Got 'many'"),
+        ("budgets=1.5", "budgets.0: Input should be less than or equal to 1. Got 1.5"),
+        ("budgets=0", "budgets.0: Input should be greater than 0. Got 0"),
+        ("budgets=[]", "budgets: "),
+        ("poison_budgets=1", "poison_budgets.0: Input should be less than 1. Got 1"),
+        ("attack=gausian", "attack.name: unknown attack 'gausian'. Did you mean 'gaussian'"),
+        ("model=resnet19", "model.name: unknown model 'resnet19'. Did you mean 'resnet18'"),
+        ("unlearners=[gdd]", "unlearners: unknown unlearner 'gdd'. Did you mean 'gd'"),
+        ("unlearners=[{name: gd, rl: 1}]", "unlearners.gd.rl: unknown key 'rl'. Did you mean 'lr'"),
+        ("unlearners=[{name: gd, lr: [1, 2]}]", "gd is given several values.* Set data.validation"),
+        ("unlearners=['nomod:f']", "unlearners: cannot import 'nomod'"),
+        ("unlearners=['math:nothing']", "module 'math' has no 'nothing'"),
+        ("unlearners=['math:pi']", "'math:pi' is a float, not a callable"),
+        ("verdict.alpha=2", "verdict.alpha: Input should be less than 1. Got 2"),
+        ("device=tpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps'. Got 'tpu'"),
+        ("seeds", "has the form key=value"),
+        ("seeds.x=1", "seeds has no keys below it"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(override: str, says: str) -> None:
+    with pytest.raises(MarshtestError, match=says) as error:
+        load_recipe({**TINY, "seeds": 1}, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_recipes_and_bad_files_are_refused(tmp_path: Any) -> None:
+    with pytest.raises(
+        MarshtestError, match="unknown recipe 'digit-gaussian'. Did you mean 'digits-"
+    ):
+        load_recipe("digit-gaussian")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(MarshtestError, match="bad.yaml: not YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(MarshtestError, match="a recipe is a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "short.yaml").write_text("data: digits")
+    with pytest.raises(MarshtestError, match="model: Field required"):
+        load_recipe(tmp_path / "short.yaml")

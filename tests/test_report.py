@@ -1,0 +1,90 @@
+"""Tables, figures and the page say what the rows say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from PIL import Image
+from scipy import stats
+
+from marshtest.report import figures
+from marshtest.report.page import sentences, write_page
+from marshtest.report.tables import markdown, table
+from marshtest.results import Results
+
+
+def test_bars_and_lines_of_figure_2_are_the_summary(tiny_run: Results) -> None:
+    figure = figures.accuracy_and_tpr(tiny_run, 0.2)
+    summary = tiny_run.summary.set_index("role")
+    top, bottom = figure.axes
+    heights = [bar.get_height() for bar in top.containers[1]]  # type: ignore[attr-defined]
+    assert np.allclose(heights, summary.loc["updated", "test_accuracy"])
+    levels = {line.get_label(): line.get_ydata()[0] for line in top.lines}  # type: ignore[index]
+    assert np.isclose(levels["retraining"], summary.loc["retrained", "test_accuracy"])
+    assert np.isclose(levels["no unlearning"], summary.loc["initial", "test_accuracy"])
+    heights = [bar.get_height() for bar in bottom.containers[3]]  # type: ignore[attr-defined]
+    assert np.allclose(heights, summary.loc["updated", "tpr_rank"])
+    plt.close(figure)
+
+
+def test_histograms_of_figure_6_hold_every_score_and_the_null_density(tiny_run: Results) -> None:
+    figure = figures.histograms(tiny_run, 0.2)
+    for panel in figure.axes:
+        area = sum(patch.get_height() * patch.get_width() for patch in panel.patches)  # type: ignore[attr-defined]
+        assert np.isclose(area, 1)
+        x, y = panel.lines[1].get_data()
+        assert np.allclose(y, stats.norm.pdf(x))
+    assert "mean -" in figure.axes[1].get_title()  # memorised noise has negative scores
+    plt.close(figure)
+
+
+def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> None:
+    figure = figures.tradeoffs(tiny_run, 0.2)
+    for line in figure.axes[0].lines:
+        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+        assert (np.diff(x) >= 0).all()
+        assert (np.diff(y) >= -1e-12).all()
+        assert np.isclose(y[-1], 1)
+    plt.close(figure)
+
+
+def test_figures_are_readable_files(tiny_run: Results) -> None:
+    for name in ("dependence", "figure2", "figure6", "figure7"):
+        image = Image.open(tiny_run.folder / "figures" / f"{name}-0.2.png")
+        assert len(set(image.convert("L").get_flattened_data())) > 10
+        pdf = (tiny_run.folder / "figures" / f"{name}-0.2.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF")
+
+
+def test_the_page_is_self_contained_and_starts_with_the_verdicts(tiny_run: Results) -> None:
+    html = (tiny_run.folder / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert "http" not in html
+    assert html.count("data:image/png;base64,") == 4
+    assert html.index("too small for a verdict") < html.index("<table>")
+    assert "What a verdict does not prove" in html
+
+
+def test_names_are_escaped_in_the_page(tiny_run: Results, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>:f"
+    rows = tiny_run.rows.replace({"unlearner": {"gd": evil}})
+    scores = tiny_run.scores.replace({"unlearner": {"gd": evil}})
+    results = Results(tiny_run.folder, tiny_run.recipe, rows, scores, tiny_run.about)
+    write_page(results, {}, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_the_table_says_what_the_summary_says(tiny_run: Results) -> None:
+    text = table(tiny_run)
+    assert text["model"].tolist() == ["no unlearning", "retrain (full)", "GD", "EUk", "SCRUB"]
+    value = tiny_run.summary["rank_dependence"].iloc[0]
+    assert text["rank score"].iloc[0].startswith(f"{value:.3f}±")
+    assert markdown(tiny_run).count("\n| ") == 1 + 1 + 5
+    saved = pd.read_csv(tiny_run.folder / "summary.csv")
+    assert saved["verdict"].tolist() == tiny_run.summary["verdict"].tolist()
+    for name in ("GD", "EUk", "SCRUB"):
+        assert any(name in sentence for sentence in sentences(tiny_run))

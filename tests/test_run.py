@@ -1,0 +1,242 @@
+"""The four steps end to end on a tiny recipe: rows, reuse, resumption, and what users bring."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+
+import marshtest
+from marshtest import protocol
+from marshtest.data import load
+from marshtest.errors import MarshtestError
+from marshtest.metrics.accuracy import accuracy
+from marshtest.protocol import Clock, Group, run_group, set_up
+from marshtest.recipe import load_recipe
+from marshtest.results import Results
+
+TIMES = ["seconds", "scoring_seconds"]
+
+
+def test_there_is_one_row_a_model(tiny_run: Results) -> None:
+    rows = tiny_run.rows
+    assert len(rows) == 2 * (2 + 3)
+    assert (
+        rows.groupby("seed")["unlearner"].apply(list).tolist()
+        == [["none", "retrain (full)", "gd", "euk", "scrub"]] * 2
+    )
+    assert (rows["forget_size"] == 40).all()
+    assert rows["test_accuracy"].between(0, 1).all()
+    assert not rows.duplicated(protocol.CELL).any()
+    csv = pd.read_csv(tiny_run.folder / "rows.csv").drop(columns="note")  # "" reads as nan
+    pd.testing.assert_frame_equal(csv, rows.drop(columns="note"), check_dtype=False)
+
+
+def test_no_unlearner_overspends_and_costs_are_shares_of_training(tiny_run: Results) -> None:
+    updated = tiny_run.rows[tiny_run.rows["role"] == "updated"]
+    assert updated["spent"].between(0.39, 0.5).all()
+    assert np.allclose(updated["epochs"], updated["spent"] * 6)
+    full = tiny_run.rows[tiny_run.rows["role"] == "retrained"]
+    assert np.allclose(full["spent"], 160 / 200)  # the retain set's share of the samples
+
+
+def test_scores_are_the_rows_figures(tiny_run: Results) -> None:
+    keys = protocol.CELL
+    means = tiny_run.scores.groupby(keys, sort=False)["gus"].mean().reset_index()
+    joined = tiny_run.rows.merge(means, on=keys, suffixes=("", "_mean"))
+    assert len(joined) == len(tiny_run.rows)
+    assert np.allclose(joined["gus"], joined["gus_mean"])
+    assert (tiny_run.scores.groupby(keys).size() == 40).all()
+
+
+def test_the_summary_pools_the_poisons_of_all_seeds(tiny_run: Results) -> None:
+    line = tiny_run.summary.iloc[0]
+    scores = tiny_run.scores[tiny_run.scores["role"] == "initial"]["rank"]
+    assert line["rank_poisons"] == len(scores) == 80
+    assert line["rank_dependence"] == pytest.approx(-scores.mean())
+    rows = tiny_run.rows[tiny_run.rows["role"] == "initial"]
+    assert line["test_accuracy_sd"] == pytest.approx(rows["test_accuracy"].std())
+
+
+def test_the_same_seed_gives_the_same_rows(tiny_run: Results, tmp_path: Path) -> None:
+    again = marshtest.run(TINY, out=tmp_path / "again")
+    pd.testing.assert_frame_equal(
+        again.rows.drop(columns=TIMES), tiny_run.rows.drop(columns=TIMES), check_exact=True
+    )
+    pd.testing.assert_frame_equal(again.scores, tiny_run.scores, check_exact=True)
+
+
+def test_a_finished_folder_is_not_done_again(
+    tiny_run: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        pytest.fail("worked again")
+
+    monkeypatch.setattr(protocol, "run_group", fail)
+    before = {file: file.stat().st_mtime_ns for file in tiny_run.folder.rglob("*")}
+    assert marshtest.run(TINY, out=tiny_run.folder).rows.equals(tiny_run.rows)
+    assert {file: file.stat().st_mtime_ns for file in tiny_run.folder.rglob("*")} == before
+
+
+def test_a_stopped_run_goes_on_after_its_last_finished_seed(
+    tiny_run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    real = protocol.run_group
+
+    def stopping(pipeline: Any, group: Group, clock: Clock) -> Any:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(group.seed)
+        return real(pipeline, group, clock)
+
+    monkeypatch.setattr(protocol, "run_group", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        marshtest.run(TINY, out=tmp_path / "run")
+    with pytest.raises(MarshtestError, match="holds no finished run"):
+        marshtest.read_rows(tmp_path / "run")
+
+    def going_on(pipeline: Any, group: Group, clock: Clock) -> Any:
+        done.append(group.seed)
+        return real(pipeline, group, clock)
+
+    monkeypatch.setattr(protocol, "run_group", going_on)
+    rows = marshtest.run(TINY, out=tmp_path / "run").rows
+    assert done == [0, 1]
+    pd.testing.assert_frame_equal(rows.drop(columns=TIMES), tiny_run.rows.drop(columns=TIMES))
+
+
+def test_another_recipes_folder_is_refused_and_left_alone(
+    tiny_run: Results, tmp_path: Path
+) -> None:
+    before = (tiny_run.folder / "rows.parquet").read_bytes()
+    with pytest.raises(MarshtestError, match="holds results of another recipe"):
+        marshtest.run({**TINY, "seeds": 3}, out=tiny_run.folder)
+    assert (tiny_run.folder / "rows.parquet").read_bytes() == before
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(MarshtestError, match="is not empty and holds no run"):
+        marshtest.run(TINY, out=tmp_path)
+
+
+def good(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in budget.stream(task.batches(retain, 32, seed)):
+        optimizer.zero_grad()
+        task.loss(model, batch).mean().backward()
+        optimizer.step()
+    return model
+
+
+def greedy(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    for batch in task.batches(retain, 32, seed):
+        task.loss(model, batch).mean().backward()
+
+
+def broken(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    raise KeyError("lost")
+
+
+def test_a_users_unlearners_run_beside_ours_and_their_faults_are_rows(tmp_path: Path) -> None:
+    recipe = {**TINY, "unlearners": [], "seeds": 1}
+    results = marshtest.run(recipe, out=tmp_path / "run", unlearners=[good, greedy, broken])
+    notes = results.rows.set_index("unlearner")["note"].to_dict()
+    name = __name__
+    assert notes[f"{name}:good"] == ""
+    assert notes[f"{name}:greedy"] == "stopped at the budget"
+    assert notes[f"{name}:broken"] == "raised KeyError: 'lost'"
+    accuracies = results.rows.set_index("unlearner")["test_accuracy"]
+    assert accuracies[f"{name}:good"] > 0.5
+    assert accuracies[f"{name}:greedy"] == accuracies["none"]  # never took a step
+    assert math.isnan(accuracies[f"{name}:broken"])
+    summary = results.summary.set_index("unlearner")
+    assert summary.loc[f"{name}:broken", "verdict"] == "INCONCLUSIVE"
+
+
+def test_data_in_memory_and_another_model_are_welcome(tmp_path: Path) -> None:
+    digits = load("digits", train=120, test=50)
+    data = marshtest.Dataset.from_tensors(
+        (digits.train.x.float() / 255, digits.train.y), (digits.test.x.float() / 255, digits.test.y)
+    )
+    recipe = {**TINY, "seeds": 1, "model": {"name": "resnet18", "width": 2}, "unlearners": ["cfk"]}
+    results = marshtest.run(recipe, out=tmp_path / "run", data=data)
+    assert (results.rows["data"] == "in-memory").all()
+    assert (results.rows["forget_size"] == 24).all()
+    other = marshtest.Dataset.from_tensors((data.test.x, data.test.y), (data.test.x, data.test.y))
+    with pytest.raises(MarshtestError, match="another recipe"):
+        marshtest.run(recipe, out=tmp_path / "run", data=other)
+
+
+def test_the_best_trial_is_chosen_on_held_out_data_alone(tmp_path: Path) -> None:
+    recipe = {
+        **TINY,
+        "data": {"name": "digits", "train": 200, "test": 100, "validation": 0.25},
+        "unlearners": [{"name": "gd", "lr": [1e-6, 5.0]}],
+    }
+    results = marshtest.run(recipe, out=tmp_path / "run")
+    rows = results.rows[results.rows["role"] == "updated"]
+    assert len(rows) == 4  # every trial is kept
+    means = rows.groupby("hyperparameters")["validation_accuracy"].mean()
+    chosen = results.summary[results.summary["role"] == "updated"]
+    assert chosen["hyperparameters"].tolist() == [means.idxmax()]
+    assert json.loads(means.idxmax())["lr"] == 1e-6
+
+    altered = results.rows.assign(test_accuracy=0.0, gus=0.0, rank_dependence=9.0)
+    again = Results(results.folder, results.recipe, altered, results.scores, results.about)
+    assert set(again.chosen(0.2)["hyperparameters"]) == set(results.chosen(0.2)["hyperparameters"])
+
+
+def test_held_out_samples_are_neither_trained_on_nor_poisoned() -> None:
+    recipe = load_recipe({**TINY, "data": {"name": "digits", "validation": 0.25}, "unlearners": []})
+    pipeline = set_up(recipe, load("digits"))
+    held_out, kept = protocol._split(pipeline, 0)
+    assert len(held_out) == 350
+    assert not set(held_out.ids.tolist()) & set(kept.ids.tolist())
+    assert protocol._split(pipeline, 1)[0].ids.tolist() != held_out.ids.tolist()
+
+
+def test_a_recipe_too_small_for_a_verdict_says_so(tiny_run: Results) -> None:
+    line = tiny_run.summary.set_index("role").loc["retrained"]
+    assert line["verdict"] == "INCONCLUSIVE"
+    assert len(tiny_run.warnings) == 1
+    assert "too small for a verdict" in tiny_run.warnings[0]
+    assert "must be REMOVED" in tiny_run.warnings[0]
+
+
+def test_rows_measure_the_very_model(tmp_path: Path) -> None:
+    """The initial model's accuracy, recomputed from the pipeline, without the protocol."""
+    recipe = load_recipe({**TINY, "seeds": 1, "unlearners": []})
+    data = load("digits", train=200, test=100)
+    pipeline = set_up(recipe, data)
+    rows, _ = run_group(pipeline, Group(0.2, 0), Clock())
+    from marshtest.seeds import derive
+
+    seed = derive(0, 0.2)
+    _, kept = protocol._split(pipeline, 0)
+    poisoned = recipe.attack.poison(kept, 40, pipeline.task, derive(seed, "attack"))
+    model, _ = pipeline.fit(poisoned.samples, derive(seed, "initial"))
+    assert rows[0]["test_accuracy"] == accuracy(model, pipeline.task, data.test)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"poison_budgets": 0.001}, "makes fewer than two poisons"),
+        ({"unlearners": ["euk"]}, "k: 3 is more than the model's 2 layers"),
+        ({"device": "cuda"}, "device: cuda is not available here. Available: cpu"),
+        ({"model": {"name": "mlp", "depth": 0}, "training": {"epochs": 2, "lr": 1e30}}, "diverged"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    if "device" in change and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MarshtestError, match=says):
+        marshtest.run({**TINY, **change}, out=tmp_path / "run")

@@ -1,0 +1,82 @@
+"""The loop against plain PyTorch, its cost against the closed form."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from marshtest.data import Samples
+from marshtest.errors import MarshtestError
+from marshtest.seeds import generator
+from marshtest.tasks import Classification
+from marshtest.training import Training, fit
+
+TASK = Classification()
+
+
+def some(count: int = 50) -> Samples:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 6, generator=draws)
+    return Samples(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long(), torch.arange(count))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fit_equals_a_plain_loop(optimizer: str) -> None:
+    training = Training(epochs=3, batch_size=16, optimizer=optimizer, lr=0.05, warmup=0.25)  # type: ignore[arg-type]
+    samples, ours = some(), network()
+    plain = copy.deepcopy(ours)
+    fit(ours, samples, TASK, training, seed=9)
+
+    if optimizer == "sgd":
+        made = torch.optim.SGD(plain.parameters(), 1, momentum=0.9, weight_decay=5e-4)
+    else:
+        made = torch.optim.AdamW(plain.parameters(), 1, weight_decay=5e-4)
+    draws, step = generator(9, "fit"), 0
+    for _ in range(3):
+        for index in torch.randperm(50, generator=draws).split(16):
+            done = step / 12
+            cosine = 0.5 * (1 + math.cos(math.pi * done))
+            made.param_groups[0]["lr"] = 0.05 * (done / 0.25 if done < 0.25 else cosine)
+            made.zero_grad()
+            nn.functional.cross_entropy(plain(samples.x[index]), samples.y[index]).backward()
+            made.step()
+            step += 1
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
+    def trained(seed: int) -> bytes:
+        model = nn.Sequential(network(), nn.Dropout(0.5))
+        fit(model, some(), TASK, Training(epochs=2, batch_size=16), seed)
+        return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+
+    assert trained(1) == trained(1) != trained(2)
+
+
+def test_cost_is_counted_in_forward_passes_of_a_sample() -> None:
+    done = fit(network(), some(), TASK, Training(epochs=4, batch_size=16), 0)
+    forward = 2 * (6 * 16 + 16 * 3)
+    step = forward + 2 * (6 * 16) + 2 * 2 * (16 * 3)
+    assert done.flops_per_pass == forward
+    assert done.cost.flops == 4 * 50 * step
+    assert done.cost.passes == pytest.approx(4 * 50 * step / forward)
+
+
+def test_a_training_that_diverges_says_what_to_lower() -> None:
+    training = Training(epochs=50, batch_size=16, lr=1e20)
+    with pytest.raises(MarshtestError, match=r"diverged in epoch \d+ of 50 .* Lower training.lr"):
+        fit(network(), some(), TASK, training, 0)
+
+
+def test_fit_learns_what_can_be_learned() -> None:
+    model = network()
+    fit(model, some(400), TASK, Training(epochs=40, batch_size=32, lr=0.1), 0)
+    assert (model(some(400).x).argmax(1) == some(400).y).float().mean() > 0.97

@@ -1,0 +1,258 @@
+"""What each unlearner does: its first step against autograd by hand, what it freezes, its budget."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marshtest.budget import Budget, flops_of
+from marshtest.data import Samples
+from marshtest.errors import MarshtestError
+from marshtest.gate import Problem, images, text
+from marshtest.models import build, parse_model, weight_layers
+from marshtest.seeds import derive, generator
+from marshtest.unlearning import UNLEARNERS, Unlearner, parse_trials
+from marshtest.unlearning.gradient_descent import NoisyGradientDescent
+from marshtest.unlearning.scrub import Scrub
+
+PROBLEMS = {"images": images(), "text": text()}
+
+
+def vector(parameters: Any) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def gradient(model: nn.Module, loss: Tensor) -> Tensor:
+    free = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, free)])
+
+
+def free_vector(model: nn.Module) -> Tensor:
+    return vector(p for p in model.parameters() if p.requires_grad)
+
+
+def one_step(problem: Problem, unlearner: Unlearner, samples: int) -> nn.Module:
+    """Run with a budget that affords the first step, of `samples` samples, and not the second."""
+    batch = problem.retain[:samples]
+    step = flops_of(lambda: problem.task.loss(copy.deepcopy(problem.model), batch).sum().backward())
+    budget = Budget(1.5 * step / problem.flops_per_pass, problem.flops_per_pass)
+    kept = (problem.retain, problem.forget)
+    with budget:
+        return unlearner(problem.model, *kept, task=problem.task, budget=budget, seed=5)
+
+
+def batch_of(problem: Problem, samples: Samples, size: int, seed: int = 5) -> Samples:
+    return next(problem.task.batches(samples, size, seed))
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_gd_steps_down_the_retain_gradient(kind: str) -> None:
+    problem = PROBLEMS[kind]
+    (gd,) = parse_trials({"name": "gd", "lr": 0.1, "weight_decay": 0, "batch_size": 16})
+    updated = one_step(problem, gd, 16)
+    model = copy.deepcopy(problem.model).train()
+    loss = problem.task.loss(model, batch_of(problem, problem.retain, 16)).mean()
+    expected = free_vector(problem.model) - 0.1 * gradient(model, loss)
+    torch.testing.assert_close(free_vector(updated), expected)
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_ga_steps_up_the_forget_gradient(kind: str) -> None:
+    problem = PROBLEMS[kind]
+    (ga,) = parse_trials({"name": "ga", "lr": 0.1, "weight_decay": 0, "batch_size": 8})
+    updated = one_step(problem, ga, 8)
+    model = copy.deepcopy(problem.model).train()
+    loss = problem.task.loss(model, batch_of(problem, problem.forget, 8)).mean()
+    expected = free_vector(problem.model) + 0.1 * gradient(model, loss)
+    torch.testing.assert_close(free_vector(updated), expected)
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_neggrad_plus_weighs_both_gradients_by_beta(kind: str) -> None:
+    problem = PROBLEMS[kind]
+    options = {"lr": 0.1, "weight_decay": 0, "batch_size": 8, "beta": 0.7}
+    (method,) = parse_trials({"name": "neggrad+", **options})
+    updated = one_step(problem, method, 16)
+    model = copy.deepcopy(problem.model).train()
+    keep = batch_of(problem, problem.retain, 8, derive(5, "retain"))
+    drop = batch_of(problem, problem.forget, 8, derive(5, "forget"))
+    retain_loss = problem.task.loss(model, keep).mean()
+    forget_loss = problem.task.loss(model, drop).mean()
+    direction = 0.7 * gradient(model, retain_loss) - 0.3 * gradient(model, forget_loss)
+    torch.testing.assert_close(
+        free_vector(updated), free_vector(problem.model) - 0.1 * direction, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_ngd_noise_has_the_stated_variance_and_is_fresh_each_step() -> None:
+    method = NoisyGradientDescent(noise_variance=4e-4)
+    weight = nn.Parameter(torch.zeros(200, 100))
+    optimizer = torch.optim.SGD([weight], 1.0)
+    draws = generator(0, "noise")
+    drawn = []
+    for _ in range(2):
+        weight.grad = torch.full_like(weight, 3.0)
+        method.add_noise(optimizer, draws)
+        drawn.append(weight.grad - 3)
+    # relative standard error of a variance from 20,000 draws: √(2 / 20,000) = 0.01
+    assert float(drawn[0].var()) == pytest.approx(4e-4, rel=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([d.flatten() for d in drawn]))[0, 1])) < 0.05
+
+
+def test_ngd_is_gd_plus_that_noise() -> None:
+    problem = PROBLEMS["images"]
+    options = {"lr": 0.1, "weight_decay": 0, "batch_size": 16}
+    (gd,) = parse_trials({"name": "gd", **options})
+    (ngd,) = parse_trials({"name": "ngd", "noise_variance": 1e-2, **options})
+    difference = free_vector(one_step(problem, ngd, 16)) - free_vector(one_step(problem, gd, 16))
+    count = len(difference)
+    assert float(difference.std()) == pytest.approx(0.1 * 0.1, rel=5 / math.sqrt(2 * count))
+
+
+@pytest.mark.parametrize("name", ["euk", "cfk"])
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_all_but_the_last_k_layers_stay_bit_equal(name: str, kind: str) -> None:
+    problem = PROBLEMS[kind]
+    (method,) = parse_trials({"name": name, "k": 2, "lr": 0.05})
+    updated = problem.run(method, 0.5).model
+    assert updated is not None
+    last = {id(m) for layer in weight_layers(updated)[-2:] for m in layer}
+    for (path, after), before in zip(updated.named_modules(), problem.model.modules(), strict=True):
+        for key, value in before.state_dict().items():
+            if "." not in key:  # the module's own parameters and BatchNorm statistics
+                same = torch.equal(value, after.state_dict()[key])
+                assert same == (id(after) not in last), (path, key)
+    flags = [p.requires_grad for p in updated.parameters()]
+    assert flags == [p.requires_grad for p in problem.model.parameters()]
+
+
+def test_euk_starts_from_a_fresh_initialisation_and_cfk_does_not() -> None:
+    problem = PROBLEMS["images"]
+    (euk,) = parse_trials({"name": "euk", "k": 1, "lr": 1e-9})
+    (cfk,) = parse_trials({"name": "cfk", "k": 1, "lr": 1e-9})
+    trained = problem.model[-1].weight.detach()
+    reset, kept = (problem.run(method, 0.1).model[-1].weight.detach() for method in (euk, cfk))  # type: ignore[index]
+    torch.testing.assert_close(kept, trained)
+    bound = 1 / math.sqrt(72)  # nn.Linear draws from U(−1/√in, 1/√in)
+    assert reset.abs().max() <= bound + 1e-6
+    assert float(reset.std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert abs(float(torch.corrcoef(torch.stack([reset.flatten(), trained.flatten()]))[0, 1])) < 0.3
+
+
+def test_k_beyond_the_layers_is_refused() -> None:
+    model = build(parse_model("mlp"), (4,), 2, 0)
+    with pytest.raises(MarshtestError, match=r"unlearners.euk.k: 3 is more than the model's 2"):
+        parse_trials("euk")[0].check(model)
+
+
+def test_scrub_alternates_and_each_step_is_the_stated_objective() -> None:
+    problem = PROBLEMS["images"]
+    method = Scrub(batch_size=16, forget_batch_size=4, temperature=3.0)
+    teacher, student = copy.deepcopy(problem.model).eval(), copy.deepcopy(problem.model).train()
+    batch = problem.retain[:16]
+    divergence, loss = method.compare(student, teacher, batch, problem.task)
+    with torch.no_grad():
+        student = copy.deepcopy(problem.model).train()
+        p, q = (F.softmax(m(batch.x) / 3, 1).double() for m in (teacher, student))
+        literal = sum(
+            float(p[i, c] * (p[i, c] / q[i, c]).log()) for i in range(16) for c in range(4)
+        )
+    assert float(divergence) == pytest.approx(literal / 16, rel=1e-4)
+    expected = F.cross_entropy(copy.deepcopy(problem.model).train()(batch.x), batch.y)
+    torch.testing.assert_close(loss, expected)
+
+    budget = Budget(1e9, 1.0)
+    steps = method.steps(problem.retain, problem.forget, problem.task, budget, 0)
+    kinds = [next(steps)[0] for _ in range(12)]
+    assert kinds == [True, True, False, False, False, False] * 2  # 8 / 4 and 56 / 16 batches
+
+
+def test_scrub_stops_its_max_steps_at_max_share() -> None:
+    problem, budget = PROBLEMS["images"], Budget(10.0, 1.0)
+    method = Scrub(batch_size=16, forget_batch_size=4, max_share=0.5)
+    steps = method.steps(problem.retain, problem.forget, problem.task, budget, 0)
+    first = [next(steps)[0] for _ in range(6)]
+    with budget:
+        torch.ones(1, 1) @ torch.ones(1, 3)  # 6 of 10
+    assert any(first)
+    assert not any(next(steps)[0] for _ in range(12))
+
+
+def test_scrub_max_step_moves_the_student_away_from_its_teacher() -> None:
+    """From a student a little off its teacher, one max step raises KL on the forget set."""
+    problem = PROBLEMS["images"]
+    method = Scrub()
+    teacher, student = copy.deepcopy(problem.model).eval(), copy.deepcopy(problem.model).eval()
+    with torch.no_grad():
+        student[-1].weight.add_(0.01 * torch.randn(4, 72, generator=generator(0)))  # type: ignore[operator]
+    before, _ = method.compare(student, teacher, problem.forget, problem.task)
+    free = [p for p in student.parameters() if p.requires_grad]
+    slope = torch.autograd.grad(-before, free)
+    with torch.no_grad():
+        for parameter, g in zip(free, slope, strict=True):
+            parameter.sub_(1e-3 * g)
+    after, _ = method.compare(student, teacher, problem.forget, problem.task)
+    assert after > before
+
+
+@pytest.mark.parametrize("name", UNLEARNERS)
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_the_budget_is_spent_to_the_last_batch(name: str, kind: str) -> None:
+    problem = PROBLEMS[kind]
+    (method,) = parse_trials(name)
+    budget = Budget(0.5 * problem.passes, problem.flops_per_pass)
+    with budget:
+        method(
+            problem.model, problem.retain, problem.forget, task=problem.task, budget=budget, seed=1
+        )
+    x, y, ids = (
+        torch.cat([getattr(part, field) for part in (problem.retain, problem.forget)])
+        for field in ("x", "y", "ids")
+    )
+    both = Samples(x, y, ids)
+    whole = flops_of(lambda: problem.task.loss(problem.model, both).sum().backward())
+    step = 4 / 3 * whole / problem.flops_per_pass  # SCRUB's teacher adds a forward
+    assert 0 <= budget.left <= step
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("name", ["ga", "neggrad+"])
+def test_ascent_raises_the_forget_loss(name: str, kind: str) -> None:
+    problem = PROBLEMS[kind]
+    options = {"lr": 1e-2, "beta": 0.1} if name == "neggrad+" else {"lr": 1e-3}
+    (method,) = parse_trials({"name": name, **options})
+    updated = problem.run(method, 0.3).model
+    assert updated is not None
+    before, after = (
+        float(problem.task.loss(m.eval(), problem.forget).mean()) for m in (problem.model, updated)
+    )
+    assert after > before
+
+
+def test_retrain_knows_nothing_of_the_initial_model() -> None:
+    """Two initial models, one seed: the same retrained bytes."""
+    problem = PROBLEMS["images"]
+    (retrain,) = parse_trials("retrain")
+    other = copy.deepcopy(problem.model)
+    with torch.no_grad():
+        other[-1].weight.zero_()  # type: ignore[operator]
+    results = []
+    for model in (problem.model, other):
+        budget = Budget(0.3 * problem.passes, problem.flops_per_pass)
+        with budget:
+            results.append(
+                retrain(
+                    model, problem.retain, problem.forget, task=problem.task, budget=budget, seed=2
+                )
+            )
+    assert torch.equal(vector(results[0].parameters()), vector(results[1].parameters()))
+    assert not torch.equal(vector(results[0].parameters()), vector(problem.model.parameters()))
+
+
+def test_a_list_of_values_is_a_search() -> None:
+    trials = parse_trials({"name": "gd", "lr": [0.1, 0.2], "momentum": [0.0, 0.9]})
+    assert [(t.lr, t.momentum) for t in trials] == [(0.1, 0), (0.1, 0.9), (0.2, 0), (0.2, 0.9)]  # type: ignore[attr-defined]
