@@ -2,6 +2,7 @@
 
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError
+from marshtest.gate import check_unlearner
 from marshtest.recipe import Recipe, load_recipe
 from marshtest.results import Results, read_rows
 from marshtest.run import run
@@ -12,6 +13,7 @@ __all__ = [
     "Recipe",
     "Results",
     "Samples",
+    "check_unlearner",
     "load_recipe",
     "read_rows",
     "run",

@@ -27,7 +27,7 @@ from marshtest.seeds import seeded
 from marshtest.tasks import Classification, LabelWord, Task
 from marshtest.training import Training, fit, fit_within
 from marshtest.unlearning import Custom, Unlearner
-from marshtest.unlearning.harness import Outcome, unlearn
+from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
 WEIGHT_DECAY = 5e-4  # the unlearners' own, so that they minimise the convex problem's objective
 
@@ -86,7 +86,7 @@ def _on_task(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact
     before = _bits(problem)
     outcome = problem.run(seen.watching(unlearner), 0.5)
     yield Fact(f"{kind}: runs and returns a model", outcome.model is not None, outcome.note)
-    stopped = outcome.note == "stopped at the budget"
+    stopped = outcome.note == STOPPED
     detail = "stopped by the harness; draw batches through budget.stream(...)" if stopped else ""
     yield Fact(f"{kind}: keeps to the budget", not stopped, detail)
     if outcome.model is None:

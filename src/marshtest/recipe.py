@@ -87,7 +87,7 @@ class Recipe(Settings):
     @property
     def hash(self) -> str:
         """Eight hex digits of the canonical JSON of all values that can change a result."""
-        beside = {"name": True, "description": True, "data": {"path": True}}
+        beside: dict[str, Any] = {"name": True, "description": True, "data": {"path": True}}
         values = self.model_dump(mode="json", exclude=beside)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]

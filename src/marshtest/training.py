@@ -100,12 +100,12 @@ def fit(
 ) -> Fit:
     """Train `model` in place.
 
-    The cost is measured on one full batch (a forward, and a whole step) and multiplied.
+    The cost is counted on a few samples (a forward, and a forward with backward) and multiplied.
 
     Raises:
         MarshtestError: the loss is no longer finite.
     """
-    flops_per_pass, flops_per_trained_sample = _costs(model, samples, task, training)
+    flops_per_pass, flops_per_trained_sample = _costs(model, samples[:8], task)
     optimizer = training.optimizer_for(model)
     draws = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
@@ -147,19 +147,13 @@ def _stop_if_diverged(loss: float, epoch: int, training: Training) -> None:
         )
 
 
-def _costs(
-    model: nn.Module, samples: Samples, task: Task, training: Training
-) -> tuple[float, float]:
+def _costs(model: nn.Module, batch: Samples, task: Task) -> tuple[float, float]:
     """Floating-point operations a sample: of a forward, and of a training step. Changes nothing."""
-    batch = samples[: training.batch_size]
     model.eval()  # leaves BatchNorm's statistics alone
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():
         forward = flops_of(lambda: task.loss(model, batch))
     step = flops_of(
-        lambda: torch.autograd.grad(
-            task.loss(model, batch).sum(),
-            [p for p in model.parameters() if p.requires_grad],
-            allow_unused=True,
-        )
+        lambda: torch.autograd.grad(task.loss(model, batch).sum(), free, allow_unused=True)
     )
     return forward / len(batch), step / len(batch)

@@ -15,6 +15,8 @@ from marshtest.seeds import seeded
 from marshtest.tasks import Task
 from marshtest.unlearning.base import Unlearner
 
+STOPPED = "stopped at the budget"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -23,7 +25,7 @@ class Outcome:
     Attributes:
         model: the updated model, or None.
         cost: measured by the harness.
-        note: "" or one line: stopped at the budget, raised, returned no model, NaN weights.
+        note: "" or one line: stopped at the budget, raised, returned no sound model.
     """
 
     model: nn.Module | None
@@ -53,17 +55,36 @@ def unlearn(
         with seeded(seed), witness, budget:
             updated = unlearner(given, retain, forget, task=task, budget=budget, seed=seed)
     except BudgetSpent:
-        updated, note = witness.last, "stopped at the budget"
+        updated, note = witness.last, STOPPED
     except Exception as error:
-        note = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+        note = f"raised {type(error).__name__}: {_one_line(error)}"
     cost = Cost(budget.spent, budget.flops, time.perf_counter() - started)
-    if note.startswith("raised"):
-        return Outcome(None, cost, note)
+    if not note.startswith("raised"):
+        note = _fault(updated, given, retain[:2], task) or note
+        if isinstance(updated, nn.Module) and note in ("", STOPPED):
+            return Outcome(updated, cost, note)
+    return Outcome(None, cost, note)
+
+
+def _fault(updated: object, given: nn.Module, batch: Samples, task: Task) -> str:
+    """What is wrong with what an unlearner returned, or ""."""
     if not isinstance(updated, nn.Module):
-        return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
+        return f"returned {type(updated).__name__}, not a model"
     if not all(bool(torch.isfinite(values).all()) for values in updated.state_dict().values()):
-        return Outcome(None, cost, "NaN or infinite weights")
-    return Outcome(updated, cost, note)
+        return "NaN or infinite weights"
+    try:
+        with torch.no_grad():
+            got, expected = (
+                tuple(task.label_logits(task(model.eval(), batch), batch).shape)
+                for model in (updated, given)
+            )
+    except Exception as error:
+        return f"returned a model that raises {type(error).__name__}: {_one_line(error)}"
+    return "" if got == expected else f"returned a model of logits {got}, not {expected}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class _Witness:

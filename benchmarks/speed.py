@@ -1,0 +1,174 @@
+"""Speed, side by side in one run: training, scoring, and what the harness adds.
+
+    python benchmarks/speed.py [--images FOLDER] [--steps N] [--epochs N]
+
+training   marshtest's loop beside a plain float32 PyTorch loop, ResNet-18 of width 64, batch 128:
+           the same batches; seconds a step, the two loops taking turns. With --images (a local
+           CIFAR-10) also test accuracy of both after a short training at width 16, three seeds.
+scoring    all input gradients beside a bare forward + backward of the same model and inputs.
+harness    fit() and the metered budget beside the bare steps that they wrap.
+
+Ratios above 1 mean marshtest is faster. Medians over alternating repeats.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from marshtest.budget import Budget
+from marshtest.data import Samples, load
+from marshtest.metrics.accuracy import accuracy
+from marshtest.metrics.gus import input_directions
+from marshtest.models import build, parse_model
+from marshtest.seeds import generator
+from marshtest.tasks import Classification
+from marshtest.training import Training, chosen_precision, descend, fit
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+REPEATS = 5
+
+
+def median_times(*works: Callable[[], object]) -> list[float]:
+    """Median seconds of each piece of work, taken in turns after one round to warm up."""
+    times: list[list[float]] = [[] for _ in works]
+    for repeat in range(1 + REPEATS):
+        for own, work in zip(times, works, strict=True):
+            started = time.perf_counter()
+            work()
+            if repeat:
+                own.append(time.perf_counter() - started)
+    return [statistics.median(own) for own in times]
+
+
+def model_of(width: int, seed: int = 0) -> nn.Module:
+    return build(parse_model({"name": "resnet18", "width": width}), (3, 32, 32), 10, seed)
+
+
+def random_images(count: int) -> Samples:
+    draws = generator(0)
+    x = torch.randint(0, 256, (count, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    return Samples(x, torch.arange(count) % 10, torch.arange(count))
+
+
+def our_task(model: nn.Module) -> Classification:
+    precision = chosen_precision(Training(epochs=1), model, torch.device("cpu"))
+    return Classification(precision=precision, mean=MEAN, std=STD)
+
+
+def plain_epochs(model: nn.Module, samples: Samples, training: Training, seed: int) -> None:
+    """What a reader would write: float32, one optimiser, the same batches in the same order."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    draws = generator(seed, "fit")
+    steps, step = training.epochs * -(-len(samples) // training.batch_size), 0
+    model.train()
+    for _ in range(training.epochs):
+        for index in torch.randperm(len(samples), generator=draws).split(training.batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = training.rate(step / steps)
+            x = (samples.x[index] / 255 - mean) / std
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), samples.y[index]).backward()
+            optimizer.step()
+            step += 1
+
+
+def training_speed(steps: int) -> None:
+    samples = random_images(128 * steps)
+    training = Training(epochs=1, batch_size=128)
+    plain, ours = model_of(64), model_of(64).to(memory_format=torch.channels_last)
+    task = our_task(ours)
+    slow, fast = median_times(
+        lambda: plain_epochs(plain, samples, training, 0),
+        lambda: fit(ours, samples, task, training, 0),
+    )
+    print(
+        f"training   ResNet-18 width 64, batch 128: plain float32 {slow / steps:.3f} s/step, "
+        f"marshtest {task.precision} {fast / steps:.3f} s/step: "
+        f"{slow / fast:.2f} x"
+    )
+
+
+def training_accuracy(folder: str, epochs: int) -> None:
+    data = load("cifar10", folder, train=4000, test=2000)
+    training = Training(epochs=epochs, batch_size=128, warmup=0.1)
+    found: dict[str, list[float]] = {"plain float32": [], "marshtest": []}
+    for seed in range(3):
+        plain, ours = model_of(16, seed), model_of(16, seed).to(memory_format=torch.channels_last)
+        task = our_task(ours)
+        plain_epochs(plain, data.train, training, seed)
+        fit(ours, data.train, task, training, seed)
+        for name, model in zip(found, (plain, ours), strict=True):
+            found[name].append(accuracy(model, task, data.test))
+    for name, values in found.items():
+        mean, spread = statistics.mean(values), statistics.stdev(values)
+        print(f"accuracy   {name}: {mean:.3f} ± {spread:.3f} (s.d., 3 seeds, {epochs} epochs)")
+
+
+def scoring_speed() -> None:
+    samples, model = random_images(256), model_of(64).to(memory_format=torch.channels_last).eval()
+    task = our_task(model)
+    inputs = task.exact().inputs(model, samples)
+    inputs = inputs.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def bare() -> None:
+        torch.autograd.grad(F.cross_entropy(model(inputs), samples.y, reduction="sum"), inputs)
+
+    floor, ours = median_times(bare, lambda: input_directions(model, task, samples))
+    print(
+        f"scoring    256 input gradients, width 64: bare forward + backward {floor:.2f} s, "
+        f"marshtest {ours:.2f} s: {floor / ours:.2f} of the bare throughput"
+    )
+
+
+def harness_cost(steps: int) -> None:
+    model = model_of(64).to(memory_format=torch.channels_last)
+    samples, task = random_images(128 * steps), our_task(model)
+    training = Training(epochs=1, batch_size=128, schedule="constant")
+    optimizer = training.optimizer_for(model)
+
+    def bare() -> None:
+        model.train()
+        for start in range(0, len(samples), 128):
+            x = task.inputs(model, samples[start : start + 128])
+            with task.autocast(x.device):
+                logits = model(x.contiguous(memory_format=torch.channels_last))
+            optimizer.zero_grad()
+            F.cross_entropy(logits.float(), samples.y[start : start + 128]).backward()
+            optimizer.step()
+
+    def metered() -> None:
+        with Budget(1e12, 1e9) as budget:
+            for batch in budget.stream(task.epoch(samples, 128, generator(0))):
+                descend(optimizer, task.loss(model, batch).mean())
+
+    floor, ours, counted = median_times(
+        bare, lambda: fit(model, samples, task, training, 0), metered
+    )
+    print(
+        f"harness    {steps} steps, width 64: bare {floor:.2f} s; fit() {ours:.2f} s, "
+        f"{ours / floor - 1:+.1%}; under a budget {counted:.2f} s, {counted / floor - 1:+.1%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed, side by side with plain PyTorch.")
+    parser.add_argument("--images", help="folder of a local CIFAR-10, for the accuracy comparison")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    training_speed(options.steps)
+    scoring_speed()
+    harness_cost(options.steps)
+    if options.images:
+        training_accuracy(options.images, options.epochs)
+
+
+if __name__ == "__main__":
+    main()

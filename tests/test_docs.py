@@ -1,0 +1,64 @@
+"""The documents hold: the README's Python runs, every command and column is described."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from marshtest import cli
+from marshtest.recipe import shipped
+from marshtest.results import Results
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_own_unlearner_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    assert "readme:my_unlearner" in capsys.readouterr().out
+
+
+def test_shell_blocks_name_commands_that_exist() -> None:
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}  # type: ignore[union-attr]
+    makefile = (ROOT / "Makefile").read_text()
+    used = set()
+    for line in "\n".join(blocks("sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert f"\n{words[1]}:" in makefile
+        elif words:
+            assert words[0] == "marshtest"
+            used.add(words[1])
+            assert CliRunner().invoke(cli.app, [words[1], "--help"]).exit_code == 0
+    assert used == commands
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    for name in shipped():
+        assert f"`{name}`" in README
+
+
+def test_every_column_of_the_rows_is_described(tiny_run: Results) -> None:
+    described = (ROOT / "docs" / "rows.md").read_text()
+    suffixes = ("_error", "_low", "_high", "_p")
+    for column in tiny_run.rows.columns:
+        plain = next(
+            (column.removesuffix(s) + "_dependence" for s in suffixes if column.endswith(s)), column
+        )
+        assert f"`{column}`" in described or f"`{plain}`" in described, column
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), (page, target)
