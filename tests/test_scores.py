@@ -100,7 +100,15 @@ def test_ranks_equal_a_literal_count_and_ties_are_broken_evenly() -> None:
 
     found, ties = ranks(np.zeros(20_000), np.zeros((20_000, 3)), rng)
     assert ties == 20_000
-    assert stats.chisquare(np.bincount(found)).pvalue > 1e-4
+    assert stats.chisquare(np.bincount(found.astype(int))).pvalue > 1e-4
+
+
+def test_a_loss_that_is_nan_anywhere_leaves_the_rank_undefined() -> None:
+    """Comparisons with nan are false, so without care a broken model would look like a memory."""
+    at_poison, at_fresh = np.array([np.nan, 0.0, 0.0]), np.array([[1.0], [np.nan], [1.0]])
+    found, _ = ranks(at_poison, at_fresh, np.random.default_rng(0))
+    assert np.isnan(found).tolist() == [True, True, False]
+    assert np.isnan(rank_scores(found, 1)).tolist() == [True, True, False]
 
 
 def test_null_deviation_is_that_of_all_ranks() -> None:

@@ -72,7 +72,7 @@ class Recipe(Settings):
     seeds: int = Field(1, ge=1)
     first_seed: int = Field(0, ge=0)
     verdict: VerdictSettings = VerdictSettings()
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
     def _searches_need_validation(self) -> Self:

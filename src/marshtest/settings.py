@@ -48,20 +48,20 @@ def load_object(spec: str, where: str) -> Callable[..., Any]:
     """Import the callable that "pkg.mod:name" names.
 
     Raises:
-        MarshtestError: the module, the name, or a call on it does not exist.
+        MarshtestError: the module cannot be imported, or has no such callable.
     """
     module_name, _, name = spec.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except ImportError as error:
+    except Exception as error:  # whatever a user's module raises as it is imported
         raise MarshtestError(
-            f"{where}: cannot import {module_name!r} ({error}). "
-            "Install it or run from the folder that holds it."
+            f"{where}: cannot import {module_name!r} ({type(error).__name__}: {error}). "
+            "Mend or install it, or run from the folder that holds it."
         ) from None
-    except AttributeError:
-        raise MarshtestError(f"{where}: module {module_name!r} has no {name!r}.") from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise MarshtestError(f"{where}: module {module_name!r} has no {name!r}.")
+        found = getattr(found, part)
     if not callable(found):
         raise MarshtestError(f"{where}: {spec!r} is a {type(found).__name__}, not a callable.")
     return found  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, choose
 from marshtest.data import Samples
-from marshtest.metrics.accuracy import margin_loss
+from marshtest.metrics.accuracy import margin_loss, scoring_batch
 from marshtest.metrics.gus import gaussian_scores, input_directions
 from marshtest.metrics.rank import null_deviation, rank_scores, ranks
 from marshtest.metrics.tradeoff import (
@@ -26,7 +26,6 @@ from marshtest.metrics.verdict import dependence
 from marshtest.seeds import derive
 from marshtest.tasks import Task
 
-FORWARD = {"cpu": 128, "cuda": 2048}  # inputs of one scoring forward: caches are small, GPUs wide
 CHUNK = 16  # poisons whose fresh noise is held at once: 40 MB for CIFAR-10 and K = 199
 
 
@@ -125,7 +124,7 @@ def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tens
     model.eval()
     exact = task.exact()
     rows = torch.arange(len(base), device=inputs.device).repeat_interleave(inputs.shape[1])
-    size = FORWARD.get(inputs.device.type, 128)
+    size = scoring_batch(inputs.device)
     losses = []
     for index, part in zip(rows.split(size), inputs.flatten(0, 1).split(size), strict=True):
         batch = base[index]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from marshtest.data import Samples
-from marshtest.metrics.accuracy import margin_loss
+from marshtest.metrics.accuracy import margin_loss, scoring_batch
 from marshtest.tasks import Task
 
 
-def input_directions(model: nn.Module, task: Task, base: Samples, batch_size: int = 256) -> Tensor:
+def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
     """[P, d] unit vectors g_z / ‖g_z‖, in input space flattened to d; nan where the gradient vanishes.
 
     The margin loss stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly
@@ -24,8 +24,9 @@ def input_directions(model: nn.Module, task: Task, base: Samples, batch_size: in
     model.eval()
     exact = task.exact()
     directions = []
-    for start in range(0, len(base), batch_size):
-        batch = base[start : start + batch_size]
+    size = scoring_batch(base.y.device)
+    for start in range(0, len(base), size):
+        batch = base[start : start + size]
         inputs = exact.inputs(model, batch).detach().requires_grad_()
         logits = exact.label_logits(exact.outputs(model, inputs, batch), batch)
         (gradient,) = torch.autograd.grad(margin_loss(logits, batch.y).sum(), inputs)

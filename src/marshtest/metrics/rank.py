@@ -12,21 +12,26 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
-def ranks(at_poison: Floats, at_fresh: Floats, rng: np.random.Generator) -> tuple[Ints, int]:
-    """Ranks [P] of losses [P] among those of fresh noise [P, K], and how many had ties."""
+def ranks(at_poison: Floats, at_fresh: Floats, rng: np.random.Generator) -> tuple[Floats, int]:
+    """Ranks [P] of losses [P] among those of fresh noise [P, K], and how many had ties.
+
+    A poison with any loss that is nan has rank nan; that treats the K + 1 draws alike, so the null
+    stays exact.
+    """
     below = (at_fresh < at_poison[:, None]).sum(1)
     ties = (at_fresh == at_poison[:, None]).sum(1)
-    return below + rng.integers(0, ties + 1), int((ties > 0).sum())
+    undefined = np.isnan(at_poison) | np.isnan(at_fresh).any(1)
+    rank = np.where(undefined, np.nan, below + rng.integers(0, ties + 1))
+    return rank, int((ties > 0).sum())
 
 
-def rank_scores(rank: Ints, draws: int) -> Floats:
+def rank_scores(rank: Floats, draws: int) -> Floats:
     """[P] normal scores of ranks 0…K, K = `draws`: mean zero under the null, negative if memorised."""
     return np.asarray(norm.ppf((rank + 0.5) / (draws + 1)), dtype=np.float64)
 
 
 def null_deviation(draws: int) -> float:
     """Standard deviation of a rank score under the null: exactly, from its K + 1 equal chances."""
-    return float(rank_scores(np.arange(draws + 1), draws).std())
+    return float(rank_scores(np.arange(draws + 1.0), draws).std())

@@ -110,7 +110,7 @@ def accuracy_and_tpr(results: Results, share: float) -> Figure:
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
         _reference(bottom, retrained[column], initial[column], colour, labels=False)
     top.set_ylabel("test accuracy")
-    top.set_ylim(max(0.0, table["test_accuracy"].min() - 0.08), 1.0)
+    top.set_ylim(0, 1)
     bottom.set_ylabel(f"TPR at FPR = {fpr:g}")
     bottom.axhline(fpr, color=GREY, lw=0.8, ls=":", label="FPR: nothing left")
     bottom.set_ylim(bottom=0)

@@ -56,7 +56,7 @@ def unlearn(
             updated = unlearner(given, retain, forget, task=task, budget=budget, seed=seed)
     except BudgetSpent:
         updated, note = witness.last, STOPPED
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         note = f"raised {type(error).__name__}: {_one_line(error)}"
     cost = Cost(budget.spent, budget.flops, time.perf_counter() - started)
     if not note.startswith("raised"):
@@ -83,7 +83,7 @@ def _fault(updated: object, given: nn.Module, batch: Samples, task: Task) -> str
     return "" if got == expected else f"returned a model of logits {got}, not {expected}"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
