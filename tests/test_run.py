@@ -240,3 +240,4 @@ def test_what_cannot_work_is_refused_in_one_line(
         pytest.skip("this machine has a GPU")
     with pytest.raises(MarshtestError, match=says):
         marshtest.run({**TINY, **change}, out=tmp_path / "run")
+    assert says == "diverged" or not (tmp_path / "run").exists()

@@ -309,15 +309,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def execute(recipe: Recipe, data: Dataset, folder: Path, report: Report = silent) -> None:
+def execute(pipeline: Pipeline, folder: Path, report: Report = silent) -> None:
     """Run all groups that are not in `folder` yet, then write rows and scores of all of them.
 
     Writes rows.parquet, rows.csv and scores.parquet; each file appears whole or not at all.
     """
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    pipeline = set_up(recipe, data)
-    size = len(data.train)
+    recipe, size = pipeline.recipe, len(pipeline.data.train)
     total = sum(stage.passes for group in groups(recipe) for stage in stages(recipe, group, size))
     clock = Clock(report, total)
     for group in groups(recipe):

@@ -13,7 +13,7 @@ import torch
 
 from marshtest.data import Dataset, load
 from marshtest.errors import MarshtestError
-from marshtest.protocol import Report, execute, silent
+from marshtest.protocol import Report, execute, set_up, silent
 from marshtest.recipe import Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
@@ -45,22 +45,26 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, unlearners=unlearners)
+    elif overrides or unlearners:
+        raise MarshtestError("run: a Recipe is complete; give changes to load_recipe instead.")
     identity = {"recipe": recipe.hash, "data": None if data is None else digest(data)}
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
-    _claim(folder, recipe, identity)
+    _refuse_anothers(folder, recipe, identity)
     if not (folder / "rows.parquet").exists():
         if data is None:
             settings = recipe.data
             data = load(settings.name, settings.path, train=settings.train, test=settings.test)
-        execute(recipe, data, folder, report)
+        pipeline = set_up(recipe, data)
+        _claim(folder, recipe, identity)
+        execute(pipeline, folder, report)
     results = Results.read(folder)
     if not (folder / "report.html").exists():
         write_report(results)
     return results
 
 
-def _claim(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
-    """Make the folder this recipe's own, or refuse one that is another's."""
+def _refuse_anothers(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+    """Raise where the folder holds another recipe's results, or what is no run."""
     about = folder / "run.json"
     if about.exists():
         found = json.loads(about.read_text())
@@ -70,9 +74,15 @@ def _claim(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
                 f"{found.get('recipe')}; this one is {recipe.name}-{recipe.hash}). "
                 "Choose another --out, or remove the folder."
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
+
+
+def _claim(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+    """Make the folder this recipe's own, once."""
+    about = folder / "run.json"
+    if about.exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     values = {
