@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from PIL import Image
 from scipy import stats
 
@@ -26,7 +25,6 @@ def test_bars_and_lines_of_figure_2_are_the_summary(tiny_run: Results) -> None:
     assert np.isclose(levels["no unlearning"], summary.loc["initial", "test_accuracy"])
     heights = [bar.get_height() for bar in bottom.containers[3]]  # type: ignore[attr-defined]
     assert np.allclose(heights, summary.loc["updated", "tpr_rank"])
-    plt.close(figure)
 
 
 def test_histograms_of_figure_6_hold_every_score_and_the_null_density(tiny_run: Results) -> None:
@@ -37,7 +35,6 @@ def test_histograms_of_figure_6_hold_every_score_and_the_null_density(tiny_run: 
         x, y = panel.lines[1].get_data()
         assert np.allclose(y, stats.norm.pdf(x))
     assert "mean -" in figure.axes[1].get_title()  # memorised noise has negative scores
-    plt.close(figure)
 
 
 def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> None:
@@ -47,7 +44,6 @@ def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> No
         assert (np.diff(x) >= 0).all()
         assert (np.diff(y) >= -1e-12).all()
         assert np.isclose(y[-1], 1)
-    plt.close(figure)
 
 
 def test_figures_are_readable_files(tiny_run: Results) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
@@ -19,8 +18,6 @@ from scipy.stats import norm
 from marshtest.metrics.tradeoff import gaussian_tradeoff, tradeoff
 from marshtest.report.tables import SCORE_NAMES, label
 from marshtest.results import GROUP, Results
-
-matplotlib.use("Agg")
 
 BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
 STYLE: dict[Any, Any] = {
@@ -49,7 +46,6 @@ def draw_all(results: Results, folder: Path) -> dict[str, list[Path]]:
                 for suffix in ("png", "pdf"):
                     meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
                     figure.savefig(f"{stem}.{suffix}", dpi=160, bbox_inches="tight", metadata=meta)
-                plt.close(figure)
                 drawn[name].append(Path(f"{stem}.png"))
     return drawn
 
@@ -58,9 +54,8 @@ def dependence(results: Results, share: float) -> Figure:
     """What is left in each model by both scores, with 95 % intervals and the margin of REMOVED."""
     table = _table(results, share)
     names = list(results.null_deviations)
-    figure, panels = plt.subplots(
-        1, len(names), sharey=True, figsize=(7.2, 0.9 + 0.28 * len(table)), squeeze=False
-    )
+    figure = Figure(figsize=(7.2, 0.9 + 0.28 * len(table)))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     places = np.arange(len(table))[::-1]
     for panel, name in zip(panels[0], names, strict=True):
         value = table[f"{name}_dependence"]
@@ -100,8 +95,8 @@ def accuracy_and_tpr(results: Results, share: float) -> Figure:
     fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
     bars = table[table["role"] == "updated"]
     initial, retrained = (table[table["role"] == role].iloc[0] for role in ("initial", "retrained"))
-    figure, panels = plt.subplots(2, 1, sharex=True, figsize=(7.2, 4.4))
-    top, bottom = panels
+    figure = Figure(figsize=(7.2, 4.4))
+    top, bottom = panels = figure.subplots(2, 1, sharex=True)
     places = np.arange(len(bars))
     columns = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
     _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
@@ -159,7 +154,8 @@ def histograms(results: Results, share: float) -> Figure:
         ("poisons, initial model", initial["gus"], ORANGE),
         (f"poisons, after {name}", updated["gus"], BLUE),
     ]
-    figure, panels = plt.subplots(1, 3, sharey=True, sharex=True, figsize=(7.2, 2.4))
+    figure = Figure(figsize=(7.2, 2.4))
+    panels = figure.subplots(1, 3, sharey=True, sharex=True)
     grid = np.linspace(-5, 5, 201)
     for panel, (title, scores, colour) in zip(panels, parts, strict=True):
         scores = scores.dropna()
@@ -178,7 +174,8 @@ def histograms(results: Results, share: float) -> Figure:
 def tradeoffs(results: Results, share: float) -> Figure:
     """Figure 7: trade-off curves before and after unlearning, empirical and Gaussian."""
     initial, updated, name = _before_and_after(results, share)
-    figure, panel = plt.subplots(figsize=(3.6, 3.2))
+    figure = Figure(figsize=(3.6, 3.2))
+    panel = figure.subplots()
     grid = np.logspace(-3, 0, 200)
     for scores, colour, title in ((initial, ORANGE, "no unlearning"), (updated, BLUE, name)):
         fpr, tpr = tradeoff(scores["gus"].to_numpy(), scores["gus_fresh"].to_numpy())
