@@ -109,6 +109,14 @@ def idle(model, retain, forget, *, task, budget, seed):
 """
 
 
+def test_plan_names_the_poisons_and_runs_for_every_score(marshtest: Any, tmp_path: Path) -> None:
+    said = marshtest("plan", "--gus", "0.5", "--rank", "1", "--samples", "2000", "--out", "plan")
+    assert said.code == 0
+    for word in ("GUS", "rank score", "verdict", "1,083", "271", "runs to show removal"):
+        assert word in said.out  # (2 z_0.95 / 0.1)² = 1,083 and a quarter of it
+    assert (tmp_path / "plan" / "plan.csv").exists()
+
+
 def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
     marshtest: Any, tmp_path: Path
 ) -> None:
@@ -137,6 +145,10 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
         (["check", "forgetful"], "unknown unlearner 'forgetful'"),
         (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),
+        (["plan"], "give an expected effect"),
+        (["plan", "--gus", "1", "--power", "1"], "power must lie between 0 and 1"),
+        (["plan", "--gus", "1", "--samples", "10", "--fraction", "0"], "makes no poison"),
+        (["plan", "--pilot", "nowhere"], "nowhere: holds no finished run"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

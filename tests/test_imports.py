@@ -22,6 +22,7 @@ ORDER = [
     "protocol",
     "results",
     "report",
+    "plan",
     "run",
     "explain",
     "cli",

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
 import yaml
@@ -23,10 +24,12 @@ from marshtest.errors import MarshtestError
 from marshtest.explain import expected_cost
 from marshtest.gate import check_unlearner
 from marshtest.models import MODELS
+from marshtest.plan import Plan, effects_of, poisons_of_one_run, save_plan
 from marshtest.protocol import Report
 from marshtest.recipe import load_recipe, shipped
 from marshtest.report.page import sentences
 from marshtest.report.tables import legend, table
+from marshtest.results import Results
 from marshtest.run import run as run_recipe
 from marshtest.unlearning import UNLEARNERS, parse_trials
 
@@ -124,6 +127,40 @@ def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     console.print(_rich(text, f"{resolved.name}: expected on this machine"))
     total = costs["seconds"].sum()
     console.print(f"In all about {total:,.0f} s ({total / 3600:.2f} h).")
+
+
+@app.command()
+def plan(
+    pilot: Annotated[Path | None, typer.Option(help="Folder of a finished run.")] = None,
+    gus: Annotated[float, typer.Option(help="Expected dependence by GUS.")] = 0.0,
+    rank: Annotated[float, typer.Option(help="Expected dependence by the rank score.")] = 0.0,
+    samples: Annotated[int | None, typer.Option(help="Training samples of one run.")] = None,
+    fraction: Annotated[float, typer.Option(help="Share of them that will be poisons.")] = 0.015,
+    alpha: Annotated[float, typer.Option(help="Error rate over all unlearners.")] = 0.05,
+    power: Annotated[float, typer.Option(help="Chance to find a true answer.")] = 0.9,
+    margin: Annotated[float, typer.Option(help="Share that REMOVED may leave.")] = 0.2,
+    unlearners: Annotated[int, typer.Option(help="How many are judged together.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for the curve and its table.")] = None,
+) -> None:
+    """Tell how many poisons a verdict needs, before anything is spent.
+
+    Example: marshtest plan --gus 1.0 --rank 1.7 --samples 50000 --fraction 0.015
+    """
+    guessed = {name: value for name, value in (("gus", gus), ("rank", rank)) if value}
+    effects = guessed if pilot is None else effects_of(Results.read(pilot))
+    planned = Plan(effects, alpha, power, margin, unlearners)
+    shown = planned.table()
+    if samples is not None:
+        each = poisons_of_one_run(samples, fraction)
+        shown["runs to show removal"] = np.ceil(shown["poisons to show removal"] / each)
+    shown["expected dependence"] = (
+        shown["expected dependence"].map("{:.3g}".format).replace("nan", "–")
+    )
+    counts = shown.columns[2:]
+    shown[counts] = shown[counts].map("{:,.0f}".format)
+    console.print(_rich(shown, "plan"))
+    if out is not None:
+        save_plan(planned, out)
 
 
 def _catalogue() -> Iterator[dict[str, str]]:

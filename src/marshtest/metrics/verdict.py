@@ -15,11 +15,14 @@ at most α each. No unlearning and full retraining are controls, tested at α ou
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
+
+from marshtest.metrics.power import detection, poisons_for, removal
 
 Floats = NDArray[np.float64]
 Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
@@ -154,12 +157,12 @@ def _poisons_needed(
     for name, score in scores.items():
         if math.isnan(score.value):
             return None
-        deviation = score.error * math.sqrt(score.n)
-        slack = margins[name] - abs(score.value)
-        quantiles = norm.isf(alpha) + norm.isf(1 - POWER)
-        to_remove = max(to_remove, (deviation * quantiles / slack) ** 2 if slack > 0 else math.inf)
-        quantiles = norm.isf(alpha / len(scores) / 2) + norm.isf(1 - POWER)
-        if score.value != 0:
-            to_reject = min(to_reject, (deviation * quantiles / score.value) ** 2)
+        left, deviation = abs(score.value), score.error * math.sqrt(score.n)
+        removed = partial(
+            removal, margin=margins[name], left=left, deviation=deviation, alpha=alpha
+        )
+        rejected = partial(detection, effect=left, deviation=deviation, alpha=alpha / len(scores))
+        to_remove = max(to_remove, poisons_for(POWER, removed))
+        to_reject = min(to_reject, poisons_for(POWER, rejected))
     needed = min(to_remove, to_reject)
-    return math.ceil(needed) if math.isfinite(needed) else None
+    return int(needed) if math.isfinite(needed) else None

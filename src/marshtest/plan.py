@@ -1,0 +1,152 @@
+"""How many poisons a verdict will need, before anything is spent.
+
+The expected effect is the initial model's dependence by each score, at the variance ε² that will be
+used: from a pilot run, or guessed. A plan answers for each score, and for the verdict, which detects by
+the better score (Bonferroni) and needs both to show removal.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from marshtest.errors import MarshtestError
+from marshtest.metrics.power import detection, poisons_for, removal
+from marshtest.report.tables import SCORE_NAMES
+from marshtest.results import Results
+
+VERDICT = "verdict"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is expected, and how sure to be.
+
+    Attributes:
+        effects: expected dependence of the initial model, by score.
+        alpha: error rate over all unlearners.
+        power: with which a true answer shall be found.
+        margin: share of the effect that REMOVED may leave.
+        unlearners: how many will be judged together (Holm at its strictest).
+    """
+
+    effects: Mapping[str, float]
+    alpha: float = 0.05
+    power: float = 0.9
+    margin: float = 0.2
+    unlearners: int = 1
+
+    def __post_init__(self) -> None:
+        for name, effect in self.effects.items():
+            if not effect > 0:
+                raise MarshtestError(
+                    f"plan: the expected dependence by {name} must be above 0. Got {effect:g}. "
+                    "Without an effect no number of poisons will do; raise the variance or train longer."
+                )
+        for name, value in (("alpha", self.alpha), ("power", self.power), ("margin", self.margin)):
+            if not 0 < value < 1:
+                raise MarshtestError(f"plan: {name} must lie between 0 and 1. Got {value:g}.")
+        if not self.effects or self.unlearners < 1:
+            raise MarshtestError("plan: give an expected effect, and at least one unlearner.")
+
+    @property
+    def tests(self) -> dict[str, tuple[Callable[[float], float], Callable[[float], float]]]:
+        """For each score, and the verdict: power of detection and of removal, as functions of n."""
+        level, count = self.alpha / self.unlearners, len(self.effects)
+        found: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {}
+        for name, effect in self.effects.items():
+            found[name] = (
+                partial(detection, effect=effect, alpha=level),
+                partial(removal, margin=self.margin * effect, alpha=level),
+            )
+        found[VERDICT] = (
+            partial(detection, effect=max(self.effects.values()), alpha=level / count),
+            partial(self._all_removed, level=level),
+        )
+        return found
+
+    def _all_removed(self, n: float, level: float) -> float:
+        """A lower bound of the power that every score shows removal (Bonferroni on the misses)."""
+        missed = sum(
+            1 - removal(n, self.margin * effect, alpha=level) for effect in self.effects.values()
+        )
+        return max(0.0, 1 - missed)
+
+    def table(self) -> pd.DataFrame:
+        """Poisons needed: one line a score, and the verdict."""
+        lines = [
+            {
+                "score": SCORE_NAMES.get(name, name),
+                "expected dependence": self.effects.get(name, float("nan")),
+                "poisons to detect": poisons_for(self.power, detect),
+                "poisons to show removal": poisons_for(self.power, remove),
+            }
+            for name, (detect, remove) in self.tests.items()
+        ]
+        return pd.DataFrame(lines)
+
+    def curve(self, poisons: Sequence[float]) -> pd.DataFrame:
+        """Power at each number of poisons: one line a number and score."""
+        return pd.DataFrame(
+            [
+                {"poisons": n, "score": name, "detection": detect(n), "removal": remove(n)}
+                for name, (detect, remove) in self.tests.items()
+                for n in poisons
+            ]
+        )
+
+    def figure(self) -> tuple[Figure, pd.DataFrame]:
+        """Power against the number of poisons, and its curve; detection dashed, removal solid."""
+        most = self.table()["poisons to show removal"].max()
+        curve = self.curve(np.geomspace(5, 3 * most, 200).tolist())
+        figure = Figure(figsize=(6.4, 3.2))
+        panel = figure.subplots()
+        colours = ("#0072B2", "#E69F00", "black")
+        for (name, lines), colour in zip(curve.groupby("score", sort=False), colours, strict=False):
+            label = SCORE_NAMES.get(str(name), str(name))
+            panel.plot(
+                lines["poisons"], lines["detection"], "--", color=colour, label=f"{label}: detect"
+            )
+            panel.plot(
+                lines["poisons"], lines["removal"], color=colour, label=f"{label}: show removal"
+            )
+        panel.axhline(self.power, color="#555555", lw=0.8, ls=":")
+        panel.set(
+            xscale="log", xlabel="poisons, all seeds together", ylabel="power", ylim=(0, 1.02)
+        )
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7)
+        figure.tight_layout()
+        return figure, curve
+
+
+def effects_of(pilot: Results) -> dict[str, float]:
+    """The initial model's dependence in a finished run, by score, at its first poison budget."""
+    initial = pilot.summary[pilot.summary["role"] == "initial"].iloc[0]
+    return {name: float(initial[f"{name}_dependence"]) for name in pilot.null_deviations}
+
+
+def poisons_of_one_run(samples: int, fraction: float) -> int:
+    """Poisons that one seed's run gives.
+
+    Raises:
+        MarshtestError: a fraction outside 0..1, or one that makes no poison.
+    """
+    if not 0 < fraction < 1 or round(samples * fraction) < 1:
+        raise MarshtestError(
+            f"plan: a fraction of {fraction:g} of {samples} samples makes no poison; "
+            "it must lie between 0 and 1 and give at least one."
+        )
+    return round(samples * fraction)
+
+
+def save_plan(plan: Plan, folder: Path) -> None:
+    """Write plan.csv, the curve behind the figure, and plan.png and plan.pdf."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, curve = plan.figure()
+    curve.to_csv(folder / "plan.csv", index=False)
+    figure.savefig(folder / "plan.png", dpi=160)
+    figure.savefig(folder / "plan.pdf")
