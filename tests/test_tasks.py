@@ -56,6 +56,7 @@ def test_an_epoch_holds_every_sample_once_but_for_a_last_batch_of_one() -> None:
     assert [len(i) for i in ids] == [4, 4]
     ids = [batch.ids for batch in TASK.epoch(image_samples(9), 5, generator(0))]
     assert sorted(torch.cat(ids).tolist()) == list(range(9))
+    assert [len(batch) for batch in TASK.epoch(image_samples(9), 1, generator(0))] == [1] * 9
 
 
 def test_batches_go_on_with_a_new_order_and_the_same_seed_repeats_them() -> None:

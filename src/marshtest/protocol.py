@@ -149,6 +149,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
             poison budget makes no poison.
     """
     device = _device(recipe.device)
+    torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
     model = build(recipe.model, shape, data.classes, 0)

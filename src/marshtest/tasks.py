@@ -70,11 +70,11 @@ class Task(ABC):
     def epoch(self, samples: Samples, batch_size: int, draws: torch.Generator) -> Iterator[Samples]:
         """One pass over the samples in shuffled, augmented mini-batches.
 
-        A last batch of a single sample is left out: BatchNorm cannot take it.
+        A last batch of a single sample is left out where others are larger: BatchNorm cannot take it.
         """
         order = torch.randperm(len(samples), generator=draws).to(samples.y.device)
         for index in order.split(batch_size):
-            if len(index) > 1 or len(samples) == 1:
+            if len(index) > 1 or batch_size == 1 or len(samples) == 1:
                 yield self.augmented(samples[index], draws)
 
     def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[Samples]:
