@@ -33,10 +33,10 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 REPEATS = 5
 
 
-def median_times(*works: Callable[[], object]) -> list[float]:
+def median_times(*works: Callable[[], object], repeats: int = REPEATS) -> list[float]:
     """Median seconds of each piece of work, taken in turns after one round to warm up."""
     times: list[list[float]] = [[] for _ in works]
-    for repeat in range(1 + REPEATS):
+    for repeat in range(1 + repeats):
         for own, work in zip(times, works, strict=True):
             started = time.perf_counter()
             work()
@@ -126,7 +126,8 @@ def scoring_speed() -> None:
     )
 
 
-def harness_cost(steps: int) -> None:
+def harness_cost(steps: int = 12) -> None:
+    """What surrounds the steps; of fit() also its one-off cost count, spread over `steps` only."""
     model = model_of(64).to(memory_format=torch.channels_last)
     samples, task = random_images(128 * steps), our_task(model)
     training = Training(epochs=1, batch_size=128, schedule="constant")
@@ -148,7 +149,7 @@ def harness_cost(steps: int) -> None:
                 descend(optimizer, task.loss(model, batch).mean())
 
     floor, ours, counted = median_times(
-        bare, lambda: fit(model, samples, task, training, 0), metered
+        bare, lambda: fit(model, samples, task, training, 0), metered, repeats=7
     )
     print(
         f"harness    {steps} steps, width 64: bare {floor:.2f} s; fit() {ours:.2f} s, "
@@ -165,7 +166,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     training_speed(options.steps)
     scoring_speed()
-    harness_cost(options.steps)
+    harness_cost()
     if options.images:
         training_accuracy(options.images, options.epochs)
 
