@@ -50,24 +50,18 @@ def batch_of(problem: Problem, samples: Samples, size: int, seed: int = 5) -> Sa
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-def test_gd_steps_down_the_retain_gradient(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "part", "size", "sign"), [("gd", "retain", 16, -1), ("ga", "forget", 8, +1)]
+)
+def test_gd_steps_down_the_retain_gradient_and_ga_up_the_forget_gradient(
+    name: str, part: str, size: int, sign: int, kind: str
+) -> None:
     problem = PROBLEMS[kind]
-    (gd,) = parse_trials({"name": "gd", "lr": 0.1, "weight_decay": 0, "batch_size": 16})
-    updated = one_step(problem, gd, 16)
+    (method,) = parse_trials({"name": name, "lr": 0.1, "weight_decay": 0, "batch_size": size})
+    updated = one_step(problem, method, size)
     model = copy.deepcopy(problem.model).train()
-    loss = problem.task.loss(model, batch_of(problem, problem.retain, 16)).mean()
-    expected = free_vector(problem.model) - 0.1 * gradient(model, loss)
-    torch.testing.assert_close(free_vector(updated), expected)
-
-
-@pytest.mark.parametrize("kind", PROBLEMS)
-def test_ga_steps_up_the_forget_gradient(kind: str) -> None:
-    problem = PROBLEMS[kind]
-    (ga,) = parse_trials({"name": "ga", "lr": 0.1, "weight_decay": 0, "batch_size": 8})
-    updated = one_step(problem, ga, 8)
-    model = copy.deepcopy(problem.model).train()
-    loss = problem.task.loss(model, batch_of(problem, problem.forget, 8)).mean()
-    expected = free_vector(problem.model) + 0.1 * gradient(model, loss)
+    loss = problem.task.loss(model, batch_of(problem, getattr(problem, part), size)).mean()
+    expected = free_vector(problem.model) + sign * 0.1 * gradient(model, loss)
     torch.testing.assert_close(free_vector(updated), expected)
 
 
