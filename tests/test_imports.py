@@ -23,6 +23,7 @@ ORDER = [
     "results",
     "report",
     "plan",
+    "kit",
     "run",
     "explain",
     "cli",

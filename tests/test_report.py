@@ -28,7 +28,7 @@ def test_bars_and_lines_of_figure_2_are_the_summary(tiny_run: Results) -> None:
 
 
 def test_histograms_of_figure_6_hold_every_score_and_the_null_density(tiny_run: Results) -> None:
-    figure = figures.histograms(tiny_run, 0.2)
+    figure = figures.figures_of(tiny_run, 0.2)["figure6"]
     for panel in figure.axes:
         area = sum(patch.get_height() * patch.get_width() for patch in panel.patches)  # type: ignore[attr-defined]
         assert np.isclose(area, 1)
@@ -38,7 +38,7 @@ def test_histograms_of_figure_6_hold_every_score_and_the_null_density(tiny_run: 
 
 
 def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> None:
-    figure = figures.tradeoffs(tiny_run, 0.2)
+    figure = figures.figures_of(tiny_run, 0.2)["figure7"]
     for line in figure.axes[0].lines:
         x, y = (np.asarray(values, dtype=float) for values in line.get_data())
         assert (np.diff(x) >= 0).all()

@@ -95,11 +95,11 @@ def test_ranks_equal_a_literal_count_and_ties_are_broken_evenly() -> None:
     rng = np.random.default_rng(1)
     at_poison, at_fresh = rng.normal(size=300), rng.normal(size=(300, 19))
     found, ties = ranks(at_poison, at_fresh, rng)
-    assert ties == 0
+    assert not ties.any()
     assert found.tolist() == [sum(f < p for f in row) for p, row in zip(at_poison, at_fresh)]
 
     found, ties = ranks(np.zeros(20_000), np.zeros((20_000, 3)), rng)
-    assert ties == 20_000
+    assert (ties == 1).all()
     assert stats.chisquare(np.bincount(found.astype(int))).pvalue > 1e-4
 
 

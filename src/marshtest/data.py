@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marshtest.errors import MarshtestError, unknown
+from marshtest.errors import MarshtestError, first_line, unknown
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 
@@ -254,9 +254,8 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
         if (Path(path) / split).is_dir():
             return datasets.load_dataset("imagefolder", data_dir=path, split=split)
     except (OSError, ValueError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
         raise MarshtestError(
-            f"data: cannot read {path or hub_name} ({type(error).__name__}: {reason}). "
+            f"data: cannot read {path or hub_name} ({type(error).__name__}: {first_line(error)}). "
             "Set data.path, or MARSHTEST_DATA, to a local copy."
         ) from None
     raise MarshtestError(

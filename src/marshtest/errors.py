@@ -14,3 +14,8 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a foreign error says."""
+    return (str(error).splitlines() or ["no message"])[0]

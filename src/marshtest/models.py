@@ -1,15 +1,19 @@
-"""The models: an MLP, the CIFAR ResNet-18, or a user's factory."""
+"""The models: an MLP, the CIFAR ResNet-18, or a user's factory; and the file that holds one."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marshtest.errors import MarshtestError, unknown
+from marshtest.errors import MarshtestError, first_line, unknown
 from marshtest.seeds import seeded
 from marshtest.settings import Settings, load_object
 
@@ -142,9 +146,8 @@ def build(
             with torch.no_grad():
                 output = model(torch.zeros(2, *input_shape))
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
             raise MarshtestError(
-                f"model: {settings.name} cannot take inputs {list(input_shape)}: {reason}"
+                f"model: {settings.name} cannot take inputs {list(input_shape)}: {first_line(error)}"
             ) from None
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
@@ -175,3 +178,50 @@ def _is_weight(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or (
         type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # transformers' linear layer
     )
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    settings: ModelSettings,
+    input_shape: tuple[int, ...],
+    classes: int,
+) -> None:
+    """Write a model as one safetensors file that says how to build it again."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    about = {
+        "settings": settings.model_dump(),
+        "input_shape": list(input_shape),
+        "classes": classes,
+    }
+    save_file(tensors, str(path), {"marshtest": json.dumps(about)})
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The model that `save_model` wrote, in eval mode.
+
+    Raises:
+        MarshtestError: no such file, not one of ours, or corrupt.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MarshtestError(f"{path}: no such checkpoint.")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(metadata["marshtest"])
+        settings = parse_model(about["settings"])
+        model = build(settings, tuple(about["input_shape"]), about["classes"], 0)
+        model.load_state_dict(tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, MarshtestError):
+            raise
+        raise MarshtestError(
+            f"{path}: not a readable marshtest checkpoint ({type(error).__name__}: {first_line(error)}). "
+            "Write it with marshtest.save_model."
+        ) from None
+    return model.eval()

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from marshtest.errors import MarshtestError
 from marshtest.metrics.power import detection, poisons_for, removal
+from marshtest.report.figures import save
 from marshtest.report.tables import SCORE_NAMES
 from marshtest.results import Results
 
@@ -148,5 +149,4 @@ def save_plan(plan: Plan, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure, curve = plan.figure()
     curve.to_csv(folder / "plan.csv", index=False)
-    figure.savefig(folder / "plan.png", dpi=160)
-    figure.savefig(folder / "plan.pdf")
+    save(figure, folder / "plan")

@@ -148,7 +148,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
             poison budget makes no poison.
     """
-    device = _device(recipe.device)
+    device = pick_device(recipe.device)
     torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
@@ -302,7 +302,8 @@ def _split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
     return train.only(held_out), train.without(held_out)
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" means here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def derive(seed: int, *purpose: object) -> int:
@@ -16,6 +18,12 @@ def derive(seed: int, *purpose: object) -> int:
 def generator(seed: int, *purpose: object) -> torch.Generator:
     """A CPU generator, so that a seed means the same draws on every device."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
+
+
+def normal(seed: int, *purpose: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal draws from NumPy: the same on every device, and cheap to draw again."""
+    rng = np.random.default_rng(derive(seed, *purpose))
+    return rng.standard_normal(shape, np.float32)
 
 
 @contextmanager

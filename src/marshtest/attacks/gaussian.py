@@ -6,6 +6,8 @@ The noise hides in the model without changing what it predicts, and only who kno
 it. It is a function of (seed, id), so the seed is all that is stored.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -23,7 +25,7 @@ from marshtest.metrics.tradeoff import (
     tpr_at_fpr_rank,
 )
 from marshtest.metrics.verdict import dependence
-from marshtest.seeds import derive
+from marshtest.seeds import derive, normal
 from marshtest.tasks import Task
 
 CHUNK = 16  # poisons whose fresh noise is held at once: 40 MB for CIFAR-10 and K = 199
@@ -52,10 +54,7 @@ class Gaussian(Attack):
 
     def _draw(self, seed: int, ids: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
         deviation = np.float32(self.variance**0.5)
-        drawn = [
-            np.random.default_rng(derive(seed, stream, i)).standard_normal(shape, np.float32)
-            for i in ids.tolist()
-        ]
+        drawn = [normal(seed, stream, i, shape=shape) for i in ids.tolist()]
         return torch.from_numpy(np.stack(drawn) * deviation).to(ids.device)
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
@@ -74,12 +73,13 @@ class Gaussian(Attack):
             "gus": own,
             "gus_fresh": fresh[:, 0],
             "rank": rank_scores(rank, self.draws),
+            "rank_ties": ties,
         }
-        figures = self._figures(scores, fresh) | {"ties": float(ties)}
+        figures = figures_of(scores, fresh, self.draws, self.fpr)
         return Effect(base.ids.cpu().numpy(), scores, figures)
 
     def null_deviations(self) -> dict[str, float]:
-        return {"gus": 1.0, "rank": null_deviation(self.draws)}
+        return null_deviations(self.draws)
 
     def _score(
         self, model: nn.Module, task: Task, seed: int, base: Samples, directions: Tensor
@@ -93,29 +93,51 @@ class Gaussian(Attack):
         losses = _losses(model, task, base, inputs[:, None] + noise)
         return scores[:, 0], scores[:, 1:], losses[:, 0], losses[:, 1:]
 
-    def _figures(self, scores: dict[str, Floats], fresh: Floats) -> dict[str, float]:
-        figures: dict[str, float] = {}
-        for name, deviation in self.null_deviations().items():
-            found = dependence(scores[name], deviation)
-            low, high = found.interval()
-            figures |= {
-                f"{name}_dependence": found.value,
-                f"{name}_error": found.error,
-                f"{name}_low": low,
-                f"{name}_high": high,
-                f"{name}_p": found.p_value,
-            }
-        return figures | {
-            "gus": -figures["gus_dependence"],  # signed as the paper defines it
-            "tpr": tpr_at_fpr(scores["gus"], self.fpr),
-            "tpr_empirical": tpr_at_fpr_empirical(scores["gus"], fresh, self.fpr),
-            "tpr_one_sided": tpr_at_fpr_one_sided(scores["gus"], self.fpr),
-            "tpr_rank": tpr_at_fpr_rank(scores["rank"], self.draws, self.fpr),
-            "vanished": float(np.isnan(scores["gus"]).sum()),
-        }
-
     def passes(self, poisons: int) -> float:
         return poisons * (self.draws + 1 + 3)  # ranks, and one forward and backward
+
+
+def null_deviations(draws: int) -> dict[str, float]:
+    """Standard deviation of one poison's GUS and rank score where the model is independent of it."""
+    return {"gus": 1.0, "rank": null_deviation(draws)}
+
+
+def figures_of(
+    scores: Mapping[str, Floats], fresh: Floats, draws: int, fpr: float
+) -> dict[str, float]:
+    """A row's numbers: dependence by each score, TPR at low FPR, what could not be told.
+
+    Args:
+        scores: by name, [P]; a black box has no "gus".
+        fresh: [P, K] scores Ĩ of fresh noise.
+        draws: K.
+        fpr: of the TPRs.
+    """
+    figures: dict[str, float] = {}
+    for name, deviation in null_deviations(draws).items():
+        if name not in scores:
+            continue
+        found = dependence(scores[name], deviation)
+        low, high = found.interval()
+        figures |= {
+            f"{name}_dependence": found.value,
+            f"{name}_error": found.error,
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_p": found.p_value,
+        }
+    if "gus" in scores:
+        figures |= {
+            "gus": -figures["gus_dependence"],  # signed as the paper defines it
+            "tpr": tpr_at_fpr(scores["gus"], fpr),
+            "tpr_empirical": tpr_at_fpr_empirical(scores["gus"], fresh, fpr),
+            "tpr_one_sided": tpr_at_fpr_one_sided(scores["gus"], fpr),
+            "vanished": float(np.isnan(scores["gus"]).sum()),
+        }
+    return figures | {
+        "tpr_rank": tpr_at_fpr_rank(scores["rank"], draws, fpr),
+        "ties": float((scores["rank_ties"] > 0).sum()),
+    }
 
 
 @torch.no_grad()

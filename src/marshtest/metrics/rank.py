@@ -14,8 +14,8 @@ from scipy.stats import norm
 Floats = NDArray[np.float64]
 
 
-def ranks(at_poison: Floats, at_fresh: Floats, rng: np.random.Generator) -> tuple[Floats, int]:
-    """Ranks [P] of losses [P] among those of fresh noise [P, K], and how many had ties.
+def ranks(at_poison: Floats, at_fresh: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Ranks [P] of losses [P] among those of fresh noise [P, K], and the share of the K tied with each.
 
     A poison with any loss that is nan has rank nan; that treats the K + 1 draws alike, so the null
     stays exact.
@@ -24,7 +24,7 @@ def ranks(at_poison: Floats, at_fresh: Floats, rng: np.random.Generator) -> tupl
     ties = (at_fresh == at_poison[:, None]).sum(1)
     undefined = np.isnan(at_poison) | np.isnan(at_fresh).any(1)
     rank = np.where(undefined, np.nan, below + rng.integers(0, ties + 1))
-    return rank, int((ties > 0).sum())
+    return rank, ties / at_fresh.shape[1]
 
 
 def rank_scores(rank: Floats, draws: int) -> Floats:

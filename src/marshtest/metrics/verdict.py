@@ -6,6 +6,10 @@
     NOT REMOVED   else, if D = 0 is rejected: two-sided z test, the scores' null variance is known
     INCONCLUSIVE  else, with the number of poisons that would settle it
 
+A score that cannot be told, because a gradient vanished or losses tie, hides what it would have shown:
+the hidden share of the poisons is taken to carry the whole initial effect, so M shrinks by that share
+of D₀. A model that is flat or coarse where it is asked cannot pass for one that has forgotten.
+
 "p > 0.05" is never read as "removed". REMOVED asks it of every score (an intersection–union test, no
 correction needed); NOT REMOVED of the best one, Bonferroni-corrected. Over several unlearners both
 are corrected by Holm, so the chance of even one false NOT REMOVED, and of even one false REMOVED, is
@@ -40,6 +44,7 @@ class Dependence:
         null_error: its standard error if the model does not depend on the noise (exact).
         n: poisons with a defined score.
         undefined: poisons without one (vanished gradient).
+        hidden: share of the poisons that the score cannot tell: undefined, or tied by chance.
     """
 
     value: float
@@ -47,6 +52,7 @@ class Dependence:
     null_error: float
     n: int
     undefined: int = 0
+    hidden: float = 0.0
 
     @property
     def p_value(self) -> float:
@@ -65,18 +71,25 @@ class Dependence:
         return float(t.sf((margin - abs(self.value)) / self.error, self.n - 1))
 
 
-def dependence(scores: Floats, null_deviation: float = 1.0) -> Dependence:
-    """Dependence of a set of scores [P]; nan scores are counted and left out."""
+def dependence(
+    scores: Floats, null_deviation: float = 1.0, ties: Floats | float = 0.0
+) -> Dependence:
+    """Dependence of a set of scores [P]; nan scores are counted and left out.
+
+    `ties` [P] is the share of each score that chance decided.
+    """
     defined = scores[~np.isnan(scores)]
     n = len(defined)
+    hidden = float(np.where(np.isnan(scores), 1.0, ties).mean()) if len(scores) else 0.0
     if n < 2:
-        return Dependence(math.nan, math.nan, math.nan, n, len(scores) - n)
+        return Dependence(math.nan, math.nan, math.nan, n, len(scores) - n, hidden)
     return Dependence(
         value=-float(defined.mean()),
         error=float(defined.std(ddof=1)) / math.sqrt(n),
         null_error=null_deviation / math.sqrt(n),
         n=n,
         undefined=len(scores) - n,
+        hidden=hidden,
     )
 
 
@@ -112,8 +125,8 @@ def verdicts(
         alpha: level of both tests, over the whole family.
         margin: share of the initial effect that may be left.
     """
-    margins = {name: margin * score.value for name, score in initial.items()}
-    removed = holm([_p_removed(scores, margins) for scores in family])
+    effects = {name: score.value for name, score in initial.items()}
+    removed = holm([_p_removed(scores, effects, margin) for scores in family])
     not_removed = holm([_p_not_removed(scores) for scores in family])
     answers = []
     for scores, p_in, p_out in zip(family, removed, not_removed, strict=True):
@@ -122,7 +135,7 @@ def verdicts(
         elif p_out <= alpha:
             answers.append(Verdict("NOT REMOVED", p_in, p_out))
         else:
-            needed = _poisons_needed(scores, margins, alpha / len(family))
+            needed = _poisons_needed(scores, effects, margin, alpha / len(family))
             answers.append(Verdict("INCONCLUSIVE", p_in, p_out, needed))
     return answers
 
@@ -137,8 +150,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _p_removed(scores: Mapping[str, Dependence], margins: Mapping[str, float]) -> float:
-    return max(_or_one(score.p_equivalence(margins[name])) for name, score in scores.items())
+def _margin(score: Dependence, effect: float, margin: float) -> float:
+    """What a score may leave, less what it may hide."""
+    return max(0.0, margin - score.hidden) * effect
+
+
+def _p_removed(
+    scores: Mapping[str, Dependence], effects: Mapping[str, float], margin: float
+) -> float:
+    return max(
+        _or_one(score.p_equivalence(_margin(score, effects[name], margin)))
+        for name, score in scores.items()
+    )
 
 
 def _p_not_removed(scores: Mapping[str, Dependence]) -> float:
@@ -150,7 +173,7 @@ def _or_one(p: float) -> float:
 
 
 def _poisons_needed(
-    scores: Mapping[str, Dependence], margins: Mapping[str, float], alpha: float
+    scores: Mapping[str, Dependence], effects: Mapping[str, float], margin: float, alpha: float
 ) -> int | None:
     """Fewest poisons at which this estimate would pass either test with power 0.9."""
     to_remove, to_reject = 0.0, math.inf
@@ -158,9 +181,8 @@ def _poisons_needed(
         if math.isnan(score.value):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        removed = partial(
-            removal, margin=margins[name], left=left, deviation=deviation, alpha=alpha
-        )
+        allowed = _margin(score, effects[name], margin)
+        removed = partial(removal, margin=allowed, left=left, deviation=deviation, alpha=alpha)
         rejected = partial(detection, effect=left, deviation=deviation, alpha=alpha / len(scores))
         to_remove = max(to_remove, poisons_for(POWER, removed))
         to_reject = min(to_reject, poisons_for(POWER, rejected))

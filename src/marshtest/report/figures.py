@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line st
 colours say, so that grey prints stay legible.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +30,59 @@ STYLE: dict[Any, Any] = {
 
 def draw_all(results: Results, folder: Path) -> dict[str, list[Path]]:
     """Draw every figure that the run can fill, as PNG and PDF; their PNG paths by figure name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    makers: dict[str, Callable[[Results, float], Figure]] = {
-        "dependence": dependence,
-        "figure2": accuracy_and_tpr,
-        "figure6": histograms,
-        "figure7": tradeoffs,
-    }
-    drawn: dict[str, list[Path]] = {name: [] for name in makers}
+    drawn: dict[str, list[Path]] = {}
     with matplotlib.rc_context(STYLE):
         for share in results.recipe.poison_budgets:
-            for name, make in makers.items():
-                figure = make(results, share)
-                stem = folder / f"{name}-{share:g}"
-                for suffix in ("png", "pdf"):
-                    meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-                    figure.savefig(f"{stem}.{suffix}", dpi=160, bbox_inches="tight", metadata=meta)
-                drawn[name].append(Path(f"{stem}.png"))
+            for name, figure in figures_of(results, share).items():
+                drawn.setdefault(name, []).append(save(figure, folder / f"{name}-{share:g}"))
     return drawn
 
 
-def dependence(results: Results, share: float) -> Figure:
-    """What is left in each model by both scores, with 95 % intervals and the margin of REMOVED."""
+def figures_of(results: Results, share: float) -> dict[str, Figure]:
+    """The figures of one poison budget."""
     table = _table(results, share)
-    names = list(results.null_deviations)
-    figure = Figure(figsize=(7.2, 0.9 + 0.28 * len(table)))
+    initial, updated, name = _before_and_after(results, share)
+    parts = [
+        ("fresh noise, initial model", initial["gus_fresh"], BROWN),
+        ("poisons, initial model", initial["gus"], ORANGE),
+        (f"poisons, after {name}", updated["gus"], BLUE),
+    ]
+    curves = [("no unlearning", initial, ORANGE), (name, updated, BLUE)]
+    return {
+        "dependence": dependence(
+            table, list(results.null_deviations), results.recipe.verdict.margin
+        ),
+        "figure2": accuracy_and_tpr(results, share),
+        "figure6": histograms(parts),
+        "figure7": tradeoffs(curves),
+    }
+
+
+def save(figure: Figure, stem: Path) -> Path:
+    """Write a figure as PNG and PDF, the same bytes each time; the PNG's path."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "pdf"):
+        meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+        figure.savefig(f"{stem}.{suffix}", dpi=160, bbox_inches="tight", metadata=meta)
+    return Path(f"{stem}.png")
+
+
+def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figure:
+    """What is left in each model by each score, with 95 % intervals and the margin of REMOVED.
+
+    Args:
+        table: one line a model, the initial one first: `label`, `verdict`, and each score's
+            dependence and interval.
+        names: of the scores.
+        margin: share of the initial effect.
+    """
+    figure = Figure(figsize=(3.6 * max(len(names), 1.5), 0.9 + 0.28 * len(table)))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     places = np.arange(len(table))[::-1]
     for panel, name in zip(panels[0], names, strict=True):
         value = table[f"{name}_dependence"]
-        margin = results.recipe.verdict.margin * value.iloc[0]
-        panel.axvspan(-margin, margin, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
+        half = margin * value.iloc[0]
+        panel.axvspan(-half, half, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
         panel.axvline(0, color=GREY, lw=0.8)
         spread = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
         for verdict, colour, marker in _verdict_styles():
@@ -146,16 +168,10 @@ def _reference(
     panel.axhline(initial, color=colour, ls="-", lw=1.2, label="no unlearning" if labels else None)
 
 
-def histograms(results: Results, share: float) -> Figure:
-    """Figure 6: scores of fresh noise, of the poisons before, and of the poisons after unlearning."""
-    initial, updated, name = _before_and_after(results, share)
-    parts = [
-        ("fresh noise, initial model", initial["gus_fresh"], BROWN),
-        ("poisons, initial model", initial["gus"], ORANGE),
-        (f"poisons, after {name}", updated["gus"], BLUE),
-    ]
-    figure = Figure(figsize=(7.2, 2.4))
-    panels = figure.subplots(1, 3, sharey=True, sharex=True)
+def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") -> Figure:
+    """Figure 6: scores of several groups (title, scores, colour), with the fitted and the null density."""
+    figure = Figure(figsize=(2.4 * len(parts), 2.4))
+    panels = figure.subplots(1, len(parts), sharey=True, sharex=True, squeeze=False)[0]
     grid = np.linspace(-5, 5, 201)
     for panel, (title, scores, colour) in zip(panels, parts, strict=True):
         scores = scores.dropna()
@@ -164,20 +180,19 @@ def histograms(results: Results, share: float) -> Figure:
         panel.plot(grid, norm.pdf(grid, mean, deviation), color=colour, lw=1.5, label="fitted")
         panel.plot(grid, norm.pdf(grid), color="black", lw=1, ls="--", label="N(0, 1)")
         panel.set_title(f"{title}\nmean {mean:+.2f}, s.d. {deviation:.2f}", fontsize=8)
-        panel.set_xlabel("I")
+        panel.set_xlabel(score)
         panel.legend(frameon=False, fontsize=7)
     panels[0].set_ylabel("density")
     figure.tight_layout()
     return figure
 
 
-def tradeoffs(results: Results, share: float) -> Figure:
-    """Figure 7: trade-off curves before and after unlearning, empirical and Gaussian."""
-    initial, updated, name = _before_and_after(results, share)
+def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]]) -> Figure:
+    """Figure 7: trade-off curves of several models (title, scores, colour), empirical and Gaussian."""
     figure = Figure(figsize=(3.6, 3.2))
     panel = figure.subplots()
     grid = np.logspace(-3, 0, 200)
-    for scores, colour, title in ((initial, ORANGE, "no unlearning"), (updated, BLUE, name)):
+    for title, scores, colour in curves:
         fpr, tpr = tradeoff(scores["gus"].to_numpy(), scores["gus_fresh"].to_numpy())
         panel.plot(fpr, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
         analytic = gaussian_tradeoff(-float(scores["gus"].mean()), grid)

@@ -1,0 +1,1 @@
+"""The forensic kit: dose and test a pipeline that is not ours."""

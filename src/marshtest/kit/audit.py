@@ -1,0 +1,230 @@
+"""Is the dose still in the model? The verdict on models before and after unlearning."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from marshtest.errors import MarshtestError
+from marshtest.kit.doors import open_door
+from marshtest.kit.key import Key
+from marshtest.kit.measure import Measured, measure
+from marshtest.kit.noise import Scaling
+from marshtest.metrics.privacy import epsilon_bound
+from marshtest.metrics.verdict import Verdict, verdicts
+from marshtest.protocol import Report, pick_device, silent
+from marshtest.settings import Settings
+
+UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
+EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
+
+
+class Question(Settings):
+    """What is asked, and how sure the answer shall be."""
+
+    draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward
+    fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
+    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
+    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that REMOVED may leave
+    delta: float = Field(1e-5, ge=0, lt=1)  # of the privacy bound
+    confidence: float = Field(0.95, gt=0, lt=1)  # of the privacy bound
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model with its verdict, and why it is not better where it could be."""
+
+    role: str
+    measured: Measured
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answer.
+
+    Attributes:
+        key: of the dose.
+        question: what was asked.
+        models: before, after unlearning (in the order given), and retrained where there is one.
+    """
+
+    key: Key
+    question: Question
+    models: tuple[Judged, ...]
+
+    @property
+    def answer(self) -> str:
+        """The worst verdict over the models after unlearning; without any, that of the one before."""
+        answers = {judged.verdict.answer for judged in self.models if judged.role == "after"}
+        answers = answers or {self.models[0].verdict.answer}
+        return next(a for a in ("NOT REMOVED", "INCONCLUSIVE", "REMOVED") if a in answers)
+
+    @property
+    def exit_code(self) -> int:
+        """0 removed, 1 not, 3 inconclusive."""
+        return EXIT_CODES[self.answer]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One line a model and poison."""
+        frames = [
+            pd.DataFrame(
+                {
+                    "role": judged.role,
+                    "model": judged.measured.name,
+                    "id": list(self.key.ids),
+                    **judged.measured.scores,
+                }
+            )
+            for judged in self.models
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def to_json(self) -> str:
+        """All of it for machines; what is undefined is null."""
+        content = {
+            "format": "marshtest audit 1",
+            "answer": self.answer,
+            "exit_code": self.exit_code,
+            "poisons": len(self.key.ids),
+            "samples": self.key.samples,
+            "variance": self.key.noise.variance,
+            "input": self.key.input,
+            "output": self.key.output,
+            "question": self.question.model_dump(),
+            "models": [self._line(judged) for judged in self.models],
+        }
+        return json.dumps(_defined(content), indent=2) + "\n"
+
+    def _line(self, judged: Judged) -> dict[str, Any]:
+        verdict, measured = judged.verdict, judged.measured
+        return {
+            "role": judged.role,
+            "model": measured.name,
+            "verdict": verdict.answer,
+            "reasons": list(judged.reasons),
+            "p_removed": verdict.p_removed,
+            "p_not_removed": verdict.p_not_removed,
+            "poisons_needed": verdict.poisons_needed,
+            "base_accuracy": measured.accuracy,
+            **measured.figures,
+            "hidden": {name: score.hidden for name, score in measured.dependences().items()},
+            "epsilon": {
+                "lower_bound": judged.epsilon,
+                "delta": self.question.delta,
+                "confidence": self.question.confidence,
+                "unit": UNIT,
+            },
+        }
+
+
+def audit(
+    key: Key | str | Path,
+    data: str | Path,
+    before: str,
+    *after: str,
+    retrained: str | None = None,
+    scaling: Scaling | None = None,
+    device: str = "auto",
+    report: Report = silent,
+    **question: Any,
+) -> Audit:
+    """Ask whether the dose is still there.
+
+    Args:
+        key: of the dose.
+        data: the data set as it was before dosing.
+        before: the model trained on the dosed data, as the doors take it (see `marshtest.kit.doors`).
+        after: models after unlearning.
+        retrained: one trained without the dosed samples: the check on the test itself.
+        scaling: how values of the file become model inputs; see `open_door`.
+        device: auto, cpu or cuda.
+        report: told each model that is asked and the share of the work that is done.
+        question: fields of `Question`.
+
+    Raises:
+        MarshtestError: a key, data or model that do not go together.
+    """
+    key = key if isinstance(key, Key) else Key.read(key)
+    asked = Question.parse(question, "test")
+    bases = key.bases(data)
+    chosen = pick_device(device)
+    specs = [before, *after, *([retrained] if retrained else [])]
+    shape = bases.values.shape[1:]
+    doors = [open_door(spec, key, shape, scaling, chosen) for spec in specs]
+    measured = []
+    for place, door in enumerate(doors):
+        report(f"ask {door.name}", place / len(doors))
+        found = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
+        if place == 0 and found.near_chance:
+            raise MarshtestError(f"{before}: {found.doubts[-1]}. It cannot be tested.")
+        measured.append(found)
+    roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
+    return Audit(key, asked, tuple(judge(roles, measured, asked)))
+
+
+def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:
+    """Verdicts, by the rules of `marshtest.metrics.verdict`; whoever is in doubt is not acquitted."""
+    dependences = [found.dependences() for found in measured]
+    initial = dependences[0]
+    common = [{n: s for n, s in scores.items() if n in initial} for scores in dependences]
+    levels = {"alpha": question.alpha, "margin": question.margin}
+    after = [place for place, role in enumerate(roles) if role == "after"]
+    found = dict(
+        zip(after, verdicts(initial, [common[place] for place in after], **levels), strict=True)
+    )
+    for place in set(range(len(roles))) - set(after):
+        found[place] = verdicts(initial, [common[place]], **levels)[0]
+    failed = _failed_controls(roles, found)
+    judged = []
+    for place, role in enumerate(roles):
+        reasons = [*measured[place].doubts, *_hidden(common[place], question.margin)]
+        reasons += failed if role == "after" else []
+        verdict = found[place]
+        if verdict.answer == "REMOVED" and reasons:
+            verdict = Verdict("INCONCLUSIVE", verdict.p_removed, verdict.p_not_removed)
+        epsilon = epsilon_bound(
+            measured[place].advantages, delta=question.delta, confidence=question.confidence
+        )
+        judged.append(Judged(role, measured[place], verdict, tuple(reasons), epsilon))
+    return judged
+
+
+def _hidden(scores: Mapping[str, Any], margin: float) -> list[str]:
+    """Scores that cannot acquit, because too much of them cannot be told."""
+    why = {"gus": "gradients vanish", "rank": "losses tie or are not numbers"}
+    return [
+        f"untestable by {name}: {why[name]} for {score.hidden:.0%} of the poisons"
+        for name, score in scores.items()
+        if score.hidden >= margin
+    ]
+
+
+def _failed_controls(roles: Sequence[str], found: Mapping[int, Verdict]) -> list[str]:
+    failed = []
+    if found[0].answer != "NOT REMOVED":
+        failed.append("the dose does not show in the model before unlearning either")
+    failed += [
+        f"the retrained model, which never saw the dose, came out {found[place].answer}"
+        for place, role in enumerate(roles)
+        if role == "retrained" and found[place].answer != "REMOVED"
+    ]
+    return failed
+
+
+def _defined(value: Any) -> Any:
+    """The same with null for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _defined(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_defined(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

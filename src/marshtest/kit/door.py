@@ -1,0 +1,106 @@
+"""A model as the auditor asks it: samples as they lie in the file in, margin losses out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from marshtest.errors import MarshtestError, first_line
+from marshtest.kit.noise import Floats, Value
+from marshtest.metrics.accuracy import margin_loss, scoring_batch
+
+Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
+Labels = NDArray[np.int64]
+Answers = tuple[Floats, NDArray[np.bool_] | None]
+
+
+class Door(ABC):
+    """A model as the auditor asks it.
+
+    Attributes:
+        name: as given on the command line.
+        rows: inputs of one question that suit it.
+    """
+
+    name: str
+    rows: int
+
+    @abstractmethod
+    def ask(self, values: Value, labels: Labels) -> Answers:
+        """Margin losses [M] of samples [M, ...], and whether each prediction is right, if it is told."""
+
+    def gradients(self, values: Value, labels: Labels) -> Floats | None:
+        """[M, d] gradients of the margin loss by the values of the file; None from a black box."""
+        return None
+
+
+class Program(Door):
+    """A function from inputs to logits, of PyTorch or not."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Tensor], Any],
+        inputs: Inputs,
+        classes: int,
+        device: torch.device,
+        batch: int | None = None,
+    ) -> None:
+        self.name, self.function, self.inputs = name, function, inputs
+        self.classes, self.device, self.batch = classes, device, batch
+        self.rows = 32 * scoring_batch(device)
+
+    def ask(self, values: Value, labels: Labels) -> Answers:
+        losses, right = [], []
+        with torch.no_grad():
+            for x, y in self._batches(values, labels):
+                logits = self._logits(x)
+                losses.append(margin_loss(logits, y))
+                right.append(logits.argmax(1) == y)
+        return torch.cat(losses).cpu().numpy(), torch.cat(right).cpu().numpy()
+
+    def gradients(self, values: Value, labels: Labels) -> Floats | None:
+        found = []
+        with torch.enable_grad():
+            for x, y in self._batches(values, labels):
+                logits = self._logits(x.requires_grad_())
+                if not logits.requires_grad:
+                    return None
+                (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x)
+                found.append(gradient.flatten(1).double())
+        return torch.cat(found).cpu().numpy()
+
+    def _batches(self, values: Value, labels: Labels) -> list[tuple[Tensor, Tensor]]:
+        size = self.batch or scoring_batch(self.device)
+        return [
+            (
+                torch.from_numpy(values[start : start + size]).to(self.device).float(),
+                torch.from_numpy(labels[start : start + size]).to(self.device),
+            )
+            for start in range(0, len(values), size)
+        ]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """[B, C] for a batch of the file's values, padded where the program's batch is fixed."""
+        missing = (self.batch or len(x)) - len(x)
+        inputs = self.inputs(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x)
+        try:
+            output = self.function(inputs)
+        except Exception as error:  # whatever a foreign model raises
+            raise MarshtestError(
+                f"{self.name}: does not take inputs {list(inputs.shape[1:])} "
+                f"({type(error).__name__}: {first_line(error)})."
+            ) from None
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            logits = torch.from_numpy(np.array(logits)).to(x.device)
+        if logits.shape != (len(inputs), self.classes):
+            raise MarshtestError(
+                f"{self.name}: must turn {len(inputs)} inputs into logits "
+                f"[{len(inputs)}, {self.classes}], one a class of the data. Got {list(logits.shape)}."
+            )
+        return logits[: len(x)]

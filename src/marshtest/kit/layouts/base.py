@@ -1,0 +1,220 @@
+"""What all layouts share: the contract, and reading without holding more than a chunk."""
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from marshtest.errors import MarshtestError, first_line
+
+Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
+Ids = NDArray[np.int64]
+Dosed = Callable[[int, Value], Value]
+
+CHUNK = 1 << 20  # bytes of an array read at once
+KNOWN = (
+    "Known: train*.parquet with encoded images, train/<class>/ or <class>/ with image files, "
+    "one .parquet, .npz or .safetensors file."
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dosed sample lies.
+
+    Attributes:
+        id: its row number in the split that was dosed.
+        file: relative to the data set's folder, or the file's own name.
+        row: inside that file; None if the sample is the file.
+    """
+
+    id: int
+    file: str
+    row: int | None
+
+
+class Layout(ABC):
+    """A data set on disk, of which one split is dosed; ids are row numbers of that split.
+
+    Attributes:
+        path: the folder or file.
+        samples: N, of the dosed split.
+        classes: C, the number of class names, or the largest label plus one.
+        pixels: whether values are uint8 pixels 0..255; if not, they are floating point.
+    """
+
+    path: Path
+    samples: int
+    classes: int
+    pixels: bool
+
+    def each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
+        """(id, value, label) of these samples in increasing order of id; no other is decoded.
+
+        Raises:
+            MarshtestError: an id, image, value or label that is not a good one, by its place.
+        """
+        return self._each(self._sorted(ids))
+
+    def copy(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+        """Write the data set to `out`, with `dosed(id, value)` for the samples `ids`.
+
+        `out` appears whole or not at all; `dosed` is called in increasing order of id.
+
+        Returns:
+            Where each dosed sample lies, in increasing order of id.
+
+        Raises:
+            MarshtestError: `out` exists, lies inside the data set, or cannot be written.
+            ValueError: `dosed` gave another shape or dtype.
+        """
+        wanted = self._sorted(ids)
+        if os.path.lexists(out):
+            raise MarshtestError(f"{out}: exists already. Choose another folder, or remove it.")
+        if out.resolve().is_relative_to(self.path.resolve()):
+            raise MarshtestError(f"{out}: lies inside the data set {self.path}. Choose another.")
+        temporary = out.with_name(f".{out.name}.tmp")
+        try:
+            _remove(temporary)  # of a run that was killed
+            out.parent.mkdir(parents=True, exist_ok=True)
+            places = self._write(temporary, _same_kind(dosed), wanted)
+            temporary.rename(out)
+        except OSError as error:
+            raise MarshtestError(f"{out}: cannot be written ({error}).") from error
+        finally:
+            _remove(temporary)
+        return [replace(place, file=place.file or out.name) for place in places]
+
+    @abstractmethod
+    def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
+        """`each`, of increasing ids."""
+
+    @abstractmethod
+    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+        """`copy`, of increasing ids; a place's file is "" if `out` is a file."""
+
+    def _sorted(self, ids: Ids) -> Ids:
+        wanted = np.unique(np.asarray(ids, np.int64))
+        if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < self.samples):
+            raise MarshtestError(
+                f"{self.path}: ids must lie in 0..{self.samples - 1}. "
+                f"Got {wanted[0]}..{wanted[-1]}: is it the data set that was dosed?"
+            )
+        return wanted
+
+    def _label(self, label: int | None, where: str) -> int:
+        if label is None or not 0 <= label < self.classes:
+            raise MarshtestError(
+                f"{where} has label {label}; labels must lie in 0..{self.classes - 1}. "
+                "Correct or drop it."
+            )
+        return label
+
+
+def files_of(path: Path, prefix: str = "") -> Iterator[str]:
+    """Relative paths of a folder's files, sorted; "" for a file. Holds one folder's names."""
+    if not path.is_dir():
+        yield prefix
+        return
+    with os.scandir(path) as entries:  # the slash makes folders sort as their files' paths do
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+    for name in names:
+        if name.endswith("/"):
+            yield from files_of(path / name, prefix + name)
+        else:
+            yield prefix + name
+
+
+def within(ids: Ids, first: int, count: int) -> list[int]:
+    """Those of the increasing ids that lie in first .. first + count - 1."""
+    low, high = np.searchsorted(ids, (first, first + count))
+    return list(map(int, ids[low:high]))
+
+
+def largest_of(labels: NDArray[Any], first: int, where: Path) -> int:
+    """The largest of the labels of rows first, first + 1, ..."""
+    if len(bad := (labels < 0).nonzero()[0]):
+        raise MarshtestError(
+            f"{where}: row {first + bad[0]} has no label, or a negative one. Correct or drop it."
+        )
+    return int(labels.max(initial=0))
+
+
+def pieces(stream: IO[bytes], where: Path, count: int | None = None) -> Iterator[bytes]:
+    """The next `count` bytes, or all that are left, a chunk at a time."""
+    while count is None or count > 0:
+        with reading(where):
+            asked = CHUNK if count is None else min(count, CHUNK)
+            piece = stream.read(asked)
+            if count is not None and len(piece) < asked:
+                raise EOFError("it ends too early")
+        if not piece:
+            return
+        yield piece
+        count = None if count is None else count - len(piece)
+
+
+def decoded(source: Path | BytesIO, where: str) -> Value:
+    """[1, H, W] of a grey image, else [3, H, W]; uint8."""
+    with reading(where), Image.open(source) as image:
+        if image.mode[0] in "IF":  # Pillow would clip, not scale, them
+            raise MarshtestError(f"{where}: has more than 8 bits a pixel. Save it with 8.")
+        pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def encoded(value: Value) -> bytes:
+    """PNG of [1, H, W] or [3, H, W]."""
+    pixels = value[0] if len(value) == 1 else value.transpose(1, 2, 0)
+    buffer = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _same_kind(dosed: Dosed) -> Dosed:
+    """`dosed`, which must give what fits in the old value's place."""
+
+    def checked(i: int, value: Value) -> Value:
+        shape, dtype = value.shape, value.dtype
+        new = dosed(i, value)
+        if new.shape != shape or new.dtype != dtype:
+            raise ValueError(f"dosed sample {i}: {new.dtype} {new.shape}, not {dtype} {shape}")
+        return new
+
+    return checked
+
+
+@contextmanager
+def reading(where: Path | str) -> Iterator[None]:
+    """Turn whatever a library raises at a damaged file into one line."""
+    try:
+        yield
+    except MarshtestError:
+        raise
+    except Exception as error:
+        raise MarshtestError(
+            f"{where}: cannot be read ({type(error).__name__}: {first_line(error)}). "
+            "Mend it, or fetch it again."
+        ) from error
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy byte for byte, making the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

@@ -1,0 +1,204 @@
+"""Parquet as Hugging Face lays it out."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from marshtest.errors import MarshtestError
+from marshtest.kit.layouts.base import (
+    CHUNK,
+    KNOWN,
+    Dosed,
+    Ids,
+    Layout,
+    Place,
+    Value,
+    copy_file,
+    decoded,
+    encoded,
+    files_of,
+    largest_of,
+    reading,
+    within,
+)
+
+ROWS = 64  # rows decoded at once
+ROW_GROUP = 64 << 20  # bytes at which a row group is cut: the writer holds it whole
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+HELD_OUT = re.compile(r"(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval)(?![a-z])", re.IGNORECASE)
+TRAIN = re.compile("train", re.IGNORECASE)
+
+
+class Parquet(Layout):
+    """Parquet as Hugging Face lays it out: encoded images and integer labels."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.pixels = path, True
+        self._ids: dict[str, range] = {}  # of each file of the split
+        self._columns: dict[str, tuple[str, str]] = {}  # its image and its label column
+        self.samples, named = 0, 0
+        for name in _training([name for name in files_of(path) if is_parquet(path / name)]):
+            with self._file(name) as file:
+                self._columns[name] = _columns(file.schema_arrow, path / name)
+                named = named or _named_classes(file.schema_arrow, self._columns[name][1])
+                self._ids[name] = range(self.samples, self.samples + file.metadata.num_rows)
+            self.samples = self._ids[name].stop
+        if not self.samples:
+            raise MarshtestError(f"{path}: no samples to train on. {KNOWN}")
+        self.classes = named or max(map(self._largest_label, self._ids)) + 1
+
+    def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
+        for name, columns in self._columns.items():
+            for first, batch, _ in self._batches(name, columns, ids):
+                images, labels = (batch.column(column) for column in columns)
+                for i in within(ids, first, len(batch)):
+                    where = self._where(name, i)
+                    label = self._label(labels[i - first].as_py(), where)
+                    yield i, _decoded_cell(images[i - first].as_py(), where), label
+
+    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+        for name in files_of(self.path):
+            if name in self._ids:
+                self._write_file(name, out / name, dosed, ids)
+            else:
+                copy_file(self.path / name, out / name)
+        return [
+            Place(i, name, i - own.start)
+            for name, own in self._ids.items()
+            for i in within(ids, own.start, len(own))
+        ]
+
+    def _write_file(self, name: str, out: Path, dosed: Dosed, ids: Ids) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with self._file(name) as file:
+            schema, codec = file.schema_arrow, _codec(file.metadata, self._columns[name][0])
+        with pq.ParquetWriter(out, schema, compression=codec) as writer:
+            held: list[Any] = []
+            size = 0
+            for first, batch, last in self._batches(name):
+                held.append(self._dosed_batch(name, batch, first, dosed, ids))
+                size += held[-1].nbytes
+                if last or size >= ROW_GROUP:
+                    writer.write_table(pa.Table.from_batches(held))
+                    held, size = [], 0
+
+    def _dosed_batch(self, name: str, batch: Any, first: int, dosed: Dosed, ids: Ids) -> Any:
+        inside = within(ids, first, len(batch))
+        if not inside:
+            return batch
+        column = batch.schema.get_field_index(self._columns[name][0])
+        cells = batch.column(column).to_pylist()
+        for i in inside:
+            value = _decoded_cell(cells[i - first], self._where(name, i))
+            cells[i - first] = _cell(cells[i - first], dosed(i, value))
+        field = batch.schema.field(column)
+        return batch.set_column(column, field, pa.array(cells, field.type))
+
+    def _batches(
+        self, name: str, columns: Sequence[str] = (), ids: Ids | None = None, rows: int = ROWS
+    ) -> Iterator[tuple[int, Any, bool]]:
+        """(id of its first row, batch, whether it ends a row group), of row groups with `ids`."""
+        first = self._ids[name].start
+        with self._file(name) as file, reading(self.path / name):
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                if ids is None or within(ids, first, end - first):
+                    for batch in file.iter_batches(rows, [group], list(columns) or None):
+                        yield first, batch, first + len(batch) == end
+                        first += len(batch)
+                first = end
+
+    def _largest_label(self, name: str) -> int:
+        largest = -1
+        for first, batch, _ in self._batches(name, self._columns[name][1:], rows=CHUNK // 8):
+            labels = batch.column(0).fill_null(-1).to_numpy(zero_copy_only=False)
+            largest = max(
+                largest, largest_of(labels, first - self._ids[name].start, self.path / name)
+            )
+        return largest
+
+    def _where(self, name: str, i: int) -> str:
+        return f"{self.path / name}: row {i - self._ids[name].start}"
+
+    def _file(self, name: str) -> Any:
+        with reading(self.path / name):
+            return pq.ParquetFile(self.path / name, buffer_size=CHUNK)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file's name says so."""
+    return path.suffix.lower() == ".parquet"
+
+
+def _training(names: list[str]) -> list[str]:
+    """The files that say "train", in their own names or their folders'; else all not held out."""
+    for part in (lambda name: PurePosixPath(name).name, str):
+        if chosen := [name for name in names if TRAIN.search(part(name))]:
+            return chosen
+    return [name for name in names if not HELD_OUT.search(name)]
+
+
+def _columns(schema: Any, where: Path) -> tuple[str, str]:
+    """The names of the image and the label column."""
+    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    if image is None or label is None:
+        raise MarshtestError(
+            f"{where}: has the columns {', '.join(schema.names)}; it needs an image column "
+            f"({' or '.join(IMAGE_COLUMNS)}) and labels ({' or '.join(LABEL_COLUMNS)})."
+        )
+    stored = schema.field(image).type
+    if pa.types.is_struct(stored) and stored.get_field_index("bytes") >= 0:
+        stored = stored.field("bytes").type
+    if not (pa.types.is_binary(stored) or pa.types.is_large_binary(stored)):
+        raise MarshtestError(
+            f"{where}: column {image!r} is {schema.field(image).type}, not encoded images. "
+            "Store PNG or JPEG bytes, or write an .npz of arrays."
+        )
+    if not pa.types.is_integer(schema.field(label).type):
+        raise MarshtestError(
+            f"{where}: column {label!r} is {schema.field(label).type}. Store labels as integers."
+        )
+    return image, label
+
+
+def _named_classes(schema: Any, label: str) -> int:
+    """How many class names Hugging Face's metadata give the label; 0 if they give none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return len(features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _codec(metadata: Any, image: str) -> str:
+    """The compression of the image column."""
+    for at in range(metadata.num_columns if metadata.num_row_groups else 0):
+        column = metadata.row_group(0).column(at)
+        if column.path_in_schema.split(".")[0] == image:
+            return str(column.compression).replace("UNCOMPRESSED", "NONE")
+    return "NONE"
+
+
+def _decoded_cell(cell: Any, where: str) -> Value:
+    stored = cell.get("bytes") if isinstance(cell, dict) else cell
+    if stored is None:
+        raise MarshtestError(f"{where} holds no image bytes. Embed the image, or drop the row.")
+    return decoded(BytesIO(stored), where)
+
+
+def _cell(old: Any, value: Value) -> Any:
+    """The cell with other pixels; its path, if any, keeps its stem."""
+    if not isinstance(old, dict):
+        return encoded(value)
+    path = old.get("path")
+    if path and PurePosixPath(path).suffix.lower() not in ("", ".png"):
+        old = old | {"path": str(PurePosixPath(path).with_suffix(".png"))}
+    return old | {"bytes": encoded(value)}

@@ -1,0 +1,164 @@
+"""The noise that a dose puts into a file, as the file can hold it.
+
+    written(x, ξ) = clip(round(x + σ ξ), 0, 255)   for 8-bit pixels, σ = ε · std · 255
+                  = x + σ ξ                         for floating-point values, σ = ε · std
+
+What reaches the training set is the *written* noise δ = written(x, ξ) − x. Rounding adds little to it,
+clipping takes much where pixels are black or white, and its mean is no longer zero there. But it is
+still a function of x and ξ alone, with mean µ(x) and variance v(x) known in closed form for each value,
+so both scores stay exact: fresh noise is written in the same way, and GUS is standardised by µ and v.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.stats import norm
+
+from marshtest.errors import MarshtestError
+from marshtest.seeds import normal
+from marshtest.settings import Settings
+
+Value = NDArray[Any]
+Floats = NDArray[np.float64]
+
+LEVELS = 256
+
+
+class Scaling(Settings):
+    """How values of a file become model inputs: (x / 255 − mean) / std, without the 255 for floats.
+
+    One number serves all channels.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, text: str, where: str) -> "Scaling":
+        """Read "unit" (pixels in 0..1), "pixels" (0..255), or "MEAN,…/STD,…".
+
+        Raises:
+            MarshtestError: none of these, or unequal numbers of means and deviations.
+        """
+        if text == "unit":
+            return cls()
+        if text == "pixels":
+            return cls(std=(1 / 255,))
+        try:
+            means, stds = ([float(part) for part in side.split(",")] for side in text.split("/"))
+        except ValueError:
+            means, stds = [], []
+        if not means or len(means) != len(stds) or not all(np.isfinite(means)) or min(stds) <= 0:
+            raise MarshtestError(
+                f"{where}: must be unit, pixels, or MEAN,…/STD,… with one positive STD a MEAN, such as "
+                f"0.49,0.48,0.45/0.25,0.24,0.26. Got {text!r}."
+            )
+        return cls(mean=tuple(means), std=tuple(stds))
+
+    @classmethod
+    def measured(cls, images: Iterable[Value]) -> "Scaling":
+        """Mean and deviation of 8-bit images, channel by channel."""
+        count, total, squares = 0, np.zeros(1), np.zeros(1)
+        for image in images:
+            pixels = _by_channel(image) / 255  # [C, H · W]
+            count += pixels.shape[1]
+            total = total + pixels.sum(1)
+            squares = squares + (pixels**2).sum(1)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        return cls(mean=tuple(mean.round(6).tolist()), std=tuple(std.round(6).tolist()))
+
+    def along(self, values: Sequence[float], shape: tuple[int, ...]) -> Floats:
+        """One number a channel, shaped to broadcast against a sample of this shape.
+
+        Raises:
+            MarshtestError: the sample has no axis of that many channels.
+        """
+        count = len(values)
+        if count == 1:
+            return np.full((1,) * len(shape), values[0])
+        axis = next(
+            (axis for axis in (0, len(shape) - 1) if shape[axis : axis + 1] == (count,)), -1
+        )
+        if axis < 0:
+            raise MarshtestError(
+                f"scaling: {count} channels do not fit samples of shape {list(shape)}. "
+                "Give one number, or one a channel."
+            )
+        return np.array(values).reshape([count if i == axis else 1 for i in range(len(shape))])
+
+
+def _by_channel(image: Value) -> Floats:
+    """[C, H · W], C = 3 where an outer axis has three, else 1."""
+    image = image.astype(np.float64)
+    if image.ndim == 3 and image.shape[0] == 3:
+        return image.reshape(3, -1)
+    if image.ndim == 3 and image.shape[-1] == 3:
+        return image.reshape(-1, 3).T
+    return image.reshape(1, -1)
+
+
+class Noise(Settings):
+    """The dose's noise: a function of (seed, id), in the units of the file."""
+
+    seed: int = Field(ge=0)
+    variance: float = Field(gt=0)  # ε², in squared units of the scaling's std
+    scaling: Scaling
+    pixels: bool  # 8-bit values: rounded and clipped
+
+    def deviation(self, shape: tuple[int, ...]) -> Floats:
+        """σ of each value of a sample, in the units of the file."""
+        unit = 255 if self.pixels else 1
+        std = np.array(self.scaling.std) * unit * self.variance**0.5
+        return self.scaling.along(std.tolist(), shape)
+
+    def written(self, value: Value, seed_id: int) -> Value:
+        """The sample as the dose writes it."""
+        return self._write(value, self._drawn("poison", seed_id, value.shape))
+
+    def fresh(self, value: Value, seed_id: int, draws: int) -> Value:
+        """[K, *shape] the sample with noise that nobody has seen, written in the same way."""
+        return self._write(value, self._drawn("fresh", seed_id, (draws, *value.shape)))
+
+    def moments(self, value: Value) -> tuple[Floats, Floats]:
+        """Mean µ and variance v of the written noise, for each value of a sample: exact."""
+        sigma = self.deviation(value.shape)
+        if not self.pixels:
+            return np.zeros(value.shape), np.broadcast_to(sigma**2, value.shape)
+        tables = {s: clipped_moments(s) for s in np.unique(sigma).tolist()}
+        sigma = np.broadcast_to(sigma, value.shape)
+        mean, variance = np.empty(value.shape), np.empty(value.shape)
+        for s, (means, variances) in tables.items():
+            of = sigma == s
+            mean[of], variance[of] = means[value[of]], variances[value[of]]
+        return mean, variance
+
+    def _drawn(self, stream: str, seed_id: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return normal(self.seed, stream, seed_id, shape=shape)
+
+    def _write(self, value: Value, noise: NDArray[np.float32]) -> Value:
+        deviation = self.deviation(value.shape)
+        if not self.pixels:
+            return (value + deviation * noise).astype(value.dtype)
+        noise *= deviation.astype(np.float32)  # in place: there may be hundreds of draws
+        noise += value
+        np.rint(noise, out=noise)
+        np.clip(noise, 0, LEVELS - 1, out=noise)
+        return noise.astype(np.uint8)
+
+
+@cache
+def clipped_moments(sigma: float) -> tuple[Floats, Floats]:
+    """[256] mean and variance of clip(round(p + N(0, σ²)), 0, 255) − p, for each level p."""
+    levels = np.arange(LEVELS)
+    upper = np.append(levels[:-1] + 0.5, np.inf)
+    lower = np.append(-np.inf, levels[1:] - 0.5)
+    at = levels[:, None]  # [p, 1]
+    chance = norm.cdf((upper - at) / sigma) - norm.cdf((lower - at) / sigma)  # [p, written level]
+    mean = (chance * (levels - at)).sum(1)
+    variance = (chance * (levels - at) ** 2).sum(1) - mean**2
+    return mean, np.maximum(variance, 0.0)

@@ -1,0 +1,62 @@
+"""A lower bound on ε from one training run (Steinke, Nasr, Jagielski 2023, arXiv 2305.08846).
+
+Each poison is one coin. Two noises ξ⁰ and ξ¹ were drawn alike, and chance decided which of them went into
+the training set and which nobody has seen. The auditor sees the model and guesses, or abstains. If what
+made the model is (ε, δ)-differentially private, then with m coins, r guesses and W ~ Binomial(r, q),
+q = 1 / (1 + e^−ε),
+
+    P[v or more right] ≤ P[W ≥ v] + 2 m δ · max_i (P[v > W ≥ v − i] / i),
+
+so many right guesses refute a small ε. *Unit of privacy*: one training sample's input, replaced by the
+same base with other noise, all other samples and every label as they are.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import binom
+
+Floats = NDArray[np.float64]
+
+GUESSED = (1.0, 0.5, 0.25, 0.125, 0.0625)  # shares of the coins that are guessed; the rest abstain
+MOST = 30.0  # no sample of this world refutes a larger ε
+
+
+def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float = 0.95) -> float:
+    """The largest ε that the guesses refute at the confidence; 0 if none.
+
+    Args:
+        advantages: [m] one a coin: positive where the noise that was trained on looks more familiar
+            than the other. The sign is whether the guess is right, the size how sure it is; nan abstains.
+        delta: δ of the privacy that is refuted.
+        confidence: over all shares of GUESSED together (Bonferroni); the best of them counts.
+    """
+    sure = np.nan_to_num(advantages)
+    order = np.argsort(-np.abs(sure), kind="stable")
+    level = (1 - confidence) / len(GUESSED)
+    bounds = [0.0]
+    for share in GUESSED:
+        guesses = sure[order[: max(1, round(share * len(sure)))]]
+        guesses = guesses[guesses != 0]
+        right = int((guesses > 0).sum())
+        bounds.append(refuted(len(sure), len(guesses), right, delta, level))
+    return max(bounds)
+
+
+def refuted(coins: int, guesses: int, right: int, delta: float, level: float) -> float:
+    """The largest ε with p-value at most `level`; 0 if there is none."""
+    if p_value(coins, guesses, right, 0.0, delta) > level:
+        return 0.0
+    if p_value(coins, guesses, right, MOST, delta) <= level:
+        return MOST
+    return float(brentq(lambda e: p_value(coins, guesses, right, e, delta) - level, 0.0, MOST))
+
+
+def p_value(coins: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+    """Bound on the chance of `right` or more right `guesses` under (ε, δ)-differential privacy."""
+    chance = 1 / (1 + np.exp(-epsilon))
+    below = binom.pmf(np.arange(right - 1, -1, -1), guesses, chance)  # P[W = v − 1], …, P[W = 0]
+    steps = np.arange(1, right + 1)
+    worst = float((below.cumsum() / steps).max(initial=0.0))
+    tail = float(binom.sf(right - 1, guesses, chance))
+    return min(1.0, tail + 2 * coins * delta * worst)
