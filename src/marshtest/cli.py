@@ -23,12 +23,16 @@ from marshtest.data import LOADERS, load
 from marshtest.errors import MarshtestError
 from marshtest.explain import expected_cost
 from marshtest.gate import check_unlearner
+from marshtest.kit import audit as kit_audit
+from marshtest.kit import calibration as kit_calibration
+from marshtest.kit import dose as kit_dose
+from marshtest.kit.noise import Scaling
 from marshtest.models import MODELS
 from marshtest.plan import Plan, effects_of, poisons_of_one_run, save_plan
 from marshtest.protocol import Report
 from marshtest.recipe import load_recipe, shipped
 from marshtest.report.page import sentences
-from marshtest.report.tables import legend, table
+from marshtest.report.tables import SCORE_NAMES, legend, table
 from marshtest.results import Results
 from marshtest.run import run as run_recipe
 from marshtest.unlearning import UNLEARNERS, parse_trials
@@ -51,8 +55,8 @@ REFERENCES = {
     "none": "The initial model as it is: no unlearning; must come out NOT REMOVED.",
     "retrain (full)": "From scratch on the retain set at full compute; must come out REMOVED.",
 }
-WRAPPED = {"what", "verdict"}  # columns of running text
-METRICS = ["accuracy", "gus", "rank", "tradeoff", "verdict"]
+WRAPPED = {"what", "verdict", "model"}  # columns of running text
+METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
 
 @app.command()
@@ -161,6 +165,145 @@ def plan(
     console.print(_rich(shown, "plan"))
     if out is not None:
         save_plan(planned, out)
+
+
+KeyOption = Annotated[Path, typer.Option(help="The key that `marshtest dose` wrote.")]
+DataOption = Annotated[Path, typer.Option(help="The data as they were before dosing.")]
+ScalingOption = Annotated[
+    str | None, typer.Option(help="Values to model inputs: unit, pixels or MEAN,…/STD,…")
+]
+
+
+@app.command()
+def dose(
+    source: Annotated[Path, typer.Argument(help="Parquet, image folder, .npz or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The dosed data: a new folder or file.")],
+    fraction: Annotated[float, typer.Option(help="Share of training samples that get a dose.")],
+    variance: Annotated[float, typer.Option(help="ε², in squared units of scaled inputs.")] = 0.32,
+    scaling: ScalingOption = None,
+    seed: Annotated[int | None, typer.Option(help="Default: one that nobody can guess.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Default: OUT.key.json.")] = None,
+    forget: Annotated[Path | None, typer.Option(help="Default: OUT.forget.csv.")] = None,
+) -> None:
+    """Put a dose into a data set on disk; write the forget request and the key.
+
+    Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
+    """
+    given = None if scaling is None else Scaling.of(scaling, "--scaling")
+    with console.status("dosing"):
+        done = kit_dose.dose(
+            source,
+            out,
+            fraction=fraction,
+            variance=variance,
+            scaling=given,
+            seed=seed,
+            key_file=key,
+            forget_file=forget,
+        )
+    noise = done.key.noise
+    console.print(f"{len(done.key.ids):,} of {done.key.samples:,} samples dosed, ε² = {variance:g}")
+    console.print(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
+    if noise.pixels:
+        console.print(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+    for path, what in (
+        (done.out, "for training"),
+        (done.forget_file, "the forget request, for when the model is trained"),
+        (done.key_file, "the key: keep it, and show it to nobody"),
+    ):
+        console.print(f"  {path}  {what}", soft_wrap=True, highlight=False)
+
+
+@app.command(name="test")
+def ask(
+    before: Annotated[str, typer.Argument(help="The model trained on the dosed data.")],
+    after: Annotated[list[str] | None, typer.Argument(help="Models after unlearning.")] = None,
+    *,
+    key: KeyOption,
+    data: DataOption,
+    retrained: Annotated[str | None, typer.Option(help="Trained without the dose.")] = None,
+    scaling: ScalingOption = None,
+    draws: Annotated[int, typer.Option(help="Fresh noises a poison, K.")] = 199,
+    alpha: Annotated[float, typer.Option(help="Error rate over all models after.")] = 0.05,
+    margin: Annotated[float, typer.Option(help="Share that REMOVED may leave.")] = 0.2,
+    delta: Annotated[float, typer.Option(help="δ of the privacy bound.")] = 1e-5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, scores, figures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Tell whether the dose is still in a model: exit 0 removed, 1 not, 3 inconclusive.
+
+    A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
+    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.
+
+    Example: marshtest test before.pt2 after.pt2 --key dosed.key.json --data images
+    """
+    given = None if scaling is None else Scaling.of(scaling, "--scaling")
+    asked = {"draws": draws, "alpha": alpha, "margin": margin, "delta": delta}
+    with _progress() as report:
+        done = kit_audit.audit(
+            key,
+            data,
+            before,
+            *(after or []),
+            retrained=retrained,
+            scaling=given,
+            device=device,
+            report=report,
+            **asked,
+        )
+    if out is not None:
+        done.save(out)
+    if as_json:
+        print(done.to_json(), end="")
+    else:
+        console.print(_rich(done.table(), f"{len(done.key.ids):,} poisons"))
+        for sentence in done.sentences():
+            console.print(sentence, highlight=False, markup=False)
+        console.print(done.answer, style="bold")
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="The model trained on the dosed data.")],
+    *,
+    key: KeyOption,
+    data: DataOption,
+    keys: Annotated[int, typer.Option(help="Null keys to try.")] = 200,
+    scaling: ScalingOption = None,
+    draws: Annotated[int, typer.Option(help="Fresh noises a poison, K.")] = 19,
+    alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
+    margin: Annotated[float, typer.Option(help="Share that REMOVED may leave.")] = 0.2,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure and all keys.")] = None,
+) -> None:
+    """Count the verdict's errors where the truth is known, with noise that no model has seen.
+
+    Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
+    """
+    given = None if scaling is None else Scaling.of(scaling, "--scaling")
+    with _progress() as report:
+        done = kit_calibration.calibrate(
+            key,
+            data,
+            model,
+            keys=keys,
+            scaling=given,
+            device=device,
+            report=report,
+            draws=draws,
+            alpha=alpha,
+            margin=margin,
+        )
+    shown = done.table()
+    shares = ["share", "low", "high", "promised"]
+    shown[shares] = shown[shares].map("{:.3f}".format)
+    console.print(_rich(shown, f"{keys:,} keys"))
+    for name, p in done.uniformity().items():
+        console.print(f"{SCORE_NAMES[name]}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")
+    if out is not None:
+        done.save(out)
 
 
 def _catalogue() -> Iterator[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from marshtest.errors import MarshtestError
@@ -18,7 +19,19 @@ from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Verdict, verdicts
-from marshtest.protocol import Report, pick_device, silent
+from marshtest.protocol import Report, pick_device, silent, write
+from marshtest.report.figures import (
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    ORANGE,
+    dependence,
+    histograms,
+    save,
+    tradeoffs,
+)
+from marshtest.report.tables import SCORE_NAMES, number, plus_minus
 from marshtest.settings import Settings
 
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
@@ -88,6 +101,85 @@ class Audit:
             for judged in self.models
         ]
         return pd.concat(frames, ignore_index=True)
+
+    @property
+    def names(self) -> list[str]:
+        """The scores that every model has: a black box has no GUS."""
+        found = [set(judged.measured.dependences()) for judged in self.models]
+        return [name for name in SCORE_NAMES if all(name in names for names in found)]
+
+    def table(self) -> pd.DataFrame:
+        """One line a model, as text."""
+        return pd.DataFrame([self._text(judged) for judged in self.models])
+
+    def _text(self, judged: Judged) -> dict[str, str]:
+        measured, figures = judged.measured, judged.measured.figures
+        text = {
+            "model": f"{judged.role}: {measured.name}",
+            "accuracy": number(measured.accuracy, 3),
+        }
+        for name, short in SCORE_NAMES.items():
+            value, error = (
+                figures.get(f"{name}_{part}", math.nan) for part in ("dependence", "error")
+            )
+            text[short] = plus_minus(value, error, 3)
+        return text | {
+            "TPR": number(figures.get("tpr", math.nan), 3),
+            "rank TPR": number(figures["tpr_rank"], 3),
+            "vanished": number(figures.get("vanished", math.nan), 0),
+            "ties": number(figures["ties"], 0),
+            "ε ≥": number(judged.epsilon, 2),
+            "verdict": judged.verdict.answer,
+        }
+
+    def sentences(self) -> list[str]:
+        """The verdicts in words, with what stands against each."""
+        said = []
+        for judged in self.models:
+            line = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
+            needed = judged.verdict.poisons_needed
+            if needed is not None and not judged.reasons:
+                line += f" ({needed:,} poisons would settle it)"
+            said.append(f"{line}{': ' * bool(judged.reasons)}{'; '.join(judged.reasons)}.")
+        return said
+
+    def save(self, folder: Path) -> None:
+        """Write audit.json, scores.parquet and the figures.
+
+        Raises:
+            MarshtestError: the folder holds something already, or cannot be written.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise MarshtestError(f"{folder}: is not empty. Choose another --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "audit.json").write_text(self.to_json())
+        write(self.scores, folder / "scores.parquet")
+        for name, figure in self.figures().items():
+            save(figure, folder / name)
+
+    def figures(self) -> dict[str, Figure]:
+        """Dependence of each model; histograms of each score; trade-off curves where there is a GUS."""
+        lines = [
+            {
+                "label": f"{j.role}: {j.measured.name}",
+                "verdict": j.verdict.answer,
+                **j.measured.figures,
+            }
+            for j in self.models
+        ]
+        found = {"dependence": dependence(pd.DataFrame(lines), self.names, self.question.margin)}
+        titles = [f"{j.role}: {j.measured.name[-24:]}" for j in self.models]
+        by_model = [pd.DataFrame(j.measured.scores) for j in self.models]
+        colours = [ORANGE, *[BLUE, GREEN, BROWN, GREY] * len(by_model)]
+        for name in self.names:
+            parts = [
+                (title, scores[name], colour)
+                for title, scores, colour in zip(titles, by_model, colours, strict=False)
+            ]
+            found[f"scores-{name}"] = histograms(parts, SCORE_NAMES[name])
+        if "gus" in self.names:
+            found["tradeoff"] = tradeoffs(list(zip(titles, by_model, colours, strict=False)))
+        return found
 
     def to_json(self) -> str:
         """All of it for machines; what is undefined is null."""

@@ -48,15 +48,15 @@ def table(results: Results) -> pd.DataFrame:
         if len(results.recipe.poison_budgets) > 1:
             text["poison"] = f"{line['poison_budget']:.1%}"
         text |= {
-            "accuracy": _plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
-            "cost": _number(line["accuracy_cost"], 3, "+"),
+            "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
+            "cost": number(line["accuracy_cost"], 3, "+"),
             "spent": f"{line['spent']:.1%}",
         }
         for name in results.null_deviations:
             value, error = line[f"{name}_dependence"], line[f"{name}_error"]
-            text[SCORE_NAMES[name]] = _plus_minus(value, error, 3)
-        text["TPR"] = _number(line.get("tpr", math.nan), 3)
-        text["rank TPR"] = _number(line.get("tpr_rank", math.nan), 3)
+            text[SCORE_NAMES[name]] = plus_minus(value, error, 3)
+        text["TPR"] = number(line.get("tpr", math.nan), 3)
+        text["rank TPR"] = number(line.get("tpr_rank", math.nan), 3)
         text["verdict"] = line["verdict"]
         if not pd.isna(line["poisons_needed"]):
             text["verdict"] += f" ({line['poisons_needed']:,.0f} poisons would settle it)"
@@ -90,11 +90,13 @@ def legend(results: Results) -> str:
     )
 
 
-def _plus_minus(value: float, error: float, digits: int) -> str:
+def plus_minus(value: float, error: float, digits: int) -> str:
+    """A value with its error, or a dash."""
     if math.isnan(value):
         return "–"
     return f"{value:.{digits}f}" + ("" if math.isnan(error) else f"±{error:.{digits}f}")
 
 
-def _number(value: float, digits: int, sign: str = "") -> str:
+def number(value: float, digits: int, sign: str = "") -> str:
+    """A number, or a dash."""
     return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"

@@ -1,0 +1,174 @@
+"""How often is the verdict wrong? Ask it where the truth is known, on a real model and real data.
+
+*Null keys* have the dose's ids and variance and another seed: noise that never touched the model, so
+independence holds exactly. A false NOT REMOVED is counted.
+
+*Margin keys*: a random share of the poisons, as large as the margin, keeps the scores of the true key and
+the rest has those of a null key, so that just the margin is left on average: the hardest case that must
+not be called removed. A false REMOVED is counted.
+
+The privacy bound is asked under the null keys as well: any ε > 0 is false there. All three shares must
+be at most what was promised, up to chance.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import binomtest, kstest
+
+from marshtest.errors import MarshtestError
+from marshtest.kit.audit import Question
+from marshtest.kit.doors import open_door
+from marshtest.kit.key import Bases, Key
+from marshtest.kit.measure import Measured, measure
+from marshtest.kit.noise import Floats, Scaling
+from marshtest.metrics.privacy import epsilon_bound
+from marshtest.metrics.verdict import verdicts
+from marshtest.protocol import Report, pick_device, silent, write
+from marshtest.report.figures import save
+from marshtest.report.tables import SCORE_NAMES
+from marshtest.seeds import derive
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The answers for all keys.
+
+    Attributes:
+        keys: one line a key and case ("null" or "margin"): its verdict, and by score the dependence
+            and its two-sided p-value.
+        question: what was asked, with the error rates that it promises.
+    """
+
+    keys: pd.DataFrame
+    question: Question
+
+    def table(self) -> pd.DataFrame:
+        """The share of each false answer, with its 95 % binomial interval and what was promised."""
+        null, margin = (self.keys[self.keys["case"] == case] for case in ("null", "margin"))
+        alpha, confidence = self.question.alpha, self.question.confidence
+        lines = [
+            _share("null", "NOT REMOVED", null["verdict"] == "NOT REMOVED", alpha),
+            _share("margin", "REMOVED", margin["verdict"] == "REMOVED", alpha),
+            _share("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
+        ]
+        for name, p in self.null_p_values().items():
+            lines.append(_share("null", f"{SCORE_NAMES[name]}: p ≤ {alpha:g}", p <= alpha, alpha))
+        return pd.DataFrame(lines)
+
+    def uniformity(self) -> dict[str, float]:
+        """By score, p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform."""
+        return {
+            name: float(kstest(p, "uniform").pvalue) for name, p in self.null_p_values().items()
+        }
+
+    def null_p_values(self) -> dict[str, Floats]:
+        """By score, the p-values for independence under the null keys."""
+        null = self.keys[self.keys["case"] == "null"]
+        columns = [column for column in self.keys if str(column).endswith("_p")]
+        return {str(column).removesuffix("_p"): null[column].to_numpy() for column in columns}
+
+    def figure(self) -> Figure:
+        """Histogram of the null keys' p-values: flat, if the test is exact."""
+        p_values = self.null_p_values()
+        figure = Figure(figsize=(3.2 * len(p_values), 2.6))
+        panels = figure.subplots(1, len(p_values), sharey=True, squeeze=False)[0]
+        for panel, (name, values) in zip(panels, p_values.items(), strict=True):
+            panel.hist(values, bins=20, range=(0, 1), color="#0072B2", alpha=0.7)
+            panel.axhline(len(values) / 20, color="black", lw=1, ls="--", label="uniform")
+            panel.set_xlabel(f"p-value, {SCORE_NAMES[name]}")
+            panel.legend(frameon=False, fontsize=7)
+        panels[0].set_ylabel("null keys")
+        figure.tight_layout()
+        return figure
+
+    def save(self, folder: Path) -> None:
+        """Write keys.csv and the histogram of p-values."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write(self.keys, folder / "keys.csv")
+        save(self.figure(), folder / "p-values")
+
+
+def _share(keys: str, answer: str, false: Any, promised: float) -> dict[str, object]:
+    low, high = binomtest(int(false.sum()), len(false)).proportion_ci()
+    return {
+        "keys": keys,
+        "n": len(false),
+        "false answer": answer,
+        "times": int(false.sum()),
+        "share": float(false.mean()),
+        "low": low,
+        "high": high,
+        "promised": promised,
+    }
+
+
+def calibrate(
+    key: Key | str | Path,
+    data: str | Path,
+    model: str,
+    *,
+    keys: int = 200,
+    scaling: Scaling | None = None,
+    device: str = "auto",
+    report: Report = silent,
+    **question: Any,
+) -> Calibration:
+    """Test the test on a model that was trained on the dose.
+
+    Args:
+        key, data, model: as in `audit`; the model is the one before unlearning.
+        keys: null keys; each costs one measurement of the model.
+        scaling, device, report, question: as in `audit`.
+
+    Raises:
+        MarshtestError: a key, data or model that do not go together.
+    """
+    key = key if isinstance(key, Key) else Key.read(key)
+    if keys < 1:
+        raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
+    asked = Question.parse(question, "calibrate")
+    bases = key.bases(data)
+    door = open_door(model, key, bases.values.shape[1:], scaling, pick_device(device))
+    true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
+    lines = []
+    for number in range(keys):
+        report(f"null key {number + 1} of {keys}", number / keys)
+        other = key.noise.model_copy(update={"seed": derive(key.noise.seed, "null", number)})
+        null = measure(
+            door,
+            Bases(bases.ids, bases.values, bases.labels, other),
+            draws=asked.draws,
+            fpr=asked.fpr,
+        )
+        lines.append({"case": "null", **_line(true, null, asked)})
+        rng = np.random.default_rng(derive(key.noise.seed, "margin", number))
+        kept = rng.permutation(len(bases)) < round(asked.margin * len(bases))
+        lines.append({"case": "margin", **_line(true, _mixed(true, null, kept), asked)})
+    return Calibration(pd.DataFrame(lines), asked)
+
+
+def _line(true: Measured, other: Measured, asked: Question) -> dict[str, object]:
+    scores = other.dependences()
+    initial = true.dependences()
+    (verdict,) = verdicts(initial, [scores], alpha=asked.alpha, margin=asked.margin)
+    line: dict[str, object] = {
+        "verdict": verdict.answer,
+        "epsilon": epsilon_bound(other.advantages, delta=asked.delta, confidence=asked.confidence),
+    }
+    for name, score in scores.items():
+        line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
+    return line
+
+
+def _mixed(true: Measured, null: Measured, kept: NDArray[np.bool_]) -> Measured:
+    """The null key's scores, with the true key's for the poisons that are kept."""
+    scores = {
+        name: np.where(kept, true.scores[name], values) for name, values in null.scores.items()
+    }
+    return replace(null, scores=scores)

@@ -1,0 +1,221 @@
+"""Dosing and its key: what is written is what the key knows, and only with the right data."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from marshtest.errors import MarshtestError
+from marshtest.kit import dose as dosing
+from marshtest.kit.dose import dose
+from marshtest.kit.key import Key
+from marshtest.kit.layouts import open_layout, read
+from marshtest.kit.noise import Noise, Scaling
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+LABELS = np.arange(60) % 3
+
+
+def image_folder(path: Path) -> Path:
+    for number, (image, label) in enumerate(zip(PIXELS, LABELS)):
+        folder = path / "set" / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = "jpg" if number % 2 else "png"
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:03}.{suffix}")
+    return path / "set"
+
+
+def parquet(path: Path) -> Path:
+    (path / "set").mkdir(parents=True)
+    cells = []
+    for image in PIXELS:
+        file = path / "one.jpg"
+        Image.fromarray(image.transpose(1, 2, 0)).save(file)
+        cells.append({"bytes": file.read_bytes(), "path": "one.jpg"})
+    table = pa.table({"img": cells, "label": LABELS})
+    pq.write_table(table, path / "set" / "train.parquet")
+    return path / "set"
+
+
+def npz(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path / "set.npz", x_train=PIXELS, y_train=LABELS, x_test=PIXELS[:5])
+    return path / "set.npz"
+
+
+def floats(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({"x": PIXELS.astype(np.float32) / 100, "y": LABELS}, path / "set.safetensors")
+    return path / "set.safetensors"
+
+
+MAKERS = {"folder": image_folder, "parquet": parquet, "npz": npz, "safetensors": floats}
+
+
+@pytest.fixture(params=MAKERS)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return MAKERS[request.param](tmp_path / "in")
+
+
+def written(source: Path, out: Path, **options: Any) -> dosing.Dose:
+    return dose(source, out.with_suffix(source.suffix), fraction=0.3, seed=4, **options)
+
+
+def test_the_key_knows_every_written_value(source: Path, tmp_path: Path) -> None:
+    done = written(source, tmp_path / "out")
+    key = Key.read(done.key_file)
+    bases = key.bases(source)
+    before, after = open_layout(source), open_layout(done.out)
+    assert len(key.ids) == 18
+    places = {int(line["id"]): line for line in csv.DictReader(done.forget_file.open())}
+    assert list(places) == list(key.ids)
+    for seed_id, value in zip(bases.ids.tolist(), bases.values):
+        expected = bases.noise.written(value, seed_id)
+        if source.is_dir() and not (source / "train.parquet").exists():
+            with Image.open(done.out / places[seed_id]["file"]) as image:
+                found = np.asarray(image).transpose(2, 0, 1)
+        else:
+            found = read(after, np.array([seed_id]))[0][0]
+        assert (found == expected).all()
+        assert (expected != value).any()
+    if not source.is_dir() or (source / "train.parquet").exists():
+        clean = np.setdiff1d(np.arange(60), key.positions)
+        assert (read(before, clean)[0] == read(after, clean)[0]).all()
+
+
+def test_the_noise_has_the_asked_size(tmp_path: Path) -> None:
+    source = floats(tmp_path / "in")
+    done = written(source, tmp_path / "out", variance=0.25)
+    shifts = load_file(done.out)["x"] - load_file(source)["x"]
+    dosed = shifts[list(done.key.ids)]
+    assert dosed.std() == pytest.approx(0.5, rel=0.05)
+    assert done.power == pytest.approx(1)
+    assert (np.delete(shifts, done.key.ids, 0) == 0).all()
+
+
+def test_the_same_seed_writes_the_same_bytes_and_no_seed_a_new_secret(tmp_path: Path) -> None:
+    source = npz(tmp_path / "in")
+    first, again = (written(source, tmp_path / name) for name in ("a", "b"))
+    assert first.key == again.key
+    secrets = [dose(source, tmp_path / f"{n}.npz", fraction=0.1).key.noise.seed for n in range(2)]
+    assert secrets[0] != secrets[1]
+    assert min(secrets) > 2**40
+
+
+def test_chosen_samples_are_uniform_and_as_many_as_asked() -> None:
+    counts = np.zeros(20)
+    for seed in range(2000):
+        chosen = dosing._chosen(20, 0.25, seed)
+        assert len(set(chosen.tolist())) == 5
+        counts[chosen] += 1
+    assert ((counts - 500) ** 2 / (500 * 0.75)).sum() < 50  # χ² with 19 degrees: p < 1e-4 beyond
+
+
+def test_a_key_survives_its_file(tmp_path: Path) -> None:
+    done = written(npz(tmp_path / "in"), tmp_path / "out")
+    assert Key.read(done.key_file) == done.key
+    assert done.key_file.stat().st_size < 1000 + 8 * len(done.key.ids)
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> dosing.Dose:
+    return written(npz(tmp_path / "in"), tmp_path / "out")
+
+
+def edited(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_edited_key_is_noticed(done: dosing.Dose) -> None:
+    edited(done.key_file, ids=[1, 2, 3])
+    with pytest.raises(MarshtestError, match="was edited after dosing"):
+        Key.read(done.key_file)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seal": 1}', "\x00\x01"])
+def test_what_is_no_key_is_noticed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key.json").write_text(text)
+    with pytest.raises(MarshtestError, match="is not a marshtest key"):
+        Key.read(tmp_path / "key.json")
+    with pytest.raises(MarshtestError, match="no such key file"):
+        Key.read(tmp_path / "nothing.json")
+
+
+def test_another_or_a_changed_data_set_is_noticed(done: dosing.Dose, tmp_path: Path) -> None:
+    changed = PIXELS.copy()
+    changed[7, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "changed.npz", x_train=changed, y_train=LABELS)
+    for other in (done.out, tmp_path / "changed.npz"):
+        with pytest.raises(MarshtestError, match="is not the data set that this key dosed"):
+            done.key.bases(other)
+
+
+def test_noise_that_another_numpy_would_draw_is_noticed(
+    done: dosing.Dose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Noise._drawn
+    monkeypatch.setattr(Noise, "_drawn", lambda *given: draw(*given) + 1)
+    with pytest.raises(MarshtestError, match="not those that were written. Use the versions"):
+        done.key.bases(tmp_path / "in" / "set.npz")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fraction": 0.0}, "a fraction of 0 of 60 samples must make at least two poisons"),
+        ({"fraction": 0.01}, "a fraction of 0.01 of 60"),
+        ({"fraction": 1.0}, "a fraction of 1 of 60"),
+        ({"fraction": float("nan")}, "a fraction of nan"),
+        ({"fraction": 0.5, "variance": 0.0}, "the variance must be above 0"),
+        ({"fraction": 0.5, "scaling": Scaling(mean=(0, 0), std=(1, 1))}, "2 channels do not fit"),
+    ],
+)
+def test_bad_doses_are_refused_and_leave_nothing(
+    tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    source = npz(tmp_path / "in")
+    with pytest.raises(MarshtestError, match=says):
+        dose(source, tmp_path / "out.npz", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_exists_is_never_overwritten(done: dosing.Dose, tmp_path: Path) -> None:
+    source = tmp_path / "in" / "set.npz"
+    for path in (done.out, done.key_file, done.forget_file):
+        with pytest.raises(MarshtestError, match=f"{path.name}: exists already"):
+            dose(source, tmp_path / "out.npz", fraction=0.3)
+        path.unlink()
+    with pytest.raises(MarshtestError, match="must end in .npz"):
+        dose(source, tmp_path / "other", fraction=0.3)
+
+
+def test_a_key_that_cannot_be_written_takes_the_dose_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Key, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Key, "save", full)
+    for name in ("folder", "npz"):
+        source = MAKERS[name](tmp_path / name)
+        with pytest.raises(OSError, match="No space"):
+            written(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "npz"]
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    for number in range(9):
+        Image.fromarray(PIXELS[number].transpose(1, 2, 0)).save(
+            tmp_path / "in" / "images" / f"{number}.png"
+        )
+    with pytest.raises(MarshtestError, match="has one class"):
+        dose(tmp_path / "in", tmp_path / "out", fraction=0.5)
