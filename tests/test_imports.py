@@ -27,6 +27,7 @@ ORDER = [
     "run",
     "explain",
     "cli",
+    "__main__",
 ]
 PACKAGE = Path(marshtest.__file__).parent
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +169,18 @@ class Audit:
             for j in self.models
         ]
         found = {"dependence": dependence(pd.DataFrame(lines), self.names, self.question.margin)}
-        titles = [f"{j.role}: {j.measured.name[-24:]}" for j in self.models]
-        by_model = [pd.DataFrame(j.measured.scores) for j in self.models]
-        colours = [ORANGE, *[BLUE, GREEN, BROWN, GREY] * len(by_model)]
+        drawn = [
+            (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
+            for j, colour in zip(
+                self.models, cycle([ORANGE, BLUE, GREEN, BROWN, GREY]), strict=False
+            )
+        ]
         for name in self.names:
-            parts = [
-                (title, scores[name], colour)
-                for title, scores, colour in zip(titles, by_model, colours, strict=False)
-            ]
+            told = [part for part in drawn if part[1][name].notna().any()]
+            parts = [(title, scores[name], colour) for title, scores, colour in told]
             found[f"scores-{name}"] = histograms(parts, SCORE_NAMES[name])
-        if "gus" in self.names:
-            found["tradeoff"] = tradeoffs(list(zip(titles, by_model, colours, strict=False)))
+            if name == "gus":
+                found["tradeoff"] = tradeoffs(told)
         return found
 
     def to_json(self) -> str:

@@ -1,0 +1,5 @@
+"""python -m marshtest: the command line."""
+
+from marshtest.cli import main
+
+main()

@@ -1,0 +1,53 @@
+"""The calibration counts errors at the promised rates, and would see a test that lies."""
+
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+from subjects import audited
+
+from marshtest.errors import MarshtestError
+from marshtest.kit.audit import Question
+from marshtest.kit.calibration import Calibration, calibrate
+from marshtest.kit.noise import Scaling
+
+
+@cache
+def calibrated(keys: int) -> Calibration:
+    case = audited()
+    return calibrate(
+        case.done.key, case.source, "subjects:before", keys=keys, draws=9, scaling=Scaling()
+    )
+
+
+def test_false_answers_come_at_most_as_often_as_promised(tmp_path: Path) -> None:
+    found = calibrated(40)
+    table = found.table().set_index("false answer")
+    assert list(table["n"]) == [40] * 5
+    for times, promised in zip(table["times"], table["promised"], strict=True):
+        assert times <= stats.binom.ppf(1 - 1e-4, 40, promised)
+    assert min(found.uniformity().values()) > 1e-4
+    verdicts = found.keys.groupby("case")["verdict"].value_counts()
+    assert verdicts["null"]["REMOVED"] > 33  # it has the power to acquit
+    found.save(tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "keys.csv")) == 80
+    assert (tmp_path / "out" / "p-values.png").exists()
+
+
+def test_a_lying_test_would_be_seen() -> None:
+    """The dependence of the margin keys really is the margin, on average."""
+    found = calibrated(40)
+    margin = found.keys[found.keys["case"] == "margin"]["rank_dependence"]
+    null = found.keys[found.keys["case"] == "null"]["rank_dependence"]
+    assert margin.mean() > null.mean() + 0.1
+    lies = found.keys.assign(verdict="NOT REMOVED", epsilon=1.0)
+    table = Calibration(lies, Question()).table()
+    assert table["share"].tolist()[:3] == [1, 0, 1]
+    assert table["low"].iloc[0] > 0.05
+
+
+def test_no_key_is_refused() -> None:
+    with pytest.raises(MarshtestError, match="at least one null key"):
+        calibrated(0)

@@ -1,0 +1,221 @@
+"""One model through every door gives one score; what cannot be asked is one clear line."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import boxes
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from marshtest import load_model, save_model
+from marshtest.errors import MarshtestError
+from marshtest.kit.doors import open_door
+from marshtest.kit.dose import dose
+from marshtest.kit.key import Bases, Key
+from marshtest.kit.measure import Measured, measure
+from marshtest.kit.noise import Scaling
+from marshtest.models import parse_model
+
+CPU = torch.device("cpu")
+HALF = Scaling(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+class Case:
+    """A dose of random images and one model in every form."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 256, (80, 3, 8, 8), dtype=np.uint8)
+        np.savez(folder / "in.npz", x=x, y=np.arange(80) % 4)
+        done = dose(folder / "in.npz", folder / "out.npz", fraction=0.5, seed=1, scaling=HALF)
+        self.key: Key = done.key
+        self.bases: Bases = done.key.bases(folder / "in.npz")
+        model = boxes.vit()
+        boxes.hugging_face_vit().save_pretrained(folder / "hf")
+        boxes.preprocessor(
+            folder / "hf", do_resize=False, image_mean=[0.5] * 3, image_std=[0.25] * 3
+        )
+        settings = parse_model("boxes:vit")
+        save_model(model, folder / "ours.safetensors", settings, (3, 8, 8), 4)
+        for name, sizes in (("any", ({0: torch.export.Dim("b")},)), ("fixed", None)):
+            program = torch.export.export(model, (torch.zeros(7, 3, 8, 8),), dynamic_shapes=sizes)
+            torch.export.save(program, folder / f"{name}.pt2")
+
+    def measured(self, spec: str, **rest: Any) -> Measured:
+        name = spec if ":" in spec else str(self.folder / spec)
+        door = open_door(name, self.key, (3, 8, 8), rest.get("scaling"), CPU)
+        return measure(door, self.bases, draws=19)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("doors"))
+
+
+@pytest.mark.parametrize("door", ["any.pt2", "fixed.pt2", "hf", "boxes:vit"])
+def test_every_door_gives_our_checkpoints_scores(case: Case, door: str) -> None:
+    ours, theirs = case.measured("ours.safetensors"), case.measured(door)
+    for name in ("gus", "gus_fresh", "rank"):
+        assert np.abs(ours.scores[name] - theirs.scores[name]).max() < 1e-5
+    assert ours.accuracy == theirs.accuracy
+
+
+SCRIPT = """
+import sys, numpy as np
+sys.path.insert(0, {folder!r})
+import boxes
+from pathlib import Path
+boxes.losses(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "box",
+    ["boxes:numpy_model", "box:boxes:logits", "box:boxes:probabilities", "box:boxes:losses", "cmd"],
+)
+def test_black_boxes_give_the_same_ranks(case: Case, box: str, tmp_path: Path) -> None:
+    if box == "cmd":
+        script = tmp_path / "box.py"
+        script.write_text(SCRIPT.format(folder=str(Path(boxes.__file__).parent)))
+        box = f"cmd:{sys.executable} {script} {{inputs}} {{outputs}}"
+    found = case.measured(box)
+    assert "gus" not in found.scores
+    assert (found.scores["rank"] == case.measured("ours.safetensors").scores["rank"]).all()
+    assert np.isnan(found.accuracy) == (box.startswith("cmd") or box.endswith("losses"))
+
+
+def test_a_preprocessor_normalises_and_resizes(case: Case, tmp_path: Path) -> None:
+    boxes.hugging_face_vit().save_pretrained(tmp_path / "hf")
+    boxes.preprocessor(
+        tmp_path / "hf",
+        size={"height": 8, "width": 8},
+        do_resize=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        resample=2,
+    )
+    door = open_door(str(tmp_path / "hf"), case.key, (3, 16, 16), None, CPU)
+    big = np.kron(case.bases.values, np.ones((1, 1, 2, 2), np.uint8))
+    x = F.interpolate(torch.from_numpy(big).float(), (8, 8), mode="bilinear", antialias=True)
+    logits = boxes.vit()((x / 255 - 0.5) / 0.5)
+    expected = logits.argmax(1).numpy() == case.bases.labels
+    _, right = door.ask(big, case.bases.labels)
+    assert right is not None
+    assert (right == expected).all()
+    own = open_door(str(tmp_path / "hf"), case.key, (3, 8, 8), HALF, CPU)  # what is given wins
+    ours = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU)
+    values = case.bases.values, case.bases.labels
+    assert np.allclose(own.ask(*values)[0], ours.ask(*values)[0], atol=1e-5)
+
+
+def test_a_sequence_classifier_is_asked_with_embeddings(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+    )
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "bert")
+    x = np.random.default_rng(1).normal(size=(30, 5, 16)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=x, y=np.arange(30) % 3)
+    key = dose(tmp_path / "in.npz", tmp_path / "out.npz", fraction=0.5, variance=0.1, seed=1).key
+    door = open_door(str(tmp_path / "bert"), key, (5, 16), None, CPU)
+    bases = key.bases(tmp_path / "in.npz")
+    found = measure(door, bases, draws=9)
+    assert np.isfinite(found.scores["gus"]).all()
+    logits = model(inputs_embeds=torch.from_numpy(bases.values)).logits
+    assert found.accuracy == float((logits.argmax(1).numpy() == bases.labels).mean())
+
+
+def test_gradients_are_those_of_finite_differences(case: Case) -> None:
+    door = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU)
+    values, labels = case.bases.values[:4].astype(np.float32), case.bases.labels[:4]
+    gradients = door.gradients(values, labels)
+    assert gradients is not None
+    step = np.random.default_rng(3).normal(size=values.shape).astype(np.float32)
+    ahead, behind = (door.ask(values + h * step, labels)[0] for h in (0.2, -0.2))
+    along = (gradients * step.reshape(4, -1)).sum(1)
+    assert np.allclose((ahead - behind) / 0.4, along, rtol=0.02, atol=1e-4)
+
+
+def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
+    settings = parse_model({"name": "resnet18", "width": 2})
+    model = settings.build((3, 8, 8), 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_model(model, tmp_path / "m.safetensors", settings, (3, 8, 8), 5)
+    again = load_model(tmp_path / "m.safetensors")
+    assert not again.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("nothing", "no such model. Give a .safetensors"),
+        ("nothing.pt2", "no such file"),
+        ("nothing.safetensors", "no such checkpoint"),
+        ("junk.pt2", "not a readable torch.export program"),
+        ("junk.safetensors", "not a readable marshtest checkpoint"),
+        ("foreign.safetensors", "not a readable marshtest checkpoint"),
+        ("empty", "no Hugging Face model folder"),
+        ("pickled", "Weights must be safetensors"),
+        ("gpt", "holds a GPT2LMHeadModel; an image or sequence classifier is needed"),
+        ("nowhere:load", "cannot import 'nowhere'"),
+        ("boxes:missing", "has no 'missing'"),
+        ("subjects:not_a_function", "must return a function from inputs to logits. Got int"),
+        ("subjects:raises", "raised RuntimeError (no weights here)"),
+        ("subjects:other_shape", "into logits"),
+        ("cmd:false", "needs {inputs} and {outputs}"),
+        ("cmd:nosuchprogram {inputs} {outputs}", "cannot be started"),
+        ("cmd:false {inputs} {outputs}", "died with exit code 1"),
+        ("cmd:true {inputs} {outputs}", "wrote no outputs file"),
+        ("box:boxes:too_few", "must answer 40 losses, or [40, 4] probabilities or logits. Got [3]"),
+        ("box:boxes:not_numbers", "answered NaN for 40 of 40 inputs"),
+        ("box:boxes:nothing", "wrote no outputs file"),
+        ("box:boxes:junk", "no .npy file"),
+        ("box:boxes:dies", "raised RuntimeError (out of memory)"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(case: Case, tmp_path: Path, spec: str, says: str) -> None:
+    import transformers
+    from safetensors.torch import save_file
+
+    (tmp_path / "junk.pt2").write_bytes(b"junk")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    save_file({"w": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickled").mkdir()
+    boxes.hugging_face_vit().config.save_pretrained(tmp_path / "pickled")
+    config = tmp_path / "pickled" / "config.json"
+    config.write_text(
+        config.read_text().replace("{", '{"architectures": ["ViTForImageClassification"],', 1)
+    )
+    torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
+    small = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)
+    if spec == "gpt":
+        transformers.GPT2LMHeadModel(small).save_pretrained(tmp_path / "gpt")
+    given = spec if ":" in spec else str(tmp_path / spec)
+    with pytest.raises(MarshtestError) as error:
+        measure(open_door(given, case.key, (3, 8, 8), None, CPU), case.bases, draws=3)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(given)
+
+
+def test_models_of_other_inputs_or_classes_are_refused(case: Case) -> None:
+    exported = open_door(str(case.folder / "any.pt2"), case.key, (3, 9, 9), None, CPU)
+    with pytest.raises(MarshtestError, match=r"does not take inputs \[3, 9, 9\]"):
+        exported.ask(np.zeros((2, 3, 9, 9), np.uint8), np.zeros(2, np.int64))
+    other = case.key.model_copy(update={"classes": 7})
+    with pytest.raises(MarshtestError, match=r"into logits \[40, 7\], one a class of the data"):
+        measure(open_door("boxes:vit", other, (3, 8, 8), None, CPU), case.bases)

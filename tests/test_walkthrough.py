@@ -1,0 +1,79 @@
+"""The walk-through of docs/audit.md as an auditor does it: three commands and somebody else's scripts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run(folder: Path, *words: str, code: int = 0) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == code, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit")
+    run(folder, sys.executable, str(EXAMPLES / "digits.py"), "digits")
+    dose = ["digits", "dosed", "--fraction", "0.4", "--variance", "2", "--seed", "1"]
+    run(folder, sys.executable, "-m", "marshtest", "dose", *dose)
+    forget = ["--forget", "dosed.forget.csv"]
+    for words in (
+        ["dosed", "before.pt2"],
+        [
+            "dosed",
+            "after.pt2",
+            *forget,
+            "--start",
+            "before.pt2.weights",
+            "--lr",
+            "0.01",
+            "--epochs",
+            "4",
+        ],
+        ["dosed", "retrained.pt2", *forget, "--seed", "1"],
+    ):
+        run(folder, sys.executable, str(EXAMPLES / "auditee.py"), *words)
+    return folder
+
+
+def asked(folder: Path, *words: str, code: int) -> dict[str, object]:
+    key = ["--key", "dosed.key.json", "--data", "digits", "--scaling", "unit", "--json"]
+    told = run(folder, sys.executable, "-m", "marshtest", "test", *words, *key, code=code)
+    return json.loads(told)  # type: ignore[no-any-return]
+
+
+def test_the_auditee_knows_nothing_of_marshtest() -> None:
+    for script in EXAMPLES.glob("*.py"):
+        assert "import marshtest" not in script.read_text()
+        assert "from marshtest" not in script.read_text()
+
+
+def test_continued_training_keeps_the_dose_and_retraining_removes_it(folder: Path) -> None:
+    found = asked(folder, "before.pt2", "after.pt2", "--retrained", "retrained.pt2", code=1)
+    assert [m["verdict"] for m in found["models"]] == ["NOT REMOVED", "NOT REMOVED", "REMOVED"]  # type: ignore[attr-defined]
+    assert asked(folder, "before.pt2", "retrained.pt2", code=0)["answer"] == "REMOVED"
+
+
+def test_onnx_runtime_as_a_black_box_gives_the_programs_rank_score(folder: Path) -> None:
+    run(folder, sys.executable, str(EXAMPLES / "to_onnx.py"), "before.pt2", "before.onnx")
+    box = f"cmd:{sys.executable} {EXAMPLES / 'onnx_box.py'} before.onnx {{inputs}} {{outputs}}"
+    (onnx,) = asked(folder, box, "--draws", "19", code=1)["models"]  # type: ignore[misc]
+    (exported,) = asked(folder, "before.pt2", "--draws", "19", code=1)["models"]  # type: ignore[misc]
+    assert abs(onnx["rank_dependence"] - exported["rank_dependence"]) < 0.01
+    assert "gus_dependence" not in onnx
+
+
+def test_a_model_fed_with_the_wrong_scaling_is_noticed(folder: Path) -> None:
+    key = ["--key", "dosed.key.json", "--data", "digits", "--scaling", "0/10000"]
+    words = [sys.executable, "-m", "marshtest", "test", "before.pt2", "after.pt2", *key]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "accuracy on the base points is" in done.stderr
+    assert done.stderr.count("\n") == 2  # what it asks, and the one line
