@@ -27,8 +27,6 @@ Call = Callable[[Path, Path], None]
 class BlackBox(Door):
     """Whatever maps a file of inputs to a file of losses, probabilities or logits."""
 
-    rows = 2**31  # as many as fit the memory: starting a program costs more than an input
-
     def __init__(self, name: str, call: Call, inputs: Inputs, classes: int) -> None:
         self.name, self.call, self.inputs, self.classes = name, call, inputs, classes
 

@@ -1,7 +1,7 @@
 """A model as the auditor asks it: samples as they lie in the file in, margin losses out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,9 @@ class Door(ABC):
 
     Attributes:
         name: as given on the command line.
-        rows: inputs of one question that suit it.
     """
 
     name: str
-    rows: int
 
     @abstractmethod
     def ask(self, values: Value, labels: Labels) -> Answers:
@@ -52,7 +50,6 @@ class Program(Door):
     ) -> None:
         self.name, self.function, self.inputs = name, function, inputs
         self.classes, self.device, self.batch = classes, device, batch
-        self.rows = 32 * scoring_batch(device)
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         losses, right = [], []
@@ -74,15 +71,12 @@ class Program(Door):
                 found.append(gradient.flatten(1).double())
         return torch.cat(found).cpu().numpy()
 
-    def _batches(self, values: Value, labels: Labels) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self, values: Value, labels: Labels) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.batch or scoring_batch(self.device)
-        return [
-            (
-                torch.from_numpy(values[start : start + size]).to(self.device).float(),
-                torch.from_numpy(labels[start : start + size]).to(self.device),
-            )
-            for start in range(0, len(values), size)
-        ]
+        for start in range(0, len(values), size):
+            of = slice(start, start + size)
+            x, y = torch.from_numpy(values[of]), torch.from_numpy(labels[of])
+            yield x.to(self.device).float(), y.to(self.device)
 
     def _logits(self, x: Tensor) -> Tensor:
         """[B, C] for a batch of the file's values, padded where the program's batch is fixed."""

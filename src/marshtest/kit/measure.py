@@ -10,9 +10,11 @@ variance 1, exactly, if the model does not depend on ξ_z.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -87,7 +89,7 @@ def measure(
     losses, right = door.ask(bases.values, bases.labels)
     again, _ = door.ask(bases.values[::-1].copy(), bases.labels[::-1].copy())
     parts = []
-    for part in chunks(bases, draws, door.rows):
+    for part in chunks(bases, draws):
         parts.append(_ask(door, part, draws))
         progress(sum(len(own) for own, _, _, _ in parts) / len(bases))
     at_poison, at_fresh, own, fresh = (np.concatenate(found) for found in zip(*parts, strict=True))
@@ -107,10 +109,9 @@ def measure(
     )
 
 
-def chunks(bases: Bases, draws: int, rows: int) -> Iterator[Bases]:
-    """The bases in parts whose noisy inputs fit one question and the memory."""
-    rows = min(rows, CHUNK_BYTES // (4 * int(np.prod(bases.values.shape[1:]))))
-    size = max(1, rows // (draws + 1))
+def chunks(bases: Bases, draws: int) -> Iterator[Bases]:
+    """The bases in parts whose noisy inputs fit the memory."""
+    size = max(1, CHUNK_BYTES // (4 * int(np.prod(bases.values.shape[1:])) * (draws + 1)))
     for start in range(0, len(bases), size):
         of = slice(start, start + size)
         yield Bases(bases.ids[of], bases.values[of], bases.labels[of], bases.noise)
@@ -118,9 +119,9 @@ def chunks(bases: Bases, draws: int, rows: int) -> Iterator[Bases]:
 
 def _ask(door: Door, bases: Bases, draws: int) -> tuple[Floats, Floats, Floats, Floats]:
     """Losses at the poison [B] and at fresh noise [B, K]; I [B, 1] and Ĩ [B, K], or [B, 0] of neither."""
-    asked = np.stack(
-        [noisy(bases, place, draws) for place in range(len(bases))]
-    )  # [B, K + 1, *shape], the dosed one first
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy draws outside Python's lock
+        noisy_inputs = pool.map(lambda place: noisy(bases, place, draws), range(len(bases)))
+        asked = np.stack(list(noisy_inputs))  # [B, K + 1, *shape], the dosed one first
     gradients = door.gradients(bases.values, bases.labels)
     scores = (
         np.empty((len(bases), 0)) if gradients is None else standardised(bases, asked, gradients)

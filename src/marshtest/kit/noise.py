@@ -111,10 +111,8 @@ class Noise(Settings):
     pixels: bool  # 8-bit values: rounded and clipped
 
     def deviation(self, shape: tuple[int, ...]) -> Floats:
-        """σ of each value of a sample, in the units of the file."""
-        unit = 255 if self.pixels else 1
-        std = np.array(self.scaling.std) * unit * self.variance**0.5
-        return self.scaling.along(std.tolist(), shape)
+        """σ of each value of a sample, in the units of the file; shaped to broadcast."""
+        return _deviation(self.scaling, self._step, shape)
 
     def written(self, value: Value, seed_id: int) -> Value:
         """The sample as the dose writes it."""
@@ -129,13 +127,20 @@ class Noise(Settings):
         sigma = self.deviation(value.shape)
         if not self.pixels:
             return np.zeros(value.shape), np.broadcast_to(sigma**2, value.shape)
-        tables = {s: clipped_moments(s) for s in np.unique(sigma).tolist()}
-        sigma = np.broadcast_to(sigma, value.shape)
-        mean, variance = np.empty(value.shape), np.empty(value.shape)
-        for s, (means, variances) in tables.items():
-            of = sigma == s
-            mean[of], variance[of] = means[value[of]], variances[value[of]]
-        return mean, variance
+        kind, means, variances = _tables(self.scaling, self._step, value.shape)
+        return means[kind, value], variances[kind, value]
+
+    def power(self, value: Value) -> float:
+        """Share of the noise's variance that rounding and clipping leave in a sample."""
+        if not self.pixels:
+            return 1.0
+        kind, _, variances = _tables(self.scaling, self._step, value.shape)
+        return float((variances[kind, value] / self.deviation(value.shape) ** 2).mean())
+
+    @property
+    def _step(self) -> float:
+        """σ in the file, for one std of the scaling."""
+        return float((255 if self.pixels else 1) * self.variance**0.5)
 
     def _drawn(self, stream: str, seed_id: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         return normal(self.seed, stream, seed_id, shape=shape)
@@ -152,6 +157,21 @@ class Noise(Settings):
 
 
 @cache
+def _deviation(scaling: Scaling, step: float, shape: tuple[int, ...]) -> Floats:
+    return scaling.along([step * std for std in scaling.std], shape)
+
+
+@cache
+def _tables(
+    scaling: Scaling, step: float, shape: tuple[int, ...]
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Which table each value needs, shaped to broadcast; means and variances [channels, 256]."""
+    sigma = _deviation(scaling, step, shape)
+    kinds, kind = np.unique(sigma, return_inverse=True)
+    means, variances = zip(*map(clipped_moments, kinds.tolist()), strict=True)
+    return kind.reshape(sigma.shape), np.stack(means), np.stack(variances)
+
+
 def clipped_moments(sigma: float) -> tuple[Floats, Floats]:
     """[256] mean and variance of clip(round(p + N(0, σ²)), 0, 255) − p, for each level p."""
     levels = np.arange(LEVELS)
