@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -128,6 +129,55 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
     assert "FAIL images: changes the model" in idle.out
 
 
+KEY = ["--key", "dosed.npz.key.json"]
+
+
+@pytest.fixture
+def dosed(marshtest: Any, tmp_path: Path) -> None:
+    """A small dosed data set, and a JSON file that is no key."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x=pixels, y=np.arange(40) % 2)
+    (tmp_path / "tiny.json").write_text("{}")
+    assert marshtest("dose", "set.npz", "dosed.npz", "--fraction", "0.5").code == 0
+
+
+def test_dose_says_where_all_lies_and_test_answers_for_machines(
+    marshtest: Any, dosed: None, tmp_path: Path
+) -> None:
+    said = marshtest("dose", "set.npz", "o.npz", "--fraction", "0.5", "--variance", "4")
+    for word in (
+        "20 of 40 samples",
+        "rounding and clipping left",
+        "o.npz.forget.csv",
+        "o.npz.key.json",
+    ):
+        assert word in said.out
+    (tmp_path / "mine_for_test.py").write_text(LOOKUP)
+    called = ["test", "mine_for_test:load", *KEY, "--data", "set.npz", "--draws", "9"]
+    said = marshtest(*called, "--json", "--out", "audit")
+    assert (said.code, json.loads(said.out)["answer"]) == (3, "INCONCLUSIVE")
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == json.loads(said.out)
+    said = marshtest(*called)
+    assert said.code == 3
+    assert "INCONCLUSIVE" in said.out
+    assert marshtest("plan", "--pilot", "audit/audit.json").code in (0, 2)
+
+
+LOOKUP = """
+import numpy as np, torch
+def load():
+    with np.load("set.npz") as data:
+        x, y = torch.from_numpy(data["x"]).float() / 255, torch.from_numpy(data["y"])
+    bases = ((x - x.mean()) / x.std()).flatten(1)
+    def model(inputs):  # right on every base, and slightly dependent on the input
+        nearest = torch.cdist(inputs.flatten(1), bases).argmin(1)
+        slight = 0.001 * inputs.square().sum((1, 2, 3))[:, None] * torch.tensor([1.0, 0.5])
+        return torch.nn.functional.one_hot(y[nearest], 2) + slight
+    return model
+"""
+
+
+@pytest.mark.usefixtures("dosed")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -149,6 +199,27 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
         (["plan", "--gus", "1", "--power", "1"], "power must lie between 0 and 1"),
         (["plan", "--gus", "1", "--samples", "10", "--fraction", "0"], "makes no poison"),
         (["plan", "--pilot", "nowhere"], "nowhere: holds no finished run"),
+        (
+            ["plan", "--pilot", "tiny.json"],
+            "is not the audit.json that `marshtest test --out` wrote",
+        ),
+        (["dose", "nowhere", "out", "--fraction", "0.5"], "nowhere: no such file or folder"),
+        (["dose", ".", "out", "--fraction", "0.5"], "not a data set in a known layout"),
+        (["dose", "set.npz", "out.npz", "--fraction", "0.001"], "at least two poisons"),
+        (["dose", "set.npz", "set.npz", "--fraction", "0.5"], "set.npz: exists already"),
+        (["dose", "set.npz", "o.npz", "--fraction", "0.5", "--scaling", "half"], "--scaling: must"),
+        (["test", "m.pt2", "--key", "no.json", "--data", "set.npz"], "no.json: no such key file"),
+        (["test", "m.pt2", "--key", "tiny.json", "--data", "set.npz"], "is not a marshtest key"),
+        (["test", "m.pt2", *KEY, "--data", "nowhere"], "nowhere: no such file or folder"),
+        (["test", "m.pt2", *KEY, "--data", "dosed.npz"], "is not the data set that this key dosed"),
+        (["test", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
+        (["test", "m", *KEY, "--data", "set.npz", "--draws", "1"], "test.draws: Input should be"),
+        (
+            ["test", "m", *KEY, "--data", "set.npz", "--device", "tpu"],
+            "device: unknown device 'tpu'",
+        ),
+        (["calibrate", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
+        (["calibrate", "m.pt2", *KEY, "--data", "set.npz", "--keys", "0"], "at least one null key"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -43,6 +43,20 @@ def test_shell_blocks_name_commands_that_exist() -> None:
     assert used == commands
 
 
+def test_the_walk_through_names_commands_and_scripts_that_exist() -> None:
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}  # type: ignore[union-attr]
+    page = (ROOT / "docs" / "audit.md").read_text()
+    lines = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    used = [shlex.split(line) for line in lines.splitlines()]
+    assert (
+        {words[1] for words in used if words[0] == "marshtest"}
+        == {"plan", "dose", "test", "calibrate"}
+        <= commands
+    )
+    for words in used:
+        assert words[0] == "marshtest" or (ROOT / words[1]).exists()
+
+
 def test_every_recipe_is_in_the_readme() -> None:
     for name in shipped():
         assert f"`{name}`" in README

@@ -28,7 +28,7 @@ from marshtest.kit import calibration as kit_calibration
 from marshtest.kit import dose as kit_dose
 from marshtest.kit.noise import Scaling
 from marshtest.models import MODELS
-from marshtest.plan import Plan, effects_of, poisons_of_one_run, save_plan
+from marshtest.plan import Plan, effects_of, effects_of_audit, poisons_of_one_run, save_plan
 from marshtest.protocol import Report
 from marshtest.recipe import load_recipe, shipped
 from marshtest.report.page import sentences
@@ -135,7 +135,9 @@ def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def plan(
-    pilot: Annotated[Path | None, typer.Option(help="Folder of a finished run.")] = None,
+    pilot: Annotated[
+        Path | None, typer.Option(help="Folder of a finished run, or an audit.json.")
+    ] = None,
     gus: Annotated[float, typer.Option(help="Expected dependence by GUS.")] = 0.0,
     rank: Annotated[float, typer.Option(help="Expected dependence by the rank score.")] = 0.0,
     samples: Annotated[int | None, typer.Option(help="Training samples of one run.")] = None,
@@ -151,7 +153,10 @@ def plan(
     Example: marshtest plan --gus 1.0 --rank 1.7 --samples 50000 --fraction 0.015
     """
     guessed = {name: value for name, value in (("gus", gus), ("rank", rank)) if value}
-    effects = guessed if pilot is None else effects_of(Results.read(pilot))
+    effects = guessed
+    if pilot is not None:
+        audited = pilot.suffix == ".json"
+        effects = effects_of_audit(pilot) if audited else effects_of(Results.read(pilot))
     planned = Plan(effects, alpha, power, margin, unlearners)
     shown = planned.table()
     if samples is not None:

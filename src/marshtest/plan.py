@@ -5,6 +5,7 @@ used: from a pilot run, or guessed. A plan answers for each score, and for the v
 the better score (Bonferroni) and needs both to show removal.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +129,21 @@ def effects_of(pilot: Results) -> dict[str, float]:
     """The initial model's dependence in a finished run, by score, at its first poison budget."""
     initial = pilot.summary[pilot.summary["role"] == "initial"].iloc[0]
     return {name: float(initial[f"{name}_dependence"]) for name in pilot.null_deviations}
+
+
+def effects_of_audit(file: Path) -> dict[str, float]:
+    """The dependence of the model before unlearning in an audit.json, by score."""
+    try:
+        before = json.loads(file.read_text())["models"][0]
+        return {
+            name: float(before[f"{name}_dependence"])
+            for name in SCORE_NAMES
+            if before.get(f"{name}_dependence") is not None
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise MarshtestError(
+            f"{file}: is not the audit.json that `marshtest test --out` wrote."
+        ) from None
 
 
 def poisons_of_one_run(samples: int, fraction: float) -> int:

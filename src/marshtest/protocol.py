@@ -25,7 +25,7 @@ from torch import nn
 from marshtest.attacks import Effect, Poisoned
 from marshtest.budget import Budget, Cost
 from marshtest.data import Dataset, Samples
-from marshtest.errors import MarshtestError
+from marshtest.errors import MarshtestError, unknown
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models import build
 from marshtest.recipe import Recipe
@@ -37,6 +37,7 @@ from marshtest.unlearning.harness import unlearn
 Row = dict[str, Any]
 Report = Callable[[str, float], None]  # told the stage that starts, and the share of the run done
 
+DEVICES = ("auto", "cpu", "cuda")
 CELL = ["poison_budget", "seed", "role", "entry", "unlearner", "hyperparameters", "budget"]
 
 
@@ -304,6 +305,8 @@ def _split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
 
 def pick_device(name: str) -> torch.device:
     """The device that "auto", "cpu" or "cuda" means here."""
+    if name not in DEVICES:
+        raise MarshtestError(f"device: {unknown('device', name, DEVICES)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
