@@ -16,8 +16,9 @@ from marshtest.attacks.base import Poisoned
 from marshtest.attacks.gaussian import Gaussian
 from marshtest.data import Samples
 from marshtest.errors import MarshtestError
-from marshtest.kit.audit import Audit, Question, audit, judge
+from marshtest.kit.audit import Audit, audit
 from marshtest.kit.door import Program
+from marshtest.kit.judging import Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Noise, Scaling
@@ -191,6 +192,7 @@ def test_json_has_everything_and_nothing_undefined(tmp_path: Path) -> None:
     assert content["exit_code"] == found.exit_code
     assert [model["role"] for model in content["models"]] == ["before", "after", "retrained"]
     flat = content["models"][1]
+    assert flat["judged_by"] == ["gus", "rank"]
     assert flat["gus_dependence"] is None
     assert flat["hidden"]["gus"] == 1
     assert content["models"][0]["epsilon"]["lower_bound"] > 1
@@ -199,7 +201,7 @@ def test_json_has_everything_and_nothing_undefined(tmp_path: Path) -> None:
     assert len(scores) == 3 * len(found.key.ids)
     pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert pictures == {"dependence.png", "scores-gus.png", "scores-rank.png", "tradeoff.png"}
-    with pytest.raises(MarshtestError, match="is not empty"):
+    with pytest.raises(MarshtestError, match="holds something already"):
         found.save(tmp_path / "out")
 
 

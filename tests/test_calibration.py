@@ -9,8 +9,8 @@ from scipy import stats
 from subjects import audited
 
 from marshtest.errors import MarshtestError
-from marshtest.kit.audit import Question
 from marshtest.kit.calibration import Calibration, calibrate
+from marshtest.kit.judging import Question
 from marshtest.kit.noise import Scaling
 
 

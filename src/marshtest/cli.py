@@ -244,6 +244,8 @@ def ask(
     Example: marshtest test before.pt2 after.pt2 --key dosed.key.json --data images
     """
     given = None if scaling is None else Scaling.of(scaling, "--scaling")
+    if out is not None:
+        kit_audit.refuse_used(out)
     asked = {"draws": draws, "alpha": alpha, "margin": margin, "delta": delta}
     with _progress() as report:
         done = kit_audit.audit(

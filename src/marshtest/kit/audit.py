@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
@@ -11,15 +10,13 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.doors import open_door
+from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
-from marshtest.kit.measure import Measured, measure
+from marshtest.kit.measure import measure
 from marshtest.kit.noise import Scaling
-from marshtest.metrics.privacy import epsilon_bound
-from marshtest.metrics.verdict import Verdict, verdicts
 from marshtest.protocol import Report, pick_device, silent, write
 from marshtest.report.figures import (
     BLUE,
@@ -33,32 +30,9 @@ from marshtest.report.figures import (
     tradeoffs,
 )
 from marshtest.report.tables import SCORE_NAMES, number, plus_minus
-from marshtest.settings import Settings
 
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
-
-
-class Question(Settings):
-    """What is asked, and how sure the answer shall be."""
-
-    draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward
-    fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
-    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
-    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that REMOVED may leave
-    delta: float = Field(1e-5, ge=0, lt=1)  # of the privacy bound
-    confidence: float = Field(0.95, gt=0, lt=1)  # of the privacy bound
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A model with its verdict, and why it is not better where it could be."""
-
-    role: str
-    measured: Measured
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -150,8 +124,7 @@ class Audit:
         Raises:
             MarshtestError: the folder holds something already, or cannot be written.
         """
-        if folder.exists() and any(folder.iterdir()):
-            raise MarshtestError(f"{folder}: is not empty. Choose another --out.")
+        refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "audit.json").write_text(self.to_json())
         write(self.scores, folder / "scores.parquet")
@@ -210,6 +183,7 @@ class Audit:
             "p_not_removed": verdict.p_not_removed,
             "poisons_needed": verdict.poisons_needed,
             "base_accuracy": measured.accuracy,
+            "judged_by": list(judged.scores),
             **measured.figures,
             "hidden": {name: score.hidden for name, score in measured.dependences().items()},
             "epsilon": {
@@ -219,6 +193,12 @@ class Audit:
                 "unit": UNIT,
             },
         }
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise where the folder holds something; ask before the work, not after."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise MarshtestError(f"{folder}: holds something already. Choose another --out.")
 
 
 def audit(
@@ -264,55 +244,6 @@ def audit(
         measured.append(found)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, asked, tuple(judge(roles, measured, asked)))
-
-
-def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:
-    """Verdicts, by the rules of `marshtest.metrics.verdict`; whoever is in doubt is not acquitted."""
-    dependences = [found.dependences() for found in measured]
-    initial = dependences[0]
-    common = [{n: s for n, s in scores.items() if n in initial} for scores in dependences]
-    levels = {"alpha": question.alpha, "margin": question.margin}
-    after = [place for place, role in enumerate(roles) if role == "after"]
-    found = dict(
-        zip(after, verdicts(initial, [common[place] for place in after], **levels), strict=True)
-    )
-    for place in set(range(len(roles))) - set(after):
-        found[place] = verdicts(initial, [common[place]], **levels)[0]
-    failed = _failed_controls(roles, found)
-    judged = []
-    for place, role in enumerate(roles):
-        reasons = [*measured[place].doubts, *_hidden(common[place], question.margin)]
-        reasons += failed if role == "after" else []
-        verdict = found[place]
-        if verdict.answer == "REMOVED" and reasons:
-            verdict = Verdict("INCONCLUSIVE", verdict.p_removed, verdict.p_not_removed)
-        epsilon = epsilon_bound(
-            measured[place].advantages, delta=question.delta, confidence=question.confidence
-        )
-        judged.append(Judged(role, measured[place], verdict, tuple(reasons), epsilon))
-    return judged
-
-
-def _hidden(scores: Mapping[str, Any], margin: float) -> list[str]:
-    """Scores that cannot acquit, because too much of them cannot be told."""
-    why = {"gus": "gradients vanish", "rank": "losses tie or are not numbers"}
-    return [
-        f"untestable by {name}: {why[name]} for {score.hidden:.0%} of the poisons"
-        for name, score in scores.items()
-        if score.hidden >= margin
-    ]
-
-
-def _failed_controls(roles: Sequence[str], found: Mapping[int, Verdict]) -> list[str]:
-    failed = []
-    if found[0].answer != "NOT REMOVED":
-        failed.append("the dose does not show in the model before unlearning either")
-    failed += [
-        f"the retrained model, which never saw the dose, came out {found[place].answer}"
-        for place, role in enumerate(roles)
-        if role == "retrained" and found[place].answer != "REMOVED"
-    ]
-    return failed
 
 
 def _defined(value: Any) -> Any:

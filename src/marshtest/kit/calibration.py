@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, kstest
 
 from marshtest.errors import MarshtestError
-from marshtest.kit.audit import Question
 from marshtest.kit.doors import open_door
+from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
