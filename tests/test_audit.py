@@ -77,6 +77,8 @@ def test_hiding_is_not_taken_for_forgetting_even_where_nothing_is_left(model: st
     assert max(shares.values()) > 0.2
     reasons = asked("before", model).models[1].reasons
     assert any(reason.startswith("untestable by") for reason in reasons)
+    if model == "flat":
+        assert "GUS undefined" in asked("before", model).sentences()[1]
 
 
 def test_a_failed_control_lets_nobody_pass() -> None:

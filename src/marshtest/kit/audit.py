@@ -108,14 +108,18 @@ class Audit:
         }
 
     def sentences(self) -> list[str]:
-        """The verdicts in words, with what stands against each."""
+        """The verdicts in words, with 95 % intervals of what is left and what stands against each."""
         said = []
         for judged in self.models:
             line = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
             needed = judged.verdict.poisons_needed
             if needed is not None and not judged.reasons:
                 line += f" ({needed:,} poisons would settle it)"
-            said.append(f"{line}{': ' * bool(judged.reasons)}{'; '.join(judged.reasons)}.")
+            for name, score in judged.measured.dependences().items():
+                low, high = score.interval()
+                where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
+                line += f"; {SCORE_NAMES[name]} {where}"
+            said.append(f"{'; '.join([line, *judged.reasons])}.")
         return said
 
     def save(self, folder: Path) -> None:
