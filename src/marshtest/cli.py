@@ -380,7 +380,7 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         print(
-            "marshtest: stopped; the same command goes on after the last finished seed.",
+            "marshtest: stopped; a `run` that is started again goes on after its last finished seed.",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -31,6 +31,7 @@ from marshtest.metrics.power import detection, poisons_for, removal
 Floats = NDArray[np.float64]
 Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
 
+TINY = 1e-12  # spread of scores that are all equal, as where every rank is the lowest
 POWER = 0.9  # with which the stated number of poisons would settle an inconclusive case
 
 
@@ -85,7 +86,7 @@ def dependence(
         return Dependence(math.nan, math.nan, math.nan, n, len(scores) - n, hidden)
     return Dependence(
         value=-float(defined.mean()),
-        error=float(defined.std(ddof=1)) / math.sqrt(n),
+        error=max(float(defined.std(ddof=1)), TINY) / math.sqrt(n),
         null_error=null_deviation / math.sqrt(n),
         n=n,
         undefined=len(scores) - n,
