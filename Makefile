@@ -22,3 +22,4 @@ lint: $(VENV)/installed ## format, lint, types
 
 bench: $(VENV)/installed ## speed, side by side with plain PyTorch
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/kit.py

@@ -12,6 +12,7 @@ testing    measure() of a ResNet-18 of width 16 and of 64, beside the bare forwa
 import argparse
 import io
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from marshtest.kit.dose import dose
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import measure
 from marshtest.kit.noise import Noise, Scaling
+from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import scoring_batch
 from marshtest.models import build, parse_model
 
@@ -103,9 +105,9 @@ def dosing(count: int) -> None:
         few = seconds(lambda: dose(source, folder / "few", fraction=0.015))
         noisy = seconds(lambda: recode(folder / "full"))
         print(
-            f"dosing     {count:,} images: decode + encode alone {bare:.1f} s, the noisy ones {noisy:.1f} s; "
+            f"dosing     {count:,} images: decode + encode alone {bare:.1f} s, noisy ones {noisy:.1f} s; "
             f"1.5 % dosed {few:.1f} s ({few / bare:.2f} x); all but one dosed {full:.1f} s "
-            f"({full / noisy:.2f} x the noisy ones)"
+            f"({full / noisy:.2f} x noisy ones)"
         )
         peaks = [peak_memory(path, folder / f"m{path.name}") for path in (tenth, source)]
         print(
@@ -135,11 +137,12 @@ def scoring(poisons: int, width: int) -> None:
             inputs = x.clone().requires_grad_()
             torch.autograd.grad(F.cross_entropy(model(inputs), y, reduction="sum"), inputs)
 
+    keep_freed_memory()  # for both
     bare_times, our_times = [], []
     for _ in range(3):  # taking turns
         bare_times.append(seconds(bare))
         our_times.append(seconds(lambda: measure(door, bases, draws=draws)))
-    floor, ours = sorted(bare_times)[1], sorted(our_times)[1]
+    floor, ours = statistics.median(bare_times), statistics.median(our_times)
     print(
         f"testing    {poisons} poisons, width {width}: bare passes {floor:.1f} s, measure() {ours:.1f} s: "
         f"{floor / ours:.2f} of the bare throughput"

@@ -1,9 +1,9 @@
 """The audited side of the walk-through in docs/audit.md: a training system that knows nothing of marshtest.
 
-    python auditee.py train DATA MODEL.pt2 [--forget FILE] [--start MODEL.pt2.weights] [--epochs N]
+    python auditee.py DATA MODEL.pt2 [--forget FILE] [--start MODEL.pt2.weights] [--epochs N] [--lr RATE]
 
 DATA is a folder of one folder a class. With --forget the images that the file lists are left out. With
---start training goes on from given weights, which is how this vendor "unlearns"; without it, it starts anew.
+--start training goes on from given weights, which is how this vendor "unlearns"; else it starts anew.
 """
 
 import argparse

@@ -7,6 +7,7 @@ import marshtest
 
 ORDER = [
     "errors",
+    "memory",
     "seeds",
     "settings",
     "data",

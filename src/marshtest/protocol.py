@@ -26,6 +26,7 @@ from marshtest.attacks import Effect, Poisoned
 from marshtest.budget import Budget, Cost
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError, unknown
+from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models import build
 from marshtest.recipe import Recipe
@@ -149,6 +150,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
             poison budget makes no poison.
     """
+    keep_freed_memory()
     device = pick_device(recipe.device)
     torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)

@@ -22,6 +22,7 @@ from marshtest.attacks.gaussian import figures_of, null_deviations
 from marshtest.kit.door import Door
 from marshtest.kit.key import Bases
 from marshtest.kit.noise import Floats, Value
+from marshtest.memory import keep_freed_memory
 from marshtest.metrics.rank import rank_scores, ranks
 from marshtest.metrics.verdict import Dependence, dependence
 from marshtest.seeds import derive
@@ -86,6 +87,7 @@ def measure(
     Raises:
         MarshtestError: the model does not take the inputs, or answers with something else.
     """
+    keep_freed_memory()
     losses, right = door.ask(bases.values, bases.labels)
     again, _ = door.ask(bases.values[::-1].copy(), bases.labels[::-1].copy())
     parts = []
