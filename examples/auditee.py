@@ -69,7 +69,9 @@ def main() -> None:
     print(f"{options.model}: {len(x)} images, training accuracy {accuracy:.3f}")
     torch.save(model.state_dict(), f"{options.model}.weights")
     batch = {0: torch.export.Dim("batch")}
-    torch.export.save(torch.export.export(model.eval(), (x[:2],), dynamic_shapes=(batch,)), options.model)
+    torch.export.save(
+        torch.export.export(model.eval(), (x[:2],), dynamic_shapes=(batch,)), options.model
+    )
 
 
 if __name__ == "__main__":
