@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,11 +64,11 @@ def main() -> None:
     x, y = load(options.data, options.forget)
     model = network(x, int(y.max()) + 1)
     if options.start:
-        model.load_state_dict(torch.load(options.start, weights_only=True))
+        model.load_state_dict(load_file(options.start))
     train(model, x, y, options.epochs, options.lr)
     accuracy = (model(x).argmax(1) == y).float().mean()
     print(f"{options.model}: {len(x)} images, training accuracy {accuracy:.3f}")
-    torch.save(model.state_dict(), f"{options.model}.weights")
+    save_file(model.state_dict(), f"{options.model}.weights")
     batch = {0: torch.export.Dim("batch")}
     torch.export.save(
         torch.export.export(model.eval(), (x[:2],), dynamic_shapes=(batch,)), options.model

@@ -194,14 +194,13 @@ def dose(
 
     Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
     """
-    given = None if scaling is None else Scaling.of(scaling, "--scaling")
     with console.status("dosing"):
         done = kit_dose.dose(
             source,
             out,
             fraction=fraction,
             variance=variance,
-            scaling=given,
+            scaling=_scaling(scaling),
             seed=seed,
             key_file=key,
             forget_file=forget,
@@ -243,7 +242,6 @@ def ask(
 
     Example: marshtest test before.pt2 after.pt2 --key dosed.key.json --data images
     """
-    given = None if scaling is None else Scaling.of(scaling, "--scaling")
     if out is not None:
         kit_audit.refuse_used(out)
     asked = {"draws": draws, "alpha": alpha, "margin": margin, "delta": delta}
@@ -254,7 +252,7 @@ def ask(
             before,
             *(after or []),
             retrained=retrained,
-            scaling=given,
+            scaling=_scaling(scaling),
             device=device,
             report=report,
             **asked,
@@ -289,14 +287,13 @@ def calibrate(
 
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
-    given = None if scaling is None else Scaling.of(scaling, "--scaling")
     with _progress() as report:
         done = kit_calibration.calibrate(
             key,
             data,
             model,
             keys=keys,
-            scaling=given,
+            scaling=_scaling(scaling),
             device=device,
             report=report,
             draws=draws,
@@ -311,6 +308,10 @@ def calibrate(
         console.print(f"{SCORE_NAMES[name]}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")
     if out is not None:
         done.save(out)
+
+
+def _scaling(text: str | None) -> Scaling | None:
+    return None if text is None else Scaling.of(text, "--scaling")
 
 
 def _catalogue() -> Iterator[dict[str, str]]:

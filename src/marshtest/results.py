@@ -119,15 +119,11 @@ class Results:
                 line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")
             line["accuracy_cost"] = reference - line["test_accuracy"]
             for name, score in measured[key].items():
-                low, high = score.interval()
+                line |= score.columns(name)
                 line |= {
-                    f"{name}_dependence": score.value,
-                    f"{name}_error": score.error,
-                    f"{name}_low": low,
-                    f"{name}_high": high,
-                    f"{name}_p": score.p_value,
                     f"{name}_poisons": score.n,
                     f"{name}_undefined": score.undefined,
+                    f"{name}_hidden": score.hidden,
                 }
             verdict = answers[key]
             line |= {

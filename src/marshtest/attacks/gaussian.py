@@ -115,17 +115,8 @@ def figures_of(
     """
     figures: dict[str, float] = {}
     for name, deviation in null_deviations(draws).items():
-        if name not in scores:
-            continue
-        found = dependence(scores[name], deviation)
-        low, high = found.interval()
-        figures |= {
-            f"{name}_dependence": found.value,
-            f"{name}_error": found.error,
-            f"{name}_low": low,
-            f"{name}_high": high,
-            f"{name}_p": found.p_value,
-        }
+        if name in scores:
+            figures |= dependence(scores[name], deviation).columns(name)
     if "gus" in scores:
         figures |= {
             "gus": -figures["gus_dependence"],  # signed as the paper defines it

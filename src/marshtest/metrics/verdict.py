@@ -65,6 +65,17 @@ class Dependence:
         half = float(t.isf((1 - level) / 2, self.n - 1)) * self.error
         return self.value - half, self.value + half
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Its columns in a row, by the score's name: value, error, 95 % interval, p-value."""
+        low, high = self.interval()
+        return {
+            f"{name}_dependence": self.value,
+            f"{name}_error": self.error,
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_p": self.p_value,
+        }
+
     def p_equivalence(self, margin: float) -> float:
         """For "|D| ≥ margin": the larger of two one-sided t tests. Small = surely within."""
         if not margin > 0:
