@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -95,9 +96,10 @@ class Parquet(Layout):
             return batch
         column = batch.schema.get_field_index(self._columns[name][0])
         cells = batch.column(column).to_pylist()
-        for i in inside:
-            value = _decoded_cell(cells[i - first], self._where(name, i))
-            cells[i - first] = _cell(cells[i - first], dosed(i, value))
+        values = [dosed(i, _decoded_cell(cells[i - first], self._where(name, i))) for i in inside]
+        with ThreadPoolExecutor() as pool:  # compression leaves Python's lock
+            for i, image in zip(inside, pool.map(encoded, values), strict=True):
+                cells[i - first] = _cell(cells[i - first], image)
         field = batch.schema.field(column)
         return batch.set_column(column, field, pa.array(cells, field.type))
 
@@ -194,11 +196,11 @@ def _decoded_cell(cell: Any, where: str) -> Value:
     return decoded(BytesIO(stored), where)
 
 
-def _cell(old: Any, value: Value) -> Any:
-    """The cell with other pixels; its path, if any, keeps its stem."""
+def _cell(old: Any, image: bytes) -> Any:
+    """The cell with another image; its path, if any, keeps its stem."""
     if not isinstance(old, dict):
-        return encoded(value)
+        return image
     path = old.get("path")
     if path and PurePosixPath(path).suffix.lower() not in ("", ".png"):
         old = old | {"path": str(PurePosixPath(path).with_suffix(".png"))}
-    return old | {"bytes": encoded(value)}
+    return old | {"bytes": image}
