@@ -81,6 +81,30 @@ def test_hiding_is_not_taken_for_forgetting_even_where_nothing_is_left(model: st
         assert "GUS undefined" in asked("before", model).sentences()[1]
 
 
+def test_gradients_that_are_refused_now_and_then_count_as_hidden() -> None:
+    case = audited()
+    calls: list[int] = []
+
+    class Fitful(Program):
+        def gradients(self, values: Any, labels: Any) -> Any:
+            calls.append(len(values))
+            return super().gradients(values, labels) if len(calls) < 2 else None
+
+    door = Fitful("fitful", case.before, lambda x: x / 255, 10, torch.device("cpu"))
+    found = measure(door, case.bases, draws=9)
+    assert found.figures["vanished"] == len(case.bases)
+    assert found.dependences()["gus"].hidden == 1
+
+
+def test_progress_is_told_from_nothing_to_all() -> None:
+    told: list[tuple[str, float]] = []
+    asked("before", "retrained", report=lambda stage, share: told.append((stage, share)))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert {stage for stage, _ in told} == {"ask subjects:before", "ask subjects:retrained"}
+
+
 def test_a_failed_control_lets_nobody_pass() -> None:
     found = asked("before", "retrained", retrained="before")
     after = found.models[1]

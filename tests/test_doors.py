@@ -75,7 +75,15 @@ boxes.losses(Path(sys.argv[1]), Path(sys.argv[2]))
 
 @pytest.mark.parametrize(
     "box",
-    ["boxes:numpy_model", "box:boxes:logits", "box:boxes:probabilities", "box:boxes:losses", "cmd"],
+    [
+        "boxes:numpy_model",
+        "boxes:plain_numpy",
+        "boxes:one_way",
+        "box:boxes:logits",
+        "box:boxes:probabilities",
+        "box:boxes:losses",
+        "cmd",
+    ],
 )
 def test_black_boxes_give_the_same_ranks(case: Case, box: str, tmp_path: Path) -> None:
     if box == "cmd":

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -241,13 +241,18 @@ def audit(
     doors = [open_door(spec, key, shape, scaling, chosen) for spec in specs]
     measured = []
     for place, door in enumerate(doors):
-        report(f"ask {door.name}", place / len(doors))
-        found = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
+        done = partial(_advance, report, door.name, place, len(doors))
+        done(0.0)
+        found = measure(door, bases, draws=asked.draws, fpr=asked.fpr, progress=done)
         if place == 0 and found.near_chance:
             raise MarshtestError(f"{before}: {found.doubts[-1]}. It cannot be tested.")
         measured.append(found)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, asked, tuple(judge(roles, measured, asked)))
+
+
+def _advance(report: Report, name: str, place: int, count: int, share: float) -> None:
+    report(f"ask {name}", (place + share) / count)
 
 
 def _defined(value: Any) -> Any:

@@ -32,7 +32,7 @@ class Door(ABC):
         """Margin losses [M] of samples [M, ...], and whether each prediction is right, if it is told."""
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
-        """[M, d] gradients of the margin loss by the values of the file; None from a black box."""
+        """[M, d] gradients of the margin loss by the values of the file; None where there are none."""
         return None
 
 
@@ -64,10 +64,11 @@ class Program(Door):
         found = []
         with torch.enable_grad():
             for x, y in self._batches(values, labels):
-                logits = self._logits(x.requires_grad_())
-                if not logits.requires_grad:
+                try:
+                    logits = self._logits(x.requires_grad_())
+                    (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x)
+                except (MarshtestError, RuntimeError):  # it answers, but not to be differentiated
                     return None
-                (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x)
                 found.append(gradient.flatten(1).double())
         return torch.cat(found).cpu().numpy()
 

@@ -90,16 +90,17 @@ def measure(
     keep_freed_memory()
     losses, right = door.ask(bases.values, bases.labels)
     again, _ = door.ask(bases.values[::-1].copy(), bases.labels[::-1].copy())
+    differentiable = door.gradients(bases.values[:1], bases.labels[:1]) is not None
     parts = []
     for part in chunks(bases, draws):
-        parts.append(_ask(door, part, draws))
+        parts.append(_ask(door, part, draws, differentiable))
         progress(sum(len(own) for own, _, _, _ in parts) / len(bases))
     at_poison, at_fresh, own, fresh = (np.concatenate(found) for found in zip(*parts, strict=True))
     rng = np.random.default_rng(derive(bases.noise.seed, "ties"))
     rank, ties = ranks(at_poison, at_fresh, rng)
     scores = {"rank": rank_scores(rank, draws), "rank_ties": ties}
-    if own.shape[1]:
-        scores = {"gus": own[:, 0], "gus_fresh": fresh[:, 0], **scores}
+    if differentiable:
+        scores = {"gus": own, "gus_fresh": fresh[:, 0], **scores}
     return Measured(
         name=door.name,
         scores=scores,
@@ -119,17 +120,21 @@ def chunks(bases: Bases, draws: int) -> Iterator[Bases]:
         yield Bases(bases.ids[of], bases.values[of], bases.labels[of], bases.noise)
 
 
-def _ask(door: Door, bases: Bases, draws: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """Losses at the poison [B] and at fresh noise [B, K]; I [B, 1] and Ĩ [B, K], or [B, 0] of neither."""
+def _ask(
+    door: Door, bases: Bases, draws: int, differentiable: bool
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Losses at the poison [B] and at fresh noise [B, K]; I [B] and Ĩ [B, K], nan without a gradient."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy draws outside Python's lock
         noisy_inputs = pool.map(lambda place: noisy(bases, place, draws), range(len(bases)))
         asked = np.stack(list(noisy_inputs))  # [B, K + 1, *shape], the dosed one first
-    gradients = door.gradients(bases.values, bases.labels)
+    gradients = door.gradients(bases.values, bases.labels) if differentiable else None
     scores = (
-        np.empty((len(bases), 0)) if gradients is None else standardised(bases, asked, gradients)
+        np.full((len(bases), draws + 1), np.nan)
+        if gradients is None
+        else standardised(bases, asked, gradients)
     )
     losses = _shuffled(door, asked, bases)
-    return losses[:, 0], losses[:, 1:], scores[:, :1], scores[:, 1:]
+    return losses[:, 0], losses[:, 1:], scores[:, 0], scores[:, 1:]
 
 
 def _shuffled(door: Door, asked: Value, bases: Bases) -> Floats:
