@@ -189,6 +189,8 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("cmd:true {inputs} {outputs}", "wrote no outputs file"),
         ("box:boxes:too_few", "must answer 40 losses, or [40, 4] probabilities or logits. Got [3]"),
         ("box:boxes:not_numbers", "answered NaN for 40 of 40 inputs"),
+        ("box:boxes:words", "answered <U3, not numbers"),
+        ("cmd:'{inputs} {outputs}", "cannot be read as a command (No closing quotation)"),
         ("box:boxes:nothing", "wrote no outputs file"),
         ("box:boxes:junk", "no .npy file"),
         ("box:boxes:dies", "raised RuntimeError (out of memory)"),

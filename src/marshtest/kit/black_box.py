@@ -48,12 +48,14 @@ class BlackBox(Door):
                     f"{self.name}: its outputs are no .npy file of numbers ({error})."
                 ) from None
         rows, width = len(values), self.classes
+        if answers.dtype.kind not in "iuf":
+            raise MarshtestError(f"{self.name}: answered {answers.dtype}, not numbers.")
         if answers.shape not in ((rows,), (rows, 1), (rows, width)):
             raise MarshtestError(
                 f"{self.name}: must answer {rows} losses, or [{rows}, {width}] probabilities or "
                 f"logits. Got {list(answers.shape)}."
             )
-        if not np.isfinite(answers).all() and np.isnan(answers).any():
+        if np.isnan(answers).any():
             bad = int(np.isnan(answers).reshape(rows, -1).any(1).sum())
             raise MarshtestError(f"{self.name}: answered NaN for {bad} of {rows} inputs.")
         return answers
@@ -78,7 +80,10 @@ def _told(answers: NDArray[Any], labels: Labels) -> Answers:
 
 def command_call(spec: str, command: str) -> Call:
     """Run a command with {inputs} and {outputs} filled in."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise MarshtestError(f"{spec}: cannot be read as a command ({error}).") from None
     if "{inputs}" not in command or "{outputs}" not in command:
         raise MarshtestError(f"{spec}: needs {{inputs}} and {{outputs}} where the file names go.")
 
@@ -91,10 +96,8 @@ def command_call(spec: str, command: str) -> Call:
         except OSError as error:
             raise MarshtestError(f"{spec}: cannot be started ({error.strerror}).") from None
         if done.returncode != 0:
-            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[
-                -1
-            ]
-            raise MarshtestError(f"{spec}: died with exit code {done.returncode}: {said}")
+            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+            raise MarshtestError(f"{spec}: died with exit code {done.returncode}: {said[-1]}.")
 
     return call
 
