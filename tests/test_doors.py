@@ -114,6 +114,18 @@ def test_a_preprocessor_normalises_and_resizes(case: Case, tmp_path: Path) -> No
     _, right = door.ask(big, case.bases.labels)
     assert right is not None
     assert (right == expected).all()
+    boxes.preprocessor(
+        tmp_path / "hf",
+        size={"shortest_edge": 10},
+        crop_size={"height": 8, "width": 8},
+        do_resize=True,
+        do_center_crop=True,
+        do_normalize=False,
+    )
+    door = open_door(str(tmp_path / "hf"), case.key, (3, 16, 16), None, CPU)
+    x = F.interpolate(torch.from_numpy(big).float(), (10, 10), mode="bilinear", antialias=True)
+    expected = boxes.vit()(x[..., 1:9, 1:9] / 255).argmax(1).numpy() == case.bases.labels
+    assert (door.ask(big, case.bases.labels)[1] == expected).all()
     own = open_door(str(tmp_path / "hf"), case.key, (3, 8, 8), HALF, CPU)  # what is given wins
     ours = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU)
     values = case.bases.values, case.bases.labels

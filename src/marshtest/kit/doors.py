@@ -151,7 +151,8 @@ def _hugging_face(path: Path) -> tuple[nn.Module, Inputs | None]:
             path, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         preprocessor = path / "preprocessor_config.json"
-        own = json.loads(preprocessor.read_text()) if preprocessor.is_file() else None
+        told = json.loads(preprocessor.read_text()) if preprocessor.is_file() else None
+        own = None if told is None or sequences else _preprocessed(told)
     except MarshtestError:
         raise
     except Exception as error:  # files of any sort may lie there
@@ -159,9 +160,7 @@ def _hugging_face(path: Path) -> tuple[nn.Module, Inputs | None]:
             f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)}). "
             "Weights must be safetensors."
         ) from None
-    if sequences:
-        return _Embedded(model), None
-    return model, None if own is None else _preprocessed(own)
+    return _Embedded(model) if sequences else model, own
 
 
 class _Embedded(nn.Module):
@@ -182,12 +181,21 @@ def _preprocessed(own: dict[str, Any]) -> Inputs:
     mean = torch.tensor(own.get("image_mean", 0.0) if normalised else 0.0).view(-1, 1, 1)
     std = torch.tensor(own.get("image_std", 1.0) if normalised else 1.0).view(-1, 1, 1)
     size = own.get("size", {}) if own.get("do_resize", False) else {}
-    target = (size.get("height", 0), size.get("width", 0))
+    crop = own.get("crop_size", {}) if own.get("do_center_crop", False) else {}
     mode = "bicubic" if own.get("resample") == 3 else "bilinear"
 
     def inputs(x: Tensor) -> Tensor:
-        if all(target) and x.shape[-2:] != target:
+        height, width = x.shape[-2:]
+        grown = size["shortest_edge"] / min(height, width) if "shortest_edge" in size else 1.0
+        target = (
+            size.get("height", round(grown * height)),
+            size.get("width", round(grown * width)),
+        )
+        if target != (height, width):
             x = F.interpolate(x, target, mode=mode, antialias=True, align_corners=False)
+        if crop:
+            top, left = (target[0] - crop["height"]) // 2, (target[1] - crop["width"]) // 2
+            x = x[..., top : top + crop["height"], left : left + crop["width"]]
         return (x * factor - mean.to(x.device)) / std.to(x.device)
 
     return inputs
