@@ -113,6 +113,12 @@ def test_a_failed_control_lets_nobody_pass() -> None:
     assert found.exit_code == 3
 
 
+def test_a_control_that_is_in_doubt_is_a_failed_one() -> None:
+    found = asked("before", "retrained", retrained="untrained")
+    assert [judged.verdict.answer for judged in found.models[1:]] == ["INCONCLUSIVE"] * 2
+    assert "the retrained model" in found.models[1].reasons[0]
+
+
 def test_without_a_dose_in_the_model_before_nothing_is_removed() -> None:
     found = asked("retrained", "retrained")
     assert found.exit_code == 3
@@ -235,7 +241,7 @@ def measured(dependence: float, count: int = 2000, ties: float = 0.0) -> Measure
     z = np.random.default_rng(int(1000 * dependence)).normal(size=count)
     z = (z - z.mean()) / z.std() - dependence
     scores = {"gus": z, "gus_fresh": z, "rank": z, "rank_ties": np.full(count, ties)}
-    return Measured("m", scores, {}, 0.9, z * np.nan, (), DRAWS)
+    return Measured("m", scores, {}, 0.9, z * np.nan, "", "", DRAWS)
 
 
 def test_ties_shrink_the_margin_by_their_share() -> None:

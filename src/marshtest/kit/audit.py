@@ -245,7 +245,7 @@ def audit(
         done(0.0)
         found = measure(door, bases, draws=asked.draws, fpr=asked.fpr, progress=done)
         if place == 0 and found.near_chance:
-            raise MarshtestError(f"{before}: {found.doubts[-1]}. It cannot be tested.")
+            raise MarshtestError(f"{before}: {found.near_chance}. It cannot be tested.")
         measured.append(found)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, asked, tuple(judge(roles, measured, asked)))

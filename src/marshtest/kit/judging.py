@@ -46,20 +46,32 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
     )
     for place in set(range(len(roles))) - set(after):
         found[place] = verdicts(initial, [common[place]], **levels)[0]
+    reasons = [
+        [*one.doubts, *_hidden(scores, question.margin)]
+        for one, scores in zip(measured, common, strict=True)
+    ]
+    for place in set(found) - set(after):
+        found[place] = _doubted(found[place], reasons[place])
     failed = _failed_controls(roles, found)
+    for place in after:
+        reasons[place] += failed
+        found[place] = _doubted(found[place], reasons[place])
     judged = []
     for place, role in enumerate(roles):
-        reasons = [*measured[place].doubts, *_hidden(common[place], question.margin)]
-        reasons += failed if role == "after" else []
-        verdict = found[place]
-        if verdict.answer == "REMOVED" and reasons:
-            verdict = Verdict("INCONCLUSIVE", verdict.p_removed, verdict.p_not_removed)
         epsilon = epsilon_bound(
             measured[place].advantages, delta=question.delta, confidence=question.confidence
         )
-        scores = tuple(common[place])
-        judged.append(Judged(role, measured[place], verdict, tuple(reasons), epsilon, scores))
+        rests_on = tuple(common[place])
+        why = tuple(reasons[place])
+        judged.append(Judged(role, measured[place], found[place], why, epsilon, rests_on))
     return judged
+
+
+def _doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:
+    """Whoever is in doubt is not acquitted; a rejected independence stands by itself."""
+    if verdict.answer != "REMOVED" or not reasons:
+        return verdict
+    return Verdict("INCONCLUSIVE", verdict.p_removed, verdict.p_not_removed)
 
 
 def _hidden(scores: Mapping[str, Dependence], margin: float) -> list[str]:

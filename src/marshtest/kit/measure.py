@@ -41,7 +41,8 @@ class Measured:
         figures: dependence, TPR, vanished, ties, as in docs/rows.md.
         accuracy: on the base points; nan where a black box does not tell.
         advantages: [P] how much more familiar the poison looks than one fresh noise.
-        doubts: why it cannot be acquitted, whatever the scores say.
+        near_chance: empty, or how little better than guessing it is on the base points.
+        unsteady: empty, or that it contradicts itself.
     """
 
     name: str
@@ -49,13 +50,14 @@ class Measured:
     figures: dict[str, float]
     accuracy: float
     advantages: Floats
-    doubts: tuple[str, ...]
+    near_chance: str
+    unsteady: str
     draws: int
 
     @property
-    def near_chance(self) -> bool:
-        """Whether it does no better on the base points than guessing."""
-        return any("chance" in doubt for doubt in self.doubts)
+    def doubts(self) -> list[str]:
+        """Why it cannot be acquitted, whatever the scores say."""
+        return [doubt for doubt in (self.unsteady, self.near_chance) if doubt]
 
     def dependences(self) -> dict[str, Dependence]:
         """By score, for the verdict."""
@@ -107,7 +109,8 @@ def measure(
         figures=figures_of(scores, fresh, draws, fpr),
         accuracy=float("nan") if right is None else float(right.mean()),
         advantages=_advantages(at_poison, at_fresh),
-        doubts=tuple(_doubts(losses, again[::-1], right, bases.labels)),
+        near_chance=_near_chance(right, bases.labels),
+        unsteady=_unsteady(losses, again[::-1]),
         draws=draws,
     )
 
@@ -177,18 +180,24 @@ def _advantages(at_poison: Floats, at_fresh: Floats) -> Floats:
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def _doubts(
-    losses: Floats, again: Floats, right: NDArray[np.bool_] | None, labels: NDArray[np.int64]
-) -> Iterator[str]:
-    if not np.allclose(losses, again, rtol=1e-3, atol=1e-3, equal_nan=True):
-        yield (
-            "gives other losses when asked again in another order (randomness, or a model left in "
-            "training mode)"
-        )
-    if right is not None:
-        chance = np.bincount(labels).max() / len(labels)
-        if binomtest(int(right.sum()), len(right), chance, "greater").pvalue > NEAR_CHANCE:
-            yield (
-                f"accuracy on the base points is {right.mean():.3f}, near chance ({chance:.3f}): fed "
-                "with wrongly scaled inputs (--scaling), destroyed, or not trained"
-            )
+def _near_chance(right: NDArray[np.bool_] | None, labels: NDArray[np.int64]) -> str:
+    """Empty, or that the model does no better on the base points than the commonest label."""
+    if right is None:
+        return ""
+    chance = np.bincount(labels).max() / len(labels)
+    if binomtest(int(right.sum()), len(right), chance, "greater").pvalue <= NEAR_CHANCE:
+        return ""
+    return (
+        f"accuracy on the base points is {right.mean():.3f}, near chance ({chance:.3f}): fed with "
+        "wrongly scaled inputs (--scaling), destroyed, or not trained"
+    )
+
+
+def _unsteady(losses: Floats, again: Floats) -> str:
+    """Empty, or that the model contradicts itself."""
+    if np.allclose(losses, again, rtol=1e-3, atol=1e-3, equal_nan=True):
+        return ""
+    return (
+        "gives other losses when asked again in another order (randomness, or a model left in "
+        "training mode)"
+    )
