@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from marshtest.errors import MarshtestError
-from marshtest.metrics.verdict import Dependence, Floats, Verdict, dependence, verdicts
+from marshtest.metrics.verdict import Dependence, Verdict, dependences, verdicts
 from marshtest.recipe import Recipe
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
@@ -141,10 +140,8 @@ class Results:
         scores = self.scores[self.scores["poison_budget"] == share]
         for column, value in zip(GROUP, key, strict=True):
             scores = scores[scores[column] == value]
-        return {
-            name: dependence(scores[name].to_numpy(), deviation, _ties(scores, name))
-            for name, deviation in self.null_deviations.items()
-        }
+        by_name = {str(name): scores[name].to_numpy() for name in scores.columns}
+        return dependences(by_name, self.null_deviations)
 
     def _answers(
         self, measured: Mapping[tuple[Any, ...], Mapping[str, Dependence]]
@@ -163,12 +160,6 @@ class Results:
         for key in measured.keys() - family:
             answers[key] = verdicts(initial, [measured[key]], **settings)[0]
         return answers
-
-
-def _ties(scores: pd.DataFrame, name: str) -> Floats | float:
-    """Share of each score that chance decided, where the attack tells it."""
-    column = f"{name}_ties"
-    return scores[column].to_numpy(np.float64) if column in scores else 0.0
 
 
 def _tprs(rows: pd.DataFrame) -> list[str]:

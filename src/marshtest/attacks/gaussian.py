@@ -24,7 +24,7 @@ from marshtest.metrics.tradeoff import (
     tpr_at_fpr_one_sided,
     tpr_at_fpr_rank,
 )
-from marshtest.metrics.verdict import dependence
+from marshtest.metrics.verdict import dependences
 from marshtest.seeds import derive, normal
 from marshtest.tasks import Task
 
@@ -114,9 +114,8 @@ def figures_of(
         fpr: of the TPRs.
     """
     figures: dict[str, float] = {}
-    for name, deviation in null_deviations(draws).items():
-        if name in scores:
-            figures |= dependence(scores[name], deviation).columns(name)
+    for name, found in dependences(scores, null_deviations(draws)).items():
+        figures |= found.columns(name)
     if "gus" in scores:
         figures |= {
             "gus": -figures["gus_dependence"],  # signed as the paper defines it

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from marshtest.errors import MarshtestError, first_line
 from marshtest.kit.door import Answers, Door, Inputs, Labels
-from marshtest.kit.noise import Value
+from marshtest.kit.layouts import Value
 from marshtest.metrics.accuracy import margin_loss
 
 Call = Callable[[Path, Path], None]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marshtest.errors import MarshtestError, first_line
-from marshtest.kit.noise import Floats, Value
+from marshtest.kit.layouts import Value
+from marshtest.kit.noise import Floats
 from marshtest.metrics.accuracy import margin_loss, scoring_batch
 
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs

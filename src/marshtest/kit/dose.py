@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.key import Key, current_versions
-from marshtest.kit.layouts import Layout, Place, digest, open_layout
-from marshtest.kit.noise import Noise, Scaling, Value
+from marshtest.kit.layouts import Layout, Place, Value, digest, open_layout
+from marshtest.kit.noise import Noise, Scaling
 from marshtest.seeds import derive
 
 

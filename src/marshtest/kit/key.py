@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.errors import MarshtestError
-from marshtest.kit.layouts import Layout, digest, open_layout, read
-from marshtest.kit.noise import Noise, Value
+from marshtest.kit.layouts import Layout, Value, digest, open_layout, read
+from marshtest.kit.noise import Noise
 from marshtest.settings import Settings
 
 

@@ -21,10 +21,11 @@ from scipy.stats import binomtest
 from marshtest.attacks.gaussian import figures_of, null_deviations
 from marshtest.kit.door import Door
 from marshtest.kit.key import Bases
-from marshtest.kit.noise import Floats, Value
+from marshtest.kit.layouts import Value
+from marshtest.kit.noise import Floats
 from marshtest.memory import keep_freed_memory
 from marshtest.metrics.rank import rank_scores, ranks
-from marshtest.metrics.verdict import Dependence, dependence
+from marshtest.metrics.verdict import Dependence, dependences
 from marshtest.seeds import derive
 
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
@@ -61,12 +62,7 @@ class Measured:
 
     def dependences(self) -> dict[str, Dependence]:
         """By score, for the verdict."""
-        ties = self.scores["rank_ties"]
-        return {
-            name: dependence(self.scores[name], deviation, ties if name == "rank" else 0.0)
-            for name, deviation in null_deviations(self.draws).items()
-            if name in self.scores
-        }
+        return dependences(self.scores, null_deviations(self.draws))
 
 
 def measure(

@@ -11,7 +11,6 @@ so both scores stay exact: fresh noise is written in the same way, and GUS is st
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,10 @@ from pydantic import Field
 from scipy.stats import norm
 
 from marshtest.errors import MarshtestError
+from marshtest.kit.layouts import Value
 from marshtest.seeds import normal
 from marshtest.settings import Settings
 
-Value = NDArray[Any]
 Floats = NDArray[np.float64]
 
 LEVELS = 256

@@ -1,6 +1,7 @@
 """What all layouts share: the contract, and reading without holding more than a chunk."""
 
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's r
 Ids = NDArray[np.int64]
 Dosed = Callable[[int, Value], Value]
 
+HELD_OUT = re.compile(r"(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval)(?![a-z])", re.IGNORECASE)
 CHUNK = 1 << 20  # bytes of an array read at once
 KNOWN = (
     "Known: train*.parquet with encoded images, train/<class>/ or <class>/ with image files, "

@@ -10,6 +10,7 @@ import numpy as np
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import (
+    HELD_OUT,
     KNOWN,
     Dosed,
     Ids,
@@ -24,9 +25,7 @@ from marshtest.kit.layouts.base import (
 )
 
 IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|webp|tiff?|gif|p[gp]m)$", re.IGNORECASE)
-SPLIT = re.compile(
-    "train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval", re.IGNORECASE
-)  # no class is called so
+SPLIT = re.compile(f"train(ing)?|{HELD_OUT.pattern}", re.IGNORECASE)  # no class is called so
 
 
 class ImageFolder(Layout):

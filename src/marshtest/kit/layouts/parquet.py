@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import (
     CHUNK,
+    HELD_OUT,
     KNOWN,
     Dosed,
     Ids,
@@ -33,7 +34,6 @@ ROWS = 64  # rows decoded at once
 ROW_GROUP = 64 << 20  # bytes at which a row group is cut: the writer holds it whole
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-HELD_OUT = re.compile(r"(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval)(?![a-z])", re.IGNORECASE)
 TRAIN = re.compile("train", re.IGNORECASE)
 
 
