@@ -16,6 +16,7 @@ ORDER = [
     "tasks",
     "metrics",
     "training",
+    "features",
     "attacks",
     "unlearning",
     "gate",

@@ -15,7 +15,7 @@ from marshtest.results import Results
 
 
 def test_bars_and_lines_of_figure_2_are_the_summary(tiny_run: Results) -> None:
-    figure = figures.accuracy_and_tpr(tiny_run, 0.2)
+    figure = figures.figures_of(tiny_run, 0.2)["figure2"]
     summary = tiny_run.summary.set_index("role")
     top, bottom = figure.axes
     heights = [bar.get_height() for bar in top.containers[1]]  # type: ignore[attr-defined]

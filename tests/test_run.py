@@ -14,10 +14,11 @@ from conftest import TINY
 
 import marshtest
 from marshtest import protocol
+from marshtest.attacks import Victim
 from marshtest.data import load
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import accuracy
-from marshtest.protocol import Clock, Group, run_group, set_up
+from marshtest.protocol import Clock, Group, Memo, run_group, set_up
 from marshtest.recipe import load_recipe
 from marshtest.results import Results
 
@@ -90,11 +91,11 @@ def test_a_stopped_run_goes_on_after_its_last_finished_seed(
     done: list[int] = []
     real = protocol.run_group
 
-    def stopping(pipeline: Any, group: Group, clock: Clock) -> Any:
+    def stopping(pipeline: Any, group: Group, *rest: Any) -> Any:
         if len(done) == 1:
             raise KeyboardInterrupt
         done.append(group.seed)
-        return real(pipeline, group, clock)
+        return real(pipeline, group, *rest)
 
     monkeypatch.setattr(protocol, "run_group", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -102,9 +103,9 @@ def test_a_stopped_run_goes_on_after_its_last_finished_seed(
     with pytest.raises(MarshtestError, match="holds no finished run"):
         marshtest.read_rows(tmp_path / "run")
 
-    def going_on(pipeline: Any, group: Group, clock: Clock) -> Any:
+    def going_on(pipeline: Any, group: Group, *rest: Any) -> Any:
         done.append(group.seed)
-        return real(pipeline, group, clock)
+        return real(pipeline, group, *rest)
 
     monkeypatch.setattr(protocol, "run_group", going_on)
     rows = marshtest.run(TINY, out=tmp_path / "run").rows
@@ -214,14 +215,15 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
     recipe = load_recipe({**TINY, "seeds": 1, "unlearners": []})
     data = load("digits", train=200, test=100)
     pipeline = set_up(recipe, data)
-    rows, _ = run_group(pipeline, Group(0.2, 0), Clock())
+    rows = run_group(pipeline, Group(0.2, 0), Clock(), Memo(tmp_path)).rows
     from marshtest.seeds import derive
 
     seed = derive(0, 0.2)
     _, kept = protocol._split(pipeline, 0)
-    poisoned = recipe.attack.poison(kept, 40, pipeline.task, derive(seed, "attack"))
+    victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.new_model(0))
+    poisoned = recipe.attack.poison(kept, 40, victim, derive(seed, "attack"))
     model, _ = pipeline.fit(poisoned.samples, derive(seed, "initial"))
-    assert rows[0]["test_accuracy"] == accuracy(model, pipeline.task, data.test)
+    assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, data.test)
 
 
 @pytest.mark.parametrize(

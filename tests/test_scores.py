@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-from marshtest.attacks.base import Poisoned
+from marshtest.attacks.base import Poisoned, Victim
 from marshtest.attacks.gaussian import Gaussian
-from marshtest.data import Samples, load
+from marshtest.data import Dataset, Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.gus import gaussian_scores, input_directions
@@ -129,10 +129,15 @@ def test_noise_is_a_function_of_seed_and_id_with_the_stated_variance() -> None:
     assert stats.kstest(many.flatten()[:5000] / 0.32**0.5, "norm").pvalue > 1e-4
 
 
+def victim(data: Dataset) -> Victim:
+    """One that knows no model: Gaussian poisons need none."""
+    return Victim(TASK, data.test, clean=nn.Identity)
+
+
 def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:
     data = load("digits")
     attack = Gaussian(variance=1.0)
-    poisoned = attack.poison(data.train, 30, TASK, seed=4)
+    poisoned = attack.poison(data.train, 30, victim(data), seed=4)
     shift = poisoned.samples.shift()
     assert shift is not None
     chosen = torch.isin(poisoned.samples.ids, poisoned.forget_ids)
@@ -142,7 +147,7 @@ def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:
     assert torch.equal(shift[chosen], expected)
     assert not shift[~chosen].any()
     with pytest.raises(MarshtestError, match="1400 poisons among 1400"):
-        attack.poison(data.train, 1400, TASK, seed=4)
+        attack.poison(data.train, 1400, victim(data), seed=4)
 
 
 def test_under_the_null_p_values_are_uniform_and_false_verdicts_are_rare() -> None:
@@ -162,7 +167,7 @@ def test_under_the_null_p_values_are_uniform_and_false_verdicts_are_rare() -> No
     p_values: dict[str, list[float]] = {"gus": [], "rank": []}
     wrong = 0
     for seed in range(300):
-        effect = attack.effect(model, attack.poison(data.train, 60, task, seed), task)
+        effect = attack.effect(model, attack.poison(data.train, 60, victim(data), seed), task)
         found = {
             name: dependence(effect.scores[name], deviation)
             for name, deviation in attack.null_deviations().items()

@@ -127,8 +127,13 @@ class Plan:
 
 def effects_of(pilot: Results) -> dict[str, float]:
     """The initial model's dependence in a finished run, by score, at its first poison budget."""
+    if pilot.recipe.attack.compared:
+        raise MarshtestError(
+            f"plan: a {pilot.recipe.attack.name} verdict needs seeds, not poisons; summary.csv of the "
+            "pilot says how many. Give a pilot with Gaussian poisons."
+        )
     initial = pilot.summary[pilot.summary["role"] == "initial"].iloc[0]
-    return {name: float(initial[f"{name}_dependence"]) for name in pilot.null_deviations}
+    return {name: float(initial[f"{name}_dependence"]) for name in pilot.score_names}
 
 
 def effects_of_audit(file: Path) -> dict[str, float]:

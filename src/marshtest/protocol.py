@@ -2,6 +2,8 @@
 
     1  poison             attack.poison            forget set = the poisons, retain set = the rest
     2  train, measure     initial model            and, from scratch on the retain set, the retrained
+                          (an attack without an exact null: also a second retrained model as the
+                          reference, and one trained on the poisons' shifts shuffled, as a control)
     3  unlearn            each unlearner, under each compute budget
     4  measure again      test accuracy, the attack's effect, cost
 
@@ -20,12 +22,15 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from marshtest.attacks import Effect, Poisoned
+from marshtest.attacks import Effect, Poisoned, Victim
+from marshtest.attacks.base import Tensors
 from marshtest.budget import Budget, Cost
 from marshtest.data import Dataset, Samples
-from marshtest.errors import MarshtestError, unknown
+from marshtest.errors import MarshtestError, first_line, unknown
 from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models import build
@@ -72,6 +77,7 @@ class Stage:
     kind: str
     label: str
     passes: float
+    steps: int = 1
 
 
 def stages(recipe: Recipe, group: Group, train_size: int) -> Iterator[Stage]:
@@ -81,10 +87,17 @@ def stages(recipe: Recipe, group: Group, train_size: int) -> Iterator[Stage]:
     measured = recipe.attack.passes(poisons)
     full = 3.0 * recipe.training.epochs
     of = f"(poison {group.poison_budget:g}, seed {group.seed})"
-    yield Stage("train", f"initial model {of}", full * kept)
-    yield Stage("score", f"initial model {of}", measured)
-    yield Stage("train", f"retrained model {of}", full * (kept - poisons))
-    yield Stage("score", f"retrained model {of}", measured)
+    steps, passes = recipe.attack.crafting(poisons)
+    if steps:
+        if group.poison_budget == recipe.poison_budgets[0]:  # one serves all poison budgets
+            yield Stage("train", f"clean model {of}", full * kept)
+        yield Stage("craft", f"poisons {of}", steps * passes, steps)
+    for name in ("initial", "shuffled") if recipe.attack.compared else ("initial",):
+        yield Stage("train", f"{name} model {of}", full * kept)
+        yield Stage("score", f"{name} model {of}", measured)
+    for name in ("retrained", "reference") if recipe.attack.compared else ("retrained",):
+        yield Stage("train", f"{name} model {of}", full * (kept - poisons))
+        yield Stage("score", f"{name} model {of}", measured)
     for trial in (trial for trials in recipe.unlearners for trial in trials):
         for budget in recipe.budgets:
             yield Stage("unlearn", f"{trial.name} {of}", budget * full * kept)
@@ -104,10 +117,11 @@ class Clock:
         self._stage = stage
         self.advance(0.0)
 
-    def advance(self, share: float) -> None:
-        """A share of the stage is done."""
+    def advance(self, share: float, said: str = "") -> None:
+        """A share of the stage is done, and how it stands in words."""
         done = min(1.0, (self.done + share * self._stage.passes) / self.total)
-        self.report(f"{self._stage.kind} {self._stage.label}", done)
+        stage = f"{self._stage.kind} {self._stage.label}"
+        self.report(f"{stage}: {said}" if said else stage, done)
 
 
 @dataclass(frozen=True)
@@ -180,25 +194,75 @@ def _kept(recipe: Recipe, train_size: int) -> int:
     return train_size - round(recipe.data.validation * train_size)
 
 
-def run_group(pipeline: Pipeline, group: Group, clock: Clock) -> tuple[list[Row], pd.DataFrame]:
-    """The four steps for one group: its rows, and a frame with one line a poison and model."""
+@dataclass(frozen=True)
+class Memo:
+    """Tensors that a stopped run leaves for the next: one file a name, whole or not at all."""
+
+    folder: Path
+
+    def __call__(self, name: str, make: Callable[[], Tensors]) -> Tensors:
+        """What is stored under a name, made first where nothing is.
+
+        Raises:
+            MarshtestError: the file cannot be read, or not be written.
+        """
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            save_tensors(make(), path)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise MarshtestError(
+                f"{path}: cannot be read ({first_line(error)}). Remove it; it will be made again."
+            ) from None
+
+
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """Write tensors under a temporary name, then rename it."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(whole, temporary))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a group gives.
+
+    Attributes:
+        rows: one a model.
+        scores: one line a poison, or target, and model.
+        poisons: their ids and shifts, and the targets' ids.
+        history: of the crafting, one line a step.
+    """
+
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    poisons: Tensors
+    history: pd.DataFrame
+
+
+def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Measured:
+    """The four steps for one group."""
     recipe, task = pipeline.recipe, replace(pipeline.task, train=pipeline)
     held_out, kept = _split(pipeline, group.seed)
     seed = derive(group.seed, group.poison_budget)
     todo = stages(recipe, group, len(pipeline.data.train))
-    count = round(group.poison_budget * len(kept))
-    poisoned = recipe.attack.poison(kept, count, task, derive(seed, "attack"))
+    poisoned = _poison(pipeline, group, kept, clock, todo, memo)
 
     clock.begin(next(todo))
     initial, trained = pipeline.fit(poisoned.samples, derive(seed, "initial"), clock.advance)
     record = Recorder(pipeline, group, poisoned, held_out, trained)
     clock.begin(next(todo))
     record("initial", "none", 0.0, initial, trained.cost)
-
-    clock.begin(next(todo))
-    retrained, refit = pipeline.fit(poisoned.retain, derive(seed, "retrained"), clock.advance)
-    clock.begin(next(todo))
-    record("retrained", "retrain (full)", 1.0, retrained, refit.cost)
+    references = [("retrained", "retrain (full)", poisoned.retain)]
+    if recipe.attack.compared:
+        shuffled = poisoned.shuffled(derive(seed, "shuffle"))
+        references.insert(0, ("shuffled", "shuffled", shuffled))
+        references.append(("reference", "retrain (full)", poisoned.retain))
+    for role, name, samples in references:
+        clock.begin(next(todo))
+        model, refit = pipeline.fit(samples, derive(seed, role), clock.advance)
+        clock.begin(next(todo))
+        record(role, name, 0.0 if role == "shuffled" else 1.0, model, refit.cost)
 
     for entry, trials in enumerate(recipe.unlearners):
         for unlearner, share in itertools.product(trials, recipe.budgets):
@@ -224,7 +288,57 @@ def run_group(pipeline: Pipeline, group: Group, clock: Clock) -> tuple[list[Row]
                 parameters=parameters,
                 note=outcome.note,
             )
-    return record.rows, pd.concat(record.scores, ignore_index=True)
+    shifts, ids = poisoned.samples.shifts, poisoned.forget_ids
+    poisons = {"ids": ids} if shifts is None else {"ids": ids, "shifts": shifts[1:]}
+    if poisoned.targets is not None:
+        poisons["targets"] = poisoned.targets.ids
+    return Measured(
+        pd.DataFrame(record.rows),
+        pd.concat(record.scores, ignore_index=True),
+        poisons,
+        pd.DataFrame([{**asdict(group), **line} for line in poisoned.history]),
+    )
+
+
+def _poison(
+    pipeline: Pipeline,
+    group: Group,
+    kept: Samples,
+    clock: Clock,
+    todo: Iterator[Stage],
+    memo: Memo,
+) -> Poisoned:
+    """Step 1. The clean model, where the attack asks for one, serves all poison budgets of a seed."""
+    recipe = pipeline.recipe
+    count = round(group.poison_budget * len(kept))
+
+    def trained() -> Tensors:
+        model, _ = pipeline.fit(kept, derive(group.seed, "clean"), clock.advance)
+        return model.state_dict()
+
+    def clean() -> nn.Module:
+        if group.poison_budget == recipe.poison_budgets[0]:
+            clock.begin(next(todo))
+        model = pipeline.new_model(0)
+        model.load_state_dict(memo(f"clean-{group.seed}", trained))
+        clock.begin(next(todo))
+        return model
+
+    def kept_by_name(name: str, make: Callable[[], Tensors]) -> Tensors:
+        found = memo(f"{group.name}.{name}", make)
+        return {key: tensor.to(pipeline.device) for key, tensor in found.items()}
+
+    training = recipe.training
+    victim = Victim(
+        task=replace(pipeline.task, train=pipeline),
+        test=pipeline.data.test,
+        clean=clean,
+        weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
+        kept=kept_by_name,
+        progress=clock.advance,
+    )
+    seed = derive(derive(group.seed, group.poison_budget), "attack")
+    return recipe.attack.poison(kept, count, victim, seed)
 
 
 class Recorder:
@@ -260,7 +374,8 @@ class Recorder:
             "hyperparameters": json.dumps(dict(parameters), sort_keys=True),
             "budget": budget,
         }
-        share = 0.0 if role == "initial" else cost.passes / self.trained.cost.passes
+        unlearned = role not in ("initial", "shuffled")
+        share = cost.passes / self.trained.cost.passes if unlearned else 0.0
         recipe = self.pipeline.recipe
         row = {
             "recipe": recipe.hash,
@@ -275,6 +390,7 @@ class Recorder:
             "precision": self.pipeline.task.precision,
             "device": self.pipeline.device.type,
             "note": note,
+            **{f"crafting_{name}": value for name, value in self.poisoned.figures.items()},
         }
         if model is not None:
             figures, effect = self._measure(model)
@@ -319,21 +435,26 @@ def pick_device(name: str) -> torch.device:
 def execute(pipeline: Pipeline, folder: Path, report: Report = silent) -> None:
     """Run all groups that are not in `folder` yet, then write rows and scores of all of them.
 
-    Writes rows.parquet, rows.csv and scores.parquet; each file appears whole or not at all.
+    Writes rows.parquet, rows.csv and scores.parquet, and of crafted poisons crafting.parquet and
+    poisons/; each file appears whole or not at all.
     """
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     recipe, size = pipeline.recipe, len(pipeline.data.train)
+    crafted = bool(recipe.attack.compared)
     total = sum(stage.passes for group in groups(recipe) for stage in stages(recipe, group, size))
     clock = Clock(report, total)
     for group in groups(recipe):
         if (parts / f"{group.name}.rows.parquet").exists():
             clock.done += sum(stage.passes for stage in stages(recipe, group, size))
         else:
-            rows, scores = run_group(pipeline, group, clock)
-            write(scores, parts / f"{group.name}.scores.parquet")
-            write(pd.DataFrame(rows), parts / f"{group.name}.rows.parquet")
-    for kind in ("scores", "rows"):
+            found = run_group(pipeline, group, clock, Memo(parts))
+            if crafted:
+                save_tensors(found.poisons, folder / "poisons" / f"{group.name}.safetensors")
+                write(found.history, parts / f"{group.name}.crafting.parquet")
+            write(found.scores, parts / f"{group.name}.scores.parquet")
+            write(found.rows, parts / f"{group.name}.rows.parquet")
+    for kind in ("crafting", "scores", "rows") if crafted else ("scores", "rows"):
         files = [parts / f"{group.name}.{kind}.parquet" for group in groups(recipe)]
         frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         if kind == "rows":
@@ -348,16 +469,23 @@ def write(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         MarshtestError: the disk is full, or does not let itself be written.
     """
+    if path.suffix == ".csv":
+        _replace(path, lambda temporary: frame.to_csv(temporary, index=False))
+    else:
+        _replace(path, lambda temporary: frame.to_parquet(temporary, index=False))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then give it the path's name."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        if path.suffix == ".csv":
-            frame.to_csv(temporary, index=False)
-        else:
-            frame.to_parquet(temporary, index=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise MarshtestError(
-            f"{path}: cannot be written ({error.strerror or error}). Make room and run the same "
+            f"{path}: cannot be written ({reason}). Make room and run the same "
             "command again; finished seeds are kept."
         ) from None

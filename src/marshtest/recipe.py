@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from marshtest.attacks import Attack, parse_attack
 from marshtest.data import LOADERS
 from marshtest.errors import MarshtestError, unknown
+from marshtest.features import FeatureSettings
 from marshtest.models import ModelSettings, parse_model
 from marshtest.settings import Settings
 from marshtest.training import Training
@@ -41,6 +42,7 @@ class DataSettings(Settings):
     path: str | None = None  # a local copy; see marshtest.data.load
     train: int | None = Field(None, ge=2)  # keep the first so many rows
     test: int | None = Field(None, ge=1)
+    features: FeatureSettings | None = None  # take a network's features for the samples
     validation: float = Field(0.0, ge=0, lt=1)  # share of train held out to choose rates by
 
 

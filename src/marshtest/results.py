@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from marshtest.errors import MarshtestError
-from marshtest.metrics.verdict import Dependence, Verdict, dependences, verdicts
+from marshtest.metrics.verdict import Dependence, Verdict, compared, dependences, verdicts
 from marshtest.recipe import Recipe
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
@@ -63,9 +63,15 @@ class Results:
         return cls(folder, recipe, rows, scores, about)
 
     @cached_property
-    def null_deviations(self) -> dict[str, float]:
-        """The scores that verdicts rest on, with their deviation under the null."""
-        return self.recipe.attack.null_deviations()
+    def score_names(self) -> list[str]:
+        """The scores that verdicts rest on."""
+        attack = self.recipe.attack
+        return [*attack.null_deviations(), *attack.compared]
+
+    @property
+    def unit(self) -> str:
+        """What a score is averaged over."""
+        return "seeds" if self.recipe.attack.compared else "poisons"
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -84,7 +90,9 @@ class Results:
             controls = table.set_index("role")["verdict"]
             if controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
                 needed = table.loc[table["role"] != "updated", "poisons_needed"].max()
-                more = "" if pd.isna(needed) else f" About {needed:,.0f} poisons in all would do."
+                more = ""
+                if not pd.isna(needed):
+                    more = f" About {needed:,.0f} {self.unit} in all would do."
                 said.append(
                     f"Poison budget {share:g}: too small for a verdict. No unlearning came out "
                     f"{controls['initial']} (must be NOT REMOVED) and full retraining "
@@ -105,6 +113,7 @@ class Results:
 
     def _summarise(self, share: float) -> pd.DataFrame:
         chosen = self.chosen(share)
+        chosen = chosen[chosen["role"] != "reference"]
         keys = [key for key, _ in chosen.groupby(GROUP, sort=False)]
         measured = {key: self._pooled(share, key) for key in keys}
         answers = self._answers(measured)
@@ -113,7 +122,7 @@ class Results:
         for key, rows in chosen.groupby(GROUP, sort=False):
             line: dict[str, Any] = dict(zip(GROUP, key, strict=True))
             line |= {"poison_budget": share, "seeds": len(rows)}
-            for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_tprs(rows)):
+            for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(rows)):
                 line[figure] = rows[figure].mean()
                 line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")
             line["accuracy_cost"] = reference - line["test_accuracy"]
@@ -136,12 +145,19 @@ class Results:
         return pd.DataFrame(lines)
 
     def _pooled(self, share: float, key: tuple[Any, ...]) -> dict[str, Dependence]:
-        """Dependence by each score, the poisons of all seeds pooled."""
-        scores = self.scores[self.scores["poison_budget"] == share]
+        """Dependence by each score: the poisons of all seeds pooled, or seeds against retraining."""
+        at_share = self.scores[self.scores["poison_budget"] == share]
+        scores = at_share
         for column, value in zip(GROUP, key, strict=True):
             scores = scores[scores[column] == value]
-        by_name = {str(name): scores[name].to_numpy() for name in scores.columns}
-        return dependences(by_name, self.null_deviations)
+        if not self.recipe.attack.compared:
+            by_name = {str(name): scores[name].to_numpy() for name in scores.columns}
+            return dependences(by_name, self.recipe.attack.null_deviations())
+        names = self.score_names
+        means = scores.groupby("seed")[names].mean()
+        of_reference = at_share[at_share["role"] == "reference"].groupby("seed")[names].mean()
+        reference = of_reference.loc[means.index]
+        return {n: compared(means[n].to_numpy(), reference[n].to_numpy()) for n in names}
 
     def _answers(
         self, measured: Mapping[tuple[Any, ...], Mapping[str, Dependence]]
@@ -162,5 +178,5 @@ class Results:
         return answers
 
 
-def _tprs(rows: pd.DataFrame) -> list[str]:
-    return [column for column in rows.columns if column.startswith("tpr")]
+def _figures(rows: pd.DataFrame) -> list[str]:
+    return [column for column in rows.columns if column.startswith(("tpr", "target"))]

@@ -13,7 +13,8 @@ import torch
 
 from marshtest.data import Dataset, load
 from marshtest.errors import MarshtestError
-from marshtest.protocol import Report, execute, set_up, silent
+from marshtest.features import apart, featured
+from marshtest.protocol import Report, execute, pick_device, set_up, silent
 from marshtest.recipe import Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
@@ -52,8 +53,7 @@ def run(
     _refuse_anothers(folder, recipe, identity)
     if not (folder / "rows.parquet").exists():
         if data is None:
-            settings = recipe.data
-            data = load(settings.name, settings.path, train=settings.train, test=settings.test)
+            data = data_of(recipe, report)
         pipeline = set_up(recipe, data)
         _claim(folder, recipe, identity)
         execute(pipeline, folder, report)
@@ -61,6 +61,22 @@ def run(
     if not (folder / "report.html").exists():
         write_report(results)
     return results
+
+
+def data_of(recipe: Recipe, report: Report = silent) -> Dataset:
+    """The recipe's data, by features where it says so (which trains a network)."""
+    settings = recipe.data
+    if settings.features is None:
+        return load(settings.name, settings.path, train=settings.train, test=settings.test)
+    more = settings.features.train
+    rows = None if settings.train is None else settings.train + more
+    whole = load(settings.name, settings.path, train=rows, test=settings.test)
+    data, others = apart(whole, more)
+
+    def progress(share: float) -> None:
+        report(f"train the network of the features ({share:.0%})", 0.0)
+
+    return featured(data, others, settings.features, pick_device(recipe.device), progress)
 
 
 def _refuse_anothers(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:

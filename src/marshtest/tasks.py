@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Task(ABC):
         """[B, ...] the batch in input space, shifts added."""
 
     @abstractmethod
-    def outputs(self, model: nn.Module, inputs: Tensor, batch: Samples) -> Tensor:
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         """The model's output, float32."""
 
     @abstractmethod
@@ -58,6 +58,17 @@ class Task(ABC):
     def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
         """The batch as training sees it."""
         return batch
+
+    def view(self, inputs: Tensor, draws: torch.Generator) -> Tensor:
+        """[B, ...] inputs augmented much as training does it, but differentiably."""
+        return inputs
+
+    def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
+        """[B, ...] least and largest allowed shift: within ± bound, in levels of 255 for pixels, which
+        stay pixels; in the input's own units else. An infinite bound binds nothing.
+        """
+        size = torch.full_like(self.inputs(model, batch), bound)
+        return -size, size
 
     def __call__(self, model: nn.Module, batch: Samples) -> Tensor:
         """The model's output for a batch."""
@@ -111,13 +122,16 @@ class Classification(Task):
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         x, shift = batch.x, batch.shift()
         if x.dtype == torch.uint8 and self.mean is not None and self.std is not None:
-            shape = (1, -1, *(1 for _ in x.shape[2:]))
-            mean = torch.tensor(self.mean, device=x.device).view(shape)
-            std = torch.tensor(self.std, device=x.device).view(shape)
-            x = (x / 255 - mean) / std
+            x = (x / 255 - _channels(self.mean, x)) / _channels(self.std, x)
         return x if shift is None else x + shift
 
-    def outputs(self, model: nn.Module, inputs: Tensor, batch: Samples) -> Tensor:
+    def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
+        if batch.x.dtype != torch.uint8 or self.std is None or bound == torch.inf:
+            return super().box(model, batch, bound)
+        x, std = batch.x / 255, _channels(self.std, batch.x)
+        return (-x).clamp(min=-bound / 255) / std, (1 - x).clamp(max=bound / 255) / std
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         if inputs.dim() == 4:  # half again as fast through convolutions, in any precision
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.autocast(inputs.device):
@@ -140,6 +154,25 @@ class Classification(Task):
         if "crop" in self.augment:
             x = _crop(x, x.shape[-1] // 8, draws)
         return Samples(x, batch.y, batch.ids)
+
+    def view(self, inputs: Tensor, draws: torch.Generator) -> Tensor:
+        """Flips, and shifts by fractions of a pixel (Geiping et al. 2021)."""
+        if not self.augment:
+            return inputs
+        count, size = len(inputs), inputs.shape[-1]
+        frames = torch.eye(2, 3).repeat(count, 1, 1)  # [B, 2, 3]
+        if "flip" in self.augment:
+            frames[:, 0, 0] = 1 - 2 * torch.randint(2, (count,), generator=draws).float()
+        if "crop" in self.augment:  # a pixel is 2 / size of the frame's width
+            moves = (2 * torch.rand(count, 2, generator=draws) - 1) * (size // 8)
+            frames[:, :, 2] = moves * 2 / size
+        grid = F.affine_grid(frames.to(inputs), list(inputs.shape), align_corners=False)
+        return F.grid_sample(inputs, grid, align_corners=False)
+
+
+def _channels(values: tuple[float, ...], x: Tensor) -> Tensor:
+    """One value a channel, to be broadcast over [B, C, ...]."""
+    return torch.tensor(values, device=x.device).view(1, -1, *(1 for _ in x.shape[2:]))
 
 
 def _flip(x: Tensor, draws: torch.Generator) -> Tensor:
@@ -177,7 +210,7 @@ class LabelWord(Task):
         shift = batch.shift()
         return embedded if shift is None else embedded + F.pad(shift, (0, 0, 0, 1))
 
-    def outputs(self, model: nn.Module, inputs: Tensor, batch: Samples) -> Tensor:
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         mask = self._tokens(batch) != self.padding
         with self.autocast(inputs.device):
             output = model(inputs_embeds=inputs, attention_mask=mask.to(torch.int64))

@@ -3,13 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
-from marshtest.attacks.base import Attack, Effect, Poisoned
+from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
 from marshtest.attacks.gaussian import Gaussian
+from marshtest.attacks.gradient_canceling import GradientCanceling
+from marshtest.attacks.gradient_matching import GradientMatching
 from marshtest.errors import MarshtestError, unknown
 
-__all__ = ["ATTACKS", "Attack", "Effect", "Gaussian", "Poisoned", "parse_attack"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Effect",
+    "Gaussian",
+    "GradientCanceling",
+    "GradientMatching",
+    "Poisoned",
+    "Victim",
+    "parse_attack",
+]
 
-ATTACKS: dict[str, type[Attack]] = {"gaussian": Gaussian}
+_ALL: tuple[type[Attack], ...] = (Gaussian, GradientMatching, GradientCanceling)
+ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 
 def parse_attack(value: str | Mapping[str, Any]) -> Attack:

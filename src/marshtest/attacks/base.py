@@ -1,7 +1,9 @@
 """What an attack gives: poisoned samples, and what it can measure of itself on a model."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,11 +12,42 @@ from torch import Tensor, nn
 
 from marshtest.data import Samples
 from marshtest.errors import MarshtestError
+from marshtest.metrics.accuracy import accuracy
 from marshtest.seeds import generator
 from marshtest.settings import Settings
 from marshtest.tasks import Task
 
 Floats = NDArray[np.float64]
+Tensors = dict[str, Tensor]
+
+
+def _make(name: str, make: Callable[[], Tensors]) -> Tensors:
+    return make()
+
+
+def _ignore(share: float, said: str = "") -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Victim:
+    """What an attack may know of the training that it poisons.
+
+    Attributes:
+        task: the training's loss and augmentation.
+        test: samples that the victim will be tested on.
+        weight_decay: λ of the training's loss + λ/2 ‖θ‖².
+        clean: the model trained on the samples without poison.
+        kept: what an earlier, stopped run made under a name; made and stored where there is none.
+        progress: told the share of the crafting that is done, and how it stands in words.
+    """
+
+    task: Task
+    test: Samples
+    clean: Callable[[], nn.Module]
+    weight_decay: float = 0.0
+    kept: Callable[[str, Callable[[], Tensors]], Tensors] = _make
+    progress: Callable[[float, str], None] = _ignore
 
 
 @dataclass(frozen=True)
@@ -25,11 +58,19 @@ class Poisoned:
         samples: all of it, [N].
         forget_ids: [P] ids of the poisons: the forget set.
         seed: the attack's secret; with the ids it tells the noise.
+        targets: the test samples that the attack is aimed at, where it is aimed at some.
+        adversarial: [T] the labels that it wants them to get, where it wants certain ones.
+        figures: how the crafting went, for the rows.
+        history: the objective as the crafting went on, one line a step.
     """
 
     samples: Samples
     forget_ids: Tensor
     seed: int
+    targets: Samples | None = None
+    adversarial: Tensor | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    history: Sequence[dict[str, float]] = ()
 
     @property
     def forget(self) -> Samples:
@@ -41,14 +82,22 @@ class Poisoned:
         """The retain set: everything else."""
         return self.samples.without(self.forget_ids)
 
+    def shuffled(self, seed: int) -> Samples:
+        """All samples, each poison's shift with its own values in random order: as large, and blind."""
+        shifts = self.samples.shifts
+        assert shifts is not None
+        draws = generator(seed, "shuffle")
+        order = torch.rand(shifts.flatten(1).shape, generator=draws).argsort(1).to(shifts.device)
+        return replace(self.samples, shifts=shifts.flatten(1).gather(1, order).view_as(shifts))
+
 
 @dataclass(frozen=True)
 class Effect:
     """What is left of an attack in a model.
 
     Attributes:
-        ids: [P] ids of the poisons.
-        scores: by name, [P] one value a poison.
+        ids: [P] of what was asked: the poisons, or the targets.
+        scores: by name, [P] one value each.
         figures: numbers for the row.
     """
 
@@ -61,20 +110,26 @@ class Attack(Settings, ABC):
     """How poison is made, and how its effect on a model is measured."""
 
     name: str
+    # Scores without such a law: compared with those of retrained models, seed by seed.
+    compared: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def poison(self, samples: Samples, count: int, task: Task, seed: int) -> Poisoned:
+    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
         """Turn `count` samples into poisons; the others stay as they are."""
 
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         """Measure what is left of the poison in `model`."""
 
-    @abstractmethod
     def null_deviations(self) -> dict[str, float]:
-        """The scores that verdicts rest on: name → standard deviation of one poison's score when the
-        model does not depend on the poison. Their mean is zero then, exactly.
+        """The scores whose law is known when the model does not depend on the poison, with one poison's
+        standard deviation. Their mean is zero then, exactly.
         """
+        return {}
+
+    def crafting(self, poisons: int) -> tuple[int, float]:
+        """Steps of the crafting, and sample passes of each."""
+        return 0, 0.0
 
     @abstractmethod
     def passes(self, poisons: int) -> float:
@@ -94,3 +149,20 @@ def choose(samples: Samples, count: int, seed: int) -> Tensor:
         )
     order = torch.randperm(len(samples), generator=generator(seed, "choose"))
     return samples.ids[order[:count].to(samples.ids.device)]
+
+
+def learned(victim: Victim, samples: Samples) -> nn.Module:
+    """The victim's clean model, which must have learned something that can be poisoned.
+
+    Raises:
+        MarshtestError: it is at chance on the test samples.
+    """
+    model = victim.clean()
+    found = accuracy(model, victim.task, victim.test)
+    chance = float(samples.y.unique(return_counts=True)[1].max() / len(samples))
+    if found < chance + 2 * (chance * (1 - chance) / len(victim.test)) ** 0.5:
+        raise MarshtestError(
+            f"attack: the clean model is at chance (test accuracy {found:.2f}, the commonest class "
+            f"{chance:.2f}), so there is nothing to poison. Raise training.epochs, or mend training.lr."
+        )
+    return model

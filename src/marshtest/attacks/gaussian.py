@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, choose
+from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, Victim, choose
 from marshtest.data import Samples
 from marshtest.metrics.accuracy import margin_loss, scoring_batch
 from marshtest.metrics.gus import gaussian_scores, input_directions
@@ -39,7 +39,7 @@ class Gaussian(Attack):
     draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward
     fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
 
-    def poison(self, samples: Samples, count: int, task: Task, seed: int) -> Poisoned:
+    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
         ids = choose(samples, count, seed)
         noise = self.noise(seed, ids, samples.x.shape[1:])
         return Poisoned(samples.shifted(ids, noise), ids, seed)

@@ -1,5 +1,7 @@
 """Accuracy, and the margin loss that the scores rest on."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -13,19 +15,30 @@ def scoring_batch(device: torch.device) -> int:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
-    """Share of samples whose label has the largest logit (float32, eval mode); nan of none."""
-    if len(samples) == 0:
-        return float("nan")
+def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[Samples, Tensor]]:
+    """Batches of samples and their logits [B, C] (float32, eval mode)."""
     model.eval()
     exact = task.exact()
-    right = 0
     size = scoring_batch(samples.y.device)
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
-        logits = exact.label_logits(exact(model, batch), batch)
-        right += int((logits.argmax(1) == batch.y).sum())
+        yield batch, exact.label_logits(exact(model, batch), batch)
+
+
+def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
+    """Share of samples whose label has the largest logit; nan of none."""
+    if len(samples) == 0:
+        return float("nan")
+    right = sum(
+        int((logits.argmax(1) == batch.y).sum())
+        for batch, logits in logits_of(model, task, samples)
+    )
     return right / len(samples)
+
+
+def probabilities(model: nn.Module, task: Task, samples: Samples) -> Tensor:
+    """[N, C] softmax of the logits."""
+    return torch.cat([logits.softmax(1) for _, logits in logits_of(model, task, samples)])
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:

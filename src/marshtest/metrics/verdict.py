@@ -6,6 +6,10 @@
     NOT REMOVED   else, if D = 0 is rejected: two-sided z test, the scores' null variance is known
     INCONCLUSIVE  else, with the number of poisons that would settle it
 
+Where no law under the null is known (is the target mistaken? how many errors?) the score is compared with
+that of a retrained model of the same seed: D is the mean difference over seeds, the unit is the seed, and a
+t test takes the z test's place.
+
 A score that cannot be told, because a gradient vanished or losses tie, hides what it would have shown:
 the hidden share of the poisons is taken to carry the whole initial effect, so M shrinks by that share
 of D₀. A model that is flat or coarse where it is asked cannot pass for one that has forgotten.
@@ -37,27 +41,30 @@ POWER = 0.9  # with which the stated number of poisons would settle an inconclus
 
 @dataclass(frozen=True)
 class Dependence:
-    """−mean of a score over n poisons; larger = more poison left.
+    """What is left of the poison by a score; larger = more.
 
     Attributes:
-        value: the dependence D.
+        value: the dependence D: −mean of the score over n poisons, or the mean difference to retraining
+            over n seeds.
         error: its standard error, from the scores' own spread.
-        null_error: its standard error if the model does not depend on the noise (exact).
-        n: poisons with a defined score.
+        null_error: its standard error if the model does not depend on the noise (exact), or None.
+        n: poisons with a defined score, or seeds.
         undefined: poisons without one (vanished gradient).
         hidden: share of the poisons that the score cannot tell: undefined, or tied by chance.
     """
 
     value: float
     error: float
-    null_error: float
+    null_error: float | None
     n: int
     undefined: int = 0
     hidden: float = 0.0
 
     @property
     def p_value(self) -> float:
-        """Two-sided, for "the model does not depend on the noise"."""
+        """Two-sided, for "the model does not depend on the poison"."""
+        if self.null_error is None:
+            return float(2 * t.sf(abs(self.value) / self.error, self.n - 1))
         return float(2 * norm.sf(abs(self.value) / self.null_error))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -105,6 +112,16 @@ def dependence(
     )
 
 
+def compared(scores: Floats, reference: Floats) -> Dependence:
+    """Dependence of scores that have no null law: [n] one a seed, less those of retrained models."""
+    differences = scores - reference
+    n = len(differences)
+    if n < 2 or np.isnan(differences).any():
+        return Dependence(float(differences.mean()), math.nan, None, n)
+    error = max(float(differences.std(ddof=1)), TINY) / math.sqrt(n)
+    return Dependence(float(differences.mean()), error, None, n)
+
+
 def dependences(
     scores: Mapping[str, Floats], null_deviations: Mapping[str, float]
 ) -> dict[str, Dependence]:
@@ -124,7 +141,8 @@ class Verdict:
         answer: REMOVED, NOT REMOVED or INCONCLUSIVE.
         p_removed: Holm-adjusted, of the equivalence test.
         p_not_removed: Holm-adjusted, of the test of independence.
-        poisons_needed: how many would settle an inconclusive case (power 0.9, at this estimate).
+        poisons_needed: how many would settle an inconclusive case (power 0.9, at this estimate);
+            seeds, where scores are compared with retrained models'.
     """
 
     answer: Answer
@@ -198,15 +216,19 @@ def _or_one(p: float) -> float:
 def _poisons_needed(
     scores: Mapping[str, Dependence], effects: Mapping[str, float], margin: float, alpha: float
 ) -> int | None:
-    """Fewest poisons at which this estimate would pass either test with power 0.9."""
+    """Fewest poisons, or seeds, at which this estimate would pass either test with power 0.9."""
     to_remove, to_reject = 0.0, math.inf
     for name, score in scores.items():
-        if math.isnan(score.value):
+        if math.isnan(score.error):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
         allowed = _margin(score, effects[name], margin)
-        removed = partial(removal, margin=allowed, left=left, deviation=deviation, alpha=alpha)
-        rejected = partial(detection, effect=left, deviation=deviation, alpha=alpha / len(scores))
+        few = score.null_error is None
+        removed = partial(
+            removal, margin=allowed, left=left, deviation=deviation, alpha=alpha, estimated=few
+        )
+        level = alpha / len(scores)
+        rejected = partial(detection, effect=left, deviation=deviation, alpha=level, estimated=few)
         to_remove = max(to_remove, poisons_for(POWER, removed))
         to_reject = min(to_reject, poisons_for(POWER, rejected))
     needed = min(to_remove, to_reject)

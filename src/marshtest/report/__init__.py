@@ -5,7 +5,7 @@ from pathlib import Path
 from marshtest.protocol import write
 from marshtest.report.figures import draw_all
 from marshtest.report.page import write_page
-from marshtest.report.tables import markdown
+from marshtest.report.tables import markdown, table2
 from marshtest.results import Results
 
 
@@ -13,6 +13,8 @@ def write_report(results: Results) -> Path:
     """Write summary.csv, summary.md, figures/ and report.html into the run's folder."""
     folder = results.folder
     write(results.summary, folder / "summary.csv")
+    if "error" in results.score_names:
+        write(table2(results), folder / "table2.csv")
     (folder / "summary.md").write_text(markdown(results))
     page = folder / "report.html"
     write_page(results, draw_all(results, folder / "figures"), page)

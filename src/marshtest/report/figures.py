@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from a run's rows and scores: Figures 2, 6 and 7, and the verdicts.
+"""The paper's figures, drawn from a run's rows and scores: Figures 2, 3, 6 and 7, and the verdicts.
 
 Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line styles repeat what
 colours say, so that grey prints stay legible.
@@ -40,22 +40,22 @@ def draw_all(results: Results, folder: Path) -> dict[str, list[Path]]:
 
 def figures_of(results: Results, share: float) -> dict[str, Figure]:
     """The figures of one poison budget."""
-    table = _table(results, share)
-    initial, updated, name = _before_and_after(results, share)
-    parts = [
-        ("fresh noise, initial model", initial["gus_fresh"], BROWN),
-        ("poisons, initial model", initial["gus"], ORANGE),
-        (f"poisons, after {name}", updated["gus"], BLUE),
-    ]
-    curves = [("no unlearning", initial, ORANGE), (name, updated, BLUE)]
-    return {
-        "dependence": dependence(
-            table, list(results.null_deviations), results.recipe.verdict.margin
-        ),
-        "figure2": accuracy_and_tpr(results, share),
-        "figure6": histograms(parts),
-        "figure7": tradeoffs(curves),
-    }
+    table, names = _table(results, share), results.score_names
+    drawn = {"dependence": dependence(table, names, results.recipe.verdict.margin)}
+    if "target" in names:
+        drawn["figure3"] = accuracy_and(table, TARGETED, "share of targets")
+    if "gus" in names:
+        fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
+        drawn["figure2"] = accuracy_and(table, RATES, f"TPR at FPR = {fpr:g}", fpr)
+        initial, updated, name = _before_and_after(results, share)
+        parts = [
+            ("fresh noise, initial model", initial["gus_fresh"], BROWN),
+            ("poisons, initial model", initial["gus"], ORANGE),
+            (f"poisons, after {name}", updated["gus"], BLUE),
+        ]
+        drawn["figure6"] = histograms(parts)
+        drawn["figure7"] = tradeoffs([("no unlearning", initial, ORANGE), (name, updated, BLUE)])
+    return drawn
 
 
 def save(figure: Figure, stem: Path) -> Path:
@@ -111,16 +111,32 @@ def _verdict_styles() -> list[tuple[str, str, str]]:
     return [("REMOVED", GREEN, "o"), ("NOT REMOVED", ORANGE, "D"), ("INCONCLUSIVE", GREY, "s")]
 
 
-def accuracy_and_tpr(results: Results, share: float) -> Figure:
-    """Figure 2: test accuracy and TPR at low FPR, mean ± s.d. over seeds; retraining dashed."""
-    table = _table(results, share)
-    fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
+RATES = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
+TARGETED = [
+    ("target_misclassified", "misclassified (paper)", ORANGE, ""),
+    ("target_success", "as the attacker wants", BROWN, "//"),
+]
+
+
+def accuracy_and(
+    table: pd.DataFrame,
+    columns: Sequence[tuple[str, str, str, str]],
+    what: str,
+    nothing: float | None = None,
+) -> Figure:
+    """Figures 2 and 3: test accuracy and the attack's effect, mean ± s.d. over seeds; retraining dashed.
+
+    Args:
+        table: one line a model.
+        columns: of the effect: name, title, colour, hatch.
+        what: the effect's axis.
+        nothing: value where nothing is left of the poison, if it is known.
+    """
     bars = table[table["role"] == "updated"]
     initial, retrained = (table[table["role"] == role].iloc[0] for role in ("initial", "retrained"))
     figure = Figure(figsize=(7.2, 4.4))
     top, bottom = panels = figure.subplots(2, 1, sharex=True)
     places = np.arange(len(bars))
-    columns = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
     _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
     _reference(top, retrained["test_accuracy"], initial["test_accuracy"], BLUE)
     for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
@@ -128,8 +144,9 @@ def accuracy_and_tpr(results: Results, share: float) -> Figure:
         _reference(bottom, retrained[column], initial[column], colour, labels=False)
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
-    bottom.set_ylabel(f"TPR at FPR = {fpr:g}")
-    bottom.axhline(fpr, color=GREY, lw=0.8, ls=":", label="FPR: nothing left")
+    bottom.set_ylabel(what)
+    if nothing is not None:
+        bottom.axhline(nothing, color=GREY, lw=0.8, ls=":", label="FPR: nothing left")
     bottom.set_ylim(bottom=0)
     bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
     for panel in panels:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import jinja2
 
-from marshtest.report.tables import label, legend, table
+from marshtest.report.tables import TABLE_2, label, legend, table, table2
 from marshtest.results import Results
 
 CAPTIONS = {
-    "dependence": "What is left of the poison in each model, by both scores, with 95 % intervals. "
+    "dependence": "What is left of the poison in each model, by each score, with 95 % intervals. "
     "The band is the margin of REMOVED.",
+    "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
     "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
@@ -47,12 +48,16 @@ def write_page(results: Results, figures: Mapping[str, list[Path]], path: Path) 
         for file in files
     ]
     text = table(results)
+    errors = table2(results) if "error" in results.score_names else text[:0]
     html = environment.get_template("page.html.j2").render(
         recipe=results.recipe,
         sentences=sentences(results),
         columns=text.columns.tolist(),
         lines=text.to_numpy().tolist(),
         legend=legend(results),
+        table2=TABLE_2,
+        table2_columns=errors.columns.tolist(),
+        table2_lines=errors.to_numpy().tolist(),
         pictures=pictures,
         yaml=results.recipe.to_yaml(),
         about=results.about,

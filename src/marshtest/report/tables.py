@@ -9,9 +9,15 @@ import pandas as pd
 from marshtest.recipe import Recipe
 from marshtest.results import Results
 
-SCORE_NAMES = {"gus": "GUS", "rank": "rank score"}
+SCORE_NAMES = {
+    "gus": "GUS",
+    "rank": "rank score",
+    "target": "adversarial probability",
+    "error": "test error",
+}
 NAMES = {
     "none": "no unlearning",
+    "shuffled": "shuffled poisons",
     "retrain": "retrain in budget",
     "gd": "GD",
     "ngd": "NGD",
@@ -25,12 +31,32 @@ NAMES = {
 }
 
 
-def label(line: Any, recipe: Recipe) -> str:
+TABLE_2 = (
+    "The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, by epochs of unlearning."
+)
+_SEEDS = "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds."
+LEFT = {
+    "gus": "GUS and rank score: what is left of the poison (dependence), mean ± standard error over the "
+    "poisons of all seeds; retraining leaves 0 in expectation. TPR at low FPR: the paper's |I| > τ; "
+    "rank TPR: the exact one-sided test.",
+    "target": "Adversarial probability: of the attacker's label on the targets; "
+    + _SEEDS
+    + " Success: "
+    "share of targets that get this label. Shuffled poisons: the same perturbations, each in random "
+    "order.",
+    "error": "Test error: "
+    + _SEEDS
+    + " Shuffled poisons: the same perturbations, each in random order.",
+}
+RATES = {"tpr": "TPR", "tpr_rank": "rank TPR", "target_success": "success"}
+
+
+def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
     """Name of a line: the unlearner, and what tells it from others of its name in the recipe."""
     name = str(NAMES.get(line["unlearner"], line["unlearner"]))
     if line["role"] != "updated":
         return name
-    budget = f" {line['budget']:.0%}" if len(recipe.budgets) > 1 else ""
+    budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
     given = json.loads(line["hyperparameters"])
     entries = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
     rivals = (
@@ -52,40 +78,75 @@ def table(results: Results) -> pd.DataFrame:
             "cost": number(line["accuracy_cost"], 3, "+"),
             "spent": f"{line['spent']:.1%}",
         }
-        for name in results.null_deviations:
+        for name in results.score_names:
             value, error = line[f"{name}_dependence"], line[f"{name}_error"]
             text[SCORE_NAMES[name]] = plus_minus(value, error, 3)
-        text["TPR"] = number(line.get("tpr", math.nan), 3)
-        text["rank TPR"] = number(line.get("tpr_rank", math.nan), 3)
+        for column, title in RATES.items():
+            if column in line:
+                text[title] = number(line[column], 3)
         text["verdict"] = line["verdict"]
         if not pd.isna(line["poisons_needed"]):
-            text["verdict"] += f" ({line['poisons_needed']:,.0f} poisons would settle it)"
+            needed = f"{line['poisons_needed']:,.0f} {results.unit}"
+            text["verdict"] += f" ({needed} would settle it)"
         if line["note"]:
             text["verdict"] += f" [{line['note']}]"
         lines.append(text)
     return pd.DataFrame(lines)
 
 
+def table2(results: Results) -> pd.DataFrame:
+    """The paper's Table 2: test accuracy in %, mean ± s.d. over seeds.
+
+    One line a compute budget, in epochs of training; one column an unlearner and poison budget.
+    """
+    lines = results.summary[results.summary["role"] == "updated"]
+    accuracy = [
+        plus_minus(100 * mean, 100 * spread, 2)
+        for mean, spread in zip(lines["test_accuracy"], lines["test_accuracy_sd"], strict=True)
+    ]
+    long = pd.DataFrame(
+        {
+            "epochs": lines["budget"] * results.recipe.training.epochs,
+            "column": [
+                f"{label(line, results.recipe, with_budget=False)}, {line['poison_budget']:.1%}"
+                for _, line in lines.iterrows()
+            ],
+            "accuracy": accuracy,
+        }
+    )
+    wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
+    wide.index = pd.Index([f"{epochs:g}" for epochs in wide.index], name="epochs")
+    return wide.reset_index().rename_axis(columns=None)
+
+
 def markdown(results: Results) -> str:
-    """The table in Markdown, with what its columns mean."""
-    text = table(results)
-    rows = [text.columns.tolist(), ["---"] * text.shape[1], *text.to_numpy().tolist()]
-    body = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    """The table in Markdown, with what its columns mean; of test errors the paper's Table 2 too."""
     warnings = "".join(f"\n**{warning}**\n" for warning in results.warnings)
-    return f"# {results.recipe.name}\n\n{body}\n{warnings}\n{legend(results)}\n"
+    text = (
+        f"# {results.recipe.name}\n\n{_markdown(table(results))}\n{warnings}\n{legend(results)}\n"
+    )
+    if "error" in results.score_names:
+        text += f"\n{TABLE_2}\n\n{_markdown(table2(results))}\n"
+    return text
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    rows = [frame.columns.tolist(), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def legend(results: Results) -> str:
     """What the numbers are."""
     verdict, seeds = results.recipe.verdict, results.recipe.seeds
+    compared = results.recipe.attack.compared
+    scores = " and ".join(SCORE_NAMES[name] for name in results.score_names)
+    measure = LEFT[results.score_names[0]]
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
-        "what full retraining has more. Spent: share of the initial training's compute. GUS and rank "
-        "score: what is left of the poison (dependence), mean ± standard error over the poisons of "
-        "all seeds; retraining leaves 0 in expectation. TPR at low FPR: the paper's |I| > τ; rank "
-        "TPR: the exact one-sided test. "
-        f"REMOVED: both scores within ± {verdict.margin:.0%} of the initial effect (equivalence); "
-        "NOT REMOVED: independence rejected; both at "
+        f"what full retraining has more. Spent: share of the initial training's compute. {measure} "
+        f"REMOVED: {scores} within ± {verdict.margin:.0%} of the initial effect (equivalence); "
+        f"NOT REMOVED: {'the difference to retraining' if compared else 'independence'} is "
+        f"{'not zero' if compared else 'rejected'}; both at "
         f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
     )
 

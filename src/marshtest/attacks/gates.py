@@ -1,0 +1,109 @@
+"""Activations held on the side of their kink where they stood: a network that is smooth in its weights.
+
+The first run through a network keeps, for every ReLU-like activation, which side each value was on, as
+bits; later runs replay them, whatever the values are by then. It works below modules, on the functions
+that they call, so no network needs a change.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A boolean tensor, eight values a byte, in its own memory order."""
+
+    packed: Tensor
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Self:
+        """Pack a dense mask: eight equal stretches of its memory become the bits of one."""
+        flat = mask.as_strided((mask.numel(),), (1,)).view(torch.uint8)
+        planes = F.pad(flat, (0, -mask.numel() % 8)).view(8, -1)
+        packed = planes[0].clone()
+        for bit in range(1, 8):
+            packed |= planes[bit] << bit
+        return cls(packed, mask.shape, mask.stride())
+
+    def unpacked(self) -> Tensor:
+        """The mask again, as uint8."""
+        planes = torch.stack([(self.packed >> bit) & 1 for bit in range(8)])
+        return planes.as_strided(self.shape, self.stride)
+
+
+class Gates(TorchFunctionMode):
+    """Records the gates of what runs inside it, or replays recorded ones in the same order."""
+
+    def __init__(self, recorded: "Gates | None" = None) -> None:
+        super().__init__()
+        self.recording = recorded is None
+        self.kept: deque[Any] = deque() if recorded is None else deque(recorded.kept)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        gate = GATED.get(func)
+        if gate is None:
+            return func(*args, **(kwargs or {}))
+        return gate(self, *args, **(kwargs or {}))
+
+    def keep(self, values: Tensor) -> None:
+        """Record where values are positive."""
+        self.kept.append(Bits.of(values.detach() > 0))
+
+    def sides(self, values: Tensor) -> Tensor:
+        """[*shape] 1 where the values in this place were positive, else 0."""
+        return self.kept.popleft().unpacked().to(values.dtype)  # type: ignore[no-any-return]
+
+
+def _relu(gates: Gates, input: Tensor, inplace: bool = False) -> Tensor:
+    if gates.recording:
+        output = torch.relu_(input) if inplace else torch.relu(input)
+        gates.keep(output)
+        return output
+    sides = gates.sides(input)
+    return input.mul_(sides) if inplace else input * sides
+
+
+def _relu_(gates: Gates, input: Tensor) -> Tensor:
+    return _relu(gates, input, inplace=True)
+
+
+def _leaky_relu(
+    gates: Gates, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
+) -> Tensor:
+    if gates.recording:
+        output = F.leaky_relu(input, negative_slope, inplace)
+        gates.keep(output)
+        return output
+    slopes = negative_slope + (1 - negative_slope) * gates.sides(input)
+    return input.mul_(slopes) if inplace else input * slopes
+
+
+def _max_pool2d(gates: Gates, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if gates.recording:
+        output, winners = F.max_pool2d_with_indices(input, *args, **kwargs)
+        gates.kept.append(winners)
+        return output
+    winners = gates.kept.popleft()
+    return input.flatten(-2).gather(-1, winners.flatten(-2)).view(winners.shape)
+
+
+GATED: dict[Any, Callable[..., Tensor]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: _relu_,
+    Tensor.relu_: _relu_,
+    F.leaky_relu: _leaky_relu,
+    torch.max_pool2d: _max_pool2d,
+}

@@ -1,0 +1,195 @@
+"""Targeted poisons by gradient matching (paper §4.1, A.1.1, Algorithm 1; Geiping et al. 2021).
+
+    φ(∆) = 1 − cos( ∇_θ ℓ(x_target, y_adv),  Σ_i ∇_θ ℓ(x_i + ∆_i, y_adv) )      at the clean model
+
+The poisons are images of class y_adv, changed by at most ε a pixel, so their labels look right.
+Training on them pushes a model the way that training on the mislabelled target would. The attack has
+worked if a model trained from scratch on the poisoned samples says y_adv on the target.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, learned
+from marshtest.attacks.crafting import Crafted, craft
+from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
+from marshtest.data import Samples
+from marshtest.errors import MarshtestError
+from marshtest.metrics.accuracy import probabilities
+from marshtest.seeds import derive, generator
+from marshtest.tasks import Task
+
+
+class GradientMatching(Attack):
+    """Witches' Brew: clean-label images that make a model mistake a target (paper §4.1)."""
+
+    name: str = "gradient-matching"
+    compared: ClassVar[tuple[str, ...]] = ("target",)
+    epsilon: float = Field(16, gt=0)  # largest change of a pixel, in levels of 255
+    targets: int = Field(1, ge=1)  # test images aimed at; the poisons are shared out among them
+    target_class: int | None = Field(None, ge=0)  # of the targets; drawn where not given
+    # y_adv: drawn where not given; "nearest" is the clean model's second choice for the target
+    adversarial_label: Annotated[int, Field(ge=0)] | Literal["nearest"] | None = None
+    restarts: int = Field(8, ge=1)  # R, of which the one of lowest φ is taken
+    steps: int = Field(250, ge=1)  # M, each a pass over the poisons
+    lr: float = Field(0.1, gt=0)  # of signed Adam, in units of the input space
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if self.target_class is not None and self.target_class == self.adversarial_label:
+            raise ValueError(
+                f"attack.adversarial_label: {self.adversarial_label} is the target's own class; "
+                "choose another."
+            )
+        return self
+
+    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
+        clean = learned(victim, samples)
+        targets, labels = self._aims(clean, victim, samples.y.unique(), seed)
+        kernel = Kernel(clean, victim.task)
+        taken: list[Tensor] = []
+        best: list[Crafted] = []
+        history = []
+        for number, label in enumerate(labels.tolist()):
+            size = count // self.targets + (number < count % self.targets)
+            left = samples.without(torch.cat(taken)) if taken else samples
+            bases = _of_class(left, label, size, derive(seed, "bases", number))
+            aim = replace(targets[number : number + 1], y=labels[number : number + 1])
+            tried = self._restarts(kernel, bases, aim, victim, number, seed)
+            for restart, crafted in enumerate(tried):
+                history += crafted.lines(target=number, restart=restart)
+            taken.append(bases.ids)
+            best.append(min(tried, key=lambda crafted: crafted.objective))
+        ids = torch.cat(taken)
+        return Poisoned(
+            samples.shifted(ids, torch.cat([crafted.shift for crafted in best])),
+            ids,
+            seed,
+            targets=targets,
+            adversarial=labels,
+            figures={"objective": sum(crafted.objective for crafted in best) / len(best)},
+            history=history,
+        )
+
+    def _restarts(
+        self, kernel: Kernel, bases: Samples, aim: Samples, victim: Victim, number: int, seed: int
+    ) -> list[Crafted]:
+        """All restarts for one target; each is kept as it ends."""
+        objective = matching(kernel.gradient(aim))
+        box = victim.task.box(kernel.model, bases, self.epsilon)
+        total = self.targets * self.restarts * (self.steps + 1)
+
+        def one(restart: int) -> Tensors:
+            before = (number * self.restarts + restart) * (self.steps + 1)
+
+            def told(step: int, value: float) -> None:
+                victim.progress((before + step) / total, f"1 − cosine {value:.3f}; {kernel.way}")
+
+            draws = generator(seed, "start", number, restart)
+            where = torch.rand(box[0].shape, generator=draws).to(box[0].device)
+            start = box[0] + where * (box[1] - box[0])
+            crafted = craft(
+                kernel,
+                bases,
+                objective,
+                start,
+                box,
+                steps=self.steps,
+                lr=self.lr,
+                signed=True,
+                seed=derive(seed, "views", number),
+                progress=told,
+            )
+            return crafted.tensors()
+
+        names = [f"target-{number}-restart-{restart}" for restart in range(self.restarts)]
+        return [
+            Crafted.from_tensors(victim.kept(name, partial(one, restart)))
+            for restart, name in enumerate(names)
+        ]
+
+    def _aims(
+        self, clean: nn.Module, victim: Victim, classes: Tensor, seed: int
+    ) -> tuple[Samples, Tensor]:
+        """Targets [T] that the clean model gets right, and the labels [T] that they are to get."""
+        for key in ("target_class", "adversarial_label"):
+            given = getattr(self, key)
+            if isinstance(given, int) and given not in classes:
+                raise MarshtestError(
+                    f"attack.{key}: no training sample has label {given}; there are {classes.tolist()}."
+                )
+        draws, test = generator(seed, "targets"), victim.test
+        found = probabilities(clean, victim.task, test)  # [N, C]
+        allowed = (found.argmax(1) == test.y) & (test.y != self.adversarial_label)
+        if self.target_class is not None:
+            allowed &= test.y == self.target_class
+        possible = allowed.nonzero().flatten()
+        if len(possible) < self.targets:
+            raise MarshtestError(
+                f"attack.targets: the clean model gets {len(possible)} test samples right that could be "
+                f"targets; {self.targets} are asked for. Raise training.epochs, or ask for fewer."
+            )
+        order = torch.randperm(len(possible), generator=draws)[: self.targets]
+        rows = possible[order.to(possible.device)]
+        own = test.y[rows]
+        if isinstance(self.adversarial_label, int):
+            return test[rows], torch.full_like(own, self.adversarial_label)
+        if self.adversarial_label == "nearest":
+            others = found[rows].scatter(1, own[:, None], -1)
+            return test[rows], others.argmax(1)
+        labels = [_one_of(classes[classes != label], draws) for label in own.tolist()]
+        return test[rows], torch.tensor(labels, device=own.device)
+
+    def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
+        targets, labels = poisoned.targets, poisoned.adversarial
+        assert targets is not None
+        assert labels is not None
+        found = probabilities(model, task, targets)  # [T, C]
+        wanted = found.gather(1, labels[:, None]).squeeze(1).double().cpu().numpy()
+        says = found.argmax(1)
+        figures = {
+            "target_probability": float(wanted.mean()),
+            "target_success": float((says == labels).double().mean()),
+            "target_misclassified": float((says != targets.y).double().mean()),
+        }
+        return Effect(targets.ids.cpu().numpy(), {"target": wanted}, figures)
+
+    def passes(self, poisons: int) -> float:
+        return self.targets
+
+    def crafting(self, poisons: int) -> tuple[int, float]:
+        steps = self.targets * self.restarts * (self.steps + 1)
+        return steps, STEP_PASSES * poisons / self.targets
+
+
+def matching(target: Tensor) -> Objective:
+    """φ(G) = 1 − cos(target, G), and its derivative."""
+    unit = target / target.norm()
+
+    def objective(total: Tensor) -> tuple[float, Tensor]:
+        size = total.norm()
+        cosine = unit @ total / size
+        return 1 - float(cosine), (cosine * total / size - unit) / size
+
+    return objective
+
+
+def _of_class(samples: Samples, label: int, count: int, seed: int) -> Samples:
+    """`count` samples of one class, drawn without replacement."""
+    rows = (samples.y == label).nonzero().flatten()
+    if len(rows) < count:
+        raise MarshtestError(
+            f"poison_budgets: asks for {count} poisons of class {label}, which has {len(rows)} "
+            "training samples to spare. Lower it, or use more data."
+        )
+    order = torch.randperm(len(rows), generator=generator(seed, "choose"))
+    return samples[rows[order[:count].to(rows.device)]]
+
+
+def _one_of(values: Tensor, draws: torch.Generator) -> int:
+    return int(values[int(torch.randint(len(values), (1,), generator=draws))])

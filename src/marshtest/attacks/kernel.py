@@ -1,0 +1,210 @@
+"""One kernel for every attack whose objective is a function of the poisons' summed gradient.
+
+    G = Σ_i ∇_θ ℓ(x_i, y_i)                 [D] over all poisons
+    J = J(G),  v = ∂J/∂G                    a closed form in each attack
+    ∂J/∂x_i = ∇_x ⟨v, ∇_θ ℓ(x_i, y_i)⟩      [*input] for each poison
+
+Two passes in micro-batches, so memory does not grow with the number of poisons: G first, then, v known,
+each poison's own derivative, in one of two ways:
+
+    exact   reverse over forward: ∇_x of the directional derivative of ℓ along v
+    fast    (∇_x ℓ(θ + hv) − ∇_x ℓ(θ)) / h with the gates of the first pass kept
+
+Without kept gates the difference is useless: activations switch between θ and θ + hv, and each switch
+makes an error that does not shrink with h. With every gate kept the network is smooth in θ. ∇_x ℓ(θ)
+falls off the first pass, so a step costs five units (forward, two backward; forward, backward) where
+plain training costs three. The fast way is used only where it agrees with the exact one on the first
+micro-batch, at a step h chosen there.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from marshtest.attacks.gates import Gates
+from marshtest.data import Samples
+from marshtest.errors import MarshtestError
+from marshtest.tasks import Task
+
+Parameters = dict[str, Tensor]
+Objective = Callable[[Tensor], tuple[float, Tensor]]  # G [D] → (J, ∂J/∂G [D])
+
+MICRO_BATCH = 64
+STEP_PASSES = 5.0  # sample passes of a step in the fast way, by poison
+SHARES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)  # |hv| / |θ|, tried in turn
+AGREEMENT = 1e-5  # largest 1 − cosine to the exact derivative at which the fast way is used
+
+
+class Kernel:
+    """J and its derivative for the poisons of one model.
+
+    Args:
+        model: put into eval mode; only parameters that are not frozen count.
+        task: its loss, in the model's own precision.
+        fast: False keeps to the exact way.
+
+    Attributes:
+        way: which way is used and how well it agrees, once the first step has chosen.
+
+    Raises:
+        MarshtestError: the model has nothing to train.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, *, fast: bool = True) -> None:
+        self.model, self.task = model.eval(), task.exact()
+        self.parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise MarshtestError("attack: the model has no parameters to train, so no gradient.")
+        self.share: float | None = None if fast else 0.0  # |hv| / |θ|; 0 is the exact way
+        self.way = "" if fast else "exact"
+
+    def flat(self) -> Tensor:
+        """[D] the parameters as one vector."""
+        return _flat(self.parameters.values())
+
+    @torch.no_grad()
+    def move_to(self, vector: Tensor) -> None:
+        """Set the model's parameters to those of a vector [D]."""
+        for name, values in self._unflat(vector).items():
+            self.parameters[name].copy_(values)
+
+    def gradient(self, samples: Samples) -> Tensor:
+        """[D] Σ_i ∇_θ ℓ of the samples as they are."""
+        inputs = self.task.inputs(self.model, samples).detach()
+        return self._first_pass(inputs, samples, keep=False).total
+
+    def __call__(
+        self, inputs: Tensor, samples: Samples, objective: Objective
+    ) -> tuple[float, Tensor]:
+        """J and ∂J/∂x [P, *input] at `inputs`, the samples' places in input space.
+
+        Raises:
+            MarshtestError: an operation of the model has no forward-mode derivative.
+        """
+        first = self._first_pass(inputs, samples, keep=self.share != 0)
+        value, v = objective(first.total)
+        along = self._unflat(v)
+        if self.share is None:
+            self.share, self.way = self._choose(inputs, samples, along, first)
+        if not self.share:
+            parts = [self._exact(*batch, along) for batch in self._batches(inputs, samples)]
+            return value, torch.cat(parts)
+        moved = self._moved(along, self.share)
+        batches = zip(self._batches(inputs, samples), first.slopes, first.gates, strict=True)
+        parts = [self._fast(*batch, moved, slope, gates) for batch, slope, gates in batches]
+        return value, torch.cat(parts)
+
+    def _first_pass(self, inputs: Tensor, samples: Samples, *, keep: bool) -> "_FirstPass":
+        """G, and for the fast way each micro-batch's ∇_x ℓ(θ) and gates."""
+        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        done = _FirstPass(torch.zeros((), device=inputs.device), [], [])
+        for x, batch in self._batches(inputs, samples):
+            x = x.detach().requires_grad_(keep)
+            gates = Gates()
+            with gates if keep else nullcontext():
+                loss = self._loss(leaves, x, batch)
+            wanted = [*leaves.values(), *([x] if keep else [])]
+            slopes = torch.autograd.grad(loss, wanted, materialize_grads=True)
+            done.total = done.total + _flat(slopes[: len(leaves)])
+            if keep:
+                done.slopes.append(slopes[-1])
+                done.gates.append(gates)
+        return done
+
+    def _choose(
+        self, inputs: Tensor, samples: Samples, along: Parameters, first: "_FirstPass"
+    ) -> tuple[float, str]:
+        """The share of |θ| at which the fast way agrees best with the exact one, or 0 if none does."""
+        x, batch = next(self._batches(inputs, samples))
+        exact = self._exact(x, batch, along)
+        found = []
+        for share in SHARES:
+            moved = self._moved(along, share)
+            fast = self._fast(x, batch, moved, first.slopes[0], first.gates[0])
+            found.append((1 - float(cosine(fast.flatten(), exact.flatten())), share))
+        off, share = min(found)
+        if off <= AGREEMENT:
+            return share, f"fast, 1 − cosine to exact {off:.0e} at |hv| = {share:g} |θ|"
+        return 0.0, f"exact; the fast way is {off:.0e} off"
+
+    def _exact(self, x: Tensor, batch: Samples, along: Parameters) -> Tensor:
+        """∇_x ⟨v, ∇_θ ℓ⟩: reverse over forward."""
+
+        def derivative(x: Tensor) -> Tensor:
+            loss = partial(self._loss, x=x, batch=batch)
+            return jvp(loss, (self.parameters,), (along,))[1]  # type: ignore[no-any-return]
+
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+                return grad(derivative)(x)  # type: ignore[no-any-return]
+        except (RuntimeError, NotImplementedError) as error:
+            said = re.search(r"forward AD with (\S+)", str(error))
+            if said is None:
+                raise
+            raise MarshtestError(
+                f"attack: the model's operation {said[1]} has no forward-mode derivative in PyTorch. "
+                "Replace it by one that has."
+            ) from None
+
+    def _moved(self, along: Parameters, share: float) -> "_Moved":
+        """θ + hv with |hv| = share · |θ|."""
+        h = share * float(self.flat().norm() / _flat(along.values()).norm())
+        return _Moved({name: p + h * along[name] for name, p in self.parameters.items()}, h)
+
+    def _fast(
+        self, x: Tensor, batch: Samples, moved: "_Moved", slope: Tensor, gates: Gates
+    ) -> Tensor:
+        """(∇_x ℓ(θ + hv) − ∇_x ℓ(θ)) / h, the gates as they were at θ."""
+        x = x.detach().requires_grad_()
+        with Gates(gates):
+            loss = self._loss(moved.parameters, x, batch)
+        return (torch.autograd.grad(loss, x)[0] - slope) / moved.h
+
+    def _loss(self, parameters: Parameters, x: Tensor, batch: Samples) -> Tensor:
+        """Σ_i ℓ of a micro-batch at other parameters than the model's."""
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.model, parameters, args, kwargs)
+
+        return self.task.losses(self.task.outputs(model, x, batch), batch).sum()
+
+    def _batches(self, inputs: Tensor, samples: Samples) -> Iterator[tuple[Tensor, Samples]]:
+        for start in range(0, len(samples), MICRO_BATCH):
+            part = slice(start, start + MICRO_BATCH)
+            yield inputs[part], samples[part]
+
+    def _unflat(self, vector: Tensor) -> Parameters:
+        parts = vector.split([p.numel() for p in self.parameters.values()])
+        shaped = zip(self.parameters.items(), parts, strict=True)
+        return {name: torch.empty_like(p).copy_(part.view(p.shape)) for (name, p), part in shaped}
+
+
+@dataclass
+class _FirstPass:
+    total: Tensor  # [D] G
+    slopes: list[Tensor]  # by micro-batch, ∇_x ℓ(θ)
+    gates: list[Gates]
+
+
+@dataclass
+class _Moved:
+    parameters: Parameters  # θ + hv
+    h: float
+
+
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of the angle between two vectors, summed in float64."""
+    return F.cosine_similarity(one.double(), other.double(), dim=0)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
