@@ -7,7 +7,7 @@
 Two passes in micro-batches, so memory does not grow with the number of poisons: G first, then, v known,
 each poison's own derivative, in one of two ways:
 
-    exact   reverse over forward: ∇_x of the directional derivative of ℓ along v
+    exact   double backward: ∇_x of ⟨v, ∇_θ ℓ⟩
     fast    (∇_x ℓ(θ + hv) − ∇_x ℓ(θ)) / h with the gates of the first pass kept
 
 Without kept gates the difference is useless: activations switch between θ and θ + hv, and each switch
@@ -21,12 +21,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -88,7 +87,7 @@ class Kernel:
         """J and ∂J/∂x [P, *input] at `inputs`, the samples' places in input space.
 
         Raises:
-            MarshtestError: an operation of the model has no forward-mode derivative.
+            MarshtestError: an operation of the model has no second derivative.
         """
         first = self._first_pass(inputs, samples, keep=self.share != 0)
         value, v = objective(first.total)
@@ -137,21 +136,23 @@ class Kernel:
         return 0.0, f"exact; the fast way is {off:.0e} off"
 
     def _exact(self, x: Tensor, batch: Samples, along: Parameters) -> Tensor:
-        """∇_x ⟨v, ∇_θ ℓ⟩: reverse over forward."""
-
-        def derivative(x: Tensor) -> Tensor:
-            loss = partial(self._loss, x=x, batch=batch)
-            return jvp(loss, (self.parameters,), (along,))[1]  # type: ignore[no-any-return]
-
+        """∇_x ⟨v, ∇_θ ℓ⟩ by differentiating twice, a micro-batch at a time."""
+        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        x = x.detach().requires_grad_()
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
-                return grad(derivative)(x)  # type: ignore[no-any-return]
-        except (RuntimeError, NotImplementedError) as error:
-            said = re.search(r"forward AD with (\S+)", str(error))
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+                loss = self._loss(leaves, x, batch)
+                slopes = torch.autograd.grad(
+                    loss, list(leaves.values()), create_graph=True, materialize_grads=True
+                )
+                product = _flat(slopes) @ _flat(along.values())
+                return torch.autograd.grad(product, x, materialize_grads=True)[0]
+        except RuntimeError as error:
+            said = re.search(r"derivative for (\S+) is not implemented", str(error))
             if said is None:
                 raise
             raise MarshtestError(
-                f"attack: the model's operation {said[1]} has no forward-mode derivative in PyTorch. "
+                f"attack: the model's operation {said[1]} has no second derivative in PyTorch. "
                 "Replace it by one that has."
             ) from None
 
