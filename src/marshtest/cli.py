@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from marshtest.attacks import ATTACKS
-from marshtest.data import LOADERS, load
+from marshtest.data import LOADERS
 from marshtest.errors import MarshtestError
 from marshtest.explain import expected_cost
 from marshtest.gate import check_unlearner
@@ -35,6 +35,7 @@ from marshtest.report.page import sentences
 from marshtest.report.tables import SCORE_NAMES, legend, table
 from marshtest.results import Results
 from marshtest.run import run as run_recipe
+from marshtest.run import samples_of
 from marshtest.unlearning import UNLEARNERS, parse_trials
 
 app = typer.Typer(
@@ -121,14 +122,14 @@ def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     resolved = load_recipe(recipe, overrides or [])
     console.print(resolved.to_yaml(), highlight=False, markup=False)
-    settings = resolved.data
-    data = load(settings.name, settings.path, train=settings.train, test=settings.test)
-    costs = expected_cost(resolved, data)
+    costs = expected_cost(resolved, *samples_of(resolved))
     text = costs.assign(
         passes=[f"{passes:.3g}" for passes in costs["passes"]],
         seconds=[f"{seconds:,.1f}" for seconds in costs["seconds"]],
     )
     console.print(_rich(text, f"{resolved.name}: expected on this machine"))
+    for _, line in costs[costs["stage"] == "craft"].iterrows():
+        console.print(f"A step of the attack takes about {line['seconds'] / line['count']:.2g} s.")
     total = costs["seconds"].sum()
     console.print(f"In all about {total:,.0f} s ({total / 3600:.2f} h).")
 

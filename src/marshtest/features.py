@@ -42,21 +42,12 @@ def apart(data: Dataset, rows: int) -> tuple[Dataset, Samples]:
     return replace(data, train=data.train[:-rows]), data.train[-rows:]
 
 
-def featured(
-    data: Dataset,
-    others: Samples,
-    settings: FeatureSettings,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> Dataset:
-    """The data with each sample's features [F] in the place of its pixels.
-
-    The network is trained on `others`, by a seed of its own. Features are standardised by the mean
-    and deviation that they have there.
-    """
-    seed = derive(0, "features")
+def network(
+    data: Dataset, settings: FeatureSettings, device: torch.device
+) -> tuple[nn.Module, Classification]:
+    """The network as initialised, and its task."""
     shape = tuple(data.train.x.shape[1:])
-    model = build(settings.model, shape, data.classes, seed).to(device)
+    model = build(settings.model, shape, data.classes, derive(0, "features")).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Classification(
         precision=chosen_precision(settings.training, model, device),
@@ -64,28 +55,41 @@ def featured(
         std=data.std,
         augment=settings.training.augment,
     )
-    others = others.to(device)
-    fit(model, others, task, settings.training, seed, progress)
+    return model, task
+
+
+def featured(
+    data: Dataset,
+    others: Samples,
+    settings: FeatureSettings,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The data by the features of a network trained on `others`, by a seed of its own."""
+    model, task = network(data, settings, device)
+    fit(model, others.to(device), task, settings.training, derive(0, "features"), progress)
+    return by_features(data, others, model, task)
+
+
+def by_features(data: Dataset, others: Samples, model: nn.Module, task: Classification) -> Dataset:
+    """The data with what the model's last layer is given [F] in the place of pixels.
+
+    Features are standardised by the mean and deviation that they have on `others`.
+    """
     known = _before_last(model, task, others)
     centre, spread = known.mean(0), known.std(0).clamp(min=1e-6)
 
-    def by_features(samples: Samples) -> Samples:
-        features = (_before_last(model, task, samples.to(device)) - centre) / spread
-        return replace(samples, x=features.cpu())
+    def of(samples: Samples) -> Samples:
+        return replace(samples, x=(_before_last(model, task, samples) - centre) / spread)
 
-    return replace(
-        data,
-        name=f"{data.name} by {settings.model.name}",
-        train=by_features(data.train),
-        test=by_features(data.test),
-        mean=None,
-        std=None,
-    )
+    name = f"{data.name} by features"
+    return replace(data, name=name, train=of(data.train), test=of(data.test), mean=None, std=None)
 
 
 @torch.no_grad()
 def _before_last(model: nn.Module, task: Classification, samples: Samples) -> Tensor:
     """[N, F] what the model's last weight layer is given."""
+    samples = samples.to(next(model.parameters()).device)
     seen: list[Tensor] = []
     last = weight_layers(model.eval())[-1][0]
     hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
@@ -93,4 +97,4 @@ def _before_last(model: nn.Module, task: Classification, samples: Samples) -> Te
     for start in range(0, len(samples), size):
         exact(model, samples[start : start + size])
     hook.remove()
-    return torch.cat(seen)
+    return torch.cat(seen).cpu()

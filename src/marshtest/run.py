@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from marshtest.data import Dataset, load
+from marshtest.data import Dataset, Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.features import apart, featured
 from marshtest.protocol import Report, execute, pick_device, set_up, silent
@@ -63,20 +63,25 @@ def run(
     return results
 
 
+def samples_of(recipe: Recipe) -> tuple[Dataset, Samples]:
+    """The recipe's data, and the samples that its feature network is trained on (often none)."""
+    settings = recipe.data
+    more = 0 if settings.features is None else settings.features.train
+    rows = None if settings.train is None else settings.train + more
+    data = load(settings.name, settings.path, train=rows, test=settings.test)
+    return apart(data, more) if more else (data, data.train[:0])
+
+
 def data_of(recipe: Recipe, report: Report = silent) -> Dataset:
     """The recipe's data, by features where it says so (which trains a network)."""
-    settings = recipe.data
-    if settings.features is None:
-        return load(settings.name, settings.path, train=settings.train, test=settings.test)
-    more = settings.features.train
-    rows = None if settings.train is None else settings.train + more
-    whole = load(settings.name, settings.path, train=rows, test=settings.test)
-    data, others = apart(whole, more)
+    data, others = samples_of(recipe)
+    if recipe.data.features is None:
+        return data
 
     def progress(share: float) -> None:
-        report(f"train the network of the features ({share:.0%})", 0.0)
+        report(f"train the network of the features, {share:.0%}", 0.0)
 
-    return featured(data, others, settings.features, pick_device(recipe.device), progress)
+    return featured(data, others, recipe.data.features, pick_device(recipe.device), progress)
 
 
 def _refuse_anothers(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:

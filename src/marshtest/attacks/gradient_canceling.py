@@ -43,7 +43,13 @@ class GradientCanceling(Attack):
         retain, bases = samples.without(ids), samples.only(ids)
         share = count / len(samples)
         search = Search(
-            clean, victim.task, victim.test, retain, victim.weight_decay, derive(seed, "worst")
+            clean,
+            victim.task,
+            victim.test,
+            retain,
+            bases.y,
+            victim.weight_decay,
+            derive(seed, "worst"),
         )
         worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
 

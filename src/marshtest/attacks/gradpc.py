@@ -7,13 +7,14 @@ cross-entropy behind a linear layer, z = W h + b, C classes, that is bounded how
 whatever computes h. Per sample,
 
     ⟨W, ∇_W ℓ⟩ + ⟨b, ∇_b ℓ⟩ = E_p[z] − z_y ≥ −Ω,     Ω = Lambert W((C − 1) / e)
-    ∂ℓ/∂b_c = p_c − [y = c]                           ≥ −1 if y = c, else ≥ 0; ≤ 0 if y = c, else ≤ 1
+    ∂ℓ/∂b_c = p_c − [y = c] ≥ −[y = c]
 
 (the first since a label that leads by s has −s (C − 1) / (e^s + C − 1) at the least; after Lu et al. 2023,
-who show it for linear models). Let u be a quantity's mean over the clean samples at θ_low, −w the least it
-can be over poisons, d what weight decay adds. With a share s of poisons, (1 − s) u + d = s w at best, so
+who show it for linear models). Let u be a quantity's mean over the clean samples at θ_low, −w the least
+that its mean over the poisons can be, Ω or their share of class c, and d what weight decay adds. With a
+share s of poisons (1 − s) u + d ≤ s w must hold, so
 
-    s ≥ (u + d) / (u + w)     for the first, and for each class's bias in either direction.
+    s ≥ (u + d) / (u + w)     for the first, and for each class.
 """
 
 import copy
@@ -42,11 +43,11 @@ RADII = (0.5, 0.2, 0.1, 0.05, 0.02)  # shares of ‖θ_clean‖, of which the fi
 
 @dataclass(frozen=True)
 class Limits:
-    """The three quantities of each bound: 1 for the whole last layer, 2 C for its biases."""
+    """The three quantities of each bound: one for the whole last layer, then one for each bias."""
 
-    clean: Tensor  # [1 + 2 C] u
-    poisons: Tensor  # [1 + 2 C] w
-    decay: Tensor  # [1 + 2 C] d
+    clean: Tensor  # [1 + C] u
+    poisons: Tensor  # [1 + C] w
+    decay: Tensor  # [1 + C] d
 
     def excess(self, share: float) -> Tensor:
         """What a share of poisons leaves uncancelled at the least; 0 where it can cancel all."""
@@ -58,8 +59,15 @@ class Limits:
         return float(needed.max().clamp(0, 1))
 
 
-def limits(model: nn.Module, logits: Tensor, y: Tensor, weight_decay: float) -> Limits:
-    """The bounds at `model`, from the clean samples' logits [N, C] and labels [N]."""
+def limits(
+    model: nn.Module, logits: Tensor, y: Tensor, poison_labels: Tensor, weight_decay: float
+) -> Limits:
+    """The bounds at `model`.
+
+    Args:
+        logits, y: [N, C] and [N] of clean samples.
+        poison_labels: [P] of the poisons.
+    """
     last = weight_layers(model)[-1][0]
     if not isinstance(last, nn.Linear):
         raise MarshtestError(
@@ -69,24 +77,17 @@ def limits(model: nn.Module, logits: Tensor, y: Tensor, weight_decay: float) -> 
     classes = logits.shape[1]
     p, label = logits.softmax(1), F.one_hot(y, classes).to(logits)  # [N, C]
     pull = ((p - label) * logits).sum(1).mean()
-    residual, shares = (p - label).mean(0), label.mean(0)  # [C]
-    omega = float(lambertw((classes - 1) / math.e).real)
-    weights = last.weight.square().sum()
+    omega = pull.new_tensor([lambertw((classes - 1) / math.e).real])
+    squares = (last.weight - last.weight.mean(0)).square().sum()  # as if centred
     if last.bias is None:
-        return Limits(pull[None], pull.new_tensor([omega]), weight_decay * weights[None])
-    decay = [(weights + last.bias.square().sum())[None], last.bias, -last.bias]
+        return Limits(pull[None], omega, weight_decay * squares[None])
+    bias = last.bias - last.bias.mean()
+    shares = F.one_hot(poison_labels, classes).to(logits).mean(0)
     return Limits(
-        clean=torch.cat([pull[None], residual, -residual]),
-        poisons=torch.cat([pull.new_tensor([omega]), shares, 1 - shares]),
-        decay=weight_decay * torch.cat(decay),
+        clean=torch.cat([pull[None], (p - label).mean(0)]),
+        poisons=torch.cat([omega, shares]),
+        decay=weight_decay * torch.cat([(squares + bias.square().sum())[None], bias]),
     )
-
-
-def least_share(model: nn.Module, task: Task, samples: Samples, weight_decay: float) -> float:
-    """The least share of poisons that can make the training gradient vanish at `model`."""
-    logits = torch.cat([part for _, part in logits_of(model, task, samples)])
-    with torch.no_grad():
-        return limits(model, logits.double(), samples.y, weight_decay).least_share()
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Search:
         clean: the model.
         test: samples whose error is to grow.
         retain: the clean samples that the victim will be trained on.
+        poison_labels: [P] of the samples that will be poisons.
         weight_decay: λ of that training.
     """
 
@@ -121,6 +123,7 @@ class Search:
     task: Task
     test: Samples
     retain: Samples
+    poison_labels: Tensor
     weight_decay: float
     seed: int
 
@@ -144,7 +147,7 @@ class Search:
             p = exact.label_logits(exact(model, asked), asked).softmax(1)
             error = 1 - p.gather(1, asked.y[:, None]).mean()
             logits = exact.label_logits(exact(model, held), held)
-            return error - PENALTY * limits(model, logits, held.y, self.weight_decay).excess(share)
+            return error - PENALTY * self._limits(model, logits, held.y).excess(share)
 
         size = _norm([p.detach() for p in self.clean.parameters() if p.requires_grad])
         for part in RADII:
@@ -155,8 +158,17 @@ class Search:
 
     def _found(self, gain: Callable[[nn.Module, torch.Generator], Tensor], radius: float) -> Worst:
         model = ascend(self.clean, gain, radius, generator(self.seed, "ascent"))
-        share = least_share(model, self.task, self.retain, self.weight_decay)
-        return Worst(model, radius, accuracy(model, self.task, self.test), share)
+        low = accuracy(model, self.task, self.test)
+        return Worst(model, radius, low, self.least_share(model))
+
+    @torch.no_grad()
+    def least_share(self, model: nn.Module) -> float:
+        """The least share of poisons that can make the training gradient vanish at `model`."""
+        logits = torch.cat([part for _, part in logits_of(model, self.task, self.retain)])
+        return self._limits(model, logits.double(), self.retain.y).least_share()
+
+    def _limits(self, model: nn.Module, logits: Tensor, y: Tensor) -> Limits:
+        return limits(model, logits, y, self.poison_labels, self.weight_decay)
 
 
 def ascend(
@@ -166,7 +178,7 @@ def ascend(
     draws: torch.Generator,
 ) -> nn.Module:
     """A copy of `clean`, moved uphill on `gain` by at most `radius` (L2, all trained parameters)."""
-    model = copy.deepcopy(clean).eval()
+    model = centred(clean).eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     centre = [p.detach().clone() for p in parameters]
     for step in range(STEPS):
@@ -178,6 +190,21 @@ def ascend(
             away = _norm([p - start for p, start in zip(parameters, centre, strict=True)])
             for p, start in zip(parameters, centre, strict=True):
                 p.copy_(start + (p - start) * min(1.0, radius / max(away, 1e-30)))
+    return model
+
+
+@torch.no_grad()
+def centred(model: nn.Module) -> nn.Module:
+    """A copy of the same softmax whose last layer's rows sum to zero.
+
+    Weight decay pulls their sum to zero and no sample holds it, so nothing else can be stationary.
+    """
+    model = copy.deepcopy(model)
+    last = weight_layers(model)[-1][0]
+    if isinstance(last, nn.Linear):
+        last.weight -= last.weight.mean(0)
+        if last.bias is not None:
+            last.bias -= last.bias.mean()
     return model
 
 
