@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -56,6 +57,7 @@ REFERENCES = {
     "none": "The initial model as it is: no unlearning; must come out NOT REMOVED.",
     "retrain (full)": "From scratch on the retain set at full compute; must come out REMOVED.",
 }
+LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model"}  # columns of running text
 METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
@@ -352,13 +354,16 @@ def _rich(frame: pd.DataFrame, title: str) -> Table:
 def _progress() -> Iterator[Report]:
     """A bar over the whole run; plain lines where there is no terminal."""
     if not console.is_terminal:
-        last = ""
+        last, due = "", 0.0
 
         def line(stage: str, done: float) -> None:
-            nonlocal last
-            if stage != last:
+            nonlocal last, due
+            name, _, said = stage.partition(": ")
+            now = time.monotonic()
+            if name != last or (said and now >= due):
                 print(f"{done:4.0%} {stage}", file=sys.stderr, flush=True)
-            last = stage
+                due = now + LINE_SECONDS if said else now
+            last = name
 
         yield line
         return

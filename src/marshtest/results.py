@@ -86,10 +86,17 @@ class Results:
     def warnings(self) -> list[str]:
         """Why verdicts cannot be trusted, where the controls do not come out as they must."""
         said = []
+        broken = self.rows.get("crafting_stopped", pd.Series(dtype=float)) > 0
+        for share, rows in self.rows[broken].groupby("poison_budget", sort=False):
+            said.append(
+                f"Poison budget {share:g}: the attack's objective turned NaN in "
+                f"{rows['seed'].nunique()} seeds, and the best poisons before were kept. Lower attack.lr."
+            )
         for share, table in self.summary.groupby("poison_budget", sort=False):
             controls = table.set_index("role")["verdict"]
             if controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
-                needed = table.loc[table["role"] != "updated", "poisons_needed"].max()
+                judged = table["role"].isin(["initial", "retrained"])
+                needed = table.loc[judged, "poisons_needed"].max()
                 more = ""
                 if not pd.isna(needed):
                     more = f" About {needed:,.0f} {self.unit} in all would do."

@@ -58,14 +58,15 @@ class GradientCanceling(Attack):
         objective = canceling(
             kernel.gradient(retain), decay, len(retain), len(bases), self.weighting
         )
-        said = (
+        found = (
             f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
             f"{worst.least_share:.1%} of poisons at least, has {share:.1%}"
         )
 
         def told(step: int, value: float) -> None:
-            text = f"{value:.3f} of the gradient left; {said}; {kernel.way}"
-            victim.progress(step / (self.steps + 1), text)
+            text = f"{value:.3f} of the gradient left"
+            at_first = f"; {found}; {kernel.way}" if step == 0 else ""
+            victim.progress(step / (self.steps + 1), text + at_first)
 
         def make() -> Tensors:
             box = victim.task.box(worst.model, bases, self.epsilon or torch.inf)
@@ -89,6 +90,7 @@ class GradientCanceling(Attack):
             "radius": worst.radius,
             "least_share": worst.least_share,
             "low_accuracy": worst.accuracy,
+            "stopped": float(crafted.stopped),
         }
         return Poisoned(
             samples.shifted(bases.ids, crafted.shift),

@@ -55,6 +55,7 @@ class GradientMatching(Attack):
         taken: list[Tensor] = []
         best: list[Crafted] = []
         history = []
+        stopped = 0
         for number, label in enumerate(labels.tolist()):
             size = count // self.targets + (number < count % self.targets)
             left = samples.without(torch.cat(taken)) if taken else samples
@@ -63,6 +64,7 @@ class GradientMatching(Attack):
             tried = self._restarts(kernel, bases, aim, victim, number, seed)
             for restart, crafted in enumerate(tried):
                 history += crafted.lines(target=number, restart=restart)
+                stopped += crafted.stopped
             taken.append(bases.ids)
             best.append(min(tried, key=lambda crafted: crafted.objective))
         ids = torch.cat(taken)
@@ -72,7 +74,10 @@ class GradientMatching(Attack):
             seed,
             targets=targets,
             adversarial=labels,
-            figures={"objective": sum(crafted.objective for crafted in best) / len(best)},
+            figures={
+                "objective": sum(crafted.objective for crafted in best) / len(best),
+                "stopped": float(stopped),
+            },
             history=history,
         )
 
@@ -88,7 +93,8 @@ class GradientMatching(Attack):
             before = (number * self.restarts + restart) * (self.steps + 1)
 
             def told(step: int, value: float) -> None:
-                victim.progress((before + step) / total, f"1 − cosine {value:.3f}; {kernel.way}")
+                said = f"1 − cosine {value:.3f}" + (f"; {kernel.way}" if step == 0 else "")
+                victim.progress((before + step) / total, said)
 
             draws = generator(seed, "start", number, restart)
             where = torch.rand(box[0].shape, generator=draws).to(box[0].device)

@@ -202,9 +202,9 @@ def centred(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     last = weight_layers(model)[-1][0]
     if isinstance(last, nn.Linear):
-        last.weight -= last.weight.mean(0)
+        last.weight.sub_(last.weight.mean(0))
         if last.bias is not None:
-            last.bias -= last.bias.mean()
+            last.bias.sub_(last.bias.mean())
     return model
 
 

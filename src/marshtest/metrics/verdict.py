@@ -113,13 +113,15 @@ def dependence(
 
 
 def compared(scores: Floats, reference: Floats) -> Dependence:
-    """Dependence of scores that have no null law: [n] one a seed, less those of retrained models."""
+    """Dependence of scores that have no null law: [n] one a seed, less those of retrained models.
+
+    Differences that are all equal have no error to judge by: two seeds may miss equally many images.
+    """
     differences = scores - reference
     n = len(differences)
-    if n < 2 or np.isnan(differences).any():
-        return Dependence(float(differences.mean()), math.nan, None, n)
-    error = max(float(differences.std(ddof=1)), TINY) / math.sqrt(n)
-    return Dependence(float(differences.mean()), error, None, n)
+    value = float(differences.mean()) if n else math.nan
+    spread = float(differences.std(ddof=1)) if n > 1 else math.nan
+    return Dependence(value, spread / math.sqrt(n) if spread > TINY else math.nan, None, n)
 
 
 def dependences(

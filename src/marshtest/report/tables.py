@@ -72,7 +72,7 @@ def table(results: Results) -> pd.DataFrame:
     for _, line in results.summary.iterrows():
         text = {"model": label(line, results.recipe)}
         if len(results.recipe.poison_budgets) > 1:
-            text["poison"] = f"{line['poison_budget']:.1%}"
+            text["poison"] = f"{100 * line['poison_budget']:g}%"
         text |= {
             "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
             "cost": number(line["accuracy_cost"], 3, "+"),
@@ -108,7 +108,7 @@ def table2(results: Results) -> pd.DataFrame:
         {
             "epochs": lines["budget"] * results.recipe.training.epochs,
             "column": [
-                f"{label(line, results.recipe, with_budget=False)}, {line['poison_budget']:.1%}"
+                f"{label(line, results.recipe, with_budget=False)}, {100 * line['poison_budget']:g}%"
                 for _, line in lines.iterrows()
             ],
             "accuracy": accuracy,

@@ -1,0 +1,339 @@
+"""Scores compared with retraining over seeds: their tests, and runs from poison to page."""
+
+import html
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+from test_run import TIMES
+
+import marshtest
+from marshtest.attacks import Poisoned, gradient_matching
+from marshtest.data import Samples, load
+from marshtest.errors import MarshtestError
+from marshtest.metrics import power, verdict
+from marshtest.metrics.verdict import Dependence, compared, verdicts
+from marshtest.plan import effects_of
+from marshtest.protocol import Clock, Memo, Pipeline, Stage, groups, stages
+from marshtest.report.figures import figures_of
+from marshtest.report.tables import TABLE_2, table2
+from marshtest.results import Results
+from marshtest.seeds import derive
+
+TRAINING = {"epochs": 20, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-3}
+DATA = {"name": "digits", "train": 300, "test": 150}
+BASE: dict[str, Any] = {"data": DATA, "training": TRAINING, "unlearners": ["gd"], "seeds": 2}
+CRAFTING = {"epsilon": 96, "restarts": 2, "steps": 15, "targets": 2}
+CANCELING: dict[str, Any] = BASE | {
+    "model": {"name": "mlp", "depth": 0},
+    "attack": {"name": "gradient-canceling", "steps": 60},
+    "poison_budgets": [0.1, 0.2],
+    "budgets": [0.25, 0.5],
+}
+MATCHING: dict[str, Any] = BASE | {
+    "model": {"name": "mlp", "width": 32},
+    "attack": {"name": "gradient-matching", **CRAFTING},
+    "poison_budgets": 0.1,
+    "budgets": 0.5,
+}
+LOW, HIGH = stats.binom.interval(0.999, 2000, 0.05)
+BOTH = pytest.mark.parametrize("kind", ["canceling", "matching"])
+
+
+class Watched(NamedTuple):
+    results: Results
+    begun: list[Stage]
+    fits: list[int]  # seeds of what was trained from scratch
+
+
+Runs = dict[str, Watched]
+
+
+def watched(recipe: dict[str, Any], folder: Path) -> Watched:
+    begun, fits, begin, fit = list[Stage](), list[int](), Clock.begin, Pipeline.fit
+
+    def beginning(clock: Clock, stage: Stage) -> None:
+        begun.append(stage)
+        begin(clock, stage)
+
+    def fitting(pipeline: Pipeline, samples: Samples, seed: int, *rest: Any) -> Any:
+        fits.append(seed)
+        return fit(pipeline, samples, seed, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Clock, "begin", beginning)
+        patch.setattr(Pipeline, "fit", fitting)
+        return Watched(marshtest.run(recipe, out=folder), begun, fits)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    recipes, folder = (
+        {"canceling": CANCELING, "matching": MATCHING},
+        tmp_path_factory.mktemp("runs"),
+    )
+    return {kind: watched(recipe, folder / kind) for kind, recipe in recipes.items()}
+
+
+def equal(one: Results, two: Results) -> None:
+    rows, more = (results.rows.drop(columns=TIMES) for results in (one, two))
+    pd.testing.assert_frame_equal(rows, more, check_exact=True)
+    pd.testing.assert_frame_equal(one.scores, two.scores, check_exact=True)
+
+
+def of(value: float, n: int = 5) -> dict[str, Dependence]:
+    return {"error": Dependence(value, 0.01, None, n)}
+
+
+def test_compared_equals_scipys_paired_t_test() -> None:
+    scores, reference = np.random.default_rng(0).normal([[0.4], [0.1]], 0.3, (2, 7))
+    found, expected = compared(scores, reference), stats.ttest_rel(scores, reference)
+    assert found.value == pytest.approx((scores - reference).mean())
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    below = stats.ttest_rel(scores, reference + 0.5, alternative="less").pvalue
+    above = stats.ttest_rel(scores, reference - 0.5, alternative="greater").pvalue
+    assert found.p_equivalence(0.5) == pytest.approx(max(below, above))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scores", [[], [0.0], [0.9], [0.9, 0.9, np.nan]])
+def test_no_seed_or_one_or_an_undefined_one_never_settles_anything(scores: list[float]) -> None:
+    found = compared(np.array(scores), np.zeros(len(scores)))
+    assert np.isnan(found.error)
+    answer = verdicts(of(1.0, 50), [{"error": found}])[0]
+    assert (answer.answer, answer.poisons_needed) == ("INCONCLUSIVE", None)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndarray, float], list[str]]:
+    """Verdicts of trials [T, n], one difference to retraining a seed, each a family of its own."""
+    monkeypatch.setattr(verdict, "_poisons_needed", lambda *_: None)  # slow, and not asked here
+
+    def judged(trial: np.ndarray, effect: float) -> str:
+        found = compared(trial, np.zeros_like(trial))
+        return verdicts(of(effect), [{"error": found}])[0].answer
+
+    return lambda trials, effect: [judged(trial, effect) for trial in trials]
+
+
+def test_false_not_removed_happens_at_the_stated_rate(answers: Any) -> None:
+    """Where the margin is out of reach exactly α, else less: REMOVED is asked first."""
+    trials = np.random.default_rng(1).normal(0, 1, (2000, 5))
+    assert LOW <= answers(trials, 0.1).count("NOT REMOVED") <= HIGH
+    assert answers(trials, 20).count("NOT REMOVED") <= HIGH
+
+
+@pytest.mark.parametrize(("margin", "least"), [(0.5, 0), (2, 0), (20, LOW)])
+def test_false_removed_at_the_margin_is_at_most_alpha(
+    margin: float, least: float, answers: Any
+) -> None:
+    """And exactly α where the margin's other side is far."""
+    trials = np.random.default_rng(1).normal(margin, 1, (2000, 5))
+    assert least <= answers(trials, margin / 0.2).count("REMOVED") <= HIGH
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_errors_counted_in_whole_images_keep_the_stated_rate(n: int, answers: Any) -> None:
+    """150 test images, s.d. one image: the differences of all seeds are often the same number."""
+    errors = np.random.default_rng(n).normal(10, 1, (2, 2000, n)).round() / 150
+    assert answers(errors[0] - errors[1], 0.01).count("NOT REMOVED") <= HIGH
+
+
+@pytest.mark.parametrize("n", [7, 8, 10])
+@pytest.mark.parametrize("effect", [1.0, 1.3, 1.6])
+def test_power_with_few_seeds_is_within_five_points_of_simulated_t_tests(
+    n: int, effect: float
+) -> None:
+    """The central t stands in for the noncentral one. The rates' own error: at most 0.4 points."""
+    drawn = np.random.default_rng(n).normal(0, 1, (20_000, n))
+    mean, error = drawn.mean(1), stats.sem(drawn, axis=1)
+    rejected = np.abs(mean + effect) / error > stats.t.isf(0.025, n - 1)
+    found = power.detection(n, effect, estimated=True)
+    assert found == pytest.approx(rejected.mean(), abs=0.05)
+    for left in (0.0, 0.2):
+        removed = (effect - np.abs(mean + left)) / error > stats.t.isf(0.05, n - 1)
+        found = power.removal(n, effect, left=left, estimated=True)
+        assert found == pytest.approx(removed.mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("effect", [0.001, 0.002, 0.003])
+def test_power_with_many_seeds_is_the_normal_ones(effect: float) -> None:
+    for test in (partial(power.detection, effect=effect), partial(power.removal, margin=effect)):
+        assert test(1e6, estimated=True) == pytest.approx(test(1e6), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "score", "sign"),
+    [("canceling", "test_accuracy", "error", -1), ("matching", "target_probability", "target", 1)],
+)
+def test_dependence_is_the_mean_difference_to_the_reference_of_the_same_seed(
+    kind: str, column: str, score: str, sign: int, runs: Runs
+) -> None:
+    results = runs[kind].results
+    roles = ["initial", "shuffled", "retrained", "reference", "updated"]
+    assert results.rows["role"].unique().tolist() == roles
+    assert set(results.summary["role"]) == set(roles) - {"reference"}
+    for _, line in results.summary.iterrows():
+        rows = results.rows[results.rows["poison_budget"] == line["poison_budget"]]
+        reference = rows[rows["role"] == "reference"].set_index("seed")[column]
+        own = rows[(rows["role"] == line["role"]) & (rows["budget"] == line["budget"])]
+        left = sign * (own.set_index("seed")[column] - reference)
+        assert len(left) == line[f"{score}_poisons"] == 2
+        assert line[f"{score}_dependence"] == pytest.approx(left.mean(), abs=1e-12)
+
+
+def test_table_2_is_accuracy_by_epochs_unlearner_and_poison_budget(runs: Runs) -> None:
+    results = runs["canceling"].results
+    found = table2(results).set_index("epochs")
+    expected = {}
+    for share in (0.1, 0.2):
+        rows = results.rows.query(f"role == 'updated' and poison_budget == {share}")
+        by_budget = 100 * rows.pivot(index="budget", columns="seed", values="test_accuracy")
+        means, spreads = by_budget.mean(axis=1), by_budget.std(axis=1)
+        cells = [f"{mean:.2f}±{spread:.2f}" for mean, spread in zip(means, spreads)]
+        expected[f"GD, {100 * share:g}%"] = dict(zip(("5", "10"), cells))
+    assert found.to_dict() == expected
+    saved = pd.read_csv(results.folder / "table2.csv", dtype=str)
+    assert saved.set_index("epochs").to_dict() == expected
+    assert TABLE_2 in html.unescape((results.folder / "report.html").read_text())
+
+
+def test_no_poison_budget_is_lost_from_table_2(runs: Runs) -> None:
+    results, few = runs["canceling"].results, {0.1: 0.0001, 0.2: 0.0002}
+    recipe = results.recipe.model_copy(update={"poison_budgets": tuple(few.values())})
+    rows, scores = (f.replace({"poison_budget": few}) for f in (results.rows, results.scores))
+    assert table2(Results(results.folder, recipe, rows, scores, results.about)).shape == (2, 3)
+
+
+@BOTH
+def test_only_targeted_poisons_have_figure_3(kind: str, runs: Runs) -> None:
+    results = runs[kind].results
+    wanted = {"figure3"} if kind == "matching" else set()
+    assert set(figures_of(results, 0.1)) == {"dependence"} | wanted
+    assert (results.folder / "figures" / "figure3-0.1.png").is_file() == bool(wanted)
+
+
+@BOTH
+def test_no_plan_from_a_verdict_that_rests_on_seeds(kind: str, runs: Runs) -> None:
+    with pytest.raises(MarshtestError, match="needs seeds, not poisons"):
+        effects_of(runs[kind].results)
+
+
+def test_a_warning_asks_for_the_seeds_that_its_two_controls_need(runs: Runs) -> None:
+    results = replace(runs["matching"].results)
+    summary = results.summary.assign(poisons_needed=[5.0, 999.0, 7.0, 999.0])
+    summary["verdict"] = "INCONCLUSIVE"
+    vars(results)["summary"] = summary  # initial, shuffled, retrained, updated
+    assert len(results.warnings) == 1
+    assert "About 7 seeds in all would do" in results.warnings[0]
+
+
+def test_the_crafting_has_one_line_a_step_and_its_end_is_in_the_rows(runs: Runs) -> None:
+    lines = pd.read_parquet(runs["canceling"].results.folder / "crafting.parquet")
+    assert lines.groupby(["poison_budget", "seed"]).size().tolist() == [61] * 4
+    lines = pd.read_parquet(runs["matching"].results.folder / "crafting.parquet")
+    assert lines.groupby(["seed", "target", "restart"]).size().tolist() == [16] * 8
+    best = lines[lines["step"] == 15].groupby(["seed", "target"])["objective"].min()
+    for seed, rows in runs["matching"].results.rows.groupby("seed"):
+        assert rows["crafting_objective"].tolist() == pytest.approx([best[seed].mean()] * 5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_saved_poisons_stay_within_epsilon_and_the_range_of_pixels(seed: int, runs: Runs) -> None:
+    data, results = load("digits", train=300, test=150), runs["matching"].results
+    saved = load_file(results.folder / "poisons" / f"0.1-{seed}.safetensors")
+    assert data.std is not None
+    assert saved["shifts"].shape == (30, 1, 8, 8)
+    change = saved["shifts"] * data.std[0]
+    assert 0.1 < float(change.abs().max()) <= 96 / 255 + 1e-6
+    pixels = data.train.x[saved["ids"]] / 255 + change
+    assert -1e-6 <= float(pixels.min()) <= float(pixels.max()) <= 1 + 1e-6
+
+
+@BOTH
+def test_the_stages_foretold_are_begun_and_the_clean_model_serves_all_poison_budgets(
+    kind: str, runs: Runs
+) -> None:
+    (results, begun, fits), recipe = runs[kind], runs[kind].results.recipe
+    assert begun == [s for group in groups(recipe) for s in stages(recipe, group, 300)]
+    cells, updated = 2 * len(recipe.poison_budgets), int((results.rows["role"] == "updated").sum())
+    expected = {"train": 2 + 4 * cells, "craft": cells, "unlearn": updated}
+    expected["score"] = 4 * cells + updated
+    assert pd.Series([stage.kind for stage in begun]).value_counts().to_dict() == expected
+    assert len(fits) == expected["train"]
+    assert [fits.count(derive(seed, "clean")) for seed in (0, 1)] == [1, 1]
+
+
+def test_the_same_recipe_gives_the_same_rows(runs: Runs, tmp_path: Path) -> None:
+    equal(marshtest.run(CANCELING, out=tmp_path / "again"), runs["canceling"].results)
+
+
+def test_a_run_stopped_between_restarts_goes_on_with_the_next(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, crafted = gradient_matching.craft, list[int]()  # type: ignore[attr-defined]
+
+    def counted(*args: Any, stop: int, **options: Any) -> Any:
+        if len(crafted) == stop:
+            raise KeyboardInterrupt
+        crafted.append(options["seed"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(gradient_matching, "craft", partial(counted, stop=1))
+    with pytest.raises(KeyboardInterrupt):
+        marshtest.run(MATCHING, out=tmp_path / "run")
+    monkeypatch.setattr(gradient_matching, "craft", partial(counted, stop=-1))
+    again = watched(MATCHING, tmp_path / "run")
+    assert len(crafted) == 2 * 2 * 2  # seeds, targets, restarts: none twice
+    assert derive(0, "clean") not in again.fits
+    equal(again.results, runs["matching"].results)
+
+
+def ones() -> dict[str, torch.Tensor]:
+    return {"a": torch.ones(3, 4).t(), "b": torch.tensor(True)}
+
+
+def stopped() -> dict[str, torch.Tensor]:
+    raise KeyboardInterrupt
+
+
+def test_a_memo_is_made_once_and_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Memo(tmp_path)("one", stopped)
+    assert not list(tmp_path.iterdir())
+    for make in (ones, stopped, stopped):  # the later ones are not called
+        found = Memo(tmp_path)("one", make)
+        assert found.keys() == ones().keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in ones().items())
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-4], lambda b: b"", lambda b: b"\xff" * len(b)])
+def test_a_corrupt_memo_is_named_and_to_be_removed(damage: Any, tmp_path: Path) -> None:
+    Memo(tmp_path)("one", ones)
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MarshtestError, match="Remove it; it will be made again") as error:
+        Memo(tmp_path)("one", ones)
+    assert str(path) in str(error.value)
+
+
+def test_shuffled_shifts_have_their_own_values_in_another_order() -> None:
+    shifts = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    plain = Samples(torch.zeros(20, 2, 5, 5), torch.zeros(20).long(), torch.arange(20))
+    ids = torch.tensor([3, 17, 0, 9, 11, 4])
+    poisoned = Poisoned(plain.shifted(ids, shifts), ids, seed=0)
+    before, after = poisoned.samples.shift(), poisoned.shuffled(1).shift()
+    assert before is not None
+    assert after is not None
+    assert torch.equal(after.flatten(1).sort(1).values, before.flatten(1).sort(1).values)
+    assert torch.equal((after != before).flatten(1).any(1), torch.isin(plain.ids, ids))
+    assert not after[~torch.isin(plain.ids, ids)].any()
