@@ -55,6 +55,7 @@ Overrides = Annotated[
 ]
 REFERENCES = {
     "none": "The initial model as it is: no unlearning; must come out NOT REMOVED.",
+    "shuffled": "Trained on crafted poisons' perturbations in random order: what blind noise does.",
     "retrain (full)": "From scratch on the retain set at full compute; must come out REMOVED.",
 }
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands

@@ -94,28 +94,30 @@ class Kernel:
         along = self._unflat(v)
         if self.share is None:
             self.share, self.way = self._choose(inputs, samples, along, first)
+        out = first.slopes  # one buffer for both: memory hardly grows with P
         if not self.share:
-            parts = [self._exact(*batch, along) for batch in self._batches(inputs, samples)]
-            return value, torch.cat(parts)
+            for part in _micro_batches(len(samples)):
+                out[part] = self._exact(inputs[part], samples[part], along)
+            return value, out
         moved = self._moved(along, self.share)
-        batches = zip(self._batches(inputs, samples), first.slopes, first.gates, strict=True)
-        parts = [self._fast(*batch, moved, slope, gates) for batch, slope, gates in batches]
-        return value, torch.cat(parts)
+        for part, gates in zip(_micro_batches(len(samples)), first.gates, strict=True):
+            out[part] = self._fast(inputs[part], samples[part], moved, out[part], gates)
+        return value, out
 
     def _first_pass(self, inputs: Tensor, samples: Samples, *, keep: bool) -> "_FirstPass":
         """G, and for the fast way each micro-batch's ∇_x ℓ(θ) and gates."""
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
-        done = _FirstPass(torch.zeros((), device=inputs.device), [], [])
-        for x, batch in self._batches(inputs, samples):
-            x = x.detach().requires_grad_(keep)
+        done = _FirstPass(torch.zeros_like(self.flat()), torch.empty_like(inputs), [])
+        for part in _micro_batches(len(samples)):
+            x = inputs[part].detach().requires_grad_(keep)
             gates = Gates()
             with gates if keep else nullcontext():
-                loss = self._loss(leaves, x, batch)
+                loss = self._loss(leaves, x, samples[part])
             wanted = [*leaves.values(), *([x] if keep else [])]
             slopes = torch.autograd.grad(loss, wanted, materialize_grads=True)
-            done.total = done.total + _flat(slopes[: len(leaves)])
+            done.total += _flat(slopes[: len(leaves)])
             if keep:
-                done.slopes.append(slopes[-1])
+                done.slopes[part] = slopes[-1]
                 done.gates.append(gates)
         return done
 
@@ -123,12 +125,13 @@ class Kernel:
         self, inputs: Tensor, samples: Samples, along: Parameters, first: "_FirstPass"
     ) -> tuple[float, str]:
         """The share of |θ| at which the fast way agrees best with the exact one, or 0 if none does."""
-        x, batch = next(self._batches(inputs, samples))
+        part = next(_micro_batches(len(samples)))
+        x, batch = inputs[part], samples[part]
         exact = self._exact(x, batch, along)
         found = []
         for share in SHARES:
             moved = self._moved(along, share)
-            fast = self._fast(x, batch, moved, first.slopes[0], first.gates[0])
+            fast = self._fast(x, batch, moved, first.slopes[part], first.gates[0])
             found.append((1 - float(cosine(fast.flatten(), exact.flatten())), share))
         off, share = min(found)
         if off <= AGREEMENT:
@@ -178,11 +181,6 @@ class Kernel:
 
         return self.task.losses(self.task.outputs(model, x, batch), batch).sum()
 
-    def _batches(self, inputs: Tensor, samples: Samples) -> Iterator[tuple[Tensor, Samples]]:
-        for start in range(0, len(samples), MICRO_BATCH):
-            part = slice(start, start + MICRO_BATCH)
-            yield inputs[part], samples[part]
-
     def _unflat(self, vector: Tensor) -> Parameters:
         parts = vector.split([p.numel() for p in self.parameters.values()])
         shaped = zip(self.parameters.items(), parts, strict=True)
@@ -192,14 +190,19 @@ class Kernel:
 @dataclass
 class _FirstPass:
     total: Tensor  # [D] G
-    slopes: list[Tensor]  # by micro-batch, ∇_x ℓ(θ)
-    gates: list[Gates]
+    slopes: Tensor  # [P, *input] ∇_x ℓ(θ), where kept
+    gates: list[Gates]  # by micro-batch, where kept
 
 
 @dataclass
 class _Moved:
     parameters: Parameters  # θ + hv
     h: float
+
+
+def _micro_batches(count: int) -> Iterator[slice]:
+    for start in range(0, count, MICRO_BATCH):
+        yield slice(start, start + MICRO_BATCH)
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:
