@@ -1,6 +1,7 @@
 """Scores compared with retraining over seeds: their tests, and runs from poison to page."""
 
 import html
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -337,3 +338,13 @@ def test_shuffled_shifts_have_their_own_values_in_another_order() -> None:
     assert torch.equal(after.flatten(1).sort(1).values, before.flatten(1).sort(1).values)
     assert torch.equal((after != before).flatten(1).any(1), torch.isin(plain.ids, ids))
     assert not after[~torch.isin(plain.ids, ids)].any()
+
+
+def test_success_has_wilsons_interval(runs: Runs) -> None:
+    """By its formula, for all seeds' targets together."""
+    for _, line in runs["matching"].results.summary.iterrows():
+        n, share, z = 4, line["target_success"], stats.norm.isf(0.025)
+        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        assert line["target_success_low"] == pytest.approx(centre - half, abs=1e-9)
+        assert line["target_success_high"] == pytest.approx(centre + half, abs=1e-9)

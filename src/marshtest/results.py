@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from scipy.stats import binomtest
 
 from marshtest.errors import MarshtestError
 from marshtest.metrics.verdict import Dependence, Verdict, compared, dependences, verdicts
@@ -86,8 +87,8 @@ class Results:
     def warnings(self) -> list[str]:
         """Why verdicts cannot be trusted, where the controls do not come out as they must."""
         said = []
-        broken = self.rows.get("crafting_stopped", pd.Series(dtype=float)) > 0
-        for share, rows in self.rows[broken].groupby("poison_budget", sort=False):
+        stopped = self.rows.get("crafting_stopped", pd.Series(0.0, self.rows.index)) > 0
+        for share, rows in self.rows[stopped].groupby("poison_budget", sort=False):
             said.append(
                 f"Poison budget {share:g}: the attack's objective turned NaN in "
                 f"{rows['seed'].nunique()} seeds, and the best poisons before were kept. Lower attack.lr."
@@ -132,6 +133,8 @@ class Results:
             for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(rows)):
                 line[figure] = rows[figure].mean()
                 line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")
+            if "target_success" in rows:
+                line |= _success(rows, getattr(self.recipe.attack, "targets", 1))
             line["accuracy_cost"] = reference - line["test_accuracy"]
             for name, score in measured[key].items():
                 line |= score.columns(name)
@@ -183,6 +186,16 @@ class Results:
         for key in measured.keys() - family:
             answers[key] = verdicts(initial, [measured[key]], **settings)[0]
         return answers
+
+
+def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:
+    """Wilson's 95 % interval of the share of targets, of all seeds, that get the attacker's label."""
+    measured = rows["target_success"].dropna()
+    tried = len(measured) * targets
+    if not tried:
+        return {"target_success_low": float("nan"), "target_success_high": float("nan")}
+    found = binomtest(round(measured.sum() * targets), tried).proportion_ci(method="wilson")
+    return {"target_success_low": float(found.low), "target_success_high": float(found.high)}
 
 
 def _figures(rows: pd.DataFrame) -> list[str]:

@@ -44,6 +44,7 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     drawn = {"dependence": dependence(table, names, results.recipe.verdict.margin)}
     if "target" in names:
         drawn["figure3"] = accuracy_and(table, TARGETED, "share of targets")
+        drawn["figure3"].axes[1].set_ylim(0, 1.05)
     if "gus" in names:
         fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
         drawn["figure2"] = accuracy_and(table, RATES, f"TPR at FPR = {fpr:g}", fpr)

@@ -34,21 +34,20 @@ NAMES = {
 TABLE_2 = (
     "The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, by epochs of unlearning."
 )
-_SEEDS = "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds."
+_SEEDS = (
+    "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds. "
+    "Shuffled poisons: the same perturbations, each in random order. "
+)
 LEFT = {
     "gus": "GUS and rank score: what is left of the poison (dependence), mean ± standard error over the "
     "poisons of all seeds; retraining leaves 0 in expectation. TPR at low FPR: the paper's |I| > τ; "
     "rank TPR: the exact one-sided test.",
     "target": "Adversarial probability: of the attacker's label on the targets; "
     + _SEEDS
-    + " Success: "
-    "share of targets that get this label. Shuffled poisons: the same perturbations, each in random "
-    "order.",
-    "error": "Test error: "
-    + _SEEDS
-    + " Shuffled poisons: the same perturbations, each in random order.",
+    + "Success: share of targets that get this label, with Wilson's 95 % interval.",
+    "error": "Test error: " + _SEEDS,
 }
-RATES = {"tpr": "TPR", "tpr_rank": "rank TPR", "target_success": "success"}
+RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
 
 
 def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
@@ -84,6 +83,9 @@ def table(results: Results) -> pd.DataFrame:
         for column, title in RATES.items():
             if column in line:
                 text[title] = number(line[column], 3)
+        if "target_success" in line:
+            low, high = (number(line[f"target_success_{end}"], 2) for end in ("low", "high"))
+            text["success"] = f"{number(line['target_success'], 2)} [{low}, {high}]"
         text["verdict"] = line["verdict"]
         if not pd.isna(line["poisons_needed"]):
             needed = f"{line['poisons_needed']:,.0f} {results.unit}"
@@ -143,7 +145,7 @@ def legend(results: Results) -> str:
     measure = LEFT[results.score_names[0]]
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
-        f"what full retraining has more. Spent: share of the initial training's compute. {measure} "
+        f"what full retraining has more. Spent: share of the initial training's compute. {measure.rstrip()} "
         f"REMOVED: {scores} within ± {verdict.margin:.0%} of the initial effect (equivalence); "
         f"NOT REMOVED: {'the difference to retraining' if compared else 'independence'} is "
         f"{'not zero' if compared else 'rejected'}; both at "
