@@ -142,10 +142,10 @@ def legend(results: Results) -> str:
     verdict, seeds = results.recipe.verdict, results.recipe.seeds
     compared = results.recipe.attack.compared
     scores = " and ".join(SCORE_NAMES[name] for name in results.score_names)
-    measure = LEFT[results.score_names[0]]
+    measure = LEFT[results.score_names[0]].rstrip()
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
-        f"what full retraining has more. Spent: share of the initial training's compute. {measure.rstrip()} "
+        f"what full retraining has more. Spent: share of the initial training's compute. {measure} "
         f"REMOVED: {scores} within ± {verdict.margin:.0%} of the initial effect (equivalence); "
         f"NOT REMOVED: {'the difference to retraining' if compared else 'independence'} is "
         f"{'not zero' if compared else 'rejected'}; both at "
