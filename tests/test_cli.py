@@ -139,7 +139,8 @@ def dosed(marshtest: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", x=pixels, y=np.arange(40) % 2)
     (tmp_path / "tiny.json").write_text("{}")
-    assert marshtest("dose", "set.npz", "dosed.npz", "--fraction", "0.5").code == 0
+    dosing = ["dose", "set.npz", "dosed.npz", "--fraction", "0.5", "--seed", "1"]
+    assert marshtest(*dosing).code == 0
 
 
 def test_dose_says_where_all_lies_and_test_answers_for_machines(
@@ -178,6 +179,10 @@ def load():
 """
 
 
+MATCHING = "{name: gradient-matching"
+FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
+
+
 @pytest.mark.usefixtures("dosed")
 @pytest.mark.parametrize(
     ("arguments", "says"),
@@ -193,6 +198,28 @@ def load():
         (["run", "tiny.yaml", "data=cifar10", "data.path=."], "holds neither train"),
         (["run", "tiny.yaml", "training.lr=1e30"], "training: diverged in epoch"),
         (["run", "tiny.yaml", "training.augment=[crop]", "model=nomodule:f"], "cannot import"),
+        (
+            ["run", "tiny.yaml", f"attack={MATCHING}, epsilon: 0}}"],
+            "attack.epsilon: Input should be",
+        ),
+        (
+            ["run", "tiny.yaml", f"attack={MATCHING}, adversarial_label: 12}}"],
+            "has label 12; there",
+        ),
+        (
+            ["run", "tiny.yaml", f"attack={MATCHING}, adversarial_label: 3, target_class: 3}}"],
+            "3 is the target's own class; choose another",
+        ),
+        (["run", "tiny.yaml", "poison_budgets=0.5", f"attack={MATCHING}}}"], "poisons of class"),
+        (["run", "tiny.yaml", "training.lr=1e-9", f"attack={MATCHING}}}"], "at chance (test accur"),
+        (
+            ["run", "tiny.yaml", "attack={name: gradient-canceling, radius: 0}"],
+            "attack.radius: Input should be greater than 0",
+        ),
+        (
+            ["run", "tiny.yaml", f"data.features={FEATURES}"],
+            "data.features.train: asks for 5000 rows beside the experiment's own",
+        ),
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
         (["check", "forgetful"], "unknown unlearner 'forgetful'"),
         (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),

@@ -1,0 +1,69 @@
+"""Features: what the last layer of a network trained on other samples is given."""
+
+import pytest
+import torch
+from torch import nn
+
+from marshtest.data import Dataset, Samples, load
+from marshtest.errors import MarshtestError
+from marshtest.features import FeatureSettings, apart, by_features, featured, network
+from marshtest.recipe import load_recipe
+from marshtest.run import data_of
+
+CPU = torch.device("cpu")
+SETTINGS = FeatureSettings.parse(
+    {"model": {"name": "mlp", "width": 24}, "training": {"epochs": 3, "lr": 0.1}, "train": 400},
+    "data.features",
+)
+
+
+@pytest.fixture(scope="module")
+def split() -> tuple[Dataset, Samples]:
+    return apart(load("digits"), 400)
+
+
+def test_features_are_the_last_layers_inputs_standardised(split: tuple[Dataset, Samples]) -> None:
+    data, others = split
+    model, task = network(data, SETTINGS, CPU)
+    assert isinstance(model, nn.Sequential)
+    found = by_features(data, others, model, task)
+
+    def hidden(samples: Samples) -> torch.Tensor:
+        return model[:-1](task.inputs(model, samples)).detach()
+
+    known = hidden(others)
+    expected = (hidden(data.test) - known.mean(0)) / known.std(0).clamp(min=1e-6)
+    torch.testing.assert_close(found.test.x, expected)
+    assert found.train.x.shape == (1000, 24)
+    assert torch.equal(found.train.y, data.train.y)
+    assert torch.equal(found.train.ids, data.train.ids)
+    assert (found.mean, found.std) == (None, None)
+
+
+def test_the_network_is_trained_on_the_other_samples_only(split: tuple[Dataset, Samples]) -> None:
+    data, others = split
+    assert not set(others.ids.tolist()) & set(data.train.ids.tolist())
+    assert len(others) == 400
+    one, two = (featured(data, others, SETTINGS, CPU) for _ in range(2))
+    assert torch.equal(one.train.x, two.train.x)
+    untrained = by_features(data, others, *network(data, SETTINGS, CPU))
+    assert not torch.equal(one.train.x, untrained.train.x)
+    with pytest.raises(MarshtestError, match="asks for 1000 rows"):
+        apart(data, 1000)
+
+
+def test_a_recipe_takes_rows_after_its_own_for_the_network() -> None:
+    features = SETTINGS.model_dump()
+    base = {
+        "model": {"name": "mlp", "depth": 0},
+        "training": {"epochs": 1},
+        "attack": "gaussian",
+        "poison_budgets": 0.1,
+        "unlearners": [],
+        "budgets": 0.1,
+    }
+    recipe = load_recipe({**base, "data": {"name": "digits", "train": 300, "features": features}})
+    data = data_of(recipe)
+    assert data.train.ids.tolist() == list(range(300))
+    assert data.train.x.shape == (300, 24)
+    assert data.test.x.shape == (397, 24)
