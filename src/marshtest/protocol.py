@@ -330,7 +330,7 @@ def _poison(
 
     training = recipe.training
     victim = Victim(
-        task=replace(pipeline.task, train=pipeline),
+        task=pipeline.task,
         test=pipeline.data.test,
         clean=clean,
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
