@@ -20,6 +20,8 @@ lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed ## speed, side by side with plain PyTorch
+bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/kit.py
+	$(BIN)/python benchmarks/kernel.py
