@@ -84,12 +84,12 @@ def test_pull_is_the_inner_product_of_the_last_layer_and_its_gradient() -> None:
     slopes = torch.autograd.grad(loss, [last.weight, last.bias])
     inner = (last.weight * slopes[0]).sum() + (last.bias * slopes[1]).sum()
     found = limits(model, model(x), y, y[:3], 0.1)
-    assert float(found.clean[0]) == pytest.approx(float(inner.detach()), abs=1e-6)
+    assert float(found.clean[0].detach()) == pytest.approx(float(inner.detach()), abs=1e-6)
     np.testing.assert_allclose(found.clean[1:].detach(), slopes[1], atol=1e-7)
     np.testing.assert_allclose(found.poisons[1:], [1 / 3, 1 / 3, 1 / 3, 0, 0], atol=1e-7)
     last = centred(model)[-1]  # type: ignore[index]
     squares = last.weight.square().sum() + last.bias.square().sum()  # type: ignore[operator, union-attr]
-    assert float(found.decay[0]) == pytest.approx(0.1 * float(squares.detach()))
+    assert float(found.decay[0].detach()) == pytest.approx(0.1 * float(squares.detach()))
 
 
 def test_with_less_than_the_least_share_no_poison_cancels(search: Search) -> None:

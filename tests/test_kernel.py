@@ -148,7 +148,7 @@ def test_objectives_have_their_stated_derivative(name: str) -> None:
 
 
 def test_a_plain_difference_without_gates_is_worse() -> None:
-    """Why gates are kept: at the same step the plain difference points elsewhere."""
+    """Why gates are kept: at the same kind of step the plain difference points elsewhere."""
     model, poisons, target = problem("convolutional")
     exact = Kernel(model, TASK, fast=False)
     aim = exact.gradient(target)
@@ -157,10 +157,10 @@ def test_a_plain_difference_without_gates_is_worse() -> None:
     h = 1e-4 * float(exact.flat().norm() / v.norm())
 
     def input_gradient(shift: float) -> Tensor:
-        moved = Kernel(copy.deepcopy(model), TASK)
-        moved.move_to(exact.flat() + shift * v)
+        moved = copy.deepcopy(model)
+        nn.utils.vector_to_parameters(exact.flat() + shift * v, moved.parameters())
         x = poisons.x.clone().requires_grad_()
-        loss = F.cross_entropy(moved.model(x), poisons.y, reduction="sum")
+        loss = F.cross_entropy(moved(x), poisons.y, reduction="sum")
         return torch.autograd.grad(loss, x)[0].flatten()
 
     plain = (input_gradient(h) - input_gradient(0.0)) / h

@@ -4,8 +4,8 @@
     J = J(G),  v = ∂J/∂G                    a closed form in each attack
     ∂J/∂x_i = ∇_x ⟨v, ∇_θ ℓ(x_i, y_i)⟩      [*input] for each poison
 
-Two passes in micro-batches, so memory does not grow with the number of poisons: G first, then, v known,
-each poison's own derivative, in one of two ways:
+Two passes in micro-batches, so that only inputs and gates are held for all poisons: G first, then, v
+known, each poison's own derivative, in one of two ways:
 
     exact   double backward: ∇_x of ⟨v, ∇_θ ℓ⟩
     fast    (∇_x ℓ(θ + hv) − ∇_x ℓ(θ)) / h with the gates of the first pass kept
@@ -69,12 +69,6 @@ class Kernel:
     def flat(self) -> Tensor:
         """[D] the parameters as one vector."""
         return _flat(self.parameters.values())
-
-    @torch.no_grad()
-    def move_to(self, vector: Tensor) -> None:
-        """Set the model's parameters to those of a vector [D]."""
-        for name, values in self._unflat(vector).items():
-            self.parameters[name].copy_(values)
 
     def gradient(self, samples: Samples) -> Tensor:
         """[D] Σ_i ∇_θ ℓ of the samples as they are."""
