@@ -88,7 +88,7 @@ class Kernel:
         along = self._unflat(v)
         if self.share is None:
             self.share, self.way = self._choose(inputs, samples, along, first)
-        out = first.slopes  # one buffer for both: memory hardly grows with P
+        out = first.slopes  # one buffer of the inputs' size for both
         if not self.share:
             for part in _micro_batches(len(samples)):
                 out[part] = self._exact(inputs[part], samples[part], along)
