@@ -17,13 +17,13 @@ is untrained, which changes no time; the objective needs real images.
 import argparse
 import multiprocessing
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
+from speed import MEAN, STD, median_times, model_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,13 +33,11 @@ from marshtest.attacks.kernel import MICRO_BATCH, Kernel
 from marshtest.data import Dataset, Samples, load
 from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import probabilities
-from marshtest.models import build, parse_model
 from marshtest.seeds import generator
 from marshtest.tasks import Classification
 from marshtest.training import Training, fit
 
 REPEATS, PASSES, TARGETS, EPSILON = 3, 30, 4, 16
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 try:
     from art.attacks.poisoning import GradientMatchingAttack
@@ -66,8 +64,7 @@ class Problem:
 
     def __init__(self, data: Dataset | None, poisons: int, width: int = 16) -> None:
         self.task = Classification(mean=MEAN, std=STD)
-        settings = parse_model({"name": "resnet18", "width": width})
-        self.model = build(settings, (3, 32, 32), 10, 0).to(memory_format=torch.channels_last)
+        self.model = model_of(width).to(memory_format=torch.channels_last)
         if data is None:
             x = torch.randint(0, 256, (poisons + TARGETS, 3, 32, 32), dtype=torch.uint8)
             samples = Samples(x, torch.full((len(x),), 9), torch.arange(len(x)))
@@ -159,18 +156,6 @@ def our_attack(problem: Problem, passes: int, target: int) -> Tensor:
     return crafted.shift
 
 
-def seconds(*works: Callable[[], object]) -> list[float]:
-    """Medians over alternating repeats, after one round to warm up."""
-    times: list[list[float]] = [[] for _ in works]
-    for repeat in range(1 + REPEATS):
-        for own, work in zip(times, works, strict=True):
-            started = time.perf_counter()
-            work()
-            if repeat:
-                own.append(time.perf_counter() - started)
-    return [statistics.median(own) for own in times]
-
-
 def step_times(counts: list[int]) -> None:
     for poisons in counts:
         problem = Problem(None, poisons)
@@ -180,7 +165,7 @@ def step_times(counts: list[int]) -> None:
             floor(problem, poisons),
             floor(problem, MICRO_BATCH),
         ]
-        fast, exact, whole, micro = seconds(*works)
+        fast, exact, whole, micro = median_times(*works, repeats=REPEATS)
         text = (
             f"step       P = {poisons}: kernel {fast:.2f} s, exact way {exact:.2f} s, floor in one batch "
             f"{whole:.2f} s, in micro-batches {micro:.2f} s: {fast / whole:.2f} and {fast / micro:.2f} "
@@ -188,7 +173,7 @@ def step_times(counts: list[int]) -> None:
         )
         if GradientMatchingAttack is not None:
             many, few = (partial(art_attack, problem, passes, 0) for passes in (6, 1))
-            more, less = seconds(many, few)
+            more, less = median_times(many, few, repeats=REPEATS)
             art = (more - less) / 5  # a pass, without what surrounds all passes
             text += f"; ART {art:.2f} s: {art / fast:.2f} x"
         print(text, flush=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError
-from marshtest.metrics.accuracy import scoring_batch
+from marshtest.metrics.accuracy import logits_of
 from marshtest.models import ModelSettings, build, parse_model, weight_layers
 from marshtest.seeds import derive
 from marshtest.settings import Settings
@@ -86,15 +86,13 @@ def by_features(data: Dataset, others: Samples, model: nn.Module, task: Classifi
     return replace(data, name=name, train=of(data.train), test=of(data.test), mean=None, std=None)
 
 
-@torch.no_grad()
 def _before_last(model: nn.Module, task: Classification, samples: Samples) -> Tensor:
     """[N, F] what the model's last weight layer is given."""
     samples = samples.to(next(model.parameters()).device)
     seen: list[Tensor] = []
-    last = weight_layers(model.eval())[-1][0]
+    last = weight_layers(model)[-1][0]
     hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
-    exact, size = task.exact(), scoring_batch(samples.y.device)
-    for start in range(0, len(samples), size):
-        exact(model, samples[start : start + size])
+    for _ in logits_of(model, task, samples):
+        pass
     hook.remove()
     return torch.cat(seen).cpu()

@@ -36,7 +36,7 @@ TABLE_2 = (
 )
 _SEEDS = (
     "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds. "
-    "Shuffled poisons: the same perturbations, each in random order. "
+    "Shuffled poisons: the same perturbations, each in random order."
 )
 LEFT = {
     "gus": "GUS and rank score: what is left of the poison (dependence), mean ± standard error over the "
@@ -44,7 +44,7 @@ LEFT = {
     "rank TPR: the exact one-sided test.",
     "target": "Adversarial probability: of the attacker's label on the targets; "
     + _SEEDS
-    + "Success: share of targets that get this label, with Wilson's 95 % interval.",
+    + " Success: share of targets that get this label, with Wilson's 95 % interval.",
     "error": "Test error: " + _SEEDS,
 }
 RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
@@ -142,7 +142,7 @@ def legend(results: Results) -> str:
     verdict, seeds = results.recipe.verdict, results.recipe.seeds
     compared = results.recipe.attack.compared
     scores = " and ".join(SCORE_NAMES[name] for name in results.score_names)
-    measure = LEFT[results.score_names[0]].rstrip()
+    measure = LEFT[results.score_names[0]]
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
         f"what full retraining has more. Spent: share of the initial training's compute. {measure} "
