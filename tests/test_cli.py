@@ -53,11 +53,12 @@ def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_
     files = {str(f.relative_to(tmp_path / "here")) for f in (tmp_path / "here").rglob("*.*")}
     figures = {
         f"figures/{name}-0.2.{kind}"
-        for name in ("dependence", "figure2", "figure6", "figure7")
+        for name in ("dependence", "shift", "figure2", "figure6", "figure7")
         for kind in ("png", "pdf")
     }
     tables = {"rows.parquet", "rows.csv", "scores.parquet", "summary.csv", "summary.md"}
-    assert files == {"recipe.yaml", "run.json", "report.html"} | tables | figures
+    moved = {"shifts.parquet", "shifts.csv"}
+    assert files == {"recipe.yaml", "run.json", "report.html"} | tables | moved | figures
     again = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
     assert (again.code, again.out, again.err) == (0, said.out, "")
 
@@ -269,7 +270,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     def full(self: pd.DataFrame, path: Path, **rest: Any) -> None:
         writes.append(path)
-        if len(writes) > 2:
+        if len(writes) > 3:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
         real(self, path, **rest)
@@ -279,7 +280,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert said.code == 2
     assert "cannot be written (No space left on device). Make room" in said.err
     kept = sorted(file.name for file in (tmp_path / "here" / "parts").iterdir())
-    assert kept == ["0.2-0.rows.parquet", "0.2-0.scores.parquet"]
+    assert kept == [f"0.2-0.{kind}.parquet" for kind in ("rows", "scores", "shifts")]
     monkeypatch.setattr(pd.DataFrame, "to_parquet", real)
     assert marshtest("run", "tiny.yaml", "--out", "here").code == 0
 

@@ -58,7 +58,7 @@ def test_the_walk_through_names_commands_and_scripts_that_exist() -> None:
 
 
 def test_every_recipe_is_in_the_readme() -> None:
-    for name in shipped():
+    for name in (*shipped(), *shipped("hypotheses")):
         assert f"`{name}`" in README
 
 

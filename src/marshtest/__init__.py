@@ -11,6 +11,7 @@ from marshtest.models import load_model, save_model
 from marshtest.recipe import Recipe, load_recipe
 from marshtest.results import Results, read_rows
 from marshtest.run import run
+from marshtest.study import Study, study
 
 __all__ = [
     "Audit",
@@ -21,6 +22,7 @@ __all__ = [
     "Results",
     "Samples",
     "Scaling",
+    "Study",
     "audit",
     "calibrate",
     "check_unlearner",
@@ -30,4 +32,5 @@ __all__ = [
     "read_rows",
     "run",
     "save_model",
+    "study",
 ]

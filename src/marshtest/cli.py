@@ -32,11 +32,13 @@ from marshtest.models import MODELS
 from marshtest.plan import Plan, effects_of, effects_of_audit, poisons_of_one_run, save_plan
 from marshtest.protocol import Report
 from marshtest.recipe import load_recipe, shipped
+from marshtest.report.hypotheses import hypothesis_table
 from marshtest.report.page import sentences
 from marshtest.report.tables import SCORE_NAMES, legend, table
 from marshtest.results import Results
 from marshtest.run import run as run_recipe
 from marshtest.run import samples_of
+from marshtest.study import study
 from marshtest.unlearning import UNLEARNERS, parse_trials
 
 app = typer.Typer(
@@ -85,6 +87,23 @@ def run(
         console.print(sentence, style="bold")
     for name in ("rows.parquet", "figures", "report.html"):
         console.print(f"  {results.folder / name}", soft_wrap=True)
+
+
+@app.command()
+def hypotheses(
+    hypothesis: Annotated[str, typer.Argument(help="A shipped hypothesis's name, or a YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME-HASH.")] = None,
+) -> None:
+    """Ask why unlearning fails (paper, section 6), and say whether the hypothesis holds.
+
+    Example: marshtest hypotheses hypothesis-orthogonality-small
+    """
+    with _progress() as report:
+        done = study(hypothesis, *(overrides or []), out=out, report=report)
+    console.print(_rich(hypothesis_table(done.rows), done.settings.name))
+    console.print(done.statement, style="bold")
+    console.print(f"  {done.folder / 'figures'}", soft_wrap=True)
 
 
 @app.command()
@@ -337,6 +356,14 @@ def _catalogue() -> Iterator[dict[str, str]]:
     for name, text in shipped().items():
         line = str(yaml.safe_load(text).get("description", ""))
         yield {"kind": "recipe", "name": name, "what": line, "source": f"recipes/{name}.yaml"}
+    for name, text in shipped("hypotheses").items():
+        line = str(yaml.safe_load(text)["description"])
+        yield {
+            "kind": "hypothesis",
+            "name": name,
+            "what": line,
+            "source": f"hypotheses/{name}.yaml",
+        }
 
 
 def _rich(frame: pd.DataFrame, title: str) -> Table:

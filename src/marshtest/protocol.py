@@ -5,7 +5,7 @@
                           (an attack without an exact null: also a second retrained model as the
                           reference, and one trained on the poisons' shifts shuffled, as a control)
     3  unlearn            each unlearner, under each compute budget
-    4  measure again      test accuracy, the attack's effect, cost
+    4  measure again      test accuracy, the attack's effect, cost, how far the model moved
 
 One *group* is one (poison budget, seed). A finished group is on disk and is not done again.
 """
@@ -33,6 +33,7 @@ from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError, first_line, unknown
 from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import accuracy
+from marshtest.metrics.shift import shifts
 from marshtest.models import build
 from marshtest.recipe import Recipe
 from marshtest.seeds import derive, generator
@@ -44,6 +45,7 @@ Row = dict[str, Any]
 Report = Callable[[str, float], None]  # told the stage that starts, and the share of the run done
 
 DEVICES = ("auto", "cpu", "cuda")
+UNTREATED = ("initial", "shuffled")  # roles of models from which nothing was taken
 CELL = ["poison_budget", "seed", "role", "entry", "unlearner", "hyperparameters", "budget"]
 
 
@@ -92,16 +94,21 @@ def stages(recipe: Recipe, group: Group, train_size: int) -> Iterator[Stage]:
         if group.poison_budget == recipe.poison_budgets[0]:  # one serves all poison budgets
             yield Stage("train", f"clean model {of}", full * kept)
         yield Stage("craft", f"poisons {of}", steps * passes, steps)
-    for name in ("initial", "shuffled") if recipe.attack.compared else ("initial",):
-        yield Stage("train", f"{name} model {of}", full * kept)
-        yield Stage("score", f"{name} model {of}", measured)
-    for name in ("retrained", "reference") if recipe.attack.compared else ("retrained",):
-        yield Stage("train", f"{name} model {of}", full * (kept - poisons))
-        yield Stage("score", f"{name} model {of}", measured)
+    for role in ("initial", *_from_scratch(recipe)):
+        samples = kept if role in UNTREATED else kept - poisons
+        yield Stage("train", f"{role} model {of}", full * samples)
+        yield Stage("score", f"{role} model {of}", measured)
     for trial in (trial for trials in recipe.unlearners for trial in trials):
         for budget in recipe.budgets:
             yield Stage("unlearn", f"{trial.name} {of}", budget * full * kept)
             yield Stage("score", f"{trial.name} {of}", measured)
+
+
+def _from_scratch(recipe: Recipe) -> list[str]:
+    """Roles of the models that are trained from scratch beside the initial one."""
+    crafted = bool(recipe.attack.compared)
+    asked = {"shuffled": crafted, "retrained": True, "reference": crafted or recipe.reference}
+    return [role for role, wanted in asked.items() if wanted]
 
 
 class Clock:
@@ -230,12 +237,14 @@ class Measured:
     Attributes:
         rows: one a model.
         scores: one line a poison, or target, and model.
+        shifts: one line a layer and model.
         poisons: their ids and shifts, and the targets' ids.
         history: of the crafting, one line a step.
     """
 
     rows: pd.DataFrame
     scores: pd.DataFrame
+    shifts: pd.DataFrame
     poisons: Tensors
     history: pd.DataFrame
 
@@ -250,19 +259,18 @@ def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Mea
 
     clock.begin(next(todo))
     initial, trained = pipeline.fit(poisoned.samples, derive(seed, "initial"), clock.advance)
-    record = Recorder(pipeline, group, poisoned, held_out, trained)
+    record = Recorder(pipeline, group, poisoned, held_out, initial, trained)
     clock.begin(next(todo))
     record("initial", "none", 0.0, initial, trained.cost)
-    references = [("retrained", "retrain (full)", poisoned.retain)]
-    if recipe.attack.compared:
-        shuffled = poisoned.shuffled(derive(seed, "shuffle"))
-        references.insert(0, ("shuffled", "shuffled", shuffled))
-        references.append(("reference", "retrain (full)", poisoned.retain))
-    for role, name, samples in references:
+    for role in _from_scratch(recipe):
+        if role == "shuffled":
+            name, share, samples = role, 0.0, poisoned.shuffled(derive(seed, "shuffle"))
+        else:
+            name, share, samples = "retrain (full)", 1.0, poisoned.retain
         clock.begin(next(todo))
         model, refit = pipeline.fit(samples, derive(seed, role), clock.advance)
         clock.begin(next(todo))
-        record(role, name, 0.0 if role == "shuffled" else 1.0, model, refit.cost)
+        record(role, name, share, model, refit.cost)
 
     for entry, trials in enumerate(recipe.unlearners):
         for unlearner, share in itertools.product(trials, recipe.budgets):
@@ -288,13 +296,14 @@ def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Mea
                 parameters=parameters,
                 note=outcome.note,
             )
-    shifts, ids = poisoned.samples.shifts, poisoned.forget_ids
-    poisons = {"ids": ids} if shifts is None else {"ids": ids, "shifts": shifts[1:]}
+    added, ids = poisoned.samples.shifts, poisoned.forget_ids
+    poisons = {"ids": ids} if added is None else {"ids": ids, "shifts": added[1:]}
     if poisoned.targets is not None:
         poisons["targets"] = poisoned.targets.ids
     return Measured(
         pd.DataFrame(record.rows),
         pd.concat(record.scores, ignore_index=True),
+        pd.concat(record.shifts, ignore_index=True),
         poisons,
         pd.DataFrame([{**asdict(group), **line} for line in poisoned.history]),
     )
@@ -342,15 +351,23 @@ def _poison(
 
 
 class Recorder:
-    """Measures the models of a group, one after another, and collects their rows and scores."""
+    """Measures the models of a group, one after another, and collects their rows, scores, shifts."""
 
     def __init__(
-        self, pipeline: Pipeline, group: Group, poisoned: Poisoned, held_out: Samples, trained: Fit
+        self,
+        pipeline: Pipeline,
+        group: Group,
+        poisoned: Poisoned,
+        held_out: Samples,
+        initial: nn.Module,
+        trained: Fit,
     ) -> None:
         self.pipeline, self.group, self.poisoned = pipeline, group, poisoned
-        self.held_out, self.trained = held_out, trained
+        self.held_out, self.initial, self.trained = held_out, initial, trained
+        self.retrained: nn.Module | None = None
         self.rows: list[Row] = []
         self.scores: list[pd.DataFrame] = []
+        self.shifts: list[pd.DataFrame] = []
 
     def __call__(
         self,
@@ -374,8 +391,7 @@ class Recorder:
             "hyperparameters": json.dumps(dict(parameters), sort_keys=True),
             "budget": budget,
         }
-        unlearned = role not in ("initial", "shuffled")
-        share = cost.passes / self.trained.cost.passes if unlearned else 0.0
+        share = 0.0 if role in UNTREATED else cost.passes / self.trained.cost.passes
         recipe = self.pipeline.recipe
         row = {
             "recipe": recipe.hash,
@@ -396,7 +412,16 @@ class Recorder:
             figures, effect = self._measure(model)
             row |= figures
             self.scores.append(pd.DataFrame({**cell, "id": effect.ids, **effect.scores}))
+            self._add_shifts(cell, model)
         self.rows.append(row)
+
+    def _add_shifts(self, cell: Row, model: nn.Module) -> None:
+        """Of the first retrained model and of all after it."""
+        if cell["role"] == "retrained":
+            self.retrained = model
+        if self.retrained is not None:
+            found = shifts(model, self.initial, self.retrained)
+            self.shifts.append(pd.DataFrame([{**cell, **of._asdict()} for of in found]))
 
     def _measure(self, model: nn.Module) -> tuple[dict[str, float], Effect]:
         task = self.pipeline.task
@@ -435,8 +460,8 @@ def pick_device(name: str) -> torch.device:
 def execute(pipeline: Pipeline, folder: Path, report: Report = silent) -> None:
     """Run all groups that are not in `folder` yet, then write rows and scores of all of them.
 
-    Writes rows.parquet, rows.csv and scores.parquet, and of crafted poisons crafting.parquet and
-    poisons/; each file appears whole or not at all.
+    Writes rows.parquet, rows.csv, scores.parquet and shifts.parquet, and of crafted poisons
+    crafting.parquet and poisons/; each file appears whole or not at all.
     """
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -452,9 +477,10 @@ def execute(pipeline: Pipeline, folder: Path, report: Report = silent) -> None:
             if crafted:
                 save_tensors(found.poisons, folder / "poisons" / f"{group.name}.safetensors")
                 write(found.history, parts / f"{group.name}.crafting.parquet")
+            write(found.shifts, parts / f"{group.name}.shifts.parquet")
             write(found.scores, parts / f"{group.name}.scores.parquet")
             write(found.rows, parts / f"{group.name}.rows.parquet")
-    for kind in ("crafting", "scores", "rows") if crafted else ("scores", "rows"):
+    for kind in (*(["crafting"] if crafted else []), "shifts", "scores", "rows"):
         files = [parts / f"{group.name}.{kind}.parquet" for group in groups(recipe)]
         frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         if kind == "rows":

@@ -20,6 +20,7 @@ from marshtest.settings import Settings
 from marshtest.training import Training
 from marshtest.unlearning import Unlearner, parse_trials
 
+KINDS = {"recipes": "recipe", "hypotheses": "hypothesis"}  # folders of YAML files, and their names
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -53,11 +54,28 @@ class VerdictSettings(Settings):
     margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
 
 
-class Recipe(Settings):
-    """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner."""
+class Named(Settings):
+    """What a YAML file describes in full, named by the hash of its values."""
 
     name: str
     description: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits of the canonical JSON of all values that can change a result."""
+        beside: dict[str, Any] = {"name": True, "description": True, "data": {"path": True}}
+        values = self.model_dump(mode="json", exclude=beside)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """All values, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class Recipe(Named):
+    """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner."""
+
     data: Annotated[DataSettings, BeforeValidator(_named)] = DataSettings()
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training
@@ -73,6 +91,7 @@ class Recipe(Settings):
     ]
     seeds: int = Field(1, ge=1)
     first_seed: int = Field(0, ge=0)
+    reference: bool = False  # train a second retrained model even where the attack needs none
     verdict: VerdictSettings = VerdictSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -86,22 +105,10 @@ class Recipe(Settings):
             )
         return self
 
-    @property
-    def hash(self) -> str:
-        """Eight hex digits of the canonical JSON of all values that can change a result."""
-        beside: dict[str, Any] = {"name": True, "description": True, "data": {"path": True}}
-        values = self.model_dump(mode="json", exclude=beside)
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def to_yaml(self) -> str:
-        """All values, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def shipped() -> dict[str, str]:
-    """Text of each recipe that ships with the package, by name."""
-    folder = resources.files("marshtest") / "recipes"
+def shipped(kind: str = "recipes") -> dict[str, str]:
+    """Text of each recipe, or hypothesis, that ships with the package, by name."""
+    folder = resources.files("marshtest") / kind
     files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
     return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
 
@@ -123,9 +130,7 @@ def load_recipe(
     Raises:
         MarshtestError: anything wrong with it, in one line.
     """
-    values = _read(source)
-    for override in overrides:
-        _apply(values, override)
+    values = read_yaml(source, overrides, "recipes")
     if unlearners:
         values["unlearners"] = [*values.get("unlearners", []), *unlearners]
     try:
@@ -134,16 +139,26 @@ def load_recipe(
         raise MarshtestError(f"recipe: {error}") from None
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+def read_yaml(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
+) -> dict[str, Any]:
+    """The raw values of a recipe or hypothesis, overrides applied."""
+    values = _read(source, kind)
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return {"name": "unnamed", **copy.deepcopy(source)}
-    recipes = shipped()
+    recipes = shipped(kind)
     text = recipes.get(str(source))
     if text is None:
         path = Path(source)
         if not path.is_file():
             raise MarshtestError(
-                f"{unknown('recipe', str(source), recipes)} Or give the path of a YAML file."
+                f"{unknown(KINDS[kind], str(source), recipes)} Or give the path of a YAML file."
             )
         text = path.read_text()
     try:

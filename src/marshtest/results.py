@@ -12,6 +12,7 @@ import yaml
 from scipy.stats import binomtest
 
 from marshtest.errors import MarshtestError
+from marshtest.metrics.shift import Shift
 from marshtest.metrics.verdict import Dependence, Verdict, compared, dependences, verdicts
 from marshtest.recipe import Recipe
 
@@ -81,6 +82,29 @@ class Results:
         Of an entry with several trials only the one chosen on held-out data is here.
         """
         tables = [self._summarise(share) for share in self.recipe.poison_budgets]
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def moved(self) -> pd.DataFrame:
+        """How far models moved: one line a (poison budget, unlearner, budget, layer), means over seeds.
+
+        Columns are those of shifts.parquet and `travelled`, the distance as a share of the retrained
+        model's, each with its deviation `_sd`. Empty for a run of before such were measured.
+        """
+        file = self.folder / "shifts.parquet"
+        if not file.exists():
+            return pd.DataFrame()
+        tables = []
+        for share in self.recipe.poison_budgets:
+            keys = ["poison_budget", "seed", *GROUP]
+            lines = _read(file).merge(self.chosen(share)[keys], on=keys)
+            goal = lines.loc[lines["role"] == "retrained", ["seed", "layer", "l2"]]
+            lines = lines.merge(goal, on=["seed", "layer"], suffixes=("", "_needed"))
+            lines["travelled"] = lines["l2"] / lines.pop("l2_needed")
+            cells = ["poison_budget", *GROUP, "layer", "parameters"]
+            by_cell = lines.groupby(cells, sort=False)[[*Shift._fields[2:], "travelled"]]
+            spread = by_cell.std(ddof=1).add_suffix("_sd")
+            tables.append(by_cell.mean().join(spread).reset_index())
         return pd.concat(tables, ignore_index=True)
 
     @cached_property

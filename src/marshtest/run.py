@@ -15,7 +15,7 @@ from marshtest.data import Dataset, Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.features import apart, featured
 from marshtest.protocol import Report, execute, pick_device, set_up, silent
-from marshtest.recipe import Recipe, load_recipe
+from marshtest.recipe import Named, Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
 
@@ -50,12 +50,12 @@ def run(
         raise MarshtestError("run: a Recipe is complete; give changes to load_recipe instead.")
     identity = {"recipe": recipe.hash, "data": None if data is None else digest(data)}
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
-    _refuse_anothers(folder, recipe, identity)
+    refuse_anothers(folder, recipe, identity)
     if not (folder / "rows.parquet").exists():
         if data is None:
             data = data_of(recipe, report)
         pipeline = set_up(recipe, data)
-        _claim(folder, recipe, identity)
+        claim(folder, recipe, identity)
         execute(pipeline, folder, report)
     results = Results.read(folder)
     if not (folder / "report.html").exists():
@@ -84,7 +84,7 @@ def data_of(recipe: Recipe, report: Report = silent) -> Dataset:
     return featured(data, others, recipe.data.features, pick_device(recipe.device), progress)
 
 
-def _refuse_anothers(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
     """Raise where the folder holds another recipe's results, or what is no run."""
     about = folder / "run.json"
     if about.exists():
@@ -99,7 +99,7 @@ def _refuse_anothers(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> 
         raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
 
 
-def _claim(folder: Path, recipe: Recipe, identity: dict[str, Any]) -> None:
+def claim(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
     """Make the folder this recipe's own, once."""
     about = folder / "run.json"
     if about.exists():

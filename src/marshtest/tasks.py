@@ -170,6 +170,25 @@ class Classification(Task):
         return F.grid_sample(inputs, grid, align_corners=False)
 
 
+@dataclass(frozen=True)
+class Regression(Task):
+    """One number [B, 1] from a vector of features; half the squared error. Labels `y` are real numbers."""
+
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        shift = batch.shift()
+        return batch.x if shift is None else batch.x + shift
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        found: Tensor = model(inputs)
+        return found
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return outputs
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return (outputs.squeeze(1) - batch.y).square() / 2
+
+
 def _channels(values: tuple[float, ...], x: Tensor) -> Tensor:
     """One value a channel, to be broadcast over [B, C, ...]."""
     return torch.tensor(values, device=x.device).view(1, -1, *(1 for _ in x.shape[2:]))

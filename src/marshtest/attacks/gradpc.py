@@ -157,7 +157,7 @@ class Search:
         return worst
 
     def _found(self, gain: Callable[[nn.Module, torch.Generator], Tensor], radius: float) -> Worst:
-        model = ascend(self.clean, gain, radius, generator(self.seed, "ascent"))
+        model = ascend(centred(self.clean), gain, radius, generator(self.seed, "ascent"))
         low = accuracy(model, self.task, self.test)
         return Worst(model, radius, low, self.least_share(model))
 
@@ -178,7 +178,7 @@ def ascend(
     draws: torch.Generator,
 ) -> nn.Module:
     """A copy of `clean`, moved uphill on `gain` by at most `radius` (L2, all trained parameters)."""
-    model = centred(clean).eval()
+    model = copy.deepcopy(clean).eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     centre = [p.detach().clone() for p in parameters]
     for step in range(STEPS):

@@ -10,9 +10,11 @@ from marshtest.results import Results
 
 
 def write_report(results: Results) -> Path:
-    """Write summary.csv, summary.md, figures/ and report.html into the run's folder."""
+    """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into the run's folder."""
     folder = results.folder
     write(results.summary, folder / "summary.csv")
+    if len(results.moved):
+        write(results.moved, folder / "shifts.csv")
     if "error" in results.score_names:
         write(table2(results), folder / "table2.csv")
     (folder / "summary.md").write_text(markdown(results))

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line st
 colours say, so that grey prints stay legible.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
+from marshtest.metrics.shift import ALL
 from marshtest.metrics.tradeoff import gaussian_tradeoff, tradeoff
 from marshtest.report.tables import SCORE_NAMES, label
 from marshtest.results import GROUP, Results
@@ -42,6 +44,10 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     """The figures of one poison budget."""
     table, names = _table(results, share), results.score_names
     drawn = {"dependence": dependence(table, names, results.recipe.verdict.margin)}
+    if len(moved := results.moved):
+        moved = moved[moved["poison_budget"] == share]
+        labels = [label(line, results.recipe) for _, line in moved.iterrows()]
+        drawn["shift"] = shift(moved.assign(label=labels))
     if "target" in names:
         drawn["figure3"] = accuracy_and(table, TARGETED, "share of targets")
         drawn["figure3"].axes[1].set_ylim(0, 1.05)
@@ -152,6 +158,45 @@ def accuracy_and(
     bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def shift(moved: pd.DataFrame) -> Figure:
+    """How far models moved from the initial one and whether towards the retrained one, ± s.d. over seeds.
+
+    Args:
+        moved: one line a model and layer, the retrained model's included, with a `label`.
+    """
+    moved = moved[moved["role"] != "retrained"]
+    whole, parts = moved[moved["layer"] == ALL], moved[moved["layer"] != ALL]
+    layers = parts["layer"].unique().tolist()
+    figure = Figure(figsize=(7.2, 0.9 + 0.28 * len(whole) + (2.6 if len(layers) > 1 else 0)))
+    rows = 2 if len(layers) > 1 else 1
+    panels = figure.subplots(rows, 2, squeeze=False, height_ratios=[len(whole) + 1, 9][:rows])
+    far, way = panels[0]
+    places = np.arange(len(whole))[::-1]
+    for panel, column in ((far, "travelled"), (way, "cosine")):
+        spread = whole[f"{column}_sd"].fillna(0)
+        panel.errorbar(whole[column], places, xerr=spread, fmt="o", color=BLUE, ms=4, capsize=2)
+        panel.set_yticks(places, whole["label"] if panel is far else [""] * len(whole))
+    far.axvline(1, color=GREY, lw=0.8, ls="--")
+    way.axvline(0, color=GREY, lw=0.8)
+    far.set(xscale="log", xlabel="share of the way moved")
+    way.set(xlabel="cosine with the way")
+    if rows == 2:
+        for panel in panels[1]:
+            panel.remove()
+        below = figure.add_subplot(2, 1, 2)
+        styles = zip(
+            parts.groupby("label", sort=False), itertools.cycle("osDv^<>PX*"), strict=False
+        )
+        for (name, lines), marker in styles:
+            below.plot(lines["layer"], lines["cosine"], marker=marker, ms=4, lw=1, label=name)
+        below.axhline(0, color=GREY, lw=0.8)
+        below.set_ylabel("cosine, by layer")
+        below.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
+        below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7)
     figure.tight_layout()
     return figure
 

@@ -12,6 +12,9 @@ from marshtest.results import Results
 CAPTIONS = {
     "dependence": "What is left of the poison in each model, by each score, with 95 % intervals. "
     "The band is the margin of REMOVED.",
+    "shift": "How far each model moved from the initial one, as a share of the retrained model's "
+    "distance, and whether it went that way: over all parameters, and by layer (the paper's section 6, "
+    "on this model). The second retrained model is what chance gives.",
     "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
     "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "

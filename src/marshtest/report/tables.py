@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from marshtest.metrics.shift import ALL
 from marshtest.recipe import Recipe
 from marshtest.results import Results
 
@@ -15,6 +16,7 @@ SCORE_NAMES = {
     "target": "adversarial probability",
     "error": "test error",
 }
+REFERENCE = "second retrained"
 NAMES = {
     "none": "no unlearning",
     "shuffled": "shuffled poisons",
@@ -34,6 +36,12 @@ NAMES = {
 TABLE_2 = (
     "The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, by epochs of unlearning."
 )
+SHIFTS = (
+    "How far each model lies from the initial one, over all parameters: L2 distance, the same as a share "
+    "of the retrained model's, the cosine with the way to the retrained model, and the L2 distance left "
+    "to it; mean ± s.d. over seeds. What two seeds differ by, the second retrained model tells."
+)
+MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "left"}
 _SEEDS = (
     "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds. "
     "Shuffled poisons: the same perturbations, each in random order."
@@ -53,6 +61,8 @@ RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
 def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
     """Name of a line: the unlearner, and what tells it from others of its name in the recipe."""
     name = str(NAMES.get(line["unlearner"], line["unlearner"]))
+    if line["role"] == "reference":
+        return REFERENCE
     if line["role"] != "updated":
         return name
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
@@ -121,18 +131,37 @@ def table2(results: Results) -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
+def shift_table(results: Results) -> pd.DataFrame:
+    """How far each model moved from the initial one as text, all layers together; one line a model."""
+    moved = results.moved
+    if not len(moved):
+        return moved
+    lines = []
+    for _, line in moved[moved["layer"] == ALL].iterrows():
+        text = {"model": label(line, results.recipe)}
+        if len(results.recipe.poison_budgets) > 1:
+            text["poison"] = f"{100 * line['poison_budget']:g}%"
+        for column, title in MOVED.items():
+            text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
+        lines.append(text)
+    return pd.DataFrame(lines)
+
+
 def markdown(results: Results) -> str:
-    """The table in Markdown, with what its columns mean; of test errors the paper's Table 2 too."""
+    """The tables in Markdown, with what columns mean; of test errors the paper's Table 2 too."""
     warnings = "".join(f"\n**{warning}**\n" for warning in results.warnings)
     text = (
-        f"# {results.recipe.name}\n\n{_markdown(table(results))}\n{warnings}\n{legend(results)}\n"
+        f"# {results.recipe.name}\n\n{as_markdown(table(results))}\n{warnings}\n{legend(results)}\n"
     )
     if "error" in results.score_names:
-        text += f"\n{TABLE_2}\n\n{_markdown(table2(results))}\n"
+        text += f"\n{TABLE_2}\n\n{as_markdown(table2(results))}\n"
+    if len(moved := shift_table(results)):
+        text += f"\n{SHIFTS}\n\n{as_markdown(moved)}\n"
     return text
 
 
-def _markdown(frame: pd.DataFrame) -> str:
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A table of text in Markdown."""
     rows = [frame.columns.tolist(), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
