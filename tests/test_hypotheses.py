@@ -12,6 +12,7 @@ from marshtest import cli
 from marshtest.errors import MarshtestError
 from marshtest.hypotheses.orthogonality import Orthogonality, Problem, norms
 from marshtest.hypotheses.solvers import Moments, least_squares
+from marshtest.recipe import load_recipe
 from marshtest.seeds import generator
 from marshtest.study import Study, study
 
@@ -164,8 +165,8 @@ def test_a_study_is_whole_reproducible_and_not_done_twice(done: Study, tmp_path:
 @pytest.mark.parametrize(
     ("poison", "random", "answer"),
     [
-        ([0.01, 0.02, 0.03], [0.50, 0.55, 0.60], "holds"),
-        ([0.80, 0.82, 0.84], [0.50, 0.55, 0.60], "does not hold"),
+        ([0.01, 0.02, 0.05], [0.50, 0.55, 0.60], "holds"),
+        ([0.80, 0.82, 0.89], [0.50, 0.55, 0.60], "does not hold"),
         ([0.10, 0.90, 0.50], [0.50, 0.55, 0.60], "is not settled"),
     ],
 )
@@ -219,3 +220,7 @@ def test_the_command_ends_with_the_statement(tmp_path: Path) -> None:
     assert "Hypothesis 2" in made.stdout
     with pytest.raises(MarshtestError, match="unknown hypothesis 'orthogonal'"):
         study("orthogonal")
+    with pytest.raises(MarshtestError, match="is a recipe, not a hypothesis. Use `marshtest run d"):
+        study("digits-gaussian")
+    with pytest.raises(MarshtestError, match="is a hypothesis, not a recipe. Use `marshtest hypo"):
+        load_recipe("hypothesis-orthogonality")

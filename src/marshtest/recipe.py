@@ -156,6 +156,12 @@ def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
     text = recipes.get(str(source))
     if text is None:
         path = Path(source)
+        other = next(iter(KINDS.keys() - {kind}))
+        if str(source) in shipped(other):
+            command = {"recipes": "run", "hypotheses": "hypotheses"}[other]
+            raise MarshtestError(
+                f"{source}: is a {KINDS[other]}, not a {KINDS[kind]}. Use `marshtest {command} {source}`."
+            )
         if not path.is_file():
             raise MarshtestError(
                 f"{unknown(KINDS[kind], str(source), recipes)} Or give the path of a YAML file."

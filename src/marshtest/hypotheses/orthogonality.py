@@ -64,9 +64,7 @@ class Orthogonality(Named):
     tail_variance: float = Field(1e-4, gt=0)  # of the other coordinates
     noise_variance: float = Field(1e-2, ge=0)  # of the labels
     ridge: float = Field(ge=0)  # λ
-    minimum_norm: bool = (
-        False  # where nothing regularises a singular design, take its shortest solution
-    )
+    minimum_norm: bool = False  # the shortest solution of a singular design without a ridge
     poisons: int = Field(1000, ge=1)
     canceling: Cancel
     norm: Literal["l1", "l2"] = "l1"  # in which the random part's shift is matched
