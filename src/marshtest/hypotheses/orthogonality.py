@@ -13,7 +13,7 @@ by gradient canceling, or is a random part of the samples that follow w₂, as m
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import pandas as pd
@@ -127,6 +127,16 @@ class Problem:
 
         return cls(settings, *labelled(), labelled(), normal(size) / size**0.5)
 
+    @cached_property
+    def whole(self) -> Moments:
+        """Of all samples, clean."""
+        return Moments.of(self.x, self.y)
+
+    @cached_property
+    def clean(self) -> Solution:
+        """θ of all samples, clean."""
+        return self.solve(self.whole)
+
     def solve(self, moments: Moments) -> Solution:
         """θ of samples."""
         settings = self.settings
@@ -138,14 +148,13 @@ class Problem:
         cancel, count = settings.canceling, settings.poisons
         order = torch.randperm(len(self.x), generator=generator(seed, "poisons"))
         bases, kept = order[:count], order[count:]
-        clean = linear(self.solve(Moments.of(self.x, self.y)).theta)
         task, (x, y) = Regression(), self.test
         asked = Samples(x, y, torch.arange(len(y)))
 
         def loss(model: nn.Module, draws: torch.Generator) -> Tensor:
             return task.losses(model(x), asked).mean()
 
-        low = ascend(clean, loss, cancel.radius, generator(seed, "worst"))
+        low = ascend(linear(self.clean.theta), loss, cancel.radius, generator(seed, "worst"))
         kernel, poisons = Kernel(low, task), self.samples(bases)
         decay = len(self.x) * settings.ridge * kernel.flat()
         pull = kernel.gradient(self.samples(kept))
@@ -177,16 +186,15 @@ class Problem:
         Raises:
             MarshtestError: no number of them does.
         """
-        whole, half = Moments.of(self.x, self.y), len(self.x) // 2
+        half, before = len(self.x) // 2, self.clean
         orders = [
             half + torch.randperm(len(self.x) - half, generator=generator(seed, "random"))
             for seed in range(self.settings.seeds)
         ]
-        before = self.solve(whole)
 
         def after(order: Tensor, count: int) -> Solution:
             rows = order[:count]
-            return self.solve(whole - Moments.of(self.x[rows], self.y[rows]))
+            return self.solve(self.whole - Moments.of(self.x[rows], self.y[rows]))
 
         def size(count: int) -> float:
             away = [before.theta - after(order, count).theta for order in orders]
