@@ -25,3 +25,4 @@ bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/kit.py
 	$(BIN)/python benchmarks/kernel.py
+	$(BIN)/python benchmarks/solvers.py

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
+from torch import Tensor
 
-from marshtest.data import Dataset, Samples, load
+from marshtest.data import Dataset, Samples, load, save_tensors
 from marshtest.errors import MarshtestError
 
 
@@ -114,7 +116,7 @@ NAN = torch.tensor([[0.0], [float("nan")]])
         (NAN, torch.tensor([0, 1]), "train: row 1 holds NaN or infinite values"),
         (torch.ones(2, 1), torch.tensor([0, 7]), r"train: row 1 has label 7; .* 0\.\.1"),
         (torch.ones(2, 1), torch.tensor([-1, 0]), "train: row 0 has label -1"),
-        (torch.ones(3, 1), torch.tensor([0, 1]), "must be of one length"),
+        (torch.ones(3, 1), torch.tensor([0, 1]), "train: 3 rows of x and 2 labels"),
         (torch.ones(0, 1), torch.ones(0, dtype=torch.int64), "train: no samples"),
     ],
 )
@@ -140,3 +142,46 @@ def test_missing_folders_and_columns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
     with pytest.raises(MarshtestError, match="data: cannot read"):
         load("cifar10", str(tmp_path))
+
+
+def test_tensors_come_back_from_their_file(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    train = (torch.randn(6, 3, generator=draws), torch.arange(6) % 3)
+    data = Dataset.from_tensors(train, (train[0][:2], train[1][:2]), classes=3)
+    path = tmp_path / "mine.safetensors"
+    save_tensors(data, path)
+    found = load("tensors", str(path), train=4)
+    assert torch.equal(found.train.x, data.train.x[:4])
+    assert torch.equal(found.test.y, data.test.y)
+    assert found.classes == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train_y": torch.arange(5)}, "tensors train: 6 rows of x and 5 labels"),
+        ({"test_x": torch.full((2, 3), torch.nan)}, "tensors test: row 0 holds NaN"),
+        ({"test_y": None}, "test_y is missing"),
+    ],
+)
+def test_bad_files_of_tensors_are_refused(
+    change: dict[str, Tensor | None], said: str, tmp_path: Path
+) -> None:
+    whole: dict[str, Tensor | None] = {
+        "train_x": torch.zeros(6, 3),
+        "train_y": torch.arange(6) % 3,
+        "test_x": torch.zeros(2, 3),
+        "test_y": torch.arange(2),
+    }
+    path = tmp_path / "mine.safetensors"
+    save_file({k: v for k, v in (whole | change).items() if v is not None}, str(path))
+    with pytest.raises(MarshtestError, match=said):
+        load("tensors", str(path))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_text("no")
+    with pytest.raises(MarshtestError, match="not a readable safetensors file"):
+        load("tensors", str(tmp_path / "mine.safetensors"))
+    with pytest.raises(MarshtestError, match="data.path: no file ''"):
+        load("tensors")

@@ -63,7 +63,47 @@ def test_a_recipe_takes_rows_after_its_own_for_the_network() -> None:
         "budgets": 0.1,
     }
     recipe = load_recipe({**base, "data": {"name": "digits", "train": 300, "features": features}})
-    data = data_of(recipe)
+    data = data_of(recipe.data, "cpu")
     assert data.train.ids.tolist() == list(range(300))
     assert data.train.x.shape == (300, 24)
     assert data.test.x.shape == (397, 24)
+
+
+def test_by_default_the_network_is_trained_on_the_experiments_own_samples() -> None:
+    settings = load_recipe(
+        {
+            "model": "mlp",
+            "training": {"epochs": 1},
+            "attack": "gaussian",
+            "poison_budgets": 0.1,
+            "unlearners": [],
+            "budgets": 0.1,
+            "data": {"name": "digits", "train": 300},
+        }
+    ).data
+    features = {key: value for key, value in SETTINGS.model_dump().items() if key != "train"}
+    own = settings.model_copy(update={"features": FeatureSettings.parse(features, "")})
+    data = data_of(own, "cpu")
+    assert len(data.train) == 300
+    torch.testing.assert_close(data.train.x.mean(0), torch.zeros(24), rtol=0, atol=1e-5)
+    raw = load("digits", train=300)
+    expected = featured(raw, raw.train, own.features, CPU) if own.features else raw
+    assert torch.equal(data.train.x, expected.train.x)
+
+
+def test_a_grid_gives_the_feature_map_and_a_grid_of_one_its_mean() -> None:
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    y = torch.arange(20) % 10
+    data = Dataset.from_tensors((images, y), (images[:5], y[:5]), classes=10)
+    settings = FeatureSettings.parse(
+        {"model": {"name": "resnet18", "width": 4}, "training": {"epochs": 1}, "grid": (4, 2)}, ""
+    )
+    model, task = network(data, settings, CPU)
+    pooled = by_features(data, data.train, model, task)
+    one = by_features(data, data.train, model, task, (1, 1))
+    assert pooled.train.x.shape == (20, 32)
+    torch.testing.assert_close(one.train.x, pooled.train.x, rtol=1e-4, atol=1e-4)
+    assert by_features(data, data.train, model, task, settings.grid).train.x.shape == (20, 32 * 8)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    with pytest.raises(MarshtestError, match="only resnet18 has a feature map"):
+        by_features(data, data.train, flat, task, (1, 1))

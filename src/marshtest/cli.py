@@ -101,7 +101,7 @@ def hypotheses(
     """
     with _progress() as report:
         done = study(hypothesis, *(overrides or []), out=out, report=report)
-    console.print(_rich(hypothesis_table(done.rows), done.settings.name))
+    console.print(_rich(hypothesis_table(done.settings.hypothesis, done.rows), done.settings.name))
     console.print(done.statement, style="bold")
     console.print(f"  {done.folder / 'figures'}", soft_wrap=True)
 
@@ -144,7 +144,7 @@ def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     resolved = load_recipe(recipe, overrides or [])
     console.print(resolved.to_yaml(), highlight=False, markup=False)
-    costs = expected_cost(resolved, *samples_of(resolved))
+    costs = expected_cost(resolved, *samples_of(resolved.data))
     text = costs.assign(
         passes=[f"{passes:.3g}" for passes in costs["passes"]],
         seconds=[f"{seconds:,.1f}" for seconds in costs["seconds"]],

@@ -13,11 +13,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marshtest.errors import MarshtestError, first_line, unknown
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
+TENSORS = ("train_x", "train_y", "test_x", "test_y")
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,10 @@ class Dataset:
 
 
 def _checked(x: Tensor, y: Tensor, classes: int, where: str) -> Samples:
+    if len(x) != len(y):
+        raise MarshtestError(
+            f"{where}: {len(x)} rows of x and {len(y)} labels; there must be one each."
+        )
     if len(x) == 0:
         raise MarshtestError(f"{where}: no samples.")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -171,9 +178,11 @@ def load(
     """Load a data set by name.
 
     Args:
-        name: "digits" (inside scikit-learn) or "cifar10" (Hugging Face hub `uoft-cs/cifar10`).
-        path: a local folder to read instead of the hub: Parquet files train*.parquet and
-            test*.parquet with the hub's columns, or train/ and test/ with one folder a class.
+        name: "digits" (inside scikit-learn), "cifar10" (Hugging Face hub `uoft-cs/cifar10`), or
+            "tensors" (a file of your own, as `save_tensors` writes it).
+        path: the file of "tensors"; for others a local folder to read instead of the hub: Parquet files
+            train*.parquet and test*.parquet with the hub's columns, or train/ and test/ with one
+            folder a class.
             The environment variable MARSHTEST_DATA may name a folder that holds one folder a name.
         train, test: keep the first so many rows of a split.
 
@@ -187,7 +196,7 @@ def load(
         path = str(candidate) if candidate.is_dir() else None
     if path is not None and name == "digits":
         raise MarshtestError("data.path: digits ships inside scikit-learn and takes no path.")
-    if path is not None and not Path(path).is_dir():
+    if path is not None and name != "tensors" and not Path(path).is_dir():
         raise MarshtestError(f"data.path: no folder {path!r}. Give the folder of the {name} files.")
     return LOADERS[name](path, train, test)
 
@@ -263,4 +272,44 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
     )
 
 
-LOADERS = {"digits": _digits, "cifar10": _cifar10}
+def _tensors(path: str | None, train: int | None, test: int | None) -> Dataset:
+    """A safetensors file of yours: train_x, train_y, test_x, test_y."""
+    found = read_tensors(path, "data.path", TENSORS)
+    train_x, train_y, test_x, test_y = (found[name] for name in TENSORS)
+    return Dataset.from_tensors(
+        (train_x[:train], train_y[:train]), (test_x[:test], test_y[:test]), name="tensors"
+    )
+
+
+def save_tensors(data: Dataset, path: str | Path) -> None:
+    """Write a data set without shifts as the one file that `load("tensors", path)` reads."""
+    tensors = (data.train.x, data.train.y, data.test.x, data.test.y)
+    named = zip(TENSORS, tensors, strict=True)
+    save_file({name: tensor.cpu().clone() for name, tensor in named}, str(path))
+
+
+def read_tensors(path: str | None, where: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file that must hold some.
+
+    Raises:
+        MarshtestError: no such file, not one, or a name is not in it.
+    """
+    if path is None or not Path(path).is_file():
+        raise MarshtestError(
+            f"{where}: no file {path or ''!r}. Give a safetensors file with {', '.join(names)}."
+        )
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MarshtestError(
+            f"{where}: {path} is not a readable safetensors file ({first_line(error)})."
+        ) from None
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise MarshtestError(
+            f"{where}: {path} holds {', '.join(sorted(found)) or 'nothing'}; {missing[0]} is missing."
+        )
+    return found
+
+
+LOADERS = {"digits": _digits, "cifar10": _cifar10, "tensors": _tensors}

@@ -82,7 +82,9 @@ def expected_cost(recipe: Recipe, data: Dataset, others: Samples) -> pd.DataFram
         passes = 3.0 * settings.training.epochs * len(others)
         rate = _training_rate(model, task, settings.training, others)
         lines.append(("features", KINDS["features"], 1, passes, passes / rate))
-        data = by_features(data, others, model, task)  # its shape and size: nothing is trained
+        data = by_features(
+            data, others, model, task, settings.grid
+        )  # its shape and size: nothing is trained
     pipeline = set_up(recipe, data)
     rates = measure(pipeline)
     todo = [stage for group in groups(recipe) for stage in stages(recipe, group, len(data.train))]

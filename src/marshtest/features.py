@@ -1,4 +1,4 @@
-"""Samples by their features: what the last layer of a network sees that was trained on other samples.
+"""Samples by their features: what the last layer of a trained network sees.
 
 A linear classifier on them is a convex problem, where an attack's theory holds and training has one end.
 """
@@ -9,11 +9,12 @@ from typing import Annotated
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import logits_of
-from marshtest.models import ModelSettings, build, parse_model, weight_layers
+from marshtest.models import ModelSettings, ResNet, build, parse_model, weight_layers
 from marshtest.seeds import derive
 from marshtest.settings import Settings
 from marshtest.tasks import Classification
@@ -25,7 +26,12 @@ class FeatureSettings(Settings):
 
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training
-    train: int = Field(ge=2)  # rows of the training split, after those of the experiment
+    train: int | None = Field(
+        None, ge=2
+    )  # rows after the experiment's own; default those very rows
+    grid: tuple[int, int] | None = (
+        None  # take the last feature map, averaged to this size, unpooled
+    )
 
 
 def apart(data: Dataset, rows: int) -> tuple[Dataset, Samples]:
@@ -68,30 +74,54 @@ def featured(
     """The data by the features of a network trained on `others`, by a seed of its own."""
     model, task = network(data, settings, device)
     fit(model, others.to(device), task, settings.training, derive(0, "features"), progress)
-    return by_features(data, others, model, task)
+    return by_features(data, others, model, task, settings.grid)
 
 
-def by_features(data: Dataset, others: Samples, model: nn.Module, task: Classification) -> Dataset:
-    """The data with what the model's last layer is given [F] in the place of pixels.
+def by_features(
+    data: Dataset,
+    others: Samples,
+    model: nn.Module,
+    task: Classification,
+    grid: tuple[int, int] | None = None,
+) -> Dataset:
+    """The data with features [F] in the place of pixels: what the model's last layer is given.
 
     Features are standardised by the mean and deviation that they have on `others`.
+
+    Args:
+        grid: take the last feature map [C, H, W] instead, averaged to this height and width.
+
+    Raises:
+        MarshtestError: the model has no feature map.
     """
-    known = _before_last(model, task, others)
+    known = _seen(model, task, others, grid)
     centre, spread = known.mean(0), known.std(0).clamp(min=1e-6)
 
     def of(samples: Samples) -> Samples:
-        return replace(samples, x=(_before_last(model, task, samples) - centre) / spread)
+        found = known if samples is others else _seen(model, task, samples, grid)
+        return replace(samples, x=(found - centre) / spread)
 
     name = f"{data.name} by features"
     return replace(data, name=name, train=of(data.train), test=of(data.test), mean=None, std=None)
 
 
-def _before_last(model: nn.Module, task: Classification, samples: Samples) -> Tensor:
-    """[N, F] what the model's last weight layer is given."""
+def _seen(
+    model: nn.Module, task: Classification, samples: Samples, grid: tuple[int, int] | None
+) -> Tensor:
+    """[N, F] features as they are."""
     samples = samples.to(next(model.parameters()).device)
     seen: list[Tensor] = []
-    last = weight_layers(model)[-1][0]
-    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    if grid is None:
+        last = weight_layers(model)[-1][0]
+        hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    else:
+        if not isinstance(model, ResNet):
+            raise MarshtestError(
+                "data.features.grid: only resnet18 has a feature map. Leave grid out, or use resnet18."
+            )
+        hook = model.blocks.register_forward_hook(
+            lambda _, given, found: seen.append(F.adaptive_avg_pool2d(found, grid).flatten(1))
+        )
     for _ in logits_of(model, task, samples):
         pass
     hook.remove()

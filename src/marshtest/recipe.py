@@ -24,10 +24,6 @@ KINDS = {"recipes": "recipe", "hypotheses": "hypothesis"}  # folders of YAML fil
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _named(given: Any) -> Any:
-    return {"name": given} if isinstance(given, str) else given
-
-
 def _many(given: Any) -> Any:
     return given if isinstance(given, list | tuple) else (given,)
 
@@ -45,6 +41,11 @@ class DataSettings(Settings):
     test: int | None = Field(None, ge=1)
     features: FeatureSettings | None = None  # take a network's features for the samples
     validation: float = Field(0.0, ge=0, lt=1)  # share of train held out to choose rates by
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
 
 class VerdictSettings(Settings):
@@ -76,7 +77,7 @@ class Named(Settings):
 class Recipe(Named):
     """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner."""
 
-    data: Annotated[DataSettings, BeforeValidator(_named)] = DataSettings()
+    data: DataSettings = DataSettings()
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training
     attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]

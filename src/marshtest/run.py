@@ -15,7 +15,7 @@ from marshtest.data import Dataset, Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.features import apart, featured
 from marshtest.protocol import Report, execute, pick_device, set_up, silent
-from marshtest.recipe import Named, Recipe, load_recipe
+from marshtest.recipe import DataSettings, Named, Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
 
@@ -48,12 +48,12 @@ def run(
         recipe = load_recipe(recipe, overrides, unlearners=unlearners)
     elif overrides or unlearners:
         raise MarshtestError("run: a Recipe is complete; give changes to load_recipe instead.")
-    identity = {"recipe": recipe.hash, "data": None if data is None else digest(data)}
+    identity = {"recipe": recipe.hash, "data": content(recipe.data, data)}
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
     refuse_anothers(folder, recipe, identity)
     if not (folder / "rows.parquet").exists():
         if data is None:
-            data = data_of(recipe, report)
+            data = data_of(recipe.data, recipe.device, report)
         pipeline = set_up(recipe, data)
         claim(folder, recipe, identity)
         execute(pipeline, folder, report)
@@ -63,25 +63,31 @@ def run(
     return results
 
 
-def samples_of(recipe: Recipe) -> tuple[Dataset, Samples]:
-    """The recipe's data, and the samples that its feature network is trained on (often none)."""
-    settings = recipe.data
-    more = 0 if settings.features is None else settings.features.train
+def samples_of(settings: DataSettings) -> tuple[Dataset, Samples]:
+    """The data, and the samples that the network of its features is trained on, if it has one."""
+    more = 0 if settings.features is None else settings.features.train or 0
     rows = None if settings.train is None else settings.train + more
     data = load(settings.name, settings.path, train=rows, test=settings.test)
-    return apart(data, more) if more else (data, data.train[:0])
+    return apart(data, more) if more else (data, data.train)
 
 
-def data_of(recipe: Recipe, report: Report = silent) -> Dataset:
-    """The recipe's data, by features where it says so (which trains a network)."""
-    data, others = samples_of(recipe)
-    if recipe.data.features is None:
+def data_of(settings: DataSettings, device: str, report: Report = silent) -> Dataset:
+    """The data, by features where that is asked for (which trains a network)."""
+    data, others = samples_of(settings)
+    if settings.features is None:
         return data
 
     def progress(share: float) -> None:
         report(f"train the network of the features, {share:.0%}", 0.0)
 
-    return featured(data, others, recipe.data.features, pick_device(recipe.device), progress)
+    return featured(data, others, settings.features, pick_device(device), progress)
+
+
+def content(settings: DataSettings, data: Dataset | None) -> str | None:
+    """Digest of data that a recipe does not determine: in memory, or in a file of the user's."""
+    if data is None and settings.name == "tensors":
+        data = samples_of(settings)[0]
+    return None if data is None else digest(data)
 
 
 def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:

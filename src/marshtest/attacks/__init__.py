@@ -25,10 +25,10 @@ _ALL: tuple[type[Attack], ...] = (Gaussian, GradientMatching, GradientCanceling)
 ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 
-def parse_attack(value: str | Mapping[str, Any]) -> Attack:
+def parse_attack(value: str | Mapping[str, Any], where: str = "attack") -> Attack:
     """The attack that a recipe names, by a name alone or with its options."""
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name"))
     if name not in ATTACKS:
-        raise MarshtestError(f"attack.name: {unknown('attack', name, ATTACKS)}")
-    return ATTACKS[name].parse(values, "attack")
+        raise MarshtestError(f"{where}.name: {unknown('attack', name, ATTACKS)}")
+    return ATTACKS[name].parse(values, where)

@@ -19,6 +19,7 @@ from typing import Literal
 import pandas as pd
 import torch
 from pydantic import Field
+from scipy.stats import ttest_rel
 from torch import Tensor, nn
 
 from marshtest.attacks.crafting import craft
@@ -27,14 +28,13 @@ from marshtest.attacks.gradpc import ascend
 from marshtest.attacks.kernel import Kernel
 from marshtest.data import Samples
 from marshtest.errors import MarshtestError
+from marshtest.hypotheses.base import Line, Told, answer, norms
 from marshtest.hypotheses.solvers import Moments, Solution, least_squares
 from marshtest.recipe import Named
 from marshtest.seeds import generator
 from marshtest.settings import Settings
 from marshtest.tasks import Regression
 
-Told = Callable[..., None]  # told the stage and, as `done`, the share of the run
-Line = dict[str, float | str]
 PAPER = 3200  # clean samples that the paper takes out
 
 
@@ -58,6 +58,7 @@ class Cancel(Settings):
 class Orthogonality(Named):
     """The experiment of C.2; defaults are the paper's where it gives any."""
 
+    hypothesis: Literal["orthogonality"]
     samples: int = Field(10_000, ge=4)  # N
     dimension: int = Field(1000, ge=2)  # d
     informative: int = Field(50, ge=2)  # coordinates of variance 1
@@ -88,6 +89,28 @@ class Orthogonality(Named):
             lines.append(line)
             curves += curve
         return pd.DataFrame(lines), pd.DataFrame(curves)
+
+    @staticmethod
+    def statement(rows: pd.DataFrame) -> str:
+        """Whether the hypothesis holds, by one-sided paired t tests over seeds, both at level 0.05.
+
+        It does where the poisons' cosine lies surely below the random samples', and below that of descent
+        from a random start; it does not where it lies surely above either.
+        """
+        of = {name: lines.set_index("seed") for name, lines in rows.groupby("set")}
+        poison, random = of["poisons"], of["random"]
+        own = poison["cosine_corrupted"]
+        rivals = (random["cosine_corrupted"], poison["cosine_random"])
+        below, above = (
+            [ttest_rel(own, rival, alternative=side).pvalue for rival in rivals]
+            for side in ("less", "greater")
+        )
+        return (
+            f"Hypothesis 2 {answer(max(below), min(above))} here: the cosine of clean gradients with the "
+            f"way to be unlearned is {own.mean():.3f} for poisons, {rivals[0].mean():.3f} for random "
+            f"samples that shift as far, {rivals[1].mean():.3f} from a random start (p {max(below):.2g} "
+            "that the first is no smaller)."
+        )
 
 
 @dataclass(frozen=True)
@@ -272,8 +295,3 @@ def linear(theta: Tensor) -> nn.Module:
     with torch.no_grad():
         model.weight.copy_(theta[None])
     return model
-
-
-def norms(vector: Tensor) -> dict[str, float]:
-    """Two of them."""
-    return {"l1": float(vector.norm(1)), "l2": float(vector.norm(2))}

@@ -1,11 +1,14 @@
 """One self-contained HTML page of a run: the verdicts in words, the table, the figures, the recipe."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import pandas as pd
 
+from marshtest.recipe import Named
 from marshtest.report.tables import TABLE_2, label, legend, table, table2
 from marshtest.results import Results
 
@@ -21,6 +24,11 @@ CAPTIONS = {
     "fitted and the null density (the paper's Figure 6).",
     "figure7": "Trade-off curves of telling poisons from fresh noise (the paper's Figure 7).",
 }
+LIMITS = (
+    "REMOVED says that the dose no longer shows in the model by the scores above, within the stated "
+    "margin. It does not say that every trace of the forget set is gone, that another attack would find "
+    "nothing, or that the method removes other data."
+)
 
 
 def sentences(results: Results) -> list[str]:
@@ -39,30 +47,58 @@ def sentences(results: Results) -> list[str]:
 
 
 def write_page(results: Results, figures: Mapping[str, list[Path]], path: Path) -> None:
-    """Write the page; pictures are embedded, names are escaped."""
+    """Write the page of a run."""
+    tables = [(table(results), legend(results))]
+    if "error" in results.score_names:
+        tables.append((table2(results), TABLE_2))
+    render(
+        path,
+        results.recipe,
+        heading="Verdicts",
+        sentences=sentences(results),
+        tables=tables,
+        pictures=[(CAPTIONS[name], file) for name, files in figures.items() for file in files],
+        about=results.about,
+        limits=LIMITS,
+    )
+
+
+def render(
+    path: Path,
+    recipe: Named,
+    *,
+    heading: str,
+    sentences: Sequence[str],
+    tables: Sequence[tuple[pd.DataFrame, str]],
+    pictures: Sequence[tuple[str, Path]],
+    about: Mapping[str, Any],
+    limits: str = "",
+) -> None:
+    """Write a page; pictures are embedded, names are escaped.
+
+    Args:
+        heading: above the sentences.
+        tables: each with what its columns mean.
+        pictures: captions and PNG files.
+        about: of the run that it shows.
+        limits: what the sentences do not prove.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("marshtest", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    pictures = [
-        (CAPTIONS[name], base64.b64encode(file.read_bytes()).decode())
-        for name, files in figures.items()
-        for file in files
-    ]
-    text = table(results)
-    errors = table2(results) if "error" in results.score_names else text[:0]
+    embedded = [(text, base64.b64encode(file.read_bytes()).decode()) for text, file in pictures]
     html = environment.get_template("page.html.j2").render(
-        recipe=results.recipe,
-        sentences=sentences(results),
-        columns=text.columns.tolist(),
-        lines=text.to_numpy().tolist(),
-        legend=legend(results),
-        table2=TABLE_2,
-        table2_columns=errors.columns.tolist(),
-        table2_lines=errors.to_numpy().tolist(),
-        pictures=pictures,
-        yaml=results.recipe.to_yaml(),
-        about=results.about,
+        recipe=recipe,
+        heading=heading,
+        sentences=sentences,
+        tables=[
+            (frame.columns.tolist(), frame.to_numpy().tolist(), text) for frame, text in tables
+        ],
+        pictures=embedded,
+        limits=limits,
+        yaml=recipe.to_yaml(),
+        about=about,
     )
     path.write_text(html)

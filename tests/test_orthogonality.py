@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from marshtest import cli
 from marshtest.errors import MarshtestError
-from marshtest.hypotheses.orthogonality import Orthogonality, Problem, norms
+from marshtest.hypotheses.base import norms
+from marshtest.hypotheses.orthogonality import Orthogonality, Problem
 from marshtest.hypotheses.solvers import Moments, least_squares
 from marshtest.recipe import load_recipe
 from marshtest.seeds import generator
@@ -18,6 +19,7 @@ from marshtest.study import Study, study
 
 SMALL: dict[str, Any] = {
     "name": "small",
+    "hypothesis": "orthogonality",
     "samples": 600,
     "dimension": 30,
     "informative": 5,

@@ -1,0 +1,236 @@
+"""The first hypothesis: poisons shift a model further than clean samples do.
+
+Softmax regression on a network's features, which is training the network's last layer alone (paper §6,
+C.1, Figure 4). Of the samples S some are poisoned, which makes S_corr, and a share β of the poisons, S^(β),
+is taken out again. Drawn against β is
+
+    ‖θ(S_corr) − θ(S_corr ∖ S^(β))‖,     θ(·) the minimum of mean cross-entropy + ½ λ ‖θ‖²
+
+and beside it the same of as many random samples, clean. Poisons are made on the features, against θ(S).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from scipy import stats
+from torch import Tensor, nn
+
+from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
+from marshtest.attacks.base import choose
+from marshtest.data import Dataset, Samples
+from marshtest.errors import MarshtestError
+from marshtest.hypotheses.base import Line, Told, answer, norms
+from marshtest.hypotheses.given import Given
+from marshtest.hypotheses.solvers import SoftmaxRegression, Solution
+from marshtest.metrics.accuracy import accuracy
+from marshtest.recipe import DataSettings, Named
+from marshtest.seeds import derive, generator
+from marshtest.tasks import Classification
+
+TASK = Classification()
+RANDOM = "random"
+KEY = ["set", "seed", "weight_decay"]
+Logs = NDArray[np.float64]
+
+
+def _sets(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    return {
+        name: Given.parse(value, f"sets.{name}")
+        if isinstance(value, Mapping) and "path" in value
+        else parse_attack(value, f"sets.{name}")
+        for name, value in given.items()
+    }
+
+
+class Shift(Named):
+    """The experiment of C.1; defaults are the paper's where it gives any."""
+
+    hypothesis: Literal["shift"]
+    data: DataSettings = DataSettings()
+    sets: Annotated[
+        dict[str, SerializeAsAny[Attack] | Given], BeforeValidator(_sets), Field(min_length=1)
+    ]
+    poisons: int = Field(384, ge=1)  # of each set
+    betas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = tuple(b / 10 for b in range(11))
+    weight_decay: float = Field(gt=0)  # λ, of all parameters, biases too
+    smaller: tuple[Annotated[float, Field(gt=0)], ...] = ()  # further λ, for the first seed's sets
+    error: float = Field(1e-3, gt=0)  # no solution may be further from the true one (L2)
+    seeds: int = Field(5, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if RANDOM in self.sets:
+            raise ValueError(
+                f"sets.{RANDOM}: the name of the clean samples. Give this set another name."
+            )
+        if max(self.smaller, default=0) >= self.weight_decay:
+            raise ValueError(
+                f"smaller: {max(self.smaller):g} is no smaller than weight_decay {self.weight_decay:g}."
+            )
+        return self
+
+    def run(self, told: Told, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(one line a set, seed and λ, one line a set, seed, λ and β) for samples x [N, F]."""
+        problem = Problem(self, data)
+        names = [*self.sets, RANDOM]
+        lines: list[Line] = []
+        for seed in range(self.seeds):
+            for number, name in enumerate(names):
+                told(f"{name}, seed {seed}", (seed * len(names) + number) / self.seeds / len(names))
+                lines += problem.measured(name, seed)
+        curves = pd.DataFrame(lines)
+        whole, none = curves[curves["beta"] == 1], curves[curves["beta"] == 0]
+        before = none[[*KEY, "accuracy", "target_probability", "size"]]
+        rows = whole.merge(before, on=KEY, suffixes=("", "_before"))
+        return rows.drop(columns="beta"), curves
+
+    @staticmethod
+    def statement(rows: pd.DataFrame) -> str:
+        """Whether the hypothesis holds, a set at a time, all of it taken out, by one-sided t tests.
+
+        They are of log(shift / shift of as many random samples), L1, paired over seeds, at level 0.05.
+        """
+        main = rows[rows["weight_decay"] == rows["weight_decay"].iloc[0]]
+        shifts = main.pivot_table("l1", "seed", "set", sort=False)
+        return " ".join(
+            _verdict(str(name), np.log(shifts[name] / shifts[RANDOM]).to_numpy())
+            for name in shifts
+            if name != RANDOM
+        )
+
+
+def _verdict(name: str, logs: Logs) -> str:
+    """One set's sentence, from its log ratios."""
+    greater = less = math.nan
+    if len(logs) > 1:
+        greater = float(stats.ttest_1samp(logs, 0, alternative="greater").pvalue)
+        less = 1 - greater
+    return (
+        f"Hypothesis 1 {answer(greater, less)} here for {name}: taking it out shifts θ "
+        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples (p {greater:.2g} "
+        "that it is no further)."
+    )
+
+
+@dataclass
+class Problem:
+    """Samples, and the minima that are known of them."""
+
+    settings: Shift
+    data: Dataset
+    known: dict[float, tuple[Solution, Tensor | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        train = self.data.train
+        if not train.x.is_floating_point() or train.x.dim() != 2:
+            raise MarshtestError(
+                f"data: features are needed, floating-point x [N, F]; the training split is "
+                f"{list(train.x.shape)} of {train.x.dtype}. Set data.features, or give a file of features."
+            )
+        if self.settings.poisons >= len(train):
+            raise MarshtestError(
+                f"poisons: {self.settings.poisons} of {len(train)} samples. Lower it."
+            )
+
+    def clean(self, weight_decay: float) -> tuple[Solution, Tensor | None]:
+        """θ(S), and a factor of the Hessian there."""
+        if weight_decay not in self.known:
+            problem = self.regression(self.data.train, weight_decay)
+            near = [solution.theta for solution, _ in self.known.values()]
+            found = self.solved(problem, start=near[-1] if near else None)
+            problem.join(found.theta)
+            self.known[weight_decay] = found, problem.factor
+        return self.known[weight_decay]
+
+    def regression(
+        self, samples: Samples, weight_decay: float, factor: Tensor | None = None
+    ) -> SoftmaxRegression:
+        """Of samples, shifts added."""
+        features = TASK.inputs(nn.Identity(), samples)
+        count, size = features.shape
+        x = features.new_ones(count, size + 1, dtype=torch.float64)
+        x[:, :-1] = features
+        del features  # some GiB, where features are many
+        return SoftmaxRegression(x, samples.y, self.data.classes, weight_decay, factor)
+
+    def solved(
+        self,
+        problem: SoftmaxRegression,
+        kept: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Solution:
+        """As exactly as the settings ask."""
+        return problem.solve(kept, start, self.settings.error * problem.weight_decay)
+
+    def model(self, theta: Tensor) -> nn.Module:
+        """θ as a linear layer, in the features' precision."""
+        model = nn.Linear(theta.shape[1] - 1, theta.shape[0])
+        with torch.no_grad():
+            model.weight.copy_(theta[:, :-1])
+            model.bias.copy_(theta[:, -1])
+        return model.to(self.data.train.x).eval()
+
+    def poisoned(self, name: str, seed: int) -> Poisoned:
+        """S_corr; of random samples S itself, and which of them are asked of."""
+        settings, train = self.settings, self.data.train
+        if name == RANDOM:
+            return Poisoned(train, choose(train, settings.poisons, derive(seed, RANDOM)), seed)
+        attack = settings.sets[name]
+        if isinstance(attack, Given):
+            return attack.poison(train, settings.poisons)
+        theta = self.clean(settings.weight_decay)[0].theta
+        victim = Victim(
+            TASK, self.data.test, lambda: self.model(theta), weight_decay=settings.weight_decay
+        )
+        return attack.poison(train, settings.poisons, victim, derive(seed, name))
+
+    def measured(self, name: str, seed: int) -> Iterator[Line]:
+        """One line a λ and β."""
+        settings = self.settings
+        poisoned = self.poisoned(name, seed)
+        order = torch.randperm(settings.poisons, generator=generator(seed, name, "order"))
+        ids = poisoned.forget_ids[order.to(poisoned.forget_ids.device)]
+        asked = {settings.weight_decay: sorted({0.0, *settings.betas, 1.0})}
+        if seed == 0:
+            asked |= {value: [0.0, 1.0] for value in settings.smaller}
+        for weight_decay, betas in asked.items():
+            clean, factor = self.clean(weight_decay)
+            problem = self.regression(poisoned.samples, weight_decay, factor)
+            before = clean if name == RANDOM else self.solved(problem, start=clean.theta)
+            after = before
+            for beta in betas:
+                count = round(beta * len(ids))
+                if count:
+                    kept = ~torch.isin(poisoned.samples.ids, ids[:count])
+                    after = self.solved(problem, kept, after.theta)
+                yield {
+                    **dict(zip(KEY, (name, seed, weight_decay), strict=True)),
+                    "beta": beta,
+                    "count": count,
+                    **norms(before.theta - after.theta),
+                    "size": float(after.theta.norm()),
+                    **self.effect(name, poisoned, after.theta),
+                    "objective": poisoned.figures.get("objective", math.nan),
+                    "gradient_norm": max(before.gradient_norm, after.gradient_norm),
+                    "distance": before.distance + after.distance,
+                }
+
+    def effect(self, name: str, poisoned: Poisoned, theta: Tensor) -> dict[str, float]:
+        """What is left of the poison, where the attack can measure that."""
+        model, attack = self.model(theta), self.settings.sets.get(name)
+        found = attack.effect(model, poisoned, TASK) if isinstance(attack, Attack) else None
+        wanted = found.figures.get("target_probability", math.nan) if found else math.nan
+        return {
+            "accuracy": accuracy(model, TASK, self.data.test),
+            "target_probability": wanted,
+        }
