@@ -11,7 +11,7 @@ from marshtest.seeds import generator
 
 NEWTON_STEPS, ROUNDS = 200, 300  # at most, and of conjugate gradients in each
 FORCING = 0.1  # share of the gradient that a Newton step may leave
-STALE, STALE_JOINT = 20, 60  # rounds after which a factor is made anew
+STALE, STALE_JOINT = 1 / 25, 60  # rounds, times d or as they are, after which a factor is made anew
 ROUNDING = 1e-14  # of the objective, below which it cannot tell points apart
 JOINT = 8192  # largest C · d of a joint factor, half a gigabyte
 SAMPLED = 10_000  # samples of a joint factor
@@ -188,7 +188,8 @@ class SoftmaxRegression:
     def _fresh(self, p: Tensor, shares: Tensor, rounds: int) -> Tensor:
         """The factor, made anew if the last step took many rounds."""
         joint = self.factor is not None and len(self.factor) > self.x.shape[1]
-        if self.factor is None or rounds > (STALE_JOINT if joint else STALE):
+        patience = STALE_JOINT if joint else STALE * self.x.shape[1]
+        if self.factor is None or rounds > patience:
             self.factor = self._joint(p, shares) if joint else self._shared(p, shares)
         return self.factor
 
