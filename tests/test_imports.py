@@ -11,6 +11,7 @@ ORDER = [
     "seeds",
     "settings",
     "data",
+    "language",
     "models",
     "budget",
     "tasks",

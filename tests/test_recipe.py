@@ -86,7 +86,8 @@ NUMBERS = [
 
 
 def good(cls: type[Settings]) -> dict[str, Any]:
-    return {n: 1 for n, f in cls.model_fields.items() if f.default is PydanticUndefined}
+    needed = {n: f for n, f in cls.model_fields.items() if f.default is PydanticUndefined}
+    return {n: "one" if f.annotation is str else 1 for n, f in needed.items()}
 
 
 @pytest.mark.parametrize(("cls", "name"), NUMBERS)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from marshtest.attacks import ATTACKS
-from marshtest.data import LOADERS
+from marshtest.data import LOADERS, TEXTS
 from marshtest.errors import MarshtestError
 from marshtest.explain import expected_cost
 from marshtest.gate import check_unlearner
@@ -144,7 +144,7 @@ def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     resolved = load_recipe(recipe, overrides or [])
     console.print(resolved.to_yaml(), highlight=False, markup=False)
-    costs = expected_cost(resolved, *samples_of(resolved.data))
+    costs = expected_cost(resolved, *samples_of(resolved.data, resolved.model))
     text = costs.assign(
         passes=[f"{passes:.3g}" for passes in costs["passes"]],
         seconds=[f"{seconds:,.1f}" for seconds in costs["seconds"]],
@@ -342,7 +342,7 @@ def _catalogue() -> Iterator[dict[str, str]]:
     classes: dict[str, dict[str, Any]] = {
         "attack": ATTACKS,
         "unlearner": UNLEARNERS,
-        "data": LOADERS,
+        "data": LOADERS | TEXTS,
         "model": MODELS,
         "metric": {name: import_module(f"marshtest.metrics.{name}") for name in METRICS},
     }

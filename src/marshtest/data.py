@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.seeds import generator
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 TENSORS = ("train_x", "train_y", "test_x", "test_y")
@@ -102,6 +103,7 @@ class Dataset:
         train, test: the splits; ids are row numbers of the source.
         classes: number of labels C.
         mean, std: one value a channel, in units of pixels / 255; None for floating-point inputs.
+        padding: the token id that fills up token ids x [N, T] on the right; None for other inputs.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Dataset:
     classes: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    padding: int | None = None
 
     @classmethod
     def from_tensors(
@@ -145,7 +148,8 @@ class Dataset:
             classes=classes,
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
-            **checked,
+            train=checked["train"],
+            test=checked["test"],
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -190,15 +194,22 @@ def load(
         MarshtestError: an unknown name, a missing folder, missing columns, bad labels or pixels.
     """
     if name not in LOADERS:
-        raise MarshtestError(f"data.name: {unknown('data set', name, LOADERS)}")
+        raise MarshtestError(f"data.name: {unknown('data set', name, [*LOADERS, *TEXTS])}")
+    if name == "tensors":
+        return _tensors(path, train, test)
+    return LOADERS[name](_folder(name, path), train, test)
+
+
+def _folder(name: str, path: str | None) -> str | None:
+    """The local folder to read, if any."""
     if path is None and DATA_FOLDER_VARIABLE in os.environ:
         candidate = Path(os.environ[DATA_FOLDER_VARIABLE]) / name
         path = str(candidate) if candidate.is_dir() else None
     if path is not None and name == "digits":
         raise MarshtestError("data.path: digits ships inside scikit-learn and takes no path.")
-    if path is not None and name != "tensors" and not Path(path).is_dir():
+    if path is not None and not Path(path).is_dir():
         raise MarshtestError(f"data.path: no folder {path!r}. Give the folder of the {name} files.")
-    return LOADERS[name](path, train, test)
+    return path
 
 
 def _digits(path: str | None, train: int | None, test: int | None) -> Dataset:
@@ -285,7 +296,7 @@ def save_tensors(data: Dataset, path: str | Path) -> None:
     """Write a data set without shifts as the one file that `load("tensors", path)` reads."""
     tensors = (data.train.x, data.train.y, data.test.x, data.test.y)
     named = zip(TENSORS, tensors, strict=True)
-    save_file({name: tensor.cpu().clone() for name, tensor in named}, str(path))
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in named}, str(path))
 
 
 def read_tensors(path: str | None, where: str, names: Sequence[str]) -> dict[str, Tensor]:
@@ -312,4 +323,64 @@ def read_tensors(path: str | None, where: str, names: Sequence[str]) -> dict[str
     return found
 
 
+@dataclass(frozen=True)
+class Texts:
+    """A training and a test split of texts, labels [N], and their row numbers in the source [N]."""
+
+    name: str
+    train: list[str]
+    train_y: Tensor
+    train_ids: Tensor
+    test: list[str]
+    test_y: Tensor
+    test_ids: Tensor
+    classes: int
+
+
+def load_texts(
+    name: str, path: str | None = None, *, train: int | None = None, test: int | None = None
+) -> Texts:
+    """Load texts by name: "imdb" (Hugging Face hub `stanfordnlp/imdb`).
+
+    The splits are shuffled once, always in the same order: the hub's are sorted by label.
+
+    Args:
+        path: a local folder to read instead of the hub, as in `load`.
+        train, test: keep so many rows of a split.
+
+    Raises:
+        MarshtestError: an unknown name, a missing folder, missing columns, an empty text.
+    """
+    if name not in TEXTS:
+        raise MarshtestError(f"data.name: {unknown('data set', name, TEXTS)}")
+    return TEXTS[name](_folder(name, path), train, test)
+
+
+def _imdb(path: str | None, train: int | None, test: int | None) -> Texts:
+    """50,000 film reviews, half of them to train on, negative or positive (Maas et al. 2011)."""
+    training = _reviews("stanfordnlp/imdb", path, "train", train)
+    return Texts("imdb", *training, *_reviews("stanfordnlp/imdb", path, "test", test), classes=2)
+
+
+def _reviews(
+    hub_name: str, path: str | None, split: str, rows: int | None
+) -> tuple[list[str], Tensor, Tensor]:
+    table = _open(hub_name, path, split)
+    missing = [name for name in ("text", "label") if name not in table.column_names]
+    if missing:
+        raise MarshtestError(
+            f"data.path: the {split} split has columns {table.column_names}; {missing[0]!r} is missing."
+        )
+    order = torch.randperm(len(table), generator=generator(0, hub_name, split))[:rows]
+    table = table.select(order.tolist())
+    labels = torch.tensor(table["label"][:], dtype=torch.int64)
+    for row, text, label in zip(order.tolist(), table["text"], labels.tolist(), strict=True):
+        if not str(text or "").strip():
+            raise MarshtestError(f"data: {split} row {row} is an empty text. Drop it.")
+        if label not in (0, 1):
+            raise MarshtestError(f"data: {split} row {row} has label {label}; it must be 0 or 1.")
+    return list(table["text"]), labels, order
+
+
+TEXTS = {"imdb": _imdb}
 LOADERS = {"digits": _digits, "cifar10": _cifar10, "tensors": _tensors}

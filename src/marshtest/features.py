@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import logits_of
-from marshtest.models import ModelSettings, ResNet, build, parse_model, weight_layers
+from marshtest.models import ResNet, build, parse_model, weight_layers
 from marshtest.seeds import derive
-from marshtest.settings import Settings
+from marshtest.settings import ModelSettings, Settings
 from marshtest.tasks import Classification
 from marshtest.training import Progress, Training, chosen_precision, fit
 

@@ -1,7 +1,6 @@
 """The models: an MLP, the CIFAR ResNet-18, or a user's factory; and the file that holds one."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.language import GPT2, Transformer
 from marshtest.seeds import seeded
-from marshtest.settings import Settings, load_object
+from marshtest.settings import ModelSettings, load_object
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-
-
-class ModelSettings(Settings, ABC):
-    """How to build a model for inputs of one shape and a number of classes."""
-
-    name: str
-
-    @abstractmethod
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        """A freshly initialised module from [B, *input_shape] to logits [B, classes]."""
 
 
 class MLP(ModelSettings):
@@ -114,7 +104,12 @@ class ResNet(nn.Module):
         return self.fc(out.mean((2, 3)))  # type: ignore[no-any-return]  # [B, classes]
 
 
-MODELS: dict[str, type[ModelSettings]] = {"mlp": MLP, "resnet18": ResNet18}
+MODELS: dict[str, type[ModelSettings]] = {
+    "mlp": MLP,
+    "resnet18": ResNet18,
+    "gpt2": GPT2,
+    "transformer": Transformer,
+}
 
 
 def parse_model(value: str | Mapping[str, Any]) -> ModelSettings:
@@ -144,7 +139,7 @@ def build(
         model.eval()
         try:
             with torch.no_grad():
-                output = model(torch.zeros(2, *input_shape))
+                output = model(torch.zeros(2, *input_shape, dtype=settings.inputs))
         except RuntimeError as error:
             raise MarshtestError(
                 f"model: {settings.name} cannot take inputs {list(input_shape)}: {first_line(error)}"
@@ -163,13 +158,25 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
     """The model's layers in the order of registration, each a weight module and what goes with it.
 
     Only convolution and linear modules count; a norm layer, or any other module that holds
-    parameters of its own, goes with the weight module before it (Goel et al. 2022).
+    parameters of its own, goes with the weight module before it (Goel et al. 2022). A transformer's
+    block, an entry of an `nn.ModuleList` with weights in it, is one layer.
     """
+    blocks: dict[nn.Module, nn.Module] = {}  # of the modules within, the outermost
+    for entries in model.modules():
+        for entry in entries if isinstance(entries, nn.ModuleList) else ():
+            if any(_is_weight(module) for module in entry.modules()):
+                blocks = {**dict.fromkeys(entry.modules(), entry), **blocks}
     layers: list[list[nn.Module]] = []
+    current: nn.Module | None = None
     for module in model.modules():
-        if _is_weight(module):
-            layers.append([module])
-        elif layers and any(True for _ in module.parameters(recurse=False)):
+        block = blocks.get(module)
+        owns = any(True for _ in module.parameters(recurse=False))
+        if block is not None and block is not current:
+            current = block
+            layers.append([])
+        elif block is None and _is_weight(module):
+            layers.append([])
+        if layers and (owns or _is_weight(module)):
             layers[-1].append(module)
     return layers
 

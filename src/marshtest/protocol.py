@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,7 +38,7 @@ from marshtest.metrics.shift import shifts
 from marshtest.models import build
 from marshtest.recipe import Recipe
 from marshtest.seeds import derive, generator
-from marshtest.tasks import Classification, Task
+from marshtest.tasks import Classification, Task, TextClassification
 from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
 from marshtest.unlearning.harness import unlearn
 
@@ -140,6 +141,12 @@ class Pipeline:
     task: Task
     device: torch.device
 
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample in input space."""
+        with torch.no_grad():
+            return tuple(self.task.inputs(self.new_model(0), self.data.train[:1]).shape[1:])
+
     def new_model(self, seed: int) -> nn.Module:
         """A freshly initialised model on the device."""
         shape = tuple(self.data.train.x.shape[1:])
@@ -187,11 +194,11 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
                 f"poison_budgets: {share:g} of {len(data.train)} training samples makes fewer than "
                 "two poisons. Raise it, or use more data."
             )
+    precision = chosen_precision(recipe.training, model, device)
+    if data.padding is not None:
+        return Pipeline(recipe, data, TextClassification(precision, padding=data.padding), device)
     task = Classification(
-        precision=chosen_precision(recipe.training, model, device),
-        mean=data.mean,
-        std=data.std,
-        augment=recipe.training.augment,
+        precision=precision, mean=data.mean, std=data.std, augment=recipe.training.augment
     )
     return Pipeline(recipe, data, task, device)
 
@@ -342,6 +349,7 @@ def _poison(
         task=pipeline.task,
         test=pipeline.data.test,
         clean=clean,
+        input_shape=pipeline.input_shape,
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
         kept=kept_by_name,
         progress=clock.advance,

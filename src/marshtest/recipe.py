@@ -12,11 +12,11 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from marshtest.attacks import Attack, parse_attack
-from marshtest.data import LOADERS
+from marshtest.data import LOADERS, TEXTS
 from marshtest.errors import MarshtestError, unknown
 from marshtest.features import FeatureSettings
-from marshtest.models import ModelSettings, parse_model
-from marshtest.settings import Settings
+from marshtest.models import parse_model
+from marshtest.settings import ModelSettings, Settings
 from marshtest.training import Training
 from marshtest.unlearning import Unlearner, parse_trials
 
@@ -40,6 +40,7 @@ class DataSettings(Settings):
     train: int | None = Field(None, ge=2)  # keep the first so many rows
     test: int | None = Field(None, ge=1)
     features: FeatureSettings | None = None  # take a network's features for the samples
+    length: int = Field(128, ge=2)  # tokens of a text that are kept
     validation: float = Field(0.0, ge=0, lt=1)  # share of train held out to choose rates by
 
     @model_validator(mode="before")
@@ -190,7 +191,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for name in sections:
         values = _section(values, name, key)
     if last == "data" and isinstance(value, str):
-        _section(values, "data", key)["name" if value in LOADERS else "path"] = value
+        _section(values, "data", key)["name" if value in (*LOADERS, *TEXTS) else "path"] = value
     elif isinstance(values.get(last), dict) and isinstance(value, str):
         values[last] = {"name": value}
     else:

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-from marshtest.data import Dataset, Samples, load
+from marshtest.data import TEXTS, Dataset, Samples, load, load_texts
 from marshtest.errors import MarshtestError
 from marshtest.features import apart, featured
+from marshtest.language import LanguageModel, tokenised
 from marshtest.protocol import Report, execute, pick_device, set_up, silent
 from marshtest.recipe import DataSettings, Named, Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
+from marshtest.settings import ModelSettings
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
     refuse_anothers(folder, recipe, identity)
     if not (folder / "rows.parquet").exists():
         if data is None:
-            data = data_of(recipe.data, recipe.device, report)
+            data = data_of(recipe.data, recipe.device, report, recipe.model)
         pipeline = set_up(recipe, data)
         claim(folder, recipe, identity)
         execute(pipeline, folder, report)
@@ -63,17 +65,40 @@ def run(
     return results
 
 
-def samples_of(settings: DataSettings) -> tuple[Dataset, Samples]:
-    """The data, and the samples that the network of its features is trained on, if it has one."""
+def samples_of(
+    settings: DataSettings, model: ModelSettings | None = None
+) -> tuple[Dataset, Samples]:
+    """The data, and the samples that the network of its features is trained on, if it has one.
+
+    Args:
+        model: the recipe's, which brings the tokenizer of texts.
+    """
+    if settings.name in TEXTS:
+        if not isinstance(model, LanguageModel):
+            raise MarshtestError(
+                f"model: {settings.name} is text, for a language model. Use gpt2, or transformer."
+            )
+        texts = load_texts(settings.name, settings.path, train=settings.train, test=settings.test)
+        data = tokenised(texts, model, settings.length)
+        return data, data.train
+    if isinstance(model, LanguageModel):
+        raise MarshtestError(
+            f"model: {model.name} is for texts, and {settings.name} is none. Use imdb."
+        )
     more = 0 if settings.features is None else settings.features.train or 0
     rows = None if settings.train is None else settings.train + more
     data = load(settings.name, settings.path, train=rows, test=settings.test)
     return apart(data, more) if more else (data, data.train)
 
 
-def data_of(settings: DataSettings, device: str, report: Report = silent) -> Dataset:
+def data_of(
+    settings: DataSettings,
+    device: str,
+    report: Report = silent,
+    model: ModelSettings | None = None,
+) -> Dataset:
     """The data, by features where that is asked for (which trains a network)."""
-    data, others = samples_of(settings)
+    data, others = samples_of(settings, model)
     if settings.features is None:
         return data
 

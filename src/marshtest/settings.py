@@ -3,10 +3,13 @@
 import hashlib
 import importlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
 
 from marshtest.errors import MarshtestError, unknown
 
@@ -27,6 +30,18 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise MarshtestError(_first_line(cls, error, where)) from None
+
+
+class ModelSettings(Settings, ABC):
+    """How to build a model for inputs of one shape and a number of classes."""
+
+    inputs: ClassVar[torch.dtype] = torch.float32  # of what it is called with
+
+    name: str
+
+    @abstractmethod
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised module from [B, *input_shape] to logits [B, classes]."""
 
 
 def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:

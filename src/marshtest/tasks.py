@@ -213,43 +213,75 @@ def _crop(x: Tensor, padding: int, draws: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LabelWord(Task):
-    """Causal language modelling, the label being the word that follows a prompt.
+class Language(Task, ABC):
+    """Token ids [N, T], padded on the right, in a model with the calling convention of `transformers`.
 
-    Samples are prompts [N, T] of token ids, padded on the right with `padding`; the label `y` is the
-    token id of the label word. The loss is the mean cross-entropy over the real tokens after the
-    first, the label included; the label's logits are those at the prompt's last token.
+    The input space is that of the token embeddings. Nothing depends on what stands at padding.
+
+    Attributes:
+        padding: the token id that is none.
     """
 
     padding: int = 0
 
+    def tokens(self, batch: Samples) -> Tensor:
+        """[B, T] what the model reads."""
+        return batch.x
+
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
-        embedded: Tensor = embedding(self._tokens(batch))
+        embedded: Tensor = embedding(self.tokens(batch))
         shift = batch.shift()
-        return embedded if shift is None else embedded + F.pad(shift, (0, 0, 0, 1))
+        if shift is None:
+            return embedded
+        return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        mask = self._tokens(batch) != self.padding
+        mask = self.tokens(batch) != self.padding
         with self.autocast(inputs.device):
             output = model(inputs_embeds=inputs, attention_mask=mask.to(torch.int64))
         logits: Tensor = getattr(output, "logits", output)
-        return logits.float()  # [B, T + 1, V]
+        return logits.float()
+
+    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+        """Cut to the longest text in it, which changes nothing but the time."""
+        longest = int((batch.x != self.padding).sum(1).max())
+        return replace(batch, x=batch.x[:, :longest])
+
+
+@dataclass(frozen=True)
+class TextClassification(Language):
+    """Logits [B, C] of a text; cross-entropy."""
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return outputs
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return F.cross_entropy(outputs, batch.y, reduction="none")
+
+
+@dataclass(frozen=True)
+class LabelWord(Language):
+    """Causal language modelling, the label being the word that follows a prompt.
+
+    The label `y` is the token id of the label word. The loss is the mean cross-entropy over the real tokens
+    after the first, the label included; the label's logits are those at the prompt's last token.
+    """
+
+    def tokens(self, batch: Samples) -> Tensor:
+        """[B, T + 1] the prompt with its label word behind it."""
+        tokens = F.pad(batch.x, (0, 1), value=self.padding)
+        return tokens.scatter(1, self._lengths(batch)[:, None], batch.y[:, None])
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         last = self._lengths(batch) - 1
         return outputs[torch.arange(len(batch), device=outputs.device), last]
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
-        tokens = self._tokens(batch)
+        tokens = self.tokens(batch)
         real = (tokens[:, 1:] != self.padding).float()
         losses = F.cross_entropy(outputs[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
         return (losses * real).sum(1) / real.sum(1)
 
     def _lengths(self, batch: Samples) -> Tensor:
         return (batch.x != self.padding).sum(1)
-
-    def _tokens(self, batch: Samples) -> Tensor:
-        """[B, T + 1] the prompt with its label word behind it."""
-        tokens = F.pad(batch.x, (0, 1), value=self.padding)
-        return tokens.scatter(1, self._lengths(batch)[:, None], batch.y[:, None])

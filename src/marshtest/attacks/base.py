@@ -38,6 +38,7 @@ class Victim:
         test: samples that the victim will be tested on.
         weight_decay: λ of the training's loss + λ/2 ‖θ‖².
         clean: the model trained on the samples without poison.
+        input_shape: of the input space, where it is not that of the samples' x.
         kept: what an earlier, stopped run made under a name; made and stored where there is none.
         progress: told the share of the crafting that is done, and how it stands in words.
     """
@@ -45,6 +46,7 @@ class Victim:
     task: Task
     test: Samples
     clean: Callable[[], nn.Module]
+    input_shape: tuple[int, ...] | None = None
     weight_decay: float = 0.0
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = _make
     progress: Callable[[float, str], None] = _ignore

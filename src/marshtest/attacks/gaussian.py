@@ -28,7 +28,7 @@ from marshtest.metrics.verdict import dependences
 from marshtest.seeds import derive, normal
 from marshtest.tasks import Task
 
-CHUNK = 16  # poisons whose fresh noise is held at once: 40 MB for CIFAR-10 and K = 199
+CHUNK, CHUNK_BYTES = 16, 40_000_000  # poisons whose fresh noise is held at once, and its size
 
 
 class Gaussian(Attack):
@@ -41,7 +41,7 @@ class Gaussian(Attack):
 
     def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
         ids = choose(samples, count, seed)
-        noise = self.noise(seed, ids, samples.x.shape[1:])
+        noise = self.noise(seed, ids, victim.input_shape or tuple(samples.x.shape[1:]))
         return Poisoned(samples.shifted(ids, noise), ids, seed)
 
     def noise(self, seed: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -62,7 +62,7 @@ class Gaussian(Attack):
         directions = input_directions(model, task, base)
         parts = [
             self._score(model, task, poisoned.seed, base[chunk], directions[chunk])
-            for chunk in _chunks(len(base), CHUNK)
+            for chunk in _chunks(len(base), self._chunk(directions.shape[1]))
         ]
         own, fresh, at_poison, at_fresh = (
             torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True)
@@ -77,6 +77,10 @@ class Gaussian(Attack):
         }
         figures = figures_of(scores, fresh, self.draws, self.fpr)
         return Effect(base.ids.cpu().numpy(), scores, figures)
+
+    def _chunk(self, size: int) -> int:
+        """Poisons whose fresh noise, of so many values each, is held at once."""
+        return min(CHUNK, max(1, CHUNK_BYTES // (4 * size * (self.draws + 1))))
 
     def null_deviations(self) -> dict[str, float]:
         return null_deviations(self.draws)

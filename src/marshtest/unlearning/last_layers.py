@@ -4,8 +4,9 @@
     CFk:  continue training the last k layers on the retain set, all before them frozen
 
 "The last k layers" is read in several ways in the field. Ours is the original's: convolution and
-linear layers count, norm layers go with theirs. On ResNet-18 k = 3 is the classifier and the last
-block. What is frozen keeps its BatchNorm statistics as well.
+linear layers count, norm layers go with theirs, and a transformer's block is one layer. On ResNet-18
+k = 3 is the classifier and the last block, on GPT-2 the head and the last two blocks. What is frozen
+keeps its BatchNorm statistics as well.
 """
 
 import copy
@@ -33,7 +34,7 @@ class _LastLayers(SGDSettings, ABC):
         if self.k > count:
             raise MarshtestError(
                 f"unlearners.{self.name}.k: {self.k} is more than the model's {count} layers "
-                "(convolution and linear modules)."
+                "(convolution and linear modules, or blocks)."
             )
 
     def __call__(
@@ -72,12 +73,16 @@ class EUk(_LastLayers):
         with seeded(seed):
             for module in last:
                 reset = getattr(module, "reset_parameters", None)
-                if reset is None:
+                if reset is not None:
+                    reset()
+                elif type(module).__name__ == "Conv1D":  # transformers' linear layer
+                    nn.init.normal_(module.weight, std=0.02)  # type: ignore[arg-type]
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                else:
                     raise MarshtestError(
                         f"unlearners.{self.name}: {type(module).__name__} has no "
                         "reset_parameters(), so it cannot be initialised afresh."
                     )
-                reset()
 
 
 class CFk(_LastLayers):
