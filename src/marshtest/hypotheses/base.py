@@ -1,7 +1,11 @@
 """What the hypotheses share."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ttest_1samp
 from torch import Tensor
 
 Told = Callable[..., None]  # told the stage and, as `done`, the share of the run
@@ -19,3 +23,11 @@ def answer(holds: float, fails: float) -> str:
     if holds < ALPHA:
         return "holds"
     return "does not hold" if fails < ALPHA else "is not settled"
+
+
+def p_values(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Of one-sided t tests that the mean is not above zero, and that it is not below; nan of one value."""
+    if len(differences) < 2:
+        return math.nan, math.nan
+    above = float(ttest_1samp(differences, 0, alternative="greater").pvalue)
+    return above, 1 - above

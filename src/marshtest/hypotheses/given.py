@@ -44,6 +44,6 @@ class Given(Settings):
         return Poisoned(Samples(given_x, samples.y.index_copy(0, at, y), samples.ids), ids, 0)
 
     def digest(self) -> str:
-        """Sixteen hex digits of the file; empty where there is none."""
-        file = Path(self.path)
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+        """Sixteen hex digits of the file, which must be one."""
+        read_tensors(self.path, "sets", ("ids", "x"))
+        return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()[:16]

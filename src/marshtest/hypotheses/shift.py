@@ -19,14 +19,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
-from scipy import stats
 from torch import Tensor, nn
 
 from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
 from marshtest.attacks.base import choose
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError
-from marshtest.hypotheses.base import Line, Told, answer, norms
+from marshtest.hypotheses.base import Line, Told, answer, norms, p_values
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.solvers import SoftmaxRegression, Solution
 from marshtest.metrics.accuracy import accuracy
@@ -111,13 +110,10 @@ class Shift(Named):
 
 def _verdict(name: str, logs: Logs) -> str:
     """One set's sentence, from its log ratios."""
-    greater = less = math.nan
-    if len(logs) > 1:
-        greater = float(stats.ttest_1samp(logs, 0, alternative="greater").pvalue)
-        less = 1 - greater
+    further, nearer = p_values(logs)
     return (
-        f"Hypothesis 1 {answer(greater, less)} here for {name}: taking it out shifts θ "
-        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples (p {greater:.2g} "
+        f"Hypothesis 1 {answer(further, nearer)} here for {name}: taking it out shifts θ "
+        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples (p {further:.2g} "
         "that it is no further)."
     )
 
