@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from marshtest.attacks import Gaussian
 from marshtest.attacks.base import Poisoned
-from marshtest.data import Dataset, Samples, Texts, load_texts
+from marshtest.data import Dataset, Samples, Texts, load, load_texts
 from marshtest.errors import MarshtestError
 from marshtest.language import GPT2, TextClassifier, Transformer, tokenised
 from marshtest.metrics.accuracy import margin_loss
@@ -273,6 +273,8 @@ def test_wrong_columns_and_wrong_pairs_are_refused(folder: Path, tmp_path: Path)
     on_text = recipe.data.model_copy(update={"name": "imdb", "path": str(folder)})
     with pytest.raises(MarshtestError, match="imdb is text, for a language model"):
         samples_of(on_text, recipe.model)
+    with pytest.raises(MarshtestError, match="imdb is text; marshtest.data.load_texts"):
+        load("imdb", str(folder))
     with pytest.raises(MarshtestError, match="gpt2 is for texts, and digits is none"):
         samples_of(recipe.data, SMALL)
 

@@ -193,6 +193,8 @@ def load(
     Raises:
         MarshtestError: an unknown name, a missing folder, missing columns, bad labels or pixels.
     """
+    if name in TEXTS:
+        raise MarshtestError(f"data.name: {name} is text; marshtest.data.load_texts reads it.")
     if name not in LOADERS:
         raise MarshtestError(f"data.name: {unknown('data set', name, [*LOADERS, *TEXTS])}")
     if name == "tensors":
