@@ -39,24 +39,33 @@ def shifts(model: nn.Module, initial: nn.Module, retrained: nn.Module) -> list[S
     start, goal, end = (dict(m.named_parameters()) for m in (initial, retrained, model))
     if {n: p.shape for n, p in end.items()} != {n: p.shape for n, p in start.items()}:
         return []
+    sums = {name: _sums(start[name], goal[name], end[name]) for name in start}
     return [
-        _shift(layer, *(_flat([of[name] for name in names]) for of in (start, goal, end)))
+        _shift(layer, sum(start[name].numel() for name in names), [sums[name] for name in names])
         for layer, names in _layers(initial).items()
     ]
 
 
 @torch.no_grad()
-def _shift(layer: str, start: Tensor, goal: Tensor, end: Tensor) -> Shift:
-    way, left, needed = end - start, end - goal, goal - start
-    cosine = float(way @ needed / (way.norm() * needed.norm()))
+def _sums(start: Tensor, goal: Tensor, end: Tensor) -> Tensor:
+    """Of one parameter: Σ|u|, Σu², Σ|u − v|, Σ(u − v)², Σuv and Σv², so that no model is copied whole."""
+    way, left, needed = (
+        a.double() - b.double() for a, b in ((end, start), (end, goal), (goal, start))
+    )
+    parts = (way.abs(), way.square(), left.abs(), left.square(), way * needed, needed.square())
+    return torch.stack([part.sum() for part in parts])
+
+
+def _shift(layer: str, parameters: int, sums: list[Tensor]) -> Shift:
+    l1, squares, left_l1, left_squares, product, needed = torch.stack(sums).sum(0)
     return Shift(
         layer,
-        len(way),
-        l1=float(way.norm(1)),
-        l2=float(way.norm()),
-        left_l1=float(left.norm(1)),
-        left_l2=float(left.norm()),
-        cosine=cosine,
+        parameters,
+        l1=float(l1),
+        l2=float(squares.sqrt()),
+        left_l1=float(left_l1),
+        left_l2=float(left_squares.sqrt()),
+        cosine=float(product / (squares * needed).sqrt()),
     )
 
 
@@ -69,7 +78,3 @@ def _layers(model: nn.Module) -> dict[str, list[str]]:
         own = [p for module in layer for p in module.parameters(recurse=False)]
         found[modules[layer[0]] or type(model).__name__] = [names[p] for p in own]
     return found
-
-
-def _flat(parameters: list[nn.Parameter]) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in parameters]).double()
