@@ -8,7 +8,7 @@ cold    seconds from zero to ‖∇F‖₂ ≤ 1e-6, 50,000 × 512 and a constan
 path    the eleven problems of β = 0, 0.1, ..., 1 of 384 samples taken out, each from the last solution,
         the joint factor's making included, in cold solutions.
 
-Without --features (a file that marshtest.data.save_tensors wrote) they are those of a random network of
+Without --features (a file that marshtest.data.save_dataset wrote) they are those of a random network of
 two ReLU layers, for noise round class means.
 """
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from marshtest.data import Dataset, Samples, load, save_tensors
+from marshtest.data import Dataset, Samples, load, save_dataset
 from marshtest.errors import MarshtestError
 
 
@@ -149,7 +149,7 @@ def test_tensors_come_back_from_their_file(tmp_path: Path) -> None:
     train = (torch.randn(6, 3, generator=draws), torch.arange(6) % 3)
     data = Dataset.from_tensors(train, (train[0][:2], train[1][:2]), classes=3)
     path = tmp_path / "mine.safetensors"
-    save_tensors(data, path)
+    save_dataset(data, path)
     found = load("tensors", str(path), train=4)
     assert torch.equal(found.train.x, data.train.x[:4])
     assert torch.equal(found.test.y, data.test.y)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from marshtest import cli
 from marshtest.attacks.base import choose
-from marshtest.data import Dataset, load, save_tensors
+from marshtest.data import Dataset, load, save_dataset
 from marshtest.errors import MarshtestError
 from marshtest.hypotheses.shift import Problem, Shift
 from marshtest.seeds import derive
@@ -179,7 +179,7 @@ def test_poisons_and_features_of_ones_own(data: Dataset, done: Study, tmp_path: 
     assert shift is not None
     mine, features = tmp_path / "mine.safetensors", tmp_path / "features.safetensors"
     save_file({"ids": forget.ids, "x": forget.x + shift}, str(mine))
-    save_tensors(data, features)
+    save_dataset(data, features)
     settings = SMALL | {"sets": {"mine": {"path": str(mine)}}, "seeds": 1, "smaller": []}
     own = study(settings, f"data={{name: tensors, path: {features}}}", out=tmp_path / "own")
     rows = done.rows.set_index(["set", "seed", "weight_decay"])

@@ -6,7 +6,7 @@ model's input space (normalised pixels, token embeddings), so one mechanism serv
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -72,15 +72,23 @@ class Samples:
         """
         if self.shifts is not None:
             raise MarshtestError("samples: this set carries shifts already; poison the clean one.")
-        ids = ids.to(self.ids.device)
-        positions = torch.searchsorted(self.ids, ids, sorter=self.ids.argsort())
-        positions = self.ids.argsort()[positions.clamp(max=len(self) - 1)]
-        if not bool((self.ids[positions] == ids).all()):
-            raise MarshtestError("samples: an id to be poisoned is not in the set.")
         rows = torch.zeros(len(self), dtype=torch.int64, device=self.ids.device)
-        rows[positions] = torch.arange(1, len(ids) + 1, device=rows.device)
+        rows[self.positions(ids)] = torch.arange(1, len(ids) + 1, device=rows.device)
         zero = torch.zeros_like(shifts[:1])
         return replace(self, shifts=torch.cat([zero, shifts]).to(rows.device), shift_rows=rows)
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """[P] where the samples with these ids stand.
+
+        Raises:
+            MarshtestError: an id is not in the set.
+        """
+        ids, order = ids.to(self.ids.device), self.ids.argsort()
+        found = torch.searchsorted(self.ids, ids, sorter=order)
+        positions = order[found.clamp(max=len(self) - 1)]
+        if not bool((self.ids[positions] == ids).all()):
+            raise MarshtestError("samples: an id to be poisoned is not in the set.")
+        return positions
 
     def shift(self) -> Tensor | None:
         """[N, *input] the shift of each sample, or None where the set carries none."""
@@ -183,7 +191,7 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "cifar10" (Hugging Face hub `uoft-cs/cifar10`), or
-            "tensors" (a file of your own, as `save_tensors` writes it).
+            "tensors" (a file of your own, as `save_dataset` writes it).
         path: the file of "tensors"; for others a local folder to read instead of the hub: Parquet files
             train*.parquet and test*.parquet with the hub's columns, or train/ and test/ with one
             folder a class.
@@ -197,18 +205,18 @@ def load(
         raise MarshtestError(f"data.name: {name} is text; marshtest.data.load_texts reads it.")
     if name not in LOADERS:
         raise MarshtestError(f"data.name: {unknown('data set', name, [*LOADERS, *TEXTS])}")
-    if name == "tensors":
-        return _tensors(path, train, test)
     return LOADERS[name](_folder(name, path), train, test)
 
 
 def _folder(name: str, path: str | None) -> str | None:
-    """The local folder to read, if any."""
+    """Where a data set lies on this machine, if it does."""
     if path is None and DATA_FOLDER_VARIABLE in os.environ:
         candidate = Path(os.environ[DATA_FOLDER_VARIABLE]) / name
         path = str(candidate) if candidate.is_dir() else None
     if path is not None and name == "digits":
         raise MarshtestError("data.path: digits ships inside scikit-learn and takes no path.")
+    if name == "tensors":
+        return path  # a file
     if path is not None and not Path(path).is_dir():
         raise MarshtestError(f"data.path: no folder {path!r}. Give the folder of the {name} files.")
     return path
@@ -287,18 +295,29 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
 
 def _tensors(path: str | None, train: int | None, test: int | None) -> Dataset:
     """A safetensors file of yours: train_x, train_y, test_x, test_y."""
-    found = read_tensors(path, "data.path", TENSORS)
-    train_x, train_y, test_x, test_y = (found[name] for name in TENSORS)
+    return dataset_of(read_tensors(path, "data.path", TENSORS), train, test)
+
+
+def dataset_of(
+    tensors: Mapping[str, Tensor], train: int | None = None, test: int | None = None
+) -> Dataset:
+    """The data set, or the first rows of its splits, that `tensors_of` took apart."""
+    train_x, train_y, test_x, test_y = (tensors[name] for name in TENSORS)
     return Dataset.from_tensors(
         (train_x[:train], train_y[:train]), (test_x[:test], test_y[:test]), name="tensors"
     )
 
 
-def save_tensors(data: Dataset, path: str | Path) -> None:
-    """Write a data set without shifts as the one file that `load("tensors", path)` reads."""
+def tensors_of(data: Dataset) -> dict[str, Tensor]:
+    """A data set's samples by name, without ids and shifts."""
     tensors = (data.train.x, data.train.y, data.test.x, data.test.y)
-    named = zip(TENSORS, tensors, strict=True)
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in named}, str(path))
+    return dict(zip(TENSORS, tensors, strict=True))
+
+
+def save_dataset(data: Dataset, path: str | Path) -> None:
+    """Write a data set as the one file that `load("tensors", path)` reads."""
+    whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors_of(data).items()}
+    save_file(whole, str(path))
 
 
 def read_tensors(path: str | None, where: str, names: Sequence[str]) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class TextClassifier(nn.Module):
         given = {} if attention_mask is None else {"attention_mask": attention_mask}
         states = self.backbone(inputs_embeds=inputs_embeds, **given).last_hidden_state  # [B, T, D]
         last = -1 if attention_mask is None else attention_mask.sum(1) - 1
-        return self.head(states[torch.arange(len(states)), last])  # type: ignore[no-any-return]
+        return self.head(states[torch.arange(len(states), device=states.device), last])  # type: ignore[no-any-return]
 
 
 class LanguageModel(ModelSettings, ABC):

@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -140,12 +139,7 @@ class Pipeline:
     data: Dataset
     task: Task
     device: torch.device
-
-    @cached_property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one sample in input space."""
-        with torch.no_grad():
-            return tuple(self.task.inputs(self.new_model(0), self.data.train[:1]).shape[1:])
+    input_shape: tuple[int, ...]  # of one sample in input space
 
     def new_model(self, seed: int) -> nn.Module:
         """A freshly initialised model on the device."""
@@ -195,12 +189,15 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
                 "two poisons. Raise it, or use more data."
             )
     precision = chosen_precision(recipe.training, model, device)
+    task: Task
     if data.padding is not None:
-        return Pipeline(recipe, data, TextClassification(precision, padding=data.padding), device)
-    task = Classification(
-        precision=precision, mean=data.mean, std=data.std, augment=recipe.training.augment
-    )
-    return Pipeline(recipe, data, task, device)
+        task = TextClassification(precision, padding=data.padding)
+    else:
+        task = Classification(
+            precision=precision, mean=data.mean, std=data.std, augment=recipe.training.augment
+        )
+    inputs = task.inputs(model, data.train[:1].to("cpu"))
+    return Pipeline(recipe, data, task, device, tuple(inputs.shape[1:]))
 
 
 def _kept(recipe: Recipe, train_size: int) -> int:

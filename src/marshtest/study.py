@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.data import Dataset, load, save_tensors
+from marshtest.data import Dataset, dataset_of, tensors_of
 from marshtest.errors import MarshtestError, unknown
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.orthogonality import Orthogonality
 from marshtest.hypotheses.shift import Shift
-from marshtest.protocol import Report, pick_device, silent, write
+from marshtest.protocol import Memo, Report, pick_device, silent, write
 from marshtest.recipe import read_yaml
 from marshtest.report.hypotheses import report_hypothesis
 from marshtest.run import claim, content, data_of, refuse_anothers
@@ -100,9 +100,7 @@ def _features(settings: Shift, folder: Path, report: Report) -> Dataset:
     """Of the settings' data; kept in the folder where a network had to be trained for them."""
     if settings.data.features is None:
         return data_of(settings.data, settings.device)
-    kept = folder / "features.safetensors"
-    if not kept.exists():
-        part = folder / "features.part"
-        save_tensors(data_of(settings.data, settings.device, report), part)
-        part.rename(kept)
-    return load("tensors", str(kept))
+    tensors = Memo(folder)(
+        "features", lambda: tensors_of(data_of(settings.data, settings.device, report))
+    )
+    return dataset_of(tensors)

@@ -9,6 +9,8 @@ sets weigh by their sizes, else θ_low is stationary for no training; and weight
 training. `weighting: mean` is the paper's form.
 """
 
+import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -54,10 +56,6 @@ class GradientCanceling(Attack):
         worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
 
         kernel = Kernel(worst.model, victim.task)
-        decay = len(samples) * victim.weight_decay * kernel.flat()
-        objective = canceling(
-            kernel.gradient(retain), decay, len(retain), len(bases), self.weighting
-        )
         found = (
             f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
             f"{worst.least_share:.1%} of poisons at least, has {share:.1%}"
@@ -69,20 +67,18 @@ class GradientCanceling(Attack):
             victim.progress(step / (self.steps + 1), text + at_first)
 
         def make() -> Tensors:
-            box = victim.task.box(worst.model, bases, self.epsilon or torch.inf)
-            crafted = craft(
+            return cancel(
                 kernel,
                 bases,
-                objective,
-                torch.zeros_like(box[0]),
-                box,
+                retain,
+                victim.weight_decay,
+                self.weighting,
+                epsilon=self.epsilon or math.inf,
                 steps=self.steps,
                 lr=self.lr,
-                signed=False,
                 seed=derive(seed, "views"),
                 progress=told,
-            )
-            return crafted.tensors()
+            ).tensors()
 
         crafted = Crafted.from_tensors(victim.kept("poisons", make))
         figures = {
@@ -111,6 +107,44 @@ class GradientCanceling(Attack):
 
     def crafting(self, poisons: int) -> tuple[int, float]:
         return self.steps + 1, STEP_PASSES * poisons
+
+
+def cancel(
+    kernel: Kernel,
+    bases: Samples,
+    retain: Samples,
+    weight_decay: float,
+    weighting: Literal["size", "mean"],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    progress: Callable[[int, float], None],
+    epsilon: float = math.inf,
+) -> Crafted:
+    """Shift the bases until their gradient at the kernel's model cancels that of the retain set.
+
+    Args:
+        kernel: of the model at θ_low.
+        weight_decay: λ of the training.
+        epsilon: largest shift.
+        steps, lr, seed, progress: as in `craft`.
+    """
+    decay = (len(retain) + len(bases)) * weight_decay * kernel.flat()
+    pull = kernel.gradient(retain)
+    box = kernel.task.box(kernel.model, bases, epsilon)
+    return craft(
+        kernel,
+        bases,
+        canceling(pull, decay, len(retain), len(bases), weighting),
+        torch.zeros_like(box[0]),
+        box,
+        steps=steps,
+        lr=lr,
+        signed=False,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def canceling(

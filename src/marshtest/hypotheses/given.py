@@ -26,12 +26,11 @@ class Given(Settings):
         ids, x = found["ids"].to(samples.ids), found["x"].to(samples.x)
         if len(ids) != count:
             raise MarshtestError(f"{where} holds {len(ids)} poisons; `poisons` says {count}.")
-        rows = {int(name): row for row, name in enumerate(samples.ids.tolist())}
-        strange = [name for name in ids.tolist() if name not in rows]
-        if strange or len(set(ids.tolist())) < len(ids):
+        strange = ids[~torch.isin(ids, samples.ids)].tolist()
+        if strange or len(ids.unique()) < len(ids):
             said = f"id {strange[0]} is of no training sample" if strange else "an id comes twice"
             raise MarshtestError(f"{where}: {said}. Ids are the row numbers of the training split.")
-        at = torch.tensor([rows[name] for name in ids.tolist()], device=ids.device)
+        at = samples.positions(ids)
         y = found.get("y", samples.y[at]).to(samples.y)
         if x.shape != samples.x[at].shape or len(y) != len(x) or not bool(torch.isfinite(x).all()):
             raise MarshtestError(

@@ -21,8 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.crafting import craft
-from marshtest.attacks.gradient_canceling import canceling
+from marshtest.attacks.gradient_canceling import cancel
 from marshtest.attacks.gradpc import ascend
 from marshtest.attacks.kernel import Kernel
 from marshtest.data import Samples
@@ -165,30 +164,24 @@ class Problem:
     def poisoned(self, seed: int, told: Callable[[str], None]) -> tuple[Line, list[Line]]:
         """Poisons by gradient canceling, from another start each seed."""
         settings = self.settings
-        cancel, count = settings.canceling, settings.poisons
+        asked, count = settings.canceling, settings.poisons
         order = torch.randperm(len(self.x), generator=generator(seed, "poisons"))
         bases, kept = order[:count], order[count:]
         task, (x, y) = Regression(), self.test
-        asked = Samples(x, y, torch.arange(len(y)))
+        test = Samples(x, y, torch.arange(len(y)))
 
         def loss(model: nn.Module, draws: torch.Generator) -> Tensor:
-            return task.losses(model(x), asked).mean()
+            return task.losses(model(x), test).mean()
 
-        low = ascend(linear(self.clean.theta), loss, cancel.radius, generator(seed, "worst"))
-        kernel, poisons = Kernel(low, task), self.samples(bases)
-        decay = len(self.x) * settings.ridge * kernel.flat()
-        pull = kernel.gradient(self.samples(kept))
-        objective = canceling(pull, decay, len(kept), count, cancel.weighting)
-        box = task.box(low, poisons, torch.inf)
-        crafted = craft(
-            kernel,
-            poisons,
-            objective,
-            torch.zeros_like(box[0]),
-            box,
-            steps=cancel.steps,
-            lr=cancel.lr,
-            signed=False,
+        low = ascend(linear(self.clean.theta), loss, asked.radius, generator(seed, "worst"))
+        crafted = cancel(
+            Kernel(low, task),
+            self.samples(bases),
+            self.samples(kept),
+            settings.ridge,
+            asked.weighting,
+            steps=asked.steps,
+            lr=asked.lr,
             seed=seed,
             progress=lambda step, value: told(
                 f"cancel gradients, seed {seed}: {value:.3f} of the gradient left"
