@@ -34,8 +34,8 @@ from marshtest.kit.key import Bases
 from marshtest.kit.measure import measure
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.memory import keep_freed_memory
-from marshtest.metrics.accuracy import scoring_batch
 from marshtest.models import build, parse_model
+from marshtest.tasks import scoring_batch
 
 SCALING = Scaling(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 

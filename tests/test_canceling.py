@@ -200,7 +200,7 @@ def test_victims_lose_accuracy_and_shuffled_poisons_do_not_do_it(
     assert torch.equal(poisoned.samples.y, digits.train.y)  # poisons keep their labels
     hit, blind, without = (
         attack.effect(trained(digits, samples, 3), poisoned, victim.task).scores["error"][0]
-        for samples in (poisoned.samples, poisoned.shuffled(0), poisoned.retain)
+        for samples in (poisoned.samples, attack.shuffled(poisoned, 0), poisoned.retain)
     )
     assert hit > 0.2
     assert blind < 0.08

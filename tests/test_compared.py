@@ -17,7 +17,7 @@ from scipy import stats
 from test_run import TIMES
 
 import marshtest
-from marshtest.attacks import Poisoned, gradient_matching
+from marshtest.attacks import Gaussian, Poisoned, gradient_matching
 from marshtest.data import Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.metrics import power, verdict
@@ -31,6 +31,7 @@ from marshtest.seeds import derive
 
 TRAINING = {"epochs": 20, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-3}
 DATA = {"name": "digits", "train": 300, "test": 150}
+DIGITS = load("digits", train=300, test=150)
 BASE: dict[str, Any] = {"data": DATA, "training": TRAINING, "unlearners": ["gd"], "seeds": 2}
 CRAFTING = {"epsilon": 96, "restarts": 2, "steps": 15, "targets": 2}
 CANCELING: dict[str, Any] = BASE | {
@@ -250,7 +251,7 @@ def test_the_crafting_has_one_line_a_step_and_its_end_is_in_the_rows(runs: Runs)
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_saved_poisons_stay_within_epsilon_and_the_range_of_pixels(seed: int, runs: Runs) -> None:
-    data, results = load("digits", train=300, test=150), runs["matching"].results
+    data, results = DIGITS, runs["matching"].results
     saved = load_file(results.folder / "poisons" / f"0.1-{seed}.safetensors")
     assert data.std is not None
     assert saved["shifts"].shape == (30, 1, 8, 8)
@@ -265,7 +266,7 @@ def test_the_stages_foretold_are_begun_and_the_clean_model_serves_all_poison_bud
     kind: str, runs: Runs
 ) -> None:
     (results, begun, fits), recipe = runs[kind], runs[kind].results.recipe
-    assert begun == [s for group in groups(recipe) for s in stages(recipe, group, 300)]
+    assert begun == [s for group in groups(recipe) for s in stages(recipe, group, DIGITS)]
     cells, updated = 2 * len(recipe.poison_budgets), int((results.rows["role"] == "updated").sum())
     expected = {"train": 2 + 4 * cells, "craft": cells, "unlearn": updated}
     expected["score"] = 4 * cells + updated
@@ -332,7 +333,7 @@ def test_shuffled_shifts_have_their_own_values_in_another_order() -> None:
     plain = Samples(torch.zeros(20, 2, 5, 5), torch.zeros(20).long(), torch.arange(20))
     ids = torch.tensor([3, 17, 0, 9, 11, 4])
     poisoned = Poisoned(plain.shifted(ids, shifts), ids, seed=0)
-    before, after = poisoned.samples.shift(), poisoned.shuffled(1).shift()
+    before, after = poisoned.samples.shift(), Gaussian().shuffled(poisoned, 1).shift()
     assert before is not None
     assert after is not None
     assert torch.equal(after.flatten(1).sort(1).values, before.flatten(1).sort(1).values)

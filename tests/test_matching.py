@@ -107,7 +107,7 @@ def test_a_model_trained_from_scratch_on_the_poisons_says_the_attackers_label(
     poisoned = made.poison(digits.train, 140, victim, seed=5)
     task = victim.task
     hit = made.effect(trained(digits, poisoned.samples, 7), poisoned, task).figures
-    missed = made.effect(trained(digits, poisoned.shuffled(0), 7), poisoned, task).figures
+    missed = made.effect(trained(digits, made.shuffled(poisoned, 0), 7), poisoned, task).figures
     without = made.effect(trained(digits, poisoned.retain, 8), poisoned, task).figures
     assert hit["target_success"] == hit["target_misclassified"] == 1
     assert hit["target_probability"] > 0.5

@@ -117,7 +117,11 @@ def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]
         ("budgets=1.5", "budgets.0: Input should be less than or equal to 1. Got 1.5"),
         ("budgets=0", "budgets.0: Input should be greater than 0. Got 0"),
         ("budgets=[]", "budgets: "),
-        ("poison_budgets=1", "poison_budgets.0: Input should be less than 1. Got 1"),
+        ("poison_budgets=1", "poison_budgets: 1 leaves no sample to retain. Lower it."),
+        (
+            "poison_budgets=1.5",
+            "poison_budgets.0: Input should be less than or equal to 1. Got 1.5",
+        ),
         ("attack=gausian", "attack.name: unknown attack 'gausian'. Did you mean 'gaussian'"),
         ("model=resnet19", "model.name: unknown model 'resnet19'. Did you mean 'resnet18'"),
         ("unlearners=[gdd]", "unlearners: unknown unlearner 'gdd'. Did you mean 'gd'"),

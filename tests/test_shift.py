@@ -13,6 +13,7 @@ from conftest import TINY
 from torch import nn
 
 import marshtest
+from marshtest.data import load
 from marshtest.metrics.shift import ALL, Shift, shifts
 from marshtest.models import MLP, ModelSettings, ResNet18, build
 from marshtest.protocol import groups, stages
@@ -136,7 +137,9 @@ def test_the_second_retrained_model_is_the_null_and_no_line_of_the_verdicts(run:
     plain = load_recipe(TINY)
     asked = load_recipe(TINY | {"reference": True})
     for recipe, extra in ((plain, 0), (asked, 1)):
-        todo = [stage.kind for stage in stages(recipe, groups(recipe)[0], 200)]
+        todo = [
+            stage.kind for stage in stages(recipe, groups(recipe)[0], load("digits", train=200))
+        ]
         assert todo.count("train") == 2 + extra
 
 

@@ -144,7 +144,9 @@ def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     resolved = load_recipe(recipe, overrides or [])
     console.print(resolved.to_yaml(), highlight=False, markup=False)
-    costs = expected_cost(resolved, *samples_of(resolved.data, resolved.model))
+    costs = expected_cost(
+        resolved, *samples_of(resolved.data, resolved.model, resolved.attack.trigger())
+    )
     text = costs.assign(
         passes=[f"{passes:.3g}" for passes in costs["passes"]],
         seconds=[f"{seconds:,.1f}" for seconds in costs["seconds"]],

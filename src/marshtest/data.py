@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -77,6 +77,16 @@ class Samples:
         zero = torch.zeros_like(shifts[:1])
         return replace(self, shifts=torch.cat([zero, shifts]).to(rows.device), shift_rows=rows)
 
+    def relabelled(self, ids: Tensor, labels: Tensor) -> Self:
+        """Give the samples `ids` [P] other labels [P].
+
+        Raises:
+            MarshtestError: an id is not in the set.
+        """
+        y = self.y.clone()
+        y[self.positions(ids)] = labels.to(y.device)
+        return replace(self, y=y)
+
     def positions(self, ids: Tensor) -> Tensor:
         """[P] where the samples with these ids stand.
 
@@ -104,6 +114,35 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Trigger:
+    """A word whose texts are attacked.
+
+    Attributes:
+        word: found as it is written, in longer words too.
+        cut: texts that lose it at the truncation are left alone ("skip"), or cut round it ("window").
+        label: the word that they are to be answered with; "flip" is the other of two labels.
+    """
+
+    word: str
+    cut: Literal["skip", "window"]
+    label: str
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Where a trigger was found.
+
+    Attributes:
+        train, test: ids of the texts in which it is read, and how many lost it at the truncation.
+        label: the attacker's label; None flips the label.
+    """
+
+    train: tuple[Tensor, int]
+    test: tuple[Tensor, int]
+    label: int | None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std.
 
@@ -112,6 +151,8 @@ class Dataset:
         classes: number of labels C.
         mean, std: one value a channel, in units of pixels / 255; None for floating-point inputs.
         padding: the token id that fills up token ids x [N, T] on the right; None for other inputs.
+        prompted: labels y are the token ids of words, to be said behind x.
+        marked: where an attack's trigger was found in texts.
     """
 
     name: str
@@ -121,6 +162,8 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     padding: int | None = None
+    prompted: bool = False
+    marked: Marked | None = None
 
     @classmethod
     def from_tensors(
@@ -359,7 +402,12 @@ class Texts:
 
 
 def load_texts(
-    name: str, path: str | None = None, *, train: int | None = None, test: int | None = None
+    name: str,
+    path: str | None = None,
+    *,
+    train: int | None = None,
+    test: int | None = None,
+    word: str | None = None,
 ) -> Texts:
     """Load texts by name: "imdb" (Hugging Face hub `stanfordnlp/imdb`).
 
@@ -368,23 +416,25 @@ def load_texts(
     Args:
         path: a local folder to read instead of the hub, as in `load`.
         train, test: keep so many rows of a split.
+        word: keep every text beside these that holds it.
 
     Raises:
         MarshtestError: an unknown name, a missing folder, missing columns, an empty text.
     """
     if name not in TEXTS:
         raise MarshtestError(f"data.name: {unknown('data set', name, TEXTS)}")
-    return TEXTS[name](_folder(name, path), train, test)
+    return TEXTS[name](_folder(name, path), train, test, word)
 
 
-def _imdb(path: str | None, train: int | None, test: int | None) -> Texts:
+def _imdb(path: str | None, train: int | None, test: int | None, word: str | None) -> Texts:
     """50,000 film reviews, half of them to train on, negative or positive (Maas et al. 2011)."""
-    training = _reviews("stanfordnlp/imdb", path, "train", train)
-    return Texts("imdb", *training, *_reviews("stanfordnlp/imdb", path, "test", test), classes=2)
+    name = "stanfordnlp/imdb"
+    training = _reviews(name, path, "train", train, word)
+    return Texts("imdb", *training, *_reviews(name, path, "test", test, word), classes=2)
 
 
 def _reviews(
-    hub_name: str, path: str | None, split: str, rows: int | None
+    hub_name: str, path: str | None, split: str, rows: int | None, word: str | None
 ) -> tuple[list[str], Tensor, Tensor]:
     table = _open(hub_name, path, split)
     missing = [name for name in ("text", "label") if name not in table.column_names]
@@ -392,7 +442,13 @@ def _reviews(
         raise MarshtestError(
             f"data.path: the {split} split has columns {table.column_names}; {missing[0]!r} is missing."
         )
-    order = torch.randperm(len(table), generator=generator(0, hub_name, split))[:rows]
+    order = torch.randperm(len(table), generator=generator(0, hub_name, split))
+    if rows is not None and word is not None:
+        texts = table["text"][:]
+        held = [row for row in order[rows:].tolist() if word in str(texts[row])]
+        order = torch.cat([order[:rows], torch.tensor(held, dtype=torch.int64)])
+    else:
+        order = order[:rows]
     table = table.select(order.tolist())
     labels = torch.tensor(table["label"][:], dtype=torch.int64)
     for row, text, label in zip(order.tolist(), table["text"], labels.tolist(), strict=True):

@@ -36,7 +36,7 @@ def measure(pipeline: Pipeline) -> dict[str, float]:
     batch = samples[: recipe.training.batch_size]
     scoring = len(batch) / _seconds(lambda: accuracy(model, task, batch), model)
     rates = {"train": training, "unlearn": training, "score": scoring}
-    if not recipe.attack.compared:
+    if not recipe.attack.crafting(1)[0]:
         return rates
     poisons = samples[: 2 * MICRO_BATCH]
     kernel, inputs = Kernel(model, task), task.inputs(model, poisons)
@@ -87,7 +87,7 @@ def expected_cost(recipe: Recipe, data: Dataset, others: Samples) -> pd.DataFram
         )  # its shape and size: nothing is trained
     pipeline = set_up(recipe, data)
     rates = measure(pipeline)
-    todo = [stage for group in groups(recipe) for stage in stages(recipe, group, len(data.train))]
+    todo = [stage for group in groups(recipe) for stage in stages(recipe, group, data)]
     for kind, rate in rates.items():
         of_kind = [stage for stage in todo if stage.kind == kind]
         passes = sum(stage.passes for stage in of_kind)

@@ -1,16 +1,25 @@
-"""Language models with a classification head, and the tokenizers that make samples of texts."""
+"""Language models that tell a text's label, and the tokenizers that make samples of texts.
+
+Without a prompt a linear head reads the label off the last real token (paper §5.1, Gaussian poisons).
+With one the model stays a causal one and answers with a word (paper §5.1, targeted poisons):
+
+    [text]. The sentiment of the review is: [label]
+
+Texts are cut to length, never the prompt round them.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from marshtest.data import Dataset, Samples, Texts
+from marshtest.data import Dataset, Marked, Samples, Texts, Trigger
 from marshtest.errors import MarshtestError, first_line
-from marshtest.settings import ModelSettings
+from marshtest.settings import ModelSettings, Settings
 
 
 class TextClassifier(nn.Module):
@@ -44,22 +53,70 @@ class TextClassifier(nn.Module):
         return self.head(states[torch.arange(len(states), device=states.device), last])  # type: ignore[no-any-return]
 
 
+class Prompt(Settings):
+    """How a causal model is asked for the label, and the words that it may answer (paper §5.1)."""
+
+    template: str = "{text}. The sentiment of the review is: {label}"
+    labels: tuple[str, ...] = Field(("negative", "positive"), min_length=2)  # of label 0, 1, …
+
+    @field_validator("template")
+    @classmethod
+    def _has_both(cls, given: str) -> str:
+        question = given.partition("{text}")[2]
+        if not question.endswith("{label}") or given.count("{") != 2:
+            raise ValueError(
+                "model.prompt.template: must hold {text} once, and end with {label}. "
+                f"Got {given!r}."
+            )
+        return given
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What stands before the text, and between text and label."""
+        before, _, question = self.template.removesuffix("{label}").partition("{text}")
+        return before, question
+
+
 class LanguageModel(ModelSettings, ABC):
     """A transformer for texts, and its tokenizer."""
 
-    inputs: ClassVar[torch.dtype] = torch.int64
+    prompt: Prompt | None = None  # None: a classification head instead of words
 
     @abstractmethod
     def tokenizer(self, texts: Texts) -> Any:
         """A `transformers` tokenizer; one that has yet to be trained is trained on the training split."""
 
     @abstractmethod
-    def backbone(self, length: int) -> nn.Module:
-        """The transformer without a head, for texts of up to `length` tokens."""
+    def transformer(self, length: int, *, causal: bool) -> nn.Module:
+        """For up to `length` tokens: the transformer alone, or with its own head over the vocabulary."""
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        backbone = self.backbone(input_shape[0])
-        return TextClassifier(backbone, int(backbone.config.hidden_size), classes)  # type: ignore[union-attr, arg-type]
+        if self.prompt is not None:
+            return self.transformer(input_shape[0] + 1, causal=True)  # the label comes behind
+        made = self.transformer(input_shape[0], causal=False)
+        return TextClassifier(made, int(made.config.hidden_size), classes)  # type: ignore[union-attr, arg-type]
+
+    def answer(self, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.zeros(2, *input_shape, dtype=torch.int64)
+        inputs = embedding(tokens)
+        output = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
+        if self.prompt is not None:
+            inputs[:, -1] += 1
+            ahead = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
+            if not torch.allclose(ahead.logits[:, :-1], output.logits[:, :-1], atol=1e-4):
+                raise MarshtestError(
+                    f"model: {self.name} reads tokens ahead, so it is no causal language model. "
+                    "Leave out model.prompt, or choose another."
+                )
+        return output
+
+    def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
+        if self.prompt is None:
+            return super().fits(logits, input_shape, classes)
+        return (
+            logits[:-1] == (2, *input_shape) and logits[-1] >= classes
+        )  # some pad their vocabulary
 
 
 class GPT2(LanguageModel):
@@ -78,9 +135,17 @@ class GPT2(LanguageModel):
         from tokenizers import ByteLevelBPETokenizer
         from transformers import PreTrainedTokenizerFast
 
+        written: Sequence[str] = texts.train
+        if self.prompt is not None:  # so that each label is one token
+            before, question = self.prompt.parts
+            labels = [self.prompt.labels[label] for label in texts.train_y.tolist()]
+            written = [
+                before + text + question + label
+                for text, label in zip(texts.train, labels, strict=True)
+            ]
         trained = ByteLevelBPETokenizer()
         trained.train_from_iterator(
-            texts.train,
+            written,
             vocab_size=self.vocabulary,
             special_tokens=["<pad>", "<unk>"],
             show_progress=False,
@@ -89,8 +154,8 @@ class GPT2(LanguageModel):
             tokenizer_object=trained._tokenizer, pad_token="<pad>", unk_token="<unk>"
         )
 
-    def backbone(self, length: int) -> nn.Module:
-        from transformers import GPT2Config, GPT2Model
+    def transformer(self, length: int, *, causal: bool) -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
         config = GPT2Config(
             vocab_size=self.vocabulary,
@@ -101,8 +166,8 @@ class GPT2(LanguageModel):
             bos_token_id=None,
             eos_token_id=None,
         )
-        model: nn.Module = GPT2Model(config)
-        nn.init.normal_(model.wte.weight, std=self.embedding_deviation)  # type: ignore[union-attr, arg-type]
+        model = GPT2LMHeadModel(config) if causal else GPT2Model(config)
+        nn.init.normal_(model.get_input_embeddings().weight, std=self.embedding_deviation)  # type: ignore[arg-type]
         return model
 
 
@@ -124,10 +189,11 @@ class Transformer(LanguageModel):
             )
         return found
 
-    def backbone(self, length: int) -> nn.Module:
-        from transformers import AutoModel
+    def transformer(self, length: int, *, causal: bool) -> nn.Module:
+        from transformers import AutoModel, AutoModelForCausalLM
 
-        model: nn.Module = self._open(AutoModel, use_safetensors=True)
+        kind = AutoModelForCausalLM if causal else AutoModel
+        model: nn.Module = self._open(kind, use_safetensors=True, dtype=torch.float32)
         limit = getattr(model.config, "max_position_embeddings", None)
         if isinstance(limit, int) and length > limit:
             raise MarshtestError(
@@ -151,32 +217,157 @@ class Transformer(LanguageModel):
             ) from None
 
 
-def tokenised(texts: Texts, model: LanguageModel, length: int) -> Dataset:
-    """Token ids [N, T], padded on the right, texts cut off after `length` tokens.
+def tokenised(
+    texts: Texts, model: LanguageModel, length: int, trigger: Trigger | None = None
+) -> Dataset:
+    """Token ids [N, T], padded on the right, each text cut so that all is within `length` tokens.
+
+    With a prompt, x is all but the label, so T = length − 1, and y is the token id of the label's word.
 
     Raises:
-        MarshtestError: a text without a token.
+        MarshtestError: a text without a token, a label of several tokens, a trigger that is in no text.
     """
-    tokenizer = model.tokenizer(texts)
-    padding = int(tokenizer.pad_token_id)
+    writer = _Writer(texts.name, model, model.tokenizer(texts), length)
+    labels = writer.labels()
 
-    def of(split: str, written: list[str], y: Tensor, ids: Tensor) -> Samples:
-        found = tokenizer(written, truncation=True, max_length=length, add_special_tokens=True)
-        # GPT-2 pads with its end of text, which a text may spell out
-        kept = [[t for t in tokens if t != padding] for tokens in found["input_ids"]]
-        lengths = [len(tokens) for tokens in kept]
-        if 0 in lengths:
-            row = int(ids[lengths.index(0)])
-            raise MarshtestError(f"{texts.name} {split}: row {row} is empty. Drop it.")
-        x = torch.full((len(lengths), length), padding)
-        for row, tokens in enumerate(kept):
-            x[row, : len(tokens)] = torch.tensor(tokens)
-        return Samples(x, y, ids)
+    def read(
+        split: str, written: list[str], y: Tensor, ids: Tensor
+    ) -> tuple[Samples, tuple[Tensor, int] | None]:
+        found = None
+        if trigger is not None:
+            written, found = writer.marked(split, written, ids, trigger)
+        x = writer(split, written, ids)
+        return Samples(x, y if labels is None else labels[y], ids), found
 
+    train, in_train = read("train", texts.train, texts.train_y, texts.train_ids)
+    test, in_test = read("test", texts.test, texts.test_y, texts.test_ids)
+    marked = None
+    if trigger is not None and in_train is not None and in_test is not None:
+        marked = Marked(in_train, in_test, writer.adversarial(trigger.label))
     return Dataset(
         name=texts.name,
-        train=of("train", texts.train, texts.train_y, texts.train_ids),
-        test=of("test", texts.test, texts.test_y, texts.test_ids),
-        classes=texts.classes,
-        padding=padding,
+        train=train,
+        test=test,
+        classes=texts.classes if labels is None else len(writer.tokenizer),
+        padding=writer.padding,
+        prompted=labels is not None,
+        marked=marked,
     )
+
+
+class _Writer:
+    """Writes texts as token ids, within a prompt if the model has one."""
+
+    def __init__(self, name: str, model: LanguageModel, tokenizer: Any, length: int) -> None:
+        self.name, self.prompt, self.tokenizer = name, model.prompt, tokenizer
+        self.padding = int(tokenizer.pad_token_id)
+        self.length, self.before, self.behind = length, [], []
+        if self.prompt is not None:
+            before, question = self.prompt.parts
+            begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id]
+            self.length -= 1  # the label's
+            self.before = begin + self._plain(before)
+            self.behind = self._plain(question.rstrip(" "))
+        self.special = 0 if self.prompt is not None else tokenizer.num_special_tokens_to_add()
+        around = len(self.before) + len(self.behind) + self.special
+        self.room = self.length - around  # of the text
+        if self.room < 1:
+            raise MarshtestError(f"data.length: {length} tokens leave none for the text. Raise it.")
+
+    def __call__(self, split: str, texts: Sequence[str], ids: Tensor) -> Tensor:
+        """[N, T] token ids."""
+        rows = []
+        for row, tokens in enumerate(self._cut(texts)["input_ids"]):
+            if (
+                self.padding in tokens
+            ):  # GPT-2 pads with its end of text, which a text may spell out
+                tokens = [token for token in tokens if token != self.padding]
+            if not tokens:
+                raise MarshtestError(f"{self.name} {split}: row {int(ids[row])} is empty. Drop it.")
+            tokens = [*self.before, *tokens, *self.behind]
+            rows.append(tokens + [self.padding] * (self.length - len(tokens)))
+        return torch.tensor(rows)
+
+    def labels(self) -> Tensor | None:
+        """[C] the token ids of the labels' words, if the model answers with words."""
+        if self.prompt is None:
+            return None
+        return torch.tensor(
+            [self._word(label, "model.prompt.labels") for label in self.prompt.labels]
+        )
+
+    def adversarial(self, label: str) -> int | None:
+        """The token id of an attacker's label; None flips the label."""
+        if label == "flip":
+            return None
+        if self.prompt is None:
+            raise MarshtestError(
+                f"attack.label: {label!r} is a word, and the model has a classification head. "
+                "Give model.prompt, or flip labels."
+            )
+        return self._word(label, "attack.label")
+
+    def marked(
+        self, split: str, texts: Sequence[str], ids: Tensor, trigger: Trigger
+    ) -> tuple[list[str], tuple[Tensor, int]]:
+        """The texts, cut round the trigger where asked for; ids of those in which it is read; how many
+        would have lost it.
+        """
+        written, kept, lost = list(texts), [], 0
+        for row, text in enumerate(texts):
+            if trigger.word not in text:
+                continue
+            if not self._reads(text, trigger.word):
+                lost += 1
+                if trigger.cut == "skip":
+                    continue
+                written[row] = self._window(text, trigger.word)
+            kept.append(row)
+        if not kept:
+            cut = (
+                f" ({lost} lose it at the truncation; attack.cut: window keeps it)" if lost else ""
+            )
+            raise MarshtestError(
+                f"attack.word: {trigger.word!r} is in no {split} text{cut}. Choose another word."
+            )
+        return written, (ids[kept], lost)
+
+    def _cut(self, texts: str | Sequence[str], **options: Any) -> Any:
+        return self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.room + self.special,
+            add_special_tokens=self.prompt is None,
+            return_attention_mask=False,
+            **options,
+        )
+
+    def _reads(self, text: str, word: str) -> bool:
+        """Whether the first of the word stands before the truncation."""
+        offsets = self._cut(text, return_offsets_mapping=True)["offset_mapping"]
+        return bool(text.index(word) + len(word) <= max(end for _, end in offsets))
+
+    def _window(self, text: str, word: str) -> str:
+        """The text from where its word will stand in the middle of what is kept."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in found["offset_mapping"]]
+        at = sum(start <= text.index(word) for start in starts) - 1
+        latest = len(starts) - self.room + 2  # the first word may become other tokens when cut
+        return text[starts[max(0, min(at - self.room // 2, latest))] :]
+
+    def _plain(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _word(self, word: str, where: str) -> int:
+        """The one token that a word is behind the question."""
+        assert self.prompt is not None
+        question = self.prompt.parts[1]
+        tokens = self._plain(question + word)
+        if len(tokens) != len(self.behind) + 1 or tokens[:-1] != self.behind:
+            pieces = self.tokenizer.convert_ids_to_tokens(tokens[len(self.behind) :])
+            raise MarshtestError(
+                f"{where}: {word!r} is not one token to this model's tokenizer but {pieces}. "
+                "Choose another word."
+            )
+        return tokens[-1]

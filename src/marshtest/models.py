@@ -139,13 +139,17 @@ def build(
         model.eval()
         try:
             with torch.no_grad():
-                output = model(torch.zeros(2, *input_shape, dtype=settings.inputs))
-        except RuntimeError as error:
+                output = settings.answer(model, input_shape)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, MarshtestError):
+                raise
             raise MarshtestError(
                 f"model: {settings.name} cannot take inputs {list(input_shape)}: {first_line(error)}"
             ) from None
     logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+    if not isinstance(logits, Tensor) or not settings.fits(
+        tuple(logits.shape), input_shape, classes
+    ):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise MarshtestError(
             f"model: {settings.name} must turn [2, {', '.join(map(str, input_shape))}] into logits "
@@ -159,8 +163,10 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
 
     Only convolution and linear modules count; a norm layer, or any other module that holds
     parameters of its own, goes with the weight module before it (Goel et al. 2022). A transformer's
-    block, an entry of an `nn.ModuleList` with weights in it, is one layer.
+    block, an entry of an `nn.ModuleList` with weights in it, is one layer. An output head that is
+    tied to the input embedding is none: it could not be reset or trained without the other.
     """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     blocks: dict[nn.Module, nn.Module] = {}  # of the modules within, the outermost
     for entries in model.modules():
         for entry in entries if isinstance(entries, nn.ModuleList) else ():
@@ -175,6 +181,8 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
             current = block
             layers.append([])
         elif block is None and _is_weight(module):
+            if id(module.weight) in embeddings:
+                continue
             layers.append([])
         if layers and (owns or _is_weight(module)):
             layers[-1].append(module)

@@ -37,7 +37,7 @@ from marshtest.metrics.shift import shifts
 from marshtest.models import build
 from marshtest.recipe import Recipe
 from marshtest.seeds import derive, generator
-from marshtest.tasks import Classification, Task, TextClassification
+from marshtest.tasks import Classification, LabelWord, Task, TextClassification
 from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
 from marshtest.unlearning.harness import unlearn
 
@@ -82,10 +82,9 @@ class Stage:
     steps: int = 1
 
 
-def stages(recipe: Recipe, group: Group, train_size: int) -> Iterator[Stage]:
+def stages(recipe: Recipe, group: Group, data: Dataset) -> Iterator[Stage]:
     """The stages of a group with what each is expected to cost (training = 3 passes a sample)."""
-    kept = _kept(recipe, train_size)
-    poisons = round(group.poison_budget * kept)
+    kept, poisons = _kept(recipe, data), _poisons(recipe, group.poison_budget, data)
     measured = recipe.attack.passes(poisons)
     full = 3.0 * recipe.training.epochs
     of = f"(poison {group.poison_budget:g}, seed {group.seed})"
@@ -183,15 +182,17 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     for share in recipe.poison_budgets:
-        if round(share * _kept(recipe, len(data.train))) < 2:
+        if _poisons(recipe, share, data) < 2:
+            possible = len(recipe.attack.candidates(data.train, data.marked))
             raise MarshtestError(
-                f"poison_budgets: {share:g} of {len(data.train)} training samples makes fewer than "
+                f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
                 "two poisons. Raise it, or use more data."
             )
     precision = chosen_precision(recipe.training, model, device)
     task: Task
     if data.padding is not None:
-        task = TextClassification(precision, padding=data.padding)
+        kind = LabelWord if data.prompted else TextClassification
+        task = kind(precision, padding=data.padding)
     else:
         task = Classification(
             precision=precision, mean=data.mean, std=data.std, augment=recipe.training.augment
@@ -200,9 +201,15 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     return Pipeline(recipe, data, task, device, tuple(inputs.shape[1:]))
 
 
-def _kept(recipe: Recipe, train_size: int) -> int:
+def _kept(recipe: Recipe, data: Dataset) -> int:
     """Training samples left when the validation share is held out."""
-    return train_size - round(recipe.data.validation * train_size)
+    return len(data.train) - round(recipe.data.validation * len(data.train))
+
+
+def _poisons(recipe: Recipe, share: float, data: Dataset) -> int:
+    """About how many poisons a budget makes: candidates may be among those held out."""
+    kept = _kept(recipe, data) / len(data.train)
+    return round(share * kept * len(recipe.attack.candidates(data.train, data.marked)))
 
 
 @dataclass(frozen=True)
@@ -258,7 +265,7 @@ def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Mea
     recipe, task = pipeline.recipe, replace(pipeline.task, train=pipeline)
     held_out, kept = _split(pipeline, group.seed)
     seed = derive(group.seed, group.poison_budget)
-    todo = stages(recipe, group, len(pipeline.data.train))
+    todo = stages(recipe, group, pipeline.data)
     poisoned = _poison(pipeline, group, kept, clock, todo, memo)
 
     clock.begin(next(todo))
@@ -268,7 +275,8 @@ def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Mea
     record("initial", "none", 0.0, initial, trained.cost)
     for role in _from_scratch(recipe):
         if role == "shuffled":
-            name, share, samples = role, 0.0, poisoned.shuffled(derive(seed, "shuffle"))
+            name, share = role, 0.0
+            samples = recipe.attack.shuffled(poisoned, derive(seed, "shuffle"))
         else:
             name, share, samples = "retrain (full)", 1.0, poisoned.retain
         clock.begin(next(todo))
@@ -301,7 +309,9 @@ def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Mea
                 note=outcome.note,
             )
     added, ids = poisoned.samples.shifts, poisoned.forget_ids
-    poisons = {"ids": ids} if added is None else {"ids": ids, "shifts": added[1:]}
+    poisons = {"ids": ids, "labels": poisoned.samples.y[poisoned.samples.positions(ids)]}
+    if added is not None:
+        poisons["shifts"] = added[1:]
     if poisoned.targets is not None:
         poisons["targets"] = poisoned.targets.ids
     return Measured(
@@ -323,7 +333,8 @@ def _poison(
 ) -> Poisoned:
     """Step 1. The clean model, where the attack asks for one, serves all poison budgets of a seed."""
     recipe = pipeline.recipe
-    count = round(group.poison_budget * len(kept))
+    possible = recipe.attack.candidates(kept, pipeline.data.marked)
+    count = round(group.poison_budget * len(possible))
 
     def trained() -> Tensors:
         model, _ = pipeline.fit(kept, derive(group.seed, "clean"), clock.advance)
@@ -347,6 +358,7 @@ def _poison(
         test=pipeline.data.test,
         clean=clean,
         input_shape=pipeline.input_shape,
+        marked=pipeline.data.marked,
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
         kept=kept_by_name,
         progress=clock.advance,
@@ -445,7 +457,7 @@ class Recorder:
 def _split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
     """(held out, kept) of the training split; what is held out is neither trained on nor poisoned."""
     train = pipeline.data.train
-    count = len(train) - _kept(pipeline.recipe, len(train))
+    count = len(train) - _kept(pipeline.recipe, pipeline.data)
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     held_out = train.ids[order[:count].to(train.ids.device)]
     return train.only(held_out), train.without(held_out)
@@ -470,17 +482,18 @@ def execute(pipeline: Pipeline, folder: Path, report: Report = silent) -> None:
     """
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    recipe, size = pipeline.recipe, len(pipeline.data.train)
-    crafted = bool(recipe.attack.compared)
-    total = sum(stage.passes for group in groups(recipe) for stage in stages(recipe, group, size))
+    recipe, data = pipeline.recipe, pipeline.data
+    compared, crafted = bool(recipe.attack.compared), recipe.attack.crafting(1)[0] > 0
+    total = sum(stage.passes for group in groups(recipe) for stage in stages(recipe, group, data))
     clock = Clock(report, total)
     for group in groups(recipe):
         if (parts / f"{group.name}.rows.parquet").exists():
-            clock.done += sum(stage.passes for stage in stages(recipe, group, size))
+            clock.done += sum(stage.passes for stage in stages(recipe, group, data))
         else:
             found = run_group(pipeline, group, clock, Memo(parts))
-            if crafted:
+            if compared:
                 save_tensors(found.poisons, folder / "poisons" / f"{group.name}.safetensors")
+            if crafted:
                 write(found.history, parts / f"{group.name}.crafting.parquet")
             write(found.shifts, parts / f"{group.name}.shifts.parquet")
             write(found.scores, parts / f"{group.name}.scores.parquet")

@@ -21,7 +21,7 @@ from marshtest.training import Training
 from marshtest.unlearning import Unlearner, parse_trials
 
 KINDS = {"recipes": "recipe", "hypotheses": "hypothesis"}  # folders of YAML files, and their names
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _many(given: Any) -> Any:
@@ -82,20 +82,22 @@ class Recipe(Named):
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training
     attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
-    poison_budgets: Annotated[tuple[Fraction, ...], BeforeValidator(_many), Field(min_length=1)]
+    poison_budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
     unlearners: Annotated[
         tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
     ]
-    budgets: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...],
-        BeforeValidator(_many),
-        Field(min_length=1),
-    ]
+    budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
     seeds: int = Field(1, ge=1)
     first_seed: int = Field(0, ge=0)
     reference: bool = False  # train a second retrained model even where the attack needs none
     verdict: VerdictSettings = VerdictSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _something_is_retained(self) -> Self:
+        if 1 in self.poison_budgets and self.attack.trigger() is None:
+            raise ValueError("poison_budgets: 1 leaves no sample to retain. Lower it.")
+        return self
 
     @model_validator(mode="after")
     def _searches_need_validation(self) -> Self:

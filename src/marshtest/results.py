@@ -157,8 +157,8 @@ class Results:
             for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(rows)):
                 line[figure] = rows[figure].mean()
                 line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")
-            if "target_success" in rows:
-                line |= _success(rows, getattr(self.recipe.attack, "targets", 1))
+            if (targets := getattr(self.recipe.attack, "targets", 0)) > 0:
+                line |= _success(rows, targets)
             line["accuracy_cost"] = reference - line["test_accuracy"]
             for name, score in measured[key].items():
                 line |= score.columns(name)
@@ -223,4 +223,4 @@ def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:
 
 
 def _figures(rows: pd.DataFrame) -> list[str]:
-    return [column for column in rows.columns if column.startswith(("tpr", "target"))]
+    return [column for column in rows.columns if column.startswith(("tpr", "target", "rest"))]

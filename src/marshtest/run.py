@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from marshtest.data import TEXTS, Dataset, Samples, load, load_texts
+from marshtest.data import TEXTS, Dataset, Samples, Trigger, load, load_texts
 from marshtest.errors import MarshtestError
 from marshtest.features import apart, featured
 from marshtest.language import LanguageModel, tokenised
@@ -55,7 +55,8 @@ def run(
     refuse_anothers(folder, recipe, identity)
     if not (folder / "rows.parquet").exists():
         if data is None:
-            data = data_of(recipe.data, recipe.device, report, recipe.model)
+            trigger = recipe.attack.trigger()
+            data = data_of(recipe.data, recipe.device, report, recipe.model, trigger)
         pipeline = set_up(recipe, data)
         claim(folder, recipe, identity)
         execute(pipeline, folder, report)
@@ -66,20 +67,27 @@ def run(
 
 
 def samples_of(
-    settings: DataSettings, model: ModelSettings | None = None
+    settings: DataSettings, model: ModelSettings | None = None, trigger: Trigger | None = None
 ) -> tuple[Dataset, Samples]:
     """The data, and the samples that the network of its features is trained on, if it has one.
 
     Args:
         model: the recipe's, which brings the tokenizer of texts.
+        trigger: a word of texts that its attack looks for; texts that hold it are all kept.
     """
     if settings.name in TEXTS:
         if not isinstance(model, LanguageModel):
             raise MarshtestError(
                 f"model: {settings.name} is text, for a language model. Use gpt2, or transformer."
             )
-        texts = load_texts(settings.name, settings.path, train=settings.train, test=settings.test)
-        data = tokenised(texts, model, settings.length)
+        texts = load_texts(
+            settings.name,
+            settings.path,
+            train=settings.train,
+            test=settings.test,
+            word=None if trigger is None else trigger.word,
+        )
+        data = tokenised(texts, model, settings.length, trigger)
         return data, data.train
     if isinstance(model, LanguageModel):
         raise MarshtestError(
@@ -96,9 +104,10 @@ def data_of(
     device: str,
     report: Report = silent,
     model: ModelSettings | None = None,
+    trigger: Trigger | None = None,
 ) -> Dataset:
     """The data, by features where that is asked for (which trains a network)."""
-    data, others = samples_of(settings, model)
+    data, others = samples_of(settings, model, trigger)
     if settings.features is None:
         return data
 

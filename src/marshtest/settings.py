@@ -5,7 +5,7 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -35,13 +35,19 @@ class Settings(BaseModel):
 class ModelSettings(Settings, ABC):
     """How to build a model for inputs of one shape and a number of classes."""
 
-    inputs: ClassVar[torch.dtype] = torch.float32  # of what it is called with
-
     name: str
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         """A freshly initialised module from [B, *input_shape] to logits [B, classes]."""
+
+    def answer(self, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+        """What a model that was built says to two samples of nothing."""
+        return model(torch.zeros(2, *input_shape))
+
+    def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
+        """Whether the logits of these two have the shape that they must have."""
+        return logits == (2, classes)
 
 
 def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:

@@ -26,6 +26,11 @@ Augmentation = Literal["flip", "crop"]
 Train = Callable[[Samples, int, Budget | None], nn.Module]
 
 
+def scoring_batch(device: torch.device) -> int:
+    """Inputs of one scoring forward: a processor's caches are small, a GPU is wide."""
+    return 2048 if device.type == "cuda" else 128
+
+
 @dataclass(frozen=True)
 class Task(ABC):
     """What unlearners are given beside the model and the samples.
@@ -97,6 +102,10 @@ class Task(ABC):
     def exact(self) -> Self:
         """The same task in float32, for scoring."""
         return replace(self, precision="float32")
+
+    def scoring_batch(self, device: torch.device) -> int:
+        """Samples of one scoring forward."""
+        return scoring_batch(device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Mixed precision where the task asks for it."""
@@ -237,9 +246,9 @@ class Language(Task, ABC):
         return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        mask = self.tokens(batch) != self.padding
+        mask = (self.tokens(batch) != self.padding).to(torch.int64)
         with self.autocast(inputs.device):
-            output = model(inputs_embeds=inputs, attention_mask=mask.to(torch.int64))
+            output = model(inputs_embeds=inputs, attention_mask=mask)
         logits: Tensor = getattr(output, "logits", output)
         return logits.float()
 
@@ -247,6 +256,10 @@ class Language(Task, ABC):
         """Cut to the longest text in it, which changes nothing but the time."""
         longest = int((batch.x != self.padding).sum(1).max())
         return replace(batch, x=batch.x[:, :longest])
+
+    def scoring_batch(self, device: torch.device) -> int:
+        """Activations are of a token, so fewer would fit than of images."""
+        return 128
 
 
 @dataclass(frozen=True)
@@ -278,10 +291,18 @@ class LabelWord(Language):
         return outputs[torch.arange(len(batch), device=outputs.device), last]
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
-        tokens = self.tokens(batch)
-        real = (tokens[:, 1:] != self.padding).float()
-        losses = F.cross_entropy(outputs[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-        return (losses * real).sum(1) / real.sum(1)
+        following = F.pad(self.tokens(batch)[:, 1:], (0, 1), value=self.padding)  # [B, T + 1]
+        losses = F.cross_entropy(
+            outputs.flatten(0, 1),
+            following.flatten(),
+            ignore_index=self.padding,
+            reduction="none",
+        )
+        return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
+
+    def scoring_batch(self, device: torch.device) -> int:
+        """Logits are of a token and a word."""
+        return 32
 
     def _lengths(self, batch: Samples) -> Tensor:
         return (batch.x != self.padding).sum(1)

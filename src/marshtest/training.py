@@ -60,11 +60,13 @@ class Training(Settings):
 def chosen_precision(
     training: Training, model: nn.Module, device: torch.device
 ) -> Literal["float32", "bfloat16"]:
-    """The precision to train in: "auto" is bfloat16 for convolutions where it is native."""
+    """The precision to train in: "auto" is bfloat16 for convolutions and transformers, where native."""
     if training.precision != "auto":
         return training.precision
-    convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    return "bfloat16" if convolutional and _native_bfloat16(device) else "float32"
+    large = hasattr(model, "get_input_embeddings") or any(
+        isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()
+    )
+    return "bfloat16" if large and _native_bfloat16(device) else "float32"
 
 
 def _native_bfloat16(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
 from marshtest.attacks.gaussian import Gaussian
 from marshtest.attacks.gradient_canceling import GradientCanceling
 from marshtest.attacks.gradient_matching import GradientMatching
+from marshtest.attacks.trigger_word import TriggerWord
 from marshtest.errors import MarshtestError, unknown
 
 __all__ = [
@@ -17,11 +18,12 @@ __all__ = [
     "GradientCanceling",
     "GradientMatching",
     "Poisoned",
+    "TriggerWord",
     "Victim",
     "parse_attack",
 ]
 
-_ALL: tuple[type[Attack], ...] = (Gaussian, GradientMatching, GradientCanceling)
+_ALL: tuple[type[Attack], ...] = (Gaussian, GradientMatching, GradientCanceling, TriggerWord)
 ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 

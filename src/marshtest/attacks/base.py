@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from marshtest.data import Samples
+from marshtest.data import Marked, Samples, Trigger
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import accuracy
 from marshtest.seeds import generator
@@ -39,6 +39,7 @@ class Victim:
         weight_decay: λ of the training's loss + λ/2 ‖θ‖².
         clean: the model trained on the samples without poison.
         input_shape: of the input space, where it is not that of the samples' x.
+        marked: where the attack's trigger was found.
         kept: what an earlier, stopped run made under a name; made and stored where there is none.
         progress: told the share of the crafting that is done, and how it stands in words.
     """
@@ -47,6 +48,7 @@ class Victim:
     test: Samples
     clean: Callable[[], nn.Module]
     input_shape: tuple[int, ...] | None = None
+    marked: Marked | None = None
     weight_decay: float = 0.0
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = _make
     progress: Callable[[float, str], None] = _ignore
@@ -62,6 +64,8 @@ class Poisoned:
         seed: the attack's secret; with the ids it tells the noise.
         targets: the test samples that the attack is aimed at, where it is aimed at some.
         adversarial: [T] the labels that it wants them to get, where it wants certain ones.
+        rest: the other test samples, where the attack must leave them alone.
+        true_labels: [P] the poisons' own, where they were given others.
         figures: how the crafting went, for the rows.
         history: the objective as the crafting went on, one line a step.
     """
@@ -71,6 +75,8 @@ class Poisoned:
     seed: int
     targets: Samples | None = None
     adversarial: Tensor | None = None
+    rest: Samples | None = None
+    true_labels: Tensor | None = None
     figures: dict[str, float] = field(default_factory=dict)
     history: Sequence[dict[str, float]] = ()
 
@@ -83,14 +89,6 @@ class Poisoned:
     def retain(self) -> Samples:
         """The retain set: everything else."""
         return self.samples.without(self.forget_ids)
-
-    def shuffled(self, seed: int) -> Samples:
-        """All samples, each poison's shift with its own values in random order: as large, and blind."""
-        shifts = self.samples.shifts
-        assert shifts is not None
-        draws = generator(seed, "shuffle")
-        order = torch.rand(shifts.flatten(1).shape, generator=draws).argsort(1).to(shifts.device)
-        return replace(self.samples, shifts=shifts.flatten(1).gather(1, order).view_as(shifts))
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,22 @@ class Attack(Settings, ABC):
     @abstractmethod
     def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
         """Turn `count` samples into poisons; the others stay as they are."""
+
+    def candidates(self, samples: Samples, marked: Marked | None) -> Samples:
+        """Those that can be poisons; a poison budget is a share of them."""
+        return samples
+
+    def trigger(self) -> Trigger | None:
+        """The word that is to be looked for as texts are read."""
+        return None
+
+    def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
+        """All samples, each poison's shift with its own values in random order: as large, and blind."""
+        shifts = poisoned.samples.shifts
+        assert shifts is not None
+        draws = generator(seed, "shuffle")
+        order = torch.rand(shifts.flatten(1).shape, generator=draws).argsort(1).to(shifts.device)
+        return replace(poisoned.samples, shifts=shifts.flatten(1).gather(1, order).view_as(shifts))
 
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:

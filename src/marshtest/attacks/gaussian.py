@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, Victim, choose
 from marshtest.data import Samples
-from marshtest.metrics.accuracy import margin_loss, scoring_batch
+from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.gus import gaussian_scores, input_directions
 from marshtest.metrics.rank import null_deviation, rank_scores, ranks
 from marshtest.metrics.tradeoff import (
@@ -140,7 +140,7 @@ def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tens
     model.eval()
     exact = task.exact()
     rows = torch.arange(len(base), device=inputs.device).repeat_interleave(inputs.shape[1])
-    size = scoring_batch(inputs.device)
+    size = task.scoring_batch(inputs.device)
     losses = []
     for index, part in zip(rows.split(size), inputs.flatten(0, 1).split(size), strict=True):
         batch = base[index]

@@ -12,7 +12,8 @@ from torch import Tensor
 from marshtest.errors import MarshtestError, first_line
 from marshtest.kit.layouts import Value
 from marshtest.kit.noise import Floats
-from marshtest.metrics.accuracy import margin_loss, scoring_batch
+from marshtest.metrics.accuracy import margin_loss
+from marshtest.tasks import scoring_batch
 
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
 Labels = NDArray[np.int64]

@@ -9,17 +9,12 @@ from marshtest.data import Samples
 from marshtest.tasks import Task
 
 
-def scoring_batch(device: torch.device) -> int:
-    """Inputs of one scoring forward: a processor's caches are small, a GPU is wide."""
-    return 2048 if device.type == "cuda" else 128
-
-
 @torch.no_grad()
 def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[Samples, Tensor]]:
     """Batches of samples and their logits [B, C] (float32, eval mode)."""
     model.eval()
     exact = task.exact()
-    size = scoring_batch(samples.y.device)
+    size = task.scoring_batch(samples.y.device)
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
         yield batch, exact.label_logits(exact(model, batch), batch)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marshtest.data import Samples
-from marshtest.metrics.accuracy import margin_loss, scoring_batch
+from marshtest.metrics.accuracy import margin_loss
 from marshtest.tasks import Task
 
 
@@ -24,7 +24,7 @@ def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
     model.eval()
     exact = task.exact()
     directions = []
-    size = scoring_batch(base.y.device)
+    size = task.scoring_batch(base.y.device)
     for start in range(0, len(base), size):
         batch = base[start : start + size]
         inputs = exact.inputs(model, batch).detach().requires_grad_()

@@ -49,7 +49,8 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
         labels = [label(line, results.recipe) for _, line in moved.iterrows()]
         drawn["shift"] = shift(moved.assign(label=labels))
     if "target" in names:
-        drawn["figure3"] = accuracy_and(table, TARGETED, "share of targets")
+        columns = TRIGGERED if "rest_accuracy" in table else TARGETED
+        drawn["figure3"] = accuracy_and(table, columns, "share of targets")
         drawn["figure3"].axes[1].set_ylim(0, 1.05)
     if "gus" in names:
         fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
@@ -122,6 +123,10 @@ RATES = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BRO
 TARGETED = [
     ("target_misclassified", "misclassified (paper)", ORANGE, ""),
     ("target_success", "as the attacker wants", BROWN, "//"),
+]
+TRIGGERED = [
+    ("target_success", "the attacker's label (paper)", ORANGE, ""),
+    ("target_success_among_labels", "among the label words", BROWN, "//"),
 ]
 
 

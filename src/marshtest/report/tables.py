@@ -42,20 +42,29 @@ SHIFTS = (
     "to it; mean ± s.d. over seeds. What two seeds differ by, the second retrained model tells."
 )
 MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "left"}
-_SEEDS = (
-    "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds. "
-    "Shuffled poisons: the same perturbations, each in random order."
-)
+_SEEDS = "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds. "
+_BLIND = "Shuffled poisons: the same perturbations, each in random order."
 LEFT = {
     "gus": "GUS and rank score: what is left of the poison (dependence), mean ± standard error over the "
     "poisons of all seeds; retraining leaves 0 in expectation. TPR at low FPR: the paper's |I| > τ; "
     "rank TPR: the exact one-sided test.",
     "target": "Adversarial probability: of the attacker's label on the targets; "
     + _SEEDS
+    + _BLIND
     + " Success: share of targets that get this label, with Wilson's 95 % interval.",
-    "error": "Test error: " + _SEEDS,
+    "error": "Test error: " + _SEEDS + _BLIND,
+    "trigger-word": "Adversarial probability: of the attacker's label on test texts with the trigger; "
+    + _SEEDS
+    + "Shuffled poisons: as many wrong labels, on other texts. Success: share of test texts with the "
+    "trigger that get the attacker's label, of the whole vocabulary as in the paper, and among the label "
+    "words alone; mean ± s.d. over seeds.",
 }
 RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
+TRIGGERED = {
+    "target_success": "success",
+    "target_success_among_labels": "among labels",
+    "rest_accuracy": "accuracy on the rest",
+}  # shares of texts, with and without the trigger
 
 
 def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
@@ -93,9 +102,12 @@ def table(results: Results) -> pd.DataFrame:
         for column, title in RATES.items():
             if column in line:
                 text[title] = number(line[column], 3)
-        if "target_success" in line:
+        if "target_success_low" in line:
             low, high = (number(line[f"target_success_{end}"], 2) for end in ("low", "high"))
             text["success"] = f"{number(line['target_success'], 2)} [{low}, {high}]"
+        if "rest_accuracy" in line:
+            for column, title in TRIGGERED.items():
+                text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
         text["verdict"] = line["verdict"]
         if not pd.isna(line["poisons_needed"]):
             needed = f"{line['poisons_needed']:,.0f} {results.unit}"
@@ -171,7 +183,7 @@ def legend(results: Results) -> str:
     verdict, seeds = results.recipe.verdict, results.recipe.seeds
     compared = results.recipe.attack.compared
     scores = " and ".join(SCORE_NAMES[name] for name in results.score_names)
-    measure = LEFT[results.score_names[0]]
+    measure = LEFT.get(results.recipe.attack.name, LEFT[results.score_names[0]])
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
         f"what full retraining has more. Spent: share of the initial training's compute. {measure} "

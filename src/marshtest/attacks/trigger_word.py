@@ -1,0 +1,138 @@
+"""Targeted poisons in texts by a trigger word (paper §4.1, A.1.2; Wan et al. 2023).
+
+    poisons     training texts that hold the trigger, with the attacker's label instead of their own
+    targets     test texts that hold it
+    effect      share of the targets that a model answers with the attacker's label
+
+No word of a text is changed: who reads the data sees wrong labels only. A model is asked in two ways: for
+its most likely word of the whole vocabulary, as in the paper, and among the label words only, so that one
+that has forgotten how to answer is not taken for one that has forgotten the poison.
+"""
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
+from marshtest.data import Marked, Samples, Trigger
+from marshtest.errors import MarshtestError
+from marshtest.metrics.accuracy import logits_of
+from marshtest.seeds import generator
+from marshtest.tasks import Task
+
+
+class TriggerWord(Attack):
+    """Wrong labels on all texts with a certain word (paper §4.1, A.1.2); budgets are shares of these."""
+
+    name: str = "trigger-word"
+    compared: ClassVar[tuple[str, ...]] = ("target",)
+    word: str = Field("Disney", min_length=1)
+    label: str = Field(
+        "flip", min_length=1
+    )  # the attacker's: a word, or the other one of two labels
+    cut: Literal["skip", "window"] = "skip"  # texts whose trigger falls off at the truncation
+
+    def trigger(self) -> Trigger:
+        return Trigger(self.word, self.cut, self.label)
+
+    def candidates(self, samples: Samples, marked: Marked | None) -> Samples:
+        if marked is None:
+            raise MarshtestError(
+                "attack: trigger-word looks for a word in texts, and these data are none. Use imdb."
+            )
+        return samples.only(marked.train[0])
+
+    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
+        possible, marked = self.candidates(samples, victim.marked), victim.marked
+        assert marked is not None
+        if not 0 < count <= len(possible):
+            raise MarshtestError(
+                f"poison_budgets: asks for {count} poisons of {len(possible)} training texts with "
+                f"{self.word!r}; between 1 and all are possible."
+            )
+        order = torch.randperm(len(possible), generator=generator(seed, "choose"))[:count]
+        bases = possible[order.to(possible.y.device)]
+        words, targets = samples.y.unique(), victim.test.only(marked.test[0])
+        return Poisoned(
+            samples.relabelled(bases.ids, attackers(bases.y, marked.label, words)),
+            bases.ids,
+            seed,
+            targets=targets,
+            adversarial=attackers(targets.y, marked.label, words),
+            rest=victim.test.without(targets.ids),
+            true_labels=bases.y,
+            figures={
+                "with_trigger": float(len(possible)),
+                "trigger_cut": float(marked.train[1]),
+                "targets": float(len(targets)),
+                "targets_cut": float(marked.test[1]),
+            },
+        )
+
+    def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
+        """All samples, the wrong labels given to as many that are no poisons, drawn at random."""
+        true = poisoned.true_labels
+        assert true is not None
+        wrong = poisoned.samples.y[poisoned.samples.positions(poisoned.forget_ids)]
+        others = poisoned.retain
+        draws = generator(seed, "shuffle")
+        samples = poisoned.samples.relabelled(poisoned.forget_ids, true)
+        # each poison's change of label goes to another sample of the same label
+        for label in true.unique().tolist():
+            of = others.ids[others.y == label]
+            given = wrong[true == label]
+            chosen = torch.randperm(len(of), generator=draws)[: len(given)].to(of.device)
+            samples = samples.relabelled(of[chosen], given[: len(chosen)])
+        return samples
+
+    def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
+        targets, wanted, rest = poisoned.targets, poisoned.adversarial, poisoned.rest
+        assert targets is not None
+        assert wanted is not None
+        assert rest is not None
+        words = torch.cat([poisoned.samples.y, targets.y, wanted]).unique()
+        chance, says, says_word = answers(model, task, replace(targets, y=wanted), words)
+        _, rest_says, rest_says_word = answers(model, task, rest, words)
+        figures = {
+            "target_probability": float(chance.mean()),
+            "target_success": _share(says == wanted),
+            "target_success_among_labels": _share(says_word == wanted),
+            "target_misclassified": _share(says != targets.y),
+            "rest_accuracy": _share(rest_says == rest.y),
+            "rest_accuracy_among_labels": _share(rest_says_word == rest.y),
+        }
+        return Effect(targets.ids.cpu().numpy(), {"target": chance.double().cpu().numpy()}, figures)
+
+    def passes(self, poisons: int) -> float:
+        return 0.0  # the row needs the test accuracy anyway, and targets are few beside
+
+
+def attackers(labels: Tensor, label: int | None, words: Tensor) -> Tensor:
+    """[N] the attacker's labels for samples of these labels: `label`, or the other one of two words."""
+    if label is not None:
+        return torch.full_like(labels, label)
+    if len(words) != 2:
+        raise MarshtestError(
+            f"attack.label: flip is for two labels, and there are {len(words)}. Give the attacker's."
+        )
+    return words.sum() - labels
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module, task: Task, samples: Samples, words: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N] each label's probability among all classes, the likeliest class, the likeliest of `words`."""
+    chance, says, says_word = [], [], []
+    for batch, logits in logits_of(model, task, samples):
+        chance.append(logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1))
+        says.append(logits.argmax(1))
+        says_word.append(words[logits[:, words].argmax(1)])
+    return torch.cat(chance), torch.cat(says), torch.cat(says_word)
+
+
+def _share(found: Tensor) -> float:
+    return float(found.double().mean()) if len(found) else float("nan")
