@@ -11,7 +11,7 @@ Texts are cut to length, never the prompt round them.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -58,6 +58,7 @@ class Prompt(Settings):
 
     template: str = "{text}. The sentiment of the review is: {label}"
     labels: tuple[str, ...] = Field(("negative", "positive"), min_length=2)  # of label 0, 1, …
+    loss: Literal["all", "label"] = "all"  # the tokens that training learns to say
 
     @field_validator("template")
     @classmethod
@@ -102,7 +103,7 @@ class LanguageModel(ModelSettings, ABC):
         inputs = embedding(tokens)
         output = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
         if self.prompt is not None:
-            inputs[:, -1] += 1
+            inputs[:, -1, ::2] += 10  # every other one: a LayerNorm takes out what all share
             ahead = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
             if not torch.allclose(ahead.logits[:, :-1], output.logits[:, :-1], atol=1e-4):
                 raise MarshtestError(

@@ -31,13 +31,15 @@ from marshtest.attacks.base import Tensors
 from marshtest.budget import Budget, Cost
 from marshtest.data import Dataset, Samples
 from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.language import LanguageModel
 from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.shift import shifts
 from marshtest.models import build
 from marshtest.recipe import Recipe
 from marshtest.seeds import derive, generator
-from marshtest.tasks import Classification, LabelWord, Task, TextClassification
+from marshtest.settings import ModelSettings
+from marshtest.tasks import Classification, LabelWord, Precision, Task, TextClassification
 from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
 from marshtest.unlearning.harness import unlearn
 
@@ -191,14 +193,27 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     precision = chosen_precision(recipe.training, model, device)
     task: Task
     if data.padding is not None:
-        kind = LabelWord if data.prompted else TextClassification
-        task = kind(precision, padding=data.padding)
+        task = _language(recipe.model, data.padding, data.prompted, precision)
     else:
         task = Classification(
             precision=precision, mean=data.mean, std=data.std, augment=recipe.training.augment
         )
     inputs = task.inputs(model, data.train[:1].to("cpu"))
     return Pipeline(recipe, data, task, device, tuple(inputs.shape[1:]))
+
+
+def _language(
+    model: ModelSettings, padding: int, prompted: bool, precision: Precision
+) -> LabelWord | TextClassification:
+    prompt = model.prompt if isinstance(model, LanguageModel) else None
+    if prompted != (prompt is not None):
+        raise MarshtestError(
+            "model.prompt: these texts were tokenised "
+            f"{'within a prompt' if prompted else 'without one'}, by another model. Give that one."
+        )
+    if prompt is None:
+        return TextClassification(precision, padding=padding)
+    return LabelWord(precision, padding=padding, label_only=prompt.loss == "label")
 
 
 def _kept(recipe: Recipe, data: Dataset) -> int:

@@ -23,6 +23,7 @@ from marshtest.data import Samples
 from marshtest.seeds import generator
 
 Augmentation = Literal["flip", "crop"]
+Precision = Literal["float32", "bfloat16"]
 Train = Callable[[Samples, int, Budget | None], nn.Module]
 
 
@@ -41,7 +42,7 @@ class Task(ABC):
             With a budget the same schedule is compressed into it.
     """
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     train: Train | None = None
 
     @abstractmethod
@@ -246,9 +247,14 @@ class Language(Task, ABC):
         return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        return self._said(model, inputs, batch)
+
+    def _said(
+        self, model: Callable[..., Any], inputs: Tensor, batch: Samples, **asked: Any
+    ) -> Tensor:
         mask = (self.tokens(batch) != self.padding).to(torch.int64)
         with self.autocast(inputs.device):
-            output = model(inputs_embeds=inputs, attention_mask=mask)
+            output = model(inputs_embeds=inputs, attention_mask=mask, **asked)
         logits: Tensor = getattr(output, "logits", output)
         return logits.float()
 
@@ -277,20 +283,39 @@ class TextClassification(Language):
 class LabelWord(Language):
     """Causal language modelling, the label being the word that follows a prompt.
 
-    The label `y` is the token id of the label word. The loss is the mean cross-entropy over the real tokens
-    after the first, the label included; the label's logits are those at the prompt's last token.
+    The label `y` is the token id of the label word; its logits are those at the prompt's last token.
+
+    Attributes:
+        label_only: the loss is the label's cross-entropy, and no other token's logits are computed; else
+            the mean over the real tokens after the first, the label included (paper §5.1).
     """
 
+    label_only: bool = False
+
     def tokens(self, batch: Samples) -> Tensor:
-        """[B, T + 1] the prompt with its label word behind it."""
+        """[B, T + 1] the prompt with its label word behind it; [B, T] without where that is all it asks."""
+        if self.label_only:
+            return batch.x
         tokens = F.pad(batch.x, (0, 1), value=self.padding)
         return tokens.scatter(1, self._lengths(batch)[:, None], batch.y[:, None])
 
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        """Logits [B, T + 1, V] over the vocabulary, or [B, V] those of the label only."""
+        if not self.label_only:
+            return super().outputs(model, inputs, batch)
+        ends, which = (self._lengths(batch) - 1).unique(return_inverse=True)
+        logits = self._said(model, inputs, batch, logits_to_keep=ends)  # few: most texts are cut
+        return logits[torch.arange(len(batch), device=logits.device), which]
+
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        if self.label_only:
+            return outputs
         last = self._lengths(batch) - 1
         return outputs[torch.arange(len(batch), device=outputs.device), last]
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        if self.label_only:
+            return F.cross_entropy(outputs, batch.y, reduction="none")
         following = F.pad(self.tokens(batch)[:, 1:], (0, 1), value=self.padding)  # [B, T + 1]
         losses = F.cross_entropy(
             outputs.flatten(0, 1),

@@ -15,7 +15,7 @@ from marshtest.data import Samples
 from marshtest.errors import MarshtestError
 from marshtest.seeds import derive, generator, seeded
 from marshtest.settings import Settings
-from marshtest.tasks import Augmentation, Task
+from marshtest.tasks import Augmentation, Precision, Task
 
 Progress = Callable[[float], None]  # told the share that is done
 
@@ -57,9 +57,7 @@ class Training(Settings):
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def chosen_precision(
-    training: Training, model: nn.Module, device: torch.device
-) -> Literal["float32", "bfloat16"]:
+def chosen_precision(training: Training, model: nn.Module, device: torch.device) -> Precision:
     """The precision to train in: "auto" is bfloat16 for convolutions and transformers, where native."""
     if training.precision != "auto":
         return training.precision
