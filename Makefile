@@ -26,3 +26,4 @@ bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/python benchmarks/kit.py
 	$(BIN)/python benchmarks/kernel.py
 	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python benchmarks/language.py

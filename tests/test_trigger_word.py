@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from marshtest.attacks import Poisoned, TriggerWord, Victim
 from marshtest.attacks.trigger_word import answers, attackers
@@ -351,6 +358,25 @@ def test_a_model_that_reads_ahead_is_refused(texts: Texts, tmp_path: Path) -> No
     BertLMHeadModel(shape).save_pretrained(tmp_path)
     with pytest.raises(MarshtestError, match=r"model: transformer reads tokens ahead"):
         build(Transformer(source=str(tmp_path), prompt=Prompt()), (LENGTH - 1,), 400, 0)
+
+
+def test_a_model_that_takes_no_embeddings_is_refused(texts: Texts, tmp_path: Path) -> None:
+    shape = CLIPTextConfig(
+        vocab_size=400,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    CLIPTextModel(shape).save_pretrained(tmp_path)
+    with pytest.raises(MarshtestError, match=r"model: transformer does not run from token embed"):
+        build(Transformer(source=str(tmp_path)), (LENGTH,), 2, 0)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(texts: Texts, tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    with pytest.raises(MarshtestError, match=r"model.source: .* holds no tokenizer"):
+        tokenised(texts, Transformer(source=str(tmp_path)), LENGTH)
 
 
 def recipe_of(folder: Path, **changes: Any) -> dict[str, Any]:

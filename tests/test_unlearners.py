@@ -65,6 +65,18 @@ def test_gd_steps_down_the_retain_gradient_and_ga_up_the_forget_gradient(
     torch.testing.assert_close(free_vector(updated), expected)
 
 
+def test_adamw_decays_and_steps_by_its_rate_along_each_sign() -> None:
+    """Loshchilov and Hutter 2019: both moments' bias corrections leave g / (|g| + ε) of step one."""
+    problem = PROBLEMS["text"]
+    options = {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.2, "batch_size": 16}
+    (method,) = parse_trials({"name": "gd", **options})
+    updated = one_step(problem, method, 16)
+    model = copy.deepcopy(problem.model).train()
+    slope = gradient(model, problem.task.loss(model, batch_of(problem, problem.retain, 16)).mean())
+    expected = (1 - 0.1 * 0.2) * free_vector(problem.model) - 0.1 * slope / (slope.abs() + 1e-8)
+    torch.testing.assert_close(free_vector(updated), expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_neggrad_plus_weighs_both_gradients_by_beta(kind: str) -> None:
     problem = PROBLEMS[kind]

@@ -101,7 +101,13 @@ class LanguageModel(ModelSettings, ABC):
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         tokens = torch.zeros(2, *input_shape, dtype=torch.int64)
         inputs = embedding(tokens)
-        output = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
+        try:
+            output = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise MarshtestError(
+                f"model: {self.name} does not run from token embeddings, inputs_embeds "
+                f"({first_line(error)}). Choose another."
+            ) from None
         if self.prompt is not None:
             inputs[:, -1, ::2] += 10  # every other one: a LayerNorm takes out what all share
             ahead = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
@@ -127,6 +133,7 @@ class GPT2(LanguageModel):
     layers: int = Field(2, ge=1)
     width: int = Field(128, ge=1)
     heads: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
     vocabulary: int = Field(4000, ge=258)  # 256 bytes and two special tokens at the least
     embedding_deviation: float = Field(
         0.14, gt=0
@@ -164,6 +171,9 @@ class GPT2(LanguageModel):
             n_embd=self.width,
             n_layer=self.layers,
             n_head=self.heads,
+            resid_pdrop=self.dropout,
+            embd_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -182,6 +192,8 @@ class Transformer(LanguageModel):
         from transformers import AutoTokenizer
 
         found = self._open(AutoTokenizer)
+        if not found("a")["input_ids"]:  # what is made up where a folder has none
+            raise MarshtestError(f"model.source: {self.source} holds no tokenizer. Save it there.")
         if found.pad_token is None:
             found.pad_token = found.eos_token
         if found.pad_token is None:

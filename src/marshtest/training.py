@@ -20,28 +20,33 @@ from marshtest.tasks import Augmentation, Precision, Task
 Progress = Callable[[float], None]  # told the share that is done
 
 
-class Training(Settings):
-    """How the initial and the retrained model are trained."""
+class OptimizerSettings(Settings):
+    """An optimiser, and the size of its mini-batches."""
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(128, ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # of SGD
     weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1)  # share of the training with linearly rising rate
-    augment: tuple[Augmentation, ...] = ()
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(128, ge=1)
 
     def optimizer_for(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over all trainable parameters."""
+        """The optimiser over all parameters that are not frozen."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(
             parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+
+
+class Training(OptimizerSettings):
+    """How the initial and the retrained model are trained."""
+
+    epochs: int = Field(ge=1)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1)  # share of the training with linearly rising rate
+    augment: tuple[Augmentation, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def set_rate(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
         """Set the learning rate that belongs to a share `progress` of the training."""

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -11,6 +10,7 @@ from marshtest.budget import Budget
 from marshtest.data import Samples
 from marshtest.settings import Settings, source_digest
 from marshtest.tasks import Task
+from marshtest.training import OptimizerSettings
 
 
 class Unlearner(Settings, ABC):
@@ -35,20 +35,10 @@ class Unlearner(Settings, ABC):
         """Raise MarshtestError where the method cannot work on this model; before any training."""
 
 
-class SGDSettings(Unlearner, ABC):
-    """The optimiser that the paper's unlearners share (A.2.1)."""
+class GradientUnlearner(OptimizerSettings, Unlearner, ABC):
+    """With the optimiser that the paper's unlearners share: SGD, momentum 0.9, decay 5e-4 (A.2.1)."""
 
     lr: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    batch_size: int = Field(128, ge=1)
-
-    def optimizer_for(self, model: nn.Module) -> torch.optim.SGD:
-        """SGD over the parameters that are not frozen."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.SGD(
-            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-        )
 
 
 class Custom(Unlearner):

@@ -19,10 +19,10 @@ from marshtest.data import Samples
 from marshtest.seeds import derive
 from marshtest.tasks import Task
 from marshtest.training import descend
-from marshtest.unlearning.base import SGDSettings
+from marshtest.unlearning.base import GradientUnlearner
 
 
-class GradientAscent(SGDSettings):
+class GradientAscent(GradientUnlearner):
     """GA (Jang et al. 2022; paper A.2.3): raise the loss on the forget set."""
 
     name: str = "ga"
@@ -45,7 +45,7 @@ class GradientAscent(SGDSettings):
         return model
 
 
-class NegGradPlus(SGDSettings):
+class NegGradPlus(GradientUnlearner):
     """NegGrad+ (Kurmanji et al. 2024; paper A.2.7): lower the retain loss, raise the forget loss."""
 
     name: str = "neggrad+"

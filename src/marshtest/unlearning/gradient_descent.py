@@ -19,10 +19,10 @@ from marshtest.data import Samples
 from marshtest.seeds import generator
 from marshtest.tasks import Task
 from marshtest.training import descend
-from marshtest.unlearning.base import SGDSettings
+from marshtest.unlearning.base import GradientUnlearner
 
 
-class GradientDescent(SGDSettings):
+class GradientDescent(GradientUnlearner):
     """GD (Neel et al. 2021; paper A.2.1): continue training on the retain set."""
 
     name: str = "gd"
@@ -44,7 +44,7 @@ class GradientDescent(SGDSettings):
         return model
 
 
-class NoisyGradientDescent(SGDSettings):
+class NoisyGradientDescent(GradientUnlearner):
     """NGD (Chien et al. 2024; paper A.2.2): the same, with noise on every gradient."""
 
     name: str = "ngd"

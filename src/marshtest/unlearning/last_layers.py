@@ -22,12 +22,12 @@ from marshtest.models import weight_layers
 from marshtest.seeds import derive, seeded
 from marshtest.tasks import Task
 from marshtest.training import descend
-from marshtest.unlearning.base import SGDSettings
+from marshtest.unlearning.base import GradientUnlearner
 
 
-class _LastLayers(SGDSettings, ABC):
+class _LastLayers(GradientUnlearner, ABC):
     k: int = Field(3, ge=1)  # layers, counted from the output
-    # lr: the paper tries 1e-3, 1e-4, 1e-5
+    # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains by whatever optimiser trained the model
 
     def check(self, model: nn.Module) -> None:
         count = len(weight_layers(model))

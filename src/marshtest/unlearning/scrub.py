@@ -29,10 +29,10 @@ from marshtest.data import Samples
 from marshtest.seeds import generator
 from marshtest.tasks import Task
 from marshtest.training import descend
-from marshtest.unlearning.base import SGDSettings
+from marshtest.unlearning.base import GradientUnlearner
 
 
-class Scrub(SGDSettings):
+class Scrub(GradientUnlearner):
     """SCRUB (Kurmanji et al. 2024; paper A.2.6): obey a teacher on the retain set only."""
 
     name: str = "scrub"
