@@ -141,8 +141,8 @@ def tokenising(texts: Texts, folder: Path) -> None:
 
 
 def medium(folder: Path, prompt: Prompt | None) -> None:
-    """Everything that a run does with a model, on 24 texts, half of them with the trigger."""
-    texts = random_texts(24, trigger_every=2)
+    """Everything that a run does with a model, on eight texts, half of them with the trigger."""
+    texts = random_texts(8, trigger_every=2)
     shape = GPT2Config(n_embd=1024, n_layer=24, n_head=16, n_positions=1024, vocab_size=50257)
     GPT2LMHeadModel(shape).save_pretrained(folder)
     GPT2(vocabulary=600, prompt=Prompt()).tokenizer(texts).save_pretrained(folder)
@@ -154,9 +154,9 @@ def medium(folder: Path, prompt: Prompt | None) -> None:
         "name": "medium",
         "data": "imdb",
         "model": settings.model_dump(),
-        "training": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 5e-5},
+        "training": {"epochs": 1, "batch_size": 4, "optimizer": "adamw", "lr": 5e-5},
         "attack": attack,
-        "poison_budgets": 0.3,
+        "poison_budgets": 0.5,
         "unlearners": [{"name": "scrub", "batch_size": 4}, {"name": "euk", "batch_size": 4}],
         "budgets": 0.5,
     }
