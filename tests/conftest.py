@@ -9,6 +9,17 @@ import torch
 import marshtest
 from marshtest.results import Results
 
+ALL_ON_TEXTS = [  # the paper's, for a transformer of few blocks
+    "retrain",
+    "gd",
+    "ngd",
+    "ga",
+    {"name": "euk", "k": 1},
+    {"name": "cfk", "k": 1},
+    "scrub",
+    "neggrad+",
+]
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"name": "digits", "train": 200, "test": 100},

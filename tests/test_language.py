@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ALL_ON_TEXTS
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
@@ -225,16 +226,7 @@ def test_the_main_job_runs_on_texts(folder: Path, tmp_path: Path) -> None:
         "training": {"epochs": 15, "batch_size": 16, "optimizer": "adamw", "lr": 3e-3},
         "attack": {"name": "gaussian", "variance": 0.1, "draws": 19},
         "poison_budgets": 0.2,
-        "unlearners": [
-            "retrain",
-            "gd",
-            "ngd",
-            "ga",
-            {"name": "euk", "k": 1},
-            {"name": "cfk", "k": 2},
-            "scrub",
-            "neggrad+",
-        ],
+        "unlearners": ALL_ON_TEXTS,
         "budgets": 0.2,
     }
     results = run(recipe, out=tmp_path / "run")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ALL_ON_TEXTS
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -40,6 +41,13 @@ WORD = "Disney"
 SMALL = GPT2(layers=2, width=32, heads=2, vocabulary=400, prompt=Prompt())
 SKIP, WINDOW = Trigger(WORD, "skip", "flip"), Trigger(WORD, "window", "flip")
 LENGTH = 24
+TRANSFORMER: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 def text(row: int) -> str:
@@ -346,29 +354,14 @@ def test_a_causal_model_of_a_local_folder(texts: Texts, data: Dataset, tmp_path:
 
 
 def test_a_model_that_reads_ahead_is_refused(texts: Texts, tmp_path: Path) -> None:
-    shape = BertConfig(
-        vocab_size=400,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        is_decoder=False,
-        initializer_range=0.5,
-    )
+    shape = BertConfig(**TRANSFORMER, initializer_range=0.5)
     BertLMHeadModel(shape).save_pretrained(tmp_path)
     with pytest.raises(MarshtestError, match=r"model: transformer reads tokens ahead"):
         build(Transformer(source=str(tmp_path), prompt=Prompt()), (LENGTH - 1,), 400, 0)
 
 
 def test_a_model_that_takes_no_embeddings_is_refused(texts: Texts, tmp_path: Path) -> None:
-    shape = CLIPTextConfig(
-        vocab_size=400,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    CLIPTextModel(shape).save_pretrained(tmp_path)
+    CLIPTextModel(CLIPTextConfig(**TRANSFORMER)).save_pretrained(tmp_path)
     with pytest.raises(MarshtestError, match=r"model: transformer does not run from token embed"):
         build(Transformer(source=str(tmp_path)), (LENGTH,), 2, 0)
 
@@ -387,16 +380,7 @@ def recipe_of(folder: Path, **changes: Any) -> dict[str, Any]:
         "training": {"epochs": 12, "batch_size": 16, "optimizer": "adamw", "lr": 5e-3},
         "attack": {"name": "trigger-word", "cut": "window", "label": "negative"},
         "poison_budgets": 1,
-        "unlearners": [
-            "retrain",
-            "gd",
-            "ngd",
-            "ga",
-            {"name": "euk", "k": 1},
-            {"name": "cfk", "k": 1},
-            "scrub",
-            "neggrad+",
-        ],
+        "unlearners": ALL_ON_TEXTS,
         "budgets": 0.1,
         "seeds": 2,
         **changes,
