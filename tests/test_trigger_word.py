@@ -27,6 +27,7 @@ from marshtest.budget import Budget, flops_of
 from marshtest.data import Dataset, Marked, Samples, Texts, Trigger, load_texts
 from marshtest.errors import MarshtestError
 from marshtest.language import GPT2, Prompt, Transformer, tokenised
+from marshtest.metrics.accuracy import accuracy
 from marshtest.models import build, load_model, save_model, weight_layers
 from marshtest.protocol import stages
 from marshtest.recipe import load_recipe
@@ -227,6 +228,7 @@ def test_answers_losses_and_effect_are_those_of_transformers_called_directly(dat
     chance = logits.softmax(1).gather(1, wanted[:, None]).squeeze(1).double()
     torch.testing.assert_close(torch.from_numpy(effect.scores["target"]), chance, rtol=0, atol=1e-5)
     figures = effect.figures
+    assert figures["test_accuracy"] == pytest.approx(accuracy(model, task, data.test))
     success = float((logits.argmax(1) == wanted).double().mean())
     assert figures["target_success"] == pytest.approx(success)
     among = words[logits[:, words].argmax(1)]

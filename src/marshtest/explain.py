@@ -20,10 +20,10 @@ from marshtest.training import Training, descend
 KINDS = {
     "features": "the network that the samples' features are taken from, trained once",
     "craft": "the attack's optimisation at a clean model; the count is of steps, each over all poisons",
-    "train": "SGD from scratch: the initial model on all samples, the retrained one on the retain set; of "
+    "train": "from scratch: the initial model on all samples, the retrained one on the retain set; of "
     "crafted poisons also the clean one, a reference and a control",
     "unlearn": "each unlearner from the initial model, within its compute budget",
-    "score": "the attack's effect on a model",
+    "score": "the attack's effect on a model, and its accuracy",
 }
 REPEATS = 3
 

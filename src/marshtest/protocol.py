@@ -87,7 +87,8 @@ class Stage:
 def stages(recipe: Recipe, group: Group, data: Dataset) -> Iterator[Stage]:
     """The stages of a group with what each is expected to cost (training = 3 passes a sample)."""
     kept, poisons = _kept(recipe, data), _poisons(recipe, group.poison_budget, data)
-    measured = recipe.attack.passes(poisons)
+    held_out = len(data.train) - kept
+    measured = recipe.attack.passes(poisons) + len(data.test) + poisons + held_out
     full = 3.0 * recipe.training.epochs
     of = f"(poison {group.poison_budget:g}, seed {group.seed})"
     steps, passes = recipe.attack.crafting(poisons)
@@ -459,14 +460,18 @@ class Recorder:
         task = self.pipeline.task
         started = time.perf_counter()
         effect = self.pipeline.recipe.attack.effect(model, self.poisoned, task)
-        figures = {
-            "test_accuracy": accuracy(model, task, self.pipeline.data.test),
-            "forget_accuracy": accuracy(model, task, self.poisoned.forget),
-            "validation_accuracy": accuracy(model, task, self.held_out),
-            **effect.figures,
-            "scoring_seconds": time.perf_counter() - started,
+        parts = {
+            "test_accuracy": self.pipeline.data.test,
+            "forget_accuracy": self.poisoned.forget,
+            "validation_accuracy": self.held_out,
         }
-        return figures, effect
+        measured = {
+            name: accuracy(model, task, samples)
+            for name, samples in parts.items()
+            if name not in effect.figures
+        }
+        seconds = {"scoring_seconds": time.perf_counter() - started}
+        return measured | dict(effect.figures) | seconds, effect
 
 
 def _split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:

@@ -98,7 +98,7 @@ class Effect:
     Attributes:
         ids: [P] of what was asked: the poisons, or the targets.
         scores: by name, [P] one value each.
-        figures: numbers for the row.
+        figures: numbers for the row; an accuracy that is among them is not measured again.
     """
 
     ids: NDArray[np.int64]
@@ -149,7 +149,7 @@ class Attack(Settings, ABC):
 
     @abstractmethod
     def passes(self, poisons: int) -> float:
-        """Sample passes of one measurement, for the estimate before a run."""
+        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run."""
 
 
 def choose(samples: Samples, count: int, seed: int) -> Tensor:

@@ -99,11 +99,11 @@ class GradientCanceling(Attack):
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         assert poisoned.targets is not None
-        error = 1 - accuracy(model, task, poisoned.targets)
-        return Effect(np.array([-1]), {"error": np.array([error])})
+        right = accuracy(model, task, poisoned.targets)
+        return Effect(np.array([-1]), {"error": np.array([1 - right])}, {"test_accuracy": right})
 
     def passes(self, poisons: int) -> float:
-        return 0.0  # the row has the test accuracy anyway
+        return 0.0  # the test accuracy is the effect
 
     def crafting(self, poisons: int) -> tuple[int, float]:
         return self.steps + 1, STEP_PASSES * poisons

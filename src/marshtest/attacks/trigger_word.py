@@ -96,7 +96,9 @@ class TriggerWord(Attack):
         words = torch.cat([poisoned.samples.y, targets.y, wanted]).unique()
         chance, says, says_word = answers(model, task, replace(targets, y=wanted), words)
         _, rest_says, rest_says_word = answers(model, task, rest, words)
+        right = torch.cat([says == targets.y, rest_says == rest.y])
         figures = {
+            "test_accuracy": _share(right),
             "target_probability": float(chance.mean()),
             "target_success": _share(says == wanted),
             "target_success_among_labels": _share(says_word == wanted),
@@ -107,7 +109,7 @@ class TriggerWord(Attack):
         return Effect(targets.ids.cpu().numpy(), {"target": chance.double().cpu().numpy()}, figures)
 
     def passes(self, poisons: int) -> float:
-        return 0.0  # the row needs the test accuracy anyway, and targets are few beside
+        return 0.0  # targets and rest are the test samples, whose accuracy is measured anyway
 
 
 def attackers(labels: Tensor, label: int | None, words: Tensor) -> Tensor:
