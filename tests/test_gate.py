@@ -18,9 +18,11 @@ def test_our_unlearners_pass(name: str) -> None:
     assert [fact for fact in check_unlearner(parse_trials(name)[0]) if not fact.holds] == []
 
 
-def descend(model: Any, retain: Any, task: Any, budget: Any, seed: int, sign: float = 1.0) -> Any:
+def descend(
+    model: Any, retain: Any, task: Any, budget: Any, seed: int, sign: float = 1.0, size: int = 64
+) -> Any:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3)
-    for batch in budget.stream(task.batches(retain, 64, seed)):
+    for batch in budget.stream(task.batches(retain, size, seed)):
         optimizer.zero_grad()
         (sign * task.loss(model, batch).mean()).backward()
         optimizer.step()
@@ -55,7 +57,8 @@ def unseeded(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, se
     import os
 
     odd = int.from_bytes(os.urandom(4), "big")
-    return descend(copy.deepcopy(model).train(), retain, task, budget, odd)
+    model = copy.deepcopy(model).train()
+    return descend(model, retain, task, budget, odd, size=16)  # no batch is all of the retain set
 
 
 def thaws(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:

@@ -182,10 +182,9 @@ class _TinyLM(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        kept = inputs_embeds * attention_mask[..., None]
-        counts = attention_mask.cumsum(1).clamp(min=1)[..., None]
-        return self.layers(kept.cumsum(1) / counts)  # type: ignore[no-any-return]
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        counts = torch.arange(1, inputs_embeds.shape[1] + 1, device=inputs_embeds.device)
+        return self.layers(inputs_embeds.cumsum(1) / counts[:, None])  # type: ignore[no-any-return]
 
 
 def text() -> Problem:

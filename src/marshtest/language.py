@@ -21,16 +21,21 @@ from marshtest.data import Dataset, Marked, Samples, Texts, Trigger
 from marshtest.errors import MarshtestError, first_line
 from marshtest.settings import ModelSettings, Settings
 
+FUSED_GELU = "gelu_pytorch_tanh"  # what "gelu_new" computes, in one kernel
+
 
 class TextClassifier(nn.Module):
     """A linear head on what a transformer says at the last real token (paper §5.1).
 
     Called as `transformers` models are, with token ids or with their embeddings.
+
+    Attributes:
+        causal: the backbone reads nothing behind a token, so no padding; its attention is faster unmasked.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, classes: int) -> None:
+    def __init__(self, backbone: nn.Module, width: int, classes: int, *, causal: bool) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.causal = backbone, causal
         self.head = nn.Linear(width, classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
 
@@ -47,7 +52,8 @@ class TextClassifier(nn.Module):
     ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        given = {} if attention_mask is None else {"attention_mask": attention_mask}
+        masked = attention_mask is not None and not self.causal
+        given = {"attention_mask": attention_mask} if masked else {}
         states = self.backbone(inputs_embeds=inputs_embeds, **given).last_hidden_state  # [B, T, D]
         last = -1 if attention_mask is None else attention_mask.sum(1) - 1
         return self.head(states[torch.arange(len(states), device=states.device), last])  # type: ignore[no-any-return]
@@ -95,35 +101,43 @@ class LanguageModel(ModelSettings, ABC):
         if self.prompt is not None:
             return self.transformer(input_shape[0] + 1, causal=True)  # the label comes behind
         made = self.transformer(input_shape[0], causal=False)
-        return TextClassifier(made, int(made.config.hidden_size), classes)  # type: ignore[union-attr, arg-type]
+        causal = not self._reads_ahead(made)
+        return TextClassifier(made, int(made.config.hidden_size), classes, causal=causal)  # type: ignore[union-attr, arg-type]
 
     def answer(self, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        if self.prompt is not None and self._reads_ahead(model):
+            raise MarshtestError(
+                f"model: {self.name} reads tokens ahead, so it is no causal language model. "
+                "Leave out model.prompt, or choose another."
+            )
         tokens = torch.zeros(2, *input_shape, dtype=torch.int64)
-        inputs = embedding(tokens)
+        return model(inputs_embeds=model.get_input_embeddings()(tokens))  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _reads_ahead(self, model: nn.Module) -> bool:
+        """Whether a token changes what a transformer says before it."""
+        training = model.training
+        model.eval()
+        before: Tensor = model.get_input_embeddings()(torch.zeros(1, 4, dtype=torch.int64))  # type: ignore[operator]
+        after = before.clone()
+        after[:, -1, ::2] += 10  # every other one: a LayerNorm takes out what all share
         try:
-            output = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
+            said = [model(inputs_embeds=inputs) for inputs in (before, after)]
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise MarshtestError(
                 f"model: {self.name} does not run from token embeddings, inputs_embeds "
                 f"({first_line(error)}). Choose another."
             ) from None
-        if self.prompt is not None:
-            inputs[:, -1, ::2] += 10  # every other one: a LayerNorm takes out what all share
-            ahead = model(inputs_embeds=inputs, attention_mask=torch.ones_like(tokens))
-            if not torch.allclose(ahead.logits[:, :-1], output.logits[:, :-1], atol=1e-4):
-                raise MarshtestError(
-                    f"model: {self.name} reads tokens ahead, so it is no causal language model. "
-                    "Leave out model.prompt, or choose another."
-                )
-        return output
+        model.train(training)
+        one, other = (
+            of["logits" if "logits" in of else "last_hidden_state"][:, :-1] for of in said
+        )
+        return not torch.allclose(one, other, atol=1e-4)
 
     def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
         if self.prompt is None:
             return super().fits(logits, input_shape, classes)
-        return (
-            logits[:-1] == (2, *input_shape) and logits[-1] >= classes
-        )  # some pad their vocabulary
+        return logits[:-1] == (2, *input_shape) and logits[-1] >= classes  # some are padded
 
 
 class GPT2(LanguageModel):
@@ -135,9 +149,7 @@ class GPT2(LanguageModel):
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     vocabulary: int = Field(4000, ge=258)  # 256 bytes and two special tokens at the least
-    embedding_deviation: float = Field(
-        0.14, gt=0
-    )  # of token embeddings, as in the pretrained GPT-2
+    embedding_deviation: float = Field(0.14, gt=0)  # of tokens, as in the pretrained GPT-2
 
     def tokenizer(self, texts: Texts) -> Any:
         from tokenizers import ByteLevelBPETokenizer
@@ -174,6 +186,7 @@ class GPT2(LanguageModel):
             resid_pdrop=self.dropout,
             embd_pdrop=self.dropout,
             attn_pdrop=self.dropout,
+            activation_function=FUSED_GELU,
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -203,11 +216,17 @@ class Transformer(LanguageModel):
         return found
 
     def transformer(self, length: int, *, causal: bool) -> nn.Module:
-        from transformers import AutoModel, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+        config = self._open(AutoConfig)
+        for key in ("activation_function", "hidden_act"):
+            if getattr(config, key, None) == "gelu_new":
+                setattr(config, key, FUSED_GELU)
         kind = AutoModelForCausalLM if causal else AutoModel
-        model: nn.Module = self._open(kind, use_safetensors=True, dtype=torch.float32)
-        limit = getattr(model.config, "max_position_embeddings", None)
+        model: nn.Module = self._open(
+            kind, config=config, use_safetensors=True, dtype=torch.float32
+        )
+        limit = getattr(config, "max_position_embeddings", None)
         if isinstance(limit, int) and length > limit:
             raise MarshtestError(
                 f"data.length: {length} tokens are more than the {limit} that {self.source} takes."

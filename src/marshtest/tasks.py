@@ -246,15 +246,9 @@ class Language(Task, ABC):
             return embedded
         return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
 
-    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        return self._said(model, inputs, batch)
-
-    def _said(
-        self, model: Callable[..., Any], inputs: Tensor, batch: Samples, **asked: Any
-    ) -> Tensor:
-        mask = (self.tokens(batch) != self.padding).to(torch.int64)
+    def _said(self, model: Callable[..., Any], inputs: Tensor, **asked: Any) -> Tensor:
         with self.autocast(inputs.device):
-            output = model(inputs_embeds=inputs, attention_mask=mask, **asked)
+            output = model(inputs_embeds=inputs, **asked)
         logits: Tensor = getattr(output, "logits", output)
         return logits.float()
 
@@ -271,6 +265,9 @@ class Language(Task, ABC):
 @dataclass(frozen=True)
 class TextClassification(Language):
     """Logits [B, C] of a text; cross-entropy."""
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        return self._said(model, inputs, attention_mask=(batch.x != self.padding).to(torch.int64))
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
@@ -300,11 +297,15 @@ class LabelWord(Language):
         return tokens.scatter(1, self._lengths(batch)[:, None], batch.y[:, None])
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        """Logits [B, T + 1, V] over the vocabulary, or [B, V] those of the label only."""
+        """Logits [B, T + 1, V] over the vocabulary, or [B, V] those of the label only.
+
+        A causal model reads no padding behind the tokens that are asked about, so it needs no mask, and
+        attention without one is faster.
+        """
         if not self.label_only:
-            return super().outputs(model, inputs, batch)
+            return self._said(model, inputs)
         ends, which = (self._lengths(batch) - 1).unique(return_inverse=True)
-        logits = self._said(model, inputs, batch, logits_to_keep=ends)  # few: most texts are cut
+        logits = self._said(model, inputs, logits_to_keep=ends)  # few: most texts are cut
         return logits[torch.arange(len(batch), device=logits.device), which]
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:

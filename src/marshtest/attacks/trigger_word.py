@@ -30,9 +30,7 @@ class TriggerWord(Attack):
     name: str = "trigger-word"
     compared: ClassVar[tuple[str, ...]] = ("target",)
     word: str = Field("Disney", min_length=1)
-    label: str = Field(
-        "flip", min_length=1
-    )  # the attacker's: a word, or the other one of two labels
+    label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
     cut: Literal["skip", "window"] = "skip"  # texts whose trigger falls off at the truncation
 
     def trigger(self) -> Trigger:
