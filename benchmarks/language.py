@@ -7,7 +7,7 @@ fine-tuning   marshtest's loop beside a plain float32 PyTorch loop over texts pa
               label; seconds a step, and both loss curves, mean ± s.d. over three seeds.
 tokenising    25,000 texts beside the tokenizer library alone.
 medium        load, fine-tune, unlearn, score and save a randomly initialised model of GPT-2 medium's
-              shape, a few steps of each: seconds, and the process's peak memory.
+              shape, a few steps of 32 tokens a text: seconds, and the process's peak memory.
 
 Without --reviews (a local IMDb) the texts are random words of a like length.
 """
@@ -26,16 +26,25 @@ from speed import median_times
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import ACT2FN
 
 from marshtest.data import Dataset, Samples, Texts, Trigger, load_texts
-from marshtest.language import GPT2, LanguageModel, Prompt, Transformer, tokenised
-from marshtest.models import build, save_model
+from marshtest.language import (
+    GPT2,
+    LanguageModel,
+    Prompt,
+    TextClassifier,
+    Transformer,
+    tokenised,
+)
+from marshtest.models import build, load_model, save_model
 from marshtest.run import run
 from marshtest.seeds import generator
 from marshtest.tasks import LabelWord, Language, TextClassification
 from marshtest.training import Training, chosen_precision, fit
 
 LENGTH, BATCH, STEPS, SEEDS, EPOCHS = 128, 32, 10, 3, 5
+FEW = 32  # tokens of a text for the large model
 Loss = Callable[[nn.Module, Samples], Tensor]
 
 
@@ -75,6 +84,19 @@ def plain_loss(task: Language) -> Loss:
     return answered if isinstance(task, LabelWord) else classified
 
 
+def plain_model(
+    settings: LanguageModel, shape: tuple[int, ...], classes: int, seed: int
+) -> nn.Module:
+    """The same weights, with what `transformers` gives a GPT-2: its own GELU, attention under a mask."""
+    model = build(settings, shape, classes, seed)
+    for module in model.modules():
+        if hasattr(module, "act"):
+            module.act = ACT2FN["gelu_new"]
+    if isinstance(model, TextClassifier):
+        model.causal = False
+    return model
+
+
 def plain_epochs(
     model: nn.Module, samples: Samples, loss_of: Loss, training: Training, seed: int
 ) -> None:
@@ -105,7 +127,8 @@ def fine_tuning(settings: LanguageModel, texts: Texts) -> None:
         "plain": lambda model, seed: plain_epochs(model, samples, loss_of, training, seed),
         "marshtest": lambda model, seed: fit(model, samples, task, training, seed),
     }
-    models = {name: build(settings, shape, data.classes, 0) for name in works}
+    makes = {"plain": plain_model, "marshtest": build}
+    models = {name: make(settings, shape, data.classes, 0) for name, make in makes.items()}
     slow, fast = median_times(*(partial(work, models[name], 0) for name, work in works.items()))
     what = "a classification head" if settings.prompt is None else "a prompt's label"
     print(
@@ -115,7 +138,7 @@ def fine_tuning(settings: LanguageModel, texts: Texts) -> None:
     for name, work in works.items():
         losses = torch.zeros(SEEDS, EPOCHS)
         for seed in range(SEEDS):
-            model = build(settings, shape, data.classes, seed)
+            model = makes[name](settings, shape, data.classes, seed)
             for epoch in range(EPOCHS):
                 work(model, 10 * seed + epoch)
                 with torch.no_grad():
@@ -148,7 +171,7 @@ def medium(folder: Path, prompt: Prompt | None) -> None:
     GPT2(vocabulary=600, prompt=Prompt()).tokenizer(texts).save_pretrained(folder)
     settings = Transformer(source=str(folder), prompt=prompt)
     trigger = None if prompt is None else Trigger("Disney", "window", "negative")
-    data = tokenised(texts, settings, LENGTH, trigger)
+    data = tokenised(texts, settings, FEW, trigger)
     attack = {"name": "gaussian", "draws": 3} if prompt is None else {"name": "trigger-word"}
     recipe = {
         "name": "medium",
@@ -176,6 +199,7 @@ def medium(folder: Path, prompt: Prompt | None) -> None:
     saved = time.perf_counter()
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert load_model(folder / "saved.safetensors").get_input_embeddings() is not None  # type: ignore[operator]
     print(
         f"             {parameters:.0f} million parameters: loaded in {loaded - started:.1f} s, "
         f"saved in {saved - loaded:.1f} s; peak memory so far {peak:.1f} GiB"
@@ -195,7 +219,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as folder:
         if not options.medium:
-            for settings in (GPT2(), GPT2(prompt=Prompt(loss="label"))):
+            for settings in (GPT2(dropout=0), GPT2(dropout=0, prompt=Prompt(loss="label"))):
                 fine_tuning(settings, texts)
             tokenising(texts, Path(folder))
         for prompt in (None, Prompt()) if options.medium else ():

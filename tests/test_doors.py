@@ -169,7 +169,7 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
 
 
 def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
-    settings = parse_model({"name": "resnet18", "width": 2})
+    settings = parse_model({"name": "resnet18", "width": 8})
     model = settings.build((3, 8, 8), 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     save_model(model, tmp_path / "m.safetensors", settings, (3, 8, 8), 5)
     again = load_model(tmp_path / "m.safetensors")

@@ -96,7 +96,7 @@ def test_a_grid_gives_the_feature_map_and_a_grid_of_one_its_mean() -> None:
     y = torch.arange(20) % 10
     data = Dataset.from_tensors((images, y), (images[:5], y[:5]), classes=10)
     settings = FeatureSettings.parse(
-        {"model": {"name": "resnet18", "width": 4}, "training": {"epochs": 1}, "grid": (4, 2)}, ""
+        {"model": {"name": "resnet18", "width": 8}, "training": {"epochs": 1}, "grid": (4, 2)}, ""
     )
     model, task = network(data, settings, CPU)
     pooled = by_features(data, data.train, model, task)

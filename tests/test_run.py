@@ -167,7 +167,7 @@ def test_data_in_memory_and_another_model_are_welcome(tmp_path: Path) -> None:
     data = marshtest.Dataset.from_tensors(
         (digits.train.x.float() / 255, digits.train.y), (digits.test.x.float() / 255, digits.test.y)
     )
-    recipe = {**TINY, "seeds": 1, "model": {"name": "resnet18", "width": 2}, "unlearners": ["cfk"]}
+    recipe = {**TINY, "seeds": 1, "model": {"name": "resnet18", "width": 8}, "unlearners": ["cfk"]}
     results = marshtest.run(recipe, out=tmp_path / "run", data=data)
     assert (results.rows["data"] == "in-memory").all()
     assert (results.rows["forget_size"] == 24).all()
