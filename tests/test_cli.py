@@ -92,8 +92,9 @@ def test_explain_expects_as_many_stages_as_run_does(marshtest: Any, tmp_path: Pa
     data = load("digits", train=200, test=100)
     cost = expected_cost(recipe, data, data.train[:0]).set_index("stage")
     assert cost["count"].to_dict() == {"train": 4, "unlearn": 6, "score": 10}
-    # scoring: K + 1 forwards, and one forward and backward, for each of 40 poisons and 10 models
-    assert cost.loc["score", "passes"] == 10 * 40 * (20 + 3)
+    # scoring of 10 models: K + 1 forwards, and one forward and backward, for each of 40 poisons; the
+    # accuracy on 100 test samples and on the poisons
+    assert cost.loc["score", "passes"] == 10 * (40 * (20 + 3) + 100 + 40)
 
 
 UNLEARNER = """
