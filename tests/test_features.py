@@ -101,9 +101,9 @@ def test_a_grid_gives_the_feature_map_and_a_grid_of_one_its_mean() -> None:
     model, task = network(data, settings, CPU)
     pooled = by_features(data, data.train, model, task)
     one = by_features(data, data.train, model, task, (1, 1))
-    assert pooled.train.x.shape == (20, 32)
+    assert pooled.train.x.shape == (20, 64)
     torch.testing.assert_close(one.train.x, pooled.train.x, rtol=1e-4, atol=1e-4)
-    assert by_features(data, data.train, model, task, settings.grid).train.x.shape == (20, 32 * 8)
+    assert by_features(data, data.train, model, task, settings.grid).train.x.shape == (20, 64 * 8)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(MarshtestError, match="only resnet18 has a feature map"):
         by_features(data, data.train, flat, task, (1, 1))
