@@ -188,7 +188,7 @@ def medium(folder: Path, prompt: Prompt | None) -> None:
     for _, row in rows.iterrows():
         name = row["role"] if row["unlearner"] == "none" else row["unlearner"]
         print(
-            f"             {name}: {row['epochs']:.1f} epochs of {len(texts.train)} texts in "
+            f"             {name}: {row['passes']:.0f} sample passes of {FEW} tokens in "
             f"{row['seconds']:.1f} s, {row['precision']}; measured in {row['scoring_seconds']:.1f} s"
         )
     input_shape = tuple(data.train.x.shape[1:])
