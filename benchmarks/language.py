@@ -38,7 +38,7 @@ from marshtest.language import (
     tokenised,
 )
 from marshtest.models import build, load_model, save_model
-from marshtest.run import run
+from marshtest.runs import run
 from marshtest.seeds import generator
 from marshtest.tasks import LabelWord, Language, TextClassification
 from marshtest.training import Training, chosen_precision, fit

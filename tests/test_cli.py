@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from conftest import TINY
@@ -14,8 +13,8 @@ from conftest import TINY
 from marshtest import cli
 from marshtest.attacks import ATTACKS
 from marshtest.data import LOADERS
+from marshtest.documents import shipped
 from marshtest.models import MODELS
-from marshtest.recipe import shipped
 from marshtest.unlearning import UNLEARNERS
 
 
@@ -83,18 +82,18 @@ def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
         assert kind in said.out
 
 
-def test_explain_expects_as_many_stages_as_run_does(marshtest: Any, tmp_path: Path) -> None:
-    from marshtest.data import load
+def test_explain_expects_as_many_stages_as_run_does() -> None:
+    from marshtest.driving import plan_sweep
     from marshtest.explain import expected_cost
-    from marshtest.recipe import load_recipe
+    from marshtest.grid import read_sweep
 
-    recipe = load_recipe(TINY)
-    data = load("digits", train=200, test=100)
-    cost = expected_cost(recipe, data, data.train[:0]).set_index("stage")
+    cost = expected_cost(plan_sweep(read_sweep(TINY))).set_index("stage")
     assert cost["count"].to_dict() == {"train": 4, "unlearn": 6, "score": 10}
     # scoring of 10 models: K + 1 forwards, and one forward and backward, for each of 40 poisons; the
     # accuracy on 100 test samples and on the poisons
     assert cost.loc["score", "passes"] == 10 * (40 * (20 + 3) + 100 + 40)
+    multiplied = 64 * 32 + 32 * 10  # weights of the network; a multiplication and an addition each
+    assert cost.loc["score", "flops"] == cost.loc["score", "passes"] * 2 * multiplied
 
 
 UNLEARNER = """
@@ -261,29 +260,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(lines) == 1
     assert says in lines[0]
     assert "Traceback" not in said.err + said.out
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(
-    marshtest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writes = []
-    real = pd.DataFrame.to_parquet
-
-    def full(self: pd.DataFrame, path: Path, **rest: Any) -> None:
-        writes.append(path)
-        if len(writes) > 3:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(self, path, **rest)
-
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    said = marshtest("run", "tiny.yaml", "--out", "here")
-    assert said.code == 2
-    assert "cannot be written (No space left on device). Make room" in said.err
-    kept = sorted(file.name for file in (tmp_path / "here" / "parts").iterdir())
-    assert kept == [f"0.2-0.{kind}.parquet" for kind in ("rows", "scores", "shifts")]
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", real)
-    assert marshtest("run", "tiny.yaml", "--out", "here").code == 0
 
 
 def test_every_command_has_help_with_an_example(marshtest: Any) -> None:

@@ -23,11 +23,12 @@ from marshtest.errors import MarshtestError
 from marshtest.metrics import power, verdict
 from marshtest.metrics.verdict import Dependence, compared, verdicts
 from marshtest.plan import effects_of
-from marshtest.protocol import Clock, Memo, Pipeline, Stage, groups, stages
+from marshtest.protocol import Pipeline
 from marshtest.report.figures import figures_of
 from marshtest.report.tables import TABLE_2, table2
 from marshtest.results import Results
 from marshtest.seeds import derive
+from marshtest.stages import Job, Keys, Worker, jobs
 
 TRAINING = {"epochs": 20, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-3}
 DATA = {"name": "digits", "train": 300, "test": 150}
@@ -52,7 +53,7 @@ BOTH = pytest.mark.parametrize("kind", ["canceling", "matching"])
 
 class Watched(NamedTuple):
     results: Results
-    begun: list[Stage]
+    begun: list[Job]
     fits: list[int]  # seeds of what was trained from scratch
 
 
@@ -60,18 +61,18 @@ Runs = dict[str, Watched]
 
 
 def watched(recipe: dict[str, Any], folder: Path) -> Watched:
-    begun, fits, begin, fit = list[Stage](), list[int](), Clock.begin, Pipeline.fit
+    begun, fits, begin, fit = list[Job](), list[int](), Worker.__call__, Pipeline.fit
 
-    def beginning(clock: Clock, stage: Stage) -> None:
-        begun.append(stage)
-        begin(clock, stage)
+    def beginning(worker: Worker, job: Job, progress: Any) -> None:
+        begun.append(job)
+        begin(worker, job, progress)
 
     def fitting(pipeline: Pipeline, samples: Samples, seed: int, *rest: Any) -> Any:
         fits.append(seed)
         return fit(pipeline, samples, seed, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "begin", beginning)
+        patch.setattr(Worker, "__call__", beginning)
         patch.setattr(Pipeline, "fit", fitting)
         return Watched(marshtest.run(recipe, out=folder), begun, fits)
 
@@ -262,15 +263,16 @@ def test_saved_poisons_stay_within_epsilon_and_the_range_of_pixels(seed: int, ru
 
 
 @BOTH
-def test_the_stages_foretold_are_begun_and_the_clean_model_serves_all_poison_budgets(
+def test_the_jobs_foretold_are_done_once_and_the_clean_model_serves_all_poison_budgets(
     kind: str, runs: Runs
 ) -> None:
     (results, begun, fits), recipe = runs[kind], runs[kind].results.recipe
-    assert begun == [s for group in groups(recipe) for s in stages(recipe, group, DIGITS)]
+    foretold = [job.makes for job in jobs(Keys(recipe), keep_models=False)]
+    assert [job.makes for job in begun] == list(dict.fromkeys(foretold))
     cells, updated = 2 * len(recipe.poison_budgets), int((results.rows["role"] == "updated").sum())
-    expected = {"train": 2 + 4 * cells, "craft": cells, "unlearn": updated}
-    expected["score"] = 4 * cells + updated
-    assert pd.Series([stage.kind for stage in begun]).value_counts().to_dict() == expected
+    expected = {"train": 2 + 4 * cells, "craft": cells, "score": 4 * cells}
+    expected["unlearn"] = updated // len(recipe.budgets)
+    assert pd.Series([job.kind for job in begun]).value_counts().to_dict() == expected
     assert len(fits) == expected["train"]
     assert [fits.count(derive(seed, "clean")) for seed in (0, 1)] == [1, 1]
 
@@ -279,9 +281,11 @@ def test_the_same_recipe_gives_the_same_rows(runs: Runs, tmp_path: Path) -> None
     equal(marshtest.run(CANCELING, out=tmp_path / "again"), runs["canceling"].results)
 
 
+@pytest.mark.parametrize("damage", [None, lambda b: b[:-4], lambda b: b"", lambda b: b[:-1] + b"?"])
 def test_a_run_stopped_between_restarts_goes_on_with_the_next(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Any, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And a restart that was damaged on the disk is made again."""
     real, crafted = gradient_matching.craft, list[int]()  # type: ignore[attr-defined]
 
     def counted(*args: Any, stop: int, **options: Any) -> Any:
@@ -293,39 +297,14 @@ def test_a_run_stopped_between_restarts_goes_on_with_the_next(
     monkeypatch.setattr(gradient_matching, "craft", partial(counted, stop=1))
     with pytest.raises(KeyboardInterrupt):
         marshtest.run(MATCHING, out=tmp_path / "run")
+    (kept,) = (file for file in (tmp_path / "run").rglob("partial/*/*"))
+    if damage is not None:
+        kept.write_bytes(damage(kept.read_bytes()))
     monkeypatch.setattr(gradient_matching, "craft", partial(counted, stop=-1))
     again = watched(MATCHING, tmp_path / "run")
-    assert len(crafted) == 2 * 2 * 2  # seeds, targets, restarts: none twice
+    assert len(crafted) == 2 * 2 * 2 + (damage is not None)  # seeds, targets, restarts: none twice
     assert derive(0, "clean") not in again.fits
     equal(again.results, runs["matching"].results)
-
-
-def ones() -> dict[str, torch.Tensor]:
-    return {"a": torch.ones(3, 4).t(), "b": torch.tensor(True)}
-
-
-def stopped() -> dict[str, torch.Tensor]:
-    raise KeyboardInterrupt
-
-
-def test_a_memo_is_made_once_and_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        Memo(tmp_path)("one", stopped)
-    assert not list(tmp_path.iterdir())
-    for make in (ones, stopped, stopped):  # the later ones are not called
-        found = Memo(tmp_path)("one", make)
-        assert found.keys() == ones().keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in ones().items())
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[:-4], lambda b: b"", lambda b: b"\xff" * len(b)])
-def test_a_corrupt_memo_is_named_and_to_be_removed(damage: Any, tmp_path: Path) -> None:
-    Memo(tmp_path)("one", ones)
-    path = tmp_path / "one.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(MarshtestError, match="Remove it; it will be made again") as error:
-        Memo(tmp_path)("one", ones)
-    assert str(path) in str(error.value)
 
 
 def test_shuffled_shifts_have_their_own_values_in_another_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from marshtest import cli
-from marshtest.recipe import shipped
+from marshtest.documents import shipped
 from marshtest.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_the_walk_through_names_commands_and_scripts_that_exist() -> None:
 
 
 def test_every_recipe_is_in_the_readme() -> None:
-    for name in (*shipped(), *shipped("hypotheses")):
+    for name in (*shipped(), *shipped("hypotheses"), *shipped("sweeps")):
         assert f"`{name}`" in README
 
 

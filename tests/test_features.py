@@ -8,7 +8,7 @@ from marshtest.data import Dataset, Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.features import FeatureSettings, apart, by_features, featured, network
 from marshtest.recipe import load_recipe
-from marshtest.run import data_of
+from marshtest.sources import data_of
 
 CPU = torch.device("cpu")
 SETTINGS = FeatureSettings.parse(

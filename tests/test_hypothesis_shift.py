@@ -18,7 +18,7 @@ from marshtest.data import Dataset, load, save_dataset
 from marshtest.errors import MarshtestError
 from marshtest.hypotheses.shift import Problem, Shift
 from marshtest.seeds import derive
-from marshtest.study import Study, study
+from marshtest.studies import Study, study
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -7,7 +7,10 @@ import marshtest
 
 ORDER = [
     "errors",
+    "files",
     "memory",
+    "device",
+    "documents",
     "seeds",
     "settings",
     "data",
@@ -22,14 +25,22 @@ ORDER = [
     "unlearning",
     "gate",
     "recipe",
+    "sources",
     "protocol",
+    "store",
+    "claims",
+    "grid",
+    "ledger",
+    "stages",
+    "engines",
     "results",
     "hypotheses",
     "report",
     "plan",
     "kit",
-    "run",
-    "study",
+    "runs",
+    "studies",
+    "driving",
     "explain",
     "cli",
     "__main__",
@@ -59,4 +70,4 @@ def test_a_module_imports_only_from_modules_to_its_left() -> None:
 
 def test_every_module_has_its_place() -> None:
     found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert found - {"__init__", "__pycache__", "recipes", "py"} == set(ORDER)
+    assert found - {"__init__", "__pycache__", "recipes", "sweeps", "py"} == set(ORDER)

@@ -22,7 +22,8 @@ from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.gus import input_directions
 from marshtest.models import build, load_model, parse_model, save_model, weight_layers
 from marshtest.recipe import load_recipe
-from marshtest.run import run, samples_of
+from marshtest.runs import run
+from marshtest.sources import samples_of
 from marshtest.tasks import TextClassification
 from marshtest.unlearning import EUk
 

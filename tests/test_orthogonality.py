@@ -15,7 +15,7 @@ from marshtest.hypotheses.orthogonality import Orthogonality, Problem
 from marshtest.hypotheses.solvers import Moments, least_squares
 from marshtest.recipe import load_recipe
 from marshtest.seeds import generator
-from marshtest.study import Study, study
+from marshtest.studies import Study, study
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -9,9 +9,10 @@ from conftest import TINY
 from pydantic_core import PydanticUndefined
 
 from marshtest.attacks import ATTACKS
+from marshtest.documents import shipped
 from marshtest.errors import MarshtestError
 from marshtest.models import MODELS
-from marshtest.recipe import DataSettings, Recipe, VerdictSettings, load_recipe, shipped
+from marshtest.recipe import DataSettings, Recipe, VerdictSettings, load_recipe
 from marshtest.settings import Settings
 from marshtest.training import Training
 from marshtest.unlearning import UNLEARNERS

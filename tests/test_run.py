@@ -18,9 +18,10 @@ from marshtest.attacks import Victim
 from marshtest.data import load
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import accuracy
-from marshtest.protocol import Clock, Group, Memo, run_group, set_up
+from marshtest.protocol import set_up
 from marshtest.recipe import load_recipe
 from marshtest.results import Results
+from marshtest.stages import Job, Keys, Worker, jobs
 
 TIMES = ["seconds", "scoring_seconds"]
 
@@ -81,37 +82,35 @@ def test_a_finished_folder_is_not_done_again(
     def fail(*args: Any) -> None:
         pytest.fail("worked again")
 
-    monkeypatch.setattr(protocol, "run_group", fail)
+    monkeypatch.setattr(Worker, "__call__", fail)
     before = {file: file.stat().st_mtime_ns for file in tiny_run.folder.rglob("*")}
     assert marshtest.run(TINY, out=tiny_run.folder).rows.equals(tiny_run.rows)
     assert {file: file.stat().st_mtime_ns for file in tiny_run.folder.rglob("*")} == before
 
 
-def test_a_stopped_run_goes_on_after_its_last_finished_seed(
-    tiny_run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stop", [1, 9])
+def test_a_stopped_run_goes_on_where_it_was(
+    stop: int, tiny_run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[int] = []
-    real = protocol.run_group
+    done: list[str] = []
+    real = Worker.__call__
 
-    def stopping(pipeline: Any, group: Group, *rest: Any) -> Any:
-        if len(done) == 1:
+    def stopping(worker: Worker, job: Job, *rest: Any) -> None:
+        if len(done) == stop:
             raise KeyboardInterrupt
-        done.append(group.seed)
-        return real(pipeline, group, *rest)
+        real(worker, job, *rest)
+        done.append(job.label)
 
-    monkeypatch.setattr(protocol, "run_group", stopping)
+    monkeypatch.setattr(Worker, "__call__", stopping)
     with pytest.raises(KeyboardInterrupt):
         marshtest.run(TINY, out=tmp_path / "run")
     with pytest.raises(MarshtestError, match="holds no finished run"):
         marshtest.read_rows(tmp_path / "run")
 
-    def going_on(pipeline: Any, group: Group, *rest: Any) -> Any:
-        done.append(group.seed)
-        return real(pipeline, group, *rest)
-
-    monkeypatch.setattr(protocol, "run_group", going_on)
+    stop = -1
     rows = marshtest.run(TINY, out=tmp_path / "run").rows
-    assert done == [0, 1]
+    assert done == [job.label for job in jobs(Keys(load_recipe(TINY)), keep_models=False)]
+    assert not (tmp_path / "run" / "stages").exists()
     pd.testing.assert_frame_equal(rows.drop(columns=TIMES), tiny_run.rows.drop(columns=TIMES))
 
 
@@ -198,10 +197,10 @@ def test_the_best_trial_is_chosen_on_held_out_data_alone(tmp_path: Path) -> None
 def test_held_out_samples_are_neither_trained_on_nor_poisoned() -> None:
     recipe = load_recipe({**TINY, "data": {"name": "digits", "validation": 0.25}, "unlearners": []})
     pipeline = set_up(recipe, load("digits"))
-    held_out, kept = protocol._split(pipeline, 0)
+    held_out, kept = protocol.split(pipeline, 0)
     assert len(held_out) == 350
     assert not set(held_out.ids.tolist()) & set(kept.ids.tolist())
-    assert protocol._split(pipeline, 1)[0].ids.tolist() != held_out.ids.tolist()
+    assert protocol.split(pipeline, 1)[0].ids.tolist() != held_out.ids.tolist()
 
 
 def test_a_recipe_too_small_for_a_verdict_says_so(tiny_run: Results) -> None:
@@ -217,11 +216,11 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
     recipe = load_recipe({**TINY, "seeds": 1, "unlearners": []})
     data = load("digits", train=200, test=100)
     pipeline = set_up(recipe, data)
-    rows = run_group(pipeline, Group(0.2, 0), Clock(), Memo(tmp_path)).rows
+    rows = marshtest.run(recipe, out=tmp_path / "run", data=data).rows
     from marshtest.seeds import derive
 
     seed = derive(0, 0.2)
-    _, kept = protocol._split(pipeline, 0)
+    _, kept = protocol.split(pipeline, 0)
     victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.new_model(0))
     poisoned = recipe.attack.poison(kept, 40, victim, derive(seed, "attack"))
     model, _ = pipeline.fit(poisoned.samples, derive(seed, "initial"))

@@ -13,13 +13,12 @@ from conftest import TINY
 from torch import nn
 
 import marshtest
-from marshtest.data import load
 from marshtest.metrics.shift import ALL, Shift, shifts
 from marshtest.models import MLP, ModelSettings, ResNet18, build
-from marshtest.protocol import groups, stages
 from marshtest.recipe import load_recipe
 from marshtest.report.figures import figures_of
 from marshtest.results import Results
+from marshtest.stages import Keys, jobs
 
 IMAGE = (3, 8, 8)
 
@@ -137,10 +136,8 @@ def test_the_second_retrained_model_is_the_null_and_no_line_of_the_verdicts(run:
     plain = load_recipe(TINY)
     asked = load_recipe(TINY | {"reference": True})
     for recipe, extra in ((plain, 0), (asked, 1)):
-        todo = [
-            stage.kind for stage in stages(recipe, groups(recipe)[0], load("digits", train=200))
-        ]
-        assert todo.count("train") == 2 + extra
+        todo = [job.kind for job in jobs(Keys(recipe), keep_models=False)]
+        assert todo.count("train") == 2 * (2 + extra)
 
 
 def test_means_and_shares_of_the_way_are_those_of_the_lines(run: Results) -> None:

@@ -29,11 +29,10 @@ from marshtest.errors import MarshtestError
 from marshtest.language import GPT2, Prompt, Transformer, tokenised
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models import build, load_model, save_model, weight_layers
-from marshtest.protocol import stages
 from marshtest.recipe import load_recipe
 from marshtest.report.figures import figures_of
 from marshtest.report.tables import table
-from marshtest.run import run
+from marshtest.runs import run
 from marshtest.tasks import LabelWord
 from marshtest.unlearning import EUk
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
@@ -401,8 +400,6 @@ def test_the_main_job_runs_on_trigger_words(folder: Path, tmp_path: Path) -> Non
     assert results.rows["note"].eq("").all()
     assert len(results.rows) == 2 * (4 + 8)
     assert results.rows["crafting_trigger_cut"].eq(20).all()
-    begun = stages(results.recipe, type("G", (), {"poison_budget": 1.0, "seed": 0})(), load(folder))  # type: ignore[arg-type]
-    assert [stage.kind for stage in begun].count("train") == 4
     text_table = table(results)
     assert {"success", "among labels", "accuracy on the rest"} <= set(text_table.columns)
     drawn = figures_of(results, 1.0)

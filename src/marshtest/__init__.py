@@ -1,17 +1,39 @@
 """marshtest: does an unlearning algorithm really remove the training data it was asked to remove?"""
 
-from marshtest.data import Dataset, Samples
-from marshtest.errors import MarshtestError
-from marshtest.gate import check_unlearner
-from marshtest.kit.audit import Audit, audit
-from marshtest.kit.calibration import Calibration, calibrate
-from marshtest.kit.dose import dose
-from marshtest.kit.noise import Scaling
-from marshtest.models import load_model, save_model
-from marshtest.recipe import Recipe, load_recipe
-from marshtest.results import Results, read_rows
-from marshtest.run import run
-from marshtest.study import Study, study
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marshtest.data import Dataset, Samples
+    from marshtest.driving import Swept, sweep
+    from marshtest.errors import MarshtestError
+    from marshtest.gate import check_unlearner
+    from marshtest.kit.audit import Audit, audit
+    from marshtest.kit.calibration import Calibration, calibrate
+    from marshtest.kit.dose import dose
+    from marshtest.kit.noise import Scaling
+    from marshtest.models import load_model, save_model
+    from marshtest.recipe import Recipe, load_recipe
+    from marshtest.results import Results, read_rows
+    from marshtest.runs import run
+    from marshtest.studies import Study, study
+
+_PLACES = {  # each is imported when it is asked for, so that `marshtest status` need not wait for torch
+    "data": ("Dataset", "Samples"),
+    "driving": ("Swept", "sweep"),
+    "errors": ("MarshtestError",),
+    "gate": ("check_unlearner",),
+    "kit.audit": ("Audit", "audit"),
+    "kit.calibration": ("Calibration", "calibrate"),
+    "kit.dose": ("dose",),
+    "kit.noise": ("Scaling",),
+    "models": ("load_model", "save_model"),
+    "recipe": ("Recipe", "load_recipe"),
+    "results": ("Results", "read_rows"),
+    "runs": ("run",),
+    "studies": ("Study", "study"),
+}
+_HOMES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names}
 
 __all__ = [
     "Audit",
@@ -23,6 +45,7 @@ __all__ = [
     "Samples",
     "Scaling",
     "Study",
+    "Swept",
     "audit",
     "calibrate",
     "check_unlearner",
@@ -33,4 +56,17 @@ __all__ = [
     "run",
     "save_model",
     "study",
+    "sweep",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

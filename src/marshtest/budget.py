@@ -110,6 +110,8 @@ class Budget:
     def __init__(self, passes: float, flops_per_pass: float) -> None:
         self.passes = passes
         self.flops_per_pass = flops_per_pass
+        self._milestones: list[float] = []
+        self._reached: Callable[[float], None] | None = None
         self._meter = Meter(limit=passes * flops_per_pass)
 
     def __enter__(self) -> Self:
@@ -139,15 +141,29 @@ class Budget:
         """Floating-point operations so far."""
         return self._meter.flops
 
+    def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:
+        """Call `reached` where a smaller budget's stream would end, at the latest when this one's does.
+
+        A milestone, in sample passes, that a step oversteps unforeseen is not reported.
+        """
+        self._milestones, self._reached = sorted(milestones), reached
+
     def stream(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on while the budget affords one more step as dear as the dearest so far."""
         dearest = 0.0
         for batch in batches:
+            self._pass_milestones(dearest)
             if self.left < dearest:
                 return
             before = self.spent
             yield batch
             dearest = max(dearest, self.spent - before)
+
+    def _pass_milestones(self, dearest: float) -> None:
+        while self._milestones and self._milestones[0] - self.spent < dearest:
+            milestone = self._milestones.pop(0)
+            if self._reached is not None and self.spent <= milestone:
+                self._reached(milestone)
 
 
 def flops_of(work: Callable[[], object]) -> int:

@@ -4,42 +4,30 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import pandas as pd
 import typer
 import yaml
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from marshtest.attacks import ATTACKS
-from marshtest.data import LOADERS, TEXTS
+from marshtest import ledger
+from marshtest.documents import shipped
 from marshtest.errors import MarshtestError
-from marshtest.explain import expected_cost
-from marshtest.gate import check_unlearner
-from marshtest.kit import audit as kit_audit
-from marshtest.kit import calibration as kit_calibration
-from marshtest.kit import dose as kit_dose
-from marshtest.kit.noise import Scaling
-from marshtest.models import MODELS
-from marshtest.plan import Plan, effects_of, effects_of_audit, poisons_of_one_run, save_plan
-from marshtest.protocol import Report
-from marshtest.recipe import load_recipe, shipped
-from marshtest.report.hypotheses import hypothesis_table
-from marshtest.report.page import sentences
-from marshtest.report.tables import SCORE_NAMES, legend, table
-from marshtest.results import Results
-from marshtest.run import run as run_recipe
-from marshtest.run import samples_of
-from marshtest.study import study
-from marshtest.unlearning import UNLEARNERS, parse_trials
+from marshtest.grid import read_sweep
+from marshtest.store import Store
+
+if TYPE_CHECKING:  # a command imports what it needs as it runs: torch alone takes seconds
+    import pandas as pd
+
+    from marshtest.kit.noise import Scaling
 
 app = typer.Typer(
     add_completion=False,
@@ -75,6 +63,11 @@ def run(
 
     Example: marshtest run digits-gaussian seeds=2
     """
+    from marshtest.recipe import load_recipe
+    from marshtest.report.page import sentences
+    from marshtest.report.tables import legend, table
+    from marshtest.runs import run as run_recipe
+
     resolved = load_recipe(recipe, overrides or [])
     with _progress() as report:
         results = run_recipe(resolved, out=out, report=report)
@@ -99,6 +92,9 @@ def hypotheses(
 
     Example: marshtest hypotheses hypothesis-orthogonality-small
     """
+    from marshtest.report.hypotheses import hypothesis_table
+    from marshtest.studies import study
+
     with _progress() as report:
         done = study(hypothesis, *(overrides or []), out=out, report=report)
     console.print(_rich(hypothesis_table(done.settings.hypothesis, done.rows), done.settings.name))
@@ -114,6 +110,9 @@ def check(
 
     Example: marshtest check mypkg.unlearning:my_unlearner
     """
+    from marshtest.gate import check_unlearner
+    from marshtest.unlearning import parse_trials
+
     facts = check_unlearner(parse_trials(unlearner)[0])
     for fact in facts:
         mark = "[green]ok[/]  " if fact.holds else "[red]FAIL[/]"
@@ -129,6 +128,8 @@ def list_(
 
     Example: marshtest list --json
     """
+    import pandas as pd
+
     lines = list(_catalogue())
     if as_json:
         print(json.dumps(lines, indent=2))
@@ -137,25 +138,199 @@ def list_(
 
 
 @app.command()
-def explain(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Show the resolved recipe, what each step is, and its expected cost on this machine.
+def explain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or sweep, or a YAML file.")],
+    overrides: Overrides = None,
+    gpu_tflops: Annotated[
+        float, typer.Option(min=0.001, help="What a GPU is taken to sustain, for the GPU hours.")
+    ] = 20.0,
+) -> None:
+    """Show the resolved recipe or sweep, what each step is, what is shared, and the expected cost.
 
     Example: marshtest explain digits-gaussian budgets=0.05
     """
-    resolved = load_recipe(recipe, overrides or [])
-    console.print(resolved.to_yaml(), highlight=False, markup=False)
-    costs = expected_cost(
-        resolved, *samples_of(resolved.data, resolved.model, resolved.attack.trigger())
-    )
-    text = costs.assign(
-        passes=[f"{passes:.3g}" for passes in costs["passes"]],
-        seconds=[f"{seconds:,.1f}" for seconds in costs["seconds"]],
-    )
-    console.print(_rich(text, f"{resolved.name}: expected on this machine"))
+    from marshtest.driving import plan_sweep
+    from marshtest.explain import expected_cost
+
+    planned = plan_sweep(read_sweep(recipe, overrides or []))
+    name, costs = planned.sweep.name, expected_cost(planned)
+    console.print(planned.keys[0].recipe.to_yaml(), highlight=False, markup=False)
+    if len(planned.variants) > 1:
+        console.print(f"and {len(planned.variants) - 1} more like it, in all:")
+        for variant in planned.variants:
+            console.print(f"  {variant.label}", highlight=False, markup=False)
+    shown = costs.drop(columns="flops")
+    shown["passes"] = shown["passes"].map("{:.3g}".format)
+    shown["seconds"] = shown["seconds"].map("{:,.1f}".format)
+    console.print(_rich(shown, f"{name}: expected on this machine"))
     for _, line in costs[costs["stage"] == "craft"].iterrows():
         console.print(f"A step of the attack takes about {line['seconds'] / line['count']:.2g} s.")
-    total = costs["seconds"].sum()
-    console.print(f"In all about {total:,.0f} s ({total / 3600:.2f} h).")
+    console.print(
+        f"{len(planned.cells):,} rows from {len(planned.jobs):,} jobs; if nothing were shared, "
+        f"{planned.unshared:,} jobs."
+    )
+    hours, flops = costs["seconds"].sum() / 3600, costs["flops"].sum()
+    console.print(
+        f"In all about {3600 * hours:,.0f} s ({hours:.2f} h) here, one job at a time; {flops:.2g} "
+        f"floating-point operations, {flops / gpu_tflops / 3.6e15:.2g} h of a GPU that sustains "
+        f"{gpu_tflops:g} TFLOP/s."
+    )
+
+
+StoreOption = Annotated[str, typer.Option(help="Folder, or what fsspec takes, of what is done.")]
+SweepArgument = Annotated[
+    str | None, typer.Argument(help="Its name; not needed if it is the only.")
+]
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="A shipped sweep or recipe, or a YAML file.")],
+    overrides: Overrides = None,
+    *,
+    store: StoreOption = "runs/store",
+    engine: Annotated[str, typer.Option(help="in-process, processes or ray.")] = "in-process",
+    workers: Annotated[int | None, typer.Option(help="Of processes; default all cores.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, HOST:PORT or auto.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Try again what failed before.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the rows; default runs/NAME-HASH.")
+    ] = None,
+) -> None:
+    """Run a recipe over grids; kill it at any time, and the same command goes on. Exit 1 if jobs failed.
+
+    Example: marshtest sweep digits-budgets --engine processes --workers 2
+    """
+    asked, started = read_sweep(sweep, overrides or []), time.monotonic()
+    folder = out if out is not None else Path("runs") / asked.id
+    place = Store(store)
+    if not retry_failed and (folder / "rows.parquet").exists() and ledger.is_done(place, asked):
+        seconds = time.monotonic() - started
+        console.print(f"{asked.id}: all is done already, in {store} ({seconds:.1f} s).")
+        console.print(f"  {folder / 'rows.parquet'}", soft_wrap=True, highlight=False)
+        return
+    from marshtest.driving import sweep as drive
+
+    with _progress() as report:
+        done = drive(
+            asked,
+            store=store,
+            engine=engine,
+            workers=workers,
+            address=address,
+            retry_failed=retry_failed,
+            out=out,
+            report=report,
+        )
+    counts = f"{done.done:,} jobs done, {done.reused:,} were done before"
+    console.print(f"{asked.id}: {counts}; {done.seconds:,.1f} s.")
+    console.print(f"  {done.folder / 'rows.parquet'}", soft_wrap=True, highlight=False)
+    for what in done.damaged:
+        console.print(f"{what} was damaged, and is made again", markup=False)
+    for label, fault in done.failed.items():
+        console.print(f"failed: {label}: {fault}", style="bold", markup=False)
+    if done.failed:
+        console.print(
+            f"{len(done.failed)} failed, {done.blocked} wait for them. `marshtest status {asked.id} "
+            "--failures` shows the tracebacks; --retry-failed tries again.",
+            markup=False,
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    sweep: SweepArgument = None,
+    *,
+    store: StoreOption = "runs/store",
+    watch: Annotated[bool, typer.Option(help="Until it is done or nobody is at work.")] = False,
+    failures: Annotated[bool, typer.Option(help="Tracebacks of what failed.")] = False,
+) -> None:
+    """Tell what of a sweep is done, at work, failed, and how long the rest will take.
+
+    Example: marshtest status digits-budgets
+    """
+    place = Store(store)
+    planned = ledger.Ledger.read(place, ledger.find(place, sweep))
+    if failures:
+        for failed in ledger.failures(place, planned).values():
+            console.print(f"{failed['job']}: {failed['fault']}", style="bold", markup=False)
+            console.print(failed["traceback"], markup=False, highlight=False)
+        return
+    found = ledger.standing(place, planned)
+    if watch and console.is_terminal:
+        with Live(_standing(planned.id, found), console=console) as live:
+            while any(of.running for of in found.values()):
+                time.sleep(1)
+                found = ledger.standing(place, planned)
+                live.update(_standing(planned.id, found))
+        return
+    console.print(_standing(planned.id, found))
+
+
+@app.command()
+def rows(
+    sweep: SweepArgument = None,
+    filters: Annotated[
+        list[str] | None, typer.Argument(help="Such as unlearner=gd seed=0.")
+    ] = None,
+    *,
+    store: StoreOption = "runs/store",
+    out: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .json file.")] = None,
+) -> None:
+    """Give the rows of a sweep as far as they are there; CSV on standard output without --out.
+
+    Example: marshtest rows digits-budgets unlearner=gd budget=0.1 --out gd.parquet
+    """
+    import pandas as pd
+
+    from marshtest.files import write
+
+    given = list(filters or [])
+    if sweep is not None and "=" in sweep:
+        given, sweep = [sweep, *given], None
+    place = Store(store)
+    found, damaged = ledger.rows(place, ledger.Ledger.read(place, ledger.find(place, sweep)))
+    frame = pd.DataFrame(ledger.matching(found, given))
+    if damaged:
+        print(
+            f"marshtest: {len(damaged)} rows are damaged in the store and left out; start the sweep "
+            "again to make them anew.",
+            file=sys.stderr,
+        )
+    if out is None:
+        print(frame.to_csv(index=False), end="")
+    elif out.suffix == ".json":
+        write(frame.to_json(orient="records", indent=1).encode(), out)
+    elif out.suffix in (".parquet", ".csv"):
+        write(frame, out)
+    else:
+        raise MarshtestError(f"--out: {out} ends in none of .parquet, .csv, .json.")
+
+
+@app.command()
+def clean(
+    sweeps: Annotated[list[str] | None, typer.Argument(help="Sweeps to forget as well.")] = None,
+    *,
+    store: StoreOption = "runs/store",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+) -> None:
+    """Remove from a store what no sweep refers to and what killed drivers left.
+
+    Example: marshtest clean --dry-run
+    """
+    place = Store(store)
+    if not place.exists:
+        raise MarshtestError(f"store: {store} holds no store. Give --store.")
+    forgotten = [ledger.find(place, name) for name in sweeps or []]
+    found = ledger.rubbish(place, forgotten)
+    for name in found:
+        console.print(name, highlight=False, markup=False, soft_wrap=True)
+        if not dry_run:
+            place.remove(name)
+    console.print(f"{len(found)} {'would be removed' if dry_run else 'removed'}.")
 
 
 @app.command()
@@ -177,6 +352,11 @@ def plan(
 
     Example: marshtest plan --gus 1.0 --rank 1.7 --samples 50000 --fraction 0.015
     """
+    import numpy as np
+
+    from marshtest.plan import Plan, effects_of, effects_of_audit, poisons_of_one_run, save_plan
+    from marshtest.results import Results
+
     guessed = {name: value for name, value in (("gus", gus), ("rank", rank)) if value}
     effects = guessed
     if pilot is not None:
@@ -219,8 +399,10 @@ def dose(
 
     Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
     """
+    from marshtest.kit.dose import dose as dose_data
+
     with console.status("dosing"):
-        done = kit_dose.dose(
+        done = dose_data(
             source,
             out,
             fraction=fraction,
@@ -267,11 +449,13 @@ def ask(
 
     Example: marshtest test before.pt2 after.pt2 --key dosed.key.json --data images
     """
+    from marshtest.kit.audit import audit, refuse_used
+
     if out is not None:
-        kit_audit.refuse_used(out)
+        refuse_used(out)
     asked = {"draws": draws, "alpha": alpha, "margin": margin, "delta": delta}
     with _progress() as report:
-        done = kit_audit.audit(
+        done = audit(
             key,
             data,
             before,
@@ -312,8 +496,11 @@ def calibrate(
 
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
+    from marshtest.kit.calibration import calibrate as count_errors
+    from marshtest.report.tables import SCORE_NAMES
+
     with _progress() as report:
-        done = kit_calibration.calibrate(
+        done = count_errors(
             key,
             data,
             model,
@@ -335,12 +522,19 @@ def calibrate(
         done.save(out)
 
 
-def _scaling(text: str | None) -> Scaling | None:
+def _scaling(text: str | None) -> "Scaling | None":
+    from marshtest.kit.noise import Scaling
+
     return None if text is None else Scaling.of(text, "--scaling")
 
 
 def _catalogue() -> Iterator[dict[str, str]]:
     """Kind, name, one line, and the module that it comes from."""
+    from marshtest.attacks import ATTACKS
+    from marshtest.data import LOADERS, TEXTS
+    from marshtest.models import MODELS
+    from marshtest.unlearning import UNLEARNERS
+
     classes: dict[str, dict[str, Any]] = {
         "attack": ATTACKS,
         "unlearner": UNLEARNERS,
@@ -358,17 +552,27 @@ def _catalogue() -> Iterator[dict[str, str]]:
     for name, text in shipped().items():
         line = str(yaml.safe_load(text).get("description", ""))
         yield {"kind": "recipe", "name": name, "what": line, "source": f"recipes/{name}.yaml"}
-    for name, text in shipped("hypotheses").items():
-        line = str(yaml.safe_load(text)["description"])
-        yield {
-            "kind": "hypothesis",
-            "name": name,
-            "what": line,
-            "source": f"hypotheses/{name}.yaml",
-        }
+    for folder, kind in (("hypotheses", "hypothesis"), ("sweeps", "sweep")):
+        for name, text in shipped(folder).items():
+            line = str(yaml.safe_load(text)["description"])
+            yield {"kind": kind, "name": name, "what": line, "source": f"{folder}/{name}.yaml"}
 
 
-def _rich(frame: pd.DataFrame, title: str) -> Table:
+def _standing(name: str, found: dict[str, ledger.Standing]) -> Table:
+    """How far a sweep is, by kind of job, and how long the rest will take."""
+    left = ledger.remaining(found)
+    text = "" if left is None else f"; about {left:,.0f} s to go as it runs now"
+    shown = Table(title=f"{name}{text}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("jobs", "done", "at work", "failed", "waiting", "seconds each", "now"):
+        shown.add_column(column)
+    for kind, of in found.items():
+        seconds = "–" if of.seconds is None else f"{of.seconds:.2f}"
+        counts = (of.done, of.running, of.failed, of.waiting)
+        shown.add_row(kind, *map(str, counts), seconds, "; ".join(of.at_work[:2]))
+    return shown
+
+
+def _rich(frame: "pd.DataFrame", title: str) -> Table:
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
         width = 12 if column in WRAPPED else None
@@ -381,8 +585,19 @@ def _rich(frame: pd.DataFrame, title: str) -> Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
-    """A bar over the whole run; plain lines where there is no terminal."""
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar over the whole run; plain lines where there is no terminal. Ctrl-C ends it in one line."""
+    try:
+        with _bar() as report:
+            yield report
+    except KeyboardInterrupt:
+        line = "marshtest: stopped; the same command goes on where this one was."
+        print(line, file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float], None]]:
     if not console.is_terminal:
         last, due = "", 0.0
 
@@ -415,12 +630,6 @@ def main() -> None:
         app(standalone_mode=True)
     except MarshtestError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print(
-            "marshtest: stopped; a `run` that is started again goes on after its last finished seed.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
     except OSError as error:
         _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
 

@@ -1,4 +1,4 @@
-"""What a recipe will do and cost on this machine, before it is run."""
+"""What a recipe or a sweep will do and cost on this machine, before it is run."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,16 @@ from torch.nn import Module
 
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import MICRO_BATCH, STEP_PASSES, Kernel
+from marshtest.budget import flops_of
 from marshtest.data import Dataset, Samples
+from marshtest.device import pick_device
+from marshtest.driving import Planned
 from marshtest.features import by_features, network
 from marshtest.metrics.accuracy import accuracy
-from marshtest.protocol import Pipeline, groups, pick_device, set_up, stages
-from marshtest.recipe import Recipe
+from marshtest.protocol import Pipeline, poison_count, set_up
+from marshtest.sources import samples_of
+from marshtest.stages import Job, passes
+from marshtest.store import hashed
 from marshtest.tasks import Task
 from marshtest.training import Training, descend
 
@@ -69,28 +74,59 @@ def _seconds(work: Callable[[], object], model: Module) -> float:
     return min(times[1:])
 
 
-def expected_cost(recipe: Recipe, data: Dataset, others: Samples) -> pd.DataFrame:
-    """One line a kind of stage: what it is, how many, sample passes, expected seconds here.
+def expected_cost(planned: Planned) -> pd.DataFrame:
+    """One line a kind of work: what it is, how many, sample passes, expected seconds here, and flops.
 
-    Args:
-        data: the samples as loaded.
-        others: those that the recipe's feature network is trained on.
+    Data are loaded, and a few steps of each variant's own are timed; nothing is trained.
     """
-    lines = []
-    if (settings := recipe.data.features) is not None:
-        model, task = network(data, settings, pick_device(recipe.device))
-        passes = 3.0 * settings.training.epochs * len(others)
-        rate = _training_rate(model, task, settings.training, others)
-        lines.append(("features", KINDS["features"], 1, passes, passes / rate))
-        data = by_features(
-            data, others, model, task, settings.grid
-        )  # its shape and size: nothing is trained
-    pipeline = set_up(recipe, data)
-    rates = measure(pipeline)
-    todo = [stage for group in groups(recipe) for stage in stages(recipe, group, data)]
-    for kind, rate in rates.items():
-        of_kind = [stage for stage in todo if stage.kind == kind]
-        passes = sum(stage.passes for stage in of_kind)
-        count = sum(stage.steps for stage in of_kind)
-        lines.append((kind, KINDS[kind], count, passes, passes / rate))
-    return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds"])
+    passed: dict[str, list[float]] = {kind: [0.0] * 4 for kind in KINDS}
+    rated: dict[str, tuple[dict[str, float], float]] = {}
+    by_variant: dict[str, list[Job]] = {}
+    for job in planned.jobs:
+        by_variant.setdefault(job.recipe.hash, []).append(job)
+    for of_variant in by_variant.values():
+        recipe = of_variant[0].recipe
+        data, others = samples_of(recipe.data, recipe.model, recipe.attack.trigger())
+        alike = hashed(recipe.model_dump(mode="json", include={"model", "training", "attack"}))
+        if (settings := recipe.data.features) is not None:
+            model, task = network(data, settings, pick_device(recipe.device))
+            if of_variant[0].kind == "features":
+                passes_of = 3.0 * settings.training.epochs * len(others)
+                seconds = passes_of / _training_rate(model, task, settings.training, others)
+                flops = passes_of * _flops(model, task, others)
+                _add(passed["features"], 1, passes_of, seconds, flops)
+            data = by_features(data, others, model, task, settings.grid)  # shape and size
+        if alike not in rated:
+            pipeline = set_up(recipe, data)
+            flops = _flops(pipeline.new_model(0), pipeline.task, data.train)
+            rated[alike] = measure(pipeline), flops
+        rates, flops = rated[alike]
+        for job in of_variant:
+            for kind, passes_of in passes(job, data).items():
+                if kind != "features":
+                    count = _count(job, kind, data)
+                    _add(passed[kind], count, passes_of, passes_of / rates[kind], passes_of * flops)
+    lines = [(kind, text, *passed[kind]) for kind, text in KINDS.items() if passed[kind][0]]
+    return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds", "flops"])
+
+
+def _add(to: list[float], *values: float) -> None:
+    to[:] = [old + new for old, new in zip(to, values, strict=True)]
+
+
+def _count(job: Job, kind: str, data: Dataset) -> int:
+    """Steps of a crafting, runs of an unlearner, models that are measured, or one."""
+    if kind == "craft":
+        return job.recipe.attack.crafting(poison_count(job.recipe, job.group.poison_budget, data))[
+            0
+        ]
+    if kind == "unlearn" and job.unlearner is not None and job.unlearner.goes_on:
+        return 1
+    return len(job.budgets) or 1
+
+
+def _flops(model: Module, task: Task, samples: Samples) -> float:
+    """Of a forward of one sample."""
+    few = samples[:2].to(next(model.parameters()).device)
+    with torch.no_grad():
+        return flops_of(lambda: task.loss(model.eval(), few)) / len(few)

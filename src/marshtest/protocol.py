@@ -1,4 +1,4 @@
-"""The four steps of paper §4.4, for every poison budget and seed of a recipe: recipe → rows.
+"""The four steps of paper §4.4 for one poison budget and seed, each a function of what it is given.
 
     1  poison             attack.poison            forget set = the poisons, retain set = the rest
     2  train, measure     initial model            and, from scratch on the retain set, the retrained
@@ -7,30 +7,26 @@
     3  unlearn            each unlearner, under each compute budget
     4  measure again      test accuracy, the attack's effect, cost, how far the model moved
 
-One *group* is one (poison budget, seed). A finished group is on disk and is not done again.
+What each step draws depends on the seed, the poison budget and its own name, and on no other step: so steps
+can be done in any order, anywhere, and shared.
 """
 
-import itertools
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from marshtest.attacks import Effect, Poisoned, Victim
-from marshtest.attacks.base import Tensors
+from marshtest.attacks.base import Tensors, ignore, make_anew
 from marshtest.budget import Budget, Cost
 from marshtest.data import Dataset, Samples
-from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.device import pick_device
+from marshtest.errors import MarshtestError
 from marshtest.language import LanguageModel
 from marshtest.memory import keep_freed_memory
 from marshtest.metrics.accuracy import accuracy
@@ -41,12 +37,12 @@ from marshtest.seeds import derive, generator
 from marshtest.settings import ModelSettings
 from marshtest.tasks import Classification, LabelWord, Precision, Task, TextClassification
 from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
-from marshtest.unlearning.harness import unlearn
+from marshtest.unlearning import Unlearner
+from marshtest.unlearning.harness import Outcome, unlearn_each
 
 Row = dict[str, Any]
-Report = Callable[[str, float], None]  # told the stage that starts, and the share of the run done
+Report = Callable[[str, float], None]  # told what is going on, and the share of it all that is done
 
-DEVICES = ("auto", "cpu", "cuda")
 UNTREATED = ("initial", "shuffled")  # roles of models from which nothing was taken
 CELL = ["poison_budget", "seed", "role", "entry", "unlearner", "hyperparameters", "budget"]
 
@@ -67,6 +63,11 @@ class Group:
         """Name of its files."""
         return f"{self.poison_budget:g}-{self.seed}"
 
+    @property
+    def draws(self) -> int:
+        """The seed of its steps."""
+        return derive(self.seed, self.poison_budget)
+
 
 def groups(recipe: Recipe) -> list[Group]:
     """All groups of a recipe, in the order in which they run."""
@@ -74,63 +75,11 @@ def groups(recipe: Recipe) -> list[Group]:
     return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A piece of work and its expected cost in sample passes."""
-
-    kind: str
-    label: str
-    passes: float
-    steps: int = 1
-
-
-def stages(recipe: Recipe, group: Group, data: Dataset) -> Iterator[Stage]:
-    """The stages of a group with what each is expected to cost (training = 3 passes a sample)."""
-    kept, poisons = _kept(recipe, data), _poisons(recipe, group.poison_budget, data)
-    held_out = len(data.train) - kept
-    measured = recipe.attack.passes(poisons) + len(data.test) + poisons + held_out
-    full = 3.0 * recipe.training.epochs
-    of = f"(poison {group.poison_budget:g}, seed {group.seed})"
-    steps, passes = recipe.attack.crafting(poisons)
-    if steps:
-        if group.poison_budget == recipe.poison_budgets[0]:  # one serves all poison budgets
-            yield Stage("train", f"clean model {of}", full * kept)
-        yield Stage("craft", f"poisons {of}", steps * passes, steps)
-    for role in ("initial", *_from_scratch(recipe)):
-        samples = kept if role in UNTREATED else kept - poisons
-        yield Stage("train", f"{role} model {of}", full * samples)
-        yield Stage("score", f"{role} model {of}", measured)
-    for trial in (trial for trials in recipe.unlearners for trial in trials):
-        for budget in recipe.budgets:
-            yield Stage("unlearn", f"{trial.name} {of}", budget * full * kept)
-            yield Stage("score", f"{trial.name} {of}", measured)
-
-
-def _from_scratch(recipe: Recipe) -> list[str]:
+def from_scratch(recipe: Recipe) -> list[str]:
     """Roles of the models that are trained from scratch beside the initial one."""
     crafted = bool(recipe.attack.compared)
     asked = {"shuffled": crafted, "retrained": True, "reference": crafted or recipe.reference}
     return [role for role, wanted in asked.items() if wanted]
-
-
-class Clock:
-    """Where a run stands, in sample passes; tells its reporter."""
-
-    def __init__(self, report: Report = silent, total: float = 1.0) -> None:
-        self.report, self.total, self.done = report, total, 0.0
-        self._stage = Stage("", "", 0.0)
-
-    def begin(self, stage: Stage) -> None:
-        """The stage before is done, this one starts."""
-        self.done += self._stage.passes
-        self._stage = stage
-        self.advance(0.0)
-
-    def advance(self, share: float, said: str = "") -> None:
-        """A share of the stage is done, and how it stands in words."""
-        done = min(1.0, (self.done + share * self._stage.passes) / self.total)
-        stage = f"{self._stage.kind} {self._stage.label}"
-        self.report(f"{stage}: {said}" if said else stage, done)
 
 
 @dataclass(frozen=True)
@@ -185,7 +134,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     for share in recipe.poison_budgets:
-        if _poisons(recipe, share, data) < 2:
+        if poison_count(recipe, share, data) < 2:
             possible = len(recipe.attack.candidates(data.train, data.marked))
             raise MarshtestError(
                 f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
@@ -217,157 +166,54 @@ def _language(
     return LabelWord(precision, padding=padding, label_only=prompt.loss == "label")
 
 
-def _kept(recipe: Recipe, data: Dataset) -> int:
+def kept_count(recipe: Recipe, data: Dataset) -> int:
     """Training samples left when the validation share is held out."""
     return len(data.train) - round(recipe.data.validation * len(data.train))
 
 
-def _poisons(recipe: Recipe, share: float, data: Dataset) -> int:
+def poison_count(recipe: Recipe, share: float, data: Dataset) -> int:
     """About how many poisons a budget makes: candidates may be among those held out."""
-    kept = _kept(recipe, data) / len(data.train)
+    kept = kept_count(recipe, data) / len(data.train)
     return round(share * kept * len(recipe.attack.candidates(data.train, data.marked)))
 
 
-@dataclass(frozen=True)
-class Memo:
-    """Tensors that a stopped run leaves for the next: one file a name, whole or not at all."""
-
-    folder: Path
-
-    def __call__(self, name: str, make: Callable[[], Tensors]) -> Tensors:
-        """What is stored under a name, made first where nothing is.
-
-        Raises:
-            MarshtestError: the file cannot be read, or not be written.
-        """
-        path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            save_tensors(make(), path)
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise MarshtestError(
-                f"{path}: cannot be read ({first_line(error)}). Remove it; it will be made again."
-            ) from None
+def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
+    """(held out, kept) of the training split; what is held out is neither trained on nor poisoned."""
+    train = pipeline.data.train
+    count = len(train) - kept_count(pipeline.recipe, pipeline.data)
+    order = torch.randperm(len(train), generator=generator(seed, "validation"))
+    held_out = train.ids[order[:count].to(train.ids.device)]
+    return train.only(held_out), train.without(held_out)
 
 
-def save_tensors(tensors: Tensors, path: Path) -> None:
-    """Write tensors under a temporary name, then rename it."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(whole, temporary))
+def train_clean(
+    pipeline: Pipeline, seed: int, progress: Progress | None = None
+) -> tuple[nn.Module, Fit]:
+    """The model that crafted attacks start from; it serves all poison budgets of a seed."""
+    return pipeline.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a group gives.
-
-    Attributes:
-        rows: one a model.
-        scores: one line a poison, or target, and model.
-        shifts: one line a layer and model.
-        poisons: their ids and shifts, and the targets' ids.
-        history: of the crafting, one line a step.
-    """
-
-    rows: pd.DataFrame
-    scores: pd.DataFrame
-    shifts: pd.DataFrame
-    poisons: Tensors
-    history: pd.DataFrame
+def _no_clean_model() -> nn.Module:
+    raise AssertionError("an attack that crafts nothing asked for a clean model")
 
 
-def run_group(pipeline: Pipeline, group: Group, clock: Clock, memo: Memo) -> Measured:
-    """The four steps for one group."""
-    recipe, task = pipeline.recipe, replace(pipeline.task, train=pipeline)
-    held_out, kept = _split(pipeline, group.seed)
-    seed = derive(group.seed, group.poison_budget)
-    todo = stages(recipe, group, pipeline.data)
-    poisoned = _poison(pipeline, group, kept, clock, todo, memo)
-
-    clock.begin(next(todo))
-    initial, trained = pipeline.fit(poisoned.samples, derive(seed, "initial"), clock.advance)
-    record = Recorder(pipeline, group, poisoned, held_out, initial, trained)
-    clock.begin(next(todo))
-    record("initial", "none", 0.0, initial, trained.cost)
-    for role in _from_scratch(recipe):
-        if role == "shuffled":
-            name, share = role, 0.0
-            samples = recipe.attack.shuffled(poisoned, derive(seed, "shuffle"))
-        else:
-            name, share, samples = "retrain (full)", 1.0, poisoned.retain
-        clock.begin(next(todo))
-        model, refit = pipeline.fit(samples, derive(seed, role), clock.advance)
-        clock.begin(next(todo))
-        record(role, name, share, model, refit.cost)
-
-    for entry, trials in enumerate(recipe.unlearners):
-        for unlearner, share in itertools.product(trials, recipe.budgets):
-            clock.begin(next(todo))
-            outcome = unlearn(
-                unlearner,
-                initial,
-                poisoned.retain,
-                poisoned.forget,
-                task=task,
-                budget=Budget(share * trained.cost.passes, trained.flops_per_pass),
-                seed=derive(seed, unlearner.name, share),
-            )
-            clock.begin(next(todo))
-            parameters = unlearner.model_dump(exclude={"name"})
-            record(
-                "updated",
-                unlearner.name,
-                share,
-                outcome.model,
-                outcome.cost,
-                entry=entry,
-                parameters=parameters,
-                note=outcome.note,
-            )
-    added, ids = poisoned.samples.shifts, poisoned.forget_ids
-    poisons = {"ids": ids, "labels": poisoned.samples.y[poisoned.samples.positions(ids)]}
-    if added is not None:
-        poisons["shifts"] = added[1:]
-    if poisoned.targets is not None:
-        poisons["targets"] = poisoned.targets.ids
-    return Measured(
-        pd.DataFrame(record.rows),
-        pd.concat(record.scores, ignore_index=True),
-        pd.concat(record.shifts, ignore_index=True),
-        poisons,
-        pd.DataFrame([{**asdict(group), **line} for line in poisoned.history]),
-    )
-
-
-def _poison(
+def poison(
     pipeline: Pipeline,
     group: Group,
-    kept: Samples,
-    clock: Clock,
-    todo: Iterator[Stage],
-    memo: Memo,
+    clean: Callable[[], nn.Module] = _no_clean_model,
+    kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew,
+    progress: Callable[[float, str], None] = ignore,
 ) -> Poisoned:
-    """Step 1. The clean model, where the attack asks for one, serves all poison budgets of a seed."""
+    """Step 1.
+
+    Args:
+        clean: the clean model, where the attack asks for one.
+        kept: keeps what the crafting has made so far, by name, across interruptions.
+        progress: told the share of the crafting that is done, and how it stands.
+    """
     recipe = pipeline.recipe
-    possible = recipe.attack.candidates(kept, pipeline.data.marked)
-    count = round(group.poison_budget * len(possible))
-
-    def trained() -> Tensors:
-        model, _ = pipeline.fit(kept, derive(group.seed, "clean"), clock.advance)
-        return model.state_dict()
-
-    def clean() -> nn.Module:
-        if group.poison_budget == recipe.poison_budgets[0]:
-            clock.begin(next(todo))
-        model = pipeline.new_model(0)
-        model.load_state_dict(memo(f"clean-{group.seed}", trained))
-        clock.begin(next(todo))
-        return model
-
-    def kept_by_name(name: str, make: Callable[[], Tensors]) -> Tensors:
-        found = memo(f"{group.name}.{name}", make)
-        return {key: tensor.to(pipeline.device) for key, tensor in found.items()}
-
+    samples = split(pipeline, group.seed)[1]
+    possible = recipe.attack.candidates(samples, pipeline.data.marked)
     training = recipe.training
     victim = Victim(
         task=pipeline.task,
@@ -376,180 +222,139 @@ def _poison(
         input_shape=pipeline.input_shape,
         marked=pipeline.data.marked,
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
-        kept=kept_by_name,
-        progress=clock.advance,
+        kept=lambda name, make: {
+            key: tensor.to(pipeline.device) for key, tensor in kept(name, make).items()
+        },
+        progress=progress,
     )
-    seed = derive(derive(group.seed, group.poison_budget), "attack")
-    return recipe.attack.poison(kept, count, victim, seed)
+    count = round(group.poison_budget * len(possible))
+    return recipe.attack.poison(samples, count, victim, derive(group.draws, "attack"))
 
 
-class Recorder:
-    """Measures the models of a group, one after another, and collects their rows, scores, shifts."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        group: Group,
-        poisoned: Poisoned,
-        held_out: Samples,
-        initial: nn.Module,
-        trained: Fit,
-    ) -> None:
-        self.pipeline, self.group, self.poisoned = pipeline, group, poisoned
-        self.held_out, self.initial, self.trained = held_out, initial, trained
-        self.retrained: nn.Module | None = None
-        self.rows: list[Row] = []
-        self.scores: list[pd.DataFrame] = []
-        self.shifts: list[pd.DataFrame] = []
-
-    def __call__(
-        self,
-        role: str,
-        unlearner: str,
-        budget: float,
-        model: nn.Module | None,
-        cost: Cost,
-        *,
-        entry: int = -1,
-        parameters: Mapping[str, Any] = MappingProxyType({}),
-        note: str = "",
-    ) -> None:
-        """Add the row of one model; one that does not exist has a row without measures."""
-        cell: Row = {
-            "poison_budget": self.group.poison_budget,
-            "seed": self.group.seed,
-            "role": role,
-            "entry": entry,
-            "unlearner": unlearner,
-            "hyperparameters": json.dumps(dict(parameters), sort_keys=True),
-            "budget": budget,
-        }
-        share = 0.0 if role in UNTREATED else cost.passes / self.trained.cost.passes
-        recipe = self.pipeline.recipe
-        row = {
-            "recipe": recipe.hash,
-            "data": self.pipeline.data.name,
-            "model": recipe.model.name,
-            "attack": recipe.attack.name,
-            "forget_size": len(self.poisoned.forget_ids),
-            **cell,
-            **asdict(cost),
-            "spent": share,
-            "epochs": share * recipe.training.epochs,
-            "precision": self.pipeline.task.precision,
-            "device": self.pipeline.device.type,
-            "note": note,
-            **{f"crafting_{name}": value for name, value in self.poisoned.figures.items()},
-        }
-        if model is not None:
-            figures, effect = self._measure(model)
-            row |= figures
-            self.scores.append(pd.DataFrame({**cell, "id": effect.ids, **effect.scores}))
-            self._add_shifts(cell, model)
-        self.rows.append(row)
-
-    def _add_shifts(self, cell: Row, model: nn.Module) -> None:
-        """Of the first retrained model and of all after it."""
-        if cell["role"] == "retrained":
-            self.retrained = model
-        if self.retrained is not None:
-            found = shifts(model, self.initial, self.retrained)
-            self.shifts.append(pd.DataFrame([{**cell, **of._asdict()} for of in found]))
-
-    def _measure(self, model: nn.Module) -> tuple[dict[str, float], Effect]:
-        task = self.pipeline.task
-        started = time.perf_counter()
-        effect = self.pipeline.recipe.attack.effect(model, self.poisoned, task)
-        parts = {
-            "test_accuracy": self.pipeline.data.test,
-            "forget_accuracy": self.poisoned.forget,
-            "validation_accuracy": self.held_out,
-        }
-        measured = {
-            name: accuracy(model, task, samples)
-            for name, samples in parts.items()
-            if name not in effect.figures
-        }
-        seconds = {"scoring_seconds": time.perf_counter() - started}
-        return measured | dict(effect.figures) | seconds, effect
-
-
-def _split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
-    """(held out, kept) of the training split; what is held out is neither trained on nor poisoned."""
-    train = pipeline.data.train
-    count = len(train) - _kept(pipeline.recipe, pipeline.data)
-    order = torch.randperm(len(train), generator=generator(seed, "validation"))
-    held_out = train.ids[order[:count].to(train.ids.device)]
-    return train.only(held_out), train.without(held_out)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means here."""
-    if name not in DEVICES:
-        raise MarshtestError(f"device: {unknown('device', name, DEVICES)}")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MarshtestError("device: cuda is not available here. Use cpu or auto.")
-    return torch.device(name)
-
-
-def execute(pipeline: Pipeline, folder: Path, report: Report = silent) -> None:
-    """Run all groups that are not in `folder` yet, then write rows and scores of all of them.
-
-    Writes rows.parquet, rows.csv, scores.parquet and shifts.parquet, and of crafted poisons
-    crafting.parquet and poisons/; each file appears whole or not at all.
-    """
-    parts = folder / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    recipe, data = pipeline.recipe, pipeline.data
-    compared, crafted = bool(recipe.attack.compared), recipe.attack.crafting(1)[0] > 0
-    total = sum(stage.passes for group in groups(recipe) for stage in stages(recipe, group, data))
-    clock = Clock(report, total)
-    for group in groups(recipe):
-        if (parts / f"{group.name}.rows.parquet").exists():
-            clock.done += sum(stage.passes for stage in stages(recipe, group, data))
-        else:
-            found = run_group(pipeline, group, clock, Memo(parts))
-            if compared:
-                save_tensors(found.poisons, folder / "poisons" / f"{group.name}.safetensors")
-            if crafted:
-                write(found.history, parts / f"{group.name}.crafting.parquet")
-            write(found.shifts, parts / f"{group.name}.shifts.parquet")
-            write(found.scores, parts / f"{group.name}.scores.parquet")
-            write(found.rows, parts / f"{group.name}.rows.parquet")
-    for kind in (*(["crafting"] if crafted else []), "shifts", "scores", "rows"):
-        files = [parts / f"{group.name}.{kind}.parquet" for group in groups(recipe)]
-        frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-        if kind == "rows":
-            write(frame, folder / "rows.csv")
-        write(frame, folder / f"{kind}.parquet")
-    shutil.rmtree(parts)
-
-
-def write(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame under a temporary name, then rename it.
-
-    Raises:
-        MarshtestError: the disk is full, or does not let itself be written.
-    """
-    if path.suffix == ".csv":
-        _replace(path, lambda temporary: frame.to_csv(temporary, index=False))
+def train(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    role: str,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Fit]:
+    """Step 2: the model of a role, from scratch."""
+    if role == "initial":
+        samples = poisoned.samples
+    elif role == "shuffled":
+        samples = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
     else:
-        _replace(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        samples = poisoned.retain
+    return pipeline.fit(samples, derive(group.draws, role), progress)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then give it the path's name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise MarshtestError(
-            f"{path}: cannot be written ({reason}). Make room and run the same "
-            "command again; finished seeds are kept."
-        ) from None
+def update(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    initial: nn.Module,
+    trained: Fit,
+    unlearner: Unlearner,
+    shares: Sequence[float],
+) -> list[Outcome]:
+    """Step 3: one outcome a compute budget, each a share of what the initial training cost."""
+    return unlearn_each(
+        unlearner,
+        initial,
+        poisoned.retain,
+        poisoned.forget,
+        task=replace(pipeline.task, train=pipeline),
+        budgets=[Budget(share * trained.cost.passes, trained.flops_per_pass) for share in shares],
+        seed=derive(group.draws, unlearner.name),
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured, and how it came about; None is one that does not exist."""
+
+    role: str
+    unlearner: str
+    budget: float
+    model: nn.Module | None
+    cost: Cost
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Step 4.
+
+    Attributes:
+        row: columns as in docs/rows.md; `recipe` and `entry` are the collector's to fill in.
+        scores: one line a poison, or target.
+        shifts: one line a layer; none of a model that is not compared with the retrained one.
+    """
+
+    row: Row
+    scores: pd.DataFrame
+    shifts: list[Row]
+
+
+def measure(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    subject: Subject,
+    trained: Fit,
+    between: tuple[nn.Module, nn.Module] | None,
+) -> Measured:
+    """Step 4: accuracy, what is left of the poison, cost, and the way that the model went.
+
+    Args:
+        trained: what the initial training cost.
+        between: the initial and the retrained model; None where the way is not asked for.
+    """
+    recipe, data, model = pipeline.recipe, pipeline.data, subject.model
+    share = 0.0 if subject.role in UNTREATED else subject.cost.passes / trained.cost.passes
+    row: Row = {
+        "recipe": "",
+        "data": data.name,
+        "model": recipe.model.name,
+        "attack": recipe.attack.name,
+        "forget_size": len(poisoned.forget_ids),
+        "poison_budget": group.poison_budget,
+        "seed": group.seed,
+        "role": subject.role,
+        "entry": -1,
+        "unlearner": subject.unlearner,
+        "hyperparameters": json.dumps(dict(subject.parameters), sort_keys=True),
+        "budget": subject.budget,
+        **asdict(subject.cost),
+        "spent": share,
+        "epochs": share * recipe.training.epochs,
+        "precision": pipeline.task.precision,
+        "device": pipeline.device.type,
+        "note": subject.note,
+        **{f"crafting_{name}": value for name, value in poisoned.figures.items()},
+    }
+    if model is None:
+        return Measured(row, pd.DataFrame(), [])
+    figures, effect = _effect(pipeline, group, poisoned, model)
+    moved = [] if between is None else [of._asdict() for of in shifts(model, *between)]
+    return Measured(row | figures, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
+
+
+def _effect(
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module
+) -> tuple[dict[str, float], Effect]:
+    task, started = pipeline.task, time.perf_counter()
+    effect = pipeline.recipe.attack.effect(model, poisoned, task)
+    parts = {
+        "test_accuracy": pipeline.data.test,
+        "forget_accuracy": poisoned.forget,
+        "validation_accuracy": split(pipeline, group.seed)[0],
+    }
+    measured = {
+        name: accuracy(model, task, samples)
+        for name, samples in parts.items()
+        if name not in effect.figures
+    }
+    seconds = {"scoring_seconds": time.perf_counter() - started}
+    return measured | dict(effect.figures) | seconds, effect

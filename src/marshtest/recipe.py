@@ -1,10 +1,8 @@
 """A recipe: everything that determines a run, in YAML, validated, named by the hash of its values."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,15 +10,14 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from marshtest.attacks import Attack, parse_attack
-from marshtest.data import LOADERS, TEXTS
-from marshtest.errors import MarshtestError, unknown
+from marshtest.documents import read_yaml
+from marshtest.errors import MarshtestError
 from marshtest.features import FeatureSettings
 from marshtest.models import parse_model
 from marshtest.settings import ModelSettings, Settings
 from marshtest.training import Training
 from marshtest.unlearning import Unlearner, parse_trials
 
-KINDS = {"recipes": "recipe", "hypotheses": "hypothesis"}  # folders of YAML files, and their names
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -110,13 +107,6 @@ class Recipe(Named):
         return self
 
 
-def shipped(kind: str = "recipes") -> dict[str, str]:
-    """Text of each recipe, or hypothesis, that ships with the package, by name."""
-    folder = resources.files("marshtest") / kind
-    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
-    return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
-
-
 def load_recipe(
     source: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
@@ -141,70 +131,3 @@ def load_recipe(
         return Recipe.parse(values, "")
     except TypeError as error:
         raise MarshtestError(f"recipe: {error}") from None
-
-
-def read_yaml(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
-) -> dict[str, Any]:
-    """The raw values of a recipe or hypothesis, overrides applied."""
-    values = _read(source, kind)
-    for override in overrides:
-        _apply(values, override)
-    return values
-
-
-def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
-    if isinstance(source, Mapping):
-        return {"name": "unnamed", **copy.deepcopy(source)}
-    recipes = shipped(kind)
-    text = recipes.get(str(source))
-    if text is None:
-        path = Path(source)
-        other = next(iter(KINDS.keys() - {kind}))
-        if str(source) in shipped(other):
-            command = {"recipes": "run", "hypotheses": "hypotheses"}[other]
-            raise MarshtestError(
-                f"{source}: is a {KINDS[other]}, not a {KINDS[kind]}. Use `marshtest {command} {source}`."
-            )
-        if not path.is_file():
-            raise MarshtestError(
-                f"{unknown(KINDS[kind], str(source), recipes)} Or give the path of a YAML file."
-            )
-        text = path.read_text()
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MarshtestError(f"{source}: not YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(values, dict):
-        raise MarshtestError(f"{source}: a recipe is a mapping of keys to values.")
-    return {"name": Path(source).stem, **values}
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one key of the raw recipe."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise MarshtestError(f"{override!r}: an override has the form key=value or key.sub=value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise MarshtestError(f"{override!r}: the value is not YAML.") from None
-    *sections, last = key.split(".")
-    for name in sections:
-        values = _section(values, name, key)
-    if last == "data" and isinstance(value, str):
-        _section(values, "data", key)["name" if value in (*LOADERS, *TEXTS) else "path"] = value
-    elif isinstance(values.get(last), dict) and isinstance(value, str):
-        values[last] = {"name": value}
-    else:
-        values[last] = value
-
-
-def _section(values: dict[str, Any], name: str, key: str) -> dict[str, Any]:
-    """The mapping below a key of the raw recipe; a bare name becomes one."""
-    section = values.setdefault(name, {})
-    if isinstance(section, str):
-        section = values[name] = {"name": section}
-    if not isinstance(section, dict):
-        raise MarshtestError(f"{key}: {name} has no keys below it.")
-    return section

@@ -5,13 +5,14 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
 from marshtest.errors import MarshtestError, unknown
+
+if TYPE_CHECKING:  # what only describes is read without torch
+    from torch import nn
 
 
 class Settings(BaseModel):
@@ -38,11 +39,13 @@ class ModelSettings(Settings, ABC):
     name: str
 
     @abstractmethod
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def build(self, input_shape: tuple[int, ...], classes: int) -> "nn.Module":
         """A freshly initialised module from [B, *input_shape] to logits [B, classes]."""
 
-    def answer(self, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    def answer(self, model: "nn.Module", input_shape: tuple[int, ...]) -> Any:
         """What a model that was built says to two samples of nothing."""
+        import torch
+
         return model(torch.zeros(2, *input_shape))
 
     def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
@@ -57,9 +60,10 @@ def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
     if first["type"] == "extra_forbidden":
         owner: Any = cls
         for part in first["loc"][:-1]:
-            field = owner.model_fields[part].annotation if hasattr(owner, "model_fields") else None
-            owner = field if inspect.isclass(field) else cls
-        return f"{place}: {unknown('key', str(first['loc'][-1]), owner.model_fields)}"
+            fields = getattr(owner, "model_fields", {})
+            owner = fields[part].annotation if part in fields else [owner, *get_args(owner)][-1]
+        known = getattr(owner, "model_fields", cls.model_fields)
+        return f"{place}: {unknown('key', str(first['loc'][-1]), known)}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])  # ours, and it names its place
     return f"{place}: {first['msg']}. Got {first['input']!r}."

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ Floats = NDArray[np.float64]
 Tensors = dict[str, Tensor]
 
 
-def _make(name: str, make: Callable[[], Tensors]) -> Tensors:
+def make_anew(name: str, make: Callable[[], Tensors]) -> Tensors:
+    """Keep nothing."""
     return make()
 
 
-def _ignore(share: float, said: str = "") -> None:
-    pass
+def ignore(share: float, said: str = "") -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Victim:
     input_shape: tuple[int, ...] | None = None
     marked: Marked | None = None
     weight_decay: float = 0.0
-    kept: Callable[[str, Callable[[], Tensors]], Tensors] = _make
-    progress: Callable[[float, str], None] = _ignore
+    kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew
+    progress: Callable[[float, str], None] = ignore
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,51 @@ class Poisoned:
         """The retain set: everything else."""
         return self.samples.without(self.forget_ids)
 
+    def tensors(self) -> Tensors:
+        """What was done to the samples: `ids`, `labels`, and where there are any `shifts`, `targets`,
+        `adversarial`, `true_labels`.
+        """
+        added, targets = self.samples.shifts, self.targets
+        labels = self.samples.y[self.samples.positions(self.forget_ids)]
+        found = {
+            "ids": self.forget_ids,
+            "labels": labels,
+            "shifts": None if added is None else added[1:],
+            "targets": None if targets is None else targets.ids,
+            "adversarial": self.adversarial,
+            "true_labels": self.true_labels,
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    @classmethod
+    def of(
+        cls, tensors: Tensors, samples: Samples, test: Samples, *, rest: bool, **told: Any
+    ) -> "Poisoned":
+        """The same again from its tensors.
+
+        Args:
+            tensors: of `tensors()`.
+            samples: the clean ones.
+            test: those that the targets are among.
+            rest: whether the attack must leave the other test samples alone.
+            told: `seed`, `figures` and `history`, as they are.
+        """
+        moved = {name: tensor.to(samples.y.device) for name, tensor in tensors.items()}
+        ids = moved["ids"]
+        poisoned = samples.relabelled(ids, moved["labels"])
+        if "shifts" in moved:
+            poisoned = poisoned.shifted(ids, moved["shifts"])
+        targets = test[test.positions(moved["targets"])] if "targets" in moved else None
+        return cls(
+            poisoned,
+            ids,
+            targets=targets,
+            adversarial=moved.get("adversarial"),
+            rest=test.without(moved["targets"]) if rest else None,
+            true_labels=moved.get("true_labels"),
+            **told,
+        )
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -112,6 +158,8 @@ class Attack(Settings, ABC):
     name: str
     # Scores without such a law: compared with those of retrained models, seed by seed.
     compared: ClassVar[tuple[str, ...]] = ()
+    # Fields that `effect` alone looks at: with others, the same poisons are measured.
+    scoring: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:

@@ -7,6 +7,7 @@ it. It is a function of (seed, id), so the seed is all that is stored.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Gaussian(Attack):
     """Gaussian noise on the inputs (paper §4.3), scored by GUS and by the rank score."""
 
     name: str = "gaussian"
+    scoring: ClassVar[tuple[str, ...]] = ("draws", "fpr")
     variance: float = Field(0.32, gt=0)  # ε², in squared units of the input space
     draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward
     fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR

@@ -11,13 +11,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from marshtest.device import pick_device
 from marshtest.errors import MarshtestError
+from marshtest.files import write
 from marshtest.kit.doors import open_door
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
 from marshtest.kit.measure import measure
 from marshtest.kit.noise import Scaling
-from marshtest.protocol import Report, pick_device, silent, write
+from marshtest.protocol import Report, silent
 from marshtest.report.figures import (
     BLUE,
     BROWN,

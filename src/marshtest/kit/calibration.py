@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest, kstest
 
+from marshtest.device import pick_device
 from marshtest.errors import MarshtestError
+from marshtest.files import write
 from marshtest.kit.doors import open_door
 from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
@@ -29,7 +31,7 @@ from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import verdicts
-from marshtest.protocol import Report, pick_device, silent, write
+from marshtest.protocol import Report, silent
 from marshtest.report.figures import save
 from marshtest.report.tables import SCORE_NAMES
 from marshtest.seeds import derive

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from marshtest.protocol import write
+from marshtest.files import write
 from marshtest.report.figures import draw_all
 from marshtest.report.page import write_page
 from marshtest.report.tables import markdown, table2

@@ -1,7 +1,7 @@
 """The contract of an unlearner."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -17,6 +17,9 @@ class Unlearner(Settings, ABC):
     """A method's hyper-parameters; calling it runs the method."""
 
     name: str
+    # Whether a run under a smaller budget is the beginning of one under a larger: the method draws from
+    # `budget.stream` and looks at nothing else of the budget.
+    goes_on: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +48,65 @@ def unlearn(
 
     One that would overspend is stopped at the limit, and its model as of then is the outcome.
     """
+    return _run(unlearner, model, retain, forget, task, budget, seed, ())[0]
+
+
+def unlearn_each(
+    unlearner: Unlearner,
+    model: nn.Module,
+    retain: Samples,
+    forget: Samples,
+    *,
+    task: Task,
+    budgets: Sequence[Budget],
+    seed: int,
+) -> list[Outcome]:
+    """The outcomes under several budgets, each as `unlearn` would give it.
+
+    Where the method `goes_on`, those of smaller budgets are taken on the way to the largest's.
+    """
+    given: dict[float, Outcome] = {}
+    for budget in sorted(budgets, key=lambda of: of.passes, reverse=True):
+        if budget.passes not in given:
+            others = [of.passes for of in budgets if of.passes < budget.passes]
+            milestones = others if unlearner.goes_on else []
+            last, on_the_way = _run(
+                unlearner, model, retain, forget, task, budget, seed, milestones
+            )
+            given = {**on_the_way, budget.passes: last, **given}
+    return [given[budget.passes] for budget in budgets]
+
+
+def _run(
+    unlearner: Unlearner,
+    model: nn.Module,
+    retain: Samples,
+    forget: Samples,
+    task: Task,
+    budget: Budget,
+    seed: int,
+    milestones: Sequence[float],
+) -> tuple[Outcome, dict[float, Outcome]]:
+    """The outcome, and those at the milestones that were seen, by their sample passes."""
     given = copy.deepcopy(model)
     witness = _Witness(given)
     started, note = time.perf_counter(), ""
     updated: Any = None
+    seen: dict[float, tuple[nn.Module, Cost]] = {}
+    copying = 0.0
+
+    def cost() -> Cost:
+        return Cost(budget.spent, budget.flops, time.perf_counter() - started - copying)
+
+    def look(milestone: float) -> None:
+        nonlocal copying
+        spent, before = cost(), time.perf_counter()
+        on_the_way = copy.deepcopy(given)
+        on_the_way.load_state_dict(witness.last.state_dict())
+        seen[milestone] = on_the_way, spent
+        copying += time.perf_counter() - before
+
+    budget.on_the_way(milestones, look)
     try:
         with seeded(seed), witness, budget:
             updated = unlearner(given, retain, forget, task=task, budget=budget, seed=seed)
@@ -58,7 +114,19 @@ def unlearn(
         updated, note = witness.last, STOPPED
     except (Exception, SystemExit) as error:
         note = f"raised {type(error).__name__}: {_one_line(error)}"
-    cost = Cost(budget.spent, budget.flops, time.perf_counter() - started)
+    total = cost()
+    if updated is not None and updated is not witness.last:
+        seen = {}  # what was seen on the way is not what it returns
+    on_the_way = {
+        milestone: _outcome(found, spent, "", given, retain, task)
+        for milestone, (found, spent) in seen.items()
+    }
+    return _outcome(updated, total, note, given, retain, task), on_the_way
+
+
+def _outcome(
+    updated: Any, cost: Cost, note: str, given: nn.Module, retain: Samples, task: Task
+) -> Outcome:
     if not note.startswith("raised"):
         note = _fault(updated, given, retain[:2], task) or note
         if isinstance(updated, nn.Module) and note in ("", STOPPED):

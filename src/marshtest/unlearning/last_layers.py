@@ -26,6 +26,7 @@ from marshtest.unlearning.base import GradientUnlearner
 
 
 class _LastLayers(GradientUnlearner, ABC):
+    goes_on = True
     k: int = Field(3, ge=1)  # layers, counted from the output
     # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains by whatever optimiser trained the model
 

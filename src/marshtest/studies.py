@@ -8,15 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.data import Dataset, dataset_of, tensors_of
+from marshtest.data import Dataset, load, tensors_of
+from marshtest.device import pick_device
+from marshtest.documents import read_yaml
 from marshtest.errors import MarshtestError, unknown
+from marshtest.files import write
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.orthogonality import Orthogonality
 from marshtest.hypotheses.shift import Shift
-from marshtest.protocol import Memo, Report, pick_device, silent, write
-from marshtest.recipe import read_yaml
+from marshtest.protocol import Report, silent
 from marshtest.report.hypotheses import report_hypothesis
-from marshtest.run import claim, content, data_of, refuse_anothers
+from marshtest.runs import claim, refuse_anothers
+from marshtest.sources import content, data_of
+from marshtest.stages import packed
 
 HYPOTHESES: dict[str, type[Shift] | type[Orthogonality]] = {
     "shift": Shift,
@@ -100,7 +104,12 @@ def _features(settings: Shift, folder: Path, report: Report) -> Dataset:
     """Of the settings' data; kept in the folder where a network had to be trained for them."""
     if settings.data.features is None:
         return data_of(settings.data, settings.device)
-    tensors = Memo(folder)(
-        "features", lambda: tensors_of(data_of(settings.data, settings.device, report))
-    )
-    return dataset_of(tensors)
+    file = folder / "features.safetensors"
+    if not file.exists():
+
+        def progress(share: float) -> None:
+            report(f"train the network of the features, {share:.0%}", 0.0)
+
+        data = data_of(settings.data, settings.device, progress)
+        write(packed(tensors_of(data)), file)
+    return load("tensors", str(file))

@@ -1,0 +1,187 @@
+"""Run a recipe: the one function that carries the main job."""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from marshtest.data import Dataset
+from marshtest.errors import MarshtestError
+from marshtest.files import write
+from marshtest.protocol import Report, groups, silent
+from marshtest.recipe import Named, Recipe, load_recipe
+from marshtest.report import write_report
+from marshtest.results import Results
+from marshtest.sources import content
+from marshtest.stages import Collected, Keys, Worker, collect, jobs, packed, passes
+from marshtest.store import DamagedError, Store
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *overrides: str,
+    out: str | Path | None = None,
+    data: Dataset | None = None,
+    unlearners: Sequence[str | Callable[..., Any]] = (),
+    report: Report = silent,
+) -> Results:
+    """Run a recipe and write rows, summary, figures and page into its folder.
+
+    What is finished in the folder already is not done again.
+
+    Args:
+        recipe: name of a shipped recipe, path of a YAML file, mapping, or Recipe.
+        overrides: "key.sub=value", as on the command line.
+        out: the folder; default runs/<recipe name>-<hash>.
+        data: a data set in memory instead of the recipe's.
+        unlearners: further unlearners beside the recipe's own: names or callables
+            (model, retain, forget, *, task, budget, seed) → model.
+        report: told each stage that starts and the share of the run that is done.
+
+    Raises:
+        MarshtestError: bad input, in one line.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides, unlearners=unlearners)
+    elif overrides or unlearners:
+        raise MarshtestError("run: a Recipe is complete; give changes to load_recipe instead.")
+    identity = {"recipe": recipe.hash, "data": content(recipe.data, data)}
+    folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
+    refuse_anothers(folder, recipe, identity)
+    if not (folder / "rows.parquet").exists():
+        keys, unfinished = Keys(recipe, identity["data"]), folder / "stages"
+        worker = Worker(Store(unfinished), data)
+        if recipe.data.features is None:
+            worker.pipeline(keys)  # refuses what cannot work before anything is written
+        claim(folder, recipe, identity)
+
+        def work() -> None:
+            do_all(worker, keys, report)
+            write_results(worker, keys, folder)
+
+        with_damage_mended(worker.store, work, report)
+        shutil.rmtree(unfinished)
+    results = Results.read(folder)
+    if not (folder / "report.html").exists():
+        write_report(results)
+    return results
+
+
+def with_damage_mended(store: Store, work: Callable[[], object], report: Report) -> list[str]:
+    """Do it; where a stored stage turns out to be damaged, say so, forget it, and do it again.
+
+    Returns:
+        What was damaged.
+    """
+    damaged = []
+    while True:
+        try:
+            work()
+        except DamagedError as error:
+            report(f"{error.key} {error.what} is damaged, so it is made again", 0.0)
+            damaged.append(f"{error.key} {error.what}")
+            store.forget(error.key)
+        else:
+            return damaged
+
+
+def do_all(worker: Worker, keys: Keys, report: Report) -> None:
+    """All jobs of a recipe that are not done yet, one after the other.
+
+    Raises:
+        DamagedError: what an earlier run recorded is not as it was.
+        MarshtestError: a job failed.
+    """
+    store, todo = worker.store, list(jobs(keys, keep_models=False))
+    store.prepare()
+    if todo[0].kind == "features" and not store.is_recorded(keys.features):
+        worker(todo[0], lambda share, said="": report(f"{todo[0].label}, {share:.0%}", 0.0))
+    data = worker.pipeline(keys).data
+    weights = [sum(passes(job, data).values()) for job in todo]
+    total, done = sum(weights), 0.0
+    for job, weight in zip(todo, weights, strict=True):
+        if not all(map(store.is_recorded, job.makes)):
+            worker(job, _Share(report, job.label, done / total, weight / total))
+        done += weight
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Reports a job's progress as the whole run's."""
+
+    report: Report
+    label: str
+    start: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        self(0.0)
+
+    def __call__(self, share: float, said: str = "", /) -> None:
+        text = f"{self.label}: {said}" if said else self.label
+        self.report(text, self.start + share * self.weight)
+
+
+def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | None = None) -> None:
+    """Write rows.parquet, rows.csv, scores.parquet and shifts.parquet, rows.parquet last; of crafted
+    poisons crafting.parquet, and of all that are compared with retraining poisons/.
+
+    Raises:
+        DamagedError: a score is not as it was recorded.
+        MarshtestError: the disk is full, or does not let itself be written.
+    """
+    attack, found = keys.recipe.attack, found or collect(worker.store, keys)
+    history: list[dict[str, Any]] = []
+    for group in groups(keys.recipe) if attack.compared else ():
+        poisoned = worker.poisoned(keys, group)
+        write(packed(poisoned.tensors()), folder / "poisons" / f"{group.name}.safetensors")
+        of = {"poison_budget": group.poison_budget, "seed": group.seed}
+        history += [{**of, **line} for line in poisoned.history]
+    if history:
+        write(pd.DataFrame(history), folder / "crafting.parquet")
+    write(found.shifts, folder / "shifts.parquet")
+    write(found.scores, folder / "scores.parquet")
+    write(found.rows, folder / "rows.csv")
+    write(found.rows, folder / "rows.parquet")
+
+
+def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
+    """Raise where the folder holds another recipe's results, or what is no run."""
+    about = folder / "run.json"
+    if about.exists():
+        found = json.loads(about.read_text())
+        if {key: found.get(key) for key in identity} != identity:
+            raise MarshtestError(
+                f"{folder}: holds results of another recipe ({found.get('name')}-"
+                f"{found.get('recipe')}; this one is {recipe.name}-{recipe.hash}). "
+                "Choose another --out, or remove the folder."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
+
+
+def claim(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
+    """Make the folder this recipe's own, once."""
+    about = folder / "run.json"
+    if about.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    values = {
+        "name": recipe.name,
+        **identity,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "marshtest": version("marshtest"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    about.write_text(json.dumps(values, indent=2) + "\n")

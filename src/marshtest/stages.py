@@ -1,0 +1,525 @@
+"""Stages: pieces of work named by all that they depend on, so that what is equal is done once.
+
+    features     the data by a network's features, where the recipe asks for them
+    clean        the model that crafted attacks start from         one serves all poison budgets of a seed
+    dose         the crafted poisons                               other doses are functions of their seed
+    initial, shuffled, retrained, reference                        models from scratch
+    updated      a model after unlearning, a budget
+    score        a model's row, scores and shifts
+
+A stage's key is its kind and the hash of what it depends on: of the recipe only that, the keys of the
+stages before it, and ALGORITHM. A *job* is what is scheduled: it makes one stage, or, where an unlearner's
+smaller budgets lie on the way to its largest, the updated models of all budgets and their scores.
+"""
+
+import io
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import pandas as pd
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save as bytes_of
+from torch import nn
+
+from marshtest.attacks import Poisoned
+from marshtest.attacks.base import Tensors, ignore
+from marshtest.budget import Cost
+from marshtest.data import Dataset, Samples
+from marshtest.files import frame_bytes
+from marshtest.ledger import ALGORITHM
+from marshtest.protocol import (
+    CELL,
+    UNTREATED,
+    Group,
+    Pipeline,
+    Row,
+    Subject,
+    from_scratch,
+    groups,
+    kept_count,
+    measure,
+    poison,
+    poison_count,
+    set_up,
+    split,
+    train,
+    train_clean,
+    update,
+)
+from marshtest.recipe import Recipe
+from marshtest.sources import data_of
+from marshtest.store import Store, hashed
+from marshtest.training import Fit
+from marshtest.unlearning import Unlearner
+
+NAMES = {"initial": "none", "shuffled": "shuffled"}  # in rows, of models that no unlearner made
+RETRAINED = "retrain (full)"
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Told the share of a job that is done, and how it stands in words."""
+
+    def __call__(self, share: float, said: str = "", /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work.
+
+    Attributes:
+        kind: as in marshtest.grid.
+        what: which of its kind, for people.
+        makes: keys of the stages that it records.
+        needs: keys of those that must be recorded before.
+        keys, group: of the recipe that it belongs to, and where in it.
+        role: of the model that is trained or scored.
+        budgets: of the scores that it makes, in the order of `makes`.
+    """
+
+    kind: str
+    what: str
+    makes: tuple[str, ...]
+    needs: tuple[str, ...]
+    keys: "Keys" = field(repr=False)
+    group: Group
+    role: str = ""
+    unlearner: Unlearner | None = None
+    budgets: tuple[float, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it belongs to."""
+        return self.keys.recipe
+
+    @property
+    def label(self) -> str:
+        """What is done, in words."""
+        return f"{self.kind} {self.what}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row to be: where it stands in the recipe, and the key of its score."""
+
+    key: str
+    entry: int
+
+
+class Keys:
+    """The keys of one recipe's stages.
+
+    Args:
+        content: digest of data that the recipe does not determine.
+    """
+
+    def __init__(self, recipe: Recipe, content: str | None = None) -> None:
+        self.recipe, self.content = recipe, content
+        values = recipe.model_dump(mode="json", include={"model", "training", "device"})
+        data = recipe.data.model_dump(mode="json", exclude={"path"})
+        measured_by = recipe.attack.model_dump(mode="json")
+        made_by = {k: v for k, v in measured_by.items() if k not in recipe.attack.scoring}
+        trigger = recipe.attack.trigger()
+        read_for = None if trigger is None else asdict(trigger)
+        seen = {k: v for k, v in data.items() if k != "validation"}
+        self._features = hashed([seen, content, recipe.device])
+        self._world = hashed([values, data, content, read_for])
+        self._made_by, self._measured_by = hashed(made_by), hashed(measured_by)
+
+    @cached_property
+    def features(self) -> str:
+        """Of the data by features."""
+        return _key("features", of=self._features)
+
+    def clean(self, seed: int) -> str:
+        """Of a seed's clean model."""
+        return _key("clean", world=self._world, seed=seed)
+
+    def dose(self, group: Group) -> str:
+        """Of a group's poisons."""
+        share, seed = group.poison_budget, group.seed
+        return _key("dose", world=self._world, attack=self._made_by, share=share, seed=seed)
+
+    def model(self, role: str, group: Group) -> str:
+        """Of a model from scratch."""
+        return _key(role, dose=self.dose(group))
+
+    def updated(self, group: Group, unlearner: Unlearner, budget: float) -> str:
+        """Of a model after unlearning."""
+        by = unlearner.model_dump(mode="json")
+        return _key("updated", initial=self.model("initial", group), by=by, budget=budget)
+
+    def score(self, model: str) -> str:
+        """Of a model's measures."""
+        return _key("score", model=model, attack=self._measured_by)
+
+
+def _key(kind: str, **of: Any) -> str:
+    return f"{kind}-{hashed({'kind': kind, 'algorithm': ALGORITHM, **of})}"
+
+
+def lines(keys: Keys, group: Group) -> Iterator[Line]:
+    """The rows of a group, in their order."""
+    recipe = keys.recipe
+    for role in ("initial", *from_scratch(recipe)):
+        yield Line(keys.score(keys.model(role, group)), -1)
+    for entry, trials in enumerate(recipe.unlearners):
+        for trial, budget in itertools.product(trials, recipe.budgets):
+            yield Line(keys.score(keys.updated(group, trial, budget)), entry)
+
+
+def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
+    """All jobs of a recipe, each behind those that it needs.
+
+    Args:
+        keep_models: record the updated models too, not only their scores.
+    """
+    recipe = keys.recipe
+    first: tuple[str, ...] = ()
+    if recipe.data.features is not None:
+        first = (keys.features,)
+        yield Job("features", "network", first, (), keys, groups(recipe)[0])
+    for group in groups(recipe):
+        yield from _jobs_of_group(keys, group, first, keep_models)
+
+
+def _jobs_of_group(
+    keys: Keys, group: Group, first: tuple[str, ...], keep_models: bool
+) -> Iterator[Job]:
+    recipe = keys.recipe
+    of = f"(poison {group.poison_budget:g}, seed {group.seed})"
+    if recipe.attack.crafting(1)[0]:
+        clean, dose = keys.clean(group.seed), keys.dose(group)
+        yield Job("train", f"clean model {of}", (clean,), first, keys, group, "clean")
+        yield Job("craft", f"poisons {of}", (dose,), (*first, clean), keys, group)
+        first = (*first, dose)
+    initial, retrained = keys.model("initial", group), keys.model("retrained", group)
+    for role in ("initial", *from_scratch(recipe)):
+        model = keys.model(role, group)
+        yield Job("train", f"{role} model {of}", (model,), first, keys, group, role)
+    for role in ("initial", *from_scratch(recipe)):
+        model = keys.model(role, group)
+        beside = () if role in UNTREATED else (retrained,)
+        needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
+        yield Job("score", f"{role} model {of}", (keys.score(model),), needs, keys, group, role)
+    for trial in (trial for trials in recipe.unlearners for trial in trials):
+        models = [keys.updated(group, trial, budget) for budget in recipe.budgets]
+        made = tuple(keys.score(model) for model in models)
+        if keep_models:
+            made += tuple(models)
+        needs = (*first, initial, retrained)
+        what = f"{trial.name} {of}"
+        yield Job(
+            "unlearn", what, made, needs, keys, group, "updated", trial, tuple(recipe.budgets)
+        )
+
+
+def passes(job: Job, data: Dataset) -> dict[str, float]:
+    """What a job is expected to cost, in sample passes (training = 3 a sample), by kind of work."""
+    recipe = job.recipe
+    kept, poisons = kept_count(recipe, data), poison_count(recipe, job.group.poison_budget, data)
+    full = 3.0 * recipe.training.epochs
+    held_out = len(data.train) - kept
+    measured = recipe.attack.passes(poisons) + len(data.test) + poisons + held_out
+    if job.kind == "features":
+        return {"features": 0.0}
+    if job.kind == "craft":
+        steps, each = recipe.attack.crafting(poisons)
+        return {"craft": steps * each}
+    if job.kind == "train":
+        return {"train": full * (kept if job.role in (*UNTREATED, "clean") else kept - poisons)}
+    if job.kind == "score":
+        return {"score": measured}
+    assert job.unlearner is not None
+    share = max(job.budgets) if job.unlearner.goes_on else sum(job.budgets)
+    return {"unlearn": share * full * kept, "score": len(job.budgets) * measured}
+
+
+class Worker:
+    """Does jobs: reads what they need from a store, and records what they make.
+
+    Args:
+        data: in memory, instead of what recipes name.
+    """
+
+    def __init__(self, store: Store, data: Dataset | None = None) -> None:
+        self.store = store
+        self._given = data
+        self._latest: dict[str, dict[Any, Any]] = {}
+
+    def __call__(self, job: Job, progress: Progress = ignore) -> None:
+        """Do a job; stages of it that are recorded already are read.
+
+        Raises:
+            DamagedError: a stage that it needs is not as it was recorded.
+            MarshtestError: the recipe does not work.
+        """
+        if job.kind == "features":
+            self._make_features(job, progress)
+        elif job.kind == "train":
+            self._train(job, progress)
+        elif job.kind == "craft":
+            self._craft(job, progress)
+        elif job.kind == "score":
+            self._score(job)
+        else:
+            self._unlearn(job, progress)
+
+    def pipeline(self, keys: Keys) -> Pipeline:
+        """How a recipe makes models; the latest is kept."""
+        recipe = keys.recipe
+        return self._keep("pipeline", recipe.hash, lambda: set_up(recipe, self._data(keys)))
+
+    def poisoned(self, keys: Keys, group: Group) -> Poisoned:
+        """A group's poisons; the latest are kept."""
+        pipeline, key = self.pipeline(keys), keys.dose(group)
+
+        def make() -> Poisoned:
+            if not keys.recipe.attack.crafting(1)[0]:
+                return poison(pipeline, group)
+            told = self.store.load(key)["poisoned"]
+            samples, test = split(pipeline, group.seed)[1], pipeline.data.test
+            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **told)
+
+        return self._keep("poisoned", key, make)
+
+    # What is made
+
+    def _make_features(self, job: Job, progress: Progress) -> None:
+        started = time.perf_counter()
+        data = data_of(job.recipe.data, job.recipe.device, progress)
+        tensors = {
+            f"{split}.{part}": getattr(getattr(data, split), part)
+            for split, part in itertools.product(("train", "test"), ("x", "y", "ids"))
+        }
+        values = {"name": data.name, "classes": data.classes}
+        self._record(job, job.makes[0], started, values, {"data.safetensors": packed(tensors)})
+
+    def _train(self, job: Job, progress: Progress) -> None:
+        started, pipeline = time.perf_counter(), self.pipeline(job.keys)
+        if job.role == "clean":
+            model, trained = train_clean(pipeline, job.group.seed, progress)
+        else:
+            poisoned = self.poisoned(job.keys, job.group)
+            model, trained = train(pipeline, job.group, poisoned, job.role, progress)
+        values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
+        self._record(
+            job, job.makes[0], started, values, {"model.safetensors": packed(model.state_dict())}
+        )
+
+    def _craft(self, job: Job, progress: Progress) -> None:
+        started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
+
+        def clean() -> nn.Module:
+            return self._model(pipeline, job.keys.clean(job.group.seed))
+
+        def kept(name: str, make: Callable[[], Tensors]) -> Tensors:
+            before = self.store.was_set_aside(key, name)
+            if before is not None:
+                return tensors_in(before)
+            made = make()
+            self.store.set_aside(key, name, packed(made))
+            return made
+
+        found = poison(pipeline, job.group, clean, kept, progress)
+        told = {
+            "seed": found.seed,
+            "rest": found.rest is not None,
+            "figures": found.figures,
+            "history": list(found.history),
+        }
+        self._record(
+            job, key, started, {"poisoned": told}, {"poisons.safetensors": packed(found.tensors())}
+        )
+        self.store.remove(f"partial/{key}")
+
+    def _score(self, job: Job) -> None:
+        pipeline, key = self.pipeline(job.keys), job.keys.model(job.role, job.group)
+        name = NAMES.get(job.role, RETRAINED)
+        share = 0.0 if job.role in UNTREATED else 1.0
+        model = self._model(pipeline, key)
+        subject = Subject(job.role, name, share, model, self._fit(key).cost)
+        self._measure(job, pipeline, subject, job.makes[0])
+
+    def _unlearn(self, job: Job, progress: Progress) -> None:
+        """Budgets whose updated model is recorded are measured only; the others go in one call."""
+        pipeline, keys, method = self.pipeline(job.keys), job.keys, job.unlearner
+        assert method is not None
+        models = {budget: keys.updated(job.group, method, budget) for budget in job.budgets}
+        keep_models = len(job.makes) > len(models)
+        todo = [
+            budget
+            for budget, key in models.items()
+            if not self.store.is_recorded(key)
+            and (keep_models or not self.store.is_recorded(keys.score(key)))
+        ]
+        parameters = method.model_dump(mode="json", exclude={"name"})
+        found: dict[float, Subject] = {}
+        if todo:
+            started, first = time.perf_counter(), keys.model("initial", job.group)
+            poisoned = self.poisoned(keys, job.group)
+            outcomes = update(
+                pipeline,
+                job.group,
+                poisoned,
+                self._model(pipeline, first),
+                self._fit(first),
+                method,
+                todo,
+            )
+            for budget, made in zip(todo, outcomes, strict=True):
+                found[budget] = Subject(
+                    "updated", method.name, budget, made.model, made.cost, parameters, made.note
+                )
+                if keep_models:
+                    values = {"cost": vars(made.cost), "note": made.note}
+                    model = made.model
+                    files = (
+                        {} if model is None else {"model.safetensors": packed(model.state_dict())}
+                    )
+                    self._record(job, models[budget], started, values, files)
+        for done, (budget, key) in enumerate(models.items()):
+            if not self.store.is_recorded(keys.score(key)):
+                subject = found.get(budget) or self._updated(job, key, budget, parameters)
+                self._measure(job, pipeline, subject, keys.score(key))
+            progress((done + 1) / len(models))
+
+    def _measure(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> None:
+        started = time.perf_counter()
+        initial = job.keys.model("initial", job.group)
+        between = None
+        if subject.role not in UNTREATED:
+            retrained = job.keys.model("retrained", job.group)
+            between = self._model(pipeline, initial), self._model(pipeline, retrained)
+        poisoned = self.poisoned(job.keys, job.group)
+        found = measure(pipeline, job.group, poisoned, subject, self._fit(initial), between)
+        values = {"row": found.row, "shifts": found.shifts}
+        self._record(job, key, started, values, {"scores.parquet": frame_bytes(found.scores)})
+
+    # What is read and written
+
+    def _record(
+        self,
+        job: Job,
+        key: str,
+        started: float,
+        values: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> None:
+        """With what it belongs to, for whoever browses the store."""
+        of: dict[str, Any] = {"stage": job.label, "recipe": job.recipe.name, "needs": job.needs}
+        if job.unlearner is not None:
+            of["unlearner"] = job.unlearner.model_dump(mode="json")
+        seconds = time.perf_counter() - started
+        whole = {"of": of, "seconds": seconds, **values}
+        self.store.record(key, whole, files)
+
+    def _updated(self, job: Job, key: str, budget: float, parameters: Mapping[str, Any]) -> Subject:
+        """A recorded one; its file is missing where the unlearner gave none."""
+        assert job.unlearner is not None
+        values, pipeline = self.store.load(key), self.pipeline(job.keys)
+        model = self._read_model(pipeline, key) if values["files"] else None
+        cost, note = Cost(**values["cost"]), values["note"]
+        return Subject("updated", job.unlearner.name, budget, model, cost, parameters, note)
+
+    def _data(self, keys: Keys) -> Dataset:
+        if self._given is not None:
+            return self._given
+        recipe, trigger, key = keys.recipe, keys.recipe.attack.trigger(), keys.features
+
+        def read() -> Dataset:
+            if recipe.data.features is not None:
+                values, tensors = self.store.load(key), self._tensors(key, "data")
+                train, test = (
+                    Samples(*(tensors[f"{split}.{part}"] for part in ("x", "y", "ids")))
+                    for split in ("train", "test")
+                )
+                return Dataset(values["name"], train, test, values["classes"])
+            return data_of(recipe.data, recipe.device, None, recipe.model, trigger)
+
+        named = [recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")]
+        return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
+
+    def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
+        """One that is asked for often: a group's initial and retrained model are kept."""
+        return self._keep("models", key, lambda: self._read_model(pipeline, key), count=2)
+
+    def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
+        model = pipeline.new_model(0)
+        model.load_state_dict(self._tensors(key, "model"))
+        return model
+
+    def _fit(self, key: str) -> Fit:
+        """What a training cost."""
+
+        def read() -> Fit:
+            values = self.store.load(key)
+            return Fit(Cost(**values["cost"]), values["flops_per_pass"])
+
+        return self._keep("fits", key, read)
+
+    def _tensors(self, key: str, name: str) -> Tensors:
+        return tensors_in(self.store.file(key, f"{name}.safetensors"))
+
+    def _keep(self, what: str, name: str, make: Callable[[], T], count: int = 1) -> T:
+        """Make something once; the last `count` of a sort are kept."""
+        kept = self._latest.setdefault(what, {})
+        if name not in kept:
+            while len(kept) >= count:
+                del kept[next(iter(kept))]
+            kept[name] = make()
+        found: T = kept[name]
+        return found
+
+
+def packed(tensors: Tensors) -> bytes:
+    """Tensors as safetensors; shared ones are written as often as they are named."""
+    return bytes_of({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a recipe's scores say together.
+
+    Attributes:
+        rows: one line a model; columns as in docs/rows.md.
+        scores: one line a poison, or target, and model.
+        shifts: one line a layer and model.
+        missing: models that have no score yet.
+    """
+
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    shifts: pd.DataFrame
+    missing: int
+
+
+def collect(store: Store, keys: Keys) -> Collected:
+    """All that was measured of a recipe, in its order.
+
+    Raises:
+        DamagedError: a score is not as it was recorded.
+    """
+    rows: list[Row] = []
+    scores: list[pd.DataFrame] = []
+    shifts: list[Row] = []
+    missing = 0
+    for line in (line for group in groups(keys.recipe) for line in lines(keys, group)):
+        if not store.is_recorded(line.key):
+            missing += 1
+            continue
+        values = store.load(line.key)
+        row: Row = values["row"] | {"recipe": keys.recipe.hash, "entry": line.entry}
+        cell = {name: row[name] for name in CELL}
+        found = pd.read_parquet(io.BytesIO(store.file(line.key, "scores.parquet")))
+        if len(found):
+            scores.append(pd.concat([pd.DataFrame(cell, found.index), found], axis=1))
+        shifts += [{**cell, **of} for of in values["shifts"]]
+        rows.append(row)
+    whole = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame()
+    return Collected(pd.DataFrame(rows), whole, pd.DataFrame(shifts), missing)

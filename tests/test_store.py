@@ -1,0 +1,230 @@
+"""The store and its claims: whole or not at all, checked on reading, one owner at a time."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from marshtest import claims
+from marshtest.claims import Driver, Watched
+from marshtest.errors import MarshtestError
+from marshtest.store import DamagedError, Store, hashed
+
+PLACES = pytest.mark.parametrize("kind", ["folder", "memory"])
+
+
+def store_of(kind: str, folder: Path) -> Store:
+    return Store(str(folder / "store") if kind == "folder" else f"memory://{uuid.uuid4().hex}")
+
+
+@PLACES
+def test_what_is_recorded_is_read_back(kind: str, tmp_path: Path) -> None:
+    store = store_of(kind, tmp_path)
+    assert not store.exists
+    assert store.recorded() == set()
+    store.prepare()
+    values = {"row": {"a": 0.1 + 0.2, "b": float("nan"), "c": "…"}, "list": [1, 2]}
+    store.record("score-1", values, {"x.parquet": b"\x00\x01"})
+    again = Store(store.url)
+    assert again.recorded() == {"score-1"}
+    assert again.is_recorded("score-1")
+    assert again.file("score-1", "x.parquet") == b"\x00\x01"
+    found = again.load("score-1")
+    assert found["row"]["a"] == 0.1 + 0.2  # to the last bit
+    assert str(found["row"]["b"]) == "nan"
+    assert again.find("stages") == ["stages/score-1/x.parquet"]
+    again.forget("score-1")
+    assert store.recorded() == set()
+    assert store.find("stages") == []
+
+
+@pytest.mark.parametrize("name", ["stages/k/model", "records/k.json"])
+def test_every_flipped_bit_is_noticed(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    store.record("k", {"seconds": 1.25, "row": {"gus": -0.5}}, {"model": bytes(range(64))})
+    file = tmp_path / name
+    sound = file.read_bytes()
+    for place in range(len(sound)):
+        for bit in (0, 3, 6):
+            flipped = bytearray(sound)
+            flipped[place] ^= 1 << bit
+            file.write_bytes(flipped)
+            if _means_the_same(sound, bytes(flipped)):
+                continue
+            with pytest.raises(DamagedError) as error:
+                store.file("k", "model")
+            assert error.value.key == "k"
+    file.write_bytes(sound)
+    assert store.file("k", "model") == bytes(range(64))
+    file.unlink()
+    with pytest.raises(DamagedError):
+        store.file("k", "model")
+
+
+def _means_the_same(one: bytes, other: bytes) -> bool:
+    """Whether both are the same JSON: other white space."""
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
+
+
+@PLACES
+def test_only_one_of_many_can_create_a_file(kind: str, tmp_path: Path) -> None:
+    store = store_of(kind, tmp_path)
+    made: list[str] = []
+
+    def create(name: str) -> None:
+        if store.create("claims/one", name.encode()):
+            made.append(name)
+
+    threads = [
+        threading.Thread(target=create, args=(str(i),)) for i in range(8 if kind == "folder" else 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert store.read("claims/one") == made[0].encode()
+    assert not store.create("claims/one", b"late")
+
+
+def test_a_write_that_is_broken_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.write("a", b"old")
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MarshtestError, match="No space left on device") as error:
+        store.write("a", b"new")
+    assert "\n" not in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert store.read("a") == b"old"
+
+
+def test_the_hash_is_of_the_values_not_of_their_order() -> None:
+    assert hashed({"a": 1, "b": [1.5, None]}) == hashed({"b": [1.5, None], "a": 1})
+    assert hashed({"a": 1}) != hashed({"a": 1.5})
+    assert len(hashed("x")) == 16
+
+
+def test_a_newer_store_and_what_is_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text('{"format": 99}')
+    with pytest.raises(MarshtestError, match=r"newer marshtest \(format 99; this one knows 1\)"):
+        Store(tmp_path)
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(MarshtestError, match="is not JSON"):
+        Store(tmp_path)
+    (tmp_path / "store.json").rename(tmp_path / "thesis.tex")
+    with pytest.raises(MarshtestError, match="is not empty and holds no store"):
+        Store(tmp_path)
+    with pytest.raises(MarshtestError, match="store: nonsense://x"):
+        Store("nonsense://x")
+
+
+@PLACES
+def test_a_claim_has_one_owner_until_it_is_given_back(kind: str, tmp_path: Path) -> None:
+    store = store_of(kind, tmp_path)
+    with Driver(store) as one, Driver(store) as other:
+        assert one.claim("k")
+        assert not other.claim("k")
+        assert other.claim("another")
+        one.release("k")
+        assert other.claim("k")
+        assert not one.claim("k")
+    assert store.names("claims") == set()
+    assert store.names("drivers") == set()
+
+
+def test_a_killed_drivers_claims_are_free_at_once_on_its_machine(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from marshtest.claims import Driver
+from marshtest.store import Store
+store = Store({str(tmp_path)!r})
+store.prepare()
+driver = Driver(store).__enter__()
+assert driver.claim("k")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    store = Store(tmp_path)
+    assert store.names("claims") == {"k.0"}
+    with Driver(store) as driver, Driver(store) as late:
+        assert driver.claim("k")
+        assert not late.claim("k")
+        assert store.names("claims") == {"k.0", "k.1"}
+        driver.release("k")
+        assert store.names("claims") == set()
+
+
+def test_a_driver_elsewhere_is_dead_when_its_number_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the watcher's own clock: nothing else is asked, so a clock that is set back changes nothing."""
+    store, now = Store(tmp_path), [1000.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(claims.time, "time", lambda: -now[0])
+    watched = Watched(store)
+
+    def beat(beats: int) -> None:
+        values = {"place": "elsewhere", "pid": os.getpid(), "began": "1", "beats": beats}
+        store.write("drivers/far", json.dumps(values).encode())
+
+    beat(0)
+    assert watched.is_alive("far")
+    now[0] += claims.DEAD_AFTER - 1
+    assert watched.is_alive("far")
+    beat(1)
+    now[0] += claims.DEAD_AFTER - 1
+    assert watched.is_alive("far")
+    now[0] += claims.DEAD_AFTER - 1
+    assert watched.is_alive("far")
+    now[0] += 1
+    assert not watched.is_alive("far")
+    assert not watched.is_alive("nobody")
+
+
+def test_a_driver_says_that_it_is_alive(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with Driver(store, beat=0.02) as driver:
+        deadline = time.monotonic() + 30
+        while json.loads(store.read(f"drivers/{driver.id}"))["beats"] < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert Watched(store).is_alive(driver.id)
+    assert not Watched(store).is_alive(driver.id)
+
+
+def test_of_many_claimants_of_a_dead_drivers_stage_one_gets_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("claims/k.0", b"dead")
+    drivers = [Driver(store) for _ in range(6)]
+    won: list[str] = []
+
+    def claim(driver: Driver) -> None:
+        if driver.claim("k"):
+            won.append(driver.id)
+
+    for driver in drivers:
+        driver.__enter__()
+    threads = [threading.Thread(target=claim, args=(driver,)) for driver in drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    for driver in drivers:
+        driver.__exit__()

@@ -1,0 +1,404 @@
+"""Sweeps: what is shared, what is not done again, and that every engine gives the same rows."""
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import TINY
+from test_run import TIMES
+
+import marshtest
+from marshtest import ledger
+from marshtest.driving import Swept, plan_sweep, sweep
+from marshtest.engines import Processes
+from marshtest.errors import MarshtestError
+from marshtest.grid import Sweep, read_sweep
+from marshtest.recipe import load_recipe
+from marshtest.results import Results
+from marshtest.stages import Job, Keys, Worker, jobs
+from marshtest.store import Store
+
+ONE = {"cpus": 1}  # the same bits from every engine
+GRID: dict[str, Any] = {
+    "name": "grid",
+    "recipe": {**TINY, "budgets": [0.25, 0.5], "unlearners": ["gd", "scrub"]},
+    "grid": {"attack.draws": [19, 39], "attack.variance": [4.0, 1.0]},
+    "resources": dict.fromkeys(("train", "score", "unlearn"), ONE),
+}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Swept, Store]:
+    folder = tmp_path_factory.mktemp("swept")
+    store = Store(folder / "store")
+    return sweep(GRID, store=store.url, out=folder / "out"), store
+
+
+def rows_of(done: Swept) -> pd.DataFrame:
+    return pd.read_parquet(done.folder / "rows.parquet").drop(columns=TIMES)
+
+
+def test_a_variant_is_the_run_of_its_recipe(swept: tuple[Swept, Store], tmp_path: Path) -> None:
+    done, _ = swept
+    own = Results.read(done.folder / "attack.draws=39,attack.variance=1.0")
+    recipe = {**GRID["recipe"], "attack": {"name": "gaussian", "variance": 1.0, "draws": 39}}
+    alone = marshtest.run(recipe, out=tmp_path / "run")
+    pd.testing.assert_frame_equal(
+        own.rows.drop(columns=TIMES), alone.rows.drop(columns=TIMES), check_exact=True
+    )
+    pd.testing.assert_frame_equal(own.scores, alone.scores, check_exact=True)
+    every = rows_of(done)
+    assert len(every) == 4 * len(alone.rows)
+    at = (every["attack.draws"] == 39) & (every["attack.variance"] == 1.0)
+    assert (every.loc[at, "recipe"] == alone.recipe.hash).all()
+
+
+def test_what_variants_share_is_done_once(swept: tuple[Swept, Store]) -> None:
+    done, store = swept
+    made = Counter(key.partition("-")[0] for key in store.recorded())
+    # the number of draws is the score's alone: two variances and two seeds have models of their own
+    assert made == {"initial": 4, "retrained": 4, "updated": 4 * 4, "score": 8 * 6}
+    assert done.done == len(done.ledger.jobs) == 4 * 2 + 8 * (2 + 2)
+    planned = plan_sweep(read_sweep(GRID))
+    assert planned.unshared == 4 * 2 * (2 + 2 + 2 * 2)
+    assert len(planned.cells) == 4 * 2 * 6
+
+
+def test_a_finished_sweep_is_not_done_again(
+    swept: tuple[Swept, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, store = swept
+
+    def fail(*args: Any) -> None:
+        pytest.fail("worked again")
+
+    monkeypatch.setattr(Worker, "__call__", fail)
+    before = {name: store.read(name) for name in store.find("records")}
+    again = sweep(GRID, store=store.url, out=done.folder)
+    assert (again.done, again.reused) == (0, len(done.ledger.jobs))
+    assert {name: store.read(name) for name in store.find("records")} == before
+    assert ledger.is_done(store, read_sweep(GRID))
+    assert not ledger.is_done(store, read_sweep({**GRID, "grid": {}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "made"),
+    [
+        ({"description": "Another title", "recipe": {"verdict": {"alpha": 0.01}}}, {}),
+        ({"recipe": {"budgets": [0.25, 0.5, 1.0]}}, {"updated": 2 * 4, "score": 2 * 8}),
+        ({"recipe": {"seeds": 3}}, {"initial": 2, "retrained": 2, "updated": 8, "score": 24}),
+        ({"recipe": {"unlearners": ["gd", "scrub", "ngd"]}}, {"updated": 8, "score": 16}),
+    ],
+)
+def test_only_what_a_change_touches_is_made(
+    change: dict[str, Any], made: dict[str, int], swept: tuple[Swept, Store], tmp_path: Path
+) -> None:
+    _, store = swept
+    asked = {**GRID, **change, "recipe": {**GRID["recipe"], **change["recipe"]}}
+    planned = plan_sweep(read_sweep(asked))
+    missing = planned.ledger().keys - store.recorded()
+    assert Counter(key.partition("-")[0] for key in missing) == made
+
+
+def test_keys_depend_on_what_a_stage_depends_on_and_on_nothing_else() -> None:
+    def keys(**changes: Any) -> dict[str, str]:
+        recipe = load_recipe({**TINY, **changes, "seeds": 1})
+        found = list(jobs(Keys(recipe), keep_models=True))
+        return {f"{job.kind} {job.role} {job.unlearner}": job.makes[-1] for job in found}
+
+    base = keys()
+    assert keys(name="other", description="other", seeds=2) == base
+    assert set(keys(training={**TINY["training"], "lr": 0.2}).values()).isdisjoint(base.values())
+    assert set(keys(data={**TINY["data"], "train": 199}).values()).isdisjoint(base.values())
+    assert set(keys(poison_budgets=0.25).values()).isdisjoint(base.values())
+    fewer = keys(unlearners=["scrub"])
+    assert fewer.items() <= base.items()
+    scored = keys(attack={**TINY["attack"], "draws": 20})
+    same = {name for name in base if scored[name] == base[name]}
+    assert same == {name for name in base if not name.startswith("score")}
+
+
+def test_a_grid_is_every_combination_and_a_zip_goes_side_by_side() -> None:
+    asked = read_sweep(
+        {
+            **GRID,
+            "change": {"seeds": 3},
+            "grid": {"attack.variance": [1.0, 2.0], "poison_budgets": [0.1, [0.1, 0.2]]},
+            "zip": [{"data.train": [100, 200], "training.epochs": [4, 2]}],
+        },
+        ["training.lr=0.5", "grid.attack.variance=[3.0]"],
+    )
+    variants = asked.variants()
+    assert [tuple(v.axes.values()) for v in variants] == [
+        (3.0, 0.1, 100, 4),
+        (3.0, 0.1, 200, 2),
+        (3.0, [0.1, 0.2], 100, 4),
+        (3.0, [0.1, 0.2], 200, 2),
+    ]
+    recipe = load_recipe(variants[3].values)
+    assert (recipe.data.train, recipe.training.epochs, recipe.seeds) == (200, 2, 3)
+    assert (recipe.training.lr, recipe.poison_budgets) == (0.5, (0.1, 0.2))
+    assert recipe.training.batch_size == TINY["training"]["batch_size"]
+
+
+def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
+    asked = read_sweep("digits-gaussian", ["seeds=2"])
+    (variant,) = asked.variants()
+    assert load_recipe(variant.values) == load_recipe("digits-gaussian", ["seeds=2"])
+    done = sweep({**TINY, "seeds": 1}, store=tmp_path / "store", out=tmp_path / "out")
+    assert (done.folder / "rows.parquet").exists()
+    assert Results.read(done.folder).recipe.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"grid": {"bugdets": [0.1]}},
+            "grid, at bugdets=0.1: bugdets: unknown key 'bugdets'. Did you mean 'budgets'",
+        ),
+        ({"grid": {"attack.varience": [1]}}, "unknown key 'varience'. Did you mean 'variance'"),
+        (
+            {"grid": {"budgets": []}},
+            "grid.budgets: holds no value. Give some, or leave the key out",
+        ),
+        (
+            {"grid": {"budgets": [0.5, 0.5]}},
+            "the cells of budgets=0.5 and of budgets=0.5 differ in nothing",
+        ),
+        (
+            {"grid": {"verdict.alpha": [0.1, 0.2]}},
+            "the cells of verdict.alpha=0.2 and of verdict.alpha=0.1",
+        ),
+        ({"grid": {"budgets": [2]}}, "grid, at budgets=2: budgets.0: Input should be less than"),
+        ({"grid": {"budgets": 0.5}}, "grid.budgets: Input should be a valid list"),
+        ({"zip": [{"seeds": [1, 2], "budgets": [0.1]}]}, "must be as many (seeds 2, budgets 1)"),
+        (
+            {"zip": [{"attack.draws": [9, 19]}]},
+            "zip.0.attack.draws: is varied twice. Leave one out",
+        ),
+        ({"recipe": {**TINY, "unlearners": ["gd", "gd"]}}, "two cells of gd differ in nothing"),
+        ({"recipe": {**TINY, "budgets": [0.5, 0.5]}}, "two cells of gd differ in nothing"),
+        ({"recipe": "digits"}, "unknown recipe 'digits'"),
+        ({"recipes": 1}, "unknown key 'recipes'. Did you mean 'recipe'"),
+        ({"resources": {"trian": ONE}}, "resources.trian.[key]: Input should be"),
+        ({"resources": {"train": {"gpu": 1}}}, "unknown key 'gpu'. Did you mean 'gpus'"),
+    ],
+)
+def test_bad_sweeps_are_refused_in_one_line(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(MarshtestError) as error:
+        plan_sweep(read_sweep({**GRID, **change}))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_any_fsspec_location_holds_a_store(swept: tuple[Swept, Store], tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    done = sweep(GRID, store=url, out=tmp_path / "out")
+    pd.testing.assert_frame_equal(rows_of(done), rows_of(swept[0]), check_exact=True)
+    assert ledger.rubbish(Store(url)) == []
+
+
+def test_the_ledger_tells_rows_and_standing_without_the_models(
+    swept: tuple[Swept, Store],
+) -> None:
+    done, store = swept
+    planned = ledger.Ledger.read(store, ledger.find(store, "grid"))
+    assert planned == done.ledger
+    found, damaged = ledger.rows(store, planned)
+    assert not damaged
+    every = pd.read_parquet(done.folder / "rows.parquet")
+    columns = list(every.columns)
+    pd.testing.assert_frame_equal(pd.DataFrame(found)[columns], every, check_dtype=False)
+    some = ledger.matching(found, ["unlearner=gd", "seed=1", "budget=0.5", "attack.draws=19"])
+    assert len(some) == 2
+    with pytest.raises(MarshtestError, match="unknown column 'unlerner'. Did you mean 'unlearner'"):
+        ledger.matching(found, ["unlerner=gd"])
+    standing = ledger.standing(store, planned)
+    assert {kind: of.done for kind, of in standing.items()} == {
+        "train": 8,
+        "score": 16,
+        "unlearn": 16,
+    }
+    assert all(of.all == of.done and of.seconds is not None for of in standing.values())
+    assert ledger.remaining(standing) == 0
+
+
+def test_what_remains_is_told_by_the_time_of_what_is_done() -> None:
+    found = {
+        "train": ledger.Standing(done=3, running=2, waiting=2, seconds=10.0),
+        "unlearn": ledger.Standing(waiting=5),
+        "score": ledger.Standing(done=1, waiting=1, failed=3, seconds=2.0),
+    }
+    assert ledger.remaining(found) == pytest.approx((4 * 10 + 5 * 6 + 1 * 2) / 2)
+    assert ledger.remaining({"train": ledger.Standing(waiting=3)}) is None
+
+
+def raising(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    raise KeyboardInterrupt if os.environ.get("MARSHTEST_STOP") else KeyError("lost")
+
+
+FAILING: dict[str, Any] = {
+    "name": "failing",
+    "recipe": {**TINY, "seeds": 1, "unlearners": ["gd"]},
+    "grid": {"training.lr": [0.1, 1e30]},
+}
+
+
+def test_a_failure_is_written_down_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    done = sweep(FAILING, store=store.url, out=tmp_path / "out")
+    assert len(done.failed) == 2  # both trainings at the rate that diverges
+    assert all("training: diverged in epoch 1" in line for line in done.failed.values())
+    assert (done.done, done.blocked) == (5, 3)
+    assert [path.name for path in done.folder.iterdir() if path.is_dir()] == ["training.lr=0.1"]
+    assert len(pd.read_parquet(done.folder / "rows.parquet")) == 3
+    written = ledger.failures(store, done.ledger)
+    assert all("Traceback" in failure["traceback"] for failure in written.values())
+    standing = ledger.standing(store, done.ledger)
+    assert (standing["train"].failed, standing["score"].waiting) == (2, 2)
+
+    tried: list[str] = []
+    real = Worker.__call__
+
+    def noted(worker: Worker, job: Job, *rest: Any) -> None:
+        tried.append(job.label)
+        real(worker, job, *rest)
+
+    monkeypatch.setattr(Worker, "__call__", noted)
+    again = sweep(FAILING, store=store.url, out=tmp_path / "out")
+    assert (tried, again.failed, again.blocked) == ([], done.failed, 3)
+    again = sweep(FAILING, store=store.url, out=tmp_path / "out", retry_failed=True)
+    assert (sorted(tried), again.failed) == (sorted(done.failed), done.failed)
+
+
+def test_clean_removes_what_nothing_refers_to_and_nothing_else(
+    swept: tuple[Swept, Store], tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    small = {**GRID, "grid": {"attack.variance": [4.0]}, "name": "small"}
+    smaller = {**small, "recipe": {**small["recipe"], "unlearners": ["gd"], "seeds": 1}}
+    first = sweep(small, store=store.url, out=tmp_path / "one")
+    second = sweep({**smaller, "name": "smaller"}, store=store.url, out=tmp_path / "two")
+    assert second.done == 0
+    assert ledger.rubbish(store) == []
+    store.write("stages/updated-0/model.safetensors", b"never recorded")
+    store.write("claims/score-0.0", b"dead")
+    store.write("drivers/dead", b"{}")
+    (tmp_path / "store" / "records" / ".x.json.12345678.tmp").write_bytes(b"half")
+    litter = [
+        "claims/score-0.0",
+        "drivers/dead",
+        "records/.x.json.12345678.tmp",
+        "stages/updated-0",
+    ]
+    assert ledger.rubbish(store) == litter
+    forgotten = ledger.rubbish(store, [first.ledger.id])
+    used = second.ledger.keys
+    gone = {name for name in forgotten if name.startswith("records/") and name.endswith(".json")}
+    assert gone == {f"records/{key}.json" for key in first.ledger.keys - used}
+    for name in forgotten:
+        store.remove(name)
+    assert store.recorded() == used
+    again = sweep({**smaller, "name": "smaller"}, store=store.url, out=tmp_path / "two")
+    assert again.done == 0
+
+
+def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
+    from marshtest.claims import Driver
+
+    store = Store(tmp_path)
+    store.prepare()
+    with Driver(store) as driver:
+        assert driver.claim("initial-1")
+        store.write("stages/initial-1/model.safetensors", b"in the making")
+        store.write("partial/initial-1/target-0", b"in the making")
+        (tmp_path / "stages" / "initial-1" / ".model.safetensors.12345678.tmp").write_bytes(b"half")
+        assert ledger.rubbish(store) == []
+    assert ledger.rubbish(store) == [
+        "partial/initial-1",
+        "stages/initial-1",
+        "stages/initial-1/.model.safetensors.12345678.tmp",
+    ]
+
+
+def test_processes_give_the_same_rows_and_survive_the_death_of_a_worker(
+    swept: tuple[Swept, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    submit = Processes.submit
+
+    def submitting(engine: Processes, *rest: Any) -> Any:
+        future = submit(engine, *rest)
+        if len(killed) < 2:
+            victim = next(iter(engine._pool._processes))
+            time.sleep(0.02)
+            with contextlib.suppress(ProcessLookupError):  # gone with the one before
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+        return future
+
+    monkeypatch.setattr(Processes, "submit", submitting)
+    done = sweep(
+        GRID, store=tmp_path / "store", out=tmp_path / "out", engine="processes", workers=2
+    )
+    assert len(killed) == 2
+    assert not done.failed
+    pd.testing.assert_frame_equal(rows_of(done), rows_of(swept[0]), check_exact=True)
+
+
+def test_a_job_whose_worker_always_dies_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = Processes.submit
+
+    def submitting(engine: Processes, *rest: Any) -> Any:
+        future = submit(engine, *rest)
+        os.kill(next(iter(engine._pool._processes)), signal.SIGKILL)
+        return future
+
+    monkeypatch.setattr(Processes, "submit", submitting)
+    recipe = {**TINY, "seeds": 1, "unlearners": ["gd"]}
+    done = sweep(
+        recipe, store=tmp_path / "store", out=tmp_path / "out", engine="processes", workers=1
+    )
+    assert len(done.failed) == 2
+    assert all(line.startswith("its worker died 3 times") for line in done.failed.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "clouds"}, "unknown engine 'clouds'"),
+        ({"engine": "ray", "address": "127.0.0.1:1"}, "nobody answers at --address 127.0.0.1:1"),
+        ({"engine": "ray", "address": "nowhere"}, "nobody answers at --address nowhere"),
+        (
+            {"engine": "processes", "resources": {"train": {"cpus": 4000}}},
+            "asks for 4000 CPUs and 0 GPUs",
+        ),
+        (
+            {"engine": "processes", "resources": {"train": {"gpus": 64}}},
+            "64 GPUs, and no node has them",
+        ),
+    ],
+)
+def test_engines_that_cannot_work_are_refused_at_the_start(
+    options: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    asked = Sweep.parse({**GRID, "resources": options.pop("resources", {})}, "")
+    started = time.monotonic()
+    with pytest.raises(MarshtestError) as error:
+        sweep(asked, store=tmp_path / "store", out=tmp_path / "out", **options)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - started < 30  # it does not hang
+    assert Store(tmp_path / "store").recorded() == set()
