@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from conftest import TINY
 from PIL import Image
 from scipy import stats
 
+import marshtest
 from marshtest.report import figures
 from marshtest.report.page import sentences, write_page
 from marshtest.report.tables import markdown, table
@@ -44,6 +46,32 @@ def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> No
         assert (np.diff(x) >= 0).all()
         assert (np.diff(y) >= -1e-12).all()
         assert np.isclose(y[-1], 1)
+
+
+def test_lines_of_figures_8_and_9_are_the_summary(tmp_path: Path) -> None:
+    recipe = {**TINY, "seeds": 1, "budgets": [0.25, 0.5], "poison_budgets": [0.1, 0.2]}
+    results = marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=tmp_path / "run")
+    names = {file.name for file in (tmp_path / "run" / "figures").iterdir()}
+    expected = {"figure8-0.1", "figure8-0.2", "figure9-0.25", "figure9-0.5"}
+    assert {f"{name}.png" for name in expected} <= names
+    gd = results.summary[results.summary["unlearner"] == "gd"]
+    by_budget = figures.ablation(results, "budget", "poison_budget", 0.2)
+    by_size = figures.ablation(results, "forget_size", "budget", 0.5)
+    for figure, by, lines in (
+        (by_budget, "budget", gd[gd["poison_budget"] == 0.2]),
+        (by_size, "forget_size", gd[gd["budget"] == 0.5]),
+    ):
+        columns = ["test_accuracy", "gus_dependence", "rank_dependence"]
+        for panel, column in zip(figure.axes, columns):
+            drawn = panel.containers[0].lines[0].get_data()  # type: ignore[attr-defined]
+            assert np.allclose(drawn, [lines[by], lines[column]])
+            assert len(lines) == 2
+    references = {line.get_label(): line.get_ydata()[0] for line in by_budget.axes[0].lines}  # type: ignore[index]
+    at = results.summary[results.summary["poison_budget"] == 0.2].set_index("role")
+    assert references["retraining"] == at.loc["retrained", "test_accuracy"]
+    assert references["no unlearning"] == at.loc["initial", "test_accuracy"]
+    sizes = by_size.axes[1].containers[-1].lines[0].get_data()[0]  # type: ignore[attr-defined]
+    assert list(sizes) == [20, 40]  # the retrained models', of 200 samples
 
 
 def test_figures_are_readable_files(tiny_run: Results) -> None:

@@ -17,6 +17,7 @@ from marshtest.models import build, parse_model, weight_layers
 from marshtest.seeds import derive, generator
 from marshtest.unlearning import UNLEARNERS, Unlearner, parse_trials
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
+from marshtest.unlearning.harness import unlearn, unlearn_each
 from marshtest.unlearning.scrub import Scrub
 
 PROBLEMS = {"images": images(), "text": text()}
@@ -262,3 +263,55 @@ def test_retrain_knows_nothing_of_the_initial_model() -> None:
 def test_a_list_of_values_is_a_search() -> None:
     trials = parse_trials({"name": "gd", "lr": [0.1, 0.2], "momentum": [0.0, 0.9]})
     assert [(t.lr, t.momentum) for t in trials] == [(0.1, 0), (0.1, 0.9), (0.2, 0), (0.2, 0.9)]  # type: ignore[attr-defined]
+
+
+GOING_ON = [name for name, cls in UNLEARNERS.items() if cls.goes_on]
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("name", GOING_ON)
+def test_smaller_budgets_on_the_way_are_the_runs_under_them_bit_for_bit(
+    name: str, kind: str
+) -> None:
+    problem = PROBLEMS[kind]
+    options = {"k": 1} if name in ("euk", "cfk") else {}
+    (method,) = parse_trials({"name": name, "batch_size": 16, "lr": 0.01, **options})
+    given = (problem.model, problem.retain, problem.forget)
+    runs: list[Budget] = []
+    counted = Budget.__enter__
+
+    def budgets() -> list[Budget]:  # the smallest affords no step, and one is asked for twice
+        sizes = [300.0, 1.0, 95.0, 150.0, 95.0]
+        return [Budget(passes, problem.flops_per_pass) for passes in sizes]
+
+    def entered(budget: Budget) -> Budget:
+        runs.append(budget)
+        return counted(budget)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Budget, "__enter__", entered)
+        together = unlearn_each(method, *given, task=problem.task, budgets=budgets(), seed=5)
+    assert [budget.passes for budget in runs] == [
+        300.0,
+        1.0,
+    ]  # what is stopped in a step runs alone
+    alone = [
+        unlearn(method, *given, task=problem.task, budget=budget, seed=5) for budget in budgets()
+    ]
+    for one, other in zip(together, alone):
+        assert one.model is not None
+        assert other.model is not None
+        assert (one.note, one.cost.passes, one.cost.flops) == (
+            other.note,
+            other.cost.passes,
+            other.cost.flops,
+        )
+        expected = other.model.state_dict()
+        for key, tensor in one.model.state_dict().items():
+            assert torch.equal(tensor, expected[key]), key
+    spent = [outcome.cost.passes for outcome in together]
+    assert spent[1] == 0 < spent[2] < spent[3] < spent[0]
+
+
+def test_a_method_that_looks_at_its_budget_does_not_go_on() -> None:
+    assert set(UNLEARNERS) - set(GOING_ON) == {"retrain", "scrub", "scrub-repository"}

@@ -153,7 +153,8 @@ class Results:
         lines = []
         for key, rows in chosen.groupby(GROUP, sort=False):
             line: dict[str, Any] = dict(zip(GROUP, key, strict=True))
-            line |= {"poison_budget": share, "seeds": len(rows)}
+            size = rows["forget_size"].mean()
+            line |= {"poison_budget": share, "forget_size": size, "seeds": len(rows)}
             for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(rows)):
                 line[figure] = rows[figure].mean()
                 line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")

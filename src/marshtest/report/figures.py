@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from a run's rows and scores: Figures 2, 3, 6 and 7, and the verdicts.
+"""The paper's figures, drawn from a run's rows and scores: Figures 2, 3 and 6 to 9, and the verdicts.
 
 Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line styles repeat what
 colours say, so that grey prints stay legible.
@@ -37,6 +37,10 @@ def draw_all(results: Results, folder: Path) -> dict[str, list[Path]]:
         for share in results.recipe.poison_budgets:
             for name, figure in figures_of(results, share).items():
                 drawn.setdefault(name, []).append(save(figure, folder / f"{name}-{share:g}"))
+        if len(results.recipe.poison_budgets) > 1:
+            for budget in results.recipe.budgets:
+                figure = ablation(results, "forget_size", "budget", budget)
+                drawn.setdefault("figure9", []).append(save(figure, folder / f"figure9-{budget:g}"))
     return drawn
 
 
@@ -48,6 +52,8 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
         moved = moved[moved["poison_budget"] == share]
         labels = [label(line, results.recipe) for _, line in moved.iterrows()]
         drawn["shift"] = shift(moved.assign(label=labels))
+    if len(results.recipe.budgets) > 1:
+        drawn["figure8"] = ablation(results, "budget", "poison_budget", share)
     if "target" in names:
         columns = TRIGGERED if "rest_accuracy" in table else TARGETED
         drawn["figure3"] = accuracy_and(table, columns, "share of targets")
@@ -203,6 +209,56 @@ def shift(moved: pd.DataFrame) -> Figure:
         below.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
         below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7)
     figure.tight_layout()
+    return figure
+
+
+SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "#333333"]
+AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
+
+
+def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
+    """Figures 8 and 9: accuracy ± s.d. over seeds and what is left ± standard error, by unlearner.
+
+    Args:
+        by: the column along which it is drawn, `budget` or `forget_size`.
+        fixed, at: the other one of compute and poison budget, and its value.
+    """
+    table, names = results.summary, results.score_names
+    updated = table[(table["role"] == "updated") & (table[fixed] == at)]
+    labels = [label(line, results.recipe, with_budget=False) for _, line in updated.iterrows()]
+    styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
+    series: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
+        (str(name), lines, {"color": colour, "marker": marker, "ls": "-"})
+        for (name, lines), (colour, marker) in zip(
+            updated.assign(label=labels).groupby("label", sort=False), styles, strict=False
+        )
+    ]
+    whole = table[table["poison_budget"] == at] if fixed == "poison_budget" else table
+    for role, name, dashes in (
+        ("initial", "no unlearning", "-"),
+        ("retrained", "retraining", "--"),
+    ):
+        series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
+    columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
+    columns += [(f"{n}_dependence", f"{n}_error", f"dependence, {SCORE_NAMES[n]}") for n in names]
+    figure = Figure(figsize=(3.4 * len(columns), 3.0))
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for panel, (column, error, what) in zip(panels, columns, strict=True):
+        for name, lines, style in series:
+            if "marker" not in style and by == "budget":  # a reference, at no budget
+                panel.axhline(lines[column].iloc[0], lw=1, label=name, **style)
+            else:
+                spread = lines[error].fillna(0)
+                panel.errorbar(
+                    lines[by], lines[column], spread, ms=4, lw=1, capsize=2, label=name, **style
+                )
+        panel.set(xlabel=AXES[by], ylabel=what)
+    panels[0].set_ylim(0, 1)
+    handles, titles = panels[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(
+        handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
+    )
     return figure
 
 

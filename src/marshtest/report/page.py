@@ -20,6 +20,9 @@ CAPTIONS = {
     "on this model). The second retrained model is what chance gives.",
     "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
     "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
+    "figure8": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its error, by "
+    "compute budget (the paper's Figure 8).",
+    "figure9": "The same by the size of the forget set (the paper's Figures 9 and 10).",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
     "figure7": "Trade-off curves of telling poisons from fresh noise (the paper's Figure 7).",
