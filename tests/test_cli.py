@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import TINY
@@ -94,6 +95,53 @@ def test_explain_expects_as_many_stages_as_run_does() -> None:
     assert cost.loc["score", "passes"] == 10 * (40 * (20 + 3) + 100 + 40)
     multiplied = 64 * 32 + 32 * 10  # weights of the network; a multiplication and an addition each
     assert cost.loc["score", "flops"] == cost.loc["score", "passes"] * 2 * multiplied
+
+
+def test_sweep_status_rows_and_clean_tell_of_one_store(marshtest: Any, tmp_path: Path) -> None:
+    asked = ("sweep", "tiny.yaml", "seeds=1", "grid.attack.variance=[4.0, 1.0]")
+    said = marshtest(*asked)
+    assert (said.code, said.err.count("\n")) == (0, 1)
+    assert "14 jobs done, 0 were done before" in said.out
+    folder = tmp_path / said.out.split()[-1]
+    assert len(pd.read_parquet(folder)) == 10
+    assert "all is done already" in marshtest(*asked).out
+    assert "14 were done before" in marshtest(*asked, "--out", "elsewhere").out
+    status = marshtest("status").out
+    assert [line.split()[:2] for line in status.splitlines() if line.split()[:1] == ["train"]] == [
+        ["train", "4"]
+    ]
+    found = marshtest("rows", "unlearner=gd", "attack.variance=1").out.splitlines()
+    assert len(found) == 2
+    assert found[0].startswith("attack.variance,recipe,")
+    assert marshtest("rows", "tiny", "--out", "rows.json").code == 0
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 10
+    assert marshtest("clean").out == "0 removed.\n"
+    said = marshtest("clean", "tiny", "--dry-run")
+    assert said.out.endswith("41 would be removed.\n")  # records and files of 20 stages; the sweep
+    assert "all is done already" in marshtest(*asked).out
+    assert marshtest("clean", "tiny").code == 0
+    assert {path.name for path in (tmp_path / "runs" / "store").rglob("*.*")} == {"store.json"}
+
+
+def test_a_failed_job_is_told_with_exit_code_1(marshtest: Any) -> None:
+    said = marshtest("sweep", "tiny.yaml", "seeds=1", "grid.training.lr=[0.1, 1.0e30]")
+    assert said.code == 1
+    assert said.out.count("failed: train") == 2
+    assert "training: diverged in epoch" in said.out
+    assert "--retry-failed tries again" in said.out
+    shown = marshtest("status", "--failures").out
+    assert shown.count("Traceback") == 2
+
+
+def test_explain_tells_what_a_sweep_shares(marshtest: Any) -> None:
+    said = marshtest("explain", "tiny.yaml", "grid.attack.draws=[9, 19]", "--gpu-tflops", "1")
+    assert said.code == 0
+    for words in (
+        "attack.draws=9",
+        "20 rows from 24 jobs; if nothing were shared, 28 jobs",
+        "sustains 1",
+    ):
+        assert words in said.out
 
 
 UNLEARNER = """
@@ -221,6 +269,25 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             ["run", "tiny.yaml", f"data.features={FEATURES}"],
             "data.features.train: asks for 5000 rows beside the experiment's own",
         ),
+        (
+            ["run", "digits-budgets"],
+            "is a sweep, not a recipe. Use `marshtest sweep digits-budgets`",
+        ),
+        (
+            ["sweep", "digit-budgets"],
+            "unknown sweep 'digit-budgets'. Did you mean 'digits-budgets'",
+        ),
+        (
+            ["sweep", "tiny.yaml", "grid.bugdets=[1]"],
+            "unknown key 'bugdets'. Did you mean 'budgets'",
+        ),
+        (["sweep", "tiny.yaml", "grid.budgets=[]"], "grid.budgets: holds no value"),
+        (["sweep", "tiny.yaml", "grid.seeds=[1, 1]"], "differ in nothing"),
+        (["sweep", "tiny.yaml", "--engine", "cloud"], "unknown engine 'cloud'"),
+        (["sweep", "tiny.yaml", "--store", "."], "store: . is not empty and holds no store"),
+        (["status"], "store: runs/store holds no sweep. Start one"),
+        (["rows", "--store", "nowhere"], "store: nowhere holds no sweep"),
+        (["clean", "--store", "nowhere"], "store: nowhere holds no store"),
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
         (["check", "forgetful"], "unknown unlearner 'forgetful'"),
         (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),

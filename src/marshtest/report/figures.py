@@ -228,7 +228,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
     labels = [label(line, results.recipe, with_budget=False) for _, line in updated.iterrows()]
     styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
     series: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
-        (str(name), lines, {"color": colour, "marker": marker, "ls": "-"})
+        (str(name), lines.sort_values(by), {"color": colour, "marker": marker, "ls": "-"})
         for (name, lines), (colour, marker) in zip(
             updated.assign(label=labels).groupby("label", sort=False), styles, strict=False
         )
