@@ -25,8 +25,6 @@ from marshtest.grid import Resources, Sweep, Variant, read_sweep, refuse_equal
 from marshtest.ledger import Cell, Entry, Ledger, made_by
 from marshtest.protocol import Report, groups, silent
 from marshtest.recipe import load_recipe
-from marshtest.report import write_report
-from marshtest.results import Results
 from marshtest.runs import claim, refuse_anothers, with_damage_mended, write_results
 from marshtest.sources import content
 from marshtest.stages import Job, Keys, Worker, collect, jobs, lines
@@ -213,8 +211,6 @@ def gather(store: Store, planned: Planned, folder: Path) -> None:
             if not (own / "rows.parquet").exists():
                 claim(own, keys.recipe, identity)
                 write_results(Worker(store), keys, own, found)
-                if not variant.axes:
-                    write_report(Results.read(own))
     if len(tables) > 1:
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")
