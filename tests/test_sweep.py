@@ -16,6 +16,7 @@ from test_run import TIMES
 
 import marshtest
 from marshtest import ledger
+from marshtest.documents import shipped
 from marshtest.driving import Swept, plan_sweep, sweep
 from marshtest.engines import Processes
 from marshtest.errors import MarshtestError
@@ -146,6 +147,18 @@ def test_a_grid_is_every_combination_and_a_zip_goes_side_by_side() -> None:
     assert (recipe.data.train, recipe.training.epochs, recipe.seeds) == (200, 2, 3)
     assert (recipe.training.lr, recipe.poison_budgets) == (0.5, (0.1, 0.2))
     assert recipe.training.batch_size == TINY["training"]["batch_size"]
+
+
+@pytest.mark.parametrize("name", [*shipped("sweeps"), *shipped("recipes")])
+def test_shipped_sweeps_and_recipes_are_planned_and_share(name: str) -> None:
+    planned = plan_sweep(read_sweep(name))
+    assert len(planned.cells) == len({(cell.variant, cell.key) for cell in planned.cells})
+    assert planned.ledger().keys >= {cell.key for cell in planned.cells}
+    known: set[str] = set()
+    for job in planned.jobs:
+        assert known.issuperset(job.needs)  # each behind those that it needs
+        known.update(job.makes)
+    assert len(planned.jobs) <= planned.unshared
 
 
 def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
