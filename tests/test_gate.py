@@ -115,13 +115,13 @@ def test_the_convex_answer_is_a_minimum_to_a_stated_gradient_norm() -> None:
 def run(fake: Any, share: float = 0.2) -> Any:
     problem, _ = convex()
     budget = Budget(share * problem.passes, problem.flops_per_pass)
-    outcome = unlearn(
+    (outcome,) = unlearn(
         Custom.wrap(fake),
         problem.model,
         problem.retain,
         problem.forget,
         task=problem.task,
-        budget=budget,
+        budgets=[budget],
         seed=0,
     )
     return outcome, budget, problem

@@ -75,9 +75,9 @@ class Problem:
             self.retain,
             self.forget,
             task=self.task,
-            budget=budget,
+            budgets=[budget],
             seed=seed,
-        )
+        )[0]
 
 
 def _on_task(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact]:

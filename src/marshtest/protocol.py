@@ -38,7 +38,7 @@ from marshtest.settings import ModelSettings
 from marshtest.tasks import Classification, LabelWord, Precision, Task, TextClassification
 from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
 from marshtest.unlearning import Unlearner
-from marshtest.unlearning.harness import Outcome, unlearn_each
+from marshtest.unlearning.harness import Outcome, unlearn
 
 Row = dict[str, Any]
 Report = Callable[[str, float], None]  # told what is going on, and the share of it all that is done
@@ -258,7 +258,7 @@ def update(
     shares: Sequence[float],
 ) -> list[Outcome]:
     """Step 3: one outcome a compute budget, each a share of what the initial training cost."""
-    return unlearn_each(
+    return unlearn(
         unlearner,
         initial,
         poisoned.retain,

@@ -41,29 +41,13 @@ def unlearn(
     forget: Samples,
     *,
     task: Task,
-    budget: Budget,
-    seed: int,
-) -> Outcome:
-    """Run `unlearner` on a copy of `model`; never raises for what the unlearner does.
-
-    One that would overspend is stopped at the limit, and its model as of then is the outcome.
-    """
-    return _run(unlearner, model, retain, forget, task, budget, seed, ())[0]
-
-
-def unlearn_each(
-    unlearner: Unlearner,
-    model: nn.Module,
-    retain: Samples,
-    forget: Samples,
-    *,
-    task: Task,
     budgets: Sequence[Budget],
     seed: int,
 ) -> list[Outcome]:
-    """The outcomes under several budgets, each as `unlearn` would give it.
+    """Run `unlearner` on copies of `model`, one outcome a budget; never raises for what it does.
 
-    Where the method `goes_on`, those of smaller budgets are taken on the way to the largest's.
+    One that would overspend is stopped at the limit, and its model as of then is the outcome. Where the
+    method `goes_on`, the outcomes of smaller budgets are taken on the way to the largest's.
     """
     given: dict[float, Outcome] = {}
     for budget in sorted(budgets, key=lambda of: of.passes, reverse=True):
