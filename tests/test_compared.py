@@ -220,9 +220,9 @@ def test_no_poison_budget_is_lost_from_table_2(runs: Runs) -> None:
 @BOTH
 def test_only_targeted_poisons_have_figure_3(kind: str, runs: Runs) -> None:
     results = runs[kind].results
-    wanted = {"figure3"} if kind == "matching" else set()
+    wanted = {"figure3"} if kind == "matching" else {"figure8"}  # which has several budgets
     assert set(figures_of(results, 0.1)) == {"dependence", "shift"} | wanted
-    assert (results.folder / "figures" / "figure3-0.1.png").is_file() == bool(wanted)
+    assert (results.folder / "figures" / "figure3-0.1.png").is_file() == (kind == "matching")
 
 
 @BOTH

@@ -189,6 +189,11 @@ def _jobs(records: list[str], done: Swept) -> int:
     return sum(keys.issuperset(job.makes) for job in done.ledger.jobs)
 
 
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background ignores it, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("engine", ["in-process", "processes"])
 def test_ctrl_c_and_a_polite_end_leave_a_line_that_says_how_to_go_on(
@@ -202,6 +207,7 @@ def test_ctrl_c_and_a_polite_end_leave_a_line_that_says_how_to_go_on(
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_hear_ctrl_c,
     )
     store = Store(tmp_path / "store")
     deadline = time.monotonic() + 120

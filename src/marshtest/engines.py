@@ -23,7 +23,8 @@ from marshtest.grid import Resources
 from marshtest.stages import Job, Progress, Worker
 from marshtest.store import DamagedError, Store, StoreError
 
-REACHABLE_WITHIN = 5.0  # seconds
+REACHABLE_WITHIN = 5.0  # seconds, a Ray cluster
+GONE_WITHIN = 5.0  # a worker that is told to end
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        for process in processes:
+            process.join(GONE_WITHIN)
 
 
 class Ray:
