@@ -1,6 +1,7 @@
 """Sweeps: what is shared, what is not done again, and that every engine gives the same rows."""
 
 import contextlib
+import copy
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from conftest import TINY
 from test_run import TIMES
 
@@ -87,6 +89,11 @@ def test_a_finished_sweep_is_not_done_again(
     assert {name: store.read(name) for name in store.find("records")} == before
     assert ledger.is_done(store, read_sweep(GRID))
     assert not ledger.is_done(store, read_sweep({**GRID, "grid": {}}))
+    assert not ledger.is_done(Store("memory://none"), read_sweep(GRID))
+    for theirs in ({"unlearners": ["pkg.mod:mine"]}, {"data": {"name": "tensors", "path": "x"}}):
+        own = read_sweep({**GRID, "recipe": {**GRID["recipe"], **theirs}})
+        assert own.reads_files  # it may have changed, so it has to be planned to tell
+    assert not read_sweep({**GRID, "recipe": {**TINY, "description": "a: b"}}).reads_files
 
 
 @pytest.mark.parametrize(
@@ -257,10 +264,6 @@ def test_what_remains_is_told_by_the_time_of_what_is_done() -> None:
     assert ledger.remaining({"train": ledger.Standing(waiting=3)}) is None
 
 
-def raising(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
-    raise KeyboardInterrupt if os.environ.get("MARSHTEST_STOP") else KeyError("lost")
-
-
 FAILING: dict[str, Any] = {
     "name": "failing",
     "recipe": {**TINY, "seeds": 1, "unlearners": ["gd"]},
@@ -295,6 +298,22 @@ def test_a_failure_is_written_down_and_the_rest_goes_on(
     assert (tried, again.failed, again.blocked) == ([], done.failed, 3)
     again = sweep(FAILING, store=store.url, out=tmp_path / "out", retry_failed=True)
     assert (sorted(tried), again.failed) == (sorted(done.failed), done.failed)
+
+
+def wrapping(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return torch.nn.Sequential(copy.deepcopy(model))
+
+
+def test_a_users_model_of_another_make_is_made_again_where_it_is_measured_anew(
+    tmp_path: Path,
+) -> None:
+    recipe = {**TINY, "seeds": 1, "unlearners": [f"{__name__}:wrapping"]}
+    first = sweep(recipe, store=tmp_path / "store", out=tmp_path / "one")
+    again = sweep(recipe, "attack.draws=9", store=tmp_path / "store", out=tmp_path / "two")
+    assert [len(done.damaged) for done in (first, again)] == [0, 1]
+    assert not again.failed
+    rows = pd.read_parquet(again.folder / "rows.parquet").set_index("role")
+    assert rows.loc["updated", "test_accuracy"] == rows.loc["initial", "test_accuracy"]
 
 
 def test_clean_removes_what_nothing_refers_to_and_nothing_else(

@@ -52,7 +52,7 @@ from marshtest.protocol import (
 )
 from marshtest.recipe import Recipe
 from marshtest.sources import data_of
-from marshtest.store import Store, hashed
+from marshtest.store import DamagedError, Store, hashed
 from marshtest.training import Fit
 from marshtest.unlearning import Unlearner
 
@@ -451,7 +451,12 @@ class Worker:
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
         model = pipeline.new_model(0)
-        model.load_state_dict(self._tensors(key, "model"))
+        try:
+            model.load_state_dict(self._tensors(key, "model"))
+        except (
+            RuntimeError
+        ):  # an unlearner returned a model of another make, which only it can build
+            raise DamagedError(key, "model.safetensors") from None
         return model
 
     def _fit(self, key: str) -> Fit:
