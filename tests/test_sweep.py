@@ -19,7 +19,7 @@ from test_run import TIMES
 import marshtest
 from marshtest import ledger
 from marshtest.documents import shipped
-from marshtest.driving import Swept, plan_sweep, sweep
+from marshtest.driving import Swept, file_name, plan_sweep, sweep
 from marshtest.engines import Processes
 from marshtest.errors import MarshtestError
 from marshtest.grid import Sweep, read_sweep
@@ -297,7 +297,22 @@ def test_a_failure_is_written_down_and_the_rest_goes_on(
     again = sweep(FAILING, store=store.url, out=tmp_path / "out")
     assert (tried, again.failed, again.blocked) == ([], done.failed, 3)
     again = sweep(FAILING, store=store.url, out=tmp_path / "out", retry_failed=True)
-    assert (sorted(tried), again.failed) == (sorted(done.failed), done.failed)
+    assert sorted(tried) == sorted(name.split(" [")[0] for name in done.failed)
+    assert again.failed == done.failed
+
+
+def test_what_fails_alike_in_two_variants_is_told_of_both(tmp_path: Path) -> None:
+    both = {**FAILING, "grid": {"training.lr": [1e29, 1e30]}}
+    done = sweep(both, store=tmp_path / "store", out=tmp_path / "out")
+    assert len(done.failed) == 4  # an initial and a retrained model each
+    assert len(list((tmp_path / "store" / "failures").iterdir())) == 4
+
+
+def test_variants_have_folders_of_their_own_however_long_their_labels(tmp_path: Path) -> None:
+    words = ["a" * 150 + end for end in ("x", "y")]
+    assert len({file_name(word, recipe) for word, recipe in zip(words, ("1", "2"))}) == 2
+    assert file_name("training.lr=0.1", "1") == "training.lr=0.1"
+    assert file_name("budgets=[0.1, 0.2]", "1") == "budgets=_0.1,_0.2_-1"
 
 
 def wrapping(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:

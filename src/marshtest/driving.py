@@ -116,7 +116,7 @@ class Swept:
     Attributes:
         ledger: what it consists of.
         reused, done: jobs that were recorded before, and that were done now.
-        failed: line of each job that failed, by its label.
+        failed: line of each job that failed, by its label; and its key, where variants share the label.
         blocked: jobs that need a failed one.
         damaged: what was recorded, and not as it was; it was made again.
         seconds: wall time.
@@ -186,7 +186,7 @@ def sweep(
             gather(place, planned, folder)
 
         damaged = with_damage_mended(place, drive, report)
-    failed = {planned.jobs[i].label: line for i, line in drives[-1].failed.items()}
+    failed = {_name(planned.jobs, i): line for i, line in drives[-1].failed.items()}
     seconds = time.monotonic() - started
     done = sum(driving.done for driving in drives)
     reused, blocked = drives[0].reused, drives[-1].blocked
@@ -205,7 +205,7 @@ def gather(store: Store, planned: Planned, folder: Path) -> None:
         found = collect(store, keys)
         tables.append(found.rows.assign(**variant.axes))
         if not found.missing:
-            own = folder / file_name(variant.label) if variant.axes else folder
+            own = folder / file_name(variant.label, keys.recipe.hash) if variant.axes else folder
             identity = {"recipe": keys.recipe.hash, "data": keys.content}
             refuse_anothers(own, keys.recipe, identity)
             if not (own / "rows.parquet").exists():
@@ -217,9 +217,16 @@ def gather(store: Store, planned: Planned, folder: Path) -> None:
         write(rows, folder / "rows.parquet")
 
 
-def file_name(label: str) -> str:
-    """A label as the name of a folder."""
-    return "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in label)[:120]
+def file_name(label: str, recipe: str) -> str:
+    """A label as the name of a folder; with the recipe's hash where it cannot be taken as it is."""
+    name = "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in label)[:100]
+    return name if name == label else f"{name}-{recipe}"
+
+
+def _name(jobs: Sequence[Job], i: int) -> str:
+    label = jobs[i].label
+    alone = sum(job.label == label for job in jobs) == 1
+    return label if alone else f"{label} [{jobs[i].makes[0]}]"
 
 
 def _engine(

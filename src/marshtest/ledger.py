@@ -48,7 +48,7 @@ class Ledger:
     Attributes:
         id: its name and the hash of what was asked for.
         made_by: of the code that planned it.
-        variants: each the values of its axes; and the hash of its recipe as `recipe`.
+        variants, recipes: the values of each one's axes, and the hash of its recipe.
         cells, jobs: in their order.
     """
 
