@@ -52,13 +52,13 @@ def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_
         assert word in said.out
     files = {str(f.relative_to(tmp_path / "here")) for f in (tmp_path / "here").rglob("*.*")}
     figures = {
-        f"figures/{name}-0.2.{kind}"
+        f"figures/{name}.{kind}"
         for name in ("dependence", "shift", "figure2", "figure6", "figure7")
         for kind in ("png", "pdf")
     }
     tables = {"rows.parquet", "rows.csv", "scores.parquet", "summary.csv", "summary.md"}
-    moved = {"shifts.parquet", "shifts.csv"}
-    assert files == {"recipe.yaml", "run.json", "report.html"} | tables | moved | figures
+    tables |= {"shifts.parquet", "shifts.csv", "examples.parquet"}
+    assert files == {"recipe.yaml", "run.json", "report.html"} | tables | figures
     again = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
     assert (again.code, again.out, again.err) == (0, said.out, "")
 

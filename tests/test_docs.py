@@ -64,7 +64,7 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 def test_every_column_of_the_rows_is_described(tiny_run: Results) -> None:
     described = (ROOT / "docs" / "rows.md").read_text()
-    suffixes = ("_error", "_low", "_high", "_p")
+    suffixes = ("_error", "_low", "_high", "_p", "_poisons", "_undefined", "_hidden")
     for column in tiny_run.rows.columns:
         plain = next(
             (column.removesuffix(s) + "_dependence" for s in suffixes if column.endswith(s)), column

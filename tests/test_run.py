@@ -190,7 +190,7 @@ def test_the_best_trial_is_chosen_on_held_out_data_alone(tmp_path: Path) -> None
     assert json.loads(means.idxmax())["lr"] == 1e-6
 
     altered = results.rows.assign(test_accuracy=0.0, gus=0.0, rank_dependence=9.0)
-    again = Results(results.folder, results.recipe, altered, results.scores, results.about)
+    again = Results(results.folder, results.recipe, altered, results.scores, results.runs)
     assert set(again.chosen(0.2)["hyperparameters"]) == set(results.chosen(0.2)["hyperparameters"])
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from marshtest.driving import Swept, sweep
     from marshtest.errors import MarshtestError
     from marshtest.gate import check_unlearner
+    from marshtest.hypotheses.studied import Study
     from marshtest.kit.audit import Audit, audit
     from marshtest.kit.calibration import Calibration, calibrate
     from marshtest.kit.dose import dose
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from marshtest.recipe import Recipe, load_recipe
     from marshtest.results import Results, read_rows
     from marshtest.runs import run
-    from marshtest.studies import Study, study
+    from marshtest.studies import study
 
 _PLACES = {  # each is imported when it is asked for, so that `marshtest status` need not wait for torch
     "data": ("Dataset", "Samples"),
     "driving": ("Swept", "sweep"),
     "errors": ("MarshtestError",),
     "gate": ("check_unlearner",),
+    "hypotheses.studied": ("Study",),
     "kit.audit": ("Audit", "audit"),
     "kit.calibration": ("Calibration", "calibrate"),
     "kit.dose": ("dose",),
@@ -31,7 +33,7 @@ _PLACES = {  # each is imported when it is asked for, so that `marshtest status`
     "recipe": ("Recipe", "load_recipe"),
     "results": ("Results", "read_rows"),
     "runs": ("run",),
-    "studies": ("Study", "study"),
+    "studies": ("study",),
 }
 _HOMES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names}
 

@@ -49,7 +49,7 @@ REFERENCES = {
     "retrain (full)": "From scratch on the retain set at full compute; must come out REMOVED.",
 }
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
-WRAPPED = {"what", "verdict", "model"}  # columns of running text
+WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
 METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
 
@@ -287,12 +287,14 @@ def rows(
     import pandas as pd
 
     from marshtest.files import write
+    from marshtest.rows import write_rows
 
     given = list(filters or [])
     if sweep is not None and "=" in sweep:
         given, sweep = [sweep, *given], None
     place = Store(store)
-    found, damaged = ledger.rows(place, ledger.Ledger.read(place, ledger.find(place, sweep)))
+    planned = ledger.Ledger.read(place, ledger.find(place, sweep))
+    found, damaged = ledger.rows(place, planned)
     frame = pd.DataFrame(ledger.matching(found, given))
     if damaged:
         print(
@@ -304,8 +306,10 @@ def rows(
         print(frame.to_csv(index=False), end="")
     elif out.suffix == ".json":
         write(frame.to_json(orient="records", indent=1).encode(), out)
-    elif out.suffix in (".parquet", ".csv"):
+    elif out.suffix == ".csv":
         write(frame, out)
+    elif out.suffix == ".parquet":
+        write_rows(frame, out, planned.runs)
     else:
         raise MarshtestError(f"--out: {out} ends in none of .parquet, .csv, .json.")
 
@@ -331,6 +335,89 @@ def clean(
         if not dry_run:
             place.remove(name)
     console.print(f"{len(found)} {'would be removed' if dry_run else 'removed'}.")
+
+
+ROWS = "Runs, sweeps, hypotheses, files of rows, or folders of them."
+
+
+@app.command()
+def report(
+    rows: Annotated[list[Path], typer.Argument(help=ROWS)],
+    out: Annotated[Path, typer.Option(help="Folder of the page, figures and tables.")],
+) -> None:
+    """Draw every figure and table that rows can fill, and a page that explains itself.
+
+    Rows that can be compared are merged. Exit 2 if rows are missing; the report then says which.
+
+    Example: marshtest report runs/one runs/two --out report
+    """
+    from marshtest.merging import read_all
+    from marshtest.report import write_all
+
+    merged = read_all(rows)
+    page = write_all(merged, out)
+    for line in merged.said:
+        console.print(line, highlight=False, markup=False)
+    for path in (page, out / "figures", out / "tables"):
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+    gaps = [gap for results in merged.results for gap in results.gaps]
+    if gaps:
+        more = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
+        raise MarshtestError(
+            f"{', '.join(map(str, rows))}: rows are missing: {gaps[0]}{more}. The report is drawn without "
+            "them and says so; run the recipe to its end for a whole one."
+        )
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run, or its rows.")],
+    b: Annotated[Path, typer.Argument(help="Another of the same recipe but for its unlearners.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and the figure.")] = None,
+) -> None:
+    """Set two runs side by side, cell by cell, with a paired test: which version is better?
+
+    Example: marshtest compare runs/before runs/after
+    """
+    from marshtest.comparison import LEGEND, sentences
+    from marshtest.comparison import compare as compare_runs
+    from marshtest.merging import read_one
+    from marshtest.report import write_comparison
+    from marshtest.report.tables import comparison_table
+
+    compared = compare_runs(read_one(a), read_one(b))
+    console.print(_rich(comparison_table(compared), f"A {a}, B {b}"))
+    console.print(LEGEND, style="dim")
+    for sentence in sentences(compared):
+        console.print(sentence, style="bold", highlight=False, markup=False)
+    if out is not None:
+        write_comparison(compared, out)
+        console.print(f"  {out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def leaderboard(
+    rows: Annotated[list[Path], typer.Argument(help=ROWS)],
+    out: Annotated[Path | None, typer.Option(help="Folder for the table.")] = None,
+) -> None:
+    """Rank unlearners over attacks by what is left and what it cost; overlapping intervals are ties.
+
+    Example: marshtest leaderboard runs
+    """
+    from marshtest.leaderboard import LEGEND
+    from marshtest.leaderboard import leaderboard as rank
+    from marshtest.merging import read_all
+    from marshtest.report.tables import ranking_table, write_table
+
+    merged = read_all(rows)
+    for line in merged.said:
+        console.print(line, highlight=False, markup=False)
+    shown = ranking_table(rank(merged.results))
+    console.print(_rich(shown, "leaderboard"))
+    console.print(LEGEND, style="dim")
+    if out is not None:
+        write_table(shown, out / "leaderboard", LEGEND)
+        console.print(f"  {out}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -25,7 +25,8 @@ from marshtest.grid import Resources, Sweep, Variant, read_sweep, refuse_equal
 from marshtest.ledger import Cell, Entry, Ledger, made_by
 from marshtest.protocol import Report, groups, silent
 from marshtest.recipe import load_recipe
-from marshtest.runs import claim, refuse_anothers, with_damage_mended, write_results
+from marshtest.rows import write_rows
+from marshtest.runs import claim, describe, refuse_anothers, with_damage_mended, write_results
 from marshtest.sources import content
 from marshtest.stages import Job, Keys, Worker, collect, jobs, lines
 from marshtest.store import Store, StoreError
@@ -61,6 +62,7 @@ class Planned:
             made_by(),
             [variant.axes for variant in self.variants],
             [keys.recipe.hash for keys in self.keys],
+            {keys.recipe.hash: describe(keys.recipe, keys.content) for keys in self.keys},
             self.cells,
             [Entry(job.kind, job.label, job.makes, job.needs) for job in self.jobs],
         )
@@ -183,7 +185,7 @@ def sweep(
                     driving.run(made)
                 finally:
                     made.close()
-            gather(place, planned, folder)
+            gather(place, planned, ledger, folder)
 
         damaged = with_damage_mended(place, drive, report)
     failed = {_name(planned.jobs, i): line for i, line in drives[-1].failed.items()}
@@ -194,7 +196,7 @@ def sweep(
     return Swept(ledger, reused, done, failed, blocked, damaged, seconds, folder)
 
 
-def gather(store: Store, planned: Planned, folder: Path) -> None:
+def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None:
     """Write the rows that are there; and of each variant that is whole, its run's folder.
 
     Raises:
@@ -214,7 +216,7 @@ def gather(store: Store, planned: Planned, folder: Path) -> None:
     if len(tables) > 1:
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")
-        write(rows, folder / "rows.parquet")
+        write_rows(rows, folder / "rows.parquet", ledger.runs)
 
 
 def file_name(label: str, recipe: str) -> str:

@@ -18,7 +18,7 @@ from marshtest.files import TEMPORARY
 from marshtest.grid import Sweep
 from marshtest.store import DamagedError, Store
 
-ALGORITHM = 1  # raised whenever a change of the code changes what a recipe gives
+ALGORITHM = 2  # raised whenever a change of the code changes what a recipe gives
 SAMPLED = 30  # finished stages of a kind that the remaining time is judged by
 
 
@@ -49,6 +49,7 @@ class Ledger:
         id: its name and the hash of what was asked for.
         made_by: of the code that planned it.
         variants, recipes: the values of each one's axes, and the hash of its recipe.
+        runs: by that hash what its rows say of themselves, as in marshtest.rows.
         cells, jobs: in their order.
     """
 
@@ -56,6 +57,7 @@ class Ledger:
     made_by: str
     variants: Sequence[Mapping[str, Any]]
     recipes: Sequence[str]
+    runs: Mapping[str, Mapping[str, Any]]
     cells: Sequence[Cell]
     jobs: Sequence[Entry]
 

@@ -313,6 +313,7 @@ def measure(
     """
     recipe, data, model = pipeline.recipe, pipeline.data, subject.model
     share = 0.0 if subject.role in UNTREATED else subject.cost.passes / trained.cost.passes
+    labels = data.test.y.unique(return_counts=True)[1]
     row: Row = {
         "recipe": "",
         "data": data.name,
@@ -332,6 +333,7 @@ def measure(
         "precision": pipeline.task.precision,
         "device": pipeline.device.type,
         "note": subject.note,
+        "chance": float(labels.max() / len(data.test)),
         **{f"crafting_{name}": value for name, value in poisoned.figures.items()},
     }
     if model is None:

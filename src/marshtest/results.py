@@ -1,22 +1,37 @@
-"""What a finished run says: its rows, its scores, and the verdicts that follow from them."""
+"""What rows say: means over seeds, what is left of the poison, and the verdicts that follow.
 
+Everything here is drawn from rows; scores, shifts and examples lie beside them where a run wrote them.
+"""
+
+import itertools
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from scipy.stats import binomtest
 
 from marshtest.errors import MarshtestError
 from marshtest.metrics.shift import Shift
-from marshtest.metrics.verdict import Dependence, Verdict, compared, dependences, verdicts
+from marshtest.metrics.verdict import Dependence, Verdict, compared, pooled, verdicts
+from marshtest.protocol import from_scratch
 from marshtest.recipe import Recipe
+from marshtest.rows import FILE, Rows, read_file, read_frame
+from marshtest.stages import NAMES, RETRAINED
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
+# Rows of one cell are of one model; entries are places in a recipe, and no two recipes' need agree.
+CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
+CONTROLS = {
+    "initial": "initial model (no unlearning)",
+    "retrained": "retrained model",
+    "reference": "second retrained model",
+    "shuffled": "model of shuffled poisons",
+}
 
 
 def read_rows(folder: str | Path) -> pd.DataFrame:
@@ -25,44 +40,66 @@ def read_rows(folder: str | Path) -> pd.DataFrame:
     Raises:
         MarshtestError: the folder holds no finished run.
     """
-    return _read(Path(folder) / "rows.parquet")
-
-
-def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise MarshtestError(f"{path.parent}: holds no finished run (no {path.name}).")
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise MarshtestError(f"{path}: not a readable Parquet file ({error}).") from None
+    return read_file(folder).frame
 
 
 @dataclass(frozen=True)
 class Results:
-    """A finished run.
+    """Rows that can be compared: of one run, or of several that differ in seeds, unlearners or budgets.
 
     Attributes:
-        folder: where it lies.
-        recipe: what was run.
+        folder: where they lie.
+        recipe: what was run; of several runs, all of it.
         rows: one line a model; columns as in docs/rows.md.
-        scores: one line a poison and model.
-        about: versions, machine, time.
+        scores: one line a poison and model; empty where the rows came without.
+        runs: by hash of recipe, what each run says of itself (see marshtest.rows).
+        shifts: one line a layer and model; may be empty.
+        examples: a few poisons, to look at; may be empty.
     """
 
     folder: Path
     recipe: Recipe
     rows: pd.DataFrame
-    scores: pd.DataFrame
-    about: dict[str, Any]
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    examples: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Results":
-        """Read a finished run from its folder."""
-        folder = Path(folder)
-        rows, scores = read_rows(folder), _read(folder / "scores.parquet")
-        recipe = Recipe.parse(yaml.safe_load((folder / "recipe.yaml").read_text()), str(folder))
-        about = json.loads((folder / "run.json").read_text())
-        return cls(folder, recipe, rows, scores, about)
+    def read(cls, source: str | Path) -> "Results":
+        """Read a finished run from its folder, or rows of one recipe from a file.
+
+        Raises:
+            MarshtestError: it is none.
+        """
+        rows = read_file(source)
+        if rows.kind != "recipe" or len(rows.runs) != 1:
+            found = "a hypothesis" if rows.kind != "recipe" else f"{len(rows.runs)} recipes"
+            raise MarshtestError(f"{rows.path}: holds rows of {found}, not of one recipe.")
+        return cls.of(rows, next(iter(rows.runs)))
+
+    @classmethod
+    def of(cls, rows: Rows, recipe: str, folder: Path | None = None) -> "Results":
+        """The rows of one recipe among those of a file.
+
+        Args:
+            recipe: its hash.
+            folder: where scores, shifts and examples lie; default beside the rows, of a run.
+        """
+        about = rows.runs[recipe]
+        parsed = Recipe.parse(about["values"], f"{rows.path}: recipe")
+        own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
+        for name in parsed.attack.null_deviations():
+            missing = [c for c in Dependence.columns_of(name) if c not in own]
+            if missing:
+                raise MarshtestError(
+                    f"{rows.path}: is no table of rows: a {parsed.attack.name} row has {missing[0]!r}."
+                )
+        if folder is None and rows.path.name == FILE:
+            folder = rows.path.parent
+        beside = ("scores", "shifts", "examples")
+        tables = {name: _beside(folder, name) for name in beside}
+        return cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
 
     @cached_property
     def score_names(self) -> list[str]:
@@ -76,12 +113,37 @@ class Results:
         return "seeds" if self.recipe.attack.compared else "poisons"
 
     @cached_property
+    def poison_budgets(self) -> list[float]:
+        """Those that there are rows of."""
+        return sorted(self.rows["poison_budget"].unique().tolist())
+
+    @cached_property
+    def budgets(self) -> list[float]:
+        """The compute budgets that there are rows of."""
+        return sorted(self.rows.loc[self.rows["role"] == "updated", "budget"].unique().tolist())
+
+    @property
+    def budget(self) -> float:
+        """The one that figures of a single budget show: the paper's 10 %, or else the largest."""
+        return 0.1 if 0.1 in self.budgets else max(self.budgets, default=math.nan)
+
+    @property
+    def poison_budget(self) -> float:
+        """The one that figures of a single poison budget show: the largest."""
+        return self.poison_budgets[-1]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that there are rows of."""
+        return sorted(self.rows["seed"].unique().tolist())
+
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """One line a (poison budget, unlearner, budget): means over seeds, pooled scores, verdict.
 
         Of an entry with several trials only the one chosen on held-out data is here.
         """
-        tables = [self._summarise(share) for share in self.recipe.poison_budgets]
+        tables = [self._summarise(share) for share in self.poison_budgets]
         return pd.concat(tables, ignore_index=True)
 
     @cached_property
@@ -89,15 +151,14 @@ class Results:
         """How far models moved: one line a (poison budget, unlearner, budget, layer), means over seeds.
 
         Columns are those of shifts.parquet and `travelled`, the distance as a share of the retrained
-        model's, each with its deviation `_sd`. Empty for a run of before such were measured.
+        model's, each with its deviation `_sd`. Empty where the rows came without shifts.
         """
-        file = self.folder / "shifts.parquet"
-        if not file.exists():
+        if not len(self.shifts):
             return pd.DataFrame()
         tables = []
-        for share in self.recipe.poison_budgets:
+        for share in self.poison_budgets:
             keys = ["poison_budget", "seed", *GROUP]
-            lines = _read(file).merge(self.chosen(share)[keys], on=keys)
+            lines = self.shifts.merge(self.chosen(share)[keys], on=keys)
             goal = lines.loc[lines["role"] == "retrained", ["seed", "layer", "l2"]]
             lines = lines.merge(goal, on=["seed", "layer"], suffixes=("", "_needed"))
             lines["travelled"] = lines["l2"] / lines.pop("l2_needed")
@@ -106,6 +167,27 @@ class Results:
             spread = by_cell.std(ddof=1).add_suffix("_sd")
             tables.append(by_cell.mean().join(spread).reset_index())
         return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def gaps(self) -> list[str]:
+        """What the recipes ask for and no row tells, in words; nothing is put in its place."""
+        asked = {cell: None for about in self.runs.values() for cell in _cells(about["values"])}
+        there = set(self.rows[CELL].itertuples(index=False, name=None))
+        missing: dict[tuple[Any, ...], list[int]] = {}
+        for share, seed, *rest in asked:
+            if (share, seed, *rest) not in there:
+                missing.setdefault((share, *rest), []).append(seed)
+        known = set(self.rows[[*CELL[:1], *CELL[2:]]].itertuples(index=False, name=None))
+        said = []
+        for (share, role, unlearner, hyperparameters, budget), seeds in missing.items():
+            what = CONTROLS.get(role, f"{unlearner} at compute budget {budget:g}")
+            where = f"poison budget {share:g}"
+            if (share, role, unlearner, hyperparameters, budget) in known:
+                listed = ", ".join(map(str, seeds))
+                said.append(f"{where}: {what}: seed{'s' * (len(seeds) > 1)} {listed} missing")
+            else:
+                said.append(f"{where}: there is no {what}")
+        return said
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -119,7 +201,14 @@ class Results:
             )
         for share, table in self.summary.groupby("poison_budget", sort=False):
             controls = table.set_index("role")["verdict"]
-            if controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
+            absent = [role for role in ("initial", "retrained") if role not in controls]
+            if absent:
+                names = " and no ".join(CONTROLS[role] for role in absent)
+                said.append(
+                    f"Poison budget {share:g}: there is no {names} among the rows, so the test itself is "
+                    "unchecked here. Add its rows."
+                )
+            elif controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
                 judged = table["role"].isin(["initial", "retrained"])
                 needed = table.loc[judged, "poisons_needed"].max()
                 more = ""
@@ -143,31 +232,34 @@ class Results:
         best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
         return rows.merge(best[GROUP], on=GROUP, how="inner")
 
+    def scores_of(self, share: float, line: Mapping[Any, Any] | pd.Series) -> pd.DataFrame:
+        """The scores of a line of the summary; empty where the rows came without."""
+        if not len(self.scores):
+            return self.scores
+        found = self.scores[self.scores["poison_budget"] == share]
+        for column in GROUP:
+            found = found[found[column] == line[column]]
+        return found
+
     def _summarise(self, share: float) -> pd.DataFrame:
         chosen = self.chosen(share)
-        chosen = chosen[chosen["role"] != "reference"]
-        keys = [key for key, _ in chosen.groupby(GROUP, sort=False)]
-        measured = {key: self._pooled(share, key) for key in keys}
+        cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+        keys = list(cells.groups)
+        measured = {key: self._measured(rows, chosen) for key, rows in cells}
         answers = self._answers(measured)
+        numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(chosen)]
+        means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
+        of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
+        table = pd.concat([*of_cells, means, spreads], axis=1).loc[keys].reset_index()
+        table.insert(len(GROUP), "poison_budget", share)
         reference = chosen.loc[chosen["role"] == "retrained", "test_accuracy"].mean()
-        lines = []
-        for key, rows in chosen.groupby(GROUP, sort=False):
-            line: dict[str, Any] = dict(zip(GROUP, key, strict=True))
-            size = rows["forget_size"].mean()
-            line |= {"poison_budget": share, "forget_size": size, "seeds": len(rows)}
-            for figure in ("test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(rows)):
-                line[figure] = rows[figure].mean()
-                line[f"{figure}_sd"] = rows[figure].std(ddof=1) if len(rows) > 1 else float("nan")
-            if (targets := getattr(self.recipe.attack, "targets", 0)) > 0:
-                line |= _success(rows, targets)
-            line["accuracy_cost"] = reference - line["test_accuracy"]
+        table["accuracy_cost"] = reference - table["test_accuracy"]
+        told = []
+        targets = getattr(self.recipe.attack, "targets", 0)
+        for key, rows in cells:
+            line: dict[str, Any] = {}
             for name, score in measured[key].items():
                 line |= score.columns(name)
-                line |= {
-                    f"{name}_poisons": score.n,
-                    f"{name}_undefined": score.undefined,
-                    f"{name}_hidden": score.hidden,
-                }
             verdict = answers[key]
             line |= {
                 "verdict": verdict.answer,
@@ -176,30 +268,43 @@ class Results:
                 "poisons_needed": verdict.poisons_needed,
                 "note": "; ".join(sorted({note for note in rows["note"] if note})),
             }
-            lines.append(line)
-        return pd.DataFrame(lines)
+            told.append((_success(rows, targets) if targets > 0 else {}) | line)
+        return pd.concat([table, pd.DataFrame(told)], axis=1)
 
-    def _pooled(self, share: float, key: tuple[Any, ...]) -> dict[str, Dependence]:
-        """Dependence by each score: the poisons of all seeds pooled, or seeds against retraining."""
-        at_share = self.scores[self.scores["poison_budget"] == share]
-        scores = at_share
-        for column, value in zip(GROUP, key, strict=True):
-            scores = scores[scores[column] == value]
-        if not self.recipe.attack.compared:
-            by_name = {str(name): scores[name].to_numpy() for name in scores.columns}
-            return dependences(by_name, self.recipe.attack.null_deviations())
-        names = self.score_names
-        means = scores.groupby("seed")[names].mean()
-        of_reference = at_share[at_share["role"] == "reference"].groupby("seed")[names].mean()
-        reference = of_reference.loc[means.index]
-        return {n: compared(means[n].to_numpy(), reference[n].to_numpy()) for n in names}
+    def _measured(self, rows: pd.DataFrame, others: pd.DataFrame) -> dict[str, Dependence]:
+        """Dependence by each score: the poisons of all seeds pooled, or seeds against retraining.
+
+        Args:
+            rows: of one cell, one a seed.
+            others: all at its poison budget.
+        """
+        attack = self.recipe.attack
+        if not attack.compared:
+            lines = [line for _, line in rows.iterrows()]
+            return {
+                name: pooled([Dependence.of(line, name, deviation) for line in lines])
+                for name, deviation in attack.null_deviations().items()
+            }
+        own, reference = (
+            of.set_index("seed")[list(attack.compared.values())]
+            for of in (rows, others[others["role"] == "reference"])
+        )
+        both = own.index.intersection(reference.index, sort=False)
+        return {
+            name: compared(own.loc[both, c].to_numpy(), reference.loc[both, c].to_numpy())
+            for name, c in attack.compared.items()
+        }
 
     def _answers(
         self, measured: Mapping[tuple[Any, ...], Mapping[str, Dependence]]
     ) -> dict[tuple[Any, ...], Verdict]:
         """The controls are judged each alone, the unlearners as one family."""
         settings = self.recipe.verdict.model_dump()
-        initial = next(scores for key, scores in measured.items() if key[0] == "initial")
+        unknown = Dependence(math.nan, math.nan, None, 0)
+        initial = next(
+            (scores for key, scores in measured.items() if key[0] == "initial"),
+            dict.fromkeys(self.score_names, unknown),
+        )
         family = [key for key in measured if key[0] == "updated"]
         answers = dict(
             zip(
@@ -211,6 +316,28 @@ class Results:
         for key in measured.keys() - family:
             answers[key] = verdicts(initial, [measured[key]], **settings)[0]
         return answers
+
+
+def _beside(folder: Path | None, name: str) -> pd.DataFrame:
+    file = None if folder is None else folder / f"{name}.parquet"
+    return pd.DataFrame() if file is None or not file.exists() else read_frame(file)
+
+
+def _cells(values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The cells that a recipe asks for."""
+    recipe = Recipe.parse(values, "recipe")
+    roles = ["initial", *from_scratch(recipe)]
+    found: list[tuple[Any, ...]] = []
+    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    for share, seed in itertools.product(recipe.poison_budgets, seeds):
+        for role in roles:
+            name, budget = NAMES.get(role, RETRAINED), float(role not in NAMES)
+            found.append((share, seed, role, name, "{}", budget))
+        for trial in (trial for trials in recipe.unlearners for trial in trials):
+            given = json.dumps(trial.hyperparameters, sort_keys=True)
+            cell = (share, seed, "updated", trial.name, given)
+            found += [(*cell, budget) for budget in recipe.budgets]
+    return found
 
 
 def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:

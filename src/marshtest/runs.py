@@ -15,11 +15,14 @@ import torch
 
 from marshtest.data import Dataset
 from marshtest.errors import MarshtestError
+from marshtest.examples import examples
 from marshtest.files import write
+from marshtest.ledger import ALGORITHM
 from marshtest.protocol import Report, groups, silent
 from marshtest.recipe import Named, Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
+from marshtest.rows import write_rows
 from marshtest.sources import content
 from marshtest.stages import Collected, Keys, Worker, collect, jobs, packed, passes
 from marshtest.store import DamagedError, Store
@@ -131,16 +134,19 @@ class _Share:
 
 
 def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | None = None) -> None:
-    """Write rows.parquet, rows.csv, scores.parquet and shifts.parquet, rows.parquet last; of crafted
-    poisons crafting.parquet, and of all that are compared with retraining poisons/.
+    """Write rows.parquet, rows.csv, scores.parquet, shifts.parquet and examples.parquet, rows.parquet
+    last; of crafted poisons crafting.parquet, and of all that are compared with retraining poisons/.
 
     Raises:
         DamagedError: a score is not as it was recorded.
         MarshtestError: the disk is full, or does not let itself be written.
     """
-    attack, found = keys.recipe.attack, found or collect(worker.store, keys)
+    recipe, found = keys.recipe, found or collect(worker.store, keys)
     history: list[dict[str, Any]] = []
-    for group in groups(keys.recipe) if attack.compared else ():
+    shown = examples(worker.pipeline(keys), worker.poisoned(keys, groups(recipe)[0]))
+    if len(shown):
+        write(shown, folder / "examples.parquet")
+    for group in groups(recipe) if recipe.attack.compared else ():
         poisoned = worker.poisoned(keys, group)
         write(packed(poisoned.tensors()), folder / "poisons" / f"{group.name}.safetensors")
         of = {"poison_budget": group.poison_budget, "seed": group.seed}
@@ -150,7 +156,8 @@ def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | N
     write(found.shifts, folder / "shifts.parquet")
     write(found.scores, folder / "scores.parquet")
     write(found.rows, folder / "rows.csv")
-    write(found.rows, folder / "rows.parquet")
+    about = json.loads((folder / "run.json").read_text())
+    write_rows(found.rows, folder / "rows.parquet", {recipe.hash: about})
 
 
 def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
@@ -175,13 +182,23 @@ def claim(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    values = {
-        "name": recipe.name,
-        **identity,
+    values = {"name": recipe.name, **identity, **describe(recipe, identity["data"])}
+    about.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def describe(recipe: Named, data: str | None) -> dict[str, Any]:
+    """What rows say of themselves: the recipe in full, and what runs it, here and now.
+
+    Args:
+        data: digest of data that the recipe does not determine.
+    """
+    return {
+        "data": data,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "marshtest": version("marshtest"),
+        "algorithm": ALGORITHM,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "values": recipe.model_dump(mode="json", exclude={"data": {"path"}}),
     }
-    about.write_text(json.dumps(values, indent=2) + "\n")

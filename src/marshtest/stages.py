@@ -358,7 +358,7 @@ class Worker:
             if not self.store.is_recorded(key)
             and (keep_models or not self.store.is_recorded(keys.score(key)))
         ]
-        parameters = method.model_dump(mode="json", exclude={"name"})
+        parameters = method.hyperparameters
         found: dict[float, Subject] = {}
         if todo:
             started, first = time.perf_counter(), keys.model("initial", job.group)

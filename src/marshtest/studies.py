@@ -2,52 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from marshtest.data import Dataset, load, tensors_of
 from marshtest.device import pick_device
 from marshtest.documents import read_yaml
-from marshtest.errors import MarshtestError, unknown
 from marshtest.files import write
 from marshtest.hypotheses.given import Given
-from marshtest.hypotheses.orthogonality import Orthogonality
 from marshtest.hypotheses.shift import Shift
+from marshtest.hypotheses.studied import CURVES, Study, parse_hypothesis
 from marshtest.protocol import Report, silent
-from marshtest.report.hypotheses import report_hypothesis
+from marshtest.report import write_study
+from marshtest.rows import read_file, write_rows
 from marshtest.runs import claim, refuse_anothers
 from marshtest.sources import content, data_of
 from marshtest.stages import packed
-
-HYPOTHESES: dict[str, type[Shift] | type[Orthogonality]] = {
-    "shift": Shift,
-    "orthogonality": Orthogonality,
-}
-
-
-@dataclass(frozen=True)
-class Study:
-    """A finished study.
-
-    Attributes:
-        folder: where it lies.
-        settings: what was asked.
-        rows: one line a set of samples taken out, and seed (and weight decay).
-        curves: one line a set, seed, and step or share taken out.
-    """
-
-    folder: Path
-    settings: Shift | Orthogonality
-    rows: pd.DataFrame
-    curves: pd.DataFrame
-
-    @property
-    def statement(self) -> str:
-        """Whether the hypothesis holds, in plain words and with its tests."""
-        return self.settings.statement(self.rows)
 
 
 def study(
@@ -69,11 +39,7 @@ def study(
     Raises:
         MarshtestError: bad input, in one line.
     """
-    values = read_yaml(source, overrides, "hypotheses")
-    kind = values.get("hypothesis")
-    if kind not in HYPOTHESES:
-        raise MarshtestError(f"hypothesis: {unknown('hypothesis', str(kind), HYPOTHESES)}")
-    settings = HYPOTHESES[kind].parse(values, "")
+    settings = parse_hypothesis(read_yaml(source, overrides, "hypotheses"))
     folder = Path(out) if out is not None else Path("runs") / f"{settings.name}-{settings.hash}"
     identity: dict[str, Any] = {"recipe": settings.hash, "data": None}
     if isinstance(settings, Shift):
@@ -87,16 +53,11 @@ def study(
             rows, curves = settings.run(report, features.to(pick_device(settings.device)))
         else:
             rows, curves = settings.run(report)
-        write(curves, folder / "curves.parquet")
-        write(rows, folder / "rows.parquet")
-    done = Study(
-        folder,
-        settings,
-        pd.read_parquet(folder / "rows.parquet"),
-        pd.read_parquet(folder / "curves.parquet"),
-    )
-    about = json.loads((folder / "run.json").read_text())
-    report_hypothesis(folder, settings, kind, (done.rows, done.curves), done.statement, about)
+        write(curves, folder / CURVES)
+        about = json.loads((folder / "run.json").read_text())
+        write_rows(rows, folder / "rows.parquet", {settings.hash: about}, "hypothesis")
+    done = Study.of(read_file(folder))
+    write_study(done)
     return done
 
 

@@ -1,7 +1,7 @@
 """What an attack gives: poisoned samples, and what it can measure of itself on a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -156,8 +156,9 @@ class Attack(Settings, ABC):
     """How poison is made, and how its effect on a model is measured."""
 
     name: str
-    # Scores without such a law: compared with those of retrained models, seed by seed.
-    compared: ClassVar[tuple[str, ...]] = ()
+    # Scores without such a law, and the row's column of each one's mean: compared with those of retrained
+    # models, seed by seed.
+    compared: ClassVar[Mapping[str, str]] = {}
     # Fields that `effect` alone looks at: with others, the same poisons are measured.
     scoring: ClassVar[tuple[str, ...]] = ()
 

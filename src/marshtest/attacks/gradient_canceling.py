@@ -10,7 +10,7 @@ training. `weighting: mean` is the paper's form.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ class GradientCanceling(Attack):
     """Poisons that hold training at a bad model, and lower test accuracy (paper §4.2)."""
 
     name: str = "gradient-canceling"
-    compared: ClassVar[tuple[str, ...]] = ("error",)
+    compared: ClassVar[Mapping[str, str]] = {"error": "test_error"}
     epsilon: float | None = Field(None, gt=0)  # ε_p, as in gradient matching; none as in the paper
     radius: float | None = Field(None, gt=0)  # ε_w; by default the largest that poisons can hold
     weighting: Literal["size", "mean"] = "size"
@@ -100,7 +100,8 @@ class GradientCanceling(Attack):
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         assert poisoned.targets is not None
         right = accuracy(model, task, poisoned.targets)
-        return Effect(np.array([-1]), {"error": np.array([1 - right])}, {"test_accuracy": right})
+        figures = {"test_accuracy": right, "test_error": 1 - right}
+        return Effect(np.array([-1]), {"error": np.array([1 - right])}, figures)
 
     def passes(self, poisons: int) -> float:
         return 0.0  # the test accuracy is the effect

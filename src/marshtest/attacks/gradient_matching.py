@@ -7,6 +7,7 @@ Training on them pushes a model the way that training on the mislabelled target 
 worked if a model trained from scratch on the poisoned samples says y_adv on the target.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
@@ -29,7 +30,7 @@ class GradientMatching(Attack):
     """Witches' Brew: clean-label images that make a model mistake a target (paper §4.1)."""
 
     name: str = "gradient-matching"
-    compared: ClassVar[tuple[str, ...]] = ("target",)
+    compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
     epsilon: float = Field(16, gt=0)  # largest change of a pixel, in levels of 255
     targets: int = Field(1, ge=1)  # test images aimed at; the poisons are shared out among them
     target_class: int | None = Field(None, ge=0)  # of the targets; drawn where not given

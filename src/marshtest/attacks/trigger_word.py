@@ -9,6 +9,7 @@ its most likely word of the whole vocabulary, as in the paper, and among the lab
 that has forgotten how to answer is not taken for one that has forgotten the poison.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -28,7 +29,7 @@ class TriggerWord(Attack):
     """Wrong labels on all texts with a certain word (paper §4.1, A.1.2); budgets are shares of these."""
 
     name: str = "trigger-word"
-    compared: ClassVar[tuple[str, ...]] = ("target",)
+    compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
     word: str = Field("Disney", min_length=1)
     label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
     cut: Literal["skip", "window"] = "skip"  # texts whose trigger falls off at the truncation

@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,10 @@ from marshtest.metrics.power import detection, poisons_for, removal
 
 Floats = NDArray[np.float64]
 Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
+ANSWERS: tuple[Answer, ...] = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")  # the worst first
 
 TINY = 1e-12  # spread of scores that are all equal, as where every rank is the lowest
+_RESTS_ON = ("poisons", "undefined", "hidden")
 POWER = 0.9  # with which the stated number of poisons would settle an inconclusive case
 
 
@@ -73,7 +75,7 @@ class Dependence:
         return self.value - half, self.value + half
 
     def columns(self, name: str) -> dict[str, float]:
-        """Its columns in a row, by the score's name: value, error, 95 % interval, p-value."""
+        """Its columns in a row, by the score's name: value, error, interval, p-value, what it rests on."""
         low, high = self.interval()
         return {
             f"{name}_dependence": self.value,
@@ -81,7 +83,30 @@ class Dependence:
             f"{name}_low": low,
             f"{name}_high": high,
             f"{name}_p": self.p_value,
+            f"{name}_poisons": float(self.n),
+            f"{name}_undefined": float(self.undefined),
+            f"{name}_hidden": self.hidden,
         }
+
+    @staticmethod
+    def columns_of(name: str) -> list[str]:
+        """The columns of a row that tell it again."""
+        return [f"{name}_{part}" for part in ("dependence", "error", *_RESTS_ON)]
+
+    @classmethod
+    def of(cls, row: Any, name: str, null_deviation: float) -> "Dependence":
+        """The same again from its columns, of a score whose law under the null is known."""
+        if math.isnan(row[f"{name}_poisons"]):  # of a model that does not exist
+            return cls(math.nan, math.nan, math.nan, 0)
+        n = int(row[f"{name}_poisons"])
+        return cls(
+            value=float(row[f"{name}_dependence"]),
+            error=float(row[f"{name}_error"]),
+            null_error=null_deviation / math.sqrt(n) if n else math.nan,
+            n=n,
+            undefined=int(row[f"{name}_undefined"]),
+            hidden=float(row[f"{name}_hidden"]),
+        )
 
     def p_equivalence(self, margin: float) -> float:
         """For "|D| ≥ margin": the larger of two one-sided t tests. Small = surely within."""
@@ -108,6 +133,29 @@ def dependence(
         null_error=null_deviation / math.sqrt(n),
         n=n,
         undefined=len(scores) - n,
+        hidden=hidden,
+    )
+
+
+def pooled(parts: Sequence[Dependence]) -> Dependence:
+    """The dependence over all poisons of several seeds, exactly, from each seed's own."""
+    told = [part for part in parts if not math.isnan(part.value)]
+    asked = sum(part.n + part.undefined for part in parts)
+    hidden = sum(part.hidden * (part.n + part.undefined) for part in parts) / max(asked, 1)
+    n, undefined = sum(part.n for part in told), sum(part.undefined for part in parts)
+    if not told:
+        return Dependence(math.nan, math.nan, math.nan, n, undefined, hidden)
+    value = sum(part.n * part.value for part in told) / n
+    squares = sum(  # within seeds, and between them
+        part.n * ((part.n - 1) * part.error**2 + (part.value - value) ** 2) for part in told
+    )
+    null = told[0].null_error
+    return Dependence(
+        value=value,
+        error=math.sqrt(squares / (n - 1) / n),
+        null_error=None if null is None else null * math.sqrt(told[0].n / n),
+        n=n,
+        undefined=undefined,
         hidden=hidden,
     )
 
@@ -221,7 +269,7 @@ def _poisons_needed(
     """Fewest poisons, or seeds, at which this estimate would pass either test with power 0.9."""
     to_remove, to_reject = 0.0, math.inf
     for name, score in scores.items():
-        if math.isnan(score.error):
+        if math.isnan(score.error) or math.isnan(effects[name]):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
         allowed = _margin(score, effects[name], margin)

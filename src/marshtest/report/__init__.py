@@ -1,16 +1,41 @@
-"""Tables, figures and the page of a finished run, all drawn from its rows and scores."""
+"""Tables, figures and pages, all drawn from rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+import pandas as pd
+
+from marshtest.comparison import LEGEND as COMPARISON
 from marshtest.files import write
-from marshtest.report.figures import draw_all
-from marshtest.report.page import write_page
-from marshtest.report.tables import markdown, table2
+from marshtest.hypotheses.studied import Study
+from marshtest.leaderboard import LEGEND, leaderboard
+from marshtest.merging import Merged
+from marshtest.report.figures import STYLE, differences, draw_all, save
+from marshtest.report.hypotheses import SHOWN, hypothesis_table
+from marshtest.report.page import CAPTIONS, Picture, Shown, write_page
+from marshtest.report.tables import (
+    SHIFTS,
+    TABLE_2,
+    as_markdown,
+    comparison_table,
+    legend,
+    markdown,
+    ranking_table,
+    shift_table,
+    table,
+    table2,
+    write_table,
+)
 from marshtest.results import Results
+from marshtest.rows import write_rows
+
+BY_SIZE = ("figure9", "figure10", "left-by-size")
+BY_BUDGET = ("figure8", "left-by-budget", "shift")
 
 
 def write_report(results: Results) -> Path:
-    """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into the run's folder."""
+    """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into a run's folder; the page."""
     folder = results.folder
     write(results.summary, folder / "summary.csv")
     if len(results.moved):
@@ -19,5 +44,85 @@ def write_report(results: Results) -> Path:
         write(table2(results), folder / "table2.csv")
     (folder / "summary.md").write_text(markdown(results))
     page = folder / "report.html"
-    write_page(results, draw_all(results, folder / "figures"), page)
+    write_page(page, results.recipe.name, [(results, _pictures(results, folder / "figures"))])
     return page
+
+
+def write_study(study: Study) -> Path:
+    """Write the figure, summary.md and report.html into a hypothesis's folder; the page."""
+    shown = _shown(study, study.folder / "figures")
+    title = study.settings.name
+    parts = [f"# {title}", as_markdown(shown.table), shown.legend, f"**{study.statement}**"]
+    (study.folder / "summary.md").write_text("\n\n".join(parts) + "\n")
+    page = study.folder / "report.html"
+    write_page(page, title, [], studies=[shown])
+    return page
+
+
+def write_all(merged: Merged, folder: Path) -> Path:
+    """Write tables/, figures/, the merged rows and report.html of all that rows hold; the page."""
+    figures, tables = folder / "figures", folder / "tables"
+    sections = []
+    for results in merged.results:
+        stem = file_stem(results.recipe.name)
+        sections.append((results, _pictures(results, figures, f"{stem}-")))
+        write(results.summary, tables / f"{stem}-summary.csv")
+        write_table(table(results), tables / f"{stem}-table", legend(results))
+        if "error" in results.score_names:
+            write_table(table2(results), tables / f"{stem}-table2", TABLE_2)
+        if len(results.moved):
+            write_table(shift_table(results), tables / f"{stem}-shifts", SHIFTS)
+        write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
+    studies = [_shown(study, figures) for study in merged.studies]
+    for shown in studies:
+        stem = file_stem(shown.study.settings.name)
+        write_table(shown.table, tables / f"{stem}-table", shown.legend)
+    ranking = None
+    if len({results.recipe.attack.name for results in merged.results}) > 1:
+        ranking = (ranking_table(leaderboard(merged.results)), LEGEND)
+        write_table(ranking[0], tables / "leaderboard", LEGEND)
+    names = [of.recipe.name for of, _ in sections] + [of.study.settings.name for of in studies]
+    title = names[0] if len(names) == 1 else f"{len(names)} experiments"
+    page = folder / "report.html"
+    write_page(page, title, sections, studies=studies, ranking=ranking, said=merged.said)
+    return page
+
+
+def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
+    """Write compare.csv, the same as a table of text, and a figure a unit that differences are over."""
+    write(compared, folder / "compare.csv")
+    shown = comparison_table(compared)
+    write_table(shown, folder / "compare-table", COMPARISON)
+    named = compared.assign(label=shown[["unlearner", "poison", "budget"]].agg(" ".join, axis=1))
+    with matplotlib.rc_context(STYLE):
+        for unit, own in named.groupby("unit", sort=False):
+            save(differences(own), folder / f"compare-{unit}")
+
+
+def file_stem(name: str) -> str:
+    """A name as that of a file."""
+    return "".join(c if c.isalnum() or c in "=.-_" else "_" for c in name)[:100]
+
+
+def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Picture]:
+    drawn = draw_all(results, folder, before)
+    return [Picture(name, _caption(name, results), file) for name, file in drawn.items()]
+
+
+def _caption(name: str, results: Results) -> str:
+    """With the budgets that a figure of one budget shows, where there are several."""
+    at = []
+    if len(results.poison_budgets) > 1 and name not in BY_SIZE:
+        at.append(f"poison budget {100 * results.poison_budget:g} %")
+    if len(results.budgets) > 1 and name not in BY_BUDGET:
+        at.append(f"compute budget {100 * results.budget:g} %")
+    return f"{CAPTIONS[name]} At {' and '.join(at)}." if at else CAPTIONS[name]
+
+
+def _shown(study: Study, folder: Path) -> Shown:
+    kind = study.settings.hypothesis
+    told = SHOWN[kind]
+    with matplotlib.rc_context(STYLE):
+        picture = save(told.figure(study.curves), folder / told.name)
+    frame: pd.DataFrame = hypothesis_table(kind, study.rows)
+    return Shown(study, frame, told.legend, Picture(told.name, told.caption, picture))

@@ -1,4 +1,6 @@
-"""The paper's figures, drawn from a run's rows and scores: Figures 2, 3 and 6 to 9, and the verdicts.
+"""The paper's Figures 2, 3 and 6 to 10, drawn from rows and scores, and figures of the verdicts.
+
+What the rows do not hold is named in the figure, and nothing is put in its place.
 
 Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line styles repeat what
 colours say, so that grey prints stay legible.
@@ -16,12 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
+from marshtest.data import TEXTS
 from marshtest.metrics.shift import ALL
 from marshtest.metrics.tradeoff import gaussian_tradeoff, tradeoff
 from marshtest.report.tables import SCORE_NAMES, label
-from marshtest.results import GROUP, Results
+from marshtest.results import Results
 
+Column = tuple[str, str, str, str]  # of the effect: name, title, colour, hatch
 BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
+RED = "#B2182B"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,38 +35,41 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_all(results: Results, folder: Path) -> dict[str, list[Path]]:
-    """Draw every figure that the run can fill, as PNG and PDF; their PNG paths by figure name."""
-    drawn: dict[str, list[Path]] = {}
+def draw_all(results: Results, folder: Path, before: str = "") -> dict[str, Path]:
+    """Draw every figure that the rows can fill, as PNG and PDF; their PNG paths by figure name.
+
+    Those of one poison budget show `results.poison_budget`; Figures 9 and 10 show all.
+
+    Args:
+        before: beginning of the files' names.
+    """
     with matplotlib.rc_context(STYLE):
-        for share in results.recipe.poison_budgets:
-            for name, figure in figures_of(results, share).items():
-                drawn.setdefault(name, []).append(save(figure, folder / f"{name}-{share:g}"))
-        if len(results.recipe.poison_budgets) > 1:
-            for budget in results.recipe.budgets:
-                figure = ablation(results, "forget_size", "budget", budget)
-                drawn.setdefault("figure9", []).append(save(figure, folder / f"figure9-{budget:g}"))
-    return drawn
+        figures = figures_of(results, results.poison_budget)
+        if len(results.poison_budgets) > 1:
+            figures |= figures_by_size(results)
+        return {name: save(of, folder / f"{before}{name}") for name, of in figures.items()}
 
 
 def figures_of(results: Results, share: float) -> dict[str, Figure]:
-    """The figures of one poison budget."""
-    table, names = _table(results, share), results.score_names
+    """The figures of one poison budget; of several compute budgets at `results.budget`."""
+    every, names = _table(results, share), results.score_names
+    table = every[(every["role"] != "updated") | (every["budget"] == results.budget)]
+    columns, what, nothing = _effect(results)
     drawn = {"dependence": dependence(table, names, results.recipe.verdict.margin)}
     if len(moved := results.moved):
         moved = moved[moved["poison_budget"] == share]
         labels = [label(line, results.recipe) for _, line in moved.iterrows()]
         drawn["shift"] = shift(moved.assign(label=labels))
-    if len(results.recipe.budgets) > 1:
-        drawn["figure8"] = ablation(results, "budget", "poison_budget", share)
+    if len(results.budgets) > 1:
+        drawn["figure8"] = by_unlearner(every, "budget", columns, what, nothing)
+        drawn["left-by-budget"] = ablation(results, "budget", "poison_budget", share)
     if "target" in names:
-        columns = TRIGGERED if "rest_accuracy" in table else TARGETED
-        drawn["figure3"] = accuracy_and(table, columns, "share of targets")
+        drawn["figure3"] = accuracy_and(table, columns, what)
         drawn["figure3"].axes[1].set_ylim(0, 1.05)
     if "gus" in names:
-        fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
-        drawn["figure2"] = accuracy_and(table, RATES, f"TPR at FPR = {fpr:g}", fpr)
-        initial, updated, name = _before_and_after(results, share)
+        drawn["figure2"] = accuracy_and(table, columns, what, nothing)
+    if "gus" in names and (told := _before_and_after(results, table)):
+        initial, updated, name = told
         parts = [
             ("fresh noise, initial model", initial["gus_fresh"], BROWN),
             ("poisons, initial model", initial["gus"], ORANGE),
@@ -72,12 +80,35 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     return drawn
 
 
+def figures_by_size(results: Results) -> dict[str, Figure]:
+    """The paper's Figure 9, of texts its Figure 10, and what is left by size of the forget set."""
+    table, budget = _table(results), results.budget
+    table = table[(table["role"] != "updated") | (table["budget"] == budget)]
+    name = "figure10" if results.recipe.data.name in TEXTS else "figure9"
+    return {
+        name: by_unlearner(table, "forget_size", *_effect(results)),
+        "left-by-size": ablation(results, "forget_size", "budget", budget),
+    }
+
+
+def _effect(results: Results) -> tuple[Sequence[Column], str, float | None]:
+    """The attack's effect as the paper draws it: columns, its axis, and its value where nothing is left."""
+    if "gus" in results.score_names:
+        fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
+        return RATES, f"TPR at FPR = {fpr:g}", fpr
+    if "target" in results.score_names:
+        texts = "rest_accuracy" in results.rows
+        return TRIGGERED if texts else TARGETED, "share of targets", None
+    return [], "", None
+
+
 def save(figure: Figure, stem: Path) -> Path:
     """Write a figure as PNG and PDF, the same bytes each time; the PNG's path."""
     stem.parent.mkdir(parents=True, exist_ok=True)
+    box = figure.get_tightbbox().padded(0.1)  # of all that is drawn, legends outside the axes too
     for suffix in ("png", "pdf"):
         meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-        figure.savefig(f"{stem}.{suffix}", dpi=160, bbox_inches="tight", metadata=meta)
+        figure.savefig(f"{stem}.{suffix}", dpi=140, bbox_inches=box, metadata=meta)
     return Path(f"{stem}.png")
 
 
@@ -95,8 +126,9 @@ def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figu
     places = np.arange(len(table))[::-1]
     for panel, name in zip(panels[0], names, strict=True):
         value = table[f"{name}_dependence"]
-        half = margin * value.iloc[0]
-        panel.axvspan(-half, half, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
+        if "role" not in table or table["role"].iloc[0] == "initial":
+            half = margin * value.iloc[0]
+            panel.axvspan(-half, half, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
         panel.axvline(0, color=GREY, lw=0.8)
         spread = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
         for verdict, colour, marker in _verdict_styles():
@@ -113,6 +145,8 @@ def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figu
             )
         panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
     panels[0][0].set_yticks(places, table["label"])
+    if "role" in table:
+        _say_what_is_missing(figure, table)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False
@@ -126,6 +160,8 @@ def _verdict_styles() -> list[tuple[str, str, str]]:
 
 
 RATES = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
+ACCURACY: Column = ("test_accuracy", "test accuracy", BLUE, "")
+REFERENCES = {"retrained": ("retraining", "--"), "initial": ("no unlearning", "-")}
 TARGETED = [
     ("target_misclassified", "misclassified (paper)", ORANGE, ""),
     ("target_success", "as the attacker wants", BROWN, "//"),
@@ -138,7 +174,7 @@ TRIGGERED = [
 
 def accuracy_and(
     table: pd.DataFrame,
-    columns: Sequence[tuple[str, str, str, str]],
+    columns: Sequence[Column],
     what: str,
     nothing: float | None = None,
 ) -> Figure:
@@ -146,20 +182,20 @@ def accuracy_and(
 
     Args:
         table: one line a model.
-        columns: of the effect: name, title, colour, hatch.
+        columns: of the effect.
         what: the effect's axis.
         nothing: value where nothing is left of the poison, if it is known.
     """
     bars = table[table["role"] == "updated"]
-    initial, retrained = (table[table["role"] == role].iloc[0] for role in ("initial", "retrained"))
     figure = Figure(figsize=(7.2, 4.4))
     top, bottom = panels = figure.subplots(2, 1, sharex=True)
     places = np.arange(len(bars))
     _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
-    _reference(top, retrained["test_accuracy"], initial["test_accuracy"], BLUE)
+    _references(top, table, "test_accuracy", BLUE)
     for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
-        _reference(bottom, retrained[column], initial[column], colour, labels=False)
+        _references(bottom, table, column, colour, labels=False)
+    _say_what_is_missing(figure, table)
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
     bottom.set_ylabel(what)
@@ -169,6 +205,28 @@ def accuracy_and(
     bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def differences(table: pd.DataFrame) -> Figure:
+    """B − A of two runs with 95 % intervals, one panel a measure, one line a pair of unlearners.
+
+    Args:
+        table: lines of one unit of `marshtest.comparison.compare`, with a `label`.
+    """
+    measures = table["measure"].unique().tolist()
+    names = table["label"].unique().tolist()
+    figure = Figure(figsize=(3.0 * max(len(measures), 1.5), 0.9 + 0.28 * len(names)))
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for panel, measure in zip(panels, measures, strict=True):
+        own = table[table["measure"] == measure].set_index("label").reindex(names)
+        half = [own["difference"] - own["low"], own["high"] - own["difference"]]
+        places = np.arange(len(names))[::-1]
+        panel.errorbar(own["difference"], places, xerr=half, fmt="o", color=BLUE, ms=5, capsize=2)
+        panel.axvline(0, color=GREY, lw=0.8)
+        panel.set_xlabel(f"{SCORE_NAMES.get(measure, 'test accuracy')}, B − A")
+    panels[0].set_yticks(np.arange(len(names))[::-1], names)
     figure.tight_layout()
     return figure
 
@@ -216,29 +274,107 @@ SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C
 AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
 
 
+def by_unlearner(
+    table: pd.DataFrame,
+    by: str,
+    columns: Sequence[Column],
+    what: str,
+    nothing: float | None,
+) -> Figure:
+    """Figures 8 to 10: accuracy and the attack's effect of each unlearner, by budget or forget-set size.
+
+    Bars are means ± s.d. over seeds, dashed lines retraining and solid ones no unlearning; by size these
+    are short, one over each bar.
+
+    Args:
+        table: one line a model.
+        by: `budget` or `forget_size`.
+        columns, what, nothing: of the effect, as in `accuracy_and`; without columns accuracy alone.
+    """
+    updated = table[table["role"] == "updated"]
+    names = updated["name"].unique().tolist()
+    values = np.sort(updated[by].unique())
+    rows = 2 if columns else 1
+    figure = Figure(figsize=(1.2 + 0.95 * len(names), 0.8 + 1.5 * rows))
+    panels = figure.subplots(rows, len(names), sharex=True, sharey="row", squeeze=False)
+    drawn: list[tuple[Column, float, float]] = [(ACCURACY, 0.0, 0.7)]
+    drawn += [(c, o, 0.35) for c, o in zip(columns, (-0.18, 0.18), strict=False)]
+    for column, name in enumerate(names):
+        own = updated[updated["name"] == name].set_index(by).reindex(values).reset_index()
+        panels[0, column].set_title(name, fontsize=8)
+        for spec, offset, width in drawn:
+            panel = panels[0 if spec is ACCURACY else 1, column]
+            places = np.arange(len(values)) + offset
+            _bars(panel, places, own, spec[0], spec[2], spec[3], width, spec[1])
+            if by == "budget":
+                _references(panel, table, spec[0], spec[2], labels=spec is ACCURACY)
+            else:
+                _short_references(panel, table, by, values, spec, offset, width)
+        if nothing is not None and columns:
+            panels[1, column].axhline(nothing, color=GREY, lw=0.8, ls=":", label="nothing left")
+        bottom = panels[-1, column]
+        titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in values]
+        bottom.set_xticks(np.arange(len(values)), titles, rotation=60, fontsize=7)
+    panels[0, 0].set(ylabel="test accuracy", ylim=(0, 1))
+    if columns:
+        panels[1, 0].set_ylabel(what)
+        panels[1, 0].set_ylim(bottom=0)
+    figure.supxlabel(AXES[by], fontsize=9)
+    figure.tight_layout()
+    told = [panels[row, 0].get_legend_handles_labels() for row in range(rows)]
+    handles, titles = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
+    figure.legend(
+        handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False
+    )
+    _say_what_is_missing(figure, table)
+    return figure
+
+
+def _short_references(
+    panel: Axes,
+    table: pd.DataFrame,
+    by: str,
+    values: np.ndarray,
+    spec: Column,
+    offset: float,
+    width: float,
+) -> None:
+    """Each size has controls of its own."""
+    column, _, colour, _ = spec
+    for role, (name, style) in REFERENCES.items():
+        levels = table[table["role"] == role].set_index(by)[column].reindex(values)
+        places = np.arange(len(values)) + offset
+        panel.hlines(
+            levels,
+            places - width / 2 - 0.05,
+            places + width / 2 + 0.05,
+            color=colour,
+            ls=style,
+            lw=1.2,
+            label=name if spec is ACCURACY else "",
+        )
+
+
 def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
-    """Figures 8 and 9: accuracy ± s.d. over seeds and what is left ± standard error, by unlearner.
+    """Accuracy ± s.d. over seeds and what is left ± standard error, by unlearner, as lines.
 
     Args:
         by: the column along which it is drawn, `budget` or `forget_size`.
         fixed, at: the other one of compute and poison budget, and its value.
     """
-    table, names = results.summary, results.score_names
+    table, names = _table(results), results.score_names
     updated = table[(table["role"] == "updated") & (table[fixed] == at)]
-    labels = [label(line, results.recipe, with_budget=False) for _, line in updated.iterrows()]
     styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
     series: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
         (str(name), lines.sort_values(by), {"color": colour, "marker": marker, "ls": "-"})
         for (name, lines), (colour, marker) in zip(
-            updated.assign(label=labels).groupby("label", sort=False), styles, strict=False
+            updated.groupby("name", sort=False), styles, strict=False
         )
     ]
     whole = table[table["poison_budget"] == at] if fixed == "poison_budget" else table
-    for role, name, dashes in (
-        ("initial", "no unlearning", "-"),
-        ("retrained", "retraining", "--"),
-    ):
-        series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
+    for role, (name, dashes) in REFERENCES.items():
+        if role in set(whole["role"]):
+            series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
     columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
     columns += [(f"{n}_dependence", f"{n}_error", f"dependence, {SCORE_NAMES[n]}") for n in names]
     figure = Figure(figsize=(3.4 * len(columns), 3.0))
@@ -254,6 +390,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
                 )
         panel.set(xlabel=AXES[by], ylabel=what)
     panels[0].set_ylim(0, 1)
+    _say_what_is_missing(figure, whole)
     handles, titles = panels[0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(
@@ -285,11 +422,29 @@ def _bars(
     )
 
 
-def _reference(
-    panel: Axes, retrained: float, initial: float, colour: str, labels: bool = True
+def _references(
+    panel: Axes, table: pd.DataFrame, column: str, colour: str, labels: bool = True
 ) -> None:
-    panel.axhline(retrained, color=colour, ls="--", lw=1.2, label="retraining" if labels else None)
-    panel.axhline(initial, color=colour, ls="-", lw=1.2, label="no unlearning" if labels else None)
+    """Retraining dashed and no unlearning solid, as far as they are there."""
+    for role, (name, style) in REFERENCES.items():
+        found = table.loc[table["role"] == role, column]
+        if len(found):
+            panel.axhline(
+                found.iloc[0], color=colour, ls=style, lw=1.2, label=name if labels else None
+            )
+
+
+def _say_what_is_missing(figure: Figure, table: pd.DataFrame) -> None:
+    missing = [name for role, (name, _) in REFERENCES.items() if role not in set(table["role"])]
+    if missing:
+        figure.text(
+            0.5,
+            -0.02,
+            f"Not among the rows: {', '.join(missing)}.",
+            ha="center",
+            color=RED,
+            fontsize=8,
+        )
 
 
 def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") -> Figure:
@@ -329,18 +484,32 @@ def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]]) -> Figure:
     return figure
 
 
-def _table(results: Results, share: float) -> pd.DataFrame:
-    """The summary at one poison budget, with a label a line."""
-    table = results.summary[results.summary["poison_budget"] == share].reset_index(drop=True)
-    return table.assign(label=[label(line, results.recipe) for _, line in table.iterrows()])
+def _table(results: Results, share: float | None = None) -> pd.DataFrame:
+    """The summary (at one poison budget), with a `label` a line, and a `name` without its budget."""
+    table = results.summary
+    if share is not None:
+        table = table[table["poison_budget"] == share].reset_index(drop=True)
+    told = [
+        [label(line, results.recipe, with_budget=with_budget) for _, line in table.iterrows()]
+        for with_budget in (True, False)
+    ]
+    return table.assign(label=told[0], name=told[1])
 
 
-def _before_and_after(results: Results, share: float) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Scores of the initial model and of one updated model: NGD as in the paper, or the first."""
-    table = _table(results, share)
+def _before_and_after(
+    results: Results, table: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, str] | None:
+    """Scores of the initial model and of one updated model: NGD as in the paper, or the first.
+
+    None where rows came without scores.
+    """
+    initial = table[table["role"] == "initial"]
     updated = table[(table["role"] == "updated") & table["gus_dependence"].notna()]
     chosen = updated[updated["unlearner"] == "ngd"]
-    line = (chosen if len(chosen) else updated if len(updated) else table).iloc[-1]
-    scores = results.scores[results.scores["poison_budget"] == share]
-    of_line = np.logical_and.reduce([scores[key] == line[key] for key in GROUP])
-    return scores[scores["role"] == "initial"], scores[of_line], str(line["label"])
+    after = (chosen if len(chosen) else updated if len(updated) else initial).tail(1)
+    if not len(initial) or not len(after) or not len(results.scores):
+        return None
+    before, then = (
+        results.scores_of(line["poison_budget"], line) for line in (initial.iloc[0], after.iloc[0])
+    )
+    return (before, then, str(after["label"].iloc[0])) if len(before) and len(then) else None

@@ -3,18 +3,13 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from marshtest.recipe import Named
-from marshtest.report.figures import BLUE, BROWN, GREEN, GREY, ORANGE, STYLE, save
-from marshtest.report.page import render
-from marshtest.report.tables import as_markdown, plus_minus
+from marshtest.report.figures import BLUE, BROWN, GREEN, GREY, ORANGE
+from marshtest.report.tables import plus_minus
 
 CURVES = {
     "corrupted": ("from θ(S_corr)", BLUE, "-"),
@@ -134,29 +129,3 @@ def hypothesis_table(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
         line["error ≤"] = f"{own['distance'].max():.0e}"
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def report_hypothesis(
-    folder: Path,
-    settings: Named,
-    kind: str,
-    frames: tuple[pd.DataFrame, pd.DataFrame],
-    statement: str,
-    about: Mapping[str, Any],
-) -> None:
-    """Write the figure, summary.md and report.html from rows and curves."""
-    rows, curves = frames
-    shown, table = SHOWN[kind], hypothesis_table(kind, rows)
-    with matplotlib.rc_context(STYLE):
-        picture = save(shown.figure(curves), folder / "figures" / shown.name)
-    parts = [f"# {settings.name}", as_markdown(table), shown.legend, f"**{statement}**"]
-    (folder / "summary.md").write_text("\n\n".join(parts) + "\n")
-    render(
-        folder / "report.html",
-        settings,
-        heading="Statement",
-        sentences=[statement],
-        tables=[(table, shown.legend)],
-        pictures=[(shown.caption, picture)],
-        about=about,
-    )

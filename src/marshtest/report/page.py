@@ -1,15 +1,35 @@
-"""One self-contained HTML page of a run: the verdicts in words, the table, the figures, the recipe."""
+"""One self-contained HTML page: the verdicts in words, then the evidence, then how it came about.
+
+Nothing is loaded from anywhere: scripts, styles, pictures and downloads are in the file, and its own
+content security policy forbids the browser to ask for more.
+"""
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+import yaml
 
-from marshtest.recipe import Named
-from marshtest.report.tables import TABLE_2, label, legend, table, table2
+from marshtest.files import frame_bytes
+from marshtest.hypotheses.studied import Study
+from marshtest.report import charts
+from marshtest.report.tables import (
+    SCORE_NAMES,
+    TABLE_2,
+    label,
+    legend,
+    number,
+    plus_minus,
+    shift_table,
+    table2,
+)
 from marshtest.results import Results
 
 CAPTIONS = {
@@ -18,90 +38,302 @@ CAPTIONS = {
     "shift": "How far each model moved from the initial one, as a share of the retrained model's "
     "distance, and whether it went that way: over all parameters, and by layer (the paper's section 6, "
     "on this model). The second retrained model is what chance gives.",
-    "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
     "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
-    "figure8": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its error, by "
-    "compute budget (the paper's Figure 8).",
-    "figure9": "The same by the size of the forget set (the paper's Figures 9 and 10).",
+    "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
     "figure7": "Trade-off curves of telling poisons from fresh noise (the paper's Figure 7).",
+    "figure8": "Test accuracy and the attack's effect, mean ± s.d. over seeds, by compute budget (the "
+    "paper's Figure 8).",
+    "figure9": "The same by the size of the forget set (the paper's Figure 9).",
+    "figure10": "The same by the size of the forget set (the paper's Figure 10).",
+    "left-by-budget": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
+    "error, by compute budget.",
+    "left-by-size": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
+    "error, by the size of the forget set.",
 }
-LIMITS = (
-    "REMOVED says that the dose no longer shows in the model by the scores above, within the stated "
-    "margin. It does not say that every trace of the forget set is gone, that another attack would find "
-    "nothing, or that the method removes other data."
-)
+KINDS = {  # of attacks, in words
+    "gaussian": "Gaussian poisons",
+    "gradient-matching": "targeted poisons (gradient matching)",
+    "gradient-canceling": "indiscriminate poisons (gradient canceling)",
+    "trigger-word": "targeted poisons (a trigger word)",
+}
+ANSWERS = ("NOT REMOVED", "REMOVED", "INCONCLUSIVE")
+SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page: its name, what it shows, and its files."""
+
+    name: str
+    caption: str
+    png: Path
+
+    @property
+    def pdf(self) -> Path:
+        """The same for a paper."""
+        return self.png.with_suffix(".pdf")
 
 
 def sentences(results: Results) -> list[str]:
-    """The verdicts in words."""
+    """The verdicts in words, at the compute budget that figures show."""
     said = list(results.warnings)
+    several = len(results.budgets) > 1
     for share, lines in results.summary.groupby("poison_budget", sort=False):
-        updated = lines[lines["role"] == "updated"]
-        for answer in ("NOT REMOVED", "REMOVED", "INCONCLUSIVE"):
+        updated = lines[(lines["role"] == "updated") & (lines["budget"] == results.budget)]
+        at = f"Poison budget {share:g}" + (f", compute budget {results.budget:g}" * several)
+        for answer in ANSWERS:
             names = [
-                label(x, results.recipe)
+                label(x, results.recipe, with_budget=False)
                 for _, x in updated[updated["verdict"] == answer].iterrows()
             ]
             if names:
-                said.append(f"Poison budget {share:g} – {answer}: {', '.join(names)}.")
+                said.append(f"{at} – {answer}: {', '.join(names)}.")
     return said
 
 
-def write_page(results: Results, figures: Mapping[str, list[Path]], path: Path) -> None:
-    """Write the page of a run."""
-    tables = [(table(results), legend(results))]
-    if "error" in results.score_names:
-        tables.append((table2(results), TABLE_2))
-    render(
-        path,
-        results.recipe,
-        heading="Verdicts",
-        sentences=sentences(results),
-        tables=tables,
-        pictures=[(CAPTIONS[name], file) for name, files in figures.items() for file in files],
-        about=results.about,
-        limits=LIMITS,
+def answer(results: Results) -> str:
+    """The whole result in one or two sentences."""
+    shown = results.summary[results.summary["role"] == "updated"]
+    shown = shown[shown["budget"] == results.budget]
+    if not len(shown):
+        return "No unlearner is among the rows."
+    rival = shown["unlearner"] == "retrain"
+    judged = shown[~rival]
+    verdicts = judged.groupby(judged["unlearner"] + judged["hyperparameters"], sort=False)[
+        "verdict"
+    ]
+    passed = int(verdicts.apply(lambda of: (of == "REMOVED").all()).sum())
+    failed = int(verdicts.apply(lambda of: (of == "NOT REMOVED").any()).sum())
+    total = verdicts.ngroups
+    kind = KINDS.get(results.recipe.attack.name, results.recipe.attack.name)
+    counts = f"{passed} of {total} unlearner{'s' * (total != 1)} removed the {kind}"
+    open_ = total - passed - failed
+    rest = f"{failed} did not" + (f", {open_} could not be told" if open_ else "")
+    text = f"With {results.budget:.0%} of the training's compute, {counts}; {rest}."
+    if rival.any():
+        answers = " and ".join(sorted(set(shown.loc[rival, "verdict"])))
+        text += f" Retraining from scratch with the same compute: {answers}."
+    return text
+
+
+def in_words(results: Results) -> Iterator[dict[str, Any]]:
+    """A sentence a model after unlearning: verdict, what is left, what it cost."""
+    shown = charts.models(results)
+    summary = results.summary
+    for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows(), strict=True):
+        if line["role"] != "updated":
+            continue
+        left = "an unknown share" if math.isnan(of["left"]) else f"{of['left']:.0%}"
+        values = [
+            f"{SCORE_NAMES[name]} "
+            + plus_minus(line[f"{name}_dependence"], line[f"{name}_error"], 3)
+            for name in results.score_names
+        ]
+        cost = of["accuracy_cost"]
+        lost = "unknown" if math.isnan(cost) else f"{100 * abs(cost):.1f} points"
+        than = "" if math.isnan(cost) else (" below" if cost >= 0 else " above") + " retraining"
+        text = (
+            f"{left} of the effect is left ({', '.join(values)}); test accuracy "
+            f"{number(line['test_accuracy'], 3)}, {lost}{than}; {line['spent']:.1%} of the training's "
+            "compute."
+        )
+        if not pd.isna(line["poisons_needed"]):
+            text += f" About {line['poisons_needed']:,.0f} {results.unit} would settle it."
+        if line["note"]:
+            text += f" Note: {line['note']}."
+        yield {
+            "model": of["model"],
+            "poison": line["poison_budget"],
+            "budget": line["budget"],
+            "verdict": line["verdict"],
+            "text": text,
+        }
+
+
+def examples(results: Results) -> list[dict[str, Any]]:
+    """The poisons to look at, pictures as data URIs."""
+    found = []
+    for _, line in results.examples.iterrows():
+        shown: dict[str, Any] = {"id": line["id"], "label": line["label"], "given": line["given"]}
+        if "base" in line:
+            names = ("base", "dosed", "noise")
+            shown |= {name: data_uri(line[name], "image/png") for name in names}
+            shown["largest"] = line["largest"]
+        else:
+            shown["text"] = line["text"]
+        found.append(shown)
+    return found
+
+
+def about_runs(results: Results) -> list[dict[str, str]]:
+    """Recipe, seeds, versions and machine of each run behind the rows."""
+    found = []
+    for recipe, about in results.runs.items():
+        rows = results.rows[results.rows["recipe"] == recipe]
+        seeds = sorted(rows["seed"].unique().tolist())
+        found.append(
+            {
+                "recipe": f"{about['values']['name']}-{recipe}",
+                "seeds": ", ".join(map(str, seeds)),
+                "models": f"{len(rows):,}",
+                "precision, device": ", ".join(
+                    sorted(
+                        {
+                            f"{p}, {d}"
+                            for p, d in zip(rows["precision"], rows["device"], strict=True)
+                        }
+                    )
+                ),
+                "started": str(about["started"]),
+                "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",
+                "torch, Python": f"{about['torch']}, {about['python']}",
+                "machine": str(about["machine"]),
+            }
+        )
+    return found
+
+
+def costs(results: Results) -> str:
+    """What it all took, in words."""
+    rows = results.rows
+    hours = (rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()) / 3600
+    return (
+        f"{len(rows):,} models were trained or updated and measured in {hours:.2f} hours of work "
+        f"({rows['flops'].sum():.2g} floating-point operations beside measuring)."
     )
 
 
-def render(
+def yaml_of(about: Mapping[str, Any]) -> str:
+    """A run's recipe."""
+    return yaml.safe_dump(dict(about["values"]), sort_keys=False, allow_unicode=True)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes as something that a link or a picture can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def embedded(value: Any) -> str:
+    """JSON that cannot end the script it stands in; what is undefined is null."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Lines of a table for JSON."""
+    return [
+        {str(name): _plain(value) for name, value in line.items()}
+        for line in frame.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A number short and finite, or null."""
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value
+
+
+def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[str, Any]:
+    """What the template shows of some results."""
+    models, drawn = charts.models(results), charts.charts(results)
+    words = list(in_words(results))
+    tables = [(shift_table(results), "shift")] if len(results.moved) else []
+    if "error" in results.score_names:
+        tables.append((table2(results), TABLE_2))
+    first = results.poison_budgets[-1]
+    return {
+        "id": f"results-{place}",
+        "results": results,
+        "kind": KINDS.get(results.recipe.attack.name, results.recipe.attack.name),
+        "answer": answer(results),
+        "words": words,
+        "models": list(dict.fromkeys(models.sort_values("order")["model"])),
+        "shown": models,
+        "poisons": [
+            (share, models.loc[models["poison_budget"] == share, "forget_size"].mean())
+            for share in results.poison_budgets
+        ],
+        "first": first,
+        "start": results.budgets.index(results.budget) if results.budgets else 0,
+        "charts": drawn,
+        "data": {
+            "models": embedded(records(models)),
+            "scores": embedded(records(charts.histograms(results))),
+            "charts": embedded([chart.spec for chart in drawn]),
+            "budgets": embedded(results.budgets),
+            "poison": embedded(first),
+        },
+        "legend": legend(results),
+        "tables": tables,
+        "examples": examples(results),
+        "pictures": pictures,
+        "runs": about_runs(results),
+        "yaml": "\n---\n".join(yaml_of(about) for about in results.runs.values()),
+        "costs": costs(results),
+        "rows": data_uri(frame_bytes(results.rows), "application/vnd.apache.parquet"),
+        "summary": data_uri(frame_bytes(results.summary, ".csv"), "text/csv"),
+    }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A hypothesis on the page."""
+
+    study: Study
+    table: pd.DataFrame
+    legend: str
+    picture: Picture
+
+
+def write_page(
     path: Path,
-    recipe: Named,
+    title: str,
+    results: Sequence[tuple[Results, Sequence[Picture]]],
     *,
-    heading: str,
-    sentences: Sequence[str],
-    tables: Sequence[tuple[pd.DataFrame, str]],
-    pictures: Sequence[tuple[str, Path]],
-    about: Mapping[str, Any],
-    limits: str = "",
+    studies: Sequence[Shown] = (),
+    ranking: tuple[pd.DataFrame, str] | None = None,
+    said: Sequence[str] = (),
 ) -> None:
-    """Write a page; pictures are embedded, names are escaped.
+    """Write the page.
 
     Args:
-        heading: above the sentences.
-        tables: each with what its columns mean.
-        pictures: captions and PNG files.
-        about: of the run that it shows.
-        limits: what the sentences do not prove.
+        title: above it all.
+        results: with the figures drawn of each.
+        studies: of the hypotheses.
+        ranking: the leaderboard, and what its columns mean.
+        said: how rows of several runs were put together.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("marshtest", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    embedded = [(text, base64.b64encode(file.read_bytes()).decode()) for text, file in pictures]
-    html = environment.get_template("page.html.j2").render(
-        recipe=recipe,
-        heading=heading,
-        sentences=sentences,
-        tables=[
-            (frame.columns.tolist(), frame.to_numpy().tolist(), text) for frame, text in tables
-        ],
-        pictures=embedded,
-        limits=limits,
-        yaml=recipe.to_yaml(),
-        about=about,
+    files = resources.files("marshtest.report")
+    text = environment.get_template("page.html.j2").render(
+        title=title,
+        sections=[_section(of, pictures, place) for place, (of, pictures) in enumerate(results)],
+        studies=studies,
+        studied=[yaml_of(shown.study.about) for shown in studies],
+        ranking=ranking,
+        said=said,
+        signs=SIGNS,
+        cited="; ".join(
+            f"{run['recipe']}, marshtest {run['marshtest']}"
+            for of, _ in results
+            for run in about_runs(of)
+        ),
+        css=(files / "page.css").read_text(),
+        js=(files / "page.js").read_text(),
+        library=charts.library() if results else "",
+        uri=lambda file, kind: data_uri(Path(file).read_bytes(), kind),
+        number=number,
+        plus_minus=plus_minus,
+        score_names=SCORE_NAMES,
     )
-    path.write_text(html)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,11 +1,13 @@
-"""The summary as a table: for the terminal, Markdown, CSV and HTML."""
+"""The summary as tables: for the terminal, Markdown, CSV, LaTeX and HTML."""
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from marshtest.files import write
 from marshtest.metrics.shift import ALL
 from marshtest.recipe import Recipe
 from marshtest.results import Results
@@ -60,6 +62,21 @@ LEFT = {
     "words alone; mean ± s.d. over seeds.",
 }
 RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
+LATEX = {  # what titles and captions hold that a plain LaTeX does not
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "‖": r"$\|$",
+    "τ": r"$\tau$",
+    "θ": r"$\theta$",
+    "λ": r"$\lambda$",
+    "β": r"$\beta$",
+    "ε": r"$\varepsilon$",
+    "§": r"\S",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\dots",
+}
 TRIGGERED = {
     "target_success": "success",
     "target_success_among_labels": "among labels",
@@ -86,11 +103,13 @@ def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
 
 def table(results: Results) -> pd.DataFrame:
     """The summary as text, one line a model: accuracy, dependence, TPR, verdict, cost."""
-    lines = []
+    lines, varied = [], results.summary["seeds"].nunique() > 1
     for _, line in results.summary.iterrows():
         text = {"model": label(line, results.recipe)}
-        if len(results.recipe.poison_budgets) > 1:
+        if len(results.poison_budgets) > 1:
             text["poison"] = f"{100 * line['poison_budget']:g}%"
+        if varied:
+            text["seeds"] = str(line["seeds"])
         text |= {
             "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
             "cost": number(line["accuracy_cost"], 3, "+"),
@@ -138,6 +157,8 @@ def table2(results: Results) -> pd.DataFrame:
             "accuracy": accuracy,
         }
     )
+    if not len(long):
+        return pd.DataFrame()
     wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
     wide.index = pd.Index([f"{epochs:g}" for epochs in wide.index], name="epochs")
     return wide.reset_index().rename_axis(columns=None)
@@ -151,11 +172,53 @@ def shift_table(results: Results) -> pd.DataFrame:
     lines = []
     for _, line in moved[moved["layer"] == ALL].iterrows():
         text = {"model": label(line, results.recipe)}
-        if len(results.recipe.poison_budgets) > 1:
+        if len(results.poison_budgets) > 1:
             text["poison"] = f"{100 * line['poison_budget']:g}%"
         for column, title in MOVED.items():
             text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
         lines.append(text)
+    return pd.DataFrame(lines)
+
+
+def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
+    """A leaderboard as text."""
+    lines = []
+    for line in board.to_dict("records"):
+        text = {
+            "rank": number(line["rank"], 0),
+            "unlearner": NAMES.get(line["unlearner"], line["unlearner"]),
+            "misses": plus_minus(line["misses"], line["misses_error"], 2),
+            "left": plus_minus(line["left"], line["left_error"], 2),
+            "lost": plus_minus(line["lost"], line["lost_error"], 2),
+            "spent": f"{line['spent']:.1%}",
+        }
+        attacks = list(line)[list(line).index("spent") + 1 :]
+        lines.append(text | {attack: line[attack] for attack in attacks})
+    return pd.DataFrame(lines)
+
+
+def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """A comparison of two runs as text."""
+    lines = []
+    for line in compared.to_dict("records"):
+        names = [NAMES.get(line[side], line[side]) for side in ("a", "b")]
+        lines.append(
+            {
+                "unlearner": names[0] if names[0] == names[1] else " → ".join(names),
+                "poison": f"{100 * line['poison_budget']:g}%",
+                "budget": f"{line['budget']:.0%}",
+                "measure": SCORE_NAMES.get(line["measure"], "accuracy"),
+                "A": number(line["mean_a"], 3),
+                "B": number(line["mean_b"], 3),
+                "B − A": number(line["difference"], 3, "+"),
+                "95 % interval": "–"
+                if math.isnan(line["low"])
+                else f"[{line['low']:+.3f}, {line['high']:+.3f}]",
+                "p": "–" if math.isnan(line["p"]) else f"{line['p']:.2g}",
+                "over": f"{line['n']:,} {line['unit']}",
+                "better": line["better"] or "–",
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -175,12 +238,39 @@ def markdown(results: Results) -> str:
 def as_markdown(frame: pd.DataFrame) -> str:
     """A table of text in Markdown."""
     rows = [frame.columns.tolist(), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows
+    )
+
+
+def as_latex(frame: pd.DataFrame, caption: str) -> str:
+    """A table of text in LaTeX, with booktabs."""
+    styled = frame.style.hide(axis="index").format(escape="latex")
+    styled = styled.format_index(escape="latex", axis="columns")
+    text = styled.to_latex(hrules=True, caption=_in_latex(caption), position_float="centering")
+    return f"% needs \\usepackage{{booktabs}}\n{_symbols(text)}"
+
+
+def _in_latex(text: str) -> str:
+    return "".join(rf"\{c}" if c in "%&#_$" else c for c in text)
+
+
+def _symbols(text: str) -> str:
+    for symbol, command in LATEX.items():
+        text = text.replace(symbol, command)
+    return text
+
+
+def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
+    """Write a table of text as CSV, Markdown and LaTeX."""
+    write(frame, stem.with_suffix(".csv"))
+    write(f"{as_markdown(frame)}\n\n{caption}\n".encode(), stem.with_suffix(".md"))
+    write(as_latex(frame, caption).encode(), stem.with_suffix(".tex"))
 
 
 def legend(results: Results) -> str:
     """What the numbers are."""
-    verdict, seeds = results.recipe.verdict, results.recipe.seeds
+    verdict, seeds = results.recipe.verdict, len(results.seeds)
     compared = results.recipe.attack.compared
     scores = " and ".join(SCORE_NAMES[name] for name in results.score_names)
     measure = LEFT.get(results.recipe.attack.name, LEFT[results.score_names[0]])

@@ -21,6 +21,11 @@ class Unlearner(Settings, ABC):
     # `budget.stream` and looks at nothing else of the budget.
     goes_on: ClassVar[bool] = False
 
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """All but its name, as rows tell them."""
+        return self.model_dump(mode="json", exclude={"name"})
+
     @abstractmethod
     def __call__(
         self,

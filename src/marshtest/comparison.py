@@ -1,0 +1,173 @@
+"""Two runs side by side, cell by cell, with paired tests: did the new version of an unlearner do better?
+
+Both runs poison, train and measure the same (that is checked), so their models of one seed share the
+poisons and the initial model, and differences are taken within seeds. Over *seeds* a paired t test
+speaks of training runs to come; over *poisons*, where a score has one value each, it speaks of these
+very models, with more power. p-values are Holm-corrected within each kind.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from marshtest.errors import MarshtestError
+from marshtest.merging import differences, setting
+from marshtest.metrics.verdict import TINY, holm
+from marshtest.results import GROUP, Results
+
+ACCURACY = "test_accuracy"
+LEGEND = (
+    "Difference: B − A within seeds (or poisons of the same seed), mean with its 95 % interval; p: "
+    "paired t test, "
+    "Holm-corrected over all lines of the same unit. A lower score and a higher accuracy are better."
+)
+
+
+def compare(a: Results, b: Results) -> pd.DataFrame:
+    """One line a pair of unlearners, poison and compute budget, measure and unit.
+
+    Unlearners are paired by name and hyper-parameters; else by name, where it is there once in each;
+    else, if one is left over in each, these two.
+
+    Columns: `a` and `b` (unlearner, hyper-parameters), `poison_budget`, `budget`, `measure`, `unit`,
+    `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `better` ("A", "B" or "").
+
+    Raises:
+        MarshtestError: the runs are of different settings, or share no seed or no unlearner.
+    """
+    differing = differences(setting(a), setting(b))
+    if differing:
+        told = "; ".join(f"{key} is {one} and {other}" for key, (one, other) in differing.items())
+        raise MarshtestError(
+            f"compare: the runs differ in more than unlearners ({told}), so they cannot be paired. Run "
+            "both by "
+            "one recipe."
+        )
+    if not set(a.seeds) & set(b.seeds):
+        raise MarshtestError(
+            f"compare: the runs share no seed (A has {_listed(a.seeds)}, B {_listed(b.seeds)}). Run the "
+            "same ones."
+        )
+    lines = [line for pair in _pairs(a, b) for line in _lines(a, b, *pair)]
+    if not lines:
+        names = ["; ".join(sorted(set(r.summary["unlearner"]))) for r in (a, b)]
+        raise MarshtestError(
+            f"compare: no unlearner of A ({names[0]}) goes with one of B ({names[1]}). Give runs that "
+            "share "
+            "names, poison budgets and compute budgets, or have one unlearner each."
+        )
+    table = pd.DataFrame(lines)
+    for _, of in table.groupby("unit"):
+        table.loc[of.index, "p"] = holm(of["p"].tolist())
+    lower = np.where(table["difference"] < 0, "B", "A")
+    higher = np.where(table["difference"] < 0, "A", "B")
+    better = np.where(table["measure"] == ACCURACY, higher, lower)
+    table["better"] = np.where(table["p"] <= a.recipe.verdict.alpha, better, "")
+    return table
+
+
+def sentences(table: pd.DataFrame) -> list[str]:
+    """What the tests over seeds say of each pair; over poisons where a single seed leaves nothing else."""
+    said = []
+    for (one, other), own in table.groupby(["a", "b"], sort=False):
+        units = own[own["unit"] == "seeds"]
+        told = units if units["difference"].notna().any() and (units["n"] > 1).any() else own
+        found = [
+            f"{line['better']} is better by {line['measure']} ({line['mean_a']:.3f} and "
+            f"{line['mean_b']:.3f}, "
+            f"p {line['p']:.2g}, {line['n']:,} {line['unit']})"
+            for _, line in told[told["better"] != ""].iterrows()
+        ]
+        name = one if one == other else f"{one} (A) and {other} (B)"
+        said.append(f"{name}: {'; '.join(found) or 'no difference shown'}.")
+    return said
+
+
+Cell = tuple[Any, ...]
+
+
+def _pairs(a: Results, b: Results) -> Iterator[tuple[Cell, Cell, float]]:
+    """Pairs of cells (unlearner, hyper-parameters, entry, compute budget) at each poison budget."""
+    for share in (share for share in a.poison_budgets if share in b.poison_budgets):
+        one, other = (_cells(results, share) for results in (a, b))
+        for budget in (budget for budget in a.budgets if budget in b.budgets):
+            left = [cell for cell in one if cell[-1] == budget]
+            right = [cell for cell in other if cell[-1] == budget]
+            for same in (lambda cell: cell[:2], lambda cell: cell[:1], lambda cell: ()):
+                for cell in list(left):
+                    mates = [mate for mate in right if same(mate) == same(cell)]
+                    rivals = [rival for rival in left if same(rival) == same(cell)]
+                    if len(mates) == len(rivals) == 1:
+                        yield cell, mates[0], share
+                        left.remove(cell)
+                        right.remove(mates[0])
+
+
+def _cells(results: Results, share: float) -> list[Cell]:
+    table = results.summary
+    updated = table[(table["role"] == "updated") & (table["poison_budget"] == share)]
+    columns = ["unlearner", "hyperparameters", "entry", "budget"]
+    return list(updated[columns].itertuples(index=False, name=None))
+
+
+def _lines(
+    a: Results, b: Results, one: Cell, other: Cell, share: float
+) -> Iterator[dict[str, Any]]:
+    rows = [_rows(results, cell, share) for results, cell in ((a, one), (b, other))]
+    names = [cell[0] if one[:2] == other[:2] else f"{cell[0]} {cell[1]}" for cell in (one, other)]
+    about = {"a": names[0], "b": names[1], "poison_budget": share, "budget": one[-1]}
+    attack = a.recipe.attack
+    columns = {name: f"{name}_dependence" for name in attack.null_deviations()}
+    for measure, column in {ACCURACY: ACCURACY, **columns, **attack.compared}.items():
+        pair = rows[0].merge(rows[1], on="seed", suffixes=("_a", "_b"))
+        yield about | _tested(pair, column, measure, "seeds")
+    told = [
+        results.scores_of(share, _line(results, cell)) for results, cell in ((a, one), (b, other))
+    ]
+    if all(map(len, told)):
+        both = told[0].merge(told[1], on=["seed", "id"], suffixes=("_a", "_b"))
+        for name in columns:
+            dependence = both.assign(**{f"{name}_{x}": -both[f"{name}_{x}"] for x in ("a", "b")})
+            yield about | _tested(dependence, name, name, "poisons")
+
+
+def _rows(results: Results, cell: Cell, share: float) -> pd.DataFrame:
+    chosen = results.chosen(share)
+    of = np.logical_and.reduce([chosen[c] == v for c, v in _line(results, cell).items()])
+    return chosen[of]
+
+
+def _line(results: Results, cell: Cell) -> dict[str, Any]:
+    unlearner, hyperparameters, entry, budget = cell
+    return dict(zip(GROUP, ("updated", entry, unlearner, hyperparameters, budget), strict=True))
+
+
+def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[str, Any]:
+    values = pair[[f"{column}_a", f"{column}_b"]].dropna().to_numpy(dtype=np.float64)
+    difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
+    n, low, high, p = len(values), math.nan, math.nan, math.nan
+    if n > 1 and difference.std() > TINY:
+        found = stats.ttest_1samp(difference, 0)
+        p = float(found.pvalue)
+        low, high = (float(end) for end in found.confidence_interval(0.95))
+    mean = values.mean(0) if n else (math.nan, math.nan)
+    return {
+        "measure": measure,
+        "unit": unit,
+        "n": n,
+        "mean_a": float(mean[0]),
+        "mean_b": float(mean[1]),
+        "difference": float(difference.mean()) if n else math.nan,
+        "low": float(low),
+        "high": float(high),
+        "p": p,
+    }
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

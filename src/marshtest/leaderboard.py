@@ -1,0 +1,171 @@
+"""Unlearners ranked over attacks, by what is left and what it cost.
+
+    left   = |dependence| / the initial model's, by the score that shows most        1: as before
+    lost   = (accuracy retrained − accuracy) / (accuracy retrained − chance)         1: a model that guesses
+    misses = the larger of both                                                      0: as retraining
+
+So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An unlearner's figure is
+the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
+compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
+that overlap are ties.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from scipy.stats import norm
+
+from marshtest.errors import MarshtestError
+from marshtest.metrics.verdict import ANSWERS
+from marshtest.results import Results
+
+LEGEND = (
+    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
+    "most) and "
+    "lost (share of retraining's accuracy above chance that is lost); 0 is retraining, 1 is as bad as "
+    "doing "
+    "nothing or as guessing. Mean over attacks ± standard error. Rank: one more than the number of "
+    "unlearners that are surely better; overlapping 95 % intervals are ties. Of several entries of an "
+    "unlearner "
+    "in one experiment the first counts. Who was not tried on every attack, and the controls, have no rank."
+)
+CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value and its standard error."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def mean(cls, parts: Sequence["Measure"]) -> "Measure":
+        """Of independent parts."""
+        value = sum(part.value for part in parts) / len(parts)
+        return cls(value, math.hypot(*(part.error for part in parts)) / len(parts))
+
+    def interval(self) -> tuple[float, float]:
+        """95 %; everything, where the error is not known."""
+        if math.isnan(self.error):
+            return -math.inf, math.inf
+        half = float(norm.isf(0.025)) * self.error
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One unlearner in one experiment, at one poison budget."""
+
+    left: Measure
+    lost: Measure
+    spent: float
+    verdict: str
+
+    @property
+    def misses(self) -> Measure:
+        """The worse of both."""
+        return max(self.left, self.lost, key=lambda measure: measure.value)
+
+
+def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
+    """One line an unlearner, best first, controls last.
+
+    Columns: `rank` (nan without one), `unlearner`, `attacks` on which it was tried, `misses`, `left`
+    and `lost` with `_error`, `spent`, and by attack the worst verdict.
+
+    Raises:
+        MarshtestError: there is nothing to be ranked.
+    """
+    attacks = list(dict.fromkeys(results.recipe.attack.name for results in experiments))
+    if not attacks:
+        raise MarshtestError("leaderboard: there are no rows of recipes. Give runs or sweeps.")
+    tried: dict[str, dict[str, list[Trial]]] = {}
+    for results in experiments:
+        for name, trials in _trials(results).items():
+            tried.setdefault(name, {}).setdefault(results.recipe.attack.name, []).extend(trials)
+    if not tried:
+        raise MarshtestError(
+            "leaderboard: no experiment has rows of its initial and its retrained model, which others are "
+            "measured against. Add them."
+        )
+    lines = [_line(name, by_attack, attacks) for name, by_attack in tried.items()]
+    table = pd.DataFrame(lines)
+    ranked = (table["attacks"] == len(attacks)) & ~table["unlearner"].isin(CONTROLS.values())
+    intervals = [
+        Measure(m, e).interval()
+        for m, e in zip(table["misses"], table["misses_error"], strict=True)
+    ]
+    highs = [high for (_, high), of in zip(intervals, ranked, strict=True) if of]
+    table.insert(
+        0,
+        "rank",
+        [
+            1 + sum(high < low for high in highs) if of else math.nan
+            for (low, _), of in zip(intervals, ranked, strict=True)
+        ],
+    )
+    order = table.assign(control=table["unlearner"].isin(CONTROLS.values()))
+    order = order.sort_values(["control", "rank", "misses"], na_position="last", kind="stable")
+    return table.loc[order.index].reset_index(drop=True)
+
+
+def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:
+    line: dict[str, Any] = {"unlearner": name, "attacks": len(by_attack)}
+    for what in ("misses", "left", "lost"):
+        parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
+        mean = Measure.mean(parts)
+        line |= {what: mean.value, f"{what}_error": mean.error}
+    spent = [trial.spent for of in by_attack.values() for trial in of]
+    line["spent"] = sum(spent) / len(spent)
+    for attack in attacks:
+        answers = [trial.verdict for trial in by_attack.get(attack, ())]
+        line[attack] = next((a for a in ANSWERS if a in answers), "–")
+    return line
+
+
+def _trials(results: Results) -> dict[str, list[Trial]]:
+    """By unlearner, one trial a poison budget; of several entries of one name the first."""
+    found: dict[str, list[Trial]] = {}
+    for _, table in results.summary.groupby("poison_budget", sort=False):
+        controls = {role: table[table["role"] == role] for role in CONTROLS}
+        if not all(map(len, controls.values())):
+            continue  # nothing to be measured against
+        initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
+        updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
+        shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])
+        for _, line in shown.iterrows():
+            trial = _trial(results, line, initial, retrained)
+            if not math.isnan(trial.misses.value):
+                found.setdefault(str(line["unlearner"]), []).append(trial)
+    return found
+
+
+def _trial(results: Results, line: pd.Series, initial: pd.Series, retrained: pd.Series) -> Trial:
+    shares = [
+        Measure(
+            abs(line[f"{name}_dependence"]) / initial[f"{name}_dependence"],
+            _error_of_share(line, initial, name),
+        )
+        for name in results.score_names
+    ]
+    chance = results.rows["chance"].mean()
+    room = retrained["test_accuracy"] - chance
+    errors = [of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained)]
+    lost = Measure(
+        (retrained["test_accuracy"] - line["test_accuracy"]) / room, math.hypot(*errors) / room
+    )
+    left = max(shares, key=lambda measure: measure.value)
+    return Trial(left, lost, float(line["spent"]), str(line["verdict"]))
+
+
+def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:
+    """Of D / D₀ by the delta method; none of D₀ / D₀."""
+    if line["role"] == "initial":
+        return 0.0
+    value, error = initial[f"{name}_dependence"], initial[f"{name}_error"]
+    share = line[f"{name}_dependence"] / value
+    return float(math.hypot(line[f"{name}_error"], share * error) / abs(value))
