@@ -117,7 +117,8 @@ class Swept:
 
     Attributes:
         ledger: what it consists of.
-        reused, done: jobs that were recorded before, and that were done now.
+        reused: jobs that were recorded before.
+        done: jobs that were done now.
         failed: line of each job that failed, by its label; and its key, where variants share the label.
         blocked: jobs that need a failed one.
         damaged: what was recorded, and not as it was; it was made again.
@@ -156,7 +157,7 @@ def sweep(
         workers: of "processes"; default one a processor.
         address: of the Ray cluster; by default one is started on this machine.
         retry_failed: try again what failed before.
-        out: folder of the rows; default runs/<id of the sweep>. Of one variant it is a run's folder; of
+        out: folder of the rows; default `runs/<id of the sweep>`. Of one variant it is a run's folder; of
             several there is one such folder each beside the rows of all.
         report: told how many jobs are done, and their share.
 

@@ -73,18 +73,22 @@ class Named(Settings):
 
 
 class Recipe(Named):
-    """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner."""
+    """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner.
+
+    `poison_budgets` are shares of the training samples, `budgets` of the initial training's compute. An
+    entry of `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
+    """
 
     data: DataSettings = DataSettings()
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
-    training: Training
+    training: Training  # of the initial and of the retrained model
     attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
     poison_budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
     unlearners: Annotated[
         tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
     ]
     budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1)  # repetitions of all of it
     first_seed: int = Field(0, ge=0)
     reference: bool = False  # train a second retrained model even where the attack needs none
     verdict: VerdictSettings = VerdictSettings()

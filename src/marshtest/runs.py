@@ -43,7 +43,7 @@ def run(
     Args:
         recipe: name of a shipped recipe, path of a YAML file, mapping, or Recipe.
         overrides: "key.sub=value", as on the command line.
-        out: the folder; default runs/<recipe name>-<hash>.
+        out: the folder; default `runs/<recipe name>-<hash>`.
         data: a data set in memory instead of the recipe's.
         unlearners: further unlearners beside the recipe's own: names or callables
             (model, retain, forget, *, task, budget, seed) → model.

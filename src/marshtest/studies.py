@@ -32,7 +32,7 @@ def study(
     Args:
         source: name of a shipped hypothesis, path of a YAML file, or a mapping.
         overrides: "key.sub=value".
-        out: the folder; default runs/<name>-<hash>.
+        out: the folder; default `runs/<name>-<hash>`.
         data: features in memory [N, F], standardised, instead of those that `data` names.
         report: told each stage that starts and the share that is done.
 

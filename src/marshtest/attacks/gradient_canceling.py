@@ -128,8 +128,12 @@ def cancel(
     Args:
         kernel: of the model at θ_low.
         weight_decay: λ of the training.
+        weighting: "size" or "mean", as in `canceling`.
+        steps: as in `craft`.
+        lr: as in `craft`.
+        seed: as in `craft`.
+        progress: as in `craft`.
         epsilon: largest shift.
-        steps, lr, seed, progress: as in `craft`.
     """
     decay = (len(retain) + len(bases)) * weight_decay * kernel.flat()
     pull = kernel.gradient(retain)
@@ -156,7 +160,8 @@ def canceling(
     Args:
         clean: [D] summed gradient of the retain set.
         decay: [D] (N λ θ) that weight decay adds to the sum of all.
-        kept, poisons: sizes of the retain set and of the forget set.
+        kept: size of the retain set.
+        poisons: size of the forget set.
         weighting: "size" takes the sum over all samples, "mean" adds the two sets' means.
     """
     scale = 1.0 if weighting == "size" else kept / poisons

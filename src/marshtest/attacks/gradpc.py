@@ -65,8 +65,11 @@ def limits(
     """The bounds at `model`.
 
     Args:
-        logits, y: [N, C] and [N] of clean samples.
+        model: its last weight layer is a linear one.
+        logits: [N, C] of clean samples.
+        y: [N], their labels.
         poison_labels: [P] of the poisons.
+        weight_decay: λ of the training.
     """
     last = weight_layers(model)[-1][0]
     if not isinstance(last, nn.Linear):

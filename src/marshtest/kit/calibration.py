@@ -124,9 +124,14 @@ def calibrate(
     """Test the test on a model that was trained on the dose.
 
     Args:
-        key, data, model: as in `audit`; the model is the one before unlearning.
+        key: as in `audit`.
+        data: as in `audit`.
+        model: the one before unlearning.
         keys: null keys; each costs one measurement of the model.
-        scaling, device, report, question: as in `audit`.
+        scaling: as in `audit`.
+        device: as in `audit`.
+        report: told each measurement that starts and the share that is done.
+        question: as in `audit`.
 
     Raises:
         MarshtestError: a key, data or model that do not go together.

@@ -55,8 +55,9 @@ def dose(
         scaling: how values become model inputs; by default 8-bit images are normalised by the dosed
             samples' own mean and deviation a channel, and floating-point values are taken as they are.
         seed: of every draw; by default 63 bits that nobody can guess.
-        key_file, forget_file: by default `out` with .key.json and .forget.csv behind its name. The
-            forget file has one line a dosed sample: its id, its file inside `out`, its row there.
+        key_file: by default `out` with .key.json behind its name.
+        forget_file: by default `out` with .forget.csv behind its name. It has one line a dosed sample: its
+            id, its file inside `out`, its row there.
 
     Raises:
         MarshtestError: data that cannot be read, a fraction that makes fewer than two poisons or

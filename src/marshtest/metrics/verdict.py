@@ -175,7 +175,7 @@ def compared(scores: Floats, reference: Floats) -> Dependence:
 def dependences(
     scores: Mapping[str, Floats], null_deviations: Mapping[str, float]
 ) -> dict[str, Dependence]:
-    """Dependence by each score that is there; the share that chance decided stands in "<name>_ties"."""
+    """Dependence by each score that is there; the share that chance decided stands in `<name>_ties`."""
     return {
         name: dependence(scores[name], deviation, scores.get(f"{name}_ties", 0.0))
         for name, deviation in null_deviations.items()
