@@ -1,0 +1,195 @@
+"""Paired comparisons and the leaderboard, against SciPy and against what must hold."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+from scipy import stats
+
+import marshtest
+from marshtest.comparison import compare, sentences
+from marshtest.errors import MarshtestError
+from marshtest.leaderboard import Measure, leaderboard
+from marshtest.metrics.verdict import holm
+from marshtest.results import Results
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
+    """Two versions of GD, and SCRUB as it is in both; four seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = {**TINY, "seeds": 4}
+    one, two = (
+        marshtest.run(
+            {**recipe, "unlearners": [{"name": "gd", "lr": lr}, "scrub"]}, out=folder / name
+        )
+        for name, lr in (("a", 0.001), ("b", 0.3))
+    )
+    return one, two
+
+
+def of_gd(results: Results, column: str) -> np.ndarray:
+    rows = results.rows[results.rows["unlearner"] == "gd"].sort_values("seed")
+    return rows[column].to_numpy()
+
+
+def test_tests_over_seeds_are_scipys_paired_t_tests(pair: tuple[Results, Results]) -> None:
+    table = compare(*pair)
+    own = table[(table["unit"] == "seeds") & table["a"].str.startswith("gd")].set_index("measure")
+    assert list(own.index) == ["test_accuracy", "gus", "rank"]
+    for measure, column in (("test_accuracy",) * 2, ("rank", "rank_dependence")):
+        a, b = (of_gd(results, column) for results in pair)
+        expected = stats.ttest_rel(b, a)
+        line = own.loc[measure]
+        assert line["n"] == 4
+        assert line["difference"] == pytest.approx((b - a).mean())
+        low, high = expected.confidence_interval(0.95)
+        assert (line["low"], line["high"]) == pytest.approx((low, high))
+        raw = [  # of all three measures; SCRUB's lines do not differ, so they have no p-value
+            stats.ttest_rel(of_gd(pair[1], c), of_gd(pair[0], c)).pvalue
+            for c in ("test_accuracy", "gus_dependence", "rank_dependence")
+        ]
+        corrected = holm([*raw, 1.0, 1.0, 1.0])[["test_accuracy", "gus", "rank"].index(measure)]
+        assert line["p"] == pytest.approx(corrected)
+
+
+def test_tests_over_poisons_pair_each_poison_with_itself(pair: tuple[Results, Results]) -> None:
+    table = compare(*pair)
+    of_rank = (table["unit"] == "poisons") & (table["measure"] == "rank")
+    line = table[of_rank & table["a"].str.startswith("gd")].iloc[0]
+    a, b = (
+        -results.scores.query("unlearner == 'gd'").sort_values(["seed", "id"])["rank"].to_numpy()
+        for results in pair
+    )
+    assert line["n"] == len(a) == 160
+    assert line["difference"] == pytest.approx((b - a).mean())
+    assert line["high"] == pytest.approx(stats.ttest_rel(b, a).confidence_interval(0.95)[1])
+
+
+def test_a_run_does_not_differ_from_itself(pair: tuple[Results, Results]) -> None:
+    table = compare(pair[0], pair[0])
+    assert (table["difference"] == 0).all()
+    assert (table["better"] == "").all()
+    assert all(sentence.endswith("no difference shown.") for sentence in sentences(table))
+
+
+def test_better_is_less_left_and_more_accuracy(pair: tuple[Results, Results]) -> None:
+    one, two = pair
+    gd = two.rows["unlearner"] == "gd"
+    jitter = np.linspace(-1e-4, 1e-4, int(gd.sum()))
+    rows = one.rows.copy()
+    for column in ("test_accuracy", "rank_dependence", "gus_dependence"):
+        rows.loc[gd, column] = one.rows.loc[gd, column] + 0.1 + jitter  # better, worse, worse
+    table = compare(replace(one, scores=pd.DataFrame()), replace(one, rows=rows))
+    better = table[table["a"] == "gd"].set_index("measure")["better"].to_dict()
+    assert better == {"test_accuracy": "B", "gus": "A", "rank": "A"}
+    swapped = compare(replace(one, rows=rows), replace(one, scores=pd.DataFrame()))
+    assert swapped[swapped["a"] == "gd"].set_index("measure")["better"].to_dict() == {
+        "test_accuracy": "A", "gus": "B", "rank": "B",
+    }  # fmt: skip
+
+
+def test_one_unlearner_left_over_on_each_side_is_a_pair(tmp_path: Path) -> None:
+    recipe = {**TINY, "unlearners": ["gd"]}
+    one = marshtest.run(recipe, out=tmp_path / "a")
+    two = marshtest.run({**recipe, "unlearners": ["scrub"]}, out=tmp_path / "b")
+    table = compare(one, two)
+    assert table["a"].iloc[0].startswith("gd")
+    assert table["b"].iloc[0].startswith("scrub")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"training": {**TINY["training"], "epochs": 5}}, "training.epochs is 6 and 5"),
+        ({"first_seed": 7}, r"share no seed \(A has 0, 1, 2, 3, B 7, 8, 9, 10\)"),
+        ({"unlearners": []}, "no unlearner of A"),
+    ],
+)
+def test_runs_that_cannot_be_paired_are_refused(
+    change: dict[str, Any], says: str, pair: tuple[Results, Results], tmp_path: Path
+) -> None:
+    other = marshtest.run({**TINY, "seeds": 4, "unlearners": ["gd"], **change}, out=tmp_path / "x")
+    with pytest.raises(MarshtestError, match=says):
+        compare(pair[0], other)
+
+
+def test_false_differences_happen_at_the_stated_rate() -> None:
+    """Two versions that differ by chance alone: at most α of 400 comparisons call one better."""
+    rng = np.random.default_rng(0)
+    called = 0
+    for _ in range(400):
+        a, b = rng.normal(size=(2, 3, 6))
+        p = [float(stats.ttest_rel(x, y).pvalue) for x, y in zip(a, b)]
+        called += min(holm(p)) <= 0.05
+    assert called <= stats.binom.isf(1e-4, 400, 0.05)
+
+
+def board(results: Results, **figures: dict[str, float]) -> pd.DataFrame:
+    """The leaderboard of a run in which some unlearners' figures are other ones in every seed."""
+    rows = results.rows.copy()
+    for name, values in figures.items():
+        for column, value in values.items():
+            rows.loc[rows["unlearner"] == name, column] = value
+    return leaderboard([replace(results, rows=rows)]).set_index("unlearner")
+
+
+NOTHING_LEFT = {"gus_dependence": 0.0, "rank_dependence": 0.0}
+
+
+def test_doing_nothing_and_ruining_the_model_both_miss_by_one(
+    pair: tuple[Results, Results],
+) -> None:
+    chance = pair[0].rows["chance"].iloc[0]
+    found = board(pair[0], scrub={"test_accuracy": chance, **NOTHING_LEFT})
+    assert found.loc["none", "misses"] == 1
+    assert found.loc["scrub", "left"] == pytest.approx(0)
+    assert found.loc["scrub", "lost"] == pytest.approx(1)
+    assert found.loc["scrub", "misses"] == pytest.approx(1)
+    assert found.loc["retrain (full)", "lost"] == 0
+
+
+def test_ranks_follow_what_is_left_and_overlapping_intervals_tie(
+    pair: tuple[Results, Results],
+) -> None:
+    retrained = pair[0].rows.query("role == 'retrained'")["test_accuracy"].mean()
+    small = {"gus_error": 0.001, "rank_error": 0.001}
+    clean = {"test_accuracy": retrained, **NOTHING_LEFT, **small}
+    assert board(pair[0], gd=clean)["rank"].to_dict() == pytest.approx(
+        {"gd": 1, "scrub": 2, "none": np.nan, "retrain (full)": np.nan}, nan_ok=True
+    )
+    tied = board(pair[0], gd=clean, scrub=clean)
+    assert tied["rank"].dropna().to_dict() == {"gd": 1, "scrub": 1}
+
+
+def test_an_unlearner_without_every_attack_has_no_rank(tiny_run: Results) -> None:
+    other = tiny_run.recipe.attack.model_copy(update={"name": "another"})
+    recipe = tiny_run.recipe.model_copy(update={"attack": other})
+    rows = tiny_run.rows[tiny_run.rows["unlearner"] != "euk"].reset_index(drop=True)
+    table = leaderboard([tiny_run, replace(tiny_run, recipe=recipe, rows=rows)])
+    found = table.set_index("unlearner")
+    assert found.loc["euk", "attacks"] == 1
+    assert np.isnan(found.loc["euk", "rank"])
+    assert found.loc["gd", "attacks"] == 2
+    assert set(table["unlearner"].tail(2)) == {"none", "retrain (full)"}
+    ranks = table["rank"].dropna().tolist()
+    assert all(before <= after for before, after in pairwise(ranks))
+
+
+def test_an_unknown_error_ties_with_everybody() -> None:
+    assert Measure(0.5, float("nan")).interval() == (-np.inf, np.inf)
+    low, high = Measure(0.5, 0.1).interval()
+    assert (low, high) == pytest.approx((0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
+
+
+def test_a_leaderboard_of_nothing_is_refused(tiny_run: Results) -> None:
+    with pytest.raises(MarshtestError, match="there are no rows of recipes"):
+        leaderboard([])
+    rows = tiny_run.rows[tiny_run.rows["role"] != "retrained"].reset_index(drop=True)
+    with pytest.raises(MarshtestError, match="no experiment has rows of its initial"):
+        leaderboard([replace(tiny_run, rows=rows)])
