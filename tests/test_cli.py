@@ -16,6 +16,8 @@ from marshtest.attacks import ATTACKS
 from marshtest.data import LOADERS
 from marshtest.documents import shipped
 from marshtest.models import MODELS
+from marshtest.results import Results
+from marshtest.rows import read_file, write_rows
 from marshtest.unlearning import UNLEARNERS
 
 
@@ -61,6 +63,54 @@ def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_
     assert files == {"recipe.yaml", "run.json", "report.html"} | tables | figures
     again = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
     assert (again.code, again.out, again.err) == (0, said.out, "")
+
+
+def test_report_draws_what_rows_hold_into_one_folder(
+    marshtest: Any, tiny_run: Results, tmp_path: Path
+) -> None:
+    said = marshtest("report", str(tiny_run.folder), "--out", "told")
+    assert (said.code, said.err) == (0, "")
+    files = {str(f.relative_to(tmp_path / "told")) for f in (tmp_path / "told").rglob("*.*")}
+    tables = {
+        f"tables/tiny-{what}" for what in ("summary.csv", "table.csv", "table.md", "table.tex")
+    }
+    assert {"report.html", "rows/tiny.parquet", "figures/tiny-figure2.pdf"} | tables <= files
+    again = marshtest("report", "told/rows/tiny.parquet", "--out", "again")
+    assert again.code == 0
+    first, second = (tmp_path / name / "tables/tiny-table.csv" for name in ("told", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_report_of_incomplete_rows_is_drawn_and_exits_2(
+    marshtest: Any, tiny_run: Results, tmp_path: Path
+) -> None:
+    rows = read_file(tiny_run.folder)
+    of_gd = rows.frame["unlearner"] == "gd"
+    gone = (of_gd & (rows.frame["seed"] == 1)) | (rows.frame["role"] == "retrained")
+    write_rows(rows.frame[~gone], tmp_path / "part.parquet", rows.runs)
+    said = marshtest("report", "part.parquet", "--out", "told")
+    assert said.code == 2
+    (line,) = said.err.splitlines()
+    assert "part.parquet: rows are missing: poison budget 0.2: there is no retrained model" in line
+    assert "(and 1 more)" in line
+    page = (tmp_path / "told" / "report.html").read_text()
+    assert "Missing – poison budget 0.2: there is no retrained model." in page
+    assert "gd at compute budget 0.5: seed 1 missing" in page
+
+
+def test_compare_and_leaderboard_print_and_write_their_tables(
+    marshtest: Any, tiny_run: Results, tmp_path: Path
+) -> None:
+    folder = str(tiny_run.folder)
+    said = marshtest("compare", folder, folder, "--out", "both")
+    assert said.code == 0
+    assert "gd: no difference shown." in said.out
+    files = {file.name for file in (tmp_path / "both").iterdir()}
+    assert {"compare.csv", "compare-table.tex", "compare-seeds.png", "compare-poisons.pdf"} <= files
+    said = marshtest("leaderboard", folder, "--out", "board")
+    assert said.code == 0
+    table = pd.read_csv(tmp_path / "board" / "leaderboard.csv")
+    assert set(table["unlearner"]) == {"GD", "EUk", "SCRUB", "no unlearning", "retrain (full)"}
 
 
 def test_list_names_everything(marshtest: Any) -> None:
@@ -291,6 +341,11 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
         (["check", "forgetful"], "unknown unlearner 'forgetful'"),
         (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),
+        (["report", "nowhere", "--out", "o"], "nowhere: holds no finished run"),
+        (["report", "set.npz", "--out", "o"], "set.npz: not a readable Parquet file"),
+        (["report", ".", "--out", "o"], ".: holds no rows (no rows.parquet"),
+        (["compare", "nowhere", "nowhere"], "nowhere: holds no finished run"),
+        (["leaderboard", "."], ".: holds no rows"),
         (["plan"], "give an expected effect"),
         (["plan", "--gus", "1", "--power", "1"], "power must lie between 0 and 1"),
         (["plan", "--gus", "1", "--samples", "10", "--fraction", "0"], "makes no poison"),
