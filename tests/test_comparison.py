@@ -14,8 +14,8 @@ from scipy import stats
 import marshtest
 from marshtest.comparison import compare, sentences
 from marshtest.errors import MarshtestError
-from marshtest.leaderboard import Measure, leaderboard
 from marshtest.metrics.verdict import holm
+from marshtest.ranking import Measure, leaderboard
 from marshtest.results import Results
 
 

@@ -39,7 +39,7 @@ ORDER = [
     "hypotheses",
     "merging",
     "comparison",
-    "leaderboard",
+    "ranking",
     "report",
     "plan",
     "kit",

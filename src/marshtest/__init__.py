@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from marshtest.comparison import compare
     from marshtest.data import Dataset, Samples
     from marshtest.driving import Swept, sweep
     from marshtest.errors import MarshtestError
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from marshtest.kit.dose import dose
     from marshtest.kit.noise import Scaling
     from marshtest.models import load_model, save_model
+    from marshtest.ranking import leaderboard
     from marshtest.recipe import Recipe, load_recipe
+    from marshtest.report import report_rows
     from marshtest.results import Results, read_rows
     from marshtest.runs import run
     from marshtest.studies import study
 
 _PLACES = {  # each is imported when it is asked for, so that `marshtest status` need not wait for torch
+    "comparison": ("compare",),
     "data": ("Dataset", "Samples"),
     "driving": ("Swept", "sweep"),
     "errors": ("MarshtestError",),
@@ -30,7 +34,9 @@ _PLACES = {  # each is imported when it is asked for, so that `marshtest status`
     "kit.dose": ("dose",),
     "kit.noise": ("Scaling",),
     "models": ("load_model", "save_model"),
+    "ranking": ("leaderboard",),
     "recipe": ("Recipe", "load_recipe"),
+    "report": ("report_rows",),
     "results": ("Results", "read_rows"),
     "runs": ("run",),
     "studies": ("study",),
@@ -51,10 +57,13 @@ __all__ = [
     "audit",
     "calibrate",
     "check_unlearner",
+    "compare",
     "dose",
+    "leaderboard",
     "load_model",
     "load_recipe",
     "read_rows",
+    "report_rows",
     "run",
     "save_model",
     "study",

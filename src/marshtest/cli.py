@@ -351,14 +351,12 @@ def report(
 
     Example: marshtest report runs/one runs/two --out report
     """
-    from marshtest.merging import read_all
-    from marshtest.report import write_all
+    from marshtest.report import report_rows
 
-    merged = read_all(rows)
-    page = write_all(merged, out)
+    merged = report_rows(*rows, out=out)
     for line in merged.said:
         console.print(line, highlight=False, markup=False)
-    for path in (page, out / "figures", out / "tables"):
+    for path in (out / "report.html", out / "figures", out / "tables"):
         console.print(f"  {path}", soft_wrap=True, highlight=False)
     gaps = [gap for results in merged.results for gap in results.gaps]
     if gaps:
@@ -404,9 +402,9 @@ def leaderboard(
 
     Example: marshtest leaderboard runs
     """
-    from marshtest.leaderboard import LEGEND
-    from marshtest.leaderboard import leaderboard as rank
     from marshtest.merging import read_all
+    from marshtest.ranking import LEGEND
+    from marshtest.ranking import leaderboard as rank
     from marshtest.report.tables import ranking_table, write_table
 
     merged = read_all(rows)

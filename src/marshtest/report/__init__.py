@@ -9,8 +9,8 @@ import pandas as pd
 from marshtest.comparison import LEGEND as COMPARISON
 from marshtest.files import write
 from marshtest.hypotheses.studied import Study
-from marshtest.leaderboard import LEGEND, leaderboard
-from marshtest.merging import Merged
+from marshtest.merging import Merged, read_all
+from marshtest.ranking import LEGEND, leaderboard
 from marshtest.report.figures import STYLE, differences, draw_all, save
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import CAPTIONS, Picture, Shown, write_page
@@ -57,6 +57,25 @@ def write_study(study: Study) -> Path:
     page = study.folder / "report.html"
     write_page(page, title, [], studies=[shown])
     return page
+
+
+def report_rows(*sources: str | Path, out: str | Path) -> Merged:
+    """Draw every figure and table that rows can fill, and one page of them all.
+
+    Args:
+        sources: runs, sweeps, hypotheses, files of rows, or folders of them; rows that can be compared are
+            merged.
+        out: folder of report.html, figures/, tables/ and the merged rows/.
+
+    Returns:
+        What was read; `said` tells what was merged and what was not, `gaps` of each result what is missing.
+
+    Raises:
+        MarshtestError: a source holds no rows, or cannot be read.
+    """
+    merged = read_all(sources)
+    write_all(merged, Path(out))
+    return merged
 
 
 def write_all(merged: Merged, folder: Path) -> Path:
