@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint docs bench
+.PHONY: demo test lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ lint: $(VENV)/installed ## format, lint, types
 docs: $(VENV)/installed ## the site, in site/: open site/index.html
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reproduce: $(VENV)/installed ## the tables of docs/reproduce.md, written from their rows
+	$(BIN)/cog -r -P -I docs/reproduce -p 'from claims import *' docs/reproduce.md
 
 bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -22,9 +22,9 @@ from marshtest.results import GROUP, Results
 
 ACCURACY = "test_accuracy"
 LEGEND = (
-    "Difference: B − A within seeds (or poisons of the same seed), mean with its 95 % interval; p: "
-    "paired t test, "
-    "Holm-corrected over all lines of the same unit. A lower score and a higher accuracy are better."
+    "Difference: B − A within seeds (or poisons of the same seed), mean with its 95 % interval; p: paired "
+    "t test, Holm-corrected over all lines of the same unit. A lower score and a higher accuracy are "
+    "better."
 )
 
 
@@ -45,8 +45,7 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
         told = "; ".join(f"{key} is {one} and {other}" for key, (one, other) in differing.items())
         raise MarshtestError(
             f"compare: the runs differ in more than unlearners ({told}), so they cannot be paired. Run "
-            "both by "
-            "one recipe."
+            "both by one recipe."
         )
     if not set(a.seeds) & set(b.seeds):
         raise MarshtestError(
@@ -58,8 +57,7 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
         names = ["; ".join(sorted(set(r.summary["unlearner"]))) for r in (a, b)]
         raise MarshtestError(
             f"compare: no unlearner of A ({names[0]}) goes with one of B ({names[1]}). Give runs that "
-            "share "
-            "names, poison budgets and compute budgets, or have one unlearner each."
+            "share names, poison budgets and compute budgets, or have one unlearner each."
         )
     table = pd.DataFrame(lines)
     for _, of in table.groupby("unit"):
@@ -79,8 +77,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         told = units if units["difference"].notna().any() and (units["n"] > 1).any() else own
         found = [
             f"{line['better']} is better by {line['measure']} ({line['mean_a']:.3f} and "
-            f"{line['mean_b']:.3f}, "
-            f"p {line['p']:.2g}, {line['n']:,} {line['unit']})"
+            f"{line['mean_b']:.3f}, p {line['p']:.2g}, {line['n']:,} {line['unit']})"
             for _, line in told[told["better"] != ""].iterrows()
         ]
         name = one if one == other else f"{one} (A) and {other} (B)"

@@ -23,14 +23,12 @@ from marshtest.metrics.verdict import ANSWERS
 from marshtest.results import Results
 
 LEGEND = (
-    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
-    "most) and "
-    "lost (share of retraining's accuracy above chance that is lost); 0 is retraining, 1 is as bad as "
-    "doing "
-    "nothing or as guessing. Mean over attacks ± standard error. Rank: one more than the number of "
+    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows most) "
+    "and lost (share of retraining's accuracy above chance that is lost); 0 is retraining, 1 is as bad as "
+    "doing nothing or as guessing. Mean over attacks ± standard error. Rank: one more than the number of "
     "unlearners that are surely better; overlapping 95 % intervals are ties. Of several entries of an "
-    "unlearner "
-    "in one experiment the first counts. Who was not tried on every attack, and the controls, have no rank."
+    "unlearner in one experiment the first counts; poison budgets without an effect do not. Who was not "
+    "tried on every attack, and the controls, have no rank."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
@@ -134,6 +132,8 @@ def _trials(results: Results) -> dict[str, list[Trial]]:
         controls = {role: table[table["role"] == role] for role in CONTROLS}
         if not all(map(len, controls.values())):
             continue  # nothing to be measured against
+        if controls["initial"]["verdict"].iloc[0] != "NOT REMOVED":
+            continue  # no effect to take a share of
         initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
         updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
         shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])

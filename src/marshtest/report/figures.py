@@ -146,7 +146,7 @@ def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figu
         panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
     panels[0][0].set_yticks(places, table["label"])
     if "role" in table:
-        _say_what_is_missing(figure, table)
+        _footnote(figure, table)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False
@@ -195,7 +195,7 @@ def accuracy_and(
     for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
         _references(bottom, table, column, colour, labels=False)
-    _say_what_is_missing(figure, table)
+    _footnote(figure, table)
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
     bottom.set_ylabel(what)
@@ -326,7 +326,7 @@ def by_unlearner(
     figure.legend(
         handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False
     )
-    _say_what_is_missing(figure, table)
+    _footnote(figure, table)
     return figure
 
 
@@ -351,6 +351,7 @@ def _short_references(
             color=colour,
             ls=style,
             lw=1.2,
+            zorder=3,
             label=name if spec is ACCURACY else "",
         )
 
@@ -390,7 +391,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
                 )
         panel.set(xlabel=AXES[by], ylabel=what)
     panels[0].set_ylim(0, 1)
-    _say_what_is_missing(figure, whole)
+    _footnote(figure, whole)
     handles, titles = panels[0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(
@@ -430,21 +431,25 @@ def _references(
         found = table.loc[table["role"] == role, column]
         if len(found):
             panel.axhline(
-                found.iloc[0], color=colour, ls=style, lw=1.2, label=name if labels else None
+                found.iloc[0],
+                color=colour,
+                ls=style,
+                lw=1.2,
+                zorder=3,
+                label=name if labels else None,
             )
 
 
-def _say_what_is_missing(figure: Figure, table: pd.DataFrame) -> None:
+def _footnote(figure: Figure, table: pd.DataFrame) -> None:
+    """How many seeds there are, and what is not there."""
+    fewest, most = table["seeds"].min(), table["seeds"].max()
+    seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
+    text = f"Mean ± s.d. over {seeds} seed{'s' if most > 1 else ''}."
+    figure.text(0.01, -0.01, text, ha="left", va="top", fontsize=7, color=GREY)
     missing = [name for role, (name, _) in REFERENCES.items() if role not in set(table["role"])]
     if missing:
-        figure.text(
-            0.5,
-            -0.02,
-            f"Not among the rows: {', '.join(missing)}.",
-            ha="center",
-            color=RED,
-            fontsize=8,
-        )
+        text = f"Not among the rows: {', '.join(missing)}."
+        figure.text(0.99, -0.01, text, ha="right", va="top", fontsize=8, color=RED)
 
 
 def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") -> Figure:

@@ -35,6 +35,12 @@ NAMES = {
 }
 
 
+ATTACKS = {
+    "gaussian": "Gaussian",
+    "gradient-matching": "targeted",
+    "gradient-canceling": "indiscriminate",
+    "trigger-word": "trigger word",
+}
 TABLE_2 = (
     "The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, by epochs of unlearning."
 )
@@ -193,7 +199,7 @@ def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
             "spent": f"{line['spent']:.1%}",
         }
         attacks = list(line)[list(line).index("spent") + 1 :]
-        lines.append(text | {attack: line[attack] for attack in attacks})
+        lines.append(text | {ATTACKS.get(str(attack), attack): line[attack] for attack in attacks})
     return pd.DataFrame(lines)
 
 
