@@ -197,7 +197,7 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "marshtest": version("marshtest"),
         "algorithm": ALGORITHM,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": recipe.model_dump(mode="json", exclude={"data": {"path"}}),
