@@ -166,8 +166,9 @@ def table2(results: Results) -> pd.DataFrame:
     if not len(long):
         return pd.DataFrame()
     wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
-    by_unlearner = dict.fromkeys(name.rpartition(", ")[0] for name in wide)  # as the paper has it
-    wide = wide[[name for of in by_unlearner for name in wide if name.rpartition(", ")[0] == of]]
+    columns = {str(name): str(name).rpartition(", ")[0] for name in wide}
+    by_unlearner = dict.fromkeys(columns.values())  # as the paper has it
+    wide = wide[[name for of in by_unlearner for name, own in columns.items() if own == of]]
     wide.index = pd.Index([f"{epochs:.3g}" for epochs in wide.index], name="epochs")
     return wide.reset_index().rename_axis(columns=None)
 
