@@ -6,6 +6,7 @@ speaks of training runs to come; over *poisons*, where a score has one value eac
 very models, with more power. p-values are Holm-corrected within each kind.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,8 +35,9 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     Unlearners are paired by name and hyper-parameters; else by name, where it is there once in each;
     else, if one is left over in each, these two.
 
-    Columns: `a` and `b` (unlearner, hyper-parameters), `poison_budget`, `budget`, `measure`, `unit`,
-    `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `better` ("A", "B" or "").
+    Columns: `a` and `b` (unlearner, and by what two versions of it differ), `poison_budget`, `budget`,
+    `measure`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `better` ("A", "B"
+    or "").
 
     Raises:
         MarshtestError: the runs are of different settings, or share no seed or no unlearner.
@@ -116,7 +118,7 @@ def _lines(
     a: Results, b: Results, one: Cell, other: Cell, share: float
 ) -> Iterator[dict[str, Any]]:
     rows = [_rows(results, cell, share) for results, cell in ((a, one), (b, other))]
-    names = [cell[0] if one[:2] == other[:2] else f"{cell[0]} {cell[1]}" for cell in (one, other)]
+    names = _names(one, other)
     about = {"a": names[0], "b": names[1], "poison_budget": share, "budget": one[-1]}
     attack = a.recipe.attack
     columns = {name: f"{name}_dependence" for name in attack.null_deviations()}
@@ -131,6 +133,16 @@ def _lines(
         for name in columns:
             dependence = both.assign(**{f"{name}_{x}": -both[f"{name}_{x}"] for x in ("a", "b")})
             yield about | _tested(dependence, name, name, "poisons")
+
+
+def _names(one: Cell, other: Cell) -> tuple[str, str]:
+    """Of two unlearners; of two versions of one with what they differ in."""
+    given = [json.loads(cell[1]) for cell in (one, other)]
+    keys = [key for key in given[0] if given[0][key] != given[1].get(key)]
+    if one[0] != other[0]:
+        keys = []
+    told = ["".join(f" {key}={of.get(key)}" for key in keys) for of in given]
+    return f"{one[0]}{told[0]}", f"{other[0]}{told[1]}"
 
 
 def _rows(results: Results, cell: Cell, share: float) -> pd.DataFrame:
