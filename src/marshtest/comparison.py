@@ -36,8 +36,8 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     else, if one is left over in each, these two.
 
     Columns: `a` and `b` (unlearner, and by what two versions of it differ), `poison_budget`, `budget`,
-    `measure`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `better` ("A", "B"
-    or "").
+    `measure`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `better` ("A",
+    "B" or "").
 
     Raises:
         MarshtestError: the runs are of different settings, or share no seed or no unlearner.
