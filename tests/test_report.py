@@ -161,7 +161,7 @@ def test_charts_are_sound_vega_lite(ablated: Results) -> None:
     """Compiled to Vega by the reference implementation, with the data and signals of the page."""
     for chart in charts.charts(ablated):
         compiled = vl_convert.vegalite_to_vega(chart.spec)
-        assert {"hidden", "budget", "poison", "model"} <= {s["name"] for s in compiled["signals"]}
+        assert {"shown", "budget", "poison", "model"} <= {s["name"] for s in compiled["signals"]}
         assert {"models", "scores"} & {data["name"] for data in compiled["data"]}
 
 

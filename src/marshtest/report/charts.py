@@ -1,9 +1,10 @@
 """Interactive charts of the page, as Vega-Lite: hover tells the numbers, the page's controls choose.
 
 All charts of some results read two tables that the page embeds once, `models` (one line a model) and
-`scores` (one line a histogram), and three signals that its controls set: `hidden` (names), `budget` and
-`poison` (compute and poison budget); the histogram has a fourth, `model`. Colours stand out from white
-and from black, text takes the page's colour, and shapes and dashes say again what colours say.
+`scores` (one line a histogram), and four signals that its controls set: `shown` (names), `budget` and
+`poison` (compute and poison budget), and the histogram's `model`. A model has the same look in all of
+them. Colours stand out from white and from black, text takes the page's colour, and shapes and dashes
+say again what colours say.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Chart(NamedTuple):
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#B0478C", "#7E6BC4", "#A0722A", "#D1495B", "#5F7F8F"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right"]
-DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]
+DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [12, 4]]
 VERDICTS = {
     "NOT REMOVED": ("#D55E00", "diamond"),
     "INCONCLUSIVE": ("#767676", "square"),
@@ -47,7 +48,7 @@ SHOWN_OF_A_MODEL = [
     *("spent", "verdict", "left", "left_low", "left_high", "by"),
 ]
 BINS = 40
-STEPS = alt.Step(26)  # height of a chart with one line a model
+STEP = 26  # pixels a model, in a chart with one line each
 RANGES = {
     "gus": (-5.0, 5.0),
     "rank": (-5.0, 5.0),
@@ -69,9 +70,11 @@ CONFIG = {
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "labelLimit": 150,
+        "labelFlush": False,
+        "labelSeparation": 4,
     },
     "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 150},
-    "text": {"color": INK, "fontSize": 12},
+    "title": {"color": INK, "fontSize": 12, "fontWeight": "normal"},
 }
 
 
@@ -140,12 +143,13 @@ def histograms(results: Results) -> pd.DataFrame:
 
 def charts(results: Results) -> list[Chart]:
     """In the page's order."""
+    names = list(dict.fromkeys(models(results).sort_values("order")["model"]))
     found = [
         Chart(
             f"What is left, by {SCORE_NAMES[name]}",
             "Dependence of each model on the poison with its 95 % interval. Within the shaded band it "
             "counts as removed.",
-            left(name),
+            left(name, names),
         )
         for name in results.score_names
     ]
@@ -153,9 +157,8 @@ def charts(results: Results) -> list[Chart]:
         Chart(
             "What is left, and what it cost",
             "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
-            "Left: the "
-            "share of the initial effect, by the score that shows most.",
-            left_and_cost(),
+            "Left: the share of the initial effect, by the score that shows most.",
+            left_and_cost(names),
         )
     )
     axes = []
@@ -165,8 +168,10 @@ def charts(results: Results) -> list[Chart]:
         axes.append(("forget_size", "size of the forget set"))
     for column, title in axes:
         for y, what in (("left", "share of the effect left"), ("test_accuracy", "test accuracy")):
-            text = "One line an unlearner; the controls are dashed and carry their names."
-            spec = lines(column, title, y, what)
+            text = "One line a model."
+            if column == "of_training":
+                text += " Level ones have no budget to unlearn: the controls."
+            spec = lines(column, title, y, what, names)
             found.append(Chart(f"{what.capitalize()}, by {title}", text, spec))
     drawn = [name for name in results.score_names if name in RANGES and len(results.scores)]
     for name in drawn:
@@ -175,17 +180,18 @@ def charts(results: Results) -> list[Chart]:
         if name != "target":
             text += " Dashed: the law where a model does not depend on the poison."
         title = f"Scores of single {of}, {SCORE_NAMES[name]}"
-        found.append(Chart(title, text, histogram(name), chooses=name == drawn[0]))
+        found.append(Chart(title, text, histogram(name, names), chooses=name == drawn[0]))
     return found
 
 
-def left(name: str) -> Spec:
+def left(name: str, names: Sequence[str]) -> Spec:
     """Dependence by one score, one line a model."""
     shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.{name}_dependence)")
     y = alt.Y("model:N", sort=alt.EncodingSortField("order", op="min"), title=None)
     x = alt.X(f"{name}_dependence:Q", title=f"dependence, {SCORE_NAMES[name]}")
-    band = (
-        shown.transform_filter("datum.role == 'initial'")
+    band = (  # stays when the initial model is hidden
+        _models()
+        .transform_filter(f"{AT_POISON} && datum.role == 'initial'")
         .transform_calculate(low=f"-datum.{name}_margin")
         .mark_rect(color=PALETTE[2], opacity=0.18)
         .encode(x=alt.X("low:Q"), x2=alt.X2(f"{name}_margin:Q"))
@@ -197,67 +203,59 @@ def left(name: str) -> Spec:
     point = shown.mark_point(filled=True, size=90, opacity=1).encode(
         x=x, y=y, **_verdict(), tooltip=_tooltip(name)
     )
-    return _spec(alt.layer(band, zero, bar, point), STEPS)
+    return _spec(alt.layer(band, zero, bar, point), STEP * len(names), names)
 
 
-def left_and_cost() -> Spec:
+def left_and_cost(names: Sequence[str]) -> Spec:
     """Share of the effect left against the accuracy lost, one point a model."""
     shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.left)")
     x = alt.X("accuracy_cost:Q", title="test accuracy lost against retraining")
-    y = alt.Y("left:Q", title="share of the effect left")
+    y = alt.Y("left:Q", title="share of the effect left").axis(format="~%")
     bar = shown.mark_rule(color=INK, opacity=0.5).encode(
         x=x, y=alt.Y("left_low:Q"), y2=alt.Y2("left_high:Q")
     )
-    by = _model()
+    by = _model(names)
     point = shown.mark_point(filled=True, size=90, opacity=1).encode(
         x=x, y=y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
     )
-    return _spec(alt.layer(bar, point), 320)
+    return _spec(alt.layer(bar, point), 320, names)
 
 
-def lines(column: str, title: str, y: str, what: str) -> Spec:
-    """A line an unlearner, along the compute budget or the size of the forget set."""
-    fixed = "poison" if column == "of_training" else "budget"
-    here = SHOWN + " && " + (AT_POISON if fixed == "poison" else AT_BUDGET)
+def lines(column: str, title: str, y: str, what: str, names: Sequence[str]) -> Spec:
+    """A line a model, along the compute budget or the size of the forget set."""
+    by_budget = column == "of_training"
+    here = f"{SHOWN} && {AT_POISON if by_budget else AT_BUDGET}"
     shown = _models().transform_filter(f"{here} && isValid(datum.{y})")
-    by = _model()
+    along = shown.transform_filter(f"isValid(datum.{column})")
+    by = _model(names)
     low, high = ("left_low", "left_high") if y == "left" else ("accuracy_low", "accuracy_high")
-    unlearners = shown.transform_filter("!datum.control")
     x, of_y = alt.X(f"{column}:Q", title=title), alt.Y(f"{y}:Q", title=what)
-    bar = unlearners.mark_rule(opacity=0.4).encode(
+    if by_budget:
+        x = x.axis(format="~%")
+    of_y = of_y.axis(format="~%") if y == "left" else of_y.scale(zero=False)
+    bar = along.mark_rule(opacity=0.4).encode(
         x=x, y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q"), color=by["color"]
     )
-    line = unlearners.mark_line().encode(
-        x=x, y=of_y, color=by["color"], strokeDash=by["strokeDash"]
-    )
-    point = unlearners.mark_point(filled=True, size=60, opacity=1).encode(
-        x=x, y=of_y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
-    )
-    controls = shown.transform_filter("datum.control")
-    if column == "of_training":
-        reference = controls.mark_rule(color=INK, strokeDash=[5, 3]).encode(y=of_y)
-        name = controls.mark_text(align="left", dy=-5, color=INK).encode(
-            x=alt.value(2), y=of_y, text="model:N"
-        )
-    else:
-        reference = controls.mark_line(color=INK, strokeDash=[5, 3]).encode(
-            x=x, y=of_y, detail="model:N"
-        )
-        name = controls.mark_text(align="left", dy=-5, color=INK).encode(
-            x=alt.X("min(forget_size):Q"), y=alt.Y(f"mean({y}):Q"), text="model:N"
-        )
-    return _spec(alt.layer(reference, name, bar, line, point), 320)
+    line = along.mark_line().encode(x=x, y=of_y, color=by["color"], strokeDash=by["strokeDash"])
+    look = {"y": of_y, "color": by["color"], "shape": by["shape"], "tooltip": _tooltip()}
+    point = along.mark_point(filled=True, size=60, opacity=1).encode(x=x, **look)
+    drawn = [bar, line, point]
+    if by_budget:  # a control is at every budget
+        level = shown.transform_filter("datum.control")
+        rule = level.mark_rule().encode(y=of_y, color=by["color"], strokeDash=by["strokeDash"])
+        end = level.mark_point(filled=True, size=60, opacity=1).encode(x=alt.value(0), **look)
+        drawn = [rule, end, *drawn]
+    return _spec(alt.layer(*drawn), 320, names)
 
 
-def histogram(name: str) -> Spec:
+def histogram(name: str, names: Sequence[str]) -> Spec:
     """Scores of one model by one score."""
     low, high = RANGES[name]
     width = (high - low) / BINS
+    title = alt.Title(alt.ExprRef("model"))  # said once more where the choice is not in sight
     shown = (
         alt.Chart(alt.NamedData(name="scores"))
-        .transform_filter(
-            f"datum.score == '{name}' && datum.model == model && {AT_POISON} && {AT_BUDGET}"
-        )
+        .transform_filter(f"datum.score == '{name}' && datum.model == model && {CHOSEN}")
         .transform_flatten(["density", "bin"])
         .transform_calculate(end=f"datum.bin + {width}")
     )
@@ -269,11 +267,12 @@ def histogram(name: str) -> Spec:
         tooltip=["model:N", "count:Q", "mean:Q", "bin:Q", "density:Q"],
     )
     if name == "target":
-        return _spec(bars, 240)
+        return _spec(bars.properties(title=title), 240, names)
     x = np.linspace(low, high, 81)
     law = [{"x": round(at, 3), "y": round(float(norm.pdf(at)), 4)} for at in x.tolist()]
     null = alt.Chart(alt.InlineData(law)).mark_line(color=INK, strokeDash=[5, 3])
-    return _spec(alt.layer(bars, null.encode(x="x:Q", y="y:Q")), 240)
+    both = alt.layer(bars, null.encode(x="x:Q", y="y:Q"))
+    return _spec(both.properties(title=title), 240, names)
 
 
 @cache
@@ -286,7 +285,7 @@ def library() -> str:
 # What the page's controls have chosen, as Vega's conditions on a line.
 AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
 AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
-SHOWN = "indexof(hidden, datum.model) < 0"
+SHOWN = "indexof(shown, datum.model) >= 0"
 CHOSEN = f"{SHOWN} && {AT_BUDGET} && {AT_POISON}"
 
 
@@ -294,14 +293,21 @@ def _models() -> alt.Chart:
     return alt.Chart(alt.NamedData(name="models"))
 
 
-def _model() -> dict[str, Any]:
+def _model(names: Sequence[str]) -> dict[str, Any]:
     """A model by colour, by shape and by dashes."""
-    sort = alt.EncodingSortField("order", op="min")
-    legend = alt.Legend(orient="bottom", columns=3, title=None, symbolLimit=0)
+    legend = alt.Legend(
+        orient="bottom",
+        columns=2 if max(map(len, names)) <= 20 else 1,  # as there is room on a phone
+        title=None,
+        symbolLimit=0,
+        symbolOpacity=1,
+        symbolStrokeWidth=0,
+        values=alt.ExprRef("shown"),
+    )
     return {
-        "color": alt.Color("model:N", sort=sort, legend=legend).scale(range=PALETTE),
-        "shape": alt.Shape("model:N", sort=sort, legend=legend).scale(range=SHAPES),
-        "strokeDash": alt.StrokeDash("model:N", sort=sort, legend=None).scale(range=DASHES),
+        "color": alt.Color("model:N", legend=legend).scale(domain=names, range=PALETTE),
+        "shape": alt.Shape("model:N", legend=legend).scale(domain=names, range=SHAPES),
+        "strokeDash": alt.StrokeDash("model:N", legend=legend).scale(domain=names, range=DASHES),
     }
 
 
@@ -309,7 +315,7 @@ def _verdict() -> dict[str, Any]:
     """A verdict by colour and by shape."""
     names = list(VERDICTS)
     colours, shapes = ([look[i] for look in VERDICTS.values()] for i in (0, 1))
-    legend = alt.Legend(orient="bottom", title=None)
+    legend = alt.Legend(orient="bottom", columns=2, title=None)
     return {
         "color": alt.Color("verdict:N", legend=legend).scale(domain=names, range=colours),
         "shape": alt.Shape("verdict:N", legend=legend).scale(domain=names, range=shapes),
@@ -336,16 +342,12 @@ def _tooltip(name: str = "") -> list[alt.Tooltip]:
     ]
 
 
-def _spec(chart: Any, height: Any) -> Spec:
-    signals: Sequence[tuple[str, Any]] = [
-        ("hidden", []),
-        ("budget", 0),
-        ("poison", 0),
-        ("model", ""),
-    ]
-    params = [alt.param(name=name, value=value) for name, value in signals]
+def _spec(chart: Any, height: int, names: Sequence[str]) -> Spec:
+    signals = {"shown": names, "budget": 0, "poison": 0, "model": ""}
+    params = [alt.param(name=name, value=value) for name, value in signals.items()]
     sized = chart.properties(width="container", height=height).add_params(*params)
     made: Spec = sized.to_dict()
     made["config"] = CONFIG
-    made["autosize"] = {"type": "pad" if height is STEPS else "fit-x", "contains": "padding"}
+    # resize: a legend that grows or shrinks changes the height
+    made["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
     return made
