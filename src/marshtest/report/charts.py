@@ -54,6 +54,11 @@ RANGES = {
     "rank": (-5.0, 5.0),
     "target": (0.0, 1.0),
 }  # of scores with a histogram
+# What the page's controls have chosen, as Vega's conditions on a line.
+AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
+AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
+SHOWN = "indexof(shown, datum.model) >= 0"
+CHOSEN = f"{SHOWN} && {AT_BUDGET} && {AT_POISON}"
 INK = "currentColor"
 CONFIG = {
     "background": "transparent",
@@ -163,15 +168,16 @@ def charts(results: Results) -> list[Chart]:
     )
     axes = []
     if len(results.budgets) > 1:
-        axes.append(("of_training", "compute budget"))
+        # controls have no budget, and are at every one
+        at = f"datum.control ? [0, {max(results.budgets)}] : [datum.of_training]"
+        text = "One line a model; level ones are controls, which need no budget."
+        axes.append(("compute budget", at, AT_POISON, text))
     if len(results.poison_budgets) > 1:
-        axes.append(("forget_size", "size of the forget set"))
-    for column, title in axes:
+        title, text = "size of the forget set", "One line a model."
+        axes.append((title, "[datum.forget_size]", AT_BUDGET, text))
+    for title, at, where, text in axes:
         for y, what in (("left", "share of the effect left"), ("test_accuracy", "test accuracy")):
-            text = "One line a model."
-            if column == "of_training":
-                text += " Level ones have no budget to unlearn: the controls."
-            spec = lines(column, title, y, what, names)
+            spec = lines(title, at, where, y, what, names)
             found.append(Chart(f"{what.capitalize()}, by {title}", text, spec))
     drawn = [name for name in results.score_names if name in RANGES and len(results.scores)]
     for name in drawn:
@@ -221,31 +227,28 @@ def left_and_cost(names: Sequence[str]) -> Spec:
     return _spec(alt.layer(bar, point), 320, names)
 
 
-def lines(column: str, title: str, y: str, what: str, names: Sequence[str]) -> Spec:
-    """A line a model, along the compute budget or the size of the forget set."""
-    by_budget = column == "of_training"
-    here = f"{SHOWN} && {AT_POISON if by_budget else AT_BUDGET}"
-    shown = _models().transform_filter(f"{here} && isValid(datum.{y})")
-    along = shown.transform_filter(f"isValid(datum.{column})")
+def lines(title: str, at: str, where: str, y: str, what: str, names: Sequence[str]) -> Spec:
+    """A line a model, along the compute budget or the size of the forget set: `at`, an expression."""
+    shown = (
+        _models()
+        .transform_filter(f"{SHOWN} && {where} && isValid(datum.{y})")
+        .transform_calculate(at=at)
+        .transform_flatten(["at"])
+    )
     by = _model(names)
     low, high = ("left_low", "left_high") if y == "left" else ("accuracy_low", "accuracy_high")
-    x, of_y = alt.X(f"{column}:Q", title=title), alt.Y(f"{y}:Q", title=what)
-    if by_budget:
+    x, of_y = alt.X("at:Q", title=title), alt.Y(f"{y}:Q", title=what)
+    if where == AT_POISON:
         x = x.axis(format="~%")
     of_y = of_y.axis(format="~%") if y == "left" else of_y.scale(zero=False)
-    bar = along.mark_rule(opacity=0.4).encode(
+    bar = shown.mark_rule(opacity=0.4).encode(
         x=x, y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q"), color=by["color"]
     )
-    line = along.mark_line().encode(x=x, y=of_y, color=by["color"], strokeDash=by["strokeDash"])
-    look = {"y": of_y, "color": by["color"], "shape": by["shape"], "tooltip": _tooltip()}
-    point = along.mark_point(filled=True, size=60, opacity=1).encode(x=x, **look)
-    drawn = [bar, line, point]
-    if by_budget:  # a control is at every budget
-        level = shown.transform_filter("datum.control")
-        rule = level.mark_rule().encode(y=of_y, color=by["color"], strokeDash=by["strokeDash"])
-        end = level.mark_point(filled=True, size=60, opacity=1).encode(x=alt.value(0), **look)
-        drawn = [rule, end, *drawn]
-    return _spec(alt.layer(*drawn), 320, names)
+    line = shown.mark_line().encode(x=x, y=of_y, color=by["color"], strokeDash=by["strokeDash"])
+    point = shown.mark_point(filled=True, size=60, opacity=1).encode(
+        x=x, y=of_y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
+    )
+    return _spec(alt.layer(bar, line, point), 320, names)
 
 
 def histogram(name: str, names: Sequence[str]) -> Spec:
@@ -280,13 +283,6 @@ def library() -> str:
     """The JavaScript that draws: Vega, Vega-Lite and Vega-Embed in one piece, fit to stand in a page."""
     bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None: all of it
     return bundle.replace("</script", r"<\/script")
-
-
-# What the page's controls have chosen, as Vega's conditions on a line.
-AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
-AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
-SHOWN = "indexof(shown, datum.model) >= 0"
-CHOSEN = f"{SHOWN} && {AT_BUDGET} && {AT_POISON}"
 
 
 def _models() -> alt.Chart:

@@ -81,10 +81,16 @@ async function draw(section) {
     }),
   );
 
+  const drawings = section.querySelector(".charts");
   const update = async () => {
-    const signals = Object.entries(chosen());
-    for (const view of views) for (const [name, value] of signals) view.signal(name, value);
-    await Promise.all(views.map((view) => view.runAsync()));
+    const set = chosen();
+    drawings.style.visibility = set.shown.length ? "" : "hidden"; // an empty chart has no axes
+    if (set.shown.length) {
+      for (const view of views) {
+        for (const [name, value] of Object.entries(set)) view.signal(name, value);
+      }
+      await Promise.all(views.map((view) => view.runAsync()));
+    }
     section.dataset.drawn = Number(section.dataset.drawn) + 1;
   };
   for (const control of section.querySelectorAll("input, select")) {
