@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test lint docs reproduce bench
+.PHONY: demo test browser lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,8 +13,16 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-test: $(VENV)/installed ## all tests
+test: $(VENV)/installed ## all tests but those of the page in a browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+# Not in `test`: Chromium is a system package of several hundred MB, and installing it needs root.
+browser: $(VENV)/installed ## the page in a real browser, which is installed where there is none
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { $(SUDO) apt-get update --quiet && $(SUDO) apt-get install --quiet --yes chromium; }
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	npm install --silent --prefix $(VENV)/axe axe-core@4.14.1
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .

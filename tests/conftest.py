@@ -42,3 +42,11 @@ def _one_thread() -> None:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder: Path = tmp_path_factory.mktemp("runs") / "tiny"
     return marshtest.run(TINY, out=folder)
+
+
+@pytest.fixture(scope="session")
+def ablated(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Two compute budgets and two sizes of the forget set."""
+    recipe = {**TINY, "seeds": 1, "budgets": [0.25, 0.5], "poison_budgets": [0.1, 0.2]}
+    folder = tmp_path_factory.mktemp("runs") / "ablated"
+    return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder)

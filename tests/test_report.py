@@ -11,11 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
-from conftest import TINY
 from PIL import Image
 from scipy import stats
 
-import marshtest
 from marshtest.report import charts, figures
 from marshtest.report.page import sentences, write_page
 from marshtest.report.tables import as_latex, markdown, table
@@ -52,14 +50,6 @@ def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> No
         assert (np.diff(x) >= 0).all()
         assert (np.diff(y) >= -1e-12).all()
         assert np.isclose(y[-1], 1)
-
-
-@pytest.fixture(scope="module")
-def ablated(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Two compute budgets and two sizes of the forget set."""
-    recipe = {**TINY, "seeds": 1, "budgets": [0.25, 0.5], "poison_budgets": [0.1, 0.2]}
-    folder = tmp_path_factory.mktemp("runs") / "ablated"
-    return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder)
 
 
 def test_bars_of_figures_8_and_9_are_the_summary(ablated: Results) -> None:
