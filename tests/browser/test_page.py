@@ -238,24 +238,24 @@ def test_models_differ_by_shape_and_dash_and_verdicts_by_shape(page: Page) -> No
     assert len(set(verdicts)) == len(set(zip(verdicts, looks(1, "point", "d"), strict=True)))
 
 
-def ground(page: Page) -> str:
-    return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-
-
 WHITE, BLACK = "rgb(255, 255, 255)", "rgb(20, 22, 26)"
+
+
+def stands_on(page: Page, colour: str) -> None:
+    page.wait_for_function(f"getComputedStyle(document.body).backgroundColor === '{colour}'")
 
 
 def test_the_theme_follows_the_system_until_the_button_is_pressed(
     ablated: Results, opened: Opened
 ) -> None:
     page = opened(ablated.folder / "report.html", **DARK)
-    assert ground(page) == BLACK
+    stands_on(page, BLACK)
     page.get_by_role("button", name="Switch to light colours").click()
-    assert ground(page) == WHITE
+    stands_on(page, WHITE)
     page.get_by_role("button", name="Switch to dark colours").press("Enter")
-    assert ground(page) == BLACK
+    stands_on(page, BLACK)
     page.emulate_media(color_scheme="light")
-    assert ground(page) == WHITE
+    stands_on(page, WHITE)
 
 
 @pytest.mark.parametrize("options", [{}, DARK, PHONE], ids=["light", "dark", "phone"])
@@ -326,7 +326,7 @@ def test_the_keyboard_reaches_every_control(page: Page) -> None:
 def test_print_is_light_unfolded_and_without_controls(ablated: Results, opened: Opened) -> None:
     page = opened(ablated.folder / "report.html", **DARK, viewport={"width": 680, "height": 900})
     page.emulate_media(media="print", color_scheme="dark")
-    assert ground(page) == WHITE
+    stands_on(page, WHITE)
     for control in (".controls", "#theme", ".downloads"):
         assert page.locator(f"{control}:visible").count() == 0
     assert "at 50 % compute and 20 % poison" in page.locator(".words li:visible").first.inner_text()
