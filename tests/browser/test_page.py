@@ -179,10 +179,9 @@ def test_the_slider_moves_by_keyboard_and_all_follows(page: Page, ablated: Resul
         (words,) = page.locator(".words li[data-model=GD]:visible").all_inner_texts()
         assert f"{of['spent']:.1%} of the training's compute" in words
         assert f"test accuracy {of['test_accuracy']:.3f}" in words
-        (point,) = [mark for mark in marks(page)[1] if "model: GD" in mark]
-        assert value(point, "dependence, rank score") == pytest.approx(
-            of["rank_dependence"], abs=1e-5
-        )
+        (point,) = [mark for mark in marks(page)[0] if "model: GD" in mark]
+        assert f"compute budget: {budget:.1%}" in point
+        assert value(point, "dependence, GUS") == pytest.approx(of["gus_dependence"], abs=1e-5)
 
 
 def value(mark: str, name: str) -> float:
@@ -342,7 +341,7 @@ def test_print_is_light_unfolded_and_without_controls(ablated: Results, opened: 
 
 
 def test_names_stay_text(tiny_run: Results, opened: Opened, tmp_path: Path) -> None:
-    evil = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
+    evil = '</script><script>window.hacked=1</script>"><img src=x onerror=window.hacked=1>'
     told = {"unlearner": {"gd": evil}}
     recipe = tiny_run.recipe.model_copy(update={"name": evil, "description": evil})
     results = replace(
