@@ -21,6 +21,7 @@ browser: $(VENV)/installed ## the page in a real browser, which is installed whe
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  { $(SUDO) apt-get update --quiet && $(SUDO) apt-get install --quiet --yes chromium; }
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	command -v npm || $(SUDO) apt-get install --quiet --yes npm
 	npm install --silent --prefix $(VENV)/axe axe-core@4.14.1
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from marshtest.attacks import Poisoned
-from marshtest.data import TEXTS, Samples, load_texts
+from marshtest.data import TEXTS, Samples, Texts, load_texts
+from marshtest.language import LanguageModel
 from marshtest.protocol import Pipeline
 
 COUNT = 6  # poisons that are shown
@@ -18,6 +19,8 @@ CHARACTERS = 280  # of a text
 
 def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
     """The first poisons, one a line: `id`, `label` before, `given` label, and what can be shown.
+
+    Labels are numbers, or of a model that answers with words these.
 
     Of images `base`, `dosed` and `noise` (PNG bytes; the noise on grey, its largest value `largest`, in
     pixel values of 255, drawn as white or black); of texts `text`. Empty of what is neither.
@@ -28,19 +31,42 @@ def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
     before = dosed.y if poisoned.true_labels is None else poisoned.true_labels[:COUNT].cpu()
     shown = pd.DataFrame({"id": ids.numpy(), "label": before.numpy(), "given": dosed.y.numpy()})
     if pipeline.recipe.data.name in TEXTS:
-        return shown.assign(text=_texts(pipeline, ids))
+        read = _read(pipeline)
+        shown["text"] = _texts(pipeline, read, ids)
+        words = _words(pipeline, read, samples)
+        return shown.assign(
+            **{name: shown[name].map(words) for name in ("label", "given") if words}
+        )
     if dosed.x.dtype == torch.uint8 and dosed.x.dim() == 4 and dosed.x.shape[1] in (1, 3):
         return shown.join(pd.DataFrame(_images(pipeline, dosed)))
     return pd.DataFrame()
 
 
-def _texts(pipeline: Pipeline, ids: Tensor) -> list[str]:
-    """As they were read, cut round the attack's word where it has one."""
+def _read(pipeline: Pipeline) -> Texts:
     settings, trigger = pipeline.recipe.data, pipeline.recipe.attack.trigger()
     word = None if trigger is None else trigger.word
-    read = load_texts(
+    return load_texts(
         settings.name, settings.path, train=settings.train, test=settings.test, word=word
     )
+
+
+def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
+    """What each label's token says; the one that no text has of its own is the attacker's."""
+    model, attack = pipeline.recipe.model, pipeline.recipe.attack
+    prompt = model.prompt if isinstance(model, LanguageModel) else None
+    if prompt is None:
+        return {}
+    words = {int(token): str(getattr(attack, "label", "")) for token in samples.y.unique()}
+    true = dict(zip(read.train_ids.tolist(), read.train_y.tolist(), strict=True))
+    clean = pipeline.data.train
+    own = zip(clean.ids.tolist(), clean.y.tolist(), strict=True)
+    return words | {token: prompt.labels[true[id]] for id, token in own}
+
+
+def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
+    """As they were read, cut round the attack's word where it has one."""
+    trigger = pipeline.recipe.attack.trigger()
+    word = None if trigger is None else trigger.word
     by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))
     found = []
     for text in (by_id[i] for i in ids.tolist()):

@@ -125,7 +125,7 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
     for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows(), strict=True):
         if line["role"] != "updated":
             continue
-        left = "an unknown share" if math.isnan(of["left"]) else f"{of['left']:.0%}"
+        left = "an unknown share" if math.isnan(of["left"]) else f"{round(of['left'], 2) + 0:.0%}"
         values = [
             f"{SCORE_NAMES[name]} "
             + plus_minus(line[f"{name}_dependence"], line[f"{name}_error"], 3)
