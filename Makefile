@@ -45,3 +45,4 @@ bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/python benchmarks/solvers.py
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/reports.py
