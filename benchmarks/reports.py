@@ -107,9 +107,8 @@ def main() -> None:
         cli = [sys.executable, "-m", "marshtest", "report", str(folder / "rows.parquet"), "--out"]
         times = [seconds_of([*cli, str(folder / f"out{i}")]) for i in range(repeats)]
         page = folder / "out0" / "report.html"
-        print(
-            f"report       {len(rows):,} rows: {statistics.median(times):.2f} s ({page.stat().st_size:,} bytes)"
-        )
+        size = page.stat().st_size / 1e6
+        print(f"report       {len(rows):,} rows: {statistics.median(times):.2f} s, {size:.2f} MB")
         loads = load_seconds(page, repeats)
         print(f"page         drawn in Chromium: {statistics.median(loads):.2f} s")
 

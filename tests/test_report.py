@@ -62,12 +62,12 @@ def test_bars_of_figures_8_and_9_are_the_summary(ablated: Results) -> None:
         (by_budget, "budget", gd[gd["poison_budget"] == 0.2]),
         (by_size, "forget_size", gd[gd["budget"] == 0.5]),
     ):
-        accuracy, effect = figure.axes[0], figure.axes[2]  # of GD; 1 and 3 are SCRUB's
-        assert accuracy.get_title() == "GD"
+        accuracy, effect = figure.axes
+        assert [text.get_text() for text in accuracy.texts] == ["GD", "SCRUB"]
         lines = lines.sort_values(by)
-        assert np.allclose(heights(accuracy, 1), lines["test_accuracy"])
-        assert np.allclose(heights(effect, 1), lines["tpr"])
-        assert np.allclose(heights(effect, 3), lines["tpr_rank"])
+        assert np.allclose(heights(accuracy, 1)[:2], lines["test_accuracy"])
+        assert np.allclose(heights(effect, 1)[:2], lines["tpr"])
+        assert np.allclose(heights(effect, 3)[:2], lines["tpr_rank"])
     at = ablated.summary[ablated.summary["poison_budget"] == 0.2].set_index("role")
     references = {line.get_label(): line.get_ydata()[0] for line in by_budget.axes[0].lines}  # type: ignore[index]
     assert references["retraining"] == at.loc["retrained", "test_accuracy"]

@@ -11,6 +11,7 @@ from marshtest.files import write
 from marshtest.hypotheses.studied import Study
 from marshtest.merging import Merged, read_all
 from marshtest.ranking import LEGEND, leaderboard
+from marshtest.report import charts
 from marshtest.report.figures import STYLE, differences, draw_all, save
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import CAPTIONS, Picture, Shown, write_page
@@ -36,6 +37,7 @@ BY_BUDGET = ("figure8", "left-by-budget", "shift")
 
 def write_report(results: Results) -> Path:
     """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into a run's folder; the page."""
+    charts.prepare()
     folder = results.folder
     write(results.summary, folder / "summary.csv")
     if len(results.moved):
@@ -80,6 +82,7 @@ def report_rows(*sources: str | Path, out: str | Path) -> Merged:
 
 def write_all(merged: Merged, folder: Path) -> Path:
     """Write tables/, figures/, the merged rows and report.html of all that rows hold; the page."""
+    charts.prepare()
     figures, tables = folder / "figures", folder / "tables"
     sections = []
     for results in merged.results:

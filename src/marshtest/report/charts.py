@@ -8,6 +8,7 @@ say again what colours say.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -279,8 +280,17 @@ def histogram(name: str, names: Sequence[str]) -> Spec:
 
 
 @cache
+def prepare() -> Future[str]:
+    """Begin to make the library; a thread has it ready in a second or two, beside other work."""
+    return ThreadPoolExecutor(1).submit(_bundle)
+
+
 def library() -> str:
     """The JavaScript that draws: Vega, Vega-Lite and Vega-Embed in one piece, fit to stand in a page."""
+    return prepare().result()
+
+
+def _bundle() -> str:
     bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None: all of it
     return bundle.replace("</script", r"<\/script")
 

@@ -292,68 +292,51 @@ def by_unlearner(
         columns, what, nothing: of the effect, as in `accuracy_and`; without columns accuracy alone.
     """
     updated = table[table["role"] == "updated"]
-    names = updated["name"].unique().tolist()
-    values = np.sort(updated[by].unique())
+    names, values = updated["name"].unique().tolist(), np.sort(updated[by].unique())
+    cells = pd.MultiIndex.from_product([names, values], names=["name", by])
+    bars = updated.set_index(["name", by]).reindex(cells).reset_index()
+    step = len(values) + 0.8  # between an unlearner's first bar and the next one's
+    places = np.concatenate([i * step + np.arange(len(values)) for i in range(len(names))])
     rows = 2 if columns else 1
-    figure = Figure(figsize=(1.2 + 0.95 * len(names), 0.8 + 1.5 * rows))
-    panels = figure.subplots(rows, len(names), sharex=True, sharey="row", squeeze=False)
-    drawn: list[tuple[Column, float, float]] = [(ACCURACY, 0.0, 0.7)]
-    drawn += [(c, o, 0.35) for c, o in zip(columns, (-0.18, 0.18), strict=False)]
-    for column, name in enumerate(names):
-        own = updated[updated["name"] == name].set_index(by).reindex(values).reset_index()
-        panels[0, column].set_title(name, fontsize=8)
-        for spec, offset, width in drawn:
-            panel = panels[0 if spec is ACCURACY else 1, column]
-            places = np.arange(len(values)) + offset
-            _bars(panel, places, own, spec[0], spec[2], spec[3], width, spec[1])
-            if by == "budget":
-                _references(panel, table, spec[0], spec[2], labels=spec is ACCURACY)
-            else:
-                _short_references(panel, table, by, values, spec, offset, width)
-        if nothing is not None and columns:
-            panels[1, column].axhline(nothing, color=GREY, lw=0.8, ls=":", label="nothing left")
-        bottom = panels[-1, column]
-        titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in values]
-        bottom.set_xticks(np.arange(len(values)), titles, rotation=60, fontsize=7)
-    panels[0, 0].set(ylabel="test accuracy", ylim=(0, 1))
+    figure = Figure(figsize=(1.2 + 0.16 * step * len(names), 0.9 + 1.5 * rows))
+    panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    drawn: list[tuple[Column, float, float]] = [(ACCURACY, 0.0, 0.8)]
+    drawn += [(c, o, 0.4) for c, o in zip(columns, (-0.2, 0.2), strict=False)]
+    for spec, offset, width in drawn:
+        column, title, colour, hatch = spec
+        panel = panels[0 if spec is ACCURACY else 1]
+        _bars(panel, places + offset, bars, column, colour, hatch, width, title)
+        if by == "budget":
+            _references(panel, table, column, colour, labels=spec is ACCURACY)
+            continue
+        for role, (name, style) in REFERENCES.items():  # each size has controls of its own
+            own = table[table["role"] == role].set_index(by)[column]
+            at, half = places + offset, width / 2 + 0.1
+            levels = own.reindex(bars[by]).to_numpy()
+            text = name if spec is ACCURACY else ""
+            panel.hlines(
+                levels, at - half, at + half, color=colour, ls=style, lw=1.2, zorder=3, label=text
+            )
+    for i, name in enumerate(names):
+        middle = i * step + (len(values) - 1) / 2
+        where = panels[0].get_xaxis_transform()
+        panels[0].text(middle, 1.02, name, transform=where, ha="center", fontsize=8)
+    titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in bars[by]]
+    panels[-1].set_xticks(places, titles, rotation=90, fontsize=7)
+    panels[-1].set_xlabel(AXES[by])
+    panels[0].set(ylabel="test accuracy", ylim=(0, 1))
     if columns:
-        panels[1, 0].set_ylabel(what)
-        panels[1, 0].set_ylim(bottom=0)
-    figure.supxlabel(AXES[by], fontsize=9)
-    figure.tight_layout()
-    told = [panels[row, 0].get_legend_handles_labels() for row in range(rows)]
-    handles, titles = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
+        panels[1].set_ylabel(what)
+        panels[1].set_ylim(bottom=0)
+    if columns and nothing is not None:
+        panels[1].axhline(nothing, color=GREY, lw=0.8, ls=":", label="nothing left")
+    told = [panel.get_legend_handles_labels() for panel in panels]
+    handles, labels = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
     figure.legend(
-        handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False
+        handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.94), ncols=3, frameon=False
     )
     _footnote(figure, table)
     return figure
-
-
-def _short_references(
-    panel: Axes,
-    table: pd.DataFrame,
-    by: str,
-    values: np.ndarray,
-    spec: Column,
-    offset: float,
-    width: float,
-) -> None:
-    """Each size has controls of its own."""
-    column, _, colour, _ = spec
-    for role, (name, style) in REFERENCES.items():
-        levels = table[table["role"] == role].set_index(by)[column].reindex(values)
-        places = np.arange(len(values)) + offset
-        panel.hlines(
-            levels,
-            places - width / 2 - 0.05,
-            places + width / 2 + 0.05,
-            color=colour,
-            ls=style,
-            lw=1.2,
-            zorder=3,
-            label=name if spec is ACCURACY else "",
-        )
 
 
 def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
