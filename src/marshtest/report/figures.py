@@ -298,7 +298,7 @@ def by_unlearner(
     step = len(values) + 0.8  # between an unlearner's first bar and the next one's
     places = np.concatenate([i * step + np.arange(len(values)) for i in range(len(names))])
     rows = 2 if columns else 1
-    figure = Figure(figsize=(1.2 + 0.16 * step * len(names), 0.9 + 1.5 * rows))
+    figure = Figure(figsize=(1.2 + max(0.16 * step, 0.9) * len(names), 0.9 + 1.5 * rows))
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     drawn: list[tuple[Column, float, float]] = [(ACCURACY, 0.0, 0.8)]
     drawn += [(c, o, 0.4) for c, o in zip(columns, (-0.2, 0.2), strict=False)]
@@ -428,11 +428,11 @@ def _footnote(figure: Figure, table: pd.DataFrame) -> None:
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
     text = f"Mean ± s.d. over {seeds} seed{'s' if most > 1 else ''}."
-    figure.text(0.01, -0.01, text, ha="left", va="top", fontsize=7, color=GREY)
+    figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
     missing = [name for role, (name, _) in REFERENCES.items() if role not in set(table["role"])]
     if missing:
         text = f"Not among the rows: {', '.join(missing)}."
-        figure.text(0.99, -0.01, text, ha="right", va="top", fontsize=8, color=RED)
+        figure.text(0.99, -0.05, text, ha="right", va="top", fontsize=8, color=RED)
 
 
 def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") -> Figure:
