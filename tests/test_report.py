@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from marshtest.report import charts, figures
-from marshtest.report.page import sentences, write_page
+from marshtest.report.page import answer, sentences, write_page
 from marshtest.report.tables import as_latex, markdown, table
 from marshtest.results import Results
 
@@ -189,3 +189,19 @@ def test_the_table_says_what_the_summary_says(tiny_run: Results) -> None:
     assert saved["verdict"].tolist() == tiny_run.summary["verdict"].tolist()
     for name in ("GD", "EUk", "SCRUB"):
         assert any(name in sentence for sentence in sentences(tiny_run))
+
+
+def test_the_answer_counts_verdicts_and_names_what_removal_cost(tiny_run: Results) -> None:
+    assert answer(tiny_run).startswith(
+        "With 50% of the training's compute, none of 3 removed the Gaussian"
+    )
+    summary = tiny_run.summary.copy()
+    gd = summary["unlearner"] == "gd"
+    summary.loc[gd, ["verdict", "accuracy_cost"]] = ["REMOVED", 0.123]
+    summary.loc[summary["unlearner"] == "scrub", "verdict"] = "NOT REMOVED"
+    told = replace(tiny_run)
+    vars(told)["summary"] = summary  # in place of what the rows give
+    said = answer(told)
+    assert "1 of 3 removed the Gaussian poisons: GD (12.3 points below retraining)" in said
+    assert "did not: " in said
+    assert "SCRUB" in said.partition("did not: ")[2]

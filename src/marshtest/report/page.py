@@ -19,6 +19,7 @@ import yaml
 
 from marshtest.files import frame_bytes
 from marshtest.hypotheses.studied import Study
+from marshtest.metrics.verdict import ANSWERS
 from marshtest.report import charts
 from marshtest.report.tables import (
     SCORE_NAMES,
@@ -58,7 +59,6 @@ KINDS = {  # of attacks, in words
     "gradient-canceling": "indiscriminate poisons (gradient canceling)",
     "trigger-word": "targeted poisons (a trigger word)",
 }
-ANSWERS = ("NOT REMOVED", "REMOVED", "INCONCLUSIVE")
 SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
 
 
@@ -94,28 +94,48 @@ def sentences(results: Results) -> list[str]:
 
 
 def answer(results: Results) -> str:
-    """The whole result in one or two sentences."""
+    """The whole result in a few sentences: who removed the poison, for what, and who did not.
+
+    At the budgets that figures show.
+    """
     shown = results.summary[results.summary["role"] == "updated"]
     shown = shown[shown["budget"] == results.budget]
+    shown = shown[shown["poison_budget"] == results.poison_budget]
     if not len(shown):
         return "No unlearner is among the rows."
-    rival = shown["unlearner"] == "retrain"
-    judged = shown[~rival]
-    verdicts = judged.groupby(judged["unlearner"] + judged["hyperparameters"], sort=False)[
-        "verdict"
-    ]
-    passed = int(verdicts.apply(lambda of: (of == "REMOVED").all()).sum())
-    failed = int(verdicts.apply(lambda of: (of == "NOT REMOVED").any()).sum())
-    total = verdicts.ngroups
+    told: dict[str, list[str]] = {verdict: [] for verdict in ANSWERS}
+    rivals = []
+    for _, line in shown.iterrows():
+        name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
+        of = f"{name} ({_points(line['accuracy_cost'])})"
+        if line["unlearner"] == "retrain":
+            rivals.append(f"{of}: {verdict}")
+        else:
+            told[verdict].append(of if verdict == "REMOVED" else name)
     kind = KINDS.get(results.recipe.attack.name, results.recipe.attack.name)
-    counts = f"{passed} of {total} unlearner{'s' * (total != 1)} removed the {kind}"
-    open_ = total - passed - failed
-    rest = f"{failed} did not" + (f", {open_} could not be told" if open_ else "")
-    text = f"With {results.budget:.0%} of the training's compute, {counts}; {rest}."
-    if rival.any():
-        answers = " and ".join(sorted(set(shown.loc[rival, "verdict"])))
-        text += f" Retraining from scratch with the same compute: {answers}."
-    return text
+    words = {
+        "REMOVED": f"removed the {kind}",
+        "NOT REMOVED": "did not",
+        "INCONCLUSIVE": "cannot be told",
+    }
+    total = sum(map(len, told.values()))
+    parts = [
+        f"{len(told[verdict]) or 'none'} of {total} {word}"
+        + (f": {', '.join(told[verdict])}" if told[verdict] else "")
+        for verdict, word in words.items()
+        if told[verdict] or verdict == "REMOVED"
+    ]
+    several = len(results.poison_budgets) > 1
+    at = f", at a poison budget of {100 * results.poison_budget:g} %" if several else ""
+    text = f"With {results.budget:.0%} of the training's compute{at}, {'; '.join(parts)}. "
+    return text + "".join(f"For comparison, {rival}. " for rival in rivals)
+
+
+def _points(cost: float) -> str:
+    """Test accuracy lost against retraining, in words."""
+    if math.isnan(cost):
+        return "at an unknown cost in accuracy"
+    return f"{100 * abs(cost):.1f} points {'below' if cost >= 0 else 'above'} retraining"
 
 
 def in_words(results: Results) -> Iterator[dict[str, Any]]:
@@ -131,13 +151,10 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             + plus_minus(line[f"{name}_dependence"], line[f"{name}_error"], 3)
             for name in results.score_names
         ]
-        cost = of["accuracy_cost"]
-        lost = "unknown" if math.isnan(cost) else f"{100 * abs(cost):.1f} points"
-        than = "" if math.isnan(cost) else (" below" if cost >= 0 else " above") + " retraining"
         text = (
             f"{left} of the effect is left ({', '.join(values)}); test accuracy "
-            f"{number(line['test_accuracy'], 3)}, {lost}{than}; {line['spent']:.1%} of the training's "
-            "compute."
+            f"{number(line['test_accuracy'], 3)}, {_points(of['accuracy_cost'])}; {line['spent']:.1%} of "
+            "the training's compute."
         )
         if not pd.isna(line["poisons_needed"]):
             text += f" About {line['poisons_needed']:,.0f} {results.unit} would settle it."
