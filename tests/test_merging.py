@@ -84,6 +84,19 @@ def test_the_order_of_the_files_does_not_change_the_numbers(
     pd.testing.assert_frame_equal(one[numbers], two[numbers])
 
 
+def test_merged_rows_are_read_again_as_they_were(
+    tiny_run: Results, other_seeds: Results, tmp_path: Path
+) -> None:
+    (both,) = read_all([tiny_run.folder, other_seeds.folder]).results
+    write_rows(both.rows, tmp_path / "both.parquet", both.runs)
+    (again,) = read_all([tmp_path / "both.parquet"]).results
+    assert not again.gaps
+    assert again.recipe.unlearners == both.recipe.unlearners
+    order = ["unlearner", "hyperparameters"]
+    one, two = (of.summary.sort_values(order, ignore_index=True) for of in (both, again))
+    pd.testing.assert_frame_equal(one, two)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

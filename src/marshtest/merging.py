@@ -185,14 +185,9 @@ def _clash(one: Results, other: Results) -> str | None:
 
 def _together(one: Results, other: Results) -> Results:
     """Both, without what is there twice."""
-    entries = list(one.recipe.unlearners)
-    places = {-1: -1}
-    for i, trials in enumerate(other.recipe.unlearners):
-        if trials not in entries:
-            entries.append(trials)
-        places[i] = entries.index(trials)
+    added = [trials for trials in other.recipe.unlearners if trials not in one.recipe.unlearners]
     update = {
-        "unlearners": tuple(entries),
+        "unlearners": (*one.recipe.unlearners, *added),
         "poison_budgets": _union(one.recipe.poison_budgets, other.recipe.poison_budgets),
         "budgets": _union(one.recipe.budgets, other.recipe.budgets),
     }
@@ -203,18 +198,17 @@ def _together(one: Results, other: Results) -> Results:
         if not len(others):
             return mine
         new = others[~pd.MultiIndex.from_frame(others[CELL]).isin(there)]
-        new = new.assign(entry=new["entry"].map(places))
         return pd.concat([mine, new], ignore_index=True) if len(mine) else new
 
-    return replace(
+    merged = replace(
         one,
-        recipe=recipe,
         rows=both(one.rows, other.rows),
         scores=both(one.scores, other.scores),
         shifts=both(one.shifts, other.shifts),
         runs={**one.runs, **other.runs},
         examples=one.examples if len(one.examples) else other.examples,
     )
+    return merged.placed(recipe)
 
 
 def _union(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,25 @@ class Results:
             folder = rows.path.parent
         beside = ("scores", "shifts", "examples")
         tables = {name: _beside(folder, name) for name in beside}
-        return cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
+        found = cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
+        return found.placed(parsed)
+
+    def placed(self, recipe: Recipe) -> "Results":
+        """The same as rows of `recipe`, each `entry` its place there: merged rows may have others'."""
+        places: dict[tuple[str, str], int] = {}
+        for place, trials in enumerate(recipe.unlearners):
+            for trial in trials:
+                given = json.dumps(trial.hyperparameters, sort_keys=True)
+                places.setdefault((trial.name, given), place)
+
+        def of(frame: pd.DataFrame) -> pd.DataFrame:
+            if not len(frame):
+                return frame
+            told = zip(frame["unlearner"], frame["hyperparameters"], strict=True)
+            return frame.assign(entry=[places.get(cell, -1) for cell in told])
+
+        rows, scores, shifts = map(of, (self.rows, self.scores, self.shifts))
+        return replace(self, recipe=recipe, rows=rows, scores=scores, shifts=shifts)
 
     @cached_property
     def score_names(self) -> list[str]:
