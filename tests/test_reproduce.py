@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import matplotlib
 import pytest
@@ -80,17 +79,18 @@ def test_other_rows_give_another_answer(
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Figure]:
     """By experiment and name, every figure that the rows of the page give."""
-    merged = read_all([FOLDER])
-    found: dict[str, Any] = {}
+    found: dict[str, Figure] = {}
     with matplotlib.rc_context(STYLE):
-        for results in merged.results:
-            figures = figures_of(results, results.poison_budget)
-            if len(results.poison_budgets) > 1:
-                figures |= figures_by_size(results)
-            found |= {f"{results.recipe.name}-{name}": of for name, of in figures.items()}
-        for study in merged.studies:
-            told = SHOWN[study.settings.hypothesis]
-            found[f"{study.settings.name}-{told.name}"] = told.figure(study.curves)
+        for folder in (path for path in sorted(FOLDER.iterdir()) if path.is_dir()):
+            merged = read_all([folder])
+            for results in merged.results:
+                figures = figures_of(results, results.poison_budget)
+                if len(results.poison_budgets) > 1:
+                    figures |= figures_by_size(results)
+                found |= {f"{folder.name}-{name}": of for name, of in figures.items()}
+            for study in merged.studies:
+                told = SHOWN[study.settings.hypothesis]
+                found[f"{folder.name}-{told.name}"] = told.figure(study.curves)
     return found
 
 

@@ -3,6 +3,7 @@
 docs/reproduce.md is written by these functions (`make reproduce`), and a test writes it again.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from marshtest.documents import shipped
+from marshtest.grid import read_sweep
 from marshtest.hypotheses.studied import Study
-from marshtest.merging import read_one
+from marshtest.merging import differences, read_one
+from marshtest.recipe import load_recipe
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.tables import NAMES, as_markdown, number, plus_minus, table2
 from marshtest.results import Results
@@ -159,12 +163,14 @@ def some_removed() -> tuple[str, str]:
 
 def gd_by_attack() -> tuple[str, str]:
     """GD undoes indiscriminate poisons, and neither targeted nor Gaussian ones."""
-    images = {name: cell(name, "gd") for name in IMAGES}
-    undone = images["cifar10-small-indiscriminate"]
-    others = [images[name] for name in IMAGES[:2]]
-    holds = undone.surely_less and all(of.verdict == "NOT REMOVED" for of in others)
-    fails = not undone.surely_less or any(of.verdict == "REMOVED" for of in others)
-    return table((*IMAGES, *DIGITS), ["gd"]), answered(holds, fails)
+    gaussian, targeted = (
+        [cell(name, "gd").verdict for name in names]
+        for names in zip(IMAGES[:2], DIGITS[:2], strict=True)
+    )
+    less = cell(IMAGES[2], "gd").surely_less
+    kept = all("NOT REMOVED" in of and "REMOVED" not in of for of in (gaussian, targeted))
+    gone = "REMOVED" in (*gaussian, *targeted)
+    return table((*IMAGES, *DIGITS), ["gd"]), answered(less and kept, not less or gone)
 
 
 def scrub_by_attack() -> tuple[str, str]:
@@ -275,7 +281,7 @@ def _steps(name: str, unlearner: str) -> tuple[str, float, float]:
     of = results(name)
     entries = of.rows[(of.rows["unlearner"] == unlearner)]
     given = entries["hyperparameters"].unique()  # of several rates the largest, which moves most
-    largest = max(given, key=lambda text: float(pd.io.json.ujson_loads(text)["lr"]))
+    largest = max(given, key=lambda text: float(json.loads(text)["lr"]))
     rows = entries[entries["hyperparameters"] == largest]
     by_budget = rows.groupby("budget")
     lines = [
@@ -375,23 +381,37 @@ def _anchor(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum() or c in " -").replace(" ", "-")
 
 
+def command(name: str) -> str:
+    """What gives an experiment's rows: the shipped recipe or sweep, and what was changed."""
+    of = results(name)
+    if name in shipped("sweeps"):
+        verb, base = "sweep", load_recipe(read_sweep(name).variants()[0].values)
+    else:
+        verb, base = "run", load_recipe(of.recipe.name)
+        name = of.recipe.name
+    asked, given = (
+        recipe.model_dump(mode="json", exclude={"name"}) for recipe in (base, of.recipe)
+    )
+    changed = differences(asked, given)
+    told = "".join(f" '{key}={json.dumps(value)}'" for key, (_, value) in changed.items())
+    return f"`marshtest {verb} {name}{told}`"
+
+
 def origin() -> str:
     """Where the rows come from."""
     lines = []
-    for name in (*ALL, "digits-budgets", "cifar10-small-sizes"):
+    for name in (*ALL, "digits-budgets", "cifar10-small-sizes", "imdb-tiny-sizes"):
         of = results(name)
         about = next(iter(of.runs.values()))
         hours = (of.rows["seconds"].sum() + of.rows["scoring_seconds"].sum()) / 3600
         lines.append(
             {
-                "rows": name,
-                "models": len(of.rows),
+                "rows": f"{len(of.rows)}: {command(name)}",
                 "seeds": len(of.seeds),
                 "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(of.rows["forget_size"])),
                 "precision": ", ".join(of.rows["precision"].unique()),
                 "hours of work": f"{hours:.2f}",
-                "marshtest": f"{about['marshtest']}, torch {about['torch']}",
-                "machine": about["machine"],
+                "marshtest": f"{about['marshtest']}, torch {about['torch']}, {about['machine']}",
             }
         )
     return as_markdown(pd.DataFrame(lines))
