@@ -45,7 +45,8 @@ class Rows:
         frame: one line a model, or a set of samples of a hypothesis; columns as in docs/rows.md.
         kind: of what they are.
         runs: by the hash of a recipe, its `values` and what ran it: `marshtest`, `algorithm`, `torch`,
-            `python`, `machine`, `started`, and the digest of `data` that the recipe does not determine.
+            `python`, `machine`, of a run when it `started`, and the digest of `data` that the recipe
+            does not determine.
     """
 
     path: Path

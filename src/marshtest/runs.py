@@ -182,19 +182,19 @@ def claim(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    values = {"name": recipe.name, **identity, **describe(recipe, identity["data"])}
+    started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+    values = {"name": recipe.name, **identity, **started, **describe(recipe, identity["data"])}
     about.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def describe(recipe: Named, data: str | None) -> dict[str, Any]:
-    """What rows say of themselves: the recipe in full, and what runs it, here and now.
+    """What rows say of themselves: the recipe in full, and what runs it here.
 
     Args:
         data: digest of data that the recipe does not determine.
     """
     return {
         "data": data,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "marshtest": version("marshtest"),
         "algorithm": ALGORITHM,
         "torch": str(torch.__version__),

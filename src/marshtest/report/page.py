@@ -203,7 +203,7 @@ def about_runs(results: Results) -> list[dict[str, str]]:
                         }
                     )
                 ),
-                "started": str(about["started"]),
+                "started": str(about.get("started", "in a sweep")),
                 "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",
                 "torch, Python": f"{about['torch']}, {about['python']}",
                 "machine": str(about["machine"]),
