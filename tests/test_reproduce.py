@@ -109,7 +109,8 @@ def test_figures_look_as_they_did(expected: Path, drawn: dict[str, Figure], tmp_
 
 def draw(drawn: dict[str, Figure], name: str, folder: Path) -> None:
     with matplotlib.rc_context(STYLE):
-        drawn[name].savefig(folder / f"{name}.png", dpi=60)
+        box = drawn[name].get_tightbbox().padded(0.1)
+        drawn[name].savefig(folder / f"{name}.png", dpi=60, bbox_inches=box)
 
 
 def test_there_is_an_image_of_each_figure_of_the_paper() -> None:
