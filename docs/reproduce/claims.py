@@ -72,6 +72,11 @@ class Cell:
         return str(self.line["verdict"])
 
     @property
+    def has_effect(self) -> bool:
+        """Whether the initial model shows the poison at all."""
+        return str(self.initial["verdict"]) == "NOT REMOVED"
+
+    @property
     def left(self) -> float:
         """Share of the initial effect, by the score that shows most."""
         return max(abs(self._share(name)) for name in self.names)
@@ -118,7 +123,8 @@ def budget_of(of: Results) -> float:
 def shown(of: Cell) -> str:
     """A cell in words."""
     accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
-    return f"{of.verdict}, {of.left:.0%} left; accuracy {accuracy} ({-of.lost:+.3f})"
+    left = f"{of.left:.0%} left" if of.has_effect else "no effect shown to begin with"
+    return f"{of.verdict}, {left}; accuracy {accuracy} ({-of.lost:+.3f})"
 
 
 def table(experiments: Iterable[str], unlearners: Iterable[str]) -> str:
@@ -188,7 +194,8 @@ def ga_by_task() -> tuple[str, str]:
     texts = [cell(name, "ga") for name in TEXTS]
     helped = [of.surely_less and of.lost > 0.1 for of in images]
     kept = [of.verdict == "NOT REMOVED" for of in texts]
-    fails = not any(helped) or any(of.verdict == "REMOVED" for of in texts)
+    useless = any(of.has_effect and not of.surely_less for of in images)
+    fails = useless or any(of.verdict == "REMOVED" for of in texts)
     return table((*IMAGES[:2], *TEXTS), ["ga"]), answered(all(helped) and all(kept), fails)
 
 
