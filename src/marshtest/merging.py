@@ -21,12 +21,7 @@ from marshtest.results import CELL, Results
 from marshtest.rows import FILE, Rows, read_file
 
 VARIED = {"name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"}
-OF_THE_RUN = [
-    "recipe",
-    "entry",
-    "seconds",
-    "scoring_seconds",
-]  # columns in which equal rows may differ
+OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
 
 
 @dataclass(frozen=True)

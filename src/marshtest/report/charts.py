@@ -25,9 +25,7 @@ Spec = dict[str, Any]
 
 
 class Chart(NamedTuple):
-    """A chart of the page: title, what there is to see, and whether the choice of one model stands "
-    "above.
-    """
+    """A chart of the page; `chooses` where the choice of one model stands above it."""
 
     title: str
     text: str
@@ -50,11 +48,7 @@ SHOWN_OF_A_MODEL = [
 ]
 BINS = 40
 STEP = 26  # pixels a model, in a chart with one line each
-RANGES = {
-    "gus": (-5.0, 5.0),
-    "rank": (-5.0, 5.0),
-    "target": (0.0, 1.0),
-}  # of scores with a histogram
+RANGES = {"gus": (-5.0, 5.0), "rank": (-5.0, 5.0), "target": (0.0, 1.0)}  # of histograms
 # What the page's controls have chosen, as Vega's conditions on a line.
 AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
 AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
