@@ -107,6 +107,10 @@ def test_compare_and_leaderboard_print_and_write_their_tables(
     assert "gd: no difference shown." in said.out
     files = {file.name for file in (tmp_path / "both").iterdir()}
     assert {"compare.csv", "compare-table.tex", "compare-seeds.png", "compare-poisons.pdf"} <= files
+    rows = read_file(tiny_run.folder)
+    write_rows(rows.frame.query("role == 'updated'"), tmp_path / "part.parquet", rows.runs)
+    said = marshtest("leaderboard", "part.parquet")
+    assert (said.code, "nothing can be ranked" in said.err) == (2, True)
     said = marshtest("leaderboard", folder, "--out", "board")
     assert said.code == 0
     table = pd.read_csv(tmp_path / "board" / "leaderboard.csv")

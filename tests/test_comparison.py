@@ -188,9 +188,13 @@ def test_an_unknown_error_ties_with_everybody() -> None:
     assert (low, high) == pytest.approx((0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
 
 
-def test_a_leaderboard_of_nothing_is_refused(tiny_run: Results) -> None:
-    with pytest.raises(MarshtestError, match="there are no rows of recipes"):
-        leaderboard([])
-    rows = tiny_run.rows[tiny_run.rows["role"] != "retrained"].reset_index(drop=True)
-    with pytest.raises(MarshtestError, match="no experiment has rows of its initial"):
-        leaderboard([replace(tiny_run, rows=rows)])
+def test_without_controls_or_an_effect_nothing_is_ranked(tiny_run: Results) -> None:
+    assert leaderboard([]).empty
+    rows = tiny_run.rows
+    without = rows[rows["role"] != "retrained"].reset_index(drop=True)
+    assert leaderboard([replace(tiny_run, rows=without)]).empty
+    initial = rows["role"] == "initial"
+    flat = rows.assign(
+        **{c: rows[c].mask(initial, 0.0) for c in ("gus_dependence", "rank_dependence")}
+    )
+    assert leaderboard([replace(tiny_run, rows=flat)]).empty

@@ -411,6 +411,11 @@ def leaderboard(
     for line in merged.said:
         console.print(line, highlight=False, markup=False)
     shown = ranking_table(rank(merged.results))
+    if shown.empty:
+        raise MarshtestError(
+            f"{', '.join(map(str, rows))}: no experiment shows an effect of its poison beside rows of its "
+            "initial and its retrained model, so nothing can be ranked. Give such rows."
+        )
     console.print(_rich(shown, "leaderboard"))
     console.print(LEGEND, style="dim")
     if out is not None:

@@ -85,8 +85,7 @@ def write_all(merged: Merged, folder: Path) -> Path:
     charts.prepare()
     figures, tables = folder / "figures", folder / "tables"
     sections = []
-    for results in merged.results:
-        stem = file_stem(results.recipe.name)
+    for results, stem in zip(merged.results, _stems(merged.results), strict=True):
         sections.append((results, _pictures(results, figures, f"{stem}-")))
         write(results.summary, tables / f"{stem}-summary.csv")
         write_table(table(results), tables / f"{stem}-table", legend(results))
@@ -100,8 +99,9 @@ def write_all(merged: Merged, folder: Path) -> Path:
         stem = file_stem(shown.study.settings.name)
         write_table(shown.table, tables / f"{stem}-table", shown.legend)
     ranking = None
-    if len({results.recipe.attack.name for results in merged.results}) > 1:
-        ranking = (ranking_table(leaderboard(merged.results)), LEGEND)
+    several = len({results.recipe.attack.name for results in merged.results}) > 1
+    if several and not (board := leaderboard(merged.results)).empty:
+        ranking = (ranking_table(board), LEGEND)
         write_table(ranking[0], tables / "leaderboard", LEGEND)
     names = [of.recipe.name for of, _ in sections] + [of.study.settings.name for of in studies]
     title = names[0] if len(names) == 1 else f"{len(names)} experiments"
@@ -124,6 +124,12 @@ def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
 def file_stem(name: str) -> str:
     """A name as that of a file."""
     return "".join(c if c.isalnum() or c in "=.-_" else "_" for c in name)[:100]
+
+
+def _stems(several: Sequence[Results]) -> list[str]:
+    """Beginnings of files' names, no two alike."""
+    stems = [file_stem(results.recipe.name) for results in several]
+    return [s if stems.count(s) == 1 else f"{s}-{place}" for place, s in enumerate(stems, 1)]
 
 
 def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Picture]:
