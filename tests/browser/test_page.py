@@ -123,7 +123,8 @@ def findings(page: Page) -> list[str]:
 
 def test_the_verdict_is_on_the_first_screen(page: Page) -> None:
     answer = page.locator(".answer").first
-    assert re.search(r"of 2 unlearners removed the Gaussian poisons", answer.inner_text())
+    assert re.search(r"none of 2 removed the Gaussian poisons", answer.inner_text())
+    assert all(name in answer.inner_text() for name in ("GD", "SCRUB"))
     box = answer.bounding_box()
     assert box is not None
     assert box["y"] + box["height"] < 900
