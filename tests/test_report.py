@@ -14,7 +14,7 @@ import vl_convert
 from PIL import Image
 from scipy import stats
 
-from marshtest.report import charts, figures
+from marshtest.report import charts, figures, write_report
 from marshtest.report.page import answer, sentences, write_page
 from marshtest.report.tables import as_latex, markdown, table
 from marshtest.results import Results
@@ -205,3 +205,12 @@ def test_the_answer_counts_verdicts_and_names_what_removal_cost(tiny_run: Result
     assert "1 of 3 removed the Gaussian poisons: GD (12.3 points below retraining)" in said
     assert "did not: " in said
     assert "SCRUB" in said.partition("did not: ")[2]
+
+
+def test_controls_alone_are_reported_too(
+    tiny_run: Results, ablated: Results, tmp_path: Path
+) -> None:
+    for results in (tiny_run, ablated):
+        rows = results.rows[results.rows["role"] != "updated"].reset_index(drop=True)
+        page = write_report(replace(results, rows=rows, folder=tmp_path))
+        assert "No unlearner is among the rows." in page.read_text()

@@ -84,11 +84,11 @@ def figures_by_size(results: Results) -> dict[str, Figure]:
     """The paper's Figure 9, of texts its Figure 10, and what is left by size of the forget set."""
     table, budget = _table(results), results.budget
     table = table[(table["role"] != "updated") | (table["budget"] == budget)]
-    name = "figure10" if results.recipe.data.name in TEXTS else "figure9"
-    return {
-        name: by_unlearner(table, "forget_size", *_effect(results)),
-        "left-by-size": ablation(results, "forget_size", "budget", budget),
-    }
+    drawn = {"left-by-size": ablation(results, "forget_size", "budget", budget)}
+    if results.budgets:  # else there is no unlearner
+        name = "figure10" if results.recipe.data.name in TEXTS else "figure9"
+        drawn[name] = by_unlearner(table, "forget_size", *_effect(results))
+    return drawn
 
 
 def _effect(results: Results) -> tuple[Sequence[Column], str, float | None]:

@@ -260,7 +260,7 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
     tables = [(shift_table(results), "shift")] if len(results.moved) else []
     if "error" in results.score_names:
         tables.append((table2(results), TABLE_2))
-    first = results.poison_budgets[-1]
+    first = results.poison_budget
     return {
         "id": f"results-{place}",
         "results": results,
