@@ -18,7 +18,8 @@ from scipy import stats
 
 from marshtest.errors import MarshtestError
 from marshtest.merging import differences, setting
-from marshtest.metrics.verdict import TINY, holm
+from marshtest.metrics.trainings import TINY
+from marshtest.metrics.verdict import holm
 from marshtest.results import GROUP, Results
 
 ACCURACY = "test_accuracy"
@@ -121,7 +122,7 @@ def _lines(
     names = _names(one, other)
     about = {"a": names[0], "b": names[1], "poison_budget": share, "budget": one[-1]}
     attack = a.recipe.attack
-    columns = {name: f"{name}_dependence" for name in attack.null_deviations()}
+    columns = {name: f"{name}_dependence" for name in attack.exact}
     for measure, column in {ACCURACY: ACCURACY, **columns, **attack.compared}.items():
         pair = rows[0].merge(rows[1], on="seed", suffixes=("_a", "_b"))
         yield about | _tested(pair, column, measure, "seeds")

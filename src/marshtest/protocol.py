@@ -2,10 +2,14 @@
 
     1  poison             attack.poison            forget set = the poisons, retain set = the rest
     2  train, measure     initial model            and, from scratch on the retain set, the retrained
-                          (an attack without an exact null: also a second retrained model as the
-                          reference, and one trained on the poisons' shifts shuffled, as a control)
     3  unlearn            each unlearner, under each compute budget
     4  measure again      test accuracy, the attack's effect, cost, how far the model moved
+
+An attack whose effect has no known null law gets a *clean twin*: the same experiment, with the same draws,
+on the base samples in the poisons' places. Each unlearner runs on the initial model and on its twin, and
+what is left is the difference of the two. The control, full retraining, takes other draws in the twin's
+arm: with the same ones both arms would be one model. A second control is trained on the poisons' shifts
+shuffled.
 
 What each step draws depends on the seed, the poison budget and its own name, and on no other step: so steps
 can be done in any order, anywhere, and shared.
@@ -43,7 +47,12 @@ from marshtest.unlearning.harness import Outcome, unlearn
 Row = dict[str, Any]
 Report = Callable[[str, float], None]  # told what is going on, and the share of it all that is done
 
-UNTREATED = ("initial", "shuffled")  # roles of models from which nothing was taken
+UNTREATED = ("initial", "twin", "shuffled")  # roles of models from which nothing was taken
+TWINS = {
+    "initial": "twin",
+    "shuffled": "twin",
+    "retrained": "reference",
+}  # by role, that of the clean twin
 CELL = ["poison_budget", "seed", "role", "entry", "unlearner", "hyperparameters", "budget"]
 
 
@@ -77,8 +86,13 @@ def groups(recipe: Recipe) -> list[Group]:
 
 def from_scratch(recipe: Recipe) -> list[str]:
     """Roles of the models that are trained from scratch beside the initial one."""
-    crafted = bool(recipe.attack.compared)
-    asked = {"shuffled": crafted, "retrained": True, "reference": crafted or recipe.reference}
+    twins = bool(recipe.attack.compared)
+    asked = {
+        "twin": twins,
+        "shuffled": twins,
+        "retrained": True,
+        "reference": twins or recipe.reference,
+    }
     return [role for role, wanted in asked.items() if wanted]
 
 
@@ -238,31 +252,40 @@ def train(
     role: str,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Fit]:
-    """Step 2: the model of a role, from scratch."""
+    """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws."""
     if role == "initial":
         samples = poisoned.samples
+    elif role == "twin":
+        samples = poisoned.unpoisoned
     elif role == "shuffled":
         samples = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
     else:
         samples = poisoned.retain
-    return pipeline.fit(samples, derive(group.draws, role), progress)
+    draws = "initial" if role in UNTREATED else role
+    return pipeline.fit(samples, derive(group.draws, draws), progress)
 
 
 def update(
     pipeline: Pipeline,
     group: Group,
     poisoned: Poisoned,
-    initial: nn.Module,
+    model: nn.Module,
     trained: Fit,
     unlearner: Unlearner,
     shares: Sequence[float],
+    role: str = "initial",
 ) -> list[Outcome]:
-    """Step 3: one outcome a compute budget, each a share of what the initial training cost."""
+    """Step 3: one outcome a compute budget, each a share of what the initial training cost.
+
+    Args:
+        model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
+    """
+    twin = role == "twin"
     return unlearn(
         unlearner,
-        initial,
+        model,
         poisoned.retain,
-        poisoned.forget,
+        poisoned.unpoisoned.only(poisoned.forget_ids) if twin else poisoned.forget,
         task=replace(pipeline.task, train=pipeline),
         budgets=[Budget(share * trained.cost.passes, trained.flops_per_pass) for share in shares],
         seed=derive(group.draws, unlearner.name),
@@ -304,11 +327,13 @@ def measure(
     subject: Subject,
     trained: Fit,
     between: tuple[nn.Module, nn.Module] | None,
+    twin: nn.Module | None = None,
 ) -> Measured:
     """Step 4: accuracy, what is left of the poison, cost, and the way that the model went.
 
     Args:
         trained: what the initial training cost.
+        twin: the same on the clean twin, where the attack's effect is compared with it.
         between: the initial and the retrained model; None where the way is not asked for.
     """
     recipe, data, model = pipeline.recipe, pipeline.data, subject.model
@@ -336,6 +361,8 @@ def measure(
         "chance": float(labels.max() / len(data.test)),
         **{f"crafting_{name}": value for name, value in poisoned.figures.items()},
     }
+    if twin is not None:
+        row |= _of_twin(pipeline, poisoned, twin)
     if model is None:
         return Measured(row, pd.DataFrame(), [])
     figures, effect = _effect(pipeline, group, poisoned, model)
@@ -360,3 +387,13 @@ def _effect(
     }
     seconds = {"scoring_seconds": time.perf_counter() - started}
     return measured | dict(effect.figures) | seconds, effect
+
+
+def _of_twin(pipeline: Pipeline, poisoned: Poisoned, twin: nn.Module) -> dict[str, float]:
+    """The effect's columns and the test accuracy, of the clean twin."""
+    attack, task = pipeline.recipe.attack, pipeline.task
+    figures = attack.effect(twin, poisoned, task).figures
+    if "test_accuracy" not in figures:
+        figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
+    columns = ("test_accuracy", *attack.compared.values())
+    return {f"twin_{column}": figures[column] for column in columns}

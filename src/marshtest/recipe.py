@@ -51,6 +51,9 @@ class VerdictSettings(Settings):
 
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
     margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
+    accuracy: float = Field(
+        0.05, gt=0, lt=1
+    )  # that a usable model may lose against full retraining
 
 
 class Named(Settings):
@@ -90,7 +93,7 @@ class Recipe(Named):
     budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
     seeds: int = Field(1, ge=1)  # repetitions of all of it
     first_seed: int = Field(0, ge=0)
-    reference: bool = False  # train a second retrained model even where the attack needs none
+    reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -12,20 +12,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from marshtest.errors import MarshtestError
+from marshtest.metrics.dependence import Dependence
 from marshtest.metrics.shift import Shift
-from marshtest.metrics.verdict import Dependence, Verdict, compared, pooled, verdicts
-from marshtest.protocol import from_scratch
+from marshtest.metrics.tradeoff import interval_of_share
+from marshtest.metrics.trainings import Difference, usable
+from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
+from marshtest.prospects import prospects
 from marshtest.recipe import Recipe
 from marshtest.rows import FILE, Rows, read_file, read_frame
-from marshtest.stages import NAMES, RETRAINED
+from marshtest.stages import NAMES, RETRAINED, measured_roles
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
 # Rows of one cell are of one model; entries are places in a recipe, and no two recipes' need agree.
 CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
+RATES = ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
 CONTROLS = {
     "initial": "initial model (no unlearning)",
     "retrained": "retrained model",
@@ -89,12 +95,12 @@ class Results:
         about = rows.runs[recipe]
         parsed = Recipe.parse(about["values"], f"{rows.path}: recipe")
         own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
-        for name in parsed.attack.null_deviations():
-            missing = [c for c in Dependence.columns_of(name) if c not in own]
-            if missing:
-                raise MarshtestError(
-                    f"{rows.path}: is no table of rows: a {parsed.attack.name} row has {missing[0]!r}."
-                )
+        needed = [c for name in parsed.attack.exact for c in Dependence.columns_of(name)]
+        needed += [f"twin_{column}" for column in parsed.attack.compared.values()]
+        if missing := [column for column in needed if column not in own]:
+            raise MarshtestError(
+                f"{rows.path}: is no table of rows: a {parsed.attack.name} row has {missing[0]!r}."
+            )
         if folder is None and rows.path.name == FILE:
             folder = rows.path.parent
         beside = ("scores", "shifts", "examples")
@@ -123,12 +129,12 @@ class Results:
     def score_names(self) -> list[str]:
         """The scores that verdicts rest on."""
         attack = self.recipe.attack
-        return [*attack.null_deviations(), *attack.compared]
+        return [*attack.exact, *attack.compared]
 
     @property
     def unit(self) -> str:
         """What a score is averaged over."""
-        return "seeds" if self.recipe.attack.compared else "poisons"
+        return "trainings" if self.recipe.attack.compared else "poisons"
 
     @cached_property
     def poison_budgets(self) -> list[float]:
@@ -228,17 +234,32 @@ class Results:
                 )
             elif controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
                 judged = table["role"].isin(["initial", "retrained"])
-                needed = table.loc[judged, "poisons_needed"].max()
+                needed = table.loc[judged, "needed"].max()
                 more = ""
                 if not pd.isna(needed):
                     more = f" About {needed:,.0f} {self.unit} in all would do."
                 said.append(
-                    f"Poison budget {share:g}: too small for a verdict. No unlearning came out "
-                    f"{controls['initial']} (must be NOT REMOVED) and full retraining "
-                    f"{controls['retrained']} (must be REMOVED).{more} "
+                    f"Poison budget {share:g}: too small for a verdict. The initial model came out "
+                    f"{controls['initial']} (it must be NOT REMOVED) and the retrained model "
+                    f"{controls['retrained']} (it must be REMOVED).{more} "
                     "Raise seeds, poison_budgets or the attack's strength."
                 )
+            said += [f"Poison budget {share:g}: {line}" for line in self._prospects(table)]
         return said
+
+    def _prospects(self, table: pd.DataFrame) -> list[str]:
+        """Answers that the numbers of poisons or trainings rule out."""
+        initial = table[table["role"] == "initial"]
+        if not len(initial):
+            return []
+        seeds, poisons = int(initial["seeds"].iloc[0]), float(initial["forget_size"].iloc[0])
+        return prospects(
+            self.recipe, round(poisons), seeds, int((table["role"] == "updated").sum())
+        )
+
+    def rests(self, share: float) -> tuple[Rest, ...]:
+        """What verdicts of REMOVED rest on at a poison budget; nothing of effects without a null law."""
+        return self._judged(share)[0]
 
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
@@ -263,77 +284,114 @@ class Results:
         chosen = self.chosen(share)
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         keys = list(cells.groups)
-        measured = {key: self._measured(rows, chosen) for key, rows in cells}
-        answers = self._answers(measured)
+        answers = self._judged(share)[1]
         numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(chosen)]
         means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
         of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
         table = pd.concat([*of_cells, means, spreads], axis=1).loc[keys].reset_index()
         table.insert(len(GROUP), "poison_budget", share)
-        reference = chosen.loc[chosen["role"] == "retrained", "test_accuracy"].mean()
-        table["accuracy_cost"] = reference - table["test_accuracy"]
-        told = []
-        targets = getattr(self.recipe.attack, "targets", 0)
-        for key, rows in cells:
-            line: dict[str, Any] = {}
-            for name, score in measured[key].items():
-                line |= score.columns(name)
-            verdict = answers[key]
-            line |= {
-                "verdict": verdict.answer,
-                "p_removed": verdict.p_removed,
-                "p_not_removed": verdict.p_not_removed,
-                "poisons_needed": verdict.poisons_needed,
-                "note": "; ".join(sorted({note for note in rows["note"] if note})),
-            }
-            told.append((_success(rows, targets) if targets > 0 else {}) | line)
+        full = chosen[chosen["role"] == "retrained"].set_index("seed")["test_accuracy"]
+        table["accuracy_cost"] = full.mean() - table["test_accuracy"]
+        told = [self._told(rows, answers[key], full) for key, rows in cells]
         return pd.concat([table, pd.DataFrame(told)], axis=1)
 
-    def _measured(self, rows: pd.DataFrame, others: pd.DataFrame) -> dict[str, Dependence]:
-        """Dependence by each score: the poisons of all seeds pooled, or seeds against retraining.
+    def _told(self, rows: pd.DataFrame, verdict: Verdict, full: pd.Series) -> dict[str, Any]:
+        """A summary line's scores, intervals and verdict.
 
         Args:
             rows: of one cell, one a seed.
-            others: all at its poison budget.
+            full: test accuracy of the retrained model, by seed.
         """
-        attack = self.recipe.attack
-        if not attack.compared:
-            lines = [line for _, line in rows.iterrows()]
-            return {
-                name: pooled([Dependence.of(line, name, deviation) for line in lines])
-                for name, deviation in attack.null_deviations().items()
-            }
-        own, reference = (
-            of.set_index("seed")[list(attack.compared.values())]
-            for of in (rows, others[others["role"] == "reference"])
-        )
-        both = own.index.intersection(reference.index, sort=False)
-        return {
-            name: compared(own.loc[both, c].to_numpy(), reference.loc[both, c].to_numpy())
-            for name, c in attack.compared.items()
+        settings, targets = self.recipe.verdict, getattr(self.recipe.attack, "targets", 0)
+        line: dict[str, Any] = _success(rows, targets) if targets > 0 else {}
+        shown = self._shown(rows)
+        if isinstance(shown, Difference):
+            for name in self.recipe.attack.compared:
+                line |= shown.columns(name)
+        else:
+            for name, score in shown.pooled.items():
+                means = np.array([scores[name].value for scores in shown.trainings.values()])
+                line |= score.columns(name) | {f"{name}_trainings_error": _error(means)}
+            line |= _rates(rows)
+        reference = rows["role"].iloc[0] == "retrained"
+        cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
+        return line | {
+            "verdict": verdict.answer,
+            "usable": "yes" if reference else usable(cost, settings.accuracy, settings.alpha),
+            "removed_in": verdict.removed_in,
+            "trainings": verdict.trainings,
+            "p_removed": verdict.p_removed,
+            "p_not_removed": verdict.p_not_removed,
+            "needed": verdict.needed,
+            "reasons": "; ".join(verdict.reasons),
+            "note": "; ".join(sorted({note for note in rows["note"] if note})),
         }
 
-    def _answers(
-        self, measured: Mapping[tuple[Any, ...], Mapping[str, Dependence]]
-    ) -> dict[tuple[Any, ...], Verdict]:
-        """The controls are judged each alone, the unlearners as one family."""
-        settings = self.recipe.verdict.model_dump()
-        unknown = Dependence(math.nan, math.nan, None, 0)
-        initial = next(
-            (scores for key, scores in measured.items() if key[0] == "initial"),
-            dict.fromkeys(self.score_names, unknown),
+    def _shown(self, rows: pd.DataFrame) -> "Evidence | Difference":
+        """What the models of one cell show of the poison; its rows are one a seed."""
+        attack = self.recipe.attack
+        if attack.compared:
+            (column,) = attack.compared.values()
+            return Difference((rows[column] - rows[f"twin_{column}"]).to_numpy(dtype=np.float64))
+        fpr = float(getattr(attack, "fpr", 0.01))
+        return Evidence(
+            {
+                int(line["seed"]): {name: Dependence.of(line, name, fpr) for name in attack.exact}
+                for _, line in rows.iterrows()
+            }
         )
-        family = [key for key in measured if key[0] == "updated"]
-        answers = dict(
-            zip(
-                family,
-                verdicts(initial, [measured[key] for key in family], **settings),
-                strict=True,
+
+    def _judged(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:
+        """What verdicts rest on, and by cell the verdict: controls each alone, unlearners together."""
+        chosen = self.chosen(share)
+        seeds = chosen["seed"].unique()
+        shown = {
+            key: self._shown(_aligned(rows, seeds))
+            for key, rows in chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+        }
+        family = [key for key in shown if key[0] == "updated"]
+        levels = self.recipe.verdict.model_dump(include={"alpha", "margin"})
+        initial = next((of for key, of in shown.items() if key[0] == "initial"), None)
+        alone = [[key] for key in shown.keys() - family]
+        answers: dict[tuple[Any, ...], Verdict] = {}
+        if self.recipe.attack.compared:
+            before = (
+                initial
+                if isinstance(initial, Difference)
+                else Difference(np.full(len(seeds), np.nan))
             )
-        )
-        for key in measured.keys() - family:
-            answers[key] = verdicts(initial, [measured[key]], **settings)[0]
-        return answers
+            for keys in (family, *alone):
+                of = [one for key in keys if isinstance(one := shown[key], Difference)]
+                answers |= zip(keys, paired_verdicts(before, of, **levels), strict=True)
+            return (), answers
+        first = initial if isinstance(initial, Evidence) else Evidence({})
+        rests = rests_on(first, family=max(1, len(family)), **levels)
+        for keys in (family, *alone):
+            given = [one for key in keys if isinstance(one := shown[key], Evidence)]
+            answers |= zip(keys, verdicts(first, given, rests=rests, **levels), strict=True)
+        return rests, answers
+
+
+def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
+    """One row a seed, in the order of `seeds`; all nan where there is none."""
+    return rows.set_index("seed").reindex(seeds).reset_index()
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    """Standard error of a mean over trainings; nan of fewer than two."""
+    told = values[~np.isnan(values)]
+    return float(told.std(ddof=1) / math.sqrt(len(told))) if len(told) > 1 else math.nan
+
+
+def _rates(rows: pd.DataFrame) -> dict[str, float]:
+    """Exact 95 % intervals of the TPRs over the poisons of all seeds."""
+    found: dict[str, float] = {}
+    for rate in (column for column in RATES if column in rows):
+        n = rows["rank_poisons" if rate == "tpr_rank" else "gus_poisons"]
+        share = float((rows[rate] * n).sum() / n.sum()) if n.sum() else math.nan
+        low, high = interval_of_share(share, float(n.sum()))
+        found |= {f"{rate}_low": low, f"{rate}_high": high}
+    return found
 
 
 def _beside(folder: Path | None, name: str) -> pd.DataFrame:
@@ -344,7 +402,7 @@ def _beside(folder: Path | None, name: str) -> pd.DataFrame:
 def _cells(values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """The cells that a recipe asks for."""
     recipe = Recipe.parse(values, "recipe")
-    roles = ["initial", *from_scratch(recipe)]
+    roles = measured_roles(recipe)
     found: list[tuple[Any, ...]] = []
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     for share, seed in itertools.product(recipe.poison_budgets, seeds):
@@ -369,4 +427,7 @@ def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:
 
 
 def _figures(rows: pd.DataFrame) -> list[str]:
-    return [column for column in rows.columns if column.startswith(("tpr", "target", "rest"))]
+    """Columns of which a summary gives mean and deviation over seeds."""
+    ends = ("_low", "_high")  # intervals are pooled, not averaged
+    starts = ("tpr", "target", "rest")
+    return [c for c in rows.columns if c.startswith(starts) and not c.endswith(ends)]

@@ -14,7 +14,7 @@ import pandas as pd
 from marshtest.errors import MarshtestError, first_line
 from marshtest.files import write
 
-FORMAT = 1  # raised when rows of before can no longer be read as they are
+FORMAT = 2  # raised when rows of before can no longer be read as they are
 NAME = "marshtest"  # of the entry in the file's metadata
 FILE = "rows.parquet"
 
@@ -94,6 +94,11 @@ def read_file(source: str | Path) -> Rows:
         raise MarshtestError(
             f"{path}: was written by a newer marshtest (rows of format {described['format']}; this one "
             f"knows {FORMAT}). Update marshtest."
+        )
+    if described["format"] < FORMAT and described["kind"] == "recipe":
+        raise MarshtestError(
+            f"{path}: was written by an older marshtest (rows of format {described['format']}; this one "
+            f"needs {FORMAT}), and lacks what verdicts rest on. Run its recipe again."
         )
     rows = Rows(path, frame, described["kind"], described["runs"])
     _check(rows)

@@ -3,9 +3,9 @@
     features     the data by a network's features, where the recipe asks for them
     clean        the model that crafted attacks start from         one serves all poison budgets of a seed
     dose         the crafted poisons                               other doses are functions of their seed
-    initial, shuffled, retrained, reference                        models from scratch
-    updated      a model after unlearning, a budget
-    score        a model's row, scores and shifts
+    initial, twin, shuffled, retrained, reference                  models from scratch
+    updated      a model after unlearning, a budget                of the initial model, and of its twin
+    score        a model's row, scores and shifts                  with the effect on its clean twin
 
 A stage's key is its kind and the hash of what it depends on: of the recipe only that, the keys of the
 stages before it, and ALGORITHM. A *job* is what is scheduled: it makes one stage, or, where an unlearner's
@@ -15,7 +15,7 @@ smaller budgets lie on the way to its largest, the updated models of all budgets
 import io
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -33,6 +33,7 @@ from marshtest.files import frame_bytes
 from marshtest.ledger import ALGORITHM
 from marshtest.protocol import (
     CELL,
+    TWINS,
     UNTREATED,
     Group,
     Pipeline,
@@ -149,13 +150,25 @@ class Keys:
         """Of a model from scratch."""
         return _key(role, dose=self.dose(group))
 
-    def updated(self, group: Group, unlearner: Unlearner, budget: float) -> str:
-        """Of a model after unlearning."""
+    def updated(
+        self, group: Group, unlearner: Unlearner, budget: float, role: str = "initial"
+    ) -> str:
+        """Of a model after unlearning, from the model of `role`."""
         by = unlearner.model_dump(mode="json")
-        return _key("updated", initial=self.model("initial", group), by=by, budget=budget)
+        return _key("updated", initial=self.model(role, group), by=by, budget=budget)
+
+    def arms(self, unlearner: Unlearner) -> tuple[str, ...]:
+        """Roles of the models that an unlearner starts from."""
+        twins = bool(self.recipe.attack.compared) and unlearner.looks_back
+        return ("initial", "twin") if twins else ("initial",)
+
+    def twin(self, role: str, group: Group) -> str | None:
+        """Of the model from scratch that one of `role` is compared with."""
+        other = TWINS.get(role) if self.recipe.attack.compared else None
+        return None if other is None else self.model(other, group)
 
     def score(self, model: str) -> str:
-        """Of a model's measures."""
+        """Of a model's measures; its clean twin is determined by it."""
         return _key("score", model=model, attack=self._measured_by)
 
 
@@ -163,10 +176,15 @@ def _key(kind: str, **of: Any) -> str:
     return f"{kind}-{hashed({'kind': kind, 'algorithm': ALGORITHM, **of})}"
 
 
+def measured_roles(recipe: Recipe) -> list[str]:
+    """Roles of the models from scratch that have rows; a twin's measures stand in the other arm's."""
+    return [role for role in ("initial", *from_scratch(recipe)) if role != "twin"]
+
+
 def lines(keys: Keys, group: Group) -> Iterator[Line]:
     """The rows of a group, in their order."""
     recipe = keys.recipe
-    for role in ("initial", *from_scratch(recipe)):
+    for role in measured_roles(recipe):
         yield Line(keys.score(keys.model(role, group)), -1)
     for entry, trials in enumerate(recipe.unlearners):
         for trial, budget in itertools.product(trials, recipe.budgets):
@@ -202,21 +220,22 @@ def _jobs_of_group(
     for role in ("initial", *from_scratch(recipe)):
         model = keys.model(role, group)
         yield Job("train", f"{role} model {of}", (model,), first, keys, group, role)
-    for role in ("initial", *from_scratch(recipe)):
-        model = keys.model(role, group)
-        beside = () if role in UNTREATED else (retrained,)
+    for role in measured_roles(recipe):
+        model, twin = keys.model(role, group), keys.twin(role, group)
+        beside = [] if role in UNTREATED else [retrained]
+        beside += [] if twin is None else [twin]
         needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
         yield Job("score", f"{role} model {of}", (keys.score(model),), needs, keys, group, role)
     for trial in (trial for trials in recipe.unlearners for trial in trials):
-        models = [keys.updated(group, trial, budget) for budget in recipe.budgets]
-        made = tuple(keys.score(model) for model in models)
+        arms, budgets = keys.arms(trial), recipe.budgets
+        models = [[keys.updated(group, trial, of, role) for of in budgets] for role in arms]
+        made = tuple(keys.score(model) for model in models[0])
         if keep_models:
-            made += tuple(models)
-        needs = (*first, initial, retrained)
+            made += tuple(itertools.chain(*models))
+        starts = tuple(keys.model(role, group) for role in arms)
+        needs = (*first, *starts, retrained)
         what = f"{trial.name} {of}"
-        yield Job(
-            "unlearn", what, made, needs, keys, group, "updated", trial, tuple(recipe.budgets)
-        )
+        yield Job("unlearn", what, made, needs, keys, group, "updated", trial, tuple(budgets))
 
 
 def passes(job: Job, data: Dataset) -> dict[str, float]:
@@ -237,6 +256,7 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
         return {"score": measured}
     assert job.unlearner is not None
     share = max(job.budgets) if job.unlearner.goes_on else sum(job.budgets)
+    share *= len(job.keys.arms(job.unlearner))
     return {"unlearn": share * full * kept, "score": len(job.budgets) * measured}
 
 
@@ -342,62 +362,82 @@ class Worker:
         pipeline, key = self.pipeline(job.keys), job.keys.model(job.role, job.group)
         name = NAMES.get(job.role, RETRAINED)
         share = 0.0 if job.role in UNTREATED else 1.0
-        model = self._model(pipeline, key)
+        model, twin = self._model(pipeline, key), job.keys.twin(job.role, job.group)
         subject = Subject(job.role, name, share, model, self._fit(key).cost)
-        self._measure(job, pipeline, subject, job.makes[0])
+        beside = None if twin is None else self._model(pipeline, twin)
+        self._measure(job, pipeline, subject, beside, job.makes[0])
 
     def _unlearn(self, job: Job, progress: Progress) -> None:
-        """Budgets whose updated model is recorded are measured only; the others go in one call."""
+        """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
         pipeline, keys, method = self.pipeline(job.keys), job.keys, job.unlearner
         assert method is not None
-        models = {budget: keys.updated(job.group, method, budget) for budget in job.budgets}
-        keep_models = len(job.makes) > len(models)
-        todo = [
-            budget
-            for budget, key in models.items()
-            if not self.store.is_recorded(key)
-            and (keep_models or not self.store.is_recorded(keys.score(key)))
-        ]
-        parameters = method.hyperparameters
-        found: dict[float, Subject] = {}
-        if todo:
-            started, first = time.perf_counter(), keys.model("initial", job.group)
-            poisoned = self.poisoned(keys, job.group)
-            outcomes = update(
-                pipeline,
-                job.group,
-                poisoned,
-                self._model(pipeline, first),
-                self._fit(first),
-                method,
-                todo,
-            )
-            for budget, made in zip(todo, outcomes, strict=True):
-                found[budget] = Subject(
-                    "updated", method.name, budget, made.model, made.cost, parameters, made.note
-                )
+        arms = keys.arms(method)
+        models = {
+            role: {budget: keys.updated(job.group, method, budget, role) for budget in job.budgets}
+            for role in arms
+        }
+        scores = {budget: keys.score(key) for budget, key in models["initial"].items()}
+        keep_models = len(job.makes) > len(scores)
+        found: dict[tuple[str, float], Subject] = {}
+        for done, role in enumerate(arms):
+            todo = [
+                budget
+                for budget, key in models[role].items()
+                if not self.store.is_recorded(key)
+                and (keep_models or not self.store.is_recorded(scores[budget]))
+            ]
+            for budget, subject in self._updates(job, role, todo):
+                found[role, budget] = subject
                 if keep_models:
-                    values = {"cost": vars(made.cost), "note": made.note}
-                    model = made.model
-                    files = (
-                        {} if model is None else {"model.safetensors": packed(model.state_dict())}
-                    )
-                    self._record(job, models[budget], started, values, files)
-        for done, (budget, key) in enumerate(models.items()):
-            if not self.store.is_recorded(keys.score(key)):
-                subject = found.get(budget) or self._updated(job, key, budget, parameters)
-                self._measure(job, pipeline, subject, keys.score(key))
-            progress((done + 1) / len(models))
+                    self._record_updated(job, models[role][budget], subject)
+            progress((done + 1) / (len(arms) + 1))
+        for budget, score in scores.items():
+            if not self.store.is_recorded(score):
+                subject, *twin = (
+                    found.get((role, budget)) or self._updated(job, models[role][budget], budget)
+                    for role in arms
+                )
+                both = [subject, *twin][-1].model if keys.recipe.attack.compared else None
+                self._measure(job, pipeline, subject, both, score)
+        progress(1.0)
 
-    def _measure(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> None:
+    def _updates(
+        self, job: Job, role: str, budgets: Sequence[float]
+    ) -> Iterator[tuple[float, Subject]]:
+        """What an unlearner makes of the model of a role, a budget."""
+        method, pipeline = job.unlearner, self.pipeline(job.keys)
+        assert method is not None
+        if not budgets:
+            return
+        start = job.keys.model(role, job.group)
+        outcomes = update(
+            pipeline,
+            job.group,
+            self.poisoned(job.keys, job.group),
+            self._model(pipeline, start),
+            self._fit(job.keys.model("initial", job.group)),
+            method,
+            budgets,
+            role,
+        )
+        for budget, made in zip(budgets, outcomes, strict=True):
+            given = method.hyperparameters
+            yield (
+                budget,
+                Subject("updated", method.name, budget, made.model, made.cost, given, made.note),
+            )
+
+    def _measure(
+        self, job: Job, pipeline: Pipeline, subject: Subject, twin: nn.Module | None, key: str
+    ) -> None:
         started = time.perf_counter()
         initial = job.keys.model("initial", job.group)
         between = None
         if subject.role not in UNTREATED:
             retrained = job.keys.model("retrained", job.group)
             between = self._model(pipeline, initial), self._model(pipeline, retrained)
-        poisoned = self.poisoned(job.keys, job.group)
-        found = measure(pipeline, job.group, poisoned, subject, self._fit(initial), between)
+        poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
+        found = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
         values = {"row": found.row, "shifts": found.shifts}
         self._record(job, key, started, values, {"scores.parquet": frame_bytes(found.scores)})
 
@@ -419,9 +459,17 @@ class Worker:
         whole = {"of": of, "seconds": seconds, **values}
         self.store.record(key, whole, files)
 
-    def _updated(self, job: Job, key: str, budget: float, parameters: Mapping[str, Any]) -> Subject:
+    def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
+        model = subject.model
+        files = {} if model is None else {"model.safetensors": packed(model.state_dict())}
+        values = {"cost": vars(subject.cost), "note": subject.note}
+        started = time.perf_counter() - subject.cost.seconds
+        self._record(job, key, started, values, files)
+
+    def _updated(self, job: Job, key: str, budget: float) -> Subject:
         """A recorded one; its file is missing where the unlearner gave none."""
         assert job.unlearner is not None
+        parameters = job.unlearner.hyperparameters
         values, pipeline = self.store.load(key), self.pipeline(job.keys)
         model = self._read_model(pipeline, key) if values["files"] else None
         cost, note = Cost(**values["cost"]), values["note"]
@@ -446,8 +494,8 @@ class Worker:
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        """One that is asked for often: a group's initial and retrained model are kept."""
-        return self._keep("models", key, lambda: self._read_model(pipeline, key), count=2)
+        """One that is asked for often: a group's initial and retrained model and the twin are kept."""
+        return self._keep("models", key, lambda: self._read_model(pipeline, key), count=3)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
         model = pipeline.new_model(0)

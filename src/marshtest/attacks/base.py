@@ -164,8 +164,10 @@ class Attack(Settings, ABC):
     """How poison is made, and how its effect on a model is measured."""
 
     name: str
-    # Scores without such a law, and the row's column of each one's mean: compared with those of retrained
-    # models, seed by seed.
+    # Scores that are N(0, 1), each poison's by itself, where the model does not depend on the poison.
+    exact: ClassVar[tuple[str, ...]] = ()
+    # An effect whose null law is unknown, with the row's column of it: compared with that of a clean twin,
+    # the same experiment with the base samples in the poisons' places.
     compared: ClassVar[Mapping[str, str]] = {}
     # Fields that `effect` alone looks at: with others, the same poisons are measured.
     scoring: ClassVar[tuple[str, ...]] = ()
@@ -193,12 +195,6 @@ class Attack(Settings, ABC):
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         """Measure what is left of the poison in `model`."""
-
-    def null_deviations(self) -> dict[str, float]:
-        """The scores whose law is known when the model does not depend on the poison, with one poison's
-        standard deviation. Their mean is zero then, exactly.
-        """
-        return {}
 
     def crafting(self, poisons: int) -> tuple[int, float]:
         """Steps of the crafting, and sample passes of each."""

@@ -11,21 +11,22 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, Victim, choose
 from marshtest.data import Samples
 from marshtest.metrics.accuracy import margin_loss
+from marshtest.metrics.dependence import SCORES, dependences
 from marshtest.metrics.gus import gaussian_scores, input_directions
-from marshtest.metrics.rank import null_deviation, rank_scores, ranks
+from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.tradeoff import (
+    interval_of_share,
     tpr_at_fpr,
     tpr_at_fpr_empirical,
     tpr_at_fpr_one_sided,
-    tpr_at_fpr_rank,
 )
-from marshtest.metrics.verdict import dependences
 from marshtest.seeds import derive, normal
 from marshtest.tasks import Task
 
@@ -36,6 +37,7 @@ class Gaussian(Attack):
     """Gaussian noise on the inputs (paper §4.3), scored by GUS and by the rank score."""
 
     name: str = "gaussian"
+    exact: ClassVar[tuple[str, ...]] = tuple(SCORES)
     scoring: ClassVar[tuple[str, ...]] = ("draws", "fpr")
     variance: float = Field(0.32, gt=0)  # ε², in squared units of the input space
     draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward
@@ -70,22 +72,14 @@ class Gaussian(Attack):
             torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True)
         )
         rng = np.random.default_rng(derive(poisoned.seed, "ties"))
-        rank, ties = ranks(at_poison, at_fresh, rng)
-        scores = {
-            "gus": own,
-            "gus_fresh": fresh[:, 0],
-            "rank": rank_scores(rank, self.draws),
-            "rank_ties": ties,
-        }
-        figures = figures_of(scores, fresh, self.draws, self.fpr)
+        rank, ties = rank_scores(at_poison, at_fresh, rng)
+        scores = {"gus": own, "gus_fresh": fresh[:, 0], "rank": rank, "rank_ties": ties}
+        figures = figures_of(scores, base.y.cpu().numpy(), fresh, self.fpr)
         return Effect(base.ids.cpu().numpy(), scores, figures)
 
     def _chunk(self, size: int) -> int:
         """Poisons whose fresh noise, of so many values each, is held at once."""
         return min(CHUNK, max(1, CHUNK_BYTES // (4 * size * (self.draws + 1))))
-
-    def null_deviations(self) -> dict[str, float]:
-        return null_deviations(self.draws)
 
     def _score(
         self, model: nn.Module, task: Task, seed: int, base: Samples, directions: Tensor
@@ -103,37 +97,35 @@ class Gaussian(Attack):
         return poisons * (self.draws + 1 + 3)  # ranks, and one forward and backward
 
 
-def null_deviations(draws: int) -> dict[str, float]:
-    """Standard deviation of one poison's GUS and rank score where the model is independent of it."""
-    return {"gus": 1.0, "rank": null_deviation(draws)}
-
-
 def figures_of(
-    scores: Mapping[str, Floats], fresh: Floats, draws: int, fpr: float
+    scores: Mapping[str, Floats], classes: NDArray[np.int64], fresh: Floats, fpr: float
 ) -> dict[str, float]:
     """A row's numbers: dependence by each score, TPR at low FPR, what could not be told.
 
     Args:
         scores: by name, [P]; a black box has no "gus".
+        classes: [P] labels of the poisons.
         fresh: [P, K] scores Ĩ of fresh noise.
-        draws: K.
         fpr: of the TPRs.
     """
     figures: dict[str, float] = {}
-    for name, found in dependences(scores, null_deviations(draws)).items():
+    for name, found in dependences(scores, classes, fpr).items():
         figures |= found.columns(name)
+    rates = {"tpr_rank": ("rank", tpr_at_fpr_one_sided(scores["rank"], fpr))}
     if "gus" in scores:
         figures |= {
             "gus": -figures["gus_dependence"],  # signed as the paper defines it
-            "tpr": tpr_at_fpr(scores["gus"], fpr),
-            "tpr_empirical": tpr_at_fpr_empirical(scores["gus"], fresh, fpr),
-            "tpr_one_sided": tpr_at_fpr_one_sided(scores["gus"], fpr),
             "vanished": float(np.isnan(scores["gus"]).sum()),
         }
-    return figures | {
-        "tpr_rank": tpr_at_fpr_rank(scores["rank"], draws, fpr),
-        "ties": float((scores["rank_ties"] > 0).sum()),
-    }
+        rates |= {
+            "tpr": ("gus", tpr_at_fpr(scores["gus"], fpr)),
+            "tpr_empirical": ("gus", tpr_at_fpr_empirical(scores["gus"], fresh, fpr)),
+            "tpr_one_sided": ("gus", tpr_at_fpr_one_sided(scores["gus"], fpr)),
+        }
+    for rate, (name, share) in rates.items():
+        low, high = interval_of_share(share, figures[f"{name}_poisons"])
+        figures |= {rate: share, f"{rate}_low": low, f"{rate}_high": high}
+    return figures | {"ties": float((scores["rank_ties"] > 0).sum())}
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ class Audit:
         said = []
         for judged in self.models:
             line = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
-            needed = judged.verdict.poisons_needed
+            needed = judged.verdict.needed
             if needed is not None and not judged.reasons:
                 line += f" ({needed:,} poisons would settle it)"
             for name, score in judged.measured.dependences().items():
@@ -187,7 +187,7 @@ class Audit:
             "reasons": list(judged.reasons),
             "p_removed": verdict.p_removed,
             "p_not_removed": verdict.p_not_removed,
-            "poisons_needed": verdict.poisons_needed,
+            "poisons_needed": verdict.needed,
             "base_accuracy": measured.accuracy,
             "judged_by": list(judged.scores),
             **measured.figures,

@@ -1,16 +1,21 @@
 """How often is the verdict wrong? Ask it where the truth is known, on a real model and real data.
 
 *Null keys* have the dose's ids and variance and another seed: noise that never touched the model, so
-independence holds exactly. A false NOT REMOVED is counted.
+independence holds exactly. A false NOT REMOVED is counted, and a false ε > 0 of the privacy bound.
 
-*Margin keys*: a random share of the poisons, as large as the margin, keeps the scores of the true key and
-the rest has those of a null key, so that just the margin is left on average: the hardest case that must
-not be called removed. A false REMOVED is counted.
+*Cheats* are made of the true key's scores and a null key's, so that poison is surely left. A false REMOVED
+is counted.
 
-The privacy bound is asked under the null keys as well: any ε > 0 is false there. All three shares must
-be at most what was promised, up to chance.
+    margin     a random share, as large as the margin, keeps the true scores: the hardest homogeneous case
+    half       a random half keeps the true scores, the other half has them mirrored: the mean is 0
+    tenth      a random tenth keeps the true scores, the others are pushed the other way: the mean is 0
+    class      one class keeps the true scores
+    classes    every other class keeps the true scores, the others have them mirrored
+
+All shares must be at most what was promised, up to chance.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,7 @@ from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.privacy import epsilon_bound
-from marshtest.metrics.verdict import verdicts
+from marshtest.metrics.verdict import rests_on, verdicts
 from marshtest.protocol import Report, silent
 from marshtest.report.figures import save
 from marshtest.report.tables import SCORE_NAMES
@@ -42,7 +47,7 @@ class Calibration:
     """The answers for all keys.
 
     Attributes:
-        keys: one line a key and case ("null" or "margin"): its verdict, and by score the dependence
+        keys: one line a key and case ("null", or a cheat): its verdict, and by score the dependence
             and its two-sided p-value.
         question: what was asked, with the error rates that it promises.
     """
@@ -52,11 +57,15 @@ class Calibration:
 
     def table(self) -> pd.DataFrame:
         """The share of each false answer, with its 95 % binomial interval and what was promised."""
-        null, margin = (self.keys[self.keys["case"] == case] for case in ("null", "margin"))
+        by_case = dict(list(self.keys.groupby("case", sort=False)))
+        null = by_case.pop("null")
         alpha, confidence = self.question.alpha, self.question.confidence
         lines = [
             _share("null", "NOT REMOVED", null["verdict"] == "NOT REMOVED", alpha),
-            _share("margin", "REMOVED", margin["verdict"] == "REMOVED", alpha),
+            *(
+                _share(str(c), "REMOVED", of["verdict"] == "REMOVED", alpha)
+                for c, of in by_case.items()
+            ),
             _share("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
         ]
         for name, p in self.null_p_values().items():
@@ -154,28 +163,58 @@ def calibrate(
             fpr=asked.fpr,
         )
         lines.append({"case": "null", **_line(true, null, asked)})
-        rng = np.random.default_rng(derive(key.noise.seed, "margin", number))
-        kept = rng.permutation(len(bases)) < round(asked.margin * len(bases))
-        lines.append({"case": "margin", **_line(true, _mixed(true, null, kept), asked)})
+        rng = np.random.default_rng(derive(key.noise.seed, "cheats", number))
+        for case, scores in cheats(true, null, asked.margin, rng):
+            lines.append({"case": case, **_line(true, replace(null, scores=scores), asked)})
     return Calibration(pd.DataFrame(lines), asked)
 
 
 def _line(true: Measured, other: Measured, asked: Question) -> dict[str, object]:
-    scores = other.dependences()
-    initial = true.dependences()
-    (verdict,) = verdicts(initial, [scores], alpha=asked.alpha, margin=asked.margin)
+    names = true.dependences()
+    initial, one = true.evidence(names), other.evidence(names)
+    rests = rests_on(initial, margin=asked.margin, alpha=asked.alpha)
+    (verdict,) = verdicts(initial, [one], rests=rests, alpha=asked.alpha, margin=asked.margin)
     line: dict[str, object] = {
         "verdict": verdict.answer,
         "epsilon": epsilon_bound(other.advantages, delta=asked.delta, confidence=asked.confidence),
     }
-    for name, score in scores.items():
+    for name, score in one.pooled.items():
         line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
     return line
 
 
-def _mixed(true: Measured, null: Measured, kept: NDArray[np.bool_]) -> Measured:
-    """The null key's scores, with the true key's for the poisons that are kept."""
-    scores = {
-        name: np.where(kept, true.scores[name], values) for name, values in null.scores.items()
+def cheats(
+    true: Measured, null: Measured, margin: float, rng: np.random.Generator
+) -> Iterator[tuple[str, dict[str, Floats]]]:
+    """Scores of models that keep poison, by case; see the module's text."""
+    order = rng.permutation(len(true.classes)) / len(true.classes)
+    names, cell = np.unique(true.classes, return_inverse=True)
+    one = cell == rng.integers(len(names))
+    every_other = rng.permutation(len(names))[cell] % 2 == 0
+    yield "margin", _mixed(true, null, order < margin)
+    yield "half", _mixed(true, _mirrored(true), order < 0.5)
+    yield "tenth", _balanced(_mixed(true, null, order < 0.1), order < 0.1)
+    yield "class", _mixed(true, null, one)
+    yield "classes", _mixed(true, _mirrored(true), every_other)
+
+
+def _mixed(true: Measured, others: Measured, kept: NDArray[np.bool_]) -> dict[str, Floats]:
+    """The others' scores, with the true key's for the poisons that are kept."""
+    return {
+        name: np.where(kept, true.scores[name], values) for name, values in others.scores.items()
     }
-    return replace(null, scores=scores)
+
+
+def _mirrored(true: Measured) -> Measured:
+    scores = {name: -true.scores[name] for name in SCORE_NAMES if name in true.scores}
+    return replace(true, scores=true.scores | scores)
+
+
+def _balanced(scores: dict[str, Floats], kept: NDArray[np.bool_]) -> dict[str, Floats]:
+    """The same with the scores of those that are not kept moved until the mean of all is 0."""
+    moved = {
+        name: np.where(kept, x, x - np.nansum(x) / (~kept).sum())
+        for name, x in scores.items()
+        if name in SCORE_NAMES
+    }
+    return scores | moved

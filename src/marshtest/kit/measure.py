@@ -9,7 +9,7 @@ Without rounding and clipping µ = 0, v = σ², and I_z is the paper's. With the
 variance 1, exactly, if the model does not depend on ξ_z.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,14 +18,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from marshtest.attacks.gaussian import figures_of, null_deviations
+from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.door import Door
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts import Value
 from marshtest.kit.noise import Floats
 from marshtest.memory import keep_freed_memory
-from marshtest.metrics.rank import rank_scores, ranks
-from marshtest.metrics.verdict import Dependence, dependences
+from marshtest.metrics.dependence import Dependence, dependences
+from marshtest.metrics.rank import rank_scores
+from marshtest.metrics.verdict import Evidence
 from marshtest.seeds import derive
 
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
@@ -44,6 +45,9 @@ class Measured:
         advantages: [P] how much more familiar the poison looks than one fresh noise.
         near_chance: empty, or how little better than guessing it is on the base points.
         unsteady: empty, or that it contradicts itself.
+        classes: [P] labels of the poisons.
+        fpr: of the tail.
+        right: [P] whether the model is right at each base point, or None where it does not tell.
     """
 
     name: str
@@ -53,7 +57,9 @@ class Measured:
     advantages: Floats
     near_chance: str
     unsteady: str
-    draws: int
+    classes: NDArray[np.int64]
+    fpr: float
+    right: NDArray[np.bool_] | None = None
 
     @property
     def doubts(self) -> list[str]:
@@ -62,7 +68,11 @@ class Measured:
 
     def dependences(self) -> dict[str, Dependence]:
         """By score, for the verdict."""
-        return dependences(self.scores, null_deviations(self.draws))
+        return dependences(self.scores, self.classes, self.fpr)
+
+    def evidence(self, names: Collection[str]) -> Evidence:
+        """The same, of one training, by some scores."""
+        return Evidence({0: {n: s for n, s in self.dependences().items() if n in names}})
 
 
 def measure(
@@ -95,19 +105,21 @@ def measure(
         progress(sum(len(own) for own, _, _, _ in parts) / len(bases))
     at_poison, at_fresh, own, fresh = (np.concatenate(found) for found in zip(*parts, strict=True))
     rng = np.random.default_rng(derive(bases.noise.seed, "ties"))
-    rank, ties = ranks(at_poison, at_fresh, rng)
-    scores = {"rank": rank_scores(rank, draws), "rank_ties": ties}
+    rank, ties = rank_scores(at_poison, at_fresh, rng)
+    scores = {"rank": rank, "rank_ties": ties}
     if differentiable:
         scores = {"gus": own, "gus_fresh": fresh[:, 0], **scores}
     return Measured(
         name=door.name,
         scores=scores,
-        figures=figures_of(scores, fresh, draws, fpr),
+        figures=figures_of(scores, bases.labels, fresh, fpr),
         accuracy=float("nan") if right is None else float(right.mean()),
         advantages=_advantages(at_poison, at_fresh),
         near_chance=_near_chance(right, bases.labels),
         unsteady=_unsteady(losses, again[::-1]),
-        draws=draws,
+        classes=bases.labels,
+        fpr=fpr,
+        right=right,
     )
 
 

@@ -3,18 +3,19 @@
     detection   two-sided z test of D = 0:     Φ(|D|√n/s − z_{α/2}) + Φ(−|D|√n/s − z_{α/2})
     removal     two one-sided tests of |D| < M: Φ((M − |D|)√n/s − z_α) + Φ((M + |D|)√n/s − z_α) − 1
 
-D is the true dependence, s the standard deviation of one poison's score (1 under the null). Normal
-approximation, good from some dozens of poisons on; where the unit is a seed, and s is estimated from a
-few of them, Student's t with n − 1 degrees of freedom takes the normal's place (`estimated`).
+D is the true dependence, s the standard deviation of one poison's score (1 under the null). The normal law
+is good from some dozens of poisons on; where the unit is a training, and s is estimated from a few of them,
+the noncentral t law with n − 1 degrees of freedom takes its place (`estimated`).
 """
 
 import math
 from collections.abc import Callable
 
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.stats import nct, norm, t
 
 MOST = 1e12  # poisons; beyond it the answer is "never"
+MANY = 200  # trainings from which on Student's t is taken for normal
 
 
 def detection(
@@ -26,9 +27,9 @@ def detection(
     estimated: bool = False,
 ) -> float:
     """Power to reject independence with n poisons, at level `alpha`, for a true dependence."""
-    law = t(n - 1) if estimated else norm
-    shift, threshold = abs(effect) * math.sqrt(n) / deviation, law.isf(alpha / 2)
-    return float(law.sf(threshold - shift) + law.sf(threshold + shift))
+    shift, threshold = abs(effect) * math.sqrt(n) / deviation, _threshold(alpha / 2, n, estimated)
+    beyond = 1 - _below(threshold, shift, n, estimated)
+    return min(1.0, beyond + _below(-threshold, shift, n, estimated))
 
 
 def removal(
@@ -40,11 +41,25 @@ def removal(
     alpha: float = 0.05,
     estimated: bool = False,
 ) -> float:
-    """Power to show |D| < margin with n poisons, at level `alpha`, where D = `left` is true."""
-    law = t(n - 1) if estimated else norm
-    scale, threshold = math.sqrt(n) / deviation, law.isf(alpha)
-    inside = law.cdf((margin - left) * scale - threshold)
-    return max(0.0, float(inside + law.cdf((margin + left) * scale - threshold) - 1))
+    """Power to show |D| < margin with n poisons, at level `alpha`, where D = `left` is true.
+
+    A lower bound if s is estimated: both one-sided tests may miss together.
+    """
+    scale, threshold = math.sqrt(n) / deviation, _threshold(alpha, n, estimated)
+    sides = ((margin - left) * scale, (margin + left) * scale)
+    return max(0.0, 1 - sum(_below(threshold, side, n, estimated) for side in sides))
+
+
+def _threshold(alpha: float, n: float, estimated: bool) -> float:
+    return float(t.isf(alpha, n - 1) if estimated else norm.isf(alpha))
+
+
+def _below(threshold: float, shift: float, n: float, estimated: bool) -> float:
+    """Probability that a test statistic shifted by `shift` stays below its threshold."""
+    if not estimated or n > MANY:
+        return float(norm.cdf(threshold - shift))
+    found = float(nct.cdf(threshold, n - 1, shift))
+    return 0.0 if math.isnan(found) else found  # SciPy gives nan where the shift is huge
 
 
 def poisons_for(power: float, of: Callable[[float], float]) -> float:

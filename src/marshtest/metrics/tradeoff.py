@@ -1,8 +1,10 @@
 """How well the scores of poisons can be told from those of fresh noise (paper §4.3, Figure 7)."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 Floats = NDArray[np.float64]
 
@@ -20,19 +22,19 @@ def tpr_at_fpr_empirical(scores: Floats, fresh: Floats, fpr: float) -> float:
 
 
 def tpr_at_fpr_one_sided(scores: Floats, fpr: float) -> float:
-    """TPR of the stronger test −I > Φ⁻¹(1 − FPR): memorised noise has negative scores."""
+    """TPR of the stronger test −x > Φ⁻¹(1 − FPR): memorised noise has negative scores.
+
+    Exact for rank scores too, with any number of draws: their ranks are spread over the unit interval.
+    """
     return _share(-scores > norm.isf(fpr), scores)
 
 
-def tpr_at_fpr_rank(rank_scores: Floats, draws: int, fpr: float) -> float:
-    """TPR of the exact test (r + 1) / (K + 1) ≤ FPR; its FPR is at most, not always just, `fpr`."""
-    chance = norm.cdf(rank_scores) + 0.5 / (draws + 1)  # (r + 1) / (K + 1)
-    return _share(chance <= fpr + 1e-9, rank_scores)
-
-
 def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
-    """The empirical curve (FPR, TPR) of the one-sided test −I > τ over all thresholds τ."""
-    poison, fresh = -poison[~np.isnan(poison)], -fresh[~np.isnan(fresh)]
+    """The empirical curve (FPR, TPR) of the test "statistic > τ" over all thresholds τ.
+
+    The statistic is −I one-sided, as memorised noise has negative scores; |I| two-sided, as in the paper.
+    """
+    poison, fresh = poison[~np.isnan(poison)], fresh[~np.isnan(fresh)]
     thresholds = np.sort(np.concatenate([poison, fresh]))[::-1]
     fpr = np.searchsorted(np.sort(-fresh), -thresholds, side="right") / len(fresh)
     tpr = np.searchsorted(np.sort(-poison), -thresholds, side="right") / len(poison)
@@ -42,6 +44,14 @@ def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
 def gaussian_tradeoff(mean: float, fpr: Floats) -> Floats:
     """The analytic curve: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
     return np.asarray(norm.sf(norm.isf(fpr) - mean), dtype=np.float64)
+
+
+def interval_of_share(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's exact interval of a TPR that is a share of n poisons; nan of none."""
+    if not n > 0 or math.isnan(share):
+        return math.nan, math.nan
+    found = binomtest(round(share * n), int(n)).proportion_ci(level, "exact")
+    return float(found.low), float(found.high)
 
 
 def _share(hits: NDArray[np.bool_], scores: Floats) -> float:

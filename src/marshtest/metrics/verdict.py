@@ -1,186 +1,95 @@
-"""REMOVED, NOT REMOVED or INCONCLUSIVE: what a set of scores proves, with its error rate.
+"""REMOVED, NOT REMOVED or INCONCLUSIVE: what is proved of a model's dependence on the poison.
 
-    D  = dependence, −mean of the scores; 0 is what retraining leaves, exactly, in expectation
-    M  = margin × the initial model's D
-    REMOVED       D lies within ± M: two one-sided t tests at level α (equivalence)
-    NOT REMOVED   else, if D = 0 is rejected: two-sided z test, the scores' null variance is known
+Where the law under the null is known (Gaussian poisons), each score has three *effects*, the mean, the
+spread and the tail (marshtest.metrics.dependence), and four exact tests that the model is independent:
+
+    REMOVED       every effect that the verdict rests on is surely at most `margin` of the initial
+                  model's; nothing else rejects independence; from three trainings on the means over
+                  trainings lie surely within the margin too; and the initial model is NOT REMOVED
+    NOT REMOVED   else, if any exact test rejects independence (Bonferroni over all of them)
     INCONCLUSIVE  else, with the number of poisons that would settle it
 
-Where no law under the null is known (is the target mistaken? how many errors?) the score is compared with
-that of a retrained model of the same seed: D is the mean difference over seeds, the unit is the seed, and a
-t test takes the z test's place.
+*What a verdict rests on* is decided from the initial model and the numbers of poisons and trainings alone:
+the mean with most power, and of the other effects, strongest first, as many as leave a model that never
+saw the poison REMOVED with probability 0.9. An effect without that power can only block, by rejecting. So can
+the tests of spread and classes round the mean, which see whoever keeps some poisons and pushes others away.
 
-A score that cannot be told, because a gradient vanished or losses tie, hides what it would have shown:
-the hidden share of the poisons is taken to carry the whole initial effect, so M shrinks by that share
-of D₀. A model that is flat or coarse where it is asked cannot pass for one that has forgotten.
+A score that cannot be told, because a gradient vanished or losses tie, hides what it would have shown: the
+hidden share of the poisons is taken to carry the whole initial effect, so the margin shrinks by it.
 
-"p > 0.05" is never read as "removed". REMOVED asks it of every score (an intersection–union test, no
-correction needed); NOT REMOVED of the best one, Bonferroni-corrected. Over several unlearners both
-are corrected by Holm, so the chance of even one false NOT REMOVED, and of even one false REMOVED, is
-at most α each. No unlearning and full retraining are controls, tested at α outside that family.
+"p > 0.05" is never read as "removed". REMOVED asks it of every effect (an intersection–union test, no
+correction needed). Over several unlearners both answers are corrected by Holm (NOT REMOVED of effects
+without a null law by Westfall and Young), so the chance of even one false NOT REMOVED is at most α, and that
+of even one false REMOVED, given these trainings, too. The trainings' own interval is at level α for each
+unlearner. No unlearning and full retraining are controls, tested at α outside the family.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
+from scipy.stats import binom, t
 
+from marshtest.metrics.dependence import NOTHING, SCORES, Dependence, pooled
 from marshtest.metrics.power import detection, poisons_for, removal
+from marshtest.metrics.trainings import (
+    Difference,
+    failures,
+    p_positive,
+    p_within,
+    sign_flips,
+    trainings_to_reject,
+    trainings_to_remove,
+)
 
 Floats = NDArray[np.float64]
 Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
 ANSWERS: tuple[Answer, ...] = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")  # the worst first
+Effect = Literal["mean", "spread", "tail"]
 
-TINY = 1e-12  # spread of scores that are all equal, as where every rank is the lowest
-_RESTS_ON = ("poisons", "undefined", "hidden")
-POWER = 0.9  # with which the stated number of poisons would settle an inconclusive case
+POWER = (
+    0.9  # of a verdict on a model that never saw the poison; and of the stated number of poisons
+)
+TRAININGS = 3  # from so many on, they have an interval of their own
+NOT_SHOWN = "the poison does not show in the initial model"
+NO_SPREAD = 1e-9  # deviation of differences that are all equal, in place of 0
+
+
+class Rest(NamedTuple):
+    """An effect that a verdict rests on."""
+
+    score: str
+    effect: Effect
 
 
 @dataclass(frozen=True)
-class Dependence:
-    """What is left of the poison by a score; larger = more.
+class Evidence:
+    """What models of one kind show: by training, by score, the dependence."""
 
-    Attributes:
-        value: the dependence D: −mean of the score over n poisons, or the mean difference to retraining
-            over n seeds.
-        error: its standard error, from the scores' own spread.
-        null_error: its standard error if the model does not depend on the noise (exact), or None.
-        n: poisons with a defined score, or seeds.
-        undefined: poisons without one (vanished gradient).
-        hidden: share of the poisons that the score cannot tell: undefined, or tied by chance.
-    """
+    trainings: Mapping[int, Mapping[str, Dependence]]
 
-    value: float
-    error: float
-    null_error: float | None
-    n: int
-    undefined: int = 0
-    hidden: float = 0.0
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided, for "the model does not depend on the poison"."""
-        if self.null_error is None:
-            return float(2 * t.sf(abs(self.value) / self.error, self.n - 1))
-        return float(2 * norm.sf(abs(self.value) / self.null_error))
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of the dependence."""
-        half = float(t.isf((1 - level) / 2, self.n - 1)) * self.error
-        return self.value - half, self.value + half
-
-    def columns(self, name: str) -> dict[str, float]:
-        """Its columns in a row, by the score's name: value, error, interval, p-value, what it rests on."""
-        low, high = self.interval()
+    @cached_property
+    def pooled(self) -> dict[str, Dependence]:
+        """By score, over the poisons of all trainings."""
+        names = dict.fromkeys(name for scores in self.trainings.values() for name in scores)
         return {
-            f"{name}_dependence": self.value,
-            f"{name}_error": self.error,
-            f"{name}_low": low,
-            f"{name}_high": high,
-            f"{name}_p": self.p_value,
-            f"{name}_poisons": float(self.n),
-            f"{name}_undefined": float(self.undefined),
-            f"{name}_hidden": self.hidden,
+            name: pooled([scores.get(name, NOTHING) for scores in self.trainings.values()])
+            for name in names
         }
 
-    @staticmethod
-    def columns_of(name: str) -> list[str]:
-        """The columns of a row that tell it again."""
-        return [f"{name}_{part}" for part in ("dependence", "error", *_RESTS_ON)]
-
-    @classmethod
-    def of(cls, row: Any, name: str, null_deviation: float) -> "Dependence":
-        """The same again from its columns, of a score whose law under the null is known."""
-        if math.isnan(row[f"{name}_poisons"]):  # of a model that does not exist
-            return cls(math.nan, math.nan, math.nan, 0)
-        n = int(row[f"{name}_poisons"])
-        return cls(
-            value=float(row[f"{name}_dependence"]),
-            error=float(row[f"{name}_error"]),
-            null_error=null_deviation / math.sqrt(n) if n else math.nan,
-            n=n,
-            undefined=int(row[f"{name}_undefined"]),
-            hidden=float(row[f"{name}_hidden"]),
-        )
-
-    def p_equivalence(self, margin: float) -> float:
-        """For "|D| ≥ margin": the larger of two one-sided t tests. Small = surely within."""
-        if not margin > 0:
-            return 1.0
-        return float(t.sf((margin - abs(self.value)) / self.error, self.n - 1))
-
-
-def dependence(
-    scores: Floats, null_deviation: float = 1.0, ties: Floats | float = 0.0
-) -> Dependence:
-    """Dependence of a set of scores [P]; nan scores are counted and left out.
-
-    `ties` [P] is the share of each score that chance decided.
-    """
-    defined = scores[~np.isnan(scores)]
-    n = len(defined)
-    hidden = float(np.where(np.isnan(scores), 1.0, ties).mean()) if len(scores) else 0.0
-    if n < 2:
-        return Dependence(math.nan, math.nan, math.nan, n, len(scores) - n, hidden)
-    return Dependence(
-        value=-float(defined.mean()),
-        error=max(float(defined.std(ddof=1)), TINY) / math.sqrt(n),
-        null_error=null_deviation / math.sqrt(n),
-        n=n,
-        undefined=len(scores) - n,
-        hidden=hidden,
-    )
-
-
-def pooled(parts: Sequence[Dependence]) -> Dependence:
-    """The dependence over all poisons of several seeds, exactly, from each seed's own."""
-    told = [part for part in parts if not math.isnan(part.value)]
-    asked = sum(part.n + part.undefined for part in parts)
-    hidden = sum(part.hidden * (part.n + part.undefined) for part in parts) / max(asked, 1)
-    n, undefined = sum(part.n for part in told), sum(part.undefined for part in parts)
-    if not told:
-        return Dependence(math.nan, math.nan, math.nan, n, undefined, hidden)
-    value = sum(part.n * part.value for part in told) / n
-    squares = sum(  # within seeds, and between them
-        part.n * ((part.n - 1) * part.error**2 + (part.value - value) ** 2) for part in told
-    )
-    null = told[0].null_error
-    return Dependence(
-        value=value,
-        error=math.sqrt(squares / (n - 1) / n),
-        null_error=None if null is None else null * math.sqrt(told[0].n / n),
-        n=n,
-        undefined=undefined,
-        hidden=hidden,
-    )
-
-
-def compared(scores: Floats, reference: Floats) -> Dependence:
-    """Dependence of scores that have no null law: [n] one a seed, less those of retrained models.
-
-    Differences that are all equal have no error to judge by: two seeds may miss equally many images.
-    """
-    differences = scores - reference
-    n = len(differences)
-    value = float(differences.mean()) if n else math.nan
-    spread = float(differences.std(ddof=1)) if n > 1 else math.nan
-    return Dependence(value, spread / math.sqrt(n) if spread > TINY else math.nan, None, n)
-
-
-def dependences(
-    scores: Mapping[str, Floats], null_deviations: Mapping[str, float]
-) -> dict[str, Dependence]:
-    """Dependence by each score that is there; the share that chance decided stands in `<name>_ties`."""
-    return {
-        name: dependence(scores[name], deviation, scores.get(f"{name}_ties", 0.0))
-        for name, deviation in null_deviations.items()
-        if name in scores
-    }
+    def means(self, name: str, others: "Evidence") -> tuple[Floats, Floats]:
+        """[S] the dependence of each training, and that of `others`, where both have one."""
+        pairs = [
+            (scores[name].value, others.trainings[seed][name].value)
+            for seed, scores in self.trainings.items()
+            if seed in others.trainings and name in scores and name in others.trainings[seed]
+        ]
+        told = np.array([pair for pair in pairs if not np.isnan(pair).any()]).reshape(-1, 2)
+        return told[:, 0], told[:, 1]
 
 
 @dataclass(frozen=True)
@@ -189,45 +98,118 @@ class Verdict:
 
     Attributes:
         answer: REMOVED, NOT REMOVED or INCONCLUSIVE.
-        p_removed: Holm-adjusted, of the equivalence test.
-        p_not_removed: Holm-adjusted, of the test of independence.
-        poisons_needed: how many would settle an inconclusive case (power 0.9, at this estimate);
-            seeds, where scores are compared with retrained models'.
+        p_removed: Holm-adjusted, for "more than the margin is left".
+        p_not_removed: adjusted over the family, for "the model does not depend on the poison".
+        needed: poisons, or trainings, that would settle an inconclusive case (power 0.9, at this estimate).
+        reasons: in words, which part of the evidence speaks against REMOVED.
+        removed_in: trainings in which the estimate is within the margin.
+        trainings: of how many.
     """
 
     answer: Answer
     p_removed: float
     p_not_removed: float
-    poisons_needed: int | None = None
+    needed: int | None = None
+    reasons: tuple[str, ...] = ()
+    removed_in: int = 0
+    trainings: int = 0
+
+
+def rests_on(
+    initial: Evidence, *, margin: float, alpha: float, family: int = 1
+) -> tuple[Rest, ...]:
+    """What a verdict of REMOVED rests on; see the module's text. Empty where no mean shows the poison.
+
+    Args:
+        initial: of the initial model; nothing else is looked at.
+        margin: share of the initial effect that may be left.
+        alpha: level of the verdict.
+        family: unlearners that are judged together.
+    """
+    power = {
+        Rest(name, effect): _power(initial, name, effect, margin, alpha, family)
+        for name, score in initial.pooled.items()
+        for effect in ("mean", "spread", "tail")
+        if _effect_of(score, effect) > 0
+    }
+    means = [rest for rest in power if rest.effect == "mean"]
+    if not means:
+        return ()
+    first = max(means, key=lambda rest: power[rest])
+    chosen, missed = [first], 1 - power[first]
+    for rest in sorted(power, key=lambda rest: -power[rest]):
+        missed += 1 - power[rest]
+        if rest != first and missed <= 1 - POWER - alpha:
+            chosen.append(rest)
+    return tuple(chosen)
 
 
 def verdicts(
-    initial: Mapping[str, Dependence],
-    family: Sequence[Mapping[str, Dependence]],
+    initial: Evidence,
+    family: Sequence[Evidence],
     *,
+    rests: Sequence[Rest],
     alpha: float = 0.05,
     margin: float = 0.2,
 ) -> list[Verdict]:
-    """Verdicts for a family of unlearners, by score name; see the module's text.
+    """Verdicts for a family of unlearners by scores with a known null law; see the module's text.
 
     Args:
-        initial: dependence of the initial model, for each score.
-        family: the same scores for each unlearner.
-        alpha: level of both tests, over the whole family.
+        initial: of the initial model.
+        family: of each unlearner.
+        rests: from `rests_on`.
+        alpha: level of both answers, over the whole family.
         margin: share of the initial effect that may be left.
     """
-    effects = {name: score.value for name, score in initial.items()}
-    removed = holm([_p_removed(scores, effects, margin) for scores in family])
-    not_removed = holm([_p_not_removed(scores) for scores in family])
+    shown = _p_independent(initial) <= alpha
+    removed = holm([_p_removed(initial, one, rests, margin) for one in family])
+    not_removed = holm([_p_independent(one) for one in family])
     answers = []
-    for scores, p_in, p_out in zip(family, removed, not_removed, strict=True):
-        if p_in <= alpha:
-            answers.append(Verdict("REMOVED", p_in, p_out))
+    for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
+        reasons = _reasons(initial, one, rests, margin, alpha)
+        if not shown:
+            reasons = (NOT_SHOWN, *reasons)
+        blocked = _bonferroni([*_blocking(one, rests).values()]) <= alpha
+        together = _p_over_trainings(initial, one, rests, margin) <= alpha
+        verdict = Verdict(
+            "INCONCLUSIVE", p_in, p_out, None, reasons, *_within(initial, one, rests, margin)
+        )
+        if p_in <= alpha and shown and together and not blocked:
+            verdict = replace(verdict, answer="REMOVED", reasons=())
         elif p_out <= alpha:
-            answers.append(Verdict("NOT REMOVED", p_in, p_out))
+            verdict = replace(verdict, answer="NOT REMOVED")
         else:
-            needed = _poisons_needed(scores, effects, margin, alpha / len(family))
-            answers.append(Verdict("INCONCLUSIVE", p_in, p_out, needed))
+            needed = _needed(initial, one, rests, margin, alpha / len(family))
+            verdict = replace(verdict, needed=needed)
+        answers.append(verdict)
+    return answers
+
+
+def paired_verdicts(
+    initial: Difference, family: Sequence[Difference], *, alpha: float = 0.05, margin: float = 0.2
+) -> list[Verdict]:
+    """Verdicts by an effect that is compared with a clean twin's; see marshtest.metrics.trainings."""
+    shown = initial.value > 0 and sign_flips([initial])[0] <= alpha
+    removed = holm([p_within(initial, one, margin) for one in family])
+    not_removed = sign_flips(family) if family else []
+    answers = []
+    for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
+        failed, of = _failed(initial, one), len(one.told)
+        inside = int((np.abs(one.told) <= margin * initial.value).sum())
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, of)
+        if p_in <= alpha and shown:
+            verdict = replace(verdict, answer="REMOVED")
+        else:
+            said = [] if shown else [NOT_SHOWN]
+            if of and failed:
+                said.append(f"half of the effect or more is left in {failed} of {of} trainings")
+            reasons = tuple(said)
+            if p_out <= alpha:
+                verdict = replace(verdict, answer="NOT REMOVED", reasons=reasons)
+            else:
+                needed = _trainings_needed(initial, one, margin, alpha, len(family))
+                verdict = replace(verdict, needed=needed, reasons=reasons)
+        answers.append(verdict)
     return answers
 
 
@@ -241,45 +223,228 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _margin(score: Dependence, effect: float, margin: float) -> float:
-    """What a score may leave, less what it may hide."""
-    return max(0.0, margin - score.hidden) * effect
+# Scores with a known null law
 
 
-def _p_removed(
-    scores: Mapping[str, Dependence], effects: Mapping[str, float], margin: float
+def _effect_of(score: Dependence, effect: Effect) -> float:
+    """0 where a model is independent of the poison, in expectation; nan if undefined."""
+    if effect == "mean":
+        return score.value
+    return score.spread if effect == "spread" else score.tail_excess
+
+
+def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
+    """What may be left of an effect, less what the score may hide."""
+    return max(0.0, margin - score.hidden) * _effect_of(initial, effect)
+
+
+def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
+    """For "more than is allowed is left". The initial effect's own error is added to the score's."""
+    allowed = _allowed(initial, score, effect, margin)
+    if math.isnan(score.value) or not allowed > 0:
+        return 1.0
+    if effect == "tail":
+        return float(binom.cdf(score.tail, score.n, min(1.0, score.fpr + allowed)))
+    left, error, of_initial = (
+        (score.value, score.error, initial.error)
+        if effect == "mean"
+        else (score.spread, score.spread_error, initial.spread_error)
+    )
+    return float(t.sf((allowed - abs(left)) / math.hypot(error, margin * of_initial), score.n - 1))
+
+
+def _p_removed(initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float) -> float:
+    """Over what the verdict rests on, by the scores that the model has: a black box has no GUS."""
+    own = [rest for rest in rests if rest.score in one.pooled]
+    pairs = [(initial.pooled[rest.score], one.pooled[rest.score], rest.effect) for rest in own]
+    return max((_p_effect(*pair, margin) for pair in pairs), default=1.0)
+
+
+def _p_independent(one: Evidence) -> float:
+    """Of all exact tests together, Bonferroni."""
+    return _bonferroni([p for score in one.pooled.values() for p in score.tests.values()])
+
+
+def _blocking(one: Evidence, rests: Sequence[Rest]) -> dict[tuple[str, str], float]:
+    """p-values of the exact tests of what the verdict does not rest on, by score and test.
+
+    Spread and classes are tested round the mean, so a mean within the margin does not make them reject.
+    """
+    return {
+        (name, test): p
+        for name, score in one.pooled.items()
+        for test, p in score.tests.items()
+        if not math.isnan(p) and (test in ("spread", "classes") or (name, test) not in rests)
+    }
+
+
+def _bonferroni(p_values: Sequence[float]) -> float:
+    told = [p for p in p_values if not math.isnan(p)]
+    return min(1.0, len(told) * min(told)) if told else 1.0
+
+
+def _p_over_trainings(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
 ) -> float:
-    return max(
-        _or_one(score.p_equivalence(_margin(score, effects[name], margin)))
-        for name, score in scores.items()
+    """For "in trainings to come the mean left is beyond the margin"; 0 of fewer than three."""
+    found = [0.0]
+    for name in (r.score for r in rests if r.effect == "mean" and r.score in one.pooled):
+        d, d0 = one.means(name, initial)
+        if len(d) >= TRAININGS:
+            allowed = max(0.0, margin - one.pooled[name].hidden) * d0
+            found.append(max(p_positive(allowed - d), p_positive(allowed + d)))
+    return max(found)
+
+
+def _within(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
+) -> tuple[int, int]:
+    """Trainings in which all means that the verdict rests on are within the margin, and of how many."""
+    names = [r.score for r in rests if r.effect == "mean" and r.score in one.pooled]
+    inside = []
+    for scores in one.trainings.values():
+        left = [scores[name].value for name in names]
+        if not np.isnan(left).any():
+            bounds = [margin * initial.pooled[name].value for name in names]
+            inside.append(
+                bool(names) and all(abs(v) <= b for v, b in zip(left, bounds, strict=True))
+            )
+    return sum(inside), len(inside)
+
+
+def _reasons(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+) -> tuple[str, ...]:
+    """What speaks against REMOVED, in words; of the means alone where the estimate is beyond the margin."""
+    failed = [
+        rest
+        for rest in rests
+        if rest.score in one.pooled
+        and not math.isnan(one.pooled[rest.score].value)
+        and _p_effect(initial.pooled[rest.score], one.pooled[rest.score], rest.effect, margin)
+        > alpha
+    ]
+    shares = {rest: _share_left(initial, one, rest) for rest in failed}
+    said = [_too_much(one.pooled[r.score], r, shares[r], margin) for r in failed]
+    if any(rest.effect == "mean" and shares[rest] > margin for rest in failed):
+        return tuple(text for text, rest in zip(said, failed, strict=True) if rest.effect == "mean")
+    tests = _blocking(one, rests)
+    for (name, test), p in tests.items():
+        if len(tests) * p <= alpha:
+            said.append(f"{_rejected(one.pooled[name], name, test)} (p {p:.1g})")
+    if not said and _p_over_trainings(initial, one, rests, margin) > alpha:
+        said.append("trainings differ too much to tell what is left in others")
+    return tuple(said)
+
+
+def _share_left(initial: Evidence, one: Evidence, rest: Rest) -> float:
+    before, score = initial.pooled[rest.score], one.pooled[rest.score]
+    return abs(_effect_of(score, rest.effect)) / _effect_of(before, rest.effect)
+
+
+def _too_much(score: Dependence, rest: Rest, share: float, margin: float) -> str:
+    surely = f"{share:.0%} of the initial model's, not surely under {margin:.0%}"
+    return (
+        f"{SCORES[rest.score]}: "
+        + {
+            "mean": f"what is left is {surely}",
+            "spread": f"the mean square's excess is {surely}",
+            "tail": f"a part of the poisons is kept whole: {_beyond(score)}, {surely}",
+        }[rest.effect]
     )
 
 
-def _p_not_removed(scores: Mapping[str, Dependence]) -> float:
-    return min(1.0, len(scores) * min(_or_one(score.p_value) for score in scores.values()))
+def _beyond(score: Dependence) -> str:
+    return f"{score.tail / max(score.n, 1):.1%} lie beyond the {score.fpr:.0%} threshold"
 
 
-def _or_one(p: float) -> float:
-    return 1.0 if math.isnan(p) else p
+def _rejected(score: Dependence, name: str, test: str) -> str:
+    variance = score.error**2 * score.n
+    found = f"(variance {variance:.2f} where 1 is expected)"
+    how = (
+        "some poisons are kept and others pushed away"
+        if variance > 1
+        else "they are too much alike"
+    )
+    return (
+        f"{SCORES[name]}: "
+        + {
+            "mean": "the mean is not 0",
+            "spread": f"{how} {found}",
+            "classes": "classes, or trainings, differ from each other",
+            "tail": f"a part of the poisons is kept whole: {_beyond(score)}",
+        }[test]
+    )
 
 
-def _poisons_needed(
-    scores: Mapping[str, Dependence], effects: Mapping[str, float], margin: float, alpha: float
+def _power(
+    initial: Evidence, name: str, effect: Effect, margin: float, alpha: float, family: int
+) -> float:
+    """Probability that a model that never saw the poison shows an effect within the margin."""
+    score, level = initial.pooled[name], alpha / family
+    allowed, n = _allowed(score, replace(score, hidden=0.0), effect, margin), score.n
+    if effect == "tail":
+        most = binom.ppf(level, n, min(1.0, score.fpr + allowed))
+        most -= binom.cdf(most, n, min(1.0, score.fpr + allowed)) > level
+        return float(binom.cdf(most, n, score.fpr))
+    deviation = 1.0 if effect == "mean" else math.sqrt(2)
+    power = removal(n, allowed, deviation=deviation, alpha=level)
+    trainings = sum(not math.isnan(scores[name].value) for scores in initial.trainings.values())
+    if effect == "mean" and trainings >= TRAININGS:
+        of_one = math.sqrt(trainings / n)  # deviation of a training's mean
+        over = removal(trainings, allowed, deviation=of_one, alpha=alpha, estimated=True)
+        return max(0.0, power + over - 1)
+    return power
+
+
+def _needed(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
 ) -> int | None:
-    """Fewest poisons, or seeds, at which this estimate would pass either test with power 0.9."""
-    to_remove, to_reject = 0.0, math.inf
-    for name, score in scores.items():
-        if math.isnan(score.error) or math.isnan(effects[name]):
+    """Fewest poisons at which this estimate would pass either answer with power 0.9, by the means."""
+    to_remove, to_reject = 0.0 if rests else math.inf, math.inf
+    tests = sum(not math.isnan(p) for score in one.pooled.values() for p in score.tests.values())
+    for name, score in one.pooled.items():
+        if math.isnan(score.error):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        allowed = _margin(score, effects[name], margin)
-        few = score.null_error is None
-        removed = partial(
-            removal, margin=allowed, left=left, deviation=deviation, alpha=alpha, estimated=few
-        )
-        level = alpha / len(scores)
-        rejected = partial(detection, effect=left, deviation=deviation, alpha=level, estimated=few)
-        to_remove = max(to_remove, poisons_for(POWER, removed))
+        allowed = _allowed(initial.pooled[name], score, "mean", margin)
+        if (name, "mean") in rests:
+            removed = partial(removal, margin=allowed, left=left, deviation=deviation, alpha=alpha)
+            to_remove = max(to_remove, poisons_for(POWER, removed))
+        level = alpha / tests
+        rejected = partial(detection, effect=left, deviation=deviation, alpha=level)
         to_reject = min(to_reject, poisons_for(POWER, rejected))
+    needed = min(to_remove, to_reject)
+    return int(needed) if math.isfinite(needed) else None
+
+
+# Effects without a null law
+
+
+def _failed(initial: Difference, one: Difference) -> int:
+    both = ~np.isnan(initial.values) & ~np.isnan(one.values)
+    return failures(initial.values[both], one.values[both]) if both.any() else 0
+
+
+def _trainings_needed(
+    initial: Difference, one: Difference, margin: float, alpha: float, family: int
+) -> int | None:
+    """Fewest trainings at which this estimate would pass either answer with power 0.9."""
+    if math.isnan(one.value) or not initial.value > 0:
+        return None
+    left, error = abs(one.value), one.error
+    deviation = NO_SPREAD if math.isnan(error) else error * math.sqrt(len(one.told))
+    works = float((initial.told > initial.value / 2).mean())
+    level, allowed = alpha / family, margin * initial.value
+    removed = partial(
+        removal, margin=allowed, left=left, deviation=deviation, alpha=level, estimated=True
+    )
+    rejected = partial(detection, effect=left, deviation=deviation, alpha=level, estimated=True)
+    to_remove, to_reject = poisons_for(POWER, removed), poisons_for(POWER, rejected)
+    if _failed(initial, one) == 0:
+        to_remove = max(to_remove, trainings_to_remove(margin, alpha / family, works))
+    else:
+        to_remove = math.inf
+    to_reject = max(to_reject, trainings_to_reject(alpha))
     needed = min(to_remove, to_reject)
     return int(needed) if math.isfinite(needed) else None

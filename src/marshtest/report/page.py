@@ -156,8 +156,8 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             f"{number(line['test_accuracy'], 3)}, {_points(of['accuracy_cost'])}; {line['spent']:.1%} of "
             "the training's compute."
         )
-        if not pd.isna(line["poisons_needed"]):
-            text += f" About {line['poisons_needed']:,.0f} {results.unit} would settle it."
+        if not pd.isna(line["needed"]):
+            text += f" About {line['needed']:,.0f} {results.unit} would settle it."
         if line["note"]:
             text += f" Note: {line['note']}."
         yield {

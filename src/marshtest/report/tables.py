@@ -134,8 +134,8 @@ def table(results: Results) -> pd.DataFrame:
             for column, title in TRIGGERED.items():
                 text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
         text["verdict"] = line["verdict"]
-        if not pd.isna(line["poisons_needed"]):
-            needed = f"{line['poisons_needed']:,.0f} {results.unit}"
+        if not pd.isna(line["needed"]):
+            needed = f"{line['needed']:,.0f} {results.unit}"
             text["verdict"] += f" ({needed} would settle it)"
         if line["note"]:
             text["verdict"] += f" [{line['note']}]"

@@ -3,6 +3,8 @@
 The full retraining, the reference, is a step of the protocol, not an unlearner.
 """
 
+from typing import ClassVar
+
 from torch import nn
 
 from marshtest.budget import Budget
@@ -15,6 +17,7 @@ from marshtest.unlearning.base import Unlearner
 class Retrain(Unlearner):
     """Retraining from scratch within the budget (paper §5): the honest rival."""
 
+    looks_back: ClassVar[bool] = False
     name: str = "retrain"
 
     def __call__(

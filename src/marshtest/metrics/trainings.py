@@ -1,0 +1,169 @@
+"""Effects whose law under the null is unknown: the unit is a training, and a clean twin the comparison.
+
+    d_s  = effect(updated model) − effect(the same on the clean twin)     of training s; d0_s: no unlearning
+    twin = the same experiment, the same draws, the base samples in the poisons' places
+
+What a method costs by itself is in both arms and cancels.
+
+    NOT REMOVED   some d ≠ 0. If the poison does nothing, the two arms of a training can be exchanged, so
+                  every sign of d_s is as likely as the other: the sign-flip test is exact, whatever the
+                  law of d. Over several unlearners all of a training's signs are flipped together
+                  (Westfall and Young's step-down), which takes their dependence into account.
+    REMOVED       (i) paired one-sided t tests of d_s − m d0_s < 0 and d_s + m d0_s > 0: the mean left is
+                  within the margin m, the initial effect's own noise paired away; and
+                  (ii) an exact binomial bound: of the trainings in which the attack works, the share in
+                  which half of the effect or more is left is below m. Means of outcomes that are
+                  nearly 0 or 1 hide rare failures: (i) alone would acquit whoever fails in 20 % of the
+                  trainings in 14 of 100 cases at S = 16.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom, t
+
+Floats = NDArray[np.float64]
+
+TINY = 1e-12  # spread of differences that are all equal
+ALL_FLIPS = 14  # trainings of which all sign patterns are tried; of more, FLIPS random ones
+FLIPS = 20_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is left of the poison by an effect without a null law: [S] poisoned arm less clean twin.
+
+    Trainings without a model have nan.
+    """
+
+    values: Floats
+
+    @property
+    def told(self) -> Floats:
+        """Those of trainings with both models."""
+        return self.values[~np.isnan(self.values)]
+
+    @property
+    def value(self) -> float:
+        """Mean over the trainings."""
+        return float(self.told.mean()) if len(self.told) else math.nan
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, over trainings to come; nan of differences that are all equal."""
+        spread = float(self.told.std(ddof=1)) if len(self.told) > 1 else 0.0
+        return spread / math.sqrt(len(self.told)) if spread > TINY else math.nan
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Its columns in a summary, by the effect's name; the p-value is of this model alone."""
+        n = len(self.told)
+        half = float(t.isf(0.025, n - 1)) * self.error if n > 1 else math.nan
+        return {
+            f"{name}_dependence": self.value,
+            f"{name}_error": self.error,
+            f"{name}_low": self.value - half,
+            f"{name}_high": self.value + half,
+            f"{name}_p": sign_flips([self])[0],
+            f"{name}_trainings": float(n),
+        }
+
+
+def sign_flips(family: Sequence[Difference]) -> list[float]:
+    """Two-sided p-values for "d is symmetric about 0", adjusted over the family by step-down.
+
+    The statistic |Σ d| / √Σ d² is scaled alike under every flip. A p-value is at least 2^(1 − S).
+    """
+    d = np.stack([np.nan_to_num(one.values) for one in family])  # [F, S]
+    scale = np.sqrt((d**2).sum(1))
+    d = d / np.where(scale > TINY, scale, np.inf)[:, None]
+    found = np.abs(d.sum(1))
+    flipped = np.abs(_signs(d.shape[1]) @ d.T)  # [B, F]; the first pattern is what was found
+    order = np.argsort(found, kind="stable")
+    adjusted = np.ones(len(found))
+    largest = np.zeros(len(flipped))
+    for place in order:  # the smallest first: each is compared with the largest of those up to it
+        largest = np.maximum(largest, flipped[:, place])
+        adjusted[place] = float((largest >= found[place] - 1e-9).mean())
+    stepped = np.maximum.accumulate(adjusted[order[::-1]])
+    adjusted[order[::-1]] = stepped
+    return adjusted.tolist()
+
+
+def _signs(trainings: int) -> Floats:
+    """[B, S] patterns of signs, the first without a flip."""
+    if trainings <= ALL_FLIPS:
+        patterns: Floats = 1.0 - 2.0 * (
+            np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1
+        )
+        return patterns
+    signs: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS + 1, trainings))
+    signs[0] = 1.0
+    return signs
+
+
+def p_within(initial: Difference, left: Difference, margin: float) -> float:
+    """For "more than the margin is left": the larger of (i) and (ii) of the module's text."""
+    both = ~np.isnan(initial.values) & ~np.isnan(left.values)
+    d0, d = initial.values[both], left.values[both]
+    if not len(d):
+        return 1.0
+    return max(
+        p_positive(margin * d0 - d), p_positive(margin * d0 + d), p_rarely_fails(d0, d, margin)
+    )
+
+
+def p_positive(values: Floats) -> float:
+    """One-sided t test of a positive mean; of values that are all equal, the exact sign test."""
+    n = len(values)
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    if spread > TINY:
+        return float(t.sf(values.mean() / (spread / math.sqrt(n)), n - 1))
+    return 0.5**n if n and values[0] > TINY else 1.0
+
+
+def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
+    """For "half of the effect is left in a share `margin` of the trainings where the attack works"."""
+    half = d0.mean() / 2
+    if not half > 0:
+        return 1.0
+    works = float((d0 > half).mean())
+    return float(binom.cdf(failures(d0, d), len(d), margin * works))
+
+
+def failures(d0: Floats, d: Floats) -> int:
+    """Trainings in which half of the mean initial effect or more is left, in either direction."""
+    return int((np.abs(d) >= d0.mean() / 2).sum())
+
+
+def trainings_to_remove(margin: float, alpha: float, works: float = 1.0) -> int:
+    """The fewest trainings with which anything can be REMOVED: none fails and (ii) still holds.
+
+    Args:
+        margin: share of the initial effect that may be left.
+        alpha: level, divided by the number of unlearners where there are several.
+        works: share of the trainings in which the attack works.
+    """
+    return math.ceil(math.log(alpha) / math.log1p(-margin * works) - 1e-9)
+
+
+def trainings_to_reject(alpha: float) -> int:
+    """The fewest trainings with which anything can be NOT REMOVED: 2^(1 − S) ≤ α."""
+    return math.ceil(1 - math.log2(alpha) - 1e-9)
+
+
+def usable(cost: Floats, margin: float, alpha: float) -> str:
+    """Whether accuracy is within `margin` of full retraining: "yes" and "no" surely, or "unclear".
+
+    Args:
+        cost: [S] accuracy of full retraining less the model's, of each training.
+        margin: accuracy that may be lost.
+    """
+    told = cost[~np.isnan(cost)]
+    if len(told) < 2:
+        return "unclear"
+    if p_positive(margin - told) <= alpha:
+        return "yes"
+    return "no" if p_positive(told - margin) <= alpha else "unclear"
