@@ -34,6 +34,7 @@ ORDER = [
     "stages",
     "engines",
     "examples",
+    "prospects",
     "rows",
     "results",
     "hypotheses",

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from marshtest import ledger
 from marshtest.documents import shipped
-from marshtest.errors import MarshtestError
+from marshtest.errors import NOTE, MarshtestError
 from marshtest.grid import read_sweep
 from marshtest.store import Store
 
@@ -151,6 +151,7 @@ def explain(
     """
     from marshtest.driving import plan_sweep
     from marshtest.explain import expected_cost
+    from marshtest.prospects import family_of, needs
 
     planned = plan_sweep(read_sweep(recipe, overrides or []))
     name, costs = planned.sweep.name, expected_cost(planned)
@@ -169,6 +170,8 @@ def explain(
         f"{len(planned.cells):,} rows from {len(planned.jobs):,} jobs; if nothing were shared, "
         f"{planned.unshared:,} jobs."
     )
+    for text in dict.fromkeys(needs(k.recipe, family_of(k.recipe)) for k in planned.keys):
+        console.print(text, highlight=False, markup=False)
     hours, flops = costs["seconds"].sum() / 3600, costs["flops"].sum()
     console.print(
         f"In all about {3600 * hours:,.0f} s ({hours:.2f} h) here, one job at a time; {flops:.2g} "
@@ -430,6 +433,12 @@ def plan(
     ] = None,
     gus: Annotated[float, typer.Option(help="Expected dependence by GUS.")] = 0.0,
     rank: Annotated[float, typer.Option(help="Expected dependence by the rank score.")] = 0.0,
+    works: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of trainings in which an attack without a null law works: asks for seeds."
+        ),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Training samples of one run.")] = None,
     fraction: Annotated[float, typer.Option(help="Share of them that will be poisons.")] = 0.015,
     alpha: Annotated[float, typer.Option(help="Error rate over all unlearners.")] = 0.05,
@@ -438,24 +447,33 @@ def plan(
     unlearners: Annotated[int, typer.Option(help="How many are judged together.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for the curve and its table.")] = None,
 ) -> None:
-    """Tell how many poisons a verdict needs, before anything is spent.
+    """Tell how many poisons, or trainings, a verdict needs, before anything is spent.
 
     Example: marshtest plan --gus 1.0 --rank 1.7 --samples 50000 --fraction 0.015
     """
     import numpy as np
 
-    from marshtest.plan import Plan, effects_of, effects_of_audit, poisons_of_one_run, save_plan
+    from marshtest import plan as planning
     from marshtest.results import Results
 
+    levels = {"alpha": alpha, "power": power, "margin": margin}
+    if works is not None:
+        seeds = planning.trainings_table(works, unlearners=unlearners, **levels)
+        console.print(_rich(seeds.astype(str), "plan"))
+        return
     guessed = {name: value for name, value in (("gus", gus), ("rank", rank)) if value}
     effects = guessed
     if pilot is not None:
         audited = pilot.suffix == ".json"
-        effects = effects_of_audit(pilot) if audited else effects_of(Results.read(pilot))
-    planned = Plan(effects, alpha, power, margin, unlearners)
+        effects = (
+            planning.effects_of_audit(pilot)
+            if audited
+            else planning.effects_of(Results.read(pilot))
+        )
+    planned = planning.Plan(effects, unlearners=unlearners, **levels)
     shown = planned.table()
     if samples is not None:
-        each = poisons_of_one_run(samples, fraction)
+        each = planning.poisons_of_one_run(samples, fraction)
         shown["runs to show removal"] = np.ceil(shown["poisons to show removal"] / each)
     shown["expected dependence"] = (
         shown["expected dependence"].map("{:.3g}".format).replace("nan", "–")
@@ -464,7 +482,7 @@ def plan(
     shown[counts] = shown[counts].map("{:,.0f}".format)
     console.print(_rich(shown, "plan"))
     if out is not None:
-        save_plan(planned, out)
+        planning.save_plan(planned, out)
 
 
 KeyOption = Annotated[Path, typer.Option(help="The key that `marshtest dose` wrote.")]
@@ -710,7 +728,14 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("loading data", total=1.0)
-        yield lambda stage, done: bars.update(bar, description=stage, completed=done)
+
+        def told(stage: str, done: float) -> None:
+            if stage.startswith(NOTE):
+                bars.console.print(stage, markup=False, highlight=False)
+            else:
+                bars.update(bar, description=stage, completed=done)
+
+        yield told
 
 
 def main() -> None:

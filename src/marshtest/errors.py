@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+NOTE = "note: "  # begins a line of progress that stays in sight
+
 
 class MarshtestError(ValueError):
     """Bad input. The command line prints its one line and exits with code 2."""

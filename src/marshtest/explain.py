@@ -26,8 +26,10 @@ KINDS = {
     "features": "the network that the samples' features are taken from, trained once",
     "craft": "the attack's optimisation at a clean model; the count is of steps, each over all poisons",
     "train": "from scratch: the initial model on all samples, the retrained one on the retain set; of "
-    "crafted poisons also the clean one, a reference and a control",
-    "unlearn": "each unlearner from the initial model, within its compute budget",
+    "effects without a null law also the clean twin, the retrained one's twin and a control of shuffled "
+    "poisons; of crafted poisons the clean model",
+    "unlearn": "each unlearner from the initial model, and from the clean twin where there is one, within "
+    "its compute budget",
     "score": "the attack's effect on a model, and its accuracy",
 }
 REPEATS = 3

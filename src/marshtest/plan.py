@@ -1,8 +1,12 @@
-"""How many poisons a verdict will need, before anything is spent.
+"""How many poisons, or trainings, a verdict will need, before anything is spent.
 
-The expected effect is the initial model's dependence by each score, at the variance ε² that will be
-used: from a pilot run, or guessed. A plan answers for each score, and for the verdict, which detects by
-the better score (Bonferroni) and needs both to show removal.
+*Poisons.* The expected effect is the initial model's dependence by each score, at the variance ε² that will
+be used: from a pilot run, or guessed. A plan answers for each score alone, and for the verdict, which
+detects by the better score and rests on it to show removal (marshtest.metrics.verdict). A model that never
+saw the poison is blocked by the other tests with probability α, which the plan allows for.
+
+*Trainings.* An attack whose effect has no null law is judged over trainings (seeds); what counts is the
+share of them in which the attack works.
 """
 
 import json
@@ -17,11 +21,13 @@ from matplotlib.figure import Figure
 
 from marshtest.errors import MarshtestError
 from marshtest.metrics.power import detection, poisons_for, removal
+from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
 from marshtest.report.figures import save
 from marshtest.report.tables import SCORE_NAMES
 from marshtest.results import Results
 
 VERDICT = "verdict"
+TESTS = 4  # of independence, a score
 
 
 @dataclass(frozen=True)
@@ -52,31 +58,35 @@ class Plan:
         for name, value in (("alpha", self.alpha), ("power", self.power), ("margin", self.margin)):
             if not 0 < value < 1:
                 raise MarshtestError(f"plan: {name} must lie between 0 and 1. Got {value:g}.")
+        if self.power >= 1 - self.alpha:
+            raise MarshtestError(
+                f"plan: power must be below 1 − alpha = {1 - self.alpha:g}, for with probability alpha a "
+                f"model that never saw the poison is not acquitted. Got {self.power:g}."
+            )
         if not self.effects or self.unlearners < 1:
             raise MarshtestError("plan: give an expected effect, and at least one unlearner.")
 
     @property
     def tests(self) -> dict[str, tuple[Callable[[float], float], Callable[[float], float]]]:
         """For each score, and the verdict: power of detection and of removal, as functions of n."""
-        level, count = self.alpha / self.unlearners, len(self.effects)
+        level, tests = self.alpha / self.unlearners, TESTS * len(self.effects)
         found: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {}
         for name, effect in self.effects.items():
             found[name] = (
                 partial(detection, effect=effect, alpha=level),
                 partial(removal, margin=self.margin * effect, alpha=level),
             )
+        best = max(self.effects.values())
         found[VERDICT] = (
-            partial(detection, effect=max(self.effects.values()), alpha=level / count),
-            partial(self._all_removed, level=level),
+            partial(detection, effect=best, alpha=level / tests),
+            partial(self._removed, best),
         )
         return found
 
-    def _all_removed(self, n: float, level: float) -> float:
-        """A lower bound of the power that every score shows removal (Bonferroni on the misses)."""
-        missed = sum(
-            1 - removal(n, self.margin * effect, alpha=level) for effect in self.effects.values()
-        )
-        return max(0.0, 1 - missed)
+    def _removed(self, effect: float, n: float) -> float:
+        """A lower bound of the power: the score shows removal, and no other test blocks it."""
+        shown = removal(n, self.margin * effect, alpha=self.alpha / self.unlearners)
+        return max(0.0, shown - self.alpha)
 
     def table(self) -> pd.DataFrame:
         """Poisons needed: one line a score, and the verdict."""
@@ -129,11 +139,47 @@ def effects_of(pilot: Results) -> dict[str, float]:
     """The initial model's dependence in a finished run, by score, at its first poison budget."""
     if pilot.recipe.attack.compared:
         raise MarshtestError(
-            f"plan: a {pilot.recipe.attack.name} verdict needs seeds, not poisons; summary.csv of the "
-            "pilot says how many. Give a pilot with Gaussian poisons."
+            f"plan: a {pilot.recipe.attack.name} verdict needs trainings, not poisons. Give the share of "
+            "trainings in which the attack works (`--works`), or a pilot with Gaussian poisons."
         )
     initial = pilot.summary[pilot.summary["role"] == "initial"].iloc[0]
     return {name: float(initial[f"{name}_dependence"]) for name in pilot.score_names}
+
+
+def trainings_table(
+    works: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.9,
+    margin: float = 0.2,
+    unlearners: int = 1,
+) -> pd.DataFrame:
+    """Trainings (seeds) that a verdict by an effect without a null law needs: one line.
+
+    Args:
+        works: share of the trainings in which the attack works.
+        alpha: error rate over all unlearners.
+        power: with which an unlearner that never fails shall be REMOVED.
+        margin: share of the effect that REMOVED may leave.
+        unlearners: how many will be judged together.
+
+    Raises:
+        MarshtestError: a share that is none.
+    """
+    shares = {"works": works, "alpha": alpha, "power": power, "margin": margin}
+    for name, value in shares.items():
+        if not 0 < value < 1 and (name, value) != ("works", 1):
+            raise MarshtestError(f"plan: {name} must lie between 0 and 1. Got {value:g}.")
+    if unlearners < 1:
+        raise MarshtestError(f"plan: unlearners must be at least 1. Got {unlearners}.")
+    needed = trainings_to_remove(margin, alpha / unlearners, works, power)
+    return pd.DataFrame(
+        {
+            "attack works in": [works],
+            "trainings to detect, at least": [trainings_to_reject(alpha)],
+            "trainings to show removal": [needed],
+        }
+    )
 
 
 def effects_of_audit(file: Path) -> dict[str, float]:

@@ -253,9 +253,8 @@ class Results:
         if not len(initial):
             return []
         seeds, poisons = int(initial["seeds"].iloc[0]), float(initial["forget_size"].iloc[0])
-        return prospects(
-            self.recipe, round(poisons), seeds, int((table["role"] == "updated").sum())
-        )
+        family = int((table["role"] == "updated").sum())
+        return list(prospects(self.recipe, family, seeds, round(poisons)))
 
     def rests(self, share: float) -> tuple[Rest, ...]:
         """What verdicts of REMOVED rest on at a poison budget; nothing of effects without a null law."""

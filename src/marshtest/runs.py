@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 
 from marshtest.data import Dataset
-from marshtest.errors import MarshtestError
+from marshtest.errors import NOTE, MarshtestError
 from marshtest.examples import examples
 from marshtest.files import write
 from marshtest.ledger import ALGORITHM
-from marshtest.protocol import Report, groups, silent
+from marshtest.prospects import family_of, prospects
+from marshtest.protocol import Report, groups, poison_count, silent
 from marshtest.recipe import Named, Recipe, load_recipe
 from marshtest.report import write_report
 from marshtest.results import Results
@@ -108,12 +109,24 @@ def do_all(worker: Worker, keys: Keys, report: Report) -> None:
     if todo[0].kind == "features" and not store.is_recorded(keys.features):
         worker(todo[0], lambda share, said="": report(f"{todo[0].label}, {share:.0%}", 0.0))
     data = worker.pipeline(keys).data
+    for line in foreseen(keys.recipe, data):
+        report(f"{NOTE}{line}", 0.0)
     weights = [sum(passes(job, data).values()) for job in todo]
     total, done = sum(weights), 0.0
     for job, weight in zip(todo, weights, strict=True):
         if not all(map(store.is_recorded, job.makes)):
             worker(job, _Share(report, job.label, done / total, weight / total))
         done += weight
+
+
+def foreseen(recipe: Recipe, data: Dataset) -> list[str]:
+    """Answers that the recipe's numbers of poisons and trainings rule out."""
+    family = family_of(recipe)
+    return [
+        f"poison budget {share:g}: {line}"
+        for share in recipe.poison_budgets
+        for line in prospects(recipe, family, recipe.seeds, poison_count(recipe, share, data))
+    ]
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,8 @@ def sign_flips(family: Sequence[Difference]) -> list[float]:
 def _signs(trainings: int) -> Floats:
     """[B, S] patterns of signs, the first without a flip."""
     if trainings <= ALL_FLIPS:
-        patterns: Floats = 1.0 - 2.0 * (
-            np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1
-        )
-        return patterns
+        patterns = 1.0 - 2.0 * (np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1)
+        return np.asarray(patterns, dtype=np.float64)
     signs: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS + 1, trainings))
     signs[0] = 1.0
     return signs
@@ -138,15 +136,22 @@ def failures(d0: Floats, d: Floats) -> int:
     return int((np.abs(d) >= d0.mean() / 2).sum())
 
 
-def trainings_to_remove(margin: float, alpha: float, works: float = 1.0) -> int:
-    """The fewest trainings with which anything can be REMOVED: none fails and (ii) still holds.
+def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: float = 0.9) -> int:
+    """The fewest trainings with which an unlearner that never fails is REMOVED by (ii).
 
     Args:
         margin: share of the initial effect that may be left.
         alpha: level, divided by the number of unlearners where there are several.
-        works: share of the trainings in which the attack works.
+        works: share of the trainings in which the attack works; of few it may work in fewer.
+        power: probability of that answer, over the trainings in which the attack happens to work.
     """
-    return math.ceil(math.log(alpha) / math.log1p(-margin * works) - 1e-9)
+    trainings = 1
+    while True:
+        worked = np.arange(trainings + 1)
+        enough = (1 - margin * worked / trainings) ** trainings <= alpha
+        if binom.pmf(worked[enough], trainings, works).sum() >= power:
+            return trainings
+        trainings += 1
 
 
 def trainings_to_reject(alpha: float) -> int:

@@ -11,16 +11,17 @@ spread and the tail (marshtest.metrics.dependence), and four exact tests that th
 
 *What a verdict rests on* is decided from the initial model and the numbers of poisons and trainings alone:
 the mean with most power, and of the other effects, strongest first, as many as leave a model that never
-saw the poison REMOVED with probability 0.9. An effect without that power can only block, by rejecting. So can
-the tests of spread and classes round the mean, which see whoever keeps some poisons and pushes others away.
+saw the poison REMOVED with probability 0.9. An effect without that power can only block, by rejecting.
+So can the tests of spread and classes round the mean, which see whoever keeps some poisons and pushes
+others away.
 
 A score that cannot be told, because a gradient vanished or losses tie, hides what it would have shown: the
 hidden share of the poisons is taken to carry the whole initial effect, so the margin shrinks by it.
 
 "p > 0.05" is never read as "removed". REMOVED asks it of every effect (an intersection–union test, no
 correction needed). Over several unlearners both answers are corrected by Holm (NOT REMOVED of effects
-without a null law by Westfall and Young), so the chance of even one false NOT REMOVED is at most α, and that
-of even one false REMOVED, given these trainings, too. The trainings' own interval is at level α for each
+without a null law by Westfall and Young), so the chance of even one false NOT REMOVED is at most α, and so
+is that of even one false REMOVED, given these trainings. The trainings' own interval is at level α for each
 unlearner. No unlearning and full retraining are controls, tested at α outside the family.
 """
 
