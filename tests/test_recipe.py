@@ -39,7 +39,8 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert trials["euk"].model_dump()["k"] == trials["cfk"].model_dump()["k"] == 3
     assert trials["neggrad+"].model_dump()["beta"] == 0.999
     scrub = trials["scrub"].model_dump()
-    assert (scrub["kl_weight"], scrub["loss_weight"]) == (0.999, 0.99)
+    weights = (scrub["kl_weight"], scrub["forget_weight"], scrub["loss_weight"])
+    assert weights == (0.999, 0.001, 0.99)  # α, β, γ
     noise = [
         t.model_dump()["noise_variance"] for ts in recipe.unlearners for t in ts if t.name == "ngd"
     ]

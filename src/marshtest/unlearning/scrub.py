@@ -1,19 +1,30 @@
 """SCRUB: a student that obeys its teacher on the retain set only (Kurmanji et al. 2024; paper A.2.6).
 
-    teacher = a frozen copy of θ_initial in eval mode; student starts from θ_initial
-    max step, forget set:  minimise −KL(teacher ‖ student)
-    min step, retain set:  minimise  loss_weight · ℓ + kl_weight · T² KL(teacher ‖ student)
-    max steps run in the first `max_share` of the budget, an epoch of each in turn, min epochs after
+    The teacher is θ_initial, frozen, in eval mode; the student starts from θ_initial.
+    D(batch) is T² KL(teacher ‖ student), the batch's mean, of label distributions at temperature T.
 
-| | paper | authors' repository (CIFAR-10) | here |
-| --- | --- | --- | --- |
-| weight of ℓ | γ = 0.99 | γ = 0.99 | `loss_weight` 0.99 |
-| weight of KL, retain set | α = 0.999 | α = 0.001 | `kl_weight` 0.999; `scrub-repository`: 0.001 |
-| β | 0.001, no role given | multiplies a term that is zero | none |
-| T | – | 4 | `temperature` 4 |
-| lr | – | 5e-4, Adam or SGD by option | 5e-4, SGD |
-| max steps | – | in the first 2 of 3 epochs | `max_share` 2/3 |
-| batches | – | 128 retain, 32 forget | `batch_size` 128, `forget_batch_size` 32 |
+    scrub             each step  minimises  γ ℓ(retain) + α D(retain) − β D(forget)
+
+    scrub-repository  max step   minimises  −D(forget)
+                      min step   minimises  γ ℓ(retain) + α D(retain)
+                      In the first `max_share` of the budget an epoch of max steps precedes each epoch
+                      of min steps; afterwards all steps are min steps.
+
+| known | paper | authors' repository, CIFAR-10 | `scrub` | `scrub-repository` |
+| --- | --- | --- | --- | --- |
+| form | one objective | alternating; a joint one is unused | joint | alternating |
+| γ | 0.99 | 0.99, times ℓ(retain) | `loss_weight` 0.99 | `loss_weight` 0.99 |
+| α | 0.999 | 0.001, times D(retain) | `kl_weight` 0.999 | `kl_weight` 0.001 |
+| β | 0.001 | 0, times a term that is zero | `forget_weight` 0.001 | none |
+| T | none in its formula | 4 | `temperature` 1 | `temperature` 4 |
+| lr | not given | 5e-4, SGD | 5e-4, SGD | 5e-4, SGD |
+| max steps | none in its formula | in 2 of 3 epochs | none | `max_share` 2/3 |
+| batches, retain and forget | not given | 128, 32 | 128, 128 | 128, 32 |
+
+What is guessed: the paper states values of α, β and γ but no roles, since its formula has no weights.
+`scrub` gives them the roles in the repository's joint form (`train_distill_linear`, γ ℓ + α D(retain) −
+β D(forget)), which is the only form where all three have one. Its rate is the repository's, and its two
+batches have one size, as NegGrad+'s have.
 """
 
 import copy
@@ -26,22 +37,22 @@ from torch.nn import functional as F
 
 from marshtest.budget import Budget
 from marshtest.data import Samples
-from marshtest.seeds import generator
+from marshtest.seeds import derive, generator
 from marshtest.tasks import Task
 from marshtest.training import descend
 from marshtest.unlearning.base import GradientUnlearner
 
 
 class Scrub(GradientUnlearner):
-    """SCRUB (Kurmanji et al. 2024; paper A.2.6): obey a teacher on the retain set only."""
+    """SCRUB in its joint form (paper A.2.6): one objective, its three terms in every step."""
 
+    goes_on = True
     name: str = "scrub"
     lr: float = Field(5e-4, gt=0)
-    loss_weight: float = Field(0.99, ge=0)  # γ
-    kl_weight: float = Field(0.999, ge=0)  # α
-    temperature: float = Field(4.0, gt=0)
-    max_share: float = Field(2 / 3, ge=0, le=1)
-    forget_batch_size: int = Field(32, ge=1)
+    loss_weight: float = Field(0.99, ge=0)  # γ, of the loss on the retain set
+    kl_weight: float = Field(0.999, ge=0)  # α, of the divergence on the retain set
+    forget_weight: float = Field(0.001, ge=0)  # β, of the divergence on the forget set
+    temperature: float = Field(1.0, gt=0)  # T
 
     def __call__(
         self,
@@ -53,16 +64,49 @@ class Scrub(GradientUnlearner):
         budget: Budget,
         seed: int,
     ) -> nn.Module:
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        student = copy.deepcopy(model).train()
+        teacher, student = copy.deepcopy(model).eval(), copy.deepcopy(model).train()
+        optimizer = self.optimizer_for(student)
+        kept = task.batches(retain, self.batch_size, derive(seed, "retain"))
+        forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
+        for keep, drop in budget.stream(zip(kept, forgotten, strict=True)):
+            near, loss = divergence_and_loss(teacher, student, keep, task, self.temperature)
+            far, _ = divergence_and_loss(teacher, student, drop, task, self.temperature)
+            descend(
+                optimizer,
+                self.loss_weight * loss + self.kl_weight * near - self.forget_weight * far,
+            )
+        return student
+
+
+class ScrubRepository(GradientUnlearner):
+    """SCRUB in the alternating form, with the values of its authors' repository."""
+
+    name: str = "scrub-repository"
+    lr: float = Field(5e-4, gt=0)
+    loss_weight: float = Field(0.99, ge=0)  # γ, of the loss on the retain set
+    kl_weight: float = Field(0.001, ge=0)  # α, of the divergence on the retain set
+    temperature: float = Field(4.0, gt=0)  # T
+    max_share: float = Field(2 / 3, ge=0, le=1)  # share of the budget with max steps
+    forget_batch_size: int = Field(32, ge=1)  # samples of a max step
+
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        teacher, student = copy.deepcopy(model).eval(), copy.deepcopy(model).train()
         optimizer = self.optimizer_for(student)
         for is_max_step, batch in budget.stream(self.steps(retain, forget, task, budget, seed)):
-            divergence, loss = self.compare(student, teacher, batch, task)
+            divergence, loss = divergence_and_loss(teacher, student, batch, task, self.temperature)
             if is_max_step:
                 descend(optimizer, -divergence)
             else:
-                distillation = self.kl_weight * self.temperature**2 * divergence
-                descend(optimizer, self.loss_weight * loss + distillation)
+                descend(optimizer, self.loss_weight * loss + self.kl_weight * divergence)
         return student
 
     def steps(
@@ -77,22 +121,19 @@ class Scrub(GradientUnlearner):
             for batch in task.epoch(retain, self.batch_size, draws):
                 yield False, batch
 
-    def compare(
-        self, student: nn.Module, teacher: nn.Module, batch: Samples, task: Task
-    ) -> tuple[Tensor, Tensor]:
-        """KL(teacher ‖ student) of the label's distribution at temperature T, and the mean loss."""
-        with torch.no_grad():
-            target = task.label_logits(task(teacher, batch), batch) / self.temperature
-        outputs = task(student, batch)
-        logits = task.label_logits(outputs, batch) / self.temperature
-        divergence = F.kl_div(
-            logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True
-        )
-        return divergence, task.losses(outputs, batch).mean()
 
-
-class ScrubRepository(Scrub):
-    """SCRUB with the weights of its authors' repository."""
-
-    name: str = "scrub-repository"
-    kl_weight: float = Field(0.001, ge=0)
+def divergence_and_loss(
+    teacher: nn.Module, student: nn.Module, batch: Samples, task: Task, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """D = T² KL(teacher ‖ student) on a batch, and the student's mean loss there."""
+    with torch.no_grad():
+        told = task.label_logits(task(teacher, batch), batch)
+    outputs = task(student, batch)
+    said = task.label_logits(outputs, batch)
+    divergence = F.kl_div(
+        (said / temperature).log_softmax(1),
+        (told / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence, task.losses(outputs, batch).mean()
