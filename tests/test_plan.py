@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from marshtest.errors import MarshtestError
-from marshtest.metrics.verdict import Dependence, verdicts
-from marshtest.plan import Plan, effects_of, poisons_of_one_run, save_plan
+from marshtest.metrics.dependence import dependence
+from marshtest.metrics.verdict import Evidence, rests_on, verdicts
+from marshtest.plan import Plan, effects_of, poisons_of_one_run, save_plan, trainings_table
 from marshtest.results import Results
 
 PLAN = Plan({"gus": 0.5, "rank": 0.8}, unlearners=4)
@@ -16,27 +17,48 @@ PLAN = Plan({"gus": 0.5, "rank": 0.8}, unlearners=4)
 
 def share_of(answer: str, gus: float, rank: float, n: int) -> float:
     """How often one of four unlearners, the others left as they were, gets the answer."""
-    rng, error = np.random.default_rng(0), 1 / math.sqrt(n)
-    initial = {name: Dependence(v, error, error, n) for name, v in PLAN.effects.items()}
-    hits = 0
-    for _ in range(1000):
-        drawn = {"gus": rng.normal(gus, error), "rank": rng.normal(rank, error)}
-        own = {name: Dependence(float(v), error, error, n) for name, v in drawn.items()}
-        hits += verdicts(initial, [own, initial, initial, initial])[0].answer == answer
-    return hits / 1000
+    rng, hits, repetitions = np.random.default_rng(0), 0, 400
+
+    def drawn(gus: float, rank: float) -> Evidence:
+        scores = {"gus": rng.normal(-gus, 1, n), "rank": rng.normal(-rank, 1, n)}
+        return Evidence({0: {name: dependence(values) for name, values in scores.items()}})
+
+    for _ in range(repetitions):
+        initial, own = drawn(*PLAN.effects.values()), drawn(gus, rank)
+        rests = rests_on(initial, margin=PLAN.margin, alpha=PLAN.alpha, family=4)
+        family = [own, initial, initial, initial]
+        hits += verdicts(initial, family, rests=rests)[0].answer == answer
+    return hits / repetitions
 
 
-def test_the_planned_number_shows_removal_with_the_wanted_power() -> None:
+SLACK = 4 * math.sqrt(0.09 / 400)
+
+
+def test_the_planned_number_shows_removal_with_at_least_the_wanted_power() -> None:
     n = int(PLAN.table().set_index("score").loc["verdict", "poisons to show removal"])
-    slack = 4 * math.sqrt(0.09 / 1000)
-    assert share_of("REMOVED", 0.0, 0.0, n) == pytest.approx(0.9, abs=slack + 0.02)
+    assert share_of("REMOVED", 0.0, 0.0, n) > 0.9 - SLACK
     assert share_of("REMOVED", 0.0, 0.0, n // 4) < 0.5
 
 
-def test_the_planned_number_detects_with_the_wanted_power() -> None:
+def test_the_planned_number_detects_with_at_least_the_wanted_power() -> None:
     n = int(PLAN.table().set_index("score").loc["verdict", "poisons to detect"])
-    found = share_of("NOT REMOVED", 0.5, 0.8, n)
-    assert 0.9 - 4 * math.sqrt(0.09 / 1000) < found  # GUS and Holm's easier steps help on
+    assert share_of("NOT REMOVED", 0.5, 0.8, n) > 0.9 - SLACK
+
+
+def test_planned_trainings_show_removal_with_the_wanted_power() -> None:
+    """An attack that works in 90 % of the trainings, an unlearner that never fails: exact enumeration."""
+    line = trainings_table(0.9, unlearners=8).iloc[0]
+    needed = int(line["trainings to show removal"])
+
+    def power(n: int) -> float:
+        worked = [k for k in range(n + 1) if (1 - 0.2 * k / n) ** n <= 0.05 / 8]
+        return sum(math.comb(n, k) * 0.9**k * 0.1 ** (n - k) for k in worked)
+
+    assert power(needed) >= 0.9 > max(power(n) for n in range(1, needed))
+    assert line["trainings to detect, at least"] == 6  # 2 of 64 sign patterns, 1 of 32
+    for bad in ({"works": 0.0}, {"works": 1.1}, {"works": 0.9, "unlearners": 0}):
+        with pytest.raises(MarshtestError, match=r"plan: (works|unlearners) must"):
+            trainings_table(**bad)  # type: ignore[arg-type]
 
 
 def test_power_grows_with_the_poisons_and_more_unlearners_need_more() -> None:
@@ -64,6 +86,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
         ({"effects": {"gus": 0.0}}, "must be above 0. Got 0"),
         ({"effects": {}}, "give an expected effect"),
         ({"effects": {"gus": 1.0}, "power": 1.0}, "power must lie between 0 and 1. Got 1"),
+        ({"effects": {"gus": 1.0}, "power": 0.95}, "power must be below 1 − alpha = 0.95"),
         ({"effects": {"gus": 1.0}, "unlearners": 0}, "at least one unlearner"),
     ):
         with pytest.raises(MarshtestError, match=says):

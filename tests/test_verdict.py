@@ -1,4 +1,4 @@
-"""The tests behind a verdict against SciPy's, and their error rates by simulation."""
+"""The rule behind a verdict, by cases whose answer is known, and its tests against SciPy's."""
 
 import math
 
@@ -9,38 +9,65 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from marshtest.metrics import power
-from marshtest.metrics.rank import rank_scores
+from marshtest.metrics.dependence import Dependence, dependence
 from marshtest.metrics.tradeoff import (
     gaussian_tradeoff,
+    interval_of_share,
     tpr_at_fpr,
     tpr_at_fpr_empirical,
     tpr_at_fpr_one_sided,
-    tpr_at_fpr_rank,
     tradeoff,
 )
-from marshtest.metrics.verdict import Dependence, dependence, holm, verdicts
+from marshtest.metrics.trainings import Difference
+from marshtest.metrics.verdict import (
+    NOT_SHOWN,
+    Evidence,
+    Rest,
+    Verdict,
+    holm,
+    paired_verdicts,
+    rests_on,
+    verdicts,
+)
+
+LEVELS = {"margin": 0.2, "alpha": 0.05}
 
 
 def test_dependence_equals_scipys_tests() -> None:
-    scores = np.random.default_rng(0).normal(-0.3, 1, 200)
-    found = dependence(scores)
+    rng = np.random.default_rng(0)
+    scores, classes = rng.normal(-0.3, 1.2, 200), rng.integers(0, 5, 200)
+    found = dependence(scores, classes, fpr=0.05)
     assert found.value == pytest.approx(-scores.mean())
     assert found.error == pytest.approx(stats.sem(scores))
+    assert found.spread == pytest.approx((scores**2).mean() - 1)
+    assert found.spread_error == pytest.approx(stats.sem(scores**2))
+    assert found.interval() == pytest.approx(
+        stats.ttest_1samp(-scores, 0).confidence_interval(0.95)
+    )
     z = scores.mean() * math.sqrt(200)
-    assert found.p_value == pytest.approx(2 * stats.norm.sf(abs(z)))
-    low, high = stats.ttest_1samp(-scores, 0).confidence_interval(0.95)
-    assert found.interval() == pytest.approx((low, high))
-    sides = [
-        stats.ttest_1samp(-scores, 0.5, alternative="less").pvalue,
-        stats.ttest_1samp(-scores, -0.5, alternative="greater").pvalue,
-    ]
-    assert found.p_equivalence(0.5) == pytest.approx(max(sides))
+    squares = ((scores - scores.mean()) ** 2).sum()
+    cells = [scores[classes == c] for c in range(5)]
+    between = sum(len(cell) * (cell.mean() - scores.mean()) ** 2 for cell in cells)
+    beyond = int((scores < stats.norm.ppf(0.05)).sum())
+    expected = {
+        "mean": 2 * stats.norm.sf(abs(z)),
+        "spread": 2 * min(stats.chi2(199).cdf(squares), stats.chi2(199).sf(squares)),
+        "classes": stats.chi2(4).sf(between),
+        "tail": stats.binomtest(beyond, 200, 0.05, "greater").pvalue,
+    }
+    assert found.tests == pytest.approx(expected)
+
+
+def test_one_class_has_no_test_of_classes() -> None:
+    assert math.isnan(dependence(np.random.default_rng(0).normal(size=20)).tests["classes"])
 
 
 def test_undefined_scores_are_counted_and_left_out() -> None:
-    found = dependence(np.array([1.0, np.nan, 3.0, np.nan]))
-    assert (found.value, found.n, found.undefined) == (-2.0, 2, 2)
-    assert math.isnan(dependence(np.array([np.nan])).value)
+    found = dependence(np.array([1.0, np.nan, 3.0, np.nan]), np.array([0, 1, 2, 3]))
+    assert (found.value, found.n, found.undefined, found.cells) == (-2.0, 2, 2, 2)
+    nothing = dependence(np.array([np.nan]))
+    assert math.isnan(nothing.value)
+    assert all(map(math.isnan, nothing.tests.values()))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -55,69 +82,175 @@ def test_holm_equals_the_step_down_procedure(p: list[float]) -> None:
         assert {i for i in range(len(p)) if adjusted[i] <= alpha} == rejected
 
 
-def test_scores_that_are_all_equal_still_get_a_verdict() -> None:
-    same = {"rank": dependence(np.full(6, -1.2), 0.9)}
-    assert verdicts(same, [same])[0].answer == "NOT REMOVED"
-    assert same["rank"].p_equivalence(1.0) == 1.0
-    assert same["rank"].p_equivalence(1.3) < 1e-6
+def of(value: float, n: int, variance: float = 1.0) -> Dependence:
+    """Normal scores of mean −value and a variance, in ten classes alike."""
+    deviation = math.sqrt(variance)
+    tail = round(n * stats.norm.cdf((stats.norm.ppf(0.01) + value) / deviation))
+    squares = value**2 + variance
+    kurtosis = 2 * variance**2 + 4 * variance * value**2
+    return Dependence(
+        value,
+        deviation / math.sqrt(n),
+        n,
+        spread=squares - 1,
+        spread_error=math.sqrt(kurtosis / n),
+        between=9.0,
+        cells=10,
+        tail=tail,
+    )
 
 
-def of(value: float, n: int, deviation: float = 1.0) -> Dependence:
-    error = deviation / math.sqrt(n)
-    return Dependence(value, error, error, n)
+def one(gus: float, rank: float, n: int, variance: float = 1.0) -> Evidence:
+    return Evidence({0: {"gus": of(gus, n), "rank": of(rank, n, variance)}})
 
 
-INITIAL = {"gus": of(0.5, 1000), "rank": of(1.0, 1000)}
+def several(ranks: list[float], n: int) -> Evidence:
+    return Evidence({seed: {"rank": of(rank, n)} for seed, rank in enumerate(ranks)})
+
+
+def judged(initial: Evidence, *family: Evidence) -> list[Verdict]:
+    rests = rests_on(initial, family=len(family), **LEVELS)  # type: ignore[arg-type]
+    return verdicts(initial, family, rests=rests, **LEVELS)
+
+
+INITIAL = one(0.5, 1.0, 4000)
 
 
 @pytest.mark.parametrize(
     ("gus", "rank", "n", "answer"),
     [
-        (0.0, 0.0, 5000, "REMOVED"),
-        (0.05, 0.1, 50_000, "REMOVED"),  # significant, yet surely within the margin: order matters
+        (0.0, 0.0, 4000, "REMOVED"),
+        (0.0, 0.08, 4000, "REMOVED"),  # significant, yet surely within the margin: order matters
         (0.5, 1.0, 1000, "NOT REMOVED"),
         (0.0, 0.4, 1000, "NOT REMOVED"),  # one score suffices to convict
-        (0.12, 0.0, 300, "INCONCLUSIVE"),  # neither: both are needed to acquit
-        (0.0, 0.0, 100, "INCONCLUSIVE"),
-        (-0.5, -0.5, 1000, "NOT REMOVED"),  # over-unlearning leaves a trace as well
+        (0.0, 0.1, 200, "INCONCLUSIVE"),  # neither surely within the margin, nor surely there
+        (0.0, 0.0, 60, "INCONCLUSIVE"),
+        (-0.5, -1.0, 4000, "NOT REMOVED"),  # over-unlearning leaves a trace as well
     ],
 )
 def test_verdicts_follow_the_stated_order(gus: float, rank: float, n: int, answer: str) -> None:
-    assert verdicts(INITIAL, [{"gus": of(gus, n), "rank": of(rank, n)}])[0].answer == answer
+    assert judged(one(0.5, 1.0, n), one(gus, rank, n))[0].answer == answer
+
+
+def test_a_verdict_rests_on_what_has_power_and_a_weak_score_only_blocks() -> None:
+    """CIFAR-10 in full, one seed: GUS would need 7,316 poisons to show its own fifth; there are 750."""
+    weak = one(0.195, 0.869, 750, variance=0.72)
+    rests = rests_on(weak, **LEVELS)  # type: ignore[arg-type]
+    assert rests[0] == Rest("rank", "mean")
+    assert Rest("gus", "mean") not in rests
+    assert judged(weak, one(-0.004, 0.015, 750))[0].answer == "REMOVED"
+    assert judged(weak, one(0.16, 0.015, 750))[0].answer == "NOT REMOVED"  # GUS rejects
+    strong = rests_on(one(0.5, 1.0, 40_000), **LEVELS)  # type: ignore[arg-type]
+    assert {Rest("gus", "mean"), Rest("rank", "mean"), Rest("rank", "tail")} <= set(strong)
+
+
+def test_poisons_kept_and_pushed_away_are_seen_though_the_mean_is_zero() -> None:
+    hidden = Evidence({0: {"gus": of(0.0, 4000), "rank": of(0.0, 4000, variance=1.4)}})
+    (verdict,) = judged(INITIAL, hidden)
+    assert verdict.answer == "NOT REMOVED"
+    assert any("kept and others pushed away" in reason for reason in verdict.reasons)
+
+
+def test_a_tail_that_is_kept_is_said_in_words() -> None:
+    from dataclasses import replace
+
+    kept = replace(of(0.0, 4000), tail=128)
+    (verdict,) = judged(INITIAL, Evidence({0: {"gus": of(0.0, 4000), "rank": kept}}))
+    assert verdict.answer == "NOT REMOVED"
+    assert "a part of the poisons is kept whole: 3.2% lie beyond the 1% threshold" in " ".join(
+        verdict.reasons
+    )
+
+
+def test_from_three_trainings_on_they_must_agree() -> None:
+    before = several([1.0] * 4, 1000)
+    assert judged(before, several([0.0, 0.01, -0.01, 0.0], 1000))[0].answer == "REMOVED"
+    apart = judged(before, several([0.4, -0.4, 0.4, -0.4], 1000))[0]
+    assert apart.answer != "REMOVED"
+    assert (apart.removed_in, apart.trainings) == (0, 4)
+    some = judged(before, several([0.0, 0.0, 0.0, 0.3], 1000))[0]
+    assert (some.answer, some.removed_in) == ("NOT REMOVED", 3)
 
 
 def test_without_an_initial_effect_nothing_is_called_removed() -> None:
-    nothing = {"gus": of(-0.01, 10_000)}
-    assert verdicts(nothing, [{"gus": of(0.0, 10_000)}])[0].answer == "INCONCLUSIVE"
+    nothing = one(-0.01, -0.01, 10_000)
+    (verdict,) = judged(nothing, one(0.0, 0.0, 10_000))
+    assert verdict.answer == "INCONCLUSIVE"
+    assert NOT_SHOWN in verdict.reasons
 
 
 def test_a_model_that_does_not_exist_is_inconclusive() -> None:
-    missing = dependence(np.array([]))
-    verdict = verdicts(INITIAL, [{"gus": missing, "rank": missing}])[0]
-    assert (verdict.answer, verdict.poisons_needed) == ("INCONCLUSIVE", None)
+    missing = Evidence({0: {"gus": dependence(np.array([])), "rank": dependence(np.array([]))}})
+    (verdict,) = judged(INITIAL, missing)
+    assert (verdict.answer, verdict.needed) == ("INCONCLUSIVE", None)
 
 
-@pytest.mark.parametrize(
-    ("true", "answer"), [(0.0, "REMOVED"), (0.03, "REMOVED"), (0.25, "NOT REMOVED")]
-)
+def test_a_black_box_is_judged_by_the_scores_that_it_has() -> None:
+    assert judged(INITIAL, Evidence({0: {"rank": of(0.0, 4000)}}))[0].answer == "REMOVED"
+
+
+@pytest.mark.parametrize(("true", "answer"), [(0.0, "REMOVED"), (0.45, "NOT REMOVED")])
 def test_the_stated_number_of_poisons_has_the_stated_power(true: float, answer: str) -> None:
-    """At the needed n, the cheaper of the two tests passes in 90 % of 2,000 simulated cases."""
-    initial = {"gus": of(0.5, 1000)}
-    needed = verdicts(initial, [{"gus": of(true, 40)}])[0].poisons_needed
+    """At the needed n, the cheaper of the two answers comes in 90 % of 2,000 simulated cases."""
+    needed = judged(several([1.0], 1000), several([true], 30))[0].needed
     assert needed is not None
+    initial = several([1.0], needed)
     rng = np.random.default_rng(2)
     drawn = rng.normal(true, 1 / math.sqrt(needed), 2000)
-    answers = [verdicts(initial, [{"gus": of(float(x), needed)}])[0].answer for x in drawn]
-    assert answers.count(answer) / 2000 == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / 2000))
+    answers = [judged(initial, several([float(x)], needed))[0].answer for x in drawn]
+    slack = 4 * math.sqrt(0.09 / 2000) + 0.02  # the initial model's own error, and Bonferroni
+    assert answers.count(answer) / 2000 == pytest.approx(0.9, abs=slack)
+
+
+def paired(*values: float) -> Difference:
+    return Difference(np.array(values))
+
+
+def test_effects_that_are_compared_need_all_three_proofs() -> None:
+    initial = paired(*([0.9, 0.95, 1.0, 0.85] * 6))
+    rng = np.random.default_rng(0)
+    gone = Difference(rng.normal(0, 0.01, 24))
+    rare = Difference(np.where(np.arange(24) < 3, 0.9, 0.0) + rng.normal(0, 1e-4, 24))
+    removed, failing, left = paired_verdicts(initial, [gone, rare, initial], **LEVELS)
+    assert removed.answer == "REMOVED"
+    assert failing.answer == "INCONCLUSIVE"  # the mean is within the margin; 3 of 24 trainings fail
+    assert "half of the effect or more is left in 3 of 24 trainings" in failing.reasons
+    assert left.answer == "NOT REMOVED"
+    flipped = paired_verdicts(initial, [Difference(-initial.values)], **LEVELS)
+    assert flipped[0].answer == "NOT REMOVED"
+
+
+def test_nothing_is_removed_whose_initial_effect_was_not_shown() -> None:
+    initial = paired(*([0.9, -0.7, 0.1, 0.0] * 6))
+    (verdict,) = paired_verdicts(initial, [paired(*[0.0] * 24)], **LEVELS)
+    assert (verdict.answer, verdict.reasons[0]) == ("INCONCLUSIVE", NOT_SHOWN)
+
+
+def test_arms_that_are_one_model_are_removed() -> None:
+    """Retraining looks at no model, so its differences are exactly 0, and have no error."""
+    initial = Difference(np.random.default_rng(1).uniform(0.7, 1, 24))
+    assert paired_verdicts(initial, [paired(*[0.0] * 24)], **LEVELS)[0].answer == "REMOVED"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[], [0.0], [0.9], [0.9, 0.9, np.nan]])
+def test_few_trainings_or_undefined_ones_settle_nothing(values: list[float]) -> None:
+    initial = paired(*[0.9] * len(values))
+    (verdict,) = paired_verdicts(initial, [paired(*values)], **LEVELS)
+    assert verdict.answer == "INCONCLUSIVE"
 
 
 @pytest.mark.parametrize("left", [0.0, 0.05])
 def test_power_of_removal_is_that_of_simulated_equivalence_tests(left: float) -> None:
     rng, n, margin = np.random.default_rng(5), 900, 0.12
     samples = rng.normal(left, 1.0, (2000, n))
-    passed = [dependence(-sample).p_equivalence(margin) <= 0.05 for sample in samples]
+    sides = [
+        stats.ttest_1samp(samples, margin, axis=1, alternative="less").pvalue,
+        stats.ttest_1samp(samples, -margin, axis=1, alternative="greater").pvalue,
+    ]
+    passed = np.maximum(*sides) <= 0.05
     expected = power.removal(n, margin, left=left)
-    assert np.mean(passed) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 2000))
+    assert passed.mean() == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 2000))
 
 
 def test_power_of_detection_is_that_of_scipys_normal_tail() -> None:
@@ -129,22 +262,11 @@ def test_power_of_detection_is_that_of_scipys_normal_tail() -> None:
     assert power.poisons_for(0.8, lambda n: power.detection(n, 0.0)) == math.inf
 
 
-def test_false_removed_is_at_most_alpha_at_the_margin_over_a_family() -> None:
-    """Eight unlearners that each leave exactly the margin: one or more false REMOVED in ≤ 5 %."""
-    rng, margin = np.random.default_rng(3), 0.2 * 0.5
-    initial, wrong = {"gus": of(0.5, 1000)}, 0
-    for _ in range(2000):
-        family = [{"gus": of(float(x), 4000)} for x in rng.normal(margin, 1 / math.sqrt(4000), 8)]
-        wrong += any(v.answer == "REMOVED" for v in verdicts(initial, family))
-    assert wrong <= stats.binom.ppf(1 - 1e-4, 2000, 0.05)
-
-
 def test_tpr_of_exact_scores_is_the_fpr() -> None:
     scores = stats.norm.ppf((np.arange(100_000) + 0.5) / 100_000)
     assert tpr_at_fpr(scores, 0.01) == pytest.approx(0.01, abs=1e-4)
     assert tpr_at_fpr_one_sided(scores, 0.01) == pytest.approx(0.01, abs=1e-4)
     assert tpr_at_fpr_empirical(scores, scores, 0.01) == pytest.approx(0.01, abs=1e-4)
-    assert tpr_at_fpr_rank(rank_scores(np.arange(200), 199), 199, 0.01) == 0.01
 
 
 def test_tpr_of_shifted_scores_is_the_gaussian_tradeoff() -> None:
@@ -159,7 +281,7 @@ def test_tradeoff_equals_scikit_learns_roc_curve() -> None:
 
     rng = np.random.default_rng(4)
     poison, fresh = rng.normal(-1, 1, 80).round(1), rng.normal(0, 1, 120).round(1)
-    fpr, tpr = tradeoff(np.append(poison, np.nan), fresh)
+    fpr, tpr = tradeoff(-np.append(poison, np.nan), -fresh)
     expected = roc_curve(
         [1] * 80 + [0] * 120, -np.concatenate([poison, fresh]), drop_intermediate=False
     )
@@ -171,3 +293,10 @@ def test_undefined_stays_undefined() -> None:
     nan = np.array([np.nan])
     assert math.isnan(tpr_at_fpr(nan, 0.01))
     assert math.isnan(tpr_at_fpr_empirical(nan, nan, 0.01))
+
+
+def test_an_interval_of_a_tpr_is_clopper_and_pearsons() -> None:
+    low, high = interval_of_share(0.05, 60)
+    assert stats.binom.sf(2, 60, low) == pytest.approx(0.025)
+    assert stats.binom.cdf(3, 60, high) == pytest.approx(0.025)
+    assert all(map(math.isnan, interval_of_share(math.nan, 60)))
