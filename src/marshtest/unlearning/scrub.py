@@ -23,8 +23,8 @@
 
 What is guessed: the paper states values of α, β and γ but no roles, since its formula has no weights.
 `scrub` gives them the roles in the repository's joint form (`train_distill_linear`, γ ℓ + α D(retain) −
-β D(forget)), which is the only form where all three have one. Its rate is the repository's, and its two
-batches have one size, as NegGrad+'s have.
+β D(forget), without its pull towards averaged weights), which is the only form where all three have
+one. Its rate is the repository's, and its two batches have one size, as NegGrad+'s have.
 """
 
 import copy
