@@ -28,6 +28,7 @@ def test_false_answers_come_at_most_as_often_as_promised(tmp_path: Path) -> None
     found = calibrated(40)
     table = found.table().set_index("false answer")
     assert list(table["n"]) == [40] * 9
+    table = table[table["promised"].notna()]  # the dose is too small to see who pushes poisons away
     for times, promised in zip(table["times"], table["promised"], strict=True):
         assert times <= stats.binom.ppf(1 - 1e-4, 40, promised)
     assert min(found.uniformity().values()) > 1e-4
@@ -65,11 +66,11 @@ def test_cheats_keep_the_poison_that_they_say() -> None:
     assert {case: int(of.sum()) for case, of in kept.items()} == {
         "margin": 40,
         "half": 100,
-        "tenth": 20,
+        "pushed": 40,
         "class": 50,
         "classes": 100,
     }
-    assert made["tenth"].mean() == pytest.approx(0, abs=1e-12)
+    assert made["pushed"].mean() == pytest.approx(0, abs=1e-12)
     assert len(set(classes[kept["class"]])) == 1
     assert len(set(classes[kept["classes"]])) == 2
     for mirrored in ("half", "classes"):

@@ -2,7 +2,6 @@
 
 import html
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -145,6 +144,7 @@ def test_nothing_but_the_poison_differs_between_a_model_and_its_twin(tmp_path: P
     recipe = MATCHING | {
         "attack": {"name": "gradient-matching", "epsilon": 1e-9, "restarts": 1, "steps": 1},
         "unlearners": ["retrain", "gd", "ga", {"name": "euk", "k": 1}, "neggrad+"],
+        "poison_budgets": 0.05,
     }
     results = marshtest.run(recipe, out=tmp_path / "run")
     same = results.rows[results.rows["role"].isin(["initial", "shuffled", "updated"])]

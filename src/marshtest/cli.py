@@ -622,7 +622,7 @@ def calibrate(
         )
     shown = done.table()
     shares = ["share", "low", "high", "promised"]
-    shown[shares] = shown[shares].map("{:.3f}".format)
+    shown[shares] = shown[shares].map("{:.3f}".format).replace("nan", "–")
     console.print(_rich(shown, f"{keys:,} keys"))
     for name, p in done.uniformity().items():
         console.print(f"{SCORE_NAMES[name]}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")

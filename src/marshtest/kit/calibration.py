@@ -8,14 +8,16 @@ is counted.
 
     margin     a random share, as large as the margin, keeps the true scores: the hardest homogeneous case
     half       a random half keeps the true scores, the other half has them mirrored: the mean is 0
-    tenth      a random tenth keeps the true scores, the others are pushed the other way: the mean is 0
+    pushed     a random share, as large as the margin, keeps the true scores, and the others are pushed the
+               other way until the mean is 0
     class      one class keeps the true scores
     classes    every other class keeps the true scores, the others have them mirrored
 
-All shares must be at most what was promised, up to chance.
+All shares must be at most what was promised, up to chance. Nothing is promised of *pushed* where the
+poisons are too few for the verdict to rest on the scores' spread: no test could see it then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.privacy import epsilon_bound
-from marshtest.metrics.verdict import rests_on, verdicts
+from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.protocol import Report, silent
 from marshtest.report.figures import save
 from marshtest.report.tables import SCORE_NAMES
@@ -50,10 +52,12 @@ class Calibration:
         keys: one line a key and case ("null", or a cheat): its verdict, and by score the dependence
             and its two-sided p-value.
         question: what was asked, with the error rates that it promises.
+        rests: what REMOVED rests on.
     """
 
     keys: pd.DataFrame
     question: Question
+    rests: tuple[Rest, ...] = ()
 
     def table(self) -> pd.DataFrame:
         """The share of each false answer, with its 95 % binomial interval and what was promised."""
@@ -63,14 +67,19 @@ class Calibration:
         lines = [
             _share("null", "NOT REMOVED", null["verdict"] == "NOT REMOVED", alpha),
             *(
-                _share(str(c), "REMOVED", of["verdict"] == "REMOVED", alpha)
-                for c, of in by_case.items()
+                _share(str(case), "REMOVED", of["verdict"] == "REMOVED", self._promised(str(case)))
+                for case, of in by_case.items()
             ),
             _share("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
         ]
         for name, p in self.null_p_values().items():
             lines.append(_share("null", f"{SCORE_NAMES[name]}: p ≤ {alpha:g}", p <= alpha, alpha))
         return pd.DataFrame(lines)
+
+    def _promised(self, cheat: str) -> float:
+        """The rate of false REMOVED; nan of what nothing is promised of."""
+        seen = any(rest.effect == "spread" for rest in self.rests)
+        return self.question.alpha if seen or cheat != "pushed" else float("nan")
 
     def uniformity(self) -> dict[str, float]:
         """By score, p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform."""
@@ -152,6 +161,7 @@ def calibrate(
     bases = key.bases(data)
     door = open_door(model, key, bases.values.shape[1:], scaling, pick_device(device))
     true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
+    rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
     lines = []
     for number in range(keys):
         report(f"null key {number + 1} of {keys}", number / keys)
@@ -162,17 +172,18 @@ def calibrate(
             draws=asked.draws,
             fpr=asked.fpr,
         )
-        lines.append({"case": "null", **_line(true, null, asked)})
+        lines.append({"case": "null", **_line(true, null, rests, asked)})
         rng = np.random.default_rng(derive(key.noise.seed, "cheats", number))
         for case, scores in cheats(true, null, asked.margin, rng):
-            lines.append({"case": case, **_line(true, replace(null, scores=scores), asked)})
-    return Calibration(pd.DataFrame(lines), asked)
+            lines.append({"case": case, **_line(true, replace(null, scores=scores), rests, asked)})
+    return Calibration(pd.DataFrame(lines), asked, rests)
 
 
-def _line(true: Measured, other: Measured, asked: Question) -> dict[str, object]:
+def _line(
+    true: Measured, other: Measured, rests: Sequence[Rest], asked: Question
+) -> dict[str, object]:
     names = true.dependences()
     initial, one = true.evidence(names), other.evidence(names)
-    rests = rests_on(initial, margin=asked.margin, alpha=asked.alpha)
     (verdict,) = verdicts(initial, [one], rests=rests, alpha=asked.alpha, margin=asked.margin)
     line: dict[str, object] = {
         "verdict": verdict.answer,
@@ -193,7 +204,7 @@ def cheats(
     every_other = rng.permutation(len(names))[cell] % 2 == 0
     yield "margin", _mixed(true, null, order < margin)
     yield "half", _mixed(true, _mirrored(true), order < 0.5)
-    yield "tenth", _balanced(_mixed(true, null, order < 0.1), order < 0.1)
+    yield "pushed", _balanced(_mixed(true, null, order < margin), order < margin)
     yield "class", _mixed(true, null, one)
     yield "classes", _mixed(true, _mirrored(true), every_other)
 
