@@ -226,10 +226,14 @@ def test_nothing_is_removed_whose_initial_effect_was_not_shown() -> None:
     assert (verdict.answer, verdict.reasons[0]) == ("INCONCLUSIVE", NOT_SHOWN)
 
 
-def test_arms_that_are_one_model_are_removed() -> None:
-    """Retraining looks at no model, so its differences are exactly 0, and have no error."""
-    initial = Difference(np.random.default_rng(1).uniform(0.7, 1, 24))
-    assert paired_verdicts(initial, [paired(*[0.0] * 24)], **LEVELS)[0].answer == "REMOVED"
+def test_arms_that_are_one_model_are_removed_if_the_poison_shows() -> None:
+    """Retraining looks at no model: its differences are 0 by construction, and need no error."""
+    shown, hidden = np.random.default_rng(1).uniform(0.7, 1, 6), np.array([0.9, -0.9, 0, 0, 0, 0])
+    one_model = Difference(np.zeros(6), same=True)
+    assert paired_verdicts(Difference(shown), [one_model], **LEVELS)[0].answer == "REMOVED"
+    assert paired_verdicts(Difference(hidden), [one_model], **LEVELS)[0].answer == "INCONCLUSIVE"
+    chance = Difference(np.zeros(6))  # six trainings without a difference prove nothing of others
+    assert paired_verdicts(Difference(shown), [chance], **LEVELS)[0].answer == "INCONCLUSIVE"
 
 
 @pytest.mark.filterwarnings("error")

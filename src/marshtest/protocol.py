@@ -361,10 +361,10 @@ def measure(
         "chance": float(labels.max() / len(data.test)),
         **{f"crafting_{name}": value for name, value in poisoned.figures.items()},
     }
-    if twin is not None:
-        row |= _of_twin(pipeline, poisoned, twin)
     if model is None:
         return Measured(row, pd.DataFrame(), [])
+    if twin is not None:
+        row |= _of_twin(pipeline, poisoned, model, twin)
     figures, effect = _effect(pipeline, group, poisoned, model)
     moved = [] if between is None else [of._asdict() for of in shifts(model, *between)]
     return Measured(row | figures, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
@@ -389,11 +389,15 @@ def _effect(
     return measured | dict(effect.figures) | seconds, effect
 
 
-def _of_twin(pipeline: Pipeline, poisoned: Poisoned, twin: nn.Module) -> dict[str, float]:
-    """The effect's columns and the test accuracy, of the clean twin."""
+def _of_twin(
+    pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, twin: nn.Module
+) -> dict[str, float]:
+    """The effect's columns and the test accuracy of the clean twin, and whether it is the same model."""
     attack, task = pipeline.recipe.attack, pipeline.task
     figures = attack.effect(twin, poisoned, task).figures
     if "test_accuracy" not in figures:
         figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
     columns = ("test_accuracy", *attack.compared.values())
-    return {f"twin_{column}": figures[column] for column in columns}
+    own, other = model.state_dict(), twin.state_dict()
+    same = own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+    return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

@@ -97,6 +97,7 @@ class Results:
         own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
         needed = [c for name in parsed.attack.exact for c in Dependence.columns_of(name)]
         needed += [f"twin_{column}" for column in parsed.attack.compared.values()]
+        needed += ["twin_same"] * bool(parsed.attack.compared)
         if missing := [column for column in needed if column not in own]:
             raise MarshtestError(
                 f"{rows.path}: is no table of rows: a {parsed.attack.name} row has {missing[0]!r}."
@@ -331,7 +332,9 @@ class Results:
         attack = self.recipe.attack
         if attack.compared:
             (column,) = attack.compared.values()
-            return Difference((rows[column] - rows[f"twin_{column}"]).to_numpy(dtype=np.float64))
+            left = (rows[column] - rows[f"twin_{column}"]).to_numpy(dtype=np.float64)
+            same = rows["twin_same"].dropna()
+            return Difference(left, same=len(same) > 0 and bool((same == 1).all()))
         fpr = float(getattr(attack, "fpr", 0.01))
         return Evidence(
             {

@@ -15,6 +15,9 @@ What a method costs by itself is in both arms and cancels.
                   which half of the effect or more is left is below m. Means of outcomes that are
                   nearly 0 or 1 hide rare failures: (i) alone would acquit whoever fails in 20 % of the
                   trainings in 14 of 100 cases at S = 16.
+                  Where both arms end with the same parameters, bit for bit, the poison had no way into the
+                  model, and no test is needed: so does retraining, which looks at no model, with the same
+                  draws and one retain set.
 """
 
 import math
@@ -37,9 +40,14 @@ class Difference:
     """What is left of the poison by an effect without a null law: [S] poisoned arm less clean twin.
 
     Trainings without a model have nan.
+
+    Attributes:
+        values: one a training.
+        same: both arms ended with the same parameters in each training.
     """
 
     values: Floats
+    same: bool = False
 
     @property
     def told(self) -> Floats:
@@ -103,7 +111,12 @@ def _signs(trainings: int) -> Floats:
 
 
 def p_within(initial: Difference, left: Difference, margin: float) -> float:
-    """For "more than the margin is left": the larger of (i) and (ii) of the module's text."""
+    """For "more than the margin is left": the larger of (i) and (ii) of the module's text.
+
+    0 if both arms are one model.
+    """
+    if left.same:
+        return 0.0
     both = ~np.isnan(initial.values) & ~np.isnan(left.values)
     d0, d = initial.values[both], left.values[both]
     if not len(d):
