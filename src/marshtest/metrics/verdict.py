@@ -138,9 +138,9 @@ def rests_on(
         return ()
     first = max(means, key=lambda rest: power[rest])
     chosen, missed = [first], 1 - power[first]
-    for rest in sorted(power, key=lambda rest: -power[rest]):
+    for rest in sorted((rest for rest in power if rest != first), key=lambda rest: -power[rest]):
         missed += 1 - power[rest]
-        if rest != first and missed <= 1 - POWER - alpha:
+        if missed <= 1 - POWER - alpha:
             chosen.append(rest)
     return tuple(chosen)
 
