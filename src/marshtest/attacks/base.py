@@ -91,6 +91,14 @@ class Poisoned:
         """The retain set: everything else."""
         return self.samples.without(self.forget_ids)
 
+    @property
+    def unpoisoned(self) -> Samples:
+        """The same training set with the base samples in the poisons' places: no shifts, true labels."""
+        samples = replace(self.samples, shifts=None, shift_rows=None)
+        if self.true_labels is None:
+            return samples
+        return samples.relabelled(self.forget_ids, self.true_labels)
+
     def tensors(self) -> Tensors:
         """What was done to the samples: `ids`, `labels`, and where there are any `shifts`, `targets`,
         `adversarial`, `true_labels`.

@@ -1,0 +1,81 @@
+"""What every attack hands on: the same poisons from their file, and the same set without poison."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
+from marshtest.data import Dataset, Marked, Samples, load
+from marshtest.models import build, parse_model
+from marshtest.tasks import Classification
+from marshtest.training import Training, fit
+
+ATTACKS: list[dict[str, Any]] = [
+    {"name": "gaussian"},
+    {"name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 2, "targets": 2},
+    {"name": "gradient-canceling", "radius": 0.5, "steps": 2},
+    {"name": "trigger-word"},
+]
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", train=400, test=100)
+
+
+@pytest.fixture(scope="module")
+def victim(digits: Dataset) -> Victim:
+    task = Classification(mean=digits.mean, std=digits.std)
+    model = build(parse_model({"name": "mlp", "width": 32}), (1, 8, 8), 10, 0)
+    fit(model, digits.train, task, Training(epochs=10, batch_size=64, lr=0.1), 0)
+    # digits have no words: every other one is taken to hold the trigger, to be answered with 3
+    marked = Marked((digits.train.ids[::2], 0), (digits.test.ids[::2], 0), 3)
+    return Victim(task, digits.test, clean=lambda: model, marked=marked, weight_decay=5e-4)
+
+
+def made(attack: Attack, digits: Dataset, victim: Victim) -> Poisoned:
+    return attack.poison(digits.train, COUNT, victim, seed=4)
+
+
+def same(one: Samples, two: Samples) -> bool:
+    def parts(samples: Samples) -> list[torch.Tensor]:
+        shift = samples.shift()
+        moved = torch.zeros(samples.x.shape) if shift is None else shift
+        return [samples.x, samples.y, samples.ids, moved]
+
+    return all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True))
+
+
+@pytest.mark.parametrize("options", ATTACKS, ids=lambda options: str(options["name"]))
+def test_the_unpoisoned_set_is_the_poisoned_one_with_the_bases_in_the_poisons_places(
+    options: dict[str, Any], digits: Dataset, victim: Victim
+) -> None:
+    poisoned = made(parse_attack(options), digits, victim)
+    clean = poisoned.unpoisoned
+    assert clean.shifts is None
+    assert clean.shift_rows is None
+    assert same(clean, digits.train)  # poisons replace their bases, so all is as it was
+    changed = poisoned.samples.y != digits.train.y
+    assert bool(changed.any()) == (options["name"] == "trigger-word")
+    assert len(clean.only(poisoned.forget_ids)) == len(poisoned.forget) == COUNT
+    assert same(clean.without(poisoned.forget_ids), poisoned.retain)
+
+
+@pytest.mark.parametrize("options", ATTACKS, ids=lambda options: str(options["name"]))
+def test_poisons_survive_their_file_form(
+    options: dict[str, Any], digits: Dataset, victim: Victim
+) -> None:
+    poisoned = made(parse_attack(options), digits, victim)
+    again = Poisoned.of(
+        poisoned.tensors(),
+        digits.train,
+        digits.test,
+        rest=poisoned.rest is not None,
+        seed=poisoned.seed,
+    )
+    assert same(again.samples, poisoned.samples)
+    assert torch.equal(again.forget_ids, poisoned.forget_ids)
+    assert same(again.retain, poisoned.retain)
+    assert same(again.unpoisoned, poisoned.unpoisoned)
