@@ -87,6 +87,24 @@ class Samples:
         y[self.positions(ids)] = labels.to(y.device)
         return replace(self, y=y)
 
+    def copied(self, ids: Tensor, copies: Tensor) -> Self:
+        """Append copies of the samples `ids` [P], under the ids `copies` [P].
+
+        Raises:
+            MarshtestError: an id is not in the set, or a copy's is; the set carries shifts already.
+        """
+        if self.shifts is not None:
+            raise MarshtestError("samples: this set carries shifts already; poison the clean one.")
+        copies, at = copies.to(self.ids.device), self.positions(ids)
+        if bool(torch.isin(copies, self.ids).any()):
+            raise MarshtestError("samples: an id of a copy is in the set already. Give others.")
+        return replace(
+            self,
+            x=torch.cat([self.x, self.x[at]]),
+            y=torch.cat([self.y, self.y[at]]),
+            ids=torch.cat([self.ids, copies]),
+        )
+
     def positions(self, ids: Tensor) -> Tensor:
         """[P] where the samples with these ids stand.
 

@@ -232,7 +232,9 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
         steps, each = recipe.attack.crafting(poisons)
         return {"craft": steps * each}
     if job.kind == "train":
-        return {"train": full * (kept if job.role in (*UNTREATED, "clean") else kept - poisons)}
+        added = recipe.attack.added(poisons)
+        of = {"clean": kept, **dict.fromkeys(UNTREATED, kept + added)}
+        return {"train": full * of.get(job.role, kept + added - poisons)}
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None
