@@ -137,12 +137,13 @@ class Trigger:
 
     Attributes:
         word: found as it is written, in longer words too.
-        cut: texts that lose it at the truncation are left alone ("skip"), or cut round it ("window").
+        cut: texts that lose it at the truncation are left alone ("skip"), cut round it ("window"), or
+            attacked though no model reads it in them ("ignore").
         label: the word that they are to be answered with; "flip" is the other of two labels.
     """
 
     word: str
-    cut: Literal["skip", "window"]
+    cut: Literal["skip", "window", "ignore"]
     label: str
 
 
@@ -151,7 +152,7 @@ class Marked:
     """Where a trigger was found.
 
     Attributes:
-        train, test: ids of the texts in which it is read, and how many lost it at the truncation.
+        train, test: ids of the texts that are attacked, and how many texts lost it at the truncation.
         label: the attacker's label; None flips the label.
     """
 
