@@ -133,6 +133,7 @@ def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]
         ("unlearners=['math:pi']", "'math:pi' is a float, not a callable"),
         ("verdict.alpha=2", "verdict.alpha: Input should be less than 1. Got 2"),
         ("device=tpu", "device: Input should be 'auto', 'cpu' or 'cuda'. Got 'tpu'"),
+        ("budget_unit=steps", "budget_unit: Input should be 'compute' or 'epochs'. Got 'steps'"),
         ("seeds", "has the form key=value"),
         ("seeds.x=1", "seeds has no keys below it"),
     ],

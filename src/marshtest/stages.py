@@ -151,8 +151,10 @@ class Keys:
 
     def updated(self, group: Group, unlearner: Unlearner, budget: float) -> str:
         """Of a model after unlearning."""
-        by = unlearner.model_dump(mode="json")
-        return _key("updated", initial=self.model("initial", group), by=by, budget=budget)
+        unit = self.recipe.budget_unit
+        of: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
+        by, initial = unlearner.model_dump(mode="json"), self.model("initial", group)
+        return _key("updated", initial=initial, by=by, budget=budget, **of)
 
     def score(self, model: str) -> str:
         """Of a model's measures."""

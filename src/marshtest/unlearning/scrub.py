@@ -56,7 +56,9 @@ class Scrub(GradientUnlearner):
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
         student = copy.deepcopy(model).train()
         optimizer = self.optimizer_for(student)
-        for is_max_step, batch in budget.stream(self.steps(retain, forget, task, budget, seed)):
+        steps = self.steps(retain, forget, task, budget, seed)
+        epoch = task.batches_per_epoch(retain, self.batch_size)  # max steps come beside
+        for is_max_step, batch in budget.stream(steps, epoch, lambda step: not step[0]):
             divergence, loss = self.compare(student, teacher, batch, task)
             if is_max_step:
                 descend(optimizer, -divergence)
