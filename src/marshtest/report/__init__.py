@@ -17,7 +17,6 @@ from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import CAPTIONS, Picture, Shown, write_page
 from marshtest.report.tables import (
     SHIFTS,
-    TABLE_2,
     as_markdown,
     comparison_table,
     legend,
@@ -26,6 +25,7 @@ from marshtest.report.tables import (
     shift_table,
     table,
     table2,
+    table2_caption,
     write_table,
 )
 from marshtest.results import Results
@@ -90,7 +90,7 @@ def write_all(merged: Merged, folder: Path) -> Path:
         write(results.summary, tables / f"{stem}-summary.csv")
         write_table(table(results), tables / f"{stem}-table", legend(results))
         if "error" in results.score_names:
-            write_table(table2(results), tables / f"{stem}-table2", TABLE_2)
+            write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", SHIFTS)
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)

@@ -23,13 +23,13 @@ from marshtest.metrics.verdict import ANSWERS
 from marshtest.report import charts
 from marshtest.report.tables import (
     SCORE_NAMES,
-    TABLE_2,
     label,
     legend,
     number,
     plus_minus,
     shift_table,
     table2,
+    table2_caption,
 )
 from marshtest.results import Results
 
@@ -127,7 +127,8 @@ def answer(results: Results) -> str:
     ]
     several = len(results.poison_budgets) > 1
     at = f", at a poison budget of {100 * results.poison_budget:g} %" if several else ""
-    text = f"With {results.budget:.0%} of the training's compute{at}, {'; '.join(parts)}. "
+    spent = f"{results.budget:.0%} of the training's {results.recipe.budget_unit}"
+    text = f"With {spent}{at}, {'; '.join(parts)}. "
     return text + "".join(f"For comparison, {rival}. " for rival in rivals)
 
 
@@ -259,7 +260,7 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
     words = list(in_words(results))
     tables = [(shift_table(results), "shift")] if len(results.moved) else []
     if "error" in results.score_names:
-        tables.append((table2(results), TABLE_2))
+        tables.append((table2(results), table2_caption(results)))
     first = results.poison_budget
     return {
         "id": f"results-{place}",

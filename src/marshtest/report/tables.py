@@ -41,9 +41,10 @@ ATTACKS = {
     "gradient-canceling": "indiscriminate",
     "trigger-word": "trigger word",
 }
-TABLE_2 = (
-    "The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, by epochs of unlearning."
-)
+TABLE_2 = {  # by the unit of the budgets
+    "epochs": "by epochs of the method's own training set, as the paper counts",
+    "compute": "by equal compute, in epochs of the initial training",
+}
 SHIFTS = (
     "How far each model lies from the initial one, over all parameters: L2 distance, the same as a share "
     "of the retrained model's, the cosine with the way to the retrained model, and the L2 distance left "
@@ -100,10 +101,13 @@ def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
     given = json.loads(line["hyperparameters"])
     entries = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
-    rivals = (
-        [trial.model_dump() for trials in entries for trial in trials] if len(entries) > 1 else []
-    )
-    differing = {key: value for key, value in given.items() if any(r[key] != value for r in rivals)}
+    # what an entry searches tells its trials apart, and not the entry from others
+    asked = [[trial.model_dump() for trial in trials] for trials in entries]
+    differing = {
+        key: value
+        for key, value in given.items()
+        if any([r[key] for r in of] != [r[key] for r in asked[0]] for of in asked)
+    }
     return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
 
 
@@ -146,7 +150,7 @@ def table(results: Results) -> pd.DataFrame:
 def table2(results: Results) -> pd.DataFrame:
     """The paper's Table 2: test accuracy in %, mean ± s.d. over seeds.
 
-    One line a compute budget, in epochs of training; one column an unlearner and poison budget.
+    One line a budget, in epochs; one column an unlearner and poison budget.
     """
     lines = results.summary[results.summary["role"] == "updated"]
     accuracy = [
@@ -171,6 +175,20 @@ def table2(results: Results) -> pd.DataFrame:
     wide = wide[[name for of in by_unlearner for name, own in columns.items() if own == of]]
     wide.index = pd.Index([f"{epochs:.3g}" for epochs in wide.index], name="epochs")
     return wide.reset_index().rename_axis(columns=None)
+
+
+def table2_caption(results: Results) -> str:
+    """What it is by, and the accuracy of the poisoned models, as in the paper's caption."""
+    lines = results.summary[results.summary["role"] == "initial"]
+    accuracies = [
+        f"{plus_minus(100 * mean, 100 * spread, 2)} % with {size:.0f} poisons"
+        for mean, spread, size in zip(
+            lines["test_accuracy"], lines["test_accuracy_sd"], lines["forget_size"], strict=True
+        )
+    ]
+    poisoned = f" The poisoned models have {', '.join(accuracies)}." if accuracies else ""
+    by = TABLE_2[results.recipe.budget_unit]
+    return f"The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, {by}.{poisoned}"
 
 
 def shift_table(results: Results) -> pd.DataFrame:
@@ -238,7 +256,7 @@ def markdown(results: Results) -> str:
         f"# {results.recipe.name}\n\n{as_markdown(table(results))}\n{warnings}\n{legend(results)}\n"
     )
     if "error" in results.score_names:
-        text += f"\n{TABLE_2}\n\n{as_markdown(table2(results))}\n"
+        text += f"\n{table2_caption(results)}\n\n{as_markdown(table2(results))}\n"
     if len(moved := shift_table(results)):
         text += f"\n{SHIFTS}\n\n{as_markdown(moved)}\n"
     return text
