@@ -658,7 +658,7 @@ class Tally:
         """Whether the promise is kept."""
         low, high = self.interval
         if self.promised.startswith("≤"):
-            return "yes" if self.share <= 0.05 or (low <= 0.05 and high <= 0.065) else "NO"
+            return "yes" if low <= 0.05 and high <= 0.065 else "NO"
         if self.promised.startswith("≥"):
             return "yes" if self.share >= 0.9 else "NO"
         return "limit"
