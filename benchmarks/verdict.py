@@ -824,6 +824,15 @@ def cheats() -> list[Scenario]:
     return found
 
 
+def unrested() -> list[Scenario]:
+    """A fifth left of GUS alone, by eight: where no verdict rests on GUS it only blocks, at α for each."""
+    eight = [shifted(lambda size: MARGIN * size.rank, scores="gus")] * 8
+    name = "eight, each leaves a fifth of GUS"
+    return [
+        Scenario(name, str(size), "any REMOVED", "—", (size, eight)) for size in (DIGITS, SMALL)
+    ]
+
+
 def promise(name: str, size: Size) -> str:
     """What is promised; "—" where too few poisons cannot tell, a limit that the manual states."""
     weak = {
@@ -994,6 +1003,7 @@ def main() -> None:
         "False REMOVED, effects in pairs": cheating,
         "False NOT REMOVED, effects in pairs": convicted,
         "Power": acquittals(),
+        "False REMOVED in a family by a score that it mostly does not rest on": unrested(),
     }
     text, tallies, seed = [], [], 0
     for title, scenarios in tables.items():
