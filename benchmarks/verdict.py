@@ -81,6 +81,13 @@ def effect_of(one: Seen, effect: str) -> Floats:
     return one.left if effect == "mean" else one.excess
 
 
+def error_of(one: Seen, effect: str) -> Floats:
+    if effect == "tail":
+        share = one.tail / one.n
+        return np.sqrt(share * (1 - share) / one.n)
+    return one.error if effect == "mean" else one.excess_error
+
+
 def exact_tests(one: Seen) -> dict[str, Floats]:
     """p-values of independence by one score; 2 stands for "cannot be asked"."""
     squares, free = one.error**2 * one.n * (one.n - 1), one.n - 1
@@ -111,7 +118,9 @@ def holm(p: Floats) -> Floats:
     return adjusted
 
 
-def power_of_mean(allowed: Floats, scale: Floats, level: float, free: int | None) -> Floats:
+def power_of_mean(
+    allowed: Floats, scale: Floats, level: Floats | float, free: int | None
+) -> Floats:
     """That a mean of 0 is shown to be within ± allowed: two one-sided tests, normal or Student's."""
     if free is None:
         return np.maximum(0, 1 - 2 * norm.cdf(norm.isf(level) - allowed * scale))
@@ -122,13 +131,19 @@ def power_of_mean(allowed: Floats, scale: Floats, level: float, free: int | None
 def rests(initial: Sequence[Seen], family: int) -> Bools:
     """[R, 6] which of EFFECTS a verdict rests on: from the initial model alone."""
     trainings = initial[0].by_training.shape[1]
-    level, powers, there = ALPHA / family, [], []
+    powers, there = [], []
     for score, effect in EFFECTS:
         one = initial[score]
         allowed, root = MARGIN * effect_of(one, effect), np.sqrt(one.n)
+        share = np.clip(FPR + allowed, 0, 1)
+        deviation = {"mean": 1.0, "spread": np.sqrt(2), "tail": np.sqrt(share * (1 - share))}[
+            effect
+        ]
+        with np.errstate(divide="ignore"):
+            own_and_initial = 1 + MARGIN * error_of(one, effect) * root / deviation
+        level = norm.sf(norm.isf(ALPHA / family) * own_and_initial)
         there.append(allowed > 0)
         if effect == "tail":
-            share = np.clip(FPR + allowed, 0, 1)
             most = binom.ppf(level, one.n, share)
             most = most - (binom.cdf(most, one.n, share) > level)
             powers.append(binom.cdf(most, one.n, FPR))
@@ -156,18 +171,16 @@ def rests(initial: Sequence[Seen], family: int) -> Bools:
 
 
 def p_left(initial: Seen, one: Seen, effect: str) -> Floats:
-    """For "more than the margin is left"; the initial effect's own error is added."""
+    """For "more than the margin is left"; the initial effect's own error is added in full."""
     allowed = np.maximum(0, MARGIN - one.hidden) * effect_of(initial, effect)
+    other = MARGIN * error_of(initial, effect)
     if effect == "tail":
-        p = binom.cdf(one.tail, one.n, np.clip(FPR + allowed, 0, 1))
+        share = np.clip(FPR + allowed, 0, 1 - 1e-12)
+        own = np.sqrt(share * (1 - share) / one.n)
+        p = norm.sf(norm.isf(binom.cdf(one.tail, one.n, share)) * own / (own + other))
     else:
-        own, other = (
-            (one.error, initial.error)
-            if effect == "mean"
-            else (one.excess_error, initial.excess_error)
-        )
         room = allowed - np.abs(effect_of(one, effect))
-        p = t.sf(room / np.sqrt(own**2 + (MARGIN * other) ** 2), one.n - 1)
+        p = t.sf(room / (error_of(one, effect) + other), one.n - 1)
     return np.where(allowed > 0, p, 1.0)
 
 
@@ -442,6 +455,27 @@ def widened(rng: Random, size: Size, before: Pair) -> Pair:
     return gus * np.sqrt(1 + MARGIN * size.gus**2), rank * np.sqrt(1 + MARGIN * excess)
 
 
+def tail_alone(share: float) -> Draw:
+    """Beyond the rank score's threshold lies `share` of the initial excess; mean 0 and variance 1."""
+
+    def draw(rng: Random, size: Size, before: Pair) -> Pair:
+        gus, rank = clean(rng, before[0].shape)
+        threshold = norm.ppf(FPR)
+        excess = share * (norm.cdf((threshold + size.rank) / np.sqrt(size.variance)) - FPR)
+        # a part lies just beyond; what the mean and variance gain by it the others lose
+        more = excess / (1 - FPR)
+        for _ in range(20):
+            at = threshold - 0.05
+            mean = -more * at / (1 - more)
+            spread = np.sqrt((1 - more * at**2) / (1 - more) - mean**2)
+            beyond = norm.cdf((threshold - mean) / spread)
+            more = (FPR + excess - beyond) / (1 - beyond)
+        beyond = rng.random(rank.shape) < more
+        return gus, np.where(beyond, at, mean + spread * rank)
+
+    return draw
+
+
 def against(correlation: float, scores: str = "both") -> Draw:
     """The margin is left, and scores lie against the initial model's, poison by poison."""
 
@@ -624,7 +658,7 @@ class Tally:
         """Whether the promise is kept."""
         low, high = self.interval
         if self.promised.startswith("≤"):
-            return "yes" if self.share <= 0.05 or (low <= 0.05 and high <= 0.065) else "NO"
+            return "yes" if low <= 0.05 and high <= 0.065 else "NO"
         if self.promised.startswith("≥"):
             return "yes" if self.share >= 0.9 else "NO"
         return "limit"
@@ -738,6 +772,7 @@ def cheats() -> list[Scenario]:
         ("a fifth left of the rank score alone", shifted(lambda size: MARGIN * size.rank, scores="rank")),
         ("a fifth left of each, turned round", shifted(lambda size: -MARGIN * size.rank)),
         ("a fifth left of the mean square, no mean", widened),
+        ("a fifth left of the rank score's tail alone", tail_alone(MARGIN)),
         ("a fifth left of each, against the initial scores (correlation −0.3)", against(-0.3)),
         ("the same, of GUS alone, correlation −1", against(-1.0, "gus")),
         ("the same, of the rank score alone, correlation −1", against(-1.0, "rank")),
@@ -761,6 +796,7 @@ def cheats() -> list[Scenario]:
         Scenario(name, str(size), REMOVED, promise(name, size), (size, [draw]))
         for size in (*SIZES, STRONG)
         for name, draw in everywhere
+        if size is not STRONG or "tail" not in name  # no such scores there
     ]
     for size in (DIGITS, SMALL):
         for name, draw in [
@@ -788,9 +824,23 @@ def cheats() -> list[Scenario]:
     return found
 
 
+def unrested() -> list[Scenario]:
+    """A fifth left of GUS alone, by eight: where no verdict rests on GUS it only blocks, at α for each."""
+    eight = [shifted(lambda size: MARGIN * size.rank, scores="gus")] * 8
+    name = "eight, each leaves a fifth of GUS"
+    return [
+        Scenario(name, str(size), "any REMOVED", "—", (size, eight)) for size in (DIGITS, SMALL)
+    ]
+
+
 def promise(name: str, size: Size) -> str:
     """What is promised; "—" where too few poisons cannot tell, a limit that the manual states."""
     weak = {
+        # no verdict rests on GUS, or on the spread, there
+        "a fifth left of GUS alone": (KIT_150, FULL),
+        "the same, of GUS alone, correlation −1": (KIT_150, FULL),
+        "a fifth left of the mean square, no mean": (KIT_150, FULL),
+        "a fifth left of the rank score's tail alone": (DIGITS, KIT_150, FULL),
         "20 % kept, the rest pushed away": (KIT_150, FULL),
         "10 % kept at 1.9, the rest pushed away": (SMALL, KIT_600, KIT_150, FULL),
         "3 % kept at 2.5": (SMALL, KIT_600, KIT_150, FULL, STRONG),
@@ -934,7 +984,7 @@ def paired() -> tuple[list[Scenario], list[Scenario]]:
 
 
 HEAD = (
-    "| scenario | size | repetitions | counted | share | 99 % interval | promised | kept |\n"
+    "| scenario | size | repetitions | counted | share | 99 % interval | promised | held |\n"
     "| --- | --- | ---: | --- | ---: | --- | --- | --- |"
 )
 
@@ -953,6 +1003,7 @@ def main() -> None:
         "False REMOVED, effects in pairs": cheating,
         "False NOT REMOVED, effects in pairs": convicted,
         "Power": acquittals(),
+        "False REMOVED in a family by a score that it mostly does not rest on": unrested(),
     }
     text, tallies, seed = [], [], 0
     for title, scenarios in tables.items():
