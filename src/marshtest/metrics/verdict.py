@@ -408,8 +408,8 @@ def _needed(
         if math.isnan(score.error):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        allowed = _allowed(initial.pooled[name], score, "mean", margin)
         if (name, "mean") in rests:
+            allowed = _allowed(initial.pooled[name], score, "mean", margin)
             removed = partial(removal, margin=allowed, left=left, deviation=deviation, alpha=alpha)
             to_remove = max(to_remove, poisons_for(POWER, removed))
         level = alpha / tests
