@@ -19,15 +19,16 @@ import pandas as pd
 from scipy.stats import norm
 
 from marshtest.metrics.verdict import ANSWERS
-from marshtest.results import Results
+from marshtest.results import Results, wider_error
 
 LEGEND = (
     "Misses: the larger of left (share of the poison's effect that is left, by the score that shows most) "
     "and lost (share of retraining's accuracy above chance that is lost); 0 is retraining, 1 is as bad as "
-    "doing nothing or as guessing. Mean over attacks ± standard error. Rank: one more than the number of "
-    "unlearners that are surely better; overlapping 95 % intervals are ties. Of several entries of an "
-    "unlearner in one experiment the first counts; poison budgets without an effect do not. Who was not "
-    "tried on every attack, and the controls, have no rank."
+    "doing nothing or as guessing. Mean over attacks ± standard error (the larger of those given these models "
+    "and of trainings to come). Rank: one more than the number of unlearners that are surely better; "
+    "overlapping 95 % intervals are ties. Of several entries of an unlearner in one experiment the first "
+    "counts; poison budgets without an effect do not. Who was not tried on every attack, and the controls, "
+    "have no rank."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
@@ -156,9 +157,9 @@ def _trial(results: Results, line: pd.Series, initial: pd.Series, retrained: pd.
 
 
 def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:
-    """Of D / D₀ by the delta method; none of D₀ / D₀."""
+    """Standard error of D / D₀ by the delta method, from the wider errors of both; D₀ / D₀ has none."""
     if line["role"] == "initial":
         return 0.0
-    value, error = initial[f"{name}_dependence"], initial[f"{name}_error"]
+    value, error = initial[f"{name}_dependence"], wider_error(initial, name)
     share = line[f"{name}_dependence"] / value
-    return float(math.hypot(line[f"{name}_error"], share * error) / abs(value))
+    return float(math.hypot(wider_error(line, name), share * error) / abs(value))
