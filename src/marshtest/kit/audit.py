@@ -159,7 +159,7 @@ class Audit:
             parts = [(title, scores[name], colour) for title, scores, colour in told]
             found[f"scores-{name}"] = histograms(parts, SCORE_NAMES[name])
             if name == "gus":
-                found["tradeoff"] = tradeoffs(told)
+                found["tradeoff"] = tradeoffs(told, self.question.fpr)
         return found
 
     def to_json(self) -> str:

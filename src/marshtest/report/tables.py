@@ -75,11 +75,7 @@ LEFT = {
     "trigger that get the attacker's label, of the whole vocabulary as in the paper, and among the label "
     "words alone; mean ± s.d. over seeds.",
 }
-EFFECTS = {
-    "mean": "the mean",
-    "spread": "the mean square",
-    "tail": "the share beyond the threshold",
-}
+EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
 RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
 LATEX = {  # what titles and captions hold that a plain LaTeX does not
     "±": r"$\pm$",
@@ -182,16 +178,21 @@ def with_interval(line: Any, column: str, digits: int) -> str:
     return f"{number(line[column], digits)} [{low}, {high}]"
 
 
+def why(line: Any, results: Results) -> str:
+    """What speaks against REMOVED, in words."""
+    return str(line["reasons"]) or f"too few {results.unit} for either answer"
+
+
 def explained(results: Results) -> list[str]:
     """Why models are not REMOVED, one sentence each; the initial model, which must not be, is left out."""
     said = []
     for _, line in results.summary.iterrows():
         due = line["role"] == "initial" and line["verdict"] == "NOT REMOVED"
-        if due or line["verdict"] == "REMOVED" or not line["reasons"]:
+        if due or line["verdict"] == "REMOVED":
             continue
         several = len(results.poison_budgets) > 1
-        at = f" at poison budget {100 * line['poison_budget']:g}%" if several else ""
-        said.append(f"{label(line, results.recipe)}{at}, {line['verdict']}: {line['reasons']}.")
+        at = f" at {100 * line['poison_budget']:g}% poison" if several else ""
+        said.append(f"{label(line, results.recipe)}{at}, {line['verdict']}: {why(line, results)}.")
     return said
 
 
@@ -368,9 +369,9 @@ def in_words(rests: Sequence[Rest]) -> str:
     """What REMOVED rests on."""
     effects: dict[str, list[str]] = {}
     for score, effect in rests:
-        effects.setdefault(effect, []).append(SCORE_NAMES[score])
-    told = [f"{EFFECTS[effect]} of {' and '.join(names)}" for effect, names in effects.items()]
-    return ", ".join(told) or "nothing, as the initial model shows no poison"
+        effects.setdefault(score, []).append(EFFECTS[effect])
+    told = [f"{SCORE_NAMES[score]} ({', '.join(names)})" for score, names in effects.items()]
+    return " and ".join(told) or "nothing, as the initial model shows no poison"
 
 
 def _of_twins(results: Results) -> str:
@@ -388,9 +389,9 @@ def plus_minus(value: float, error: float, digits: int) -> str:
     """A value with its error, or a dash."""
     if math.isnan(value):
         return "–"
-    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f"±{error:.{digits}f}")
+    return number(value, digits) + ("" if math.isnan(error) else f"±{error:.{digits}f}")
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number, or a dash."""
-    return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:{sign}.{digits}f}"
