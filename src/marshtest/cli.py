@@ -65,7 +65,7 @@ def run(
     """
     from marshtest.recipe import load_recipe
     from marshtest.report.page import sentences
-    from marshtest.report.tables import legend, table
+    from marshtest.report.tables import explained, legend, table
     from marshtest.runs import run as run_recipe
 
     resolved = load_recipe(recipe, overrides or [])
@@ -73,11 +73,13 @@ def run(
         results = run_recipe(resolved, out=out, report=report)
     shown = table(results)
     if console.width < 100:
-        shown = shown.drop(columns=["spent", "TPR", "rank TPR"])
+        shown = shown.drop(columns=["spent", "TPR", "rank TPR"], errors="ignore")
     console.print(_rich(shown, resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
         console.print(sentence, style="bold")
+    for sentence in explained(results):
+        console.print(sentence, highlight=False, markup=False)
     for name in ("rows.parquet", "figures", "report.html"):
         console.print(f"  {results.folder / name}", soft_wrap=True)
 
