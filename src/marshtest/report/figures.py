@@ -127,7 +127,7 @@ def save(figure: Figure, stem: Path) -> Path:
     return Path(f"{stem}.png")
 
 
-GIVEN, COMING = "95 %, given these models", "95 %, of trainings to come"
+GIVEN, COMING = "95 % interval given these models", "95 % interval of trainings to come"
 
 
 def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figure:
@@ -156,7 +156,8 @@ def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figu
         panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
     panels[0][0].set_yticks(places, table["label"])
     if "role" in table:
-        _footnote(figure, table, "Pooled")
+        pooled = f"{names[0]}_poisons" in table
+        _footnote(figure, table, "Mean over the poisons of" if pooled else "Mean over")
     handles = panels[0][0].get_legend_handles_labels()[0]
     drawn = {bar: None for name in names for bar in _intervals(table, name)}
     handles += [Line2D([], [], color=GREY, label=bar, **BARS[bar]) for bar in drawn]
@@ -224,7 +225,7 @@ def accuracy_and(
     for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
         _references(bottom, table, column, colour, labels=False)
-    _footnote(figure, table, "Mean ± s.d.")
+    _footnote(figure, table, "Mean ± s.d. over")
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
     bottom.set_ylabel(what)
@@ -366,7 +367,7 @@ def by_unlearner(
     figure.legend(
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.94), ncols=3, frameon=False
     )
-    _footnote(figure, table, "Mean ± s.d.")
+    _footnote(figure, table, "Mean ± s.d. over")
     return figure
 
 
@@ -407,7 +408,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
                 )
         panel.set(xlabel=AXES[by], ylabel=what)
     panels[0].set_ylim(0, 1)
-    _footnote(figure, whole, "Accuracy ± s.d., dependence ± standard error,")
+    _footnote(figure, whole, "Accuracy ± s.d., dependence ± standard error, over")
     handles, titles = panels[0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(
@@ -460,7 +461,7 @@ def _footnote(figure: Figure, table: pd.DataFrame, what: str) -> None:
     """What is drawn over how many seeds, and what is not there."""
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
-    text = f"{what} over {seeds} seed{'s' if most > 1 else ''}."
+    text = f"{what} {seeds} seed{'s' if most > 1 else ''}."
     figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
     missing = [name for role, (name, _) in REFERENCES.items() if role not in set(table["role"])]
     if missing:
