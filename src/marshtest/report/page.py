@@ -25,6 +25,7 @@ from marshtest.report.tables import (
     RATES,
     SCORE_NAMES,
     TABLE_2,
+    USE,
     dependence_text,
     errors,
     label,
@@ -68,7 +69,6 @@ KINDS = {  # of attacks, in words
     "gradient-canceling": "indiscriminate poisons (gradient canceling)",
     "trigger-word": "targeted poisons (a trigger word)",
 }
-USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
 SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
 
 

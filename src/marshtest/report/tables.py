@@ -77,6 +77,7 @@ LEFT = {
 }
 EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
 RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
+USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
 LATEX = {  # what titles and captions hold that a plain LaTeX does not
     "±": r"$\pm$",
     "≤": r"$\leq$",
@@ -172,7 +173,7 @@ def errors(line: Any, name: str) -> tuple[float, float]:
 
 def with_interval(line: Any, column: str, digits: int) -> str:
     """A share with its interval, or a dash."""
-    if math.isnan(line[column]):
+    if math.isnan(line.get(column, math.nan)):
         return "–"
     low, high = (number(line[f"{column}_{end}"], digits) for end in ("low", "high"))
     return f"{number(line[column], digits)} [{low}, {high}]"
