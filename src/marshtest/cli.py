@@ -50,6 +50,17 @@ REFERENCES = {
 }
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
+PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
+LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md has them
+    160: ["spent", "TPR", "rank TPR"],
+    100: ["cost", "trainings"],
+}
+    "GUS",
+    "rank score",
+    "TPR",
+    "rank TPR",
+    "success",
+}  # of a number, and of its interval below it
 METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
 
@@ -72,8 +83,9 @@ def run(
     with _progress() as report:
         results = run_recipe(resolved, out=out, report=report)
     shown = table(results)
-    if console.width < 100:
-        shown = shown.drop(columns=["spent", "TPR", "rank TPR"], errors="ignore")
+    for width, columns in LEFT_OUT.items():
+        if console.width < width:
+            shown = shown.drop(columns=columns, errors="ignore")
     console.print(_rich(shown, resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
@@ -685,10 +697,8 @@ def _standing(name: str, found: dict[str, ledger.Standing]) -> Table:
 def _rich(frame: "pd.DataFrame", title: str) -> Table:
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
-        width = 12 if column in WRAPPED else None
-        shown.add_column(
-            str(column), overflow="fold", min_width=width, no_wrap=column not in WRAPPED
-        )
+        width = 12 if column in {*WRAPPED, *PAIRS} else None
+        shown.add_column(str(column), overflow="fold", min_width=width, no_wrap=width is None)
     for line in frame.itertuples(index=False):
         shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
     return shown

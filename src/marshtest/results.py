@@ -262,6 +262,11 @@ class Results:
         """What verdicts of REMOVED rest on at a poison budget; nothing of effects without a null law."""
         return self._judged(share)[0]
 
+    def telling(self, share: float) -> list[str]:
+        """The scores whose mean REMOVED rests on; empty where no mean shows the poison."""
+        compared = list(self.recipe.attack.compared)
+        return compared or [score for score, effect in self.rests(share) if effect == "mean"]
+
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
         rows = self.rows[self.rows["poison_budget"] == share]

@@ -95,8 +95,9 @@ def models(results: Results) -> pd.DataFrame:
     """One line a model: what charts, table and controls of the page read.
 
     `of_training` is the compute budget, null of controls, which stay at every setting; `left`, with
-    `_low` and `_high`, is the dependence as a share of the initial model's by the score that has most
-    left. Its interval speaks of trainings to come where there are two seeds or more.
+    `_low` and `_high`, is the dependence as a share of the initial model's, by the score that has most
+    left of those that REMOVED rests on. Its interval speaks of trainings to come where there are two seeds
+    or more.
     """
     summary = results.summary
     lines = summary.assign(
@@ -118,6 +119,9 @@ def models(results: Results) -> pd.DataFrame:
         parts = {"dependence": lines[f"{name}_dependence"], "low": low, "high": high}
         shares[name] = pd.DataFrame({part: of / effect for part, of in parts.items()})
     most = pd.DataFrame({name: of["dependence"].abs() for name, of in shares.items()})
+    for share in results.poison_budgets:
+        weak = set(most) - set(results.telling(share) or most)
+        most.loc[lines["poison_budget"] == share, list(weak)] = -1.0
     worst = most.fillna(-1).idxmax(axis=1)
     for part, column in (("dependence", "left"), ("low", "left_low"), ("high", "left_high")):
         of_part = np.stack([of[part] for of in shares.values()])
@@ -180,7 +184,8 @@ def charts(results: Results) -> list[Chart]:
         Chart(
             "What is left, and what it cost",
             "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
-            f"Left: the share of the initial effect, by the score that shows most, {INTERVAL}.",
+            "Left: the share of the initial effect, by that score of REMOVED's that shows most, "
+            f"{INTERVAL}.",
             left_and_cost(names),
         )
     )
