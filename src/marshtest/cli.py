@@ -55,12 +55,6 @@ LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md has
     160: ["spent", "TPR", "rank TPR"],
     100: ["cost", "trainings"],
 }
-    "GUS",
-    "rank score",
-    "TPR",
-    "rank TPR",
-    "success",
-}  # of a number, and of its interval below it
 METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
 

@@ -24,13 +24,13 @@ from marshtest.metrics.verdict import ANSWERS
 from marshtest.results import Results, wider_error
 
 LEGEND = (
-    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows most of "
-    "those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is lost); 0 is "
-    "retraining, 1 is as bad as doing nothing or as guessing. Mean over attacks ± standard error (the larger "
-    "of the one given these models and that of trainings to come). Rank: one more than the number of "
-    "unlearners that are surely better; overlapping 95 % intervals are ties. Of several entries of an "
-    "unlearner in one experiment the first counts; poison budgets without an effect do not. Who was not "
-    "tried on every attack, and the controls, have no rank."
+    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
+    "most of those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is "
+    "lost); 0 is retraining, 1 is as bad as doing nothing or as guessing. Mean over attacks ± standard "
+    "error (the larger of the one given these models and that of trainings to come). Rank: one more "
+    "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. Of "
+    "several entries of an unlearner in one experiment the first counts; poison budgets without an "
+    "effect do not. Who was not tried on every attack, and the controls, have no rank."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
