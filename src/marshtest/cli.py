@@ -51,7 +51,7 @@ REFERENCES = {
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
 PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
-LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md has them
+LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md or audit.json has them
     160: ["spent", "TPR", "rank TPR"],
     100: ["cost", "trainings"],
 }
@@ -76,11 +76,7 @@ def run(
     resolved = load_recipe(recipe, overrides or [])
     with _progress() as report:
         results = run_recipe(resolved, out=out, report=report)
-    shown = table(results)
-    for width, columns in LEFT_OUT.items():
-        if console.width < width:
-            shown = shown.drop(columns=columns, errors="ignore")
-    console.print(_rich(shown, resolved.name))
+    console.print(_rich(_fitting(table(results)), resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
         console.print(sentence, style="bold")
@@ -587,7 +583,7 @@ def ask(
     if as_json:
         print(done.to_json(), end="")
     else:
-        console.print(_rich(done.table(), f"{len(done.key.ids):,} poisons"))
+        console.print(_rich(_fitting(done.table()), f"{len(done.key.ids):,} poisons"))
         for sentence in done.sentences():
             console.print(sentence, highlight=False, markup=False)
         console.print(done.answer, style="bold")
@@ -686,6 +682,14 @@ def _standing(name: str, found: dict[str, ledger.Standing]) -> Table:
         counts = (of.done, of.running, of.failed, of.waiting)
         shown.add_row(kind, *map(str, counts), seconds, "; ".join(of.at_work[:2]))
     return shown
+
+
+def _fitting(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The columns that the terminal has room for."""
+    for width, columns in LEFT_OUT.items():
+        if console.width < width:
+            frame = frame.drop(columns=columns, errors="ignore")
+    return frame
 
 
 def _rich(frame: "pd.DataFrame", title: str) -> Table:

@@ -353,7 +353,7 @@ def legend(results: Results) -> str:
 def _of_poisons(results: Results) -> str:
     """The verdicts' meaning, by scores with a known null law."""
     verdict = results.recipe.verdict
-    rests = {share: in_words(results.rests(share)) for share in results.poison_budgets}
+    rests = {share: rests_in_words(results.rests(share)) for share in results.poison_budgets}
     if len(set(rests.values())) == 1:
         told = next(iter(rests.values()))
     else:
@@ -366,7 +366,7 @@ def _of_poisons(results: Results) -> str:
     )
 
 
-def in_words(rests: Sequence[Rest]) -> str:
+def rests_in_words(rests: Sequence[Rest]) -> str:
     """What REMOVED rests on."""
     effects: dict[str, list[str]] = {}
     for score, effect in rests:
@@ -395,4 +395,4 @@ def plus_minus(value: float, error: float, digits: int) -> str:
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number, or a dash."""
-    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+    return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"
