@@ -256,9 +256,10 @@ def test_the_table_says_what_the_summary_says(tiny_run: Results) -> None:
         means = own.groupby("seed")["rank"].mean()
         errors = stats.sem(own["rank"]), stats.sem(means)
         assert cells["rank score"] == "{:.3f}±{:.3f} (±{:.3f})".format(-own["rank"].mean(), *errors)
-        hits = int((own["gus"].abs() > stats.norm.isf(0.005)).sum())
-        low, high = stats.binomtest(hits, 80).proportion_ci(method="exact")
-        assert cells["TPR"] == f"{hits / 80:.3f} [{low:.3f}, {high:.3f}]"
+        hits = own["gus"].abs() > stats.norm.isf(0.005)
+        low, high = stats.binomtest(int(hits.sum()), 80).proportion_ci(method="exact")
+        share = hits.groupby(own["seed"]).mean().mean()
+        assert cells["TPR"] == f"{share:.3f} [{low:.3f}, {high:.3f}]"
         assert cells["usable"] == line["usable"]
         assert cells["trainings"] == f"{line['removed_in']} of 2"
     shifts = 1 + 1 + 4  # all but the initial model
