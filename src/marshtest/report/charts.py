@@ -184,8 +184,8 @@ def charts(results: Results) -> list[Chart]:
         Chart(
             "What is left, and what it cost",
             "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
-            "Left: the share of the initial effect, by that score of REMOVED's that shows most, "
-            f"{INTERVAL}.",
+            "Left: the share of the initial effect, by the score that shows most of those that REMOVED "
+            f"rests on, {INTERVAL}.",
             left_and_cost(names),
         )
     )
