@@ -424,9 +424,9 @@ def _needed(
         if math.isnan(score.error):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        allowed = _allowed(initial.pooled[name], score, "mean", margin)
         if (name, "mean") in rests:
             before = initial.pooled[name]
+            allowed = _allowed(before, score, "mean", margin)
             both = deviation + margin * before.error * math.sqrt(before.n)
             removed = partial(removal, margin=allowed, left=left, deviation=both, alpha=alpha)
             to_remove = max(to_remove, poisons_for(POWER, removed))

@@ -16,12 +16,12 @@ from marshtest.report.figures import STYLE, differences, draw_all, save
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import CAPTIONS, Picture, Shown, write_page
 from marshtest.report.tables import (
-    SHIFTS,
     as_markdown,
     comparison_table,
     legend,
     markdown,
     ranking_table,
+    shift_legend,
     shift_table,
     table,
     table2,
@@ -92,7 +92,7 @@ def write_all(merged: Merged, folder: Path) -> Path:
         if "error" in results.score_names:
             write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
-            write_table(shift_table(results), tables / f"{stem}-shifts", SHIFTS)
+            write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
     studies = [_shown(study, figures) for study in merged.studies]
     for shown in studies:
