@@ -241,7 +241,8 @@ def measured(dependence: float, count: int = 2000, ties: float = 0.0) -> Measure
     z = np.random.default_rng(int(1000 * dependence)).normal(size=count)
     z = (z - z.mean()) / z.std() - dependence
     scores = {"gus": z, "gus_fresh": z, "rank": z, "rank_ties": np.full(count, ties)}
-    return Measured("m", scores, {}, 0.9, z * np.nan, "", "", DRAWS)
+    classes = np.zeros(count, dtype=np.int64)
+    return Measured("m", scores, {}, 0.9, z * np.nan, "", "", classes, 0.01)
 
 
 def test_ties_shrink_the_margin_by_their_share() -> None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from marshtest.kit.measure import Measured
-from marshtest.metrics.dependence import Dependence
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
-from marshtest.metrics.verdict import Verdict, rests_on, verdicts
+from marshtest.metrics.verdict import Verdict, rests_on, untestable, verdicts
 from marshtest.settings import Settings
 
 
@@ -60,7 +59,7 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
         own = [shown[place] for place in places]
         found |= zip(places, verdicts(shown[0], own, rests=rests, **levels), strict=True)
     reasons = [
-        [*one.doubts, *_hidden(of.pooled, question.margin)]
+        [*one.doubts, *untestable(of, question.margin)]
         for one, of in zip(measured, shown, strict=True)
     ]
     for place in set(found) - set(after):
@@ -95,16 +94,6 @@ def _doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:
     if verdict.answer != "REMOVED" or not reasons:
         return verdict
     return replace(verdict, answer="INCONCLUSIVE")
-
-
-def _hidden(scores: Mapping[str, Dependence], margin: float) -> list[str]:
-    """Scores that cannot acquit, because too much of them cannot be told."""
-    why = {"gus": "gradients vanish", "rank": "losses tie or are not numbers"}
-    return [
-        f"untestable by {name}: {why[name]} for {score.hidden:.0%} of the poisons"
-        for name, score in scores.items()
-        if score.hidden >= margin
-    ]
 
 
 def _failed_controls(roles: Sequence[str], found: Mapping[int, Verdict]) -> list[str]:

@@ -328,6 +328,8 @@ def _reasons(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
 ) -> tuple[str, ...]:
     """What speaks against REMOVED, in words; of the means alone where the estimate is beyond the margin."""
+    if hidden := untestable(one, margin):
+        return tuple(hidden)
     failed = [
         rest
         for rest in rests
@@ -347,6 +349,16 @@ def _reasons(
     if not said and _p_over_trainings(initial, one, rests, margin) > alpha:
         said.append("trainings differ too much to tell what is left in others")
     return tuple(said)
+
+
+def untestable(one: Evidence, margin: float) -> list[str]:
+    """Scores that cannot acquit, because too much of them cannot be told, in words."""
+    why = {"gus": "gradients vanish", "rank": "losses tie or are not numbers"}
+    return [
+        f"untestable by {name}: {why[name]} for {score.hidden:.0%} of the poisons"
+        for name, score in one.pooled.items()
+        if score.hidden >= margin
+    ]
 
 
 def _share_left(initial: Evidence, one: Evidence, rest: Rest) -> float:
