@@ -31,11 +31,12 @@ print(pd.concat(tables).to_csv(index=False), end="")
 
 
 def main(commit: str) -> None:
-    """Unpack the commit beside nothing, and ask its own code for its verdicts."""
+    """Unpack the commit into a temporary folder, and ask its own code for its verdicts."""
     command = ["git", "archive", commit, "src", "docs/reproduce"]
     packed = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=io.BytesIO(packed)).extractall(folder, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+            files.extractall(folder, filter="data")
         env = {**os.environ, "PYTHONPATH": f"{folder}/src"}
         command = [sys.executable, "-c", TOLD]
         told = subprocess.run(command, cwd=folder, env=env, capture_output=True, check=True).stdout
