@@ -53,7 +53,7 @@ class Claim:
 
     @property
     def experiments(self) -> list[str]:
-        """All that it speaks of."""
+        """All experiments that it speaks of."""
         return list(dict.fromkeys(name for group in self.needs for name in group))
 
     def told(self) -> tuple[str, str]:
@@ -66,7 +66,7 @@ class Claim:
 
 
 def cells(names: Iterable[str], *unlearners: str) -> list[Cell]:
-    """Those of unlearners in the experiments that have rows."""
+    """The cells of unlearners in the experiments that have rows."""
     return [cell(name, unlearner) for name in names if there(name) for unlearner in unlearners]
 
 
@@ -272,7 +272,7 @@ def hypothesis(name: str) -> Callable[[], Told]:
 
 
 def each(*names: str) -> tuple[tuple[str, ...], ...]:
-    """Groups of one."""
+    """The experiments as groups of one: all are needed."""
     return tuple((name,) for name in names)
 
 

@@ -78,7 +78,7 @@ def results(name: str) -> Results:
 
 @cache
 def study(name: str) -> Study:
-    """A hypothesis's."""
+    """A hypothesis's rows and curves."""
     return Study.of(read_file(ROWS / name))
 
 

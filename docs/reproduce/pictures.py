@@ -21,7 +21,7 @@ PICTURES = {  # the experiment, and the figure of its report
 
 
 def drawn(name: str) -> Figure:
-    """One of PICTURES."""
+    """The figure of one of PICTURES."""
     experiment, figure = PICTURES[name]
     with matplotlib.rc_context(STYLE):
         if experiment.startswith("hypothesis-"):

@@ -172,9 +172,16 @@ def _changed(experiment: str, old: pd.DataFrame) -> tuple[list[dict[str, str]], 
     return lines, same
 
 
+RULES = {  # what changed, by hand: for effects with a null law, and for those without
+    "REMOVED": ("rests on what has power", "clean twin"),
+    "NOT REMOVED": ("four exact tests", "clean twin, sign flips"),
+    "INCONCLUSIVE": ("spread, tail and trainings count", "clean twin, failed trainings count"),
+}
+
+
 def _rule(of: Results, line: pd.Series, seeds: int) -> str:
     said = ["SCRUB corrected"] if line["unlearner"] == "scrub" else []
-    said += ["clean twin, sign flips"] if of.recipe.attack.compared else ["four exact tests"]
+    said.append(RULES[line["verdict"]][bool(of.recipe.attack.compared)])
     if line["seeds"] != seeds:
         said.append(f"{line['seeds']} seeds, not {seeds}")
     return "; ".join(said)
