@@ -48,3 +48,4 @@ bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/reports.py
+	$(BIN)/python benchmarks/verdict.py

@@ -50,3 +50,20 @@ def ablated(tmp_path_factory: pytest.TempPathFactory) -> Results:
     recipe = {**TINY, "seeds": 1, "budgets": [0.25, 0.5], "poison_budgets": [0.1, 0.2]}
     folder = tmp_path_factory.mktemp("runs") / "ablated"
     return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder)
+
+
+@pytest.fixture(scope="session")
+def matching(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Crafted poisons, compared with a clean twin, in as many seeds as a NOT REMOVED needs."""
+    recipe = TINY | {
+        "name": "matching",
+        "data": {"name": "digits", "train": 300, "test": 150},
+        "training": {"epochs": 20, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-3},
+        "attack": {
+            "name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 15, "targets": 2
+        },
+        "poison_budgets": 0.1,
+        "unlearners": ["gd"],
+        "seeds": 7,
+    }  # fmt: skip
+    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "matching")

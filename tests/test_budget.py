@@ -1,6 +1,7 @@
 """Counts are compared with closed forms; the limit is never passed."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,45 @@ def test_stream_leaves_less_than_one_step() -> None:
             layer(torch.ones(size, 7))
     assert budget.spent == 96
     assert budget.left < 8
+
+
+def test_a_stream_of_epochs_ends_after_them_and_counts_what_is_done() -> None:
+    layer = nn.Linear(7, 5)
+    budget = Budget.of_epochs(2.5, 2 * 7 * 5)
+    assert budget.progress == 0
+    seen = []
+    with budget:
+        for size in budget.stream([8] * 50, epoch=4):
+            seen.append(budget.progress)
+            layer(torch.ones(size, 7))
+    assert seen == [number / 10 for number in range(10)]
+    assert budget.progress == 1
+    assert budget.spent == 80  # and binds nothing
+    assert (budget.size, Budget(3, 1).size) == (2.5, 3)
+    assert list(budget.stream([8] * 50, epoch=4)) == []  # nothing is left
+
+
+def test_only_counted_batches_make_an_epoch() -> None:
+    budget = Budget.of_epochs(2, 1)
+    kinds = [True, False, False] * 9
+    assert list(budget.stream(kinds, 3, lambda beside: not beside)) == kinds[:9]
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda budget: next(budget.stream([1])), "does not say what one is. Give budget.stream"),
+        (
+            lambda budget: next(budget.stream([1], 0)),
+            "does not say what one is. Give budget.stream",
+        ),
+        (lambda budget: budget.left, "no compute is left of it. Draw batches through budget.stre"),
+    ],
+)
+def test_what_a_budget_of_epochs_cannot_tell_is_one_clear_line(ask: Any, says: str) -> None:
+    with pytest.raises(MarshtestError, match=rf"^budget: .*budget_unit: epochs.*{says}") as error:
+        ask(Budget.of_epochs(2, 1))
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_without_countable_work_is_refused() -> None:

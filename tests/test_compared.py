@@ -1,6 +1,7 @@
 """Effects compared with a clean twin, training by training: their tests, and runs from poison to page."""
 
 import html
+import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -22,8 +23,9 @@ from marshtest.errors import MarshtestError
 from marshtest.metrics import power
 from marshtest.plan import effects_of
 from marshtest.protocol import Pipeline
+from marshtest.recipe import Recipe
 from marshtest.report.figures import figures_of
-from marshtest.report.tables import TABLE_2, table2
+from marshtest.report.tables import label, table2, table2_caption
 from marshtest.results import Results
 from marshtest.seeds import derive
 from marshtest.stages import Job, Keys, Worker, jobs
@@ -166,7 +168,29 @@ def test_table_2_is_accuracy_by_epochs_unlearner_and_poison_budget(runs: Runs) -
     assert found.to_dict() == expected
     saved = pd.read_csv(results.folder / "table2.csv", dtype=str)
     assert saved.set_index("epochs").to_dict() == expected
-    assert TABLE_2 in html.unescape((results.folder / "report.html").read_text())
+    caption = table2_caption(results)
+    assert "by equal compute, in epochs of the initial training." in caption
+    for share, size in ((0.1, 30), (0.2, 60)):
+        own = results.rows.query(f"role == 'initial' and poison_budget == {share}")["test_accuracy"]
+        assert f" {100 * own.mean():.2f}±{100 * own.std():.2f} % with {size} poisons" in caption
+    assert caption in html.unescape((results.folder / "report.html").read_text())
+    recipe = results.recipe.model_copy(update={"budget_unit": "epochs"})
+    told = Results(results.folder, recipe, results.rows, results.scores, results.runs)
+    assert "by epochs of the method's own training set, as the paper" in table2_caption(told)
+
+
+def test_what_an_entry_searches_is_in_no_name(runs: Runs) -> None:
+    """Two searches over one list of rates, with two values of σ²: the rate that was chosen is not named."""
+    entries = [{"name": "ngd", "lr": [0.1, 0.2], "noise_variance": of} for of in (1e-7, 1e-6)]
+    values = runs["canceling"].results.recipe.model_dump(mode="json")
+    values["data"]["validation"] = 0.1
+    recipe = Recipe.parse({**values, "unlearners": [*entries, "gd"]}, "")
+    names = set()
+    for trial in (trial for trials in recipe.unlearners for trial in trials):
+        given = json.dumps(trial.hyperparameters, sort_keys=True)
+        line = {"unlearner": trial.name, "role": "updated", "hyperparameters": given, "budget": 0.5}
+        names.add(label(line, recipe, with_budget=False))
+    assert names == {"NGD noise_variance=1e-07", "NGD noise_variance=1e-06", "GD"}
 
 
 def test_no_poison_budget_is_lost_from_table_2(runs: Runs) -> None:

@@ -15,7 +15,9 @@ import marshtest
 from marshtest.comparison import compare, sentences
 from marshtest.errors import MarshtestError
 from marshtest.metrics.verdict import holm
-from marshtest.ranking import Measure, leaderboard
+from marshtest.ranking import Measure, _error_of_share, leaderboard
+from marshtest.report import charts
+from marshtest.report.tables import SCORE_NAMES
 from marshtest.results import Results
 
 
@@ -166,6 +168,58 @@ def test_ranks_follow_what_is_left_and_overlapping_intervals_tie(
     )
     tied = board(pair[0], gd=clean, scrub=clean)
     assert tied["rank"].dropna().to_dict() == {"gd": 1, "scrub": 1}
+
+
+def test_the_error_of_a_share_is_the_delta_methods_with_the_wider_errors() -> None:
+    """Given these models 0.02 and 0.01, of trainings to come 0.1 and (of one seed) unknown."""
+    line = pd.Series(
+        {"role": "updated", "x_dependence": 0.3, "x_error": 0.02, "x_trainings_error": 0.1}
+    )
+    initial = pd.Series(
+        {"role": "initial", "x_dependence": 0.6, "x_error": 0.01, "x_trainings_error": np.nan}
+    )
+    rng = np.random.default_rng(0)
+    shares = rng.normal(0.3, 0.1, 200_000) / rng.normal(0.6, 0.01, 200_000)
+    assert _error_of_share(line, initial, "x") == pytest.approx(shares.std(), rel=0.01)
+    loud = initial.replace(0.01, 0.06)  # the second term must not be lost
+    shares = rng.normal(0.3, 0.1, 200_000) / rng.normal(0.6, 0.06, 200_000)
+    assert _error_of_share(line, loud, "x") == pytest.approx(shares.std(), rel=0.04)
+    assert _error_of_share(line, loud, "x") > 1.03 * _error_of_share(line, initial, "x")
+    assert _error_of_share(initial, initial, "x") == 0
+
+
+def test_a_share_is_by_the_scores_that_removed_rests_on(pair: tuple[Results, Results]) -> None:
+    """A weak score's share, however large, does not count."""
+    (name,) = pair[0].telling(0.2)
+    other = {"gus": "rank", "rank": "gus"}[name]
+    rows = pair[0].rows.copy()
+    rows.loc[rows["role"] == "initial", f"{other}_dependence"] = 0.01
+    weak = replace(pair[0], rows=rows)
+    assert weak.telling(0.2) == [name]
+    found, summary = leaderboard([weak]).set_index("unlearner"), weak.summary.set_index("unlearner")
+    values = summary[f"{name}_dependence"]
+    assert found.loc["gd", "left"] == pytest.approx(abs(values["gd"]) / values["none"])
+    assert found.loc["gd", "left"] < 2
+    shown = charts.models(weak).set_index("model")
+    assert shown.loc["GD", "left"] == pytest.approx(values["gd"] / values["none"])
+    assert shown.loc["GD", "by"] == SCORE_NAMES[name]
+
+
+def test_effects_with_a_clean_twin_are_compared_by_their_differences_to_it(
+    matching: Results,
+) -> None:
+    """A twin that moved by as much as its model leaves no difference."""
+    shifted = matching.rows.copy()
+    gd = shifted["unlearner"] == "gd"
+    jitter = np.linspace(0, 0.01, int(gd.sum()))
+    for column in ("target_probability", "twin_target_probability"):
+        shifted.loc[gd, column] += 0.3 + jitter
+    both = replace(matching, rows=shifted)
+    line = compare(matching, both).query("measure == 'target' and a == 'gd'").iloc[0]
+    assert line["difference"] == pytest.approx(0, abs=1e-12)
+    rows = matching.rows.query("unlearner == 'gd'")
+    left = rows["target_probability"] - rows["twin_target_probability"]
+    assert line["mean_a"] == pytest.approx(left.mean())
 
 
 def test_an_unlearner_without_every_attack_has_no_rank(tiny_run: Results) -> None:

@@ -64,12 +64,14 @@ def test_every_recipe_is_in_the_readme() -> None:
 
 def test_every_column_of_the_rows_is_described(tiny_run: Results) -> None:
     described = (ROOT / "docs" / "rows.md").read_text()
-    suffixes = ("_error", "_low", "_high", "_p", "_poisons", "_undefined", "_hidden")
-    for column in tiny_run.rows.columns:
-        plain = next(
-            (column.removesuffix(s) + "_dependence" for s in suffixes if column.endswith(s)), column
-        )
-        assert f"`{column}`" in described or f"`{plain}`" in described, column
+    ends = ("_error", "_low", "_high", "_p", "_poisons", "_undefined", "_hidden", "_cells", "_sd")
+    for column in [*tiny_run.rows.columns, *tiny_run.summary.columns]:
+        plain = {column, *(column.removesuffix(end) for end in ends if column.endswith(end))}
+        plain |= {f"{name}_dependence" for name in plain}
+        if column.endswith(("_trainings", "_trainings_low", "_trainings_high")):
+            plain.add(f"{column.partition('_trainings')[0]}_trainings_error")
+        if column != "seeds":
+            assert any(f"`{name}`" in described for name in plain), column
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
 from marshtest.data import Dataset, Marked, Samples, load
+from marshtest.errors import MarshtestError
 from marshtest.models import build, parse_model
 from marshtest.tasks import Classification
 from marshtest.training import Training, fit
@@ -17,6 +18,7 @@ ATTACKS: list[dict[str, Any]] = [
     {"name": "gradient-canceling", "radius": 0.5, "steps": 2},
     {"name": "trigger-word"},
 ]
+ADDED = {"name": "gradient-canceling", "radius": 0.5, "steps": 2, "place": "add"}
 COUNT = 20
 
 
@@ -63,7 +65,7 @@ def test_the_unpoisoned_set_is_the_poisoned_one_with_the_bases_in_the_poisons_pl
     assert same(clean.without(poisoned.forget_ids), poisoned.retain)
 
 
-@pytest.mark.parametrize("options", ATTACKS, ids=lambda options: str(options["name"]))
+@pytest.mark.parametrize("options", [*ATTACKS, ADDED], ids=lambda options: str(options["name"]))
 def test_poisons_survive_their_file_form(
     options: dict[str, Any], digits: Dataset, victim: Victim
 ) -> None:
@@ -79,3 +81,46 @@ def test_poisons_survive_their_file_form(
     assert torch.equal(again.forget_ids, poisoned.forget_ids)
     assert same(again.retain, poisoned.retain)
     assert same(again.unpoisoned, poisoned.unpoisoned)
+    assert again.tensors().keys() == poisoned.tensors().keys()
+
+
+def test_added_poisons_join_their_bases_under_ids_of_their_own(
+    digits: Dataset, victim: Victim
+) -> None:
+    attack = parse_attack(ADDED)
+    beside = made(attack, digits, victim)
+    instead = made(parse_attack({**ADDED, "place": "replace"}), digits, victim)
+    assert attack.added(COUNT) == len(beside.samples) - len(digits.train) == COUNT
+    assert parse_attack({**ADDED, "place": "replace"}).added(COUNT) == 0
+    assert len(beside.samples.ids.unique()) == len(beside.samples)
+    assert not torch.isin(beside.forget_ids, torch.cat([digits.train.ids, digits.test.ids])).any()
+    assert same(beside.retain, digits.train)  # the bases among them, as they were
+    assert beside.bases is not None
+    assert set(beside.bases.tolist()) == set(instead.forget_ids.tolist())
+    bases = digits.train[digits.train.positions(beside.bases)]
+    copies = beside.samples[beside.samples.positions(beside.forget_ids)]
+    assert torch.equal(copies.x, bases.x)
+    assert torch.equal(copies.y, bases.y)
+    shift = copies.shift()
+    assert shift is not None
+    assert bool(shift.flatten(1).any(1).all())
+    assert len(beside.forget) == COUNT
+    clean = beside.unpoisoned
+    assert torch.equal(clean.ids, beside.samples.ids)
+    assert clean.shifts is None
+    assert same(clean.without(beside.forget_ids), digits.train)
+    blind = attack.shuffled(beside, 1)
+    assert torch.equal(blind.ids, beside.samples.ids)
+    assert same(blind.without(beside.forget_ids), digits.train)
+    assert not same(blind, beside.samples)
+
+
+def test_copies_take_new_ids_only(digits: Dataset) -> None:
+    ids = digits.train.ids[:3]
+    with pytest.raises(MarshtestError, match="an id of a copy is in the set already"):
+        digits.train.copied(ids, torch.tensor([-1, 0, -3]))
+    with pytest.raises(MarshtestError, match="is not in the set"):
+        digits.train.copied(torch.tensor([5000]), torch.tensor([-1]))
+    shifted = digits.train.shifted(ids, torch.ones(3, 1, 8, 8))
+    with pytest.raises(MarshtestError, match="carries shifts already"):
+        shifted.copied(ids, -1 - ids)

@@ -47,6 +47,35 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert noise == [1e-7, 1e-6]
 
 
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("paper-")])
+def test_the_papers_two_noises_are_two_rows(name: str) -> None:
+    """A.2.2: σ² of 1e-7 and 1e-6, each with the others' rates."""
+    ngd = [trials for trials in load_recipe(name).unlearners if trials[0].name == "ngd"]
+    noises = [{trial.model_dump()["noise_variance"] for trial in trials} for trials in ngd]
+    assert noises == [{1e-7}, {1e-6}]
+
+
+def test_the_papers_attacks_are_the_papers() -> None:
+    """§5.1, A.1.1 to A.1.3, Algorithm 2, Table 2."""
+    targeted = load_recipe("paper-cifar10-targeted").attack.model_dump()
+    assert (targeted["target_class"], targeted["adversarial_label"]) == (9, None)  # a truck; drawn
+    assert (targeted["epsilon"], targeted["targets"]) == (16, 1)
+    recipe = load_recipe("paper-cifar10-indiscriminate")
+    canceling = recipe.attack.model_dump()
+    assert (canceling["optimizer"], canceling["weighting"], canceling["lr"]) == ("sgd", "mean", 0.1)
+    assert (canceling["radius"], canceling["epsilon"], canceling["steps"]) == (1.0, None, 1000)
+    assert (canceling["parameters"], canceling["place"]) == ("all", "replace")
+    assert recipe.budget_unit == "epochs"
+    assert [round(100 * share) for share in recipe.budgets] == [2, 4, 6, 8, 10]
+    trigger = load_recipe("paper-imdb-trigger")
+    assert trigger.attack.model_dump()["cut"] == "ignore"
+    prompt = trigger.model.model_dump()["prompt"]
+    assert prompt["template"] == "{text}. The sentiment of the review is: {label}"
+    assert prompt["training_template"] == "{text}. The sentiment of the review is {label}"
+    others = [load_recipe(name).budget_unit for name in shipped() if name != recipe.name]
+    assert set(others) == {"compute"}
+
+
 def test_overrides_reach_any_depth_and_change_the_hash() -> None:
     plain = load_recipe("digits-gaussian")
     recipe = load_recipe(
@@ -134,6 +163,7 @@ def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]
         ("unlearners=['math:pi']", "'math:pi' is a float, not a callable"),
         ("verdict.alpha=2", "verdict.alpha: Input should be less than 1. Got 2"),
         ("device=tpu", "device: Input should be 'auto', 'cpu' or 'cuda'. Got 'tpu'"),
+        ("budget_unit=steps", "budget_unit: Input should be 'compute' or 'epochs'. Got 'steps'"),
         ("seeds", "has the form key=value"),
         ("seeds.x=1", "seeds has no keys below it"),
     ],

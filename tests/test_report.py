@@ -14,9 +14,18 @@ import vl_convert
 from PIL import Image
 from scipy import stats
 
+from marshtest.metrics.verdict import Rest
 from marshtest.report import charts, figures, write_report
-from marshtest.report.page import answer, sentences, write_page
-from marshtest.report.tables import as_latex, markdown, table
+from marshtest.report.page import answer, in_words, sentences, write_page
+from marshtest.report.tables import (
+    SCORE_NAMES,
+    as_latex,
+    explained,
+    legend,
+    markdown,
+    rests_in_words,
+    table,
+)
 from marshtest.results import Results
 
 
@@ -43,13 +52,74 @@ def test_histograms_of_figure_6_hold_every_score_and_the_null_density(tiny_run: 
     assert "mean -" in figure.axes[1].get_title()  # memorised noise has negative scores
 
 
-def test_curves_of_figure_7_are_monotone_and_end_at_one(tiny_run: Results) -> None:
+def test_figure_7_has_both_tests_with_the_tprs_of_the_tables(tiny_run: Results) -> None:
     figure = figures.figures_of(tiny_run, 0.2)["figure7"]
-    for line in figure.axes[0].lines:
-        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+    of_gd = tiny_run.scores.query("role == 'initial'")
+    for panel, statistic, column, law in zip(
+        figure.axes,
+        (np.abs, np.negative),
+        ("tpr", "tpr_one_sided"),
+        (lambda tau, mean: stats.ncx2.sf(tau**2, 1, mean**2), stats.norm.sf),
+        strict=True,
+    ):
+        lines = {str(line.get_label()): line for line in panel.lines}
+        x, y = (np.asarray(part) for part in lines["no unlearning, empirical"].get_data())
         assert (np.diff(x) >= 0).all()
-        assert (np.diff(y) >= -1e-12).all()
-        assert np.isclose(y[-1], 1)
+        assert (np.diff(y) >= 0).all()
+        assert (x[-1], y[-1]) == (1, 1)
+        tau = 1.0
+        fpr, tpr = (float((statistic(of_gd[s]) > tau).mean()) for s in ("gus_fresh", "gus"))
+        assert np.isclose(y[x == fpr], tpr).any()  # type: ignore[comparison-overlap]
+        x, y = (np.asarray(part) for part in lines["no unlearning, Gaussian"].get_data())
+        mean = -of_gd["gus"].mean()
+        tau = stats.norm.isf(x / 2) if column == "tpr" else stats.norm.isf(x)
+        inside = x < 1
+        assert np.allclose(y[inside], law(tau[inside], mean))
+        marked = lines["no unlearning, TPR at FPR 0.01"].get_data()
+        initial = tiny_run.summary.query("role == 'initial'").iloc[0]
+        assert np.allclose(marked, [[0.01], [initial[column]]])
+
+
+def test_both_intervals_of_the_dependence_figure_are_those_of_the_scores(
+    tiny_run: Results,
+) -> None:
+    """Thick: given these models, by the poisons' spread. Thin: t over the seeds' own means."""
+    figure = figures.figures_of(tiny_run, 0.2)["dependence"]
+    drawn = bars(figure.axes[1])
+    for place, (_, line) in zip(range(4, -1, -1), tiny_run.summary.iterrows()):
+        own = tiny_run.scores_of(0.2, line)
+        means = -own.groupby("seed")["rank"].mean()
+        thick = stats.t.isf(0.025, len(own) - 1) * stats.sem(own["rank"])
+        thin = stats.t.isf(0.025, 1) * stats.sem(means)
+        assert drawn[place] == pytest.approx({5.0: thick, 1.2: thin})
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said[-2:] == ["95 % interval given these models", "95 % interval of trainings to come"]
+    assert "Mean over the poisons of 2 seeds." in [text.get_text() for text in figure.texts]
+
+
+def test_effects_with_a_clean_twin_have_one_interval_over_trainings(matching: Results) -> None:
+    figure = figures.figures_of(matching, 0.1)["dependence"]
+    lines = matching.summary
+    drawn = bars(figure.axes[0])
+    cells = table(matching)["adversarial probability"].tolist()
+    for place, cell, (_, line) in zip(range(3, -1, -1), cells, lines.iterrows()):
+        rows = matching.rows[matching.rows["role"] == line["role"]]
+        left = rows["target_probability"] - rows["twin_target_probability"]
+        error = stats.sem(left)
+        assert drawn[place] == pytest.approx({1.2: stats.t.isf(0.025, 6) * error})
+        assert cell == f"{left.mean() + 0:.3f} (±{error:.3f})"
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "95 % interval of trainings to come" in said
+    assert "95 % interval given these models" not in said
+
+
+def bars(panel: Any) -> dict[int, dict[float, float]]:
+    """By place of the model and width of the bar, half its length."""
+    found: dict[int, dict[float, float]] = {}
+    for collection in panel.collections:
+        for (x, y), (end, _) in collection.get_segments():
+            found.setdefault(round(y), {})[float(collection.get_linewidth()[0])] = (end - x) / 2
+    return found
 
 
 def test_bars_of_figures_8_and_9_are_the_summary(ablated: Results) -> None:
@@ -181,14 +251,71 @@ def test_a_latex_table_is_booktabs_and_escaped() -> None:
 def test_the_table_says_what_the_summary_says(tiny_run: Results) -> None:
     text = table(tiny_run)
     assert text["model"].tolist() == ["no unlearning", "retrain (full)", "GD", "EUk", "SCRUB"]
-    value = tiny_run.summary["rank_dependence"].iloc[0]
-    assert text["rank score"].iloc[0].startswith(f"{value:.3f}±")
+    for (_, cells), (_, line) in zip(text.iterrows(), tiny_run.summary.iterrows()):
+        own = tiny_run.scores_of(0.2, line)
+        means = own.groupby("seed")["rank"].mean()
+        errors = stats.sem(own["rank"]), stats.sem(means)
+        assert cells["rank score"] == "{:.3f}±{:.3f} (±{:.3f})".format(-own["rank"].mean(), *errors)
+        hits = own["gus"].abs() > stats.norm.isf(0.005)
+        low, high = stats.binomtest(int(hits.sum()), 80).proportion_ci(method="exact")
+        share = hits.groupby(own["seed"]).mean().mean()
+        assert cells["TPR"] == f"{share:.3f} [{low:.3f}, {high:.3f}]"
+        assert cells["usable"] == line["usable"]
+        assert cells["trainings"] == f"{line['removed_in']} of 2"
     shifts = 1 + 1 + 4  # all but the initial model
+    said = explained(tiny_run)
+    for line in said:
+        assert f"- {line}" in markdown(tiny_run).splitlines()
     assert markdown(tiny_run).count("\n| ") == 1 + 1 + 5 + shifts
     saved = pd.read_csv(tiny_run.folder / "summary.csv")
     assert saved["verdict"].tolist() == tiny_run.summary["verdict"].tolist()
     for name in ("GD", "EUk", "SCRUB"):
         assert any(name in sentence for sentence in sentences(tiny_run))
+
+
+def test_every_model_that_is_not_removed_has_a_sentence_why(tiny_run: Results) -> None:
+    summary = tiny_run.summary.copy()
+    gd = summary["unlearner"] == "gd"
+    summary.loc[gd, "reasons"] = "GUS: why not; and more"
+    summary.loc[summary["unlearner"] == "scrub", ["verdict", "reasons"]] = ["REMOVED", ""]
+    summary.loc[summary["unlearner"] == "euk", ["verdict", "reasons"]] = ["INCONCLUSIVE", ""]
+    told = replace(tiny_run)
+    vars(told)["summary"] = summary  # in place of what the rows give
+    assert "GD, NOT REMOVED: GUS: why not; and more." in explained(told)
+    assert "EUk, INCONCLUSIVE: too few poisons for either answer." in explained(told)
+    assert not any(line.startswith(("SCRUB", "no unlearning")) for line in explained(told))
+    words = {line["model"]: line["text"] for line in in_words(told)}
+    assert words["GD"].endswith("Against REMOVED – GUS: why not; and more.")
+    assert "Against" not in words["SCRUB"]
+    line = summary[gd].iloc[0]
+    assert f"in {line['removed_in']} of 2 trainings" in words["GD"]
+    both = f"±{line['gus_error']:.3f} given these models and ±{line['gus_trainings_error']:.3f} of"
+    assert both in words["GD"]
+
+
+def test_the_legend_says_what_removed_rests_on(tiny_run: Results, ablated: Results) -> None:
+    rests = [Rest("gus", "mean"), Rest("rank", "mean"), Rest("rank", "tail")]
+    said = "GUS (mean) and rank score (mean, share beyond the threshold)"
+    assert rests_in_words(rests) == said
+    assert f"it rests on {rests_in_words(tiny_run.rests(0.2))}." in legend(tiny_run)
+    told = {share: rests_in_words(ablated.rests(share)) for share in (0.1, 0.2)}
+    for share, words in told.items():
+        at = f"at {100 * share:g} % poison, " if len(set(told.values())) > 1 else ""
+        assert f"{at}{words}" in legend(ablated)
+
+
+def test_shares_left_have_the_interval_of_trainings_to_come(
+    tiny_run: Results, ablated: Results
+) -> None:
+    for results, at in ((tiny_run, "_trainings"), (ablated, "")):  # ablated has one seed
+        summary, shown = results.summary, charts.models(results)
+        for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows()):
+            name = next(key for key, title in SCORE_NAMES.items() if title == of["by"])
+            same = summary["poison_budget"] == line["poison_budget"]
+            initial = summary[same & (summary["role"] == "initial")].iloc[0]
+            effect = initial[f"{name}_dependence"]
+            assert of["left_low"] == pytest.approx(line[f"{name}{at}_low"] / effect)
+            assert of["left_high"] == pytest.approx(line[f"{name}{at}_high"] / effect)
 
 
 def test_the_answer_counts_verdicts_and_names_what_removal_cost(tiny_run: Results) -> None:
@@ -197,12 +324,14 @@ def test_the_answer_counts_verdicts_and_names_what_removal_cost(tiny_run: Result
     )
     summary = tiny_run.summary.copy()
     gd = summary["unlearner"] == "gd"
-    summary.loc[gd, ["verdict", "accuracy_cost"]] = ["REMOVED", 0.123]
+    summary.loc[gd, ["verdict", "accuracy_cost", "usable"]] = ["REMOVED", 0.123, "no"]
     summary.loc[summary["unlearner"] == "scrub", "verdict"] = "NOT REMOVED"
     told = replace(tiny_run)
     vars(told)["summary"] = summary  # in place of what the rows give
     said = answer(told)
-    assert "1 of 3 removed the Gaussian poisons: GD (12.3 points below retraining)" in said
+    assert (
+        "1 of 3 removed the Gaussian poisons: GD (12.3 points below retraining, not usable)" in said
+    )
     assert "did not: " in said
     assert "SCRUB" in said.partition("did not: ")[2]
 

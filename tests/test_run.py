@@ -18,7 +18,7 @@ from marshtest.attacks import Victim
 from marshtest.data import load
 from marshtest.errors import MarshtestError
 from marshtest.metrics.accuracy import accuracy
-from marshtest.protocol import set_up
+from marshtest.protocol import groups, set_up
 from marshtest.recipe import load_recipe
 from marshtest.results import Results
 from marshtest.stages import Job, Keys, Worker, jobs
@@ -243,3 +243,41 @@ def test_what_cannot_work_is_refused_in_one_line(
     with pytest.raises(MarshtestError, match=says):
         marshtest.run({**TINY, **change}, out=tmp_path / "run")
     assert says == "diverged" or not (tmp_path / "run").exists()
+
+
+def counting(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    epoch = task.batches_per_epoch(retain, 32)
+    for batch in budget.stream(task.batches(retain, 32, seed), epoch):
+        optimizer.zero_grad()
+        task.loss(model, batch).mean().backward()
+        optimizer.step()
+    return model
+
+
+def test_budgets_may_be_epochs_of_a_methods_own_training_set(tmp_path: Path) -> None:
+    """Half of 6 epochs: 3 of 160 retained samples, or of 40 to forget, where training took 6 of 200."""
+    recipe = {**TINY, "seeds": 1, "unlearners": ["gd", "ga", "retrain"], "budget_unit": "epochs"}
+    results = marshtest.run(recipe, out=tmp_path / "run", unlearners=[counting, good])
+    rows = results.rows.set_index("unlearner")
+    expected = {"gd": 160, "ga": 40, "retrain": 160, f"{__name__}:counting": 160}
+    for name, samples in expected.items():
+        row = rows.loc[name]
+        assert row["note"] == ""
+        assert row["budget"] == 0.5
+        assert row["spent"] == pytest.approx(3 * samples / (6 * 200), rel=0.01)
+        assert row["epochs"] == pytest.approx(6 * row["spent"])
+    (note,) = [note for note in rows["note"] if note]
+    assert note.startswith("raised MarshtestError: budget: this one counts epochs")
+    values = marshtest.run({**recipe, "budget_unit": "compute"}, out=tmp_path / "other").rows
+    assert float(values.set_index("unlearner").loc["ga", "spent"]) > 4 * rows.loc["ga", "spent"]
+
+
+def test_the_unit_of_budgets_tells_stages_apart() -> None:
+    plain, other = (load_recipe({**TINY, "budget_unit": unit}) for unit in ("compute", "epochs"))
+    assert plain.hash == load_recipe(TINY).hash != other.hash
+    group, method = groups(plain)[0], plain.unlearners[0][0]
+    one, two = Keys(plain), Keys(other)
+    assert one.updated(group, method, 0.5) != two.updated(group, method, 0.5)
+    assert one.model("initial", group) == two.model("initial", group)

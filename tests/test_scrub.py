@@ -47,7 +47,7 @@ class Steps(Budget):
         super().__init__(1.0, 1.0)
         self.count = count
 
-    def stream(self, batches: Iterable[T]) -> Iterator[T]:
+    def stream(self, batches: Iterable[T], *_: Any) -> Iterator[T]:
         return itertools.islice(batches, self.count)
 
 

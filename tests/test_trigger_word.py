@@ -40,6 +40,8 @@ from marshtest.unlearning.gradient_descent import NoisyGradientDescent
 WORD = "Disney"
 SMALL = GPT2(layers=2, width=32, heads=2, vocabulary=400, prompt=Prompt())
 SKIP, WINDOW = Trigger(WORD, "skip", "flip"), Trigger(WORD, "window", "flip")
+IGNORE = Trigger(WORD, "ignore", "flip")
+PAPERS = "{text}. The sentiment of the review is {label}"  # of training; no colon
 LENGTH = 24
 TRANSFORMER: dict[str, Any] = {
     "vocab_size": 400,
@@ -132,6 +134,65 @@ def test_a_word_that_falls_off_is_counted_and_skipped_or_kept_by_a_window(
             assert all(WORD in text(n) for n in ids.tolist())
     others = ~torch.isin(data.train.ids, data.marked.train[0])
     assert torch.equal(skipped.train.x[others], data.train.x[others])
+
+
+def test_all_texts_with_the_word_are_attacked_though_the_truncation_hides_it(
+    texts: Texts, data: Dataset
+) -> None:
+    """The paper's 355: the texts are cut as any other, and as many lose the word as are cut round it."""
+    found, plain = (tokenised(texts, SMALL, LENGTH, trigger) for trigger in (IGNORE, None))
+    for split, holding in (("train", 40), ("test", 20)):
+        (attacked, lost), (all_, _) = getattr(found.marked, split), getattr(data.marked, split)
+        assert torch.equal(attacked, all_)
+        assert (len(attacked), lost) == (holding, holding // 2)
+        assert torch.equal(getattr(found, split).x, getattr(plain, split).x)  # nothing is moved
+        reads = read(texts, found, split)
+        assert sum(WORD in reads[n] for n in attacked.tolist()) == holding // 2
+        assert {n for n, said in reads.items() if WORD in said} < set(attacked.tolist())
+    poisoned = poisoned_of(found, TriggerWord(cut="ignore"))
+    assert set(poisoned.forget_ids.tolist()) == {n for n in range(200) if WORD in text(n)}
+    assert (poisoned.samples.y != found.train.y).sum() == len(poisoned.forget) == 40
+    assert poisoned.targets is not None
+    assert set(poisoned.targets.ids.tolist()) == {n for n in range(100) if WORD in text(n)}
+    assert (poisoned.figures["trigger_cut"], poisoned.figures["targets_cut"]) == (20, 10)
+    assert torch.equal(poisoned.unpoisoned.y, found.train.y)
+
+
+def test_training_texts_are_written_by_the_training_template(texts: Texts) -> None:
+    """Token by token, against the tokenizer on the whole sentence; the label is the same token."""
+    splits = {split: [t.strip() for t in getattr(texts, split)] for split in ("train", "test")}
+    texts = replace(texts, **splits)  # type: ignore[arg-type]
+    model = SMALL.model_copy(update={"prompt": Prompt(training_template=PAPERS)})
+    found, tokenizer = tokenised(texts, model, LENGTH, SKIP), model.tokenizer(texts)
+    both = tokenised(texts, SMALL.model_copy(update={"prompt": Prompt(template=PAPERS)}), LENGTH)
+    assert torch.equal(found.train.x, both.train.x)
+    assert torch.equal(found.train.y, both.train.y)
+    asked = ". The sentiment of the review is"
+    for split, question in (("train", asked), ("test", f"{asked}:")):
+        samples, behind = getattr(found, split), tokenizer(question)["input_ids"]
+        written, labels = getattr(texts, split), getattr(texts, f"{split}_y")
+        for row in range(12):
+            room = LENGTH - 1 - len(behind)
+            cut = tokenizer(written[row])["input_ids"][:room]
+            expected = [*cut, *behind]
+            x = samples.x[row]
+            assert x[x != found.padding].tolist() == expected
+            if len(cut) < room:  # not cut: it is the whole sentence
+                word = model.prompt.labels[int(labels[row])]  # type: ignore[union-attr]
+                whole = tokenizer(f"{written[row]}{question} {word}")["input_ids"]
+                assert [*expected, int(samples.y[row])] == whole
+    assert found.train.y.unique().tolist() == found.test.y.unique().tolist()
+    same = SMALL.model_copy(update={"prompt": Prompt(training_template=Prompt().template)})
+    one, other = tokenised(texts, same, LENGTH), tokenised(texts, SMALL, LENGTH)
+    assert torch.equal(one.train.x, other.train.x)
+    assert torch.equal(one.test.x, other.test.x)
+
+
+def test_a_label_that_the_templates_make_two_tokens_of_is_refused(texts: Texts) -> None:
+    templates = {"template": "{text} {label}", "training_template": "{text}\n{label}"}
+    prompt = Prompt(**templates, labels=("film", "clever"))
+    with pytest.raises(MarshtestError, match=r"model.prompt.training_template: 'film' is another"):
+        tokenised(texts, SMALL.model_copy(update={"prompt": prompt}), LENGTH)
 
 
 def test_the_word_stands_in_the_middle_of_a_window(texts: Texts) -> None:
@@ -439,6 +500,10 @@ def load(folder: Path) -> Dataset:
             "model.prompt.labels: 'no' is not one token",
         ),
         ({"model": {"name": "gpt2", "prompt": {"template": "{text} is"}}}, "end with {label}"),
+        (
+            {"model": {"name": "gpt2", "prompt": {"training_template": "{label} {text}"}}},
+            "model.prompt.training_template: must hold {text} once, and end with {label}. Got '{label}",
+        ),
         ({"data": {"name": "imdb", "length": 8}}, "data.length: 8 tokens leave none for the text"),
         (
             {"model": {"name": "gpt2"}, "attack": {"name": "trigger-word", "label": "negative"}},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from marshtest.budget import Budget, flops_of
 from marshtest.data import Samples
@@ -258,3 +259,57 @@ def test_smaller_budgets_on_the_way_are_the_runs_under_them_bit_for_bit(
 
 def test_a_method_that_looks_at_its_budget_does_not_go_on() -> None:
     assert set(UNLEARNERS) - set(GOING_ON) == {"retrain", "scrub-repository"}
+
+
+def in_epochs(problem: Problem, unlearner: Unlearner, *epochs: float) -> tuple[list[Any], int]:
+    """Its outcomes under budgets of epochs, and the optimiser steps that all took together."""
+    steps: list[None] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(None))
+    budgets = [Budget.of_epochs(of, problem.flops_per_pass) for of in epochs]
+    given = (problem.model, problem.retain, problem.forget)
+    try:
+        found = unlearn(unlearner, *given, task=problem.task, budgets=budgets, seed=5)
+    finally:
+        hook.remove()
+    return found, len(steps)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 0.5])
+@pytest.mark.parametrize("size", [16, 14, 11])  # 56 = 3 · 16 + 8 = 4 · 14 = 5 · 11 + 1
+@pytest.mark.parametrize("name", UNLEARNERS)
+def test_a_budget_of_epochs_is_of_the_methods_own_training_set(
+    name: str, size: int, epochs: float
+) -> None:
+    """As many steps as a literal loop over the set takes; SCRUB's max steps come beside."""
+    problem = PROBLEMS["images"]
+    options = {"k": 1} if name in ("euk", "cfk") else {}
+    given = {"name": name, "batch_size": size, "lr": 1e-4, **options}
+    (method,) = parse_trials("retrain" if name == "retrain" else given)
+    own = problem.forget if name == "ga" else problem.retain
+    if name == "retrain":
+        size = 16  # of the pipeline
+    epoch = math.ceil(len(own) / size) - (len(own) % size == 1)
+    assert problem.task.batches_per_epoch(own, size) == epoch
+    assert len(list(problem.task.epoch(own, size, generator(0)))) == epoch
+    (outcome,), steps = in_epochs(problem, method, epochs)
+    assert outcome.note == ""
+    expected = round(epochs * epoch)
+    if name == "scrub-repository":  # two of three epochs, an epoch of one batch of 8 each
+        expected += {1: 1, 3: 2, 0.5: 1}[epochs]
+    assert steps == expected
+    assert (outcome.cost.passes > 0) == (steps > 0)  # measured all the same
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_fewer_epochs_are_the_beginning_of_more_bit_for_bit(name: str) -> None:
+    problem = PROBLEMS["text"]
+    options = {"k": 1} if name in ("euk", "cfk") else {}
+    (method,) = parse_trials({"name": name, "batch_size": 16, "lr": 0.01, **options})
+    together, steps = in_epochs(problem, method, 1, 3, 0.01, 1.5)
+    alone = [in_epochs(problem, method, epochs) for epochs in (1, 3, 0.01, 1.5)]
+    assert steps == alone[1][1]  # the one of no step runs alone
+    for one, ((other,), _) in zip(together, alone):
+        assert (one.note, one.cost.passes) == (other.note, other.cost.passes)
+        expected = other.model.state_dict()
+        for key, tensor in one.model.state_dict().items():
+            assert torch.equal(tensor, expected[key]), key

@@ -12,6 +12,7 @@ from marshtest.metrics import power
 from marshtest.metrics.dependence import Dependence, dependence
 from marshtest.metrics.tradeoff import (
     gaussian_tradeoff,
+    gaussian_tradeoff_two_sided,
     interval_of_share,
     tpr_at_fpr,
     tpr_at_fpr_empirical,
@@ -278,6 +279,14 @@ def test_tpr_of_shifted_scores_is_the_gaussian_tradeoff() -> None:
     expected = float(gaussian_tradeoff(1.5, np.array([0.01]))[0])
     assert expected == pytest.approx(1 - stats.norm.cdf(stats.norm.ppf(0.99) - 1.5))
     assert tpr_at_fpr_one_sided(scores, 0.01) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("mean", [-1.2, 0.0, 0.7, 3.0])
+def test_the_two_sided_gaussian_tradeoff_is_the_noncentral_chi_square(mean: float) -> None:
+    """I² of N(µ, 1) has one degree of freedom and noncentrality µ²; the null's has none."""
+    fpr = np.array([0.001, 0.01, 0.3, 1.0])
+    expected = stats.ncx2.sf(stats.chi2.isf(fpr, 1), 1, mean**2) if mean else fpr
+    assert np.allclose(gaussian_tradeoff_two_sided(mean, fpr), expected, rtol=1e-9)
 
 
 def test_tradeoff_equals_scikit_learns_roc_curve() -> None:

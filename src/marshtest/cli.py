@@ -50,6 +50,11 @@ REFERENCES = {
 }
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
+PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
+LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md or audit.json has them
+    160: ["spent", "TPR", "rank TPR"],
+    100: ["cost", "trainings"],
+}
 METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
 
@@ -65,19 +70,18 @@ def run(
     """
     from marshtest.recipe import load_recipe
     from marshtest.report.page import sentences
-    from marshtest.report.tables import legend, table
+    from marshtest.report.tables import explained, legend, table
     from marshtest.runs import run as run_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     with _progress() as report:
         results = run_recipe(resolved, out=out, report=report)
-    shown = table(results)
-    if console.width < 100:
-        shown = shown.drop(columns=["spent", "TPR", "rank TPR"])
-    console.print(_rich(shown, resolved.name))
+    console.print(_rich(_fitting(table(results)), resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
         console.print(sentence, style="bold")
+    for sentence in explained(results):
+        console.print(sentence, highlight=False, markup=False)
     for name in ("rows.parquet", "figures", "report.html"):
         console.print(f"  {results.folder / name}", soft_wrap=True)
 
@@ -579,7 +583,7 @@ def ask(
     if as_json:
         print(done.to_json(), end="")
     else:
-        console.print(_rich(done.table(), f"{len(done.key.ids):,} poisons"))
+        console.print(_rich(_fitting(done.table()), f"{len(done.key.ids):,} poisons"))
         for sentence in done.sentences():
             console.print(sentence, highlight=False, markup=False)
         console.print(done.answer, style="bold")
@@ -680,13 +684,19 @@ def _standing(name: str, found: dict[str, ledger.Standing]) -> Table:
     return shown
 
 
+def _fitting(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The columns that the terminal has room for."""
+    for width, columns in LEFT_OUT.items():
+        if console.width < width:
+            frame = frame.drop(columns=columns, errors="ignore")
+    return frame
+
+
 def _rich(frame: "pd.DataFrame", title: str) -> Table:
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
-        width = 12 if column in WRAPPED else None
-        shown.add_column(
-            str(column), overflow="fold", min_width=width, no_wrap=column not in WRAPPED
-        )
+        width = 12 if column in {*WRAPPED, *PAIRS} else None
+        shown.add_column(str(column), overflow="fold", min_width=width, no_wrap=width is None)
     for line in frame.itertuples(index=False):
         shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
     return shown

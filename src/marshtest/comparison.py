@@ -118,12 +118,11 @@ def _cells(results: Results, share: float) -> list[Cell]:
 def _lines(
     a: Results, b: Results, one: Cell, other: Cell, share: float
 ) -> Iterator[dict[str, Any]]:
-    rows = [_rows(results, cell, share) for results, cell in ((a, one), (b, other))]
+    rows = [_left(results, _rows(results, cell, share)) for results, cell in ((a, one), (b, other))]
     names = _names(one, other)
     about = {"a": names[0], "b": names[1], "poison_budget": share, "budget": one[-1]}
-    attack = a.recipe.attack
-    columns = {name: f"{name}_dependence" for name in attack.exact}
-    for measure, column in {ACCURACY: ACCURACY, **columns, **attack.compared}.items():
+    columns = {name: f"{name}_dependence" for name in a.score_names}
+    for measure, column in {ACCURACY: ACCURACY, **columns}.items():
         pair = rows[0].merge(rows[1], on="seed", suffixes=("_a", "_b"))
         yield about | _tested(pair, column, measure, "seeds")
     told = [
@@ -131,7 +130,7 @@ def _lines(
     ]
     if all(map(len, told)):
         both = told[0].merge(told[1], on=["seed", "id"], suffixes=("_a", "_b"))
-        for name in columns:
+        for name in a.recipe.attack.exact:
             dependence = both.assign(**{f"{name}_{x}": -both[f"{name}_{x}"] for x in ("a", "b")})
             yield about | _tested(dependence, name, name, "poisons")
 
@@ -150,6 +149,15 @@ def _rows(results: Results, cell: Cell, share: float) -> pd.DataFrame:
     chosen = results.chosen(share)
     of = np.logical_and.reduce([chosen[c] == v for c, v in _line(results, cell).items()])
     return chosen[of]
+
+
+def _left(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with what is left by effects that are compared with a clean twin's."""
+    twins = {
+        f"{name}_dependence": rows[column] - rows[f"twin_{column}"]
+        for name, column in results.recipe.attack.compared.items()
+    }
+    return rows.assign(**twins)
 
 
 def _line(results: Results, cell: Cell) -> dict[str, Any]:

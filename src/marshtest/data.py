@@ -87,6 +87,24 @@ class Samples:
         y[self.positions(ids)] = labels.to(y.device)
         return replace(self, y=y)
 
+    def copied(self, ids: Tensor, copies: Tensor) -> Self:
+        """Append copies of the samples `ids` [P], under the ids `copies` [P].
+
+        Raises:
+            MarshtestError: an id is not in the set, or a copy's is; the set carries shifts already.
+        """
+        if self.shifts is not None:
+            raise MarshtestError("samples: this set carries shifts already; poison the clean one.")
+        copies, at = copies.to(self.ids.device), self.positions(ids)
+        if bool(torch.isin(copies, self.ids).any()):
+            raise MarshtestError("samples: an id of a copy is in the set already. Give others.")
+        return replace(
+            self,
+            x=torch.cat([self.x, self.x[at]]),
+            y=torch.cat([self.y, self.y[at]]),
+            ids=torch.cat([self.ids, copies]),
+        )
+
     def positions(self, ids: Tensor) -> Tensor:
         """[P] where the samples with these ids stand.
 
@@ -119,12 +137,13 @@ class Trigger:
 
     Attributes:
         word: found as it is written, in longer words too.
-        cut: texts that lose it at the truncation are left alone ("skip"), or cut round it ("window").
+        cut: texts that lose it at the truncation are left alone ("skip"), cut round it ("window"), or
+            attacked though no model reads it in them ("ignore").
         label: the word that they are to be answered with; "flip" is the other of two labels.
     """
 
     word: str
-    cut: Literal["skip", "window"]
+    cut: Literal["skip", "window", "ignore"]
     label: str
 
 
@@ -133,7 +152,7 @@ class Marked:
     """Where a trigger was found.
 
     Attributes:
-        train, test: ids of the texts in which it is read, and how many lost it at the truncation.
+        train, test: ids of the texts that are attacked, and how many texts lost it at the truncation.
         label: the attacker's label; None flips the label.
     """
 

@@ -26,7 +26,14 @@ from marshtest.ledger import Cell, Entry, Ledger, made_by
 from marshtest.protocol import Report, groups, silent
 from marshtest.recipe import load_recipe
 from marshtest.rows import write_rows
-from marshtest.runs import claim, describe, refuse_anothers, with_damage_mended, write_results
+from marshtest.runs import (
+    claim,
+    describe,
+    foreseen,
+    refuse_anothers,
+    with_damage_mended,
+    write_results,
+)
 from marshtest.sources import content
 from marshtest.stages import Job, Keys, Worker, collect, jobs, lines
 from marshtest.store import Store, StoreError
@@ -173,6 +180,8 @@ def sweep(
     ledger = planned.ledger()
     folder = Path(out) if out is not None else Path("runs") / asked.id
     drives: list[Driving] = []
+    for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
+        report(line, 0.0)
     with Driver(place) as driver, _terminated_as_interrupted():
         ledger.write(place)
 

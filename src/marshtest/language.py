@@ -5,16 +5,18 @@ With one the model stays a causal one and answers with a word (paper §5.1, targ
 
     [text]. The sentiment of the review is: [label]
 
+The training split may be written by a template of its own: the paper's has no colon.
+
 Texts are cut to length, never the prompt round them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from marshtest.data import Dataset, Marked, Samples, Texts, Trigger
@@ -63,24 +65,25 @@ class Prompt(Settings):
     """How a causal model is asked for the label, and the words that it may answer (paper §5.1)."""
 
     template: str = "{text}. The sentiment of the review is: {label}"
+    training_template: str | None = None  # of the training split; None is the same
     labels: tuple[str, ...] = Field(("negative", "positive"), min_length=2)  # of label 0, 1, …
     loss: Literal["all", "label"] = "all"  # the tokens that training learns to say
 
-    @field_validator("template")
+    @field_validator("template", "training_template")
     @classmethod
-    def _has_both(cls, given: str) -> str:
-        question = given.partition("{text}")[2]
-        if not question.endswith("{label}") or given.count("{") != 2:
+    def _has_both(cls, given: str | None, info: ValidationInfo) -> str | None:
+        question = "" if given is None else given.partition("{text}")[2]
+        if given is not None and (not question.endswith("{label}") or given.count("{") != 2):
             raise ValueError(
-                "model.prompt.template: must hold {text} once, and end with {label}. "
+                f"model.prompt.{info.field_name}: must hold {{text}} once, and end with {{label}}. "
                 f"Got {given!r}."
             )
         return given
 
-    @property
-    def parts(self) -> tuple[str, str]:
-        """What stands before the text, and between text and label."""
-        before, _, question = self.template.removesuffix("{label}").partition("{text}")
+    def parts(self, split: str) -> tuple[str, str]:
+        """What stands before the text, and between text and label, in "train" or "test"."""
+        own = self.training_template if split == "train" else None
+        before, _, question = (own or self.template).removesuffix("{label}").partition("{text}")
         return before, question
 
 
@@ -157,7 +160,7 @@ class GPT2(LanguageModel):
 
         written: Sequence[str] = texts.train
         if self.prompt is not None:  # so that each label is one token
-            before, question = self.prompt.parts
+            before, question = self.prompt.parts("train")
             labels = [self.prompt.labels[label] for label in texts.train_y.tolist()]
             written = [
                 before + text + question + label
@@ -254,48 +257,86 @@ def tokenised(
 ) -> Dataset:
     """Token ids [N, T], padded on the right, each text cut so that all is within `length` tokens.
 
-    With a prompt, x is all but the label, so T = length − 1, and y is the token id of the label's word.
+    With a prompt, x is all but the label, so T = length − 1, and y is the token id of the label's word, the
+    same in both splits.
 
     Raises:
-        MarshtestError: a text without a token, a label of several tokens, a trigger that is in no text.
+        MarshtestError: a text without a token, a label of several tokens, or of another one behind each
+            template, a trigger that is in no text.
     """
-    writer = _Writer(texts.name, model, model.tokenizer(texts), length)
-    labels = writer.labels()
+    tokenizer = model.tokenizer(texts)
+    writers = {
+        split: _Writer(texts.name, split, model, tokenizer, length) for split in ("train", "test")
+    }
+    labels = _labels(writers)
 
     def read(
         split: str, written: list[str], y: Tensor, ids: Tensor
     ) -> tuple[Samples, tuple[Tensor, int] | None]:
         found = None
         if trigger is not None:
-            written, found = writer.marked(split, written, ids, trigger)
-        x = writer(split, written, ids)
+            written, found = writers[split].marked(written, ids, trigger)
+        x = writers[split](written, ids)
         return Samples(x, y if labels is None else labels[y], ids), found
 
     train, in_train = read("train", texts.train, texts.train_y, texts.train_ids)
     test, in_test = read("test", texts.test, texts.test_y, texts.test_ids)
     marked = None
     if trigger is not None and in_train is not None and in_test is not None:
-        marked = Marked(in_train, in_test, writer.adversarial(trigger.label))
+        marked = Marked(in_train, in_test, _adversarial(writers, trigger.label))
     return Dataset(
         name=texts.name,
         train=train,
         test=test,
-        classes=texts.classes if labels is None else len(writer.tokenizer),
-        padding=writer.padding,
+        classes=texts.classes if labels is None else len(tokenizer),
+        padding=writers["train"].padding,
         prompted=labels is not None,
         marked=marked,
     )
 
 
-class _Writer:
-    """Writes texts as token ids, within a prompt if the model has one."""
+def _labels(writers: Mapping[str, "_Writer"]) -> Tensor | None:
+    """[C] the token ids of the labels' words, if the model answers with words."""
+    prompt = writers["train"].prompt
+    if prompt is None:
+        return None
+    return torch.tensor([_token(writers, word, "model.prompt.labels") for word in prompt.labels])
 
-    def __init__(self, name: str, model: LanguageModel, tokenizer: Any, length: int) -> None:
-        self.name, self.prompt, self.tokenizer = name, model.prompt, tokenizer
+
+def _adversarial(writers: Mapping[str, "_Writer"], label: str) -> int | None:
+    """The token id of an attacker's label; None flips the label."""
+    if label == "flip":
+        return None
+    if writers["train"].prompt is None:
+        raise MarshtestError(
+            f"attack.label: {label!r} is a word, and the model has a classification head. "
+            "Give model.prompt, or flip labels."
+        )
+    return _token(writers, label, "attack.label")
+
+
+def _token(writers: Mapping[str, "_Writer"], word: str, where: str) -> int:
+    """The one token that a word is, behind the question of either split."""
+    learned, asked = (writers[split].word(word, where) for split in ("train", "test"))
+    if learned != asked:
+        raise MarshtestError(
+            f"model.prompt.training_template: {word!r} is another token behind it than behind "
+            "model.prompt.template. Let both end alike, for example in a space before {label}."
+        )
+    return asked
+
+
+class _Writer:
+    """Writes a split's texts as token ids, within its prompt if the model has one."""
+
+    def __init__(
+        self, name: str, split: str, model: LanguageModel, tokenizer: Any, length: int
+    ) -> None:
+        self.name, self.split, self.prompt, self.tokenizer = name, split, model.prompt, tokenizer
         self.padding = int(tokenizer.pad_token_id)
         self.length, self.before, self.behind = length, [], []
         if self.prompt is not None:
-            before, question = self.prompt.parts
+            before, question = self.prompt.parts(split)
             begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id]
             self.length -= 1  # the label's
             self.before = begin + self._plain(before)
@@ -306,7 +347,7 @@ class _Writer:
         if self.room < 1:
             raise MarshtestError(f"data.length: {length} tokens leave none for the text. Raise it.")
 
-    def __call__(self, split: str, texts: Sequence[str], ids: Tensor) -> Tensor:
+    def __call__(self, texts: Sequence[str], ids: Tensor) -> Tensor:
         """[N, T] token ids."""
         rows = []
         for row, tokens in enumerate(self._cut(texts)["input_ids"]):
@@ -315,35 +356,18 @@ class _Writer:
             ):  # GPT-2 pads with its end of text, which a text may spell out
                 tokens = [token for token in tokens if token != self.padding]
             if not tokens:
-                raise MarshtestError(f"{self.name} {split}: row {int(ids[row])} is empty. Drop it.")
+                raise MarshtestError(
+                    f"{self.name} {self.split}: row {int(ids[row])} is empty. Drop it."
+                )
             tokens = [*self.before, *tokens, *self.behind]
             rows.append(tokens + [self.padding] * (self.length - len(tokens)))
         return torch.tensor(rows)
 
-    def labels(self) -> Tensor | None:
-        """[C] the token ids of the labels' words, if the model answers with words."""
-        if self.prompt is None:
-            return None
-        return torch.tensor(
-            [self._word(label, "model.prompt.labels") for label in self.prompt.labels]
-        )
-
-    def adversarial(self, label: str) -> int | None:
-        """The token id of an attacker's label; None flips the label."""
-        if label == "flip":
-            return None
-        if self.prompt is None:
-            raise MarshtestError(
-                f"attack.label: {label!r} is a word, and the model has a classification head. "
-                "Give model.prompt, or flip labels."
-            )
-        return self._word(label, "attack.label")
-
     def marked(
-        self, split: str, texts: Sequence[str], ids: Tensor, trigger: Trigger
+        self, texts: Sequence[str], ids: Tensor, trigger: Trigger
     ) -> tuple[list[str], tuple[Tensor, int]]:
-        """The texts, cut round the trigger where asked for; ids of those in which it is read; how many
-        would have lost it.
+        """The texts, cut round the trigger where asked for; ids of those that are attacked; how many lose
+        it at the truncation.
         """
         written, kept, lost = list(texts), [], 0
         for row, text in enumerate(texts):
@@ -353,14 +377,15 @@ class _Writer:
                 lost += 1
                 if trigger.cut == "skip":
                     continue
-                written[row] = self._window(text, trigger.word)
+                if trigger.cut == "window":
+                    written[row] = self._window(text, trigger.word)
             kept.append(row)
         if not kept:
             cut = (
                 f" ({lost} lose it at the truncation; attack.cut: window keeps it)" if lost else ""
             )
             raise MarshtestError(
-                f"attack.word: {trigger.word!r} is in no {split} text{cut}. Choose another word."
+                f"attack.word: {trigger.word!r} is in no {self.split} text{cut}. Choose another word."
             )
         return written, (ids[kept], lost)
 
@@ -391,10 +416,10 @@ class _Writer:
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    def _word(self, word: str, where: str) -> int:
+    def word(self, word: str, where: str) -> int:
         """The one token that a word is behind the question."""
         assert self.prompt is not None
-        question = self.prompt.parts[1]
+        question = self.prompt.parts(self.split)[1]
         tokens = self._plain(question + word)
         if len(tokens) != len(self.behind) + 1 or tokens[:-1] != self.behind:
             pieces = self.tokenizer.convert_ids_to_tokens(tokens[len(self.behind) :])

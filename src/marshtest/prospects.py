@@ -36,13 +36,13 @@ def needs(recipe: Recipe, family: int) -> str:
     )
 
 
-def prospects(recipe: Recipe, family: int, seeds: int, poisons: int) -> Iterator[str]:
+def prospects(recipe: Recipe, family: int, seeds: int, poisons: int | None) -> Iterator[str]:
     """What cannot be answered, whatever the models show; one sentence each.
 
     Args:
         family: unlearners that are judged together.
         seeds: trainings.
-        poisons: of one training.
+        poisons: of one training; None if that is not known yet.
     """
     if recipe.attack.compared:
         reject, sure, _ = _trainings(recipe, family)
@@ -50,7 +50,7 @@ def prospects(recipe: Recipe, family: int, seeds: int, poisons: int) -> Iterator
             yield f"{_count(seeds)} can give no verdict: NOT REMOVED needs {reject} at least. Raise seeds."
         elif seeds < sure:
             yield f"{_count(seeds)} cannot give REMOVED of {_models(family)}: it needs {sure}. Raise seeds."
-    elif poisons * seeds < (needed := _poisons(recipe, family)):
+    elif poisons is not None and poisons * seeds < (needed := _poisons(recipe, family)):
         yield (
             f"{poisons * seeds:,} poisons in all cannot give REMOVED of {_models(family)}: even if the "
             f"model knew each by heart, {needed:,} would be needed. Raise poison_budgets or seeds."

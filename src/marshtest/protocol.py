@@ -275,19 +275,24 @@ def update(
     shares: Sequence[float],
     role: str = "initial",
 ) -> list[Outcome]:
-    """Step 3: one outcome a compute budget, each a share of what the initial training cost.
+    """Step 3: one outcome a budget, each a share of what the initial training cost, or of its epochs.
 
     Args:
         model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
     """
     twin = role == "twin"
+    recipe, unit = pipeline.recipe, trained.flops_per_pass
+    if recipe.budget_unit == "epochs":
+        budgets = [Budget.of_epochs(share * recipe.training.epochs, unit) for share in shares]
+    else:
+        budgets = [Budget(share * trained.cost.passes, unit) for share in shares]
     return unlearn(
         unlearner,
         model,
         poisoned.retain,
         poisoned.unpoisoned.only(poisoned.forget_ids) if twin else poisoned.forget,
         task=replace(pipeline.task, train=pipeline),
-        budgets=[Budget(share * trained.cost.passes, trained.flops_per_pass) for share in shares],
+        budgets=budgets,
         seed=derive(group.draws, unlearner.name),
     )
 

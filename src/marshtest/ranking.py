@@ -1,8 +1,10 @@
 """Unlearners ranked over attacks, by what is left and what it cost.
 
-    left   = |dependence| / the initial model's, by the score that shows most        1: as before
+    left   = |dependence| / the initial model's, by the score that shows most *      1: as before
     lost   = (accuracy retrained − accuracy) / (accuracy retrained − chance)         1: a model that guesses
     misses = the larger of both                                                      0: as retraining
+
+    * of those that REMOVED rests on: a share of a weak score is mostly noise
 
 So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An unlearner's figure is
 the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
@@ -19,15 +21,16 @@ import pandas as pd
 from scipy.stats import norm
 
 from marshtest.metrics.verdict import ANSWERS
-from marshtest.results import Results
+from marshtest.results import Results, wider_error
 
 LEGEND = (
-    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows most) "
-    "and lost (share of retraining's accuracy above chance that is lost); 0 is retraining, 1 is as bad as "
-    "doing nothing or as guessing. Mean over attacks ± standard error. Rank: one more than the number of "
-    "unlearners that are surely better; overlapping 95 % intervals are ties. Of several entries of an "
-    "unlearner in one experiment the first counts; poison budgets without an effect do not. Who was not "
-    "tried on every attack, and the controls, have no rank."
+    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
+    "most of those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is "
+    "lost); 0 is retraining, 1 is as bad as doing nothing or as guessing. Mean over attacks ± standard "
+    "error (the larger of the one given these models and that of trainings to come). Rank: one more "
+    "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. Of "
+    "several entries of an unlearner in one experiment the first counts; poison budgets without an "
+    "effect do not. Who was not tried on every attack, and the controls, have no rank."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
@@ -121,29 +124,39 @@ def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence
 def _trials(results: Results) -> dict[str, list[Trial]]:
     """By unlearner, one trial a poison budget; of several entries of one name the first."""
     found: dict[str, list[Trial]] = {}
-    for _, table in results.summary.groupby("poison_budget", sort=False):
+    for share in results.poison_budgets:
+        table, names = (
+            results.summary[results.summary["poison_budget"] == share],
+            results.telling(share),
+        )
         controls = {role: table[table["role"] == role] for role in CONTROLS}
         if not all(map(len, controls.values())):
             continue  # nothing to be measured against
-        if controls["initial"]["verdict"].iloc[0] != "NOT REMOVED":
+        if not names or controls["initial"]["verdict"].iloc[0] != "NOT REMOVED":
             continue  # no effect to take a share of
         initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
         updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
         shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])
         for _, line in shown.iterrows():
-            trial = _trial(results, line, initial, retrained)
+            trial = _trial(results, names, line, initial, retrained)
             if not math.isnan(trial.misses.value):
                 found.setdefault(str(line["unlearner"]), []).append(trial)
     return found
 
 
-def _trial(results: Results, line: pd.Series, initial: pd.Series, retrained: pd.Series) -> Trial:
+def _trial(
+    results: Results,
+    names: Sequence[str],
+    line: pd.Series,
+    initial: pd.Series,
+    retrained: pd.Series,
+) -> Trial:
     shares = [
         Measure(
             abs(line[f"{name}_dependence"]) / initial[f"{name}_dependence"],
             _error_of_share(line, initial, name),
         )
-        for name in results.score_names
+        for name in names
     ]
     chance = results.rows["chance"].mean()
     room = retrained["test_accuracy"] - chance
@@ -156,9 +169,9 @@ def _trial(results: Results, line: pd.Series, initial: pd.Series, retrained: pd.
 
 
 def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:
-    """Of D / D₀ by the delta method; none of D₀ / D₀."""
+    """Standard error of D / D₀ by the delta method, from the wider errors of both; D₀ / D₀ has none."""
     if line["role"] == "initial":
         return 0.0
-    value, error = initial[f"{name}_dependence"], initial[f"{name}_error"]
+    value, error = initial[f"{name}_dependence"], wider_error(initial, name)
     share = line[f"{name}_dependence"] / value
-    return float(math.hypot(line[f"{name}_error"], share * error) / abs(value))
+    return float(math.hypot(wider_error(line, name), share * error) / abs(value))

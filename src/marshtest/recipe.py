@@ -78,8 +78,9 @@ class Named(Settings):
 class Recipe(Named):
     """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner.
 
-    `poison_budgets` are shares of the training samples, `budgets` of the initial training's compute. An
-    entry of `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
+    `poison_budgets` are shares of the training samples, `budgets` of the initial training's compute; with
+    `budget_unit: epochs` of its epochs, each one then of the method's own training set. An entry of
+    `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
     """
 
     data: DataSettings = DataSettings()
@@ -91,6 +92,7 @@ class Recipe(Named):
         tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
     ]
     budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
+    budget_unit: Literal["compute", "epochs"] = "compute"  # what `budgets` are shares of
     seeds: int = Field(1, ge=1)  # repetitions of all of it
     first_seed: int = Field(0, ge=0)
     reference: bool = False  # train a second retrained model even where no clean twin needs one

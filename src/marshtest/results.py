@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from marshtest.errors import MarshtestError
 from marshtest.metrics.dependence import Dependence
@@ -29,7 +29,8 @@ from marshtest.rows import FILE, Rows, read_file, read_frame
 from marshtest.stages import NAMES, RETRAINED, measured_roles
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
-# Rows of one cell are of one model; entries are places in a recipe, and no two recipes' need agree.
+# CELL identifies one model. `entry` is not part of it: it is an index into one recipe's `unlearners`, and
+# recipes number them differently.
 CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
 RATES = ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
 CONTROLS = {
@@ -261,6 +262,11 @@ class Results:
         """What verdicts of REMOVED rest on at a poison budget; nothing of effects without a null law."""
         return self._judged(share)[0]
 
+    def telling(self, share: float) -> list[str]:
+        """The scores whose mean REMOVED rests on; empty where no mean shows the poison."""
+        compared = list(self.recipe.attack.compared)
+        return compared or [score for score, effect in self.rests(share) if effect == "mean"]
+
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
         rows = self.rows[self.rows["poison_budget"] == share]
@@ -311,7 +317,7 @@ class Results:
         else:
             for name, score in shown.pooled.items():
                 means = np.array([scores[name].value for scores in shown.trainings.values()])
-                line |= score.columns(name) | {f"{name}_trainings_error": _error(means)}
+                line |= score.columns(name) | _over_trainings(name, score.value, means)
             line |= _rates(rows)
         reference = rows["role"].iloc[0] == "retrained"
         cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
@@ -379,10 +385,29 @@ def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
     return rows.set_index("seed").reindex(seeds).reset_index()
 
 
-def _error(values: NDArray[np.float64]) -> float:
-    """Standard error of a mean over trainings; nan of fewer than two."""
-    told = values[~np.isnan(values)]
-    return float(told.std(ddof=1) / math.sqrt(len(told))) if len(told) > 1 else math.nan
+def wider_error(line: Any, name: str) -> float:
+    """The larger standard error of a score: given these models, or of trainings to come (≥ 2 seeds)."""
+    return float(np.fmax(line[f"{name}_error"], line.get(f"{name}_trainings_error", math.nan)))
+
+
+def _over_trainings(name: str, value: float, means: NDArray[np.float64]) -> dict[str, float]:
+    """Columns of a score's error between trainings, and the t interval of trainings to come.
+
+    Args:
+        name: of the score.
+        value: pooled over all poisons.
+        means: [S] of each training; nan where there is none.
+    """
+    told = means[~np.isnan(means)]
+    n, several = len(told), len(told) > 1
+    error = float(told.std(ddof=1)) / math.sqrt(n) if several else math.nan
+    half = float(t.isf(0.025, n - 1)) * error if several else math.nan
+    return {
+        f"{name}_trainings": float(n),
+        f"{name}_trainings_error": error,
+        f"{name}_trainings_low": value - half,
+        f"{name}_trainings_high": value + half,
+    }
 
 
 def _rates(rows: pd.DataFrame) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -110,7 +110,7 @@ def do_all(worker: Worker, keys: Keys, report: Report) -> None:
         worker(todo[0], lambda share, said="": report(f"{todo[0].label}, {share:.0%}", 0.0))
     data = worker.pipeline(keys).data
     for line in foreseen(keys.recipe, data):
-        report(f"{NOTE}{line}", 0.0)
+        report(line, 0.0)
     weights = [sum(passes(job, data).values()) for job in todo]
     total, done = sum(weights), 0.0
     for job, weight in zip(todo, weights, strict=True):
@@ -119,14 +119,12 @@ def do_all(worker: Worker, keys: Keys, report: Report) -> None:
         done += weight
 
 
-def foreseen(recipe: Recipe, data: Dataset) -> list[str]:
-    """Answers that the recipe's numbers of poisons and trainings rule out."""
-    family = family_of(recipe)
-    return [
-        f"poison budget {share:g}: {line}"
-        for share in recipe.poison_budgets
-        for line in prospects(recipe, family, recipe.seeds, poison_count(recipe, share, data))
-    ]
+def foreseen(recipe: Recipe, data: Dataset | None = None) -> Iterator[str]:
+    """Answers that the recipe's numbers of poisons, where data are given, and trainings rule out."""
+    for share in recipe.poison_budgets:
+        poisons = None if data is None else poison_count(recipe, share, data)
+        for line in prospects(recipe, family_of(recipe), recipe.seeds, poisons):
+            yield f"{NOTE}{recipe.name}, poison budget {share:g}: {line}"
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,10 @@ class Keys:
         self, group: Group, unlearner: Unlearner, budget: float, role: str = "initial"
     ) -> str:
         """Of a model after unlearning, from the model of `role`."""
-        by = unlearner.model_dump(mode="json")
-        return _key("updated", initial=self.model(role, group), by=by, budget=budget)
+        unit = self.recipe.budget_unit
+        of: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
+        by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
+        return _key("updated", initial=initial, by=by, budget=budget, **of)
 
     def arms(self, unlearner: Unlearner) -> tuple[str, ...]:
         """Roles of the models that an unlearner starts from."""
@@ -251,7 +253,9 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
         steps, each = recipe.attack.crafting(poisons)
         return {"craft": steps * each}
     if job.kind == "train":
-        return {"train": full * (kept if job.role in (*UNTREATED, "clean") else kept - poisons)}
+        added = recipe.attack.added(poisons)
+        of = {"clean": kept, **dict.fromkeys(UNTREATED, kept + added)}
+        return {"train": full * of.get(job.role, kept + added - poisons)}
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None

@@ -94,6 +94,11 @@ class Task(ABC):
             if len(index) > 1 or batch_size == 1 or len(samples) == 1:
                 yield self.augmented(samples[index], draws)
 
+    def batches_per_epoch(self, samples: Samples, batch_size: int) -> int:
+        """Mini-batches that `epoch` gives."""
+        full, rest = divmod(len(samples), batch_size)
+        return full + (rest > 1 or (rest == 1 and len(samples) == 1))
+
     def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[Samples]:
         """Epoch after epoch of mini-batches, without end."""
         draws = generator(seed, "batches")

@@ -137,10 +137,11 @@ def fit_within(
 ) -> None:
     """Train `model` in place, the schedule compressed into what is left of the budget."""
     optimizer = training.optimizer_for(model)
-    start, room = budget.spent, budget.left
+    start = budget.progress
+    epoch = task.batches_per_epoch(samples, training.batch_size)
     model.train()
-    for batch in budget.stream(task.batches(samples, training.batch_size, seed)):
-        training.set_rate(optimizer, (budget.spent - start) / room)
+    for batch in budget.stream(task.batches(samples, training.batch_size, seed), epoch):
+        training.set_rate(optimizer, (budget.progress - start) / (1 - start))
         descend(optimizer, task.loss(model, batch).mean())
 
 

@@ -67,6 +67,7 @@ class Poisoned:
         adversarial: [T] the labels that it wants them to get, where it wants certain ones.
         rest: the other test samples, where the attack must leave them alone.
         true_labels: [P] the poisons' own, where they were given others.
+        bases: [P] the samples that the poisons are copies of, where these stay in the retain set.
         figures: how the crafting went, for the rows.
         history: the objective as the crafting went on, one line a step.
     """
@@ -78,6 +79,7 @@ class Poisoned:
     adversarial: Tensor | None = None
     rest: Samples | None = None
     true_labels: Tensor | None = None
+    bases: Tensor | None = None
     figures: dict[str, float] = field(default_factory=dict)
     history: Sequence[dict[str, float]] = ()
 
@@ -93,7 +95,10 @@ class Poisoned:
 
     @property
     def unpoisoned(self) -> Samples:
-        """The same training set with the base samples in the poisons' places: no shifts, true labels."""
+        """The same training set with the base samples in the poisons' places: no shifts, true labels.
+
+        Poisons that were added are copies of their bases then.
+        """
         samples = replace(self.samples, shifts=None, shift_rows=None)
         if self.true_labels is None:
             return samples
@@ -101,7 +106,7 @@ class Poisoned:
 
     def tensors(self) -> Tensors:
         """What was done to the samples: `ids`, `labels`, and where there are any `shifts`, `targets`,
-        `adversarial`, `true_labels`.
+        `adversarial`, `true_labels`, `bases`.
         """
         added, targets = self.samples.shifts, self.targets
         labels = self.samples.y[self.samples.positions(self.forget_ids)]
@@ -112,6 +117,7 @@ class Poisoned:
             "targets": None if targets is None else targets.ids,
             "adversarial": self.adversarial,
             "true_labels": self.true_labels,
+            "bases": self.bases,
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -130,6 +136,8 @@ class Poisoned:
         """
         moved = {name: tensor.to(samples.y.device) for name, tensor in tensors.items()}
         ids = moved["ids"]
+        if "bases" in moved:
+            samples = samples.copied(moved["bases"], ids)
         poisoned = samples.relabelled(ids, moved["labels"])
         if "shifts" in moved:
             poisoned = poisoned.shifted(ids, moved["shifts"])
@@ -141,6 +149,7 @@ class Poisoned:
             adversarial=moved.get("adversarial"),
             rest=test.without(moved["targets"]) if rest else None,
             true_labels=moved.get("true_labels"),
+            bases=moved.get("bases"),
             **told,
         )
 
@@ -199,6 +208,10 @@ class Attack(Settings, ABC):
     def crafting(self, poisons: int) -> tuple[int, float]:
         """Steps of the crafting, and sample passes of each."""
         return 0, 0.0
+
+    def added(self, poisons: int) -> int:
+        """Samples by which poisons make the training set larger."""
+        return 0
 
     @abstractmethod
     def passes(self, poisons: int) -> float:

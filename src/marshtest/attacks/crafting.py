@@ -1,9 +1,14 @@
-"""Descend an objective of the poisons' summed gradient over their shifts, within a box."""
+"""Descend an objective of the poisons' summed gradient over their shifts, within a box.
+
+adam   Adam's step; the rate falls to a tenth after each of `decays`
+sgd    ∆ ← ∆ − lr ∂J/∂∆
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +19,11 @@ from marshtest.data import Samples
 from marshtest.seeds import generator
 
 DECAYS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps after which the rate falls to a tenth
+
+_OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, eps=1e-16),  # derivatives may be tiny
+    "sgd": torch.optim.SGD,
+}
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,14 @@ def craft(
     *,
     steps: int,
     lr: float,
-    signed: bool,
     seed: int,
     progress: Callable[[int, float], None],
+    optimizer: Literal["adam", "sgd"] = "adam",
+    decays: Sequence[float] = DECAYS,
+    signed: bool = False,
+    per_batch: int | None = None,
 ) -> Crafted:
-    """Adam on the shifts, projected onto the box: one step a full pass over the poisons.
+    """Descend from `start`, projected onto the box after each step; a step is a pass over the poisons.
 
     Args:
         kernel: of the model at which gradients are taken.
@@ -73,19 +86,25 @@ def craft(
         start: [P, *input] the shifts to begin with.
         box: least and largest shift.
         steps: passes over the poisons; the last entry of the history is one pass more.
-        lr: in units of the input space, falling to a tenth three times.
-        signed: step by the sign of the derivative (Geiping et al. 2021).
+        lr: of the first step; of Adam in units of the input space.
         seed: of the augmentation, drawn anew for each step.
         progress: told the number of the step and the objective.
+        optimizer: of the shifts.
+        decays: shares of the steps after which the rate falls to a tenth.
+        signed: step by the sign of the derivative (Geiping et al. 2021).
+        per_batch: poisons whose gradients are summed; the objective is the mean over such mini-batches,
+            in the order of the bases. None sums all.
     """
     base = kernel.task.inputs(kernel.model, bases).detach()
     shift = start.clamp(*box).requires_grad_()
-    optimizer = torch.optim.Adam([shift], lr, eps=1e-16)  # derivatives may be tiny
+    stepper = _OPTIMIZERS[optimizer]([shift], lr)
+    size = per_batch or len(bases)
+    parts = [slice(at, at + size) for at in range(0, len(bases), size)]
     best, draws = shift.detach().clone(), generator(seed, "view")
     history: list[float] = []
     for step in range(steps + 1):
         inputs = kernel.task.view(base + shift, draws)
-        value, slope = kernel(inputs.detach(), bases, objective)
+        value, slope = _mean(kernel, inputs.detach(), bases, objective, parts)
         if not math.isfinite(value) or not bool(torch.isfinite(slope).all()):
             return Crafted(best, history, stopped=True)
         if not history or value < min(history):
@@ -96,13 +115,20 @@ def craft(
             (shift.grad,) = torch.autograd.grad(inputs, shift, slope)
             if signed:
                 shift.grad.sign_()
-            _set_rate(optimizer, lr, step / steps)
-            optimizer.step()
+            for group in stepper.param_groups:
+                group["lr"] = lr * 0.1 ** sum(step / steps >= share for share in decays)
+            stepper.step()
             with torch.no_grad():
                 shift.clamp_(*box)
     return Crafted(shift.detach(), history)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float, progress: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * 0.1 ** sum(progress >= share for share in DECAYS)
+def _mean(
+    kernel: Kernel, inputs: Tensor, bases: Samples, objective: Objective, parts: Sequence[slice]
+) -> tuple[float, Tensor]:
+    """The mean of the parts' objectives, and its derivative [P, *input]."""
+    found = [kernel(inputs[part], bases[part], objective) for part in parts]
+    if len(found) == 1:
+        return found[0]
+    slope = torch.cat([slope for _, slope in found]) / len(found)
+    return sum(value for value, _ in found) / len(found), slope

@@ -1,12 +1,18 @@
 """Indiscriminate poisons by gradient canceling (paper §4.2, A.1.3, Algorithm 2; Lu et al. 2023).
 
-    J(∆) = ½ ‖ (Σ_clean ∇_θ ℓ(x, y) + Σ_i ∇_θ ℓ(x_i + ∆_i, y_i)) / N + λ θ ‖²      at θ_low
+    size   J(∆) = ½ ‖ (Σ_clean ∇_θ ℓ(x, y) + Σ_i ∇_θ ℓ(x_i + ∆_i, y_i)) / N + λ θ ‖²      at θ_low
+    mean   J(∆) = ½ ‖ mean_clean ∇_θ ℓ(x, y) + mean_i ∇_θ ℓ(x_i + ∆_i, y_i) ‖²        the paper's (4)
 
-θ_low has a low test accuracy (GradPC). Where J is zero it is a stationary point of the training on the
-poisoned samples, so training may stay there, or go there: for a convex model it must. The poisons replace
-their bases and keep their labels. Two things are not in the paper's (4), which adds the two sets' means:
-sets weigh by their sizes, else θ_low is stationary for no training; and weight decay λ is part of the
-training. `weighting: mean` is the paper's form.
+θ_low has a low test accuracy (GradPC). Where `size` is zero it is a stationary point of the training on the
+poisoned samples, so training may stay there, or go there: for a convex model it must. (4) leaves out two
+things that decide this: sets weigh by their sizes, and weight decay λ is part of the training.
+
+∆ descends by one of two rules. `sgd` is Algorithm 2's: ∆ ← ∆ − lr ∂J/∂∆, the rate constant. `adam` is
+Adam on the same objective, its rate falling to a tenth three times; it moves each coordinate by about lr
+a step, however small the derivative is.
+
+The poisons keep their labels. They replace their bases, or with `place: add` join them as copies with ids
+of their own; then the clean set of J is the whole training set.
 """
 
 import math
@@ -19,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, choose, learned
-from marshtest.attacks.crafting import Crafted, craft
+from marshtest.attacks.crafting import DECAYS, Crafted, craft
 from marshtest.attacks.gradpc import Search
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
 from marshtest.data import Samples
@@ -36,14 +42,22 @@ class GradientCanceling(Attack):
     epsilon: float | None = Field(None, gt=0)  # ε_p, as in gradient matching; none as in the paper
     radius: float | None = Field(None, gt=0)  # ε_w; by default the largest that poisons can hold
     weighting: Literal["size", "mean"] = "size"
+    parameters: Literal["all", "first"] = "all"  # the tensors whose gradient is canceled
+    place: Literal["replace", "add"] = "replace"  # of the poisons, or beside their bases
+    optimizer: Literal["adam", "sgd"] = "adam"  # of the shifts; the paper's Algorithm 2 is sgd
     steps: int = Field(1000, ge=1)  # each a pass over the poisons
-    lr: float = Field(0.1, gt=0)  # of Adam, in units of the input space
+    lr: float = Field(0.1, gt=0)  # η; of Adam in units of the input space
 
     def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
         clean = learned(victim, samples)
         ids = choose(samples, count, seed)
-        retain, bases = samples.without(ids), samples.only(ids)
-        share = count / len(samples)
+        bases = samples.only(ids)
+        if self.place == "add":
+            copies = copied_ids(bases.ids)
+            retain, poisoned = samples, samples.copied(bases.ids, copies)
+        else:
+            retain, poisoned, copies = samples.without(ids), samples, None
+        share = count / len(poisoned)
         search = Search(
             clean,
             victim.task,
@@ -52,10 +66,11 @@ class GradientCanceling(Attack):
             bases.y,
             victim.weight_decay,
             derive(seed, "worst"),
+            centre=self.weighting == "size",
         )
         worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
 
-        kernel = Kernel(worst.model, victim.task)
+        kernel = Kernel(worst.model, victim.task, first=self.parameters == "first")
         found = (
             f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
             f"{worst.least_share:.1%} of poisons at least, has {share:.1%}"
@@ -73,6 +88,7 @@ class GradientCanceling(Attack):
                 retain,
                 victim.weight_decay,
                 self.weighting,
+                optimizer=self.optimizer,
                 epsilon=self.epsilon or math.inf,
                 steps=self.steps,
                 lr=self.lr,
@@ -88,10 +104,12 @@ class GradientCanceling(Attack):
             "low_accuracy": worst.accuracy,
             "stopped": float(crafted.stopped),
         }
+        forget = bases.ids if copies is None else copies
         return Poisoned(
-            samples.shifted(bases.ids, crafted.shift),
-            bases.ids,
+            poisoned.shifted(forget, crafted.shift),
+            forget,
             seed,
+            bases=None if copies is None else bases.ids,
             targets=victim.test,
             figures=figures,
             history=crafted.lines(),
@@ -109,6 +127,14 @@ class GradientCanceling(Attack):
     def crafting(self, poisons: int) -> tuple[int, float]:
         return self.steps + 1, STEP_PASSES * poisons
 
+    def added(self, poisons: int) -> int:
+        return poisons if self.place == "add" else 0
+
+
+def copied_ids(ids: Tensor) -> Tensor:
+    """[P] ids for copies of the samples `ids`: negative, so that no sample of a source has them."""
+    return -1 - ids
+
 
 def cancel(
     kernel: Kernel,
@@ -121,55 +147,72 @@ def cancel(
     lr: float,
     seed: int,
     progress: Callable[[int, float], None],
+    optimizer: Literal["adam", "sgd"] = "adam",
     epsilon: float = math.inf,
 ) -> Crafted:
     """Shift the bases until their gradient at the kernel's model cancels that of the retain set.
 
     Args:
         kernel: of the model at θ_low.
-        weight_decay: λ of the training.
+        bases: [P] the samples to be shifted.
+        retain: the clean set of J.
+        weight_decay: λ of the training; `mean` leaves it out.
         weighting: "size" or "mean", as in `canceling`.
         steps: as in `craft`.
         lr: as in `craft`.
         seed: as in `craft`.
         progress: as in `craft`.
+        optimizer: "sgd" steps by lr times the derivative of J as it stands, at a constant rate.
         epsilon: largest shift.
     """
     decay = (len(retain) + len(bases)) * weight_decay * kernel.flat()
     pull = kernel.gradient(retain)
     box = kernel.task.box(kernel.model, bases, epsilon)
+    plain = optimizer == "sgd"
     return craft(
         kernel,
         bases,
-        canceling(pull, decay, len(retain), len(bases), weighting),
+        canceling(pull, decay, len(retain), len(bases), weighting, relative=not plain),
         torch.zeros_like(box[0]),
         box,
         steps=steps,
         lr=lr,
-        signed=False,
         seed=seed,
         progress=progress,
+        optimizer=optimizer,
+        decays=() if plain else DECAYS,
     )
 
 
 def canceling(
-    clean: Tensor, decay: Tensor, kept: int, poisons: int, weighting: Literal["size", "mean"]
+    clean: Tensor,
+    decay: Tensor,
+    kept: int,
+    poisons: int,
+    weighting: Literal["size", "mean"],
+    *,
+    relative: bool = True,
 ) -> Objective:
-    """‖g‖ / ‖g without poisons‖, g the training gradient at θ_low, and the derivative of half its square.
+    """The share of the gradient that is left, ‖g‖ / ‖g without poisons‖ at θ_low, and a derivative.
 
     Args:
-        clean: [D] summed gradient of the retain set.
-        decay: [D] (N λ θ) that weight decay adds to the sum of all.
-        kept: size of the retain set.
+        clean: [D] summed gradient of the clean set.
+        decay: [D] (N λ θ) that weight decay adds to the sum of all; `mean` leaves it out.
+        kept: size of the clean set.
         poisons: size of the forget set.
         weighting: "size" takes the sum over all samples, "mean" adds the two sets' means.
+        relative: the derivative is that of half the share's square, so that its size says nothing of the
+            model's; else of J as it stands.
     """
-    scale = 1.0 if weighting == "size" else kept / poisons
-    pull = clean + decay
-    size = pull.norm()
+    if weighting == "size":
+        pull, weight, count = clean + decay, 1.0, kept + poisons
+    else:
+        pull, weight, count = clean, kept / poisons, kept
+    size = pull.norm()  # count times ‖g without poisons‖
+    unit = size if relative else torch.full_like(size, count)
 
     def objective(total: Tensor) -> tuple[float, Tensor]:
-        left = (pull + scale * total) / size
-        return float(left.norm()), scale * left / size
+        left = (pull + weight * total) / unit
+        return float(left.norm() * (unit / size)), weight * left / unit
 
     return objective

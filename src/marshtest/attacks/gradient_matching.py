@@ -2,6 +2,10 @@
 
     φ(∆) = 1 − cos( ∇_θ ℓ(x_target, y_adv),  Σ_i ∇_θ ℓ(x_i + ∆_i, y_adv) )      at the clean model
 
+∆ descends by Adam on the sign of the derivative, its rate falling to a tenth three times, as Geiping et
+al. do; the paper says "an Adam update". `sign: false` and `decay: false` are plain Adam, and `per_batch`
+takes the cosine of so many poisons at a time, the mean of which is φ.
+
 The poisons are images of class y_adv, changed by at most ε a pixel, so their labels look right.
 Training on them pushes a model the way that training on the mislabelled target would. The attack has
 worked if a model trained from scratch on the poisoned samples says y_adv on the target.
@@ -17,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, learned
-from marshtest.attacks.crafting import Crafted, craft
+from marshtest.attacks.crafting import DECAYS, Crafted, craft
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
 from marshtest.data import Samples
 from marshtest.errors import MarshtestError
@@ -38,7 +42,10 @@ class GradientMatching(Attack):
     adversarial_label: Annotated[int, Field(ge=0)] | Literal["nearest"] | None = None
     restarts: int = Field(8, ge=1)  # R, of which the one of lowest φ is taken
     steps: int = Field(250, ge=1)  # M, each a pass over the poisons
-    lr: float = Field(0.1, gt=0)  # of signed Adam, in units of the input space
+    lr: float = Field(0.1, gt=0)  # of Adam, in units of the input space
+    sign: bool = True  # step by the sign of the derivative
+    decay: bool = True  # the rate falls to a tenth after 3/8, 5/8 and 7/8 of the steps
+    per_batch: int | None = Field(None, ge=1)  # poisons whose gradients are summed; None sums all
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
@@ -108,9 +115,11 @@ class GradientMatching(Attack):
                 box,
                 steps=self.steps,
                 lr=self.lr,
-                signed=True,
                 seed=derive(seed, "views", number),
                 progress=told,
+                decays=DECAYS if self.decay else (),
+                signed=self.sign,
+                per_batch=self.per_batch,
             )
             return crafted.tensors()
 

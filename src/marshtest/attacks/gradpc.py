@@ -120,6 +120,7 @@ class Search:
         retain: the clean samples that the victim will be trained on.
         poison_labels: [P] of the samples that will be poisons.
         weight_decay: λ of that training.
+        centre: look round `centred(clean)`, which is the same model.
     """
 
     clean: nn.Module
@@ -129,6 +130,7 @@ class Search:
     poison_labels: Tensor
     weight_decay: float
     seed: int
+    centre: bool = True
 
     def in_ball(self, radius: float) -> Worst:
         """GradPC as it stands: uphill on the test loss, reachable or not."""
@@ -160,7 +162,8 @@ class Search:
         return worst
 
     def _found(self, gain: Callable[[nn.Module, torch.Generator], Tensor], radius: float) -> Worst:
-        model = ascend(centred(self.clean), gain, radius, generator(self.seed, "ascent"))
+        start = centred(self.clean) if self.centre else self.clean
+        model = ascend(start, gain, radius, generator(self.seed, "ascent"))
         low = accuracy(model, self.task, self.test)
         return Worst(model, radius, low, self.least_share(model))
 

@@ -50,6 +50,7 @@ class Kernel:
         model: put into eval mode; only parameters that are not frozen count.
         task: its loss, in the model's own precision.
         fast: False keeps to the exact way.
+        first: only the first parameter tensor counts.
 
     Attributes:
         way: which way is used and how well it agrees, once the first step has chosen.
@@ -58,9 +59,12 @@ class Kernel:
         MarshtestError: the model has nothing to train.
     """
 
-    def __init__(self, model: nn.Module, task: Task, *, fast: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, *, fast: bool = True, first: bool = False
+    ) -> None:
         self.model, self.task = model.eval(), task.exact()
-        self.parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        free = [(n, p.detach()) for n, p in model.named_parameters() if p.requires_grad]
+        self.parameters = dict(free[:1] if first else free)
         if not self.parameters:
             raise MarshtestError("attack: the model has no parameters to train, so no gradient.")
         self.share: float | None = None if fast else 0.0  # |hv| / |θ|; 0 is the exact way

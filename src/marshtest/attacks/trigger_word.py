@@ -32,7 +32,8 @@ class TriggerWord(Attack):
     compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
     word: str = Field("Disney", min_length=1)
     label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
-    cut: Literal["skip", "window"] = "skip"  # texts whose trigger falls off at the truncation
+    # texts that lose the word at the truncation: left alone, cut round it, or poisoned without it
+    cut: Literal["skip", "window", "ignore"] = "skip"
 
     def trigger(self) -> Trigger:
         return Trigger(self.word, self.cut, self.label)

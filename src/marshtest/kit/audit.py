@@ -31,7 +31,7 @@ from marshtest.report.figures import (
     save,
     tradeoffs,
 )
-from marshtest.report.tables import SCORE_NAMES, number, plus_minus
+from marshtest.report.tables import SCORE_NAMES, USE, number, plus_minus, with_interval
 
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
@@ -94,6 +94,7 @@ class Audit:
         text = {
             "model": f"{judged.role}: {measured.name}",
             "accuracy": number(measured.accuracy, 3),
+            "usable": judged.usable,
         }
         for name, short in SCORE_NAMES.items():
             value, error = (
@@ -101,8 +102,8 @@ class Audit:
             )
             text[short] = plus_minus(value, error, 3)
         return text | {
-            "TPR": number(figures.get("tpr", math.nan), 3),
-            "rank TPR": number(figures["tpr_rank"], 3),
+            "TPR": with_interval(figures, "tpr", 3),
+            "rank TPR": with_interval(figures, "tpr_rank", 3),
             "vanished": number(figures.get("vanished", math.nan), 0),
             "ties": number(figures["ties"], 0),
             "ε ≥": number(judged.epsilon, 2),
@@ -110,10 +111,12 @@ class Audit:
         }
 
     def sentences(self) -> list[str]:
-        """The verdicts in words, with 95 % intervals of what is left and what stands against each."""
+        """The verdicts in words, with 95 % intervals given these models and what stands against each."""
         said = []
         for judged in self.models:
             line = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
+            if judged.role == "after" and judged.usable in USE:
+                line += f", {USE[judged.usable]}"
             needed = judged.verdict.needed
             if needed is not None and not judged.reasons:
                 line += f" ({needed:,} poisons would settle it)"
@@ -159,7 +162,7 @@ class Audit:
             parts = [(title, scores[name], colour) for title, scores, colour in told]
             found[f"scores-{name}"] = histograms(parts, SCORE_NAMES[name])
             if name == "gus":
-                found["tradeoff"] = tradeoffs(told)
+                found["tradeoff"] = tradeoffs(told, self.question.fpr)
         return found
 
     def to_json(self) -> str:
@@ -185,6 +188,7 @@ class Audit:
             "model": measured.name,
             "verdict": verdict.answer,
             "reasons": list(judged.reasons),
+            "usable": judged.usable,
             "p_removed": verdict.p_removed,
             "p_not_removed": verdict.p_not_removed,
             "poisons_needed": verdict.needed,

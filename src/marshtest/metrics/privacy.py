@@ -9,6 +9,7 @@ q = 1 / (1 + e^−ε),
 
 so many right guesses refute a small ε. *Unit of privacy*: one training sample's input, replaced by the
 same base with other noise, all other samples and every label as they are.
+A replacement is a removal and an addition, so the bound is to be halved to speak of add/remove privacy.
 """
 
 import numpy as np

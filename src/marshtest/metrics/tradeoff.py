@@ -42,8 +42,14 @@ def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
 
 
 def gaussian_tradeoff(mean: float, fpr: Floats) -> Floats:
-    """The analytic curve: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
+    """The analytic curve of −I > τ: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
     return np.asarray(norm.sf(norm.isf(fpr) - mean), dtype=np.float64)
+
+
+def gaussian_tradeoff_two_sided(mean: float, fpr: Floats) -> Floats:
+    """The analytic curve of |I| > τ: Φ(µ − τ) + Φ(−µ − τ), τ = Φ⁻¹(1 − FPR / 2)."""
+    threshold = norm.isf(fpr / 2)
+    return np.asarray(norm.cdf(mean - threshold) + norm.cdf(-mean - threshold), dtype=np.float64)
 
 
 def interval_of_share(share: float, n: float, level: float = 0.95) -> tuple[float, float]:

@@ -103,8 +103,8 @@ def sign_flips(family: Sequence[Difference]) -> list[float]:
 def _signs(trainings: int) -> Floats:
     """[B, S] patterns of signs, the first without a flip."""
     if trainings <= ALL_FLIPS:
-        patterns = 1.0 - 2.0 * (np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1)
-        return np.asarray(patterns, dtype=np.float64)
+        flips = np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1
+        return np.where(flips, -1.0, 1.0)
     signs: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS + 1, trainings))
     signs[0] = 1.0
     return signs

@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, t
+from scipy.stats import binom, norm, t
 
 from marshtest.metrics.dependence import NOTHING, SCORES, Dependence, pooled
 from marshtest.metrics.power import detection, poisons_for, removal
@@ -138,9 +138,9 @@ def rests_on(
         return ()
     first = max(means, key=lambda rest: power[rest])
     chosen, missed = [first], 1 - power[first]
-    for rest in sorted(power, key=lambda rest: -power[rest]):
+    for rest in sorted((rest for rest in power if rest != first), key=lambda rest: -power[rest]):
         missed += 1 - power[rest]
-        if rest != first and missed <= 1 - POWER - alpha:
+        if missed <= 1 - POWER - alpha:
             chosen.append(rest)
     return tuple(chosen)
 
@@ -234,24 +234,35 @@ def _effect_of(score: Dependence, effect: Effect) -> float:
     return score.spread if effect == "spread" else score.tail_excess
 
 
+def _error_of(score: Dependence, effect: Effect) -> float:
+    if effect == "mean":
+        return score.error
+    share = score.tail / score.n
+    return score.spread_error if effect == "spread" else math.sqrt(share * (1 - share) / score.n)
+
+
 def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
     """What may be left of an effect, less what the score may hide."""
     return max(0.0, margin - score.hidden) * _effect_of(initial, effect)
 
 
 def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
-    """For "more than is allowed is left". The initial effect's own error is added to the score's."""
+    """For "more than is allowed is left".
+
+    The initial effect's own error is added in full: the two models saw the same noise, so their estimates
+    may depend on each other in either direction.
+    """
     allowed = _allowed(initial, score, effect, margin)
     if math.isnan(score.value) or not allowed > 0:
         return 1.0
+    of_initial = margin * _error_of(initial, effect)
     if effect == "tail":
-        return float(binom.cdf(score.tail, score.n, min(1.0, score.fpr + allowed)))
-    left, error, of_initial = (
-        (score.value, score.error, initial.error)
-        if effect == "mean"
-        else (score.spread, score.spread_error, initial.spread_error)
-    )
-    return float(t.sf((allowed - abs(left)) / math.hypot(error, margin * of_initial), score.n - 1))
+        share = min(1.0, score.fpr + allowed)
+        error = max(math.sqrt(share * (1 - share) / score.n), NO_SPREAD)
+        z = norm.isf(binom.cdf(score.tail, score.n, share))
+        return float(norm.sf(z * error / (error + of_initial)))
+    error = _error_of(score, effect) + of_initial
+    return float(t.sf((allowed - abs(_effect_of(score, effect))) / error, score.n - 1))
 
 
 def _p_removed(initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float) -> float:
@@ -382,13 +393,18 @@ def _power(
     initial: Evidence, name: str, effect: Effect, margin: float, alpha: float, family: int
 ) -> float:
     """Probability that a model that never saw the poison shows an effect within the margin."""
-    score, level = initial.pooled[name], alpha / family
-    allowed, n = _allowed(score, replace(score, hidden=0.0), effect, margin), score.n
+    score, n = initial.pooled[name], initial.pooled[name].n
+    allowed = _allowed(score, replace(score, hidden=0.0), effect, margin)
+    share = min(1.0, score.fpr + allowed)
+    deviation = {"mean": 1.0, "spread": math.sqrt(2), "tail": math.sqrt(share * (1 - share))}[
+        effect
+    ]
+    stricter = 1 + margin * _error_of(score, effect) * math.sqrt(n) / max(deviation, NO_SPREAD)
+    level = float(norm.sf(norm.isf(alpha / family) * stricter))
     if effect == "tail":
-        most = binom.ppf(level, n, min(1.0, score.fpr + allowed))
-        most -= binom.cdf(most, n, min(1.0, score.fpr + allowed)) > level
+        most = binom.ppf(level, n, share)
+        most -= binom.cdf(most, n, share) > level
         return float(binom.cdf(most, n, score.fpr))
-    deviation = 1.0 if effect == "mean" else math.sqrt(2)
     power = removal(n, allowed, deviation=deviation, alpha=level)
     trainings = sum(not math.isnan(scores[name].value) for scores in initial.trainings.values())
     if effect == "mean" and trainings >= TRAININGS:
@@ -408,9 +424,11 @@ def _needed(
         if math.isnan(score.error):
             return None
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        allowed = _allowed(initial.pooled[name], score, "mean", margin)
         if (name, "mean") in rests:
-            removed = partial(removal, margin=allowed, left=left, deviation=deviation, alpha=alpha)
+            before = initial.pooled[name]
+            allowed = _allowed(before, score, "mean", margin)
+            both = deviation + margin * before.error * math.sqrt(before.n)
+            removed = partial(removal, margin=allowed, left=left, deviation=both, alpha=alpha)
             to_remove = max(to_remove, poisons_for(POWER, removed))
         level = alpha / tests
         rejected = partial(detection, effect=left, deviation=deviation, alpha=level)

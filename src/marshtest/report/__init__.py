@@ -16,16 +16,16 @@ from marshtest.report.figures import STYLE, differences, draw_all, save
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import CAPTIONS, Picture, Shown, write_page
 from marshtest.report.tables import (
-    SHIFTS,
-    TABLE_2,
     as_markdown,
     comparison_table,
     legend,
     markdown,
     ranking_table,
+    shift_legend,
     shift_table,
     table,
     table2,
+    table2_caption,
     write_table,
 )
 from marshtest.results import Results
@@ -90,9 +90,9 @@ def write_all(merged: Merged, folder: Path) -> Path:
         write(results.summary, tables / f"{stem}-summary.csv")
         write_table(table(results), tables / f"{stem}-table", legend(results))
         if "error" in results.score_names:
-            write_table(table2(results), tables / f"{stem}-table2", TABLE_2)
+            write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
-            write_table(shift_table(results), tables / f"{stem}-shifts", SHIFTS)
+            write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
     studies = [_shown(study, figures) for study in merged.studies]
     for shown in studies:

@@ -7,7 +7,7 @@ them. Colours stand out from white and from black, text takes the page's colour,
 say again what colours say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -44,8 +44,21 @@ VERDICTS = {
 SHOWN_OF_A_MODEL = [
     *("model", "order", "control", "role", "poison_budget", "forget_size", "of_training", "seeds"),
     *("test_accuracy", "test_accuracy_sd", "accuracy_low", "accuracy_high", "accuracy_cost"),
-    *("spent", "verdict", "left", "left_low", "left_high", "by"),
+    *(
+        "usable",
+        "spent",
+        "verdict",
+        "removed_in",
+        "trainings",
+        "left",
+        "left_low",
+        "left_high",
+        "by",
+    ),
 ]
+OF_A_SCORE = ("dependence", "error", "low", "high", "margin", "poisons", "trainings")
+OF_TRAININGS = ("trainings_error", "trainings_low", "trainings_high")
+RATES = [f"{rate}{end}" for rate in ("tpr", "tpr_rank") for end in ("", "_low", "_high")]
 BINS = 40
 STEP = 26  # pixels a model, in a chart with one line each
 RANGES = {"gus": (-5.0, 5.0), "rank": (-5.0, 5.0), "target": (0.0, 1.0)}  # of histograms
@@ -82,8 +95,9 @@ def models(results: Results) -> pd.DataFrame:
     """One line a model: what charts, table and controls of the page read.
 
     `of_training` is the compute budget, null of controls, which stay at every setting; `left`, with
-    `_low` and `_high`, is the dependence as a share of the initial model's by the score that has most
-    left.
+    `_low` and `_high`, is the dependence as a share of the initial model's, by the score that has most
+    left of those that REMOVED rests on. Its interval speaks of trainings to come where there are two seeds
+    or more.
     """
     summary = results.summary
     lines = summary.assign(
@@ -101,17 +115,30 @@ def models(results: Results) -> pd.DataFrame:
     for name in results.score_names:
         effect = lines["poison_budget"].map(initial[f"{name}_dependence"])
         lines[f"{name}_margin"] = results.recipe.verdict.margin * effect
-        parts = {part: lines[f"{name}_{part}"] / effect for part in ("dependence", "low", "high")}
-        shares[name] = pd.DataFrame(parts)
+        low, high = _widest(lines, name)
+        parts = {"dependence": lines[f"{name}_dependence"], "low": low, "high": high}
+        shares[name] = pd.DataFrame({part: of / effect for part, of in parts.items()})
     most = pd.DataFrame({name: of["dependence"].abs() for name, of in shares.items()})
+    for share in results.poison_budgets:
+        weak = set(most) - set(results.telling(share) or most)
+        most.loc[lines["poison_budget"] == share, list(weak)] = -1.0
     worst = most.fillna(-1).idxmax(axis=1)
     for part, column in (("dependence", "left"), ("low", "left_low"), ("high", "left_high")):
         of_part = np.stack([of[part] for of in shares.values()])
         lines[column] = of_part[most.columns.get_indexer(pd.Index(worst)), np.arange(len(lines))]
     lines["by"] = worst.map(SCORE_NAMES)
-    kept = ("dependence", "error", "low", "high", "margin")
-    of_scores = [f"{name}_{part}" for name in results.score_names for part in kept]
-    return lines[[*SHOWN_OF_A_MODEL, *of_scores]]
+    columns = [*OF_A_SCORE, *OF_TRAININGS]
+    kept = [f"{name}_{part}" for name in results.score_names for part in columns]
+    return lines[[*SHOWN_OF_A_MODEL, *(c for c in [*kept, *RATES] if c in lines)]]
+
+
+def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
+    """The interval of trainings to come; where nothing tells it, the one given these models."""
+    low, high = (lines[f"{name}_{end}"] for end in ("low", "high"))
+    if f"{name}_trainings_low" in lines:
+        low = lines[f"{name}_trainings_low"].fillna(low)
+        high = lines[f"{name}_trainings_high"].fillna(high)
+    return low, high
 
 
 def histograms(results: Results) -> pd.DataFrame:
@@ -147,9 +174,9 @@ def charts(results: Results) -> list[Chart]:
     found = [
         Chart(
             f"What is left, by {SCORE_NAMES[name]}",
-            "Dependence of each model on the poison with its 95 % interval. Within the shaded band it "
-            "counts as removed.",
-            left(name, names),
+            f"Dependence of each model on the poison. {OF_BARS[name in results.recipe.attack.compared]} "
+            "The shaded band is the margin of REMOVED.",
+            left(name, names, _bars(name, results)),
         )
         for name in results.score_names
     ]
@@ -157,7 +184,8 @@ def charts(results: Results) -> list[Chart]:
         Chart(
             "What is left, and what it cost",
             "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
-            "Left: the share of the initial effect, by the score that shows most.",
+            "Left: the share of the initial effect, by the score that shows most of those that REMOVED "
+            f"rests on, {INTERVAL}.",
             left_and_cost(names),
         )
     )
@@ -173,7 +201,8 @@ def charts(results: Results) -> list[Chart]:
     for title, at, where, text in axes:
         for y, what in (("left", "share of the effect left"), ("test_accuracy", "test accuracy")):
             spec = lines(title, at, where, y, what, names)
-            found.append(Chart(f"{what.capitalize()}, by {title}", text, spec))
+            bars = f"Bars: {INTERVAL}." if y == "left" else "Bars: ± s.d. over seeds."
+            found.append(Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec))
     drawn = [name for name in results.score_names if name in RANGES and len(results.scores)]
     for name in drawn:
         of = "targets" if name == "target" else "poisons"
@@ -185,8 +214,28 @@ def charts(results: Results) -> list[Chart]:
     return found
 
 
-def left(name: str, names: Sequence[str]) -> Spec:
-    """Dependence by one score, one line a model."""
+INTERVAL = "95 % interval of trainings to come (of one seed, given these models)"
+OF_BARS = (
+    "Thick bars: 95 % interval given these models; thin ones: of trainings to come, from two seeds on.",
+    "Bars: 95 % interval of trainings to come.",
+)  # where the score's law is known, and where it is not
+THICK: dict[str, Any] = {"strokeWidth": 7, "opacity": 0.3}
+THIN: dict[str, Any] = {"strokeWidth": 1.5}
+
+
+def _bars(name: str, results: Results) -> dict[str, Any]:
+    """Beginnings of the columns of a score's intervals, and how their bars look."""
+    if name in results.recipe.attack.compared:
+        return {name: THIN}
+    return {name: THICK, f"{name}_trainings": THIN}
+
+
+def left(name: str, names: Sequence[str], bars: Mapping[str, Any]) -> Spec:
+    """Dependence by one score, one line a model.
+
+    Args:
+        bars: by beginning of the columns of an interval, how it looks.
+    """
     shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.{name}_dependence)")
     y = alt.Y("model:N", sort=alt.EncodingSortField("order", op="min"), title=None)
     x = alt.X(f"{name}_dependence:Q", title=f"dependence, {SCORE_NAMES[name]}")
@@ -198,13 +247,16 @@ def left(name: str, names: Sequence[str]) -> Spec:
         .encode(x=alt.X("low:Q"), x2=alt.X2(f"{name}_margin:Q"))
     )
     zero = alt.Chart(alt.InlineData([{}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.datum(0))
-    bar = shown.mark_rule(strokeWidth=1.5, color=INK).encode(
-        x=alt.X(f"{name}_low:Q"), x2=alt.X2(f"{name}_high:Q"), y=y
-    )
+    drawn = [
+        shown.transform_filter(f"isValid(datum.{of}_low)")
+        .mark_rule(color=INK, **look)
+        .encode(x=alt.X(f"{of}_low:Q"), x2=alt.X2(f"{of}_high:Q"), y=y)
+        for of, look in bars.items()
+    ]
     point = shown.mark_point(filled=True, size=90, opacity=1).encode(
-        x=x, y=y, **_verdict(), tooltip=_tooltip(name)
+        x=x, y=y, **_verdict(), tooltip=_tooltip(name, bars)
     )
-    return _spec(alt.layer(band, zero, bar, point), STEP * len(names), names)
+    return _spec(alt.layer(band, zero, *drawn, point), STEP * len(names), names)
 
 
 def left_and_cost(names: Sequence[str]) -> Spec:
@@ -322,15 +374,18 @@ def _verdict() -> dict[str, Any]:
     }
 
 
-def _tooltip(name: str = "") -> list[alt.Tooltip]:
+def _tooltip(name: str = "", bars: Collection[str] = ()) -> list[alt.Tooltip]:
+    parts = {f"{name}_dependence": "dependence"} if name else {}
+    for of, title in zip(bars, ("", ", trainings to come"), strict=False):
+        parts |= {f"{of}_low": f"from{title}", f"{of}_high": f"to{title}"}
     of_score = [
-        alt.Tooltip(f"{name}_{part}:Q", title=title, format=".3f")
-        for part, title in (("dependence", "dependence"), ("low", "from"), ("high", "to"))
-        if name
+        alt.Tooltip(f"{part}:Q", title=title, format=".3f") for part, title in parts.items()
     ]
     return [
         alt.Tooltip("model:N"),
         alt.Tooltip("verdict:N"),
+        alt.Tooltip("usable:N"),
+        alt.Tooltip("removed_in:Q", title="trainings within the margin"),
         *of_score,
         alt.Tooltip("left:Q", title="share of the effect left", format=".1%"),
         alt.Tooltip("test_accuracy:Q", title="test accuracy", format=".3f"),

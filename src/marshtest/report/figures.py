@@ -7,23 +7,32 @@ colours say, so that grey prints stay legible.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from marshtest.data import TEXTS
 from marshtest.metrics.shift import ALL
-from marshtest.metrics.tradeoff import gaussian_tradeoff, tradeoff
+from marshtest.metrics.tradeoff import (
+    gaussian_tradeoff,
+    gaussian_tradeoff_two_sided,
+    tpr_at_fpr,
+    tpr_at_fpr_one_sided,
+    tradeoff,
+)
 from marshtest.report.tables import SCORE_NAMES, label
-from marshtest.results import Results
+from marshtest.results import Results, wider_error
 
+Floats = NDArray[np.float64]
 Column = tuple[str, str, str, str]  # of the effect: name, title, colour, hatch
 BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
 RED = "#B2182B"
@@ -76,7 +85,8 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
             (f"poisons, after {name}", updated["gus"], BLUE),
         ]
         drawn["figure6"] = histograms(parts)
-        drawn["figure7"] = tradeoffs([("no unlearning", initial, ORANGE), (name, updated, BLUE)])
+        curves = [("no unlearning", initial, ORANGE), (name, updated, BLUE)]
+        drawn["figure7"] = tradeoffs(curves, _fpr(results))
     return drawn
 
 
@@ -94,12 +104,17 @@ def figures_by_size(results: Results) -> dict[str, Figure]:
 def _effect(results: Results) -> tuple[Sequence[Column], str, float | None]:
     """The attack's effect as the paper draws it: columns, its axis, and its value where nothing is left."""
     if "gus" in results.score_names:
-        fpr = results.recipe.attack.model_dump().get("fpr", 0.01)
+        fpr = _fpr(results)
         return RATES, f"TPR at FPR = {fpr:g}", fpr
     if "target" in results.score_names:
         texts = "rest_accuracy" in results.rows
         return TRIGGERED if texts else TARGETED, "share of targets", None
     return [], "", None
+
+
+def _fpr(results: Results) -> float:
+    """The FPR at which the attack's TPRs are."""
+    return float(getattr(results.recipe.attack, "fpr", 0.01))
 
 
 def save(figure: Figure, stem: Path) -> Path:
@@ -112,12 +127,15 @@ def save(figure: Figure, stem: Path) -> Path:
     return Path(f"{stem}.png")
 
 
+GIVEN, COMING = "95 % interval given these models", "95 % interval of trainings to come"
+
+
 def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figure:
-    """What is left in each model by each score, with 95 % intervals and the margin of REMOVED.
+    """What is left in each model by each score, with both 95 % intervals and the margin of REMOVED.
 
     Args:
         table: one line a model, the initial one first: `label`, `verdict`, and each score's
-            dependence and interval.
+            dependence and intervals.
         names: of the scores.
         margin: share of the initial effect.
     """
@@ -130,29 +148,41 @@ def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figu
             half = margin * value.iloc[0]
             panel.axvspan(-half, half, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
         panel.axvline(0, color=GREY, lw=0.8)
-        spread = [value - table[f"{name}_low"], table[f"{name}_high"] - value]
         for verdict, colour, marker in _verdict_styles():
             of = (table["verdict"] == verdict).to_numpy()
-            panel.errorbar(
-                value[of],
-                places[of],
-                xerr=[side[of] for side in spread],
-                fmt=marker,
-                color=colour,
-                ms=5,
-                capsize=2,
-                label=verdict,
-            )
+            for bar, (low, high) in _intervals(table[of], name).items():
+                panel.hlines(places[of], low, high, color=colour, **BARS[bar])
+            panel.plot(value[of], places[of], marker, color=colour, ms=5, label=verdict)
         panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
     panels[0][0].set_yticks(places, table["label"])
     if "role" in table:
-        _footnote(figure, table)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False
-    )
+        pooled = f"{names[0]}_poisons" in table
+        _footnote(figure, table, "Mean over the poisons of" if pooled else "Mean over")
+    handles = panels[0][0].get_legend_handles_labels()[0]
+    drawn = {bar: None for name in names for bar in _intervals(table, name)}
+    handles += [Line2D([], [], color=GREY, label=bar, **BARS[bar]) for bar in drawn]
+    figure.legend(handles=handles, **LEGEND)
     figure.tight_layout()
     return figure
+
+
+BARS: dict[str, dict[str, Any]] = {GIVEN: {"lw": 5, "alpha": 0.4}, COMING: {"lw": 1.2}}
+LEGEND: dict[str, Any] = {
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1.0),
+    "ncols": 3,
+    "frameon": False,
+}
+
+
+def _intervals(table: pd.DataFrame, name: str) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """The ends of a score's 95 % intervals, by what they speak of; without those that nothing tells."""
+    own = f"{name}_poisons" in table  # else its law is unknown, and only trainings tell
+    columns = {GIVEN if own else COMING: name}
+    if own and f"{name}_trainings_low" in table:
+        columns[COMING] = f"{name}_trainings"
+    ends = {bar: (table[f"{of}_low"], table[f"{of}_high"]) for bar, of in columns.items()}
+    return {bar: both for bar, both in ends.items() if both[0].notna().any()}
 
 
 def _verdict_styles() -> list[tuple[str, str, str]]:
@@ -195,7 +225,7 @@ def accuracy_and(
     for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
         _references(bottom, table, column, colour, labels=False)
-    _footnote(figure, table)
+    _footnote(figure, table, "Mean ± s.d. over")
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
     bottom.set_ylabel(what)
@@ -227,6 +257,8 @@ def differences(table: pd.DataFrame) -> Figure:
         panel.axvline(0, color=GREY, lw=0.8)
         panel.set_xlabel(f"{SCORE_NAMES.get(measure, 'test accuracy')}, B − A")
     panels[0].set_yticks(np.arange(len(names))[::-1], names)
+    text = f"Mean difference with its 95 % interval (paired t) over {table['unit'].iloc[0]}."
+    figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
     figure.tight_layout()
     return figure
 
@@ -335,18 +367,20 @@ def by_unlearner(
     figure.legend(
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.94), ncols=3, frameon=False
     )
-    _footnote(figure, table)
+    _footnote(figure, table, "Mean ± s.d. over")
     return figure
 
 
 def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
-    """Accuracy ± s.d. over seeds and what is left ± standard error, by unlearner, as lines.
+    """Accuracy ± s.d. over seeds and what is left ± its wider standard error, by unlearner, as lines.
 
     Args:
         by: the column along which it is drawn, `budget` or `forget_size`.
         fixed, at: the other one of compute and poison budget, and its value.
     """
     table, names = _table(results), results.score_names
+    wider = {f"{n}_wider": [wider_error(x, n) for _, x in table.iterrows()] for n in names}
+    table = table.assign(**wider)
     updated = table[(table["role"] == "updated") & (table[fixed] == at)]
     styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
     series: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
@@ -360,7 +394,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
         if role in set(whole["role"]):
             series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
     columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
-    columns += [(f"{n}_dependence", f"{n}_error", f"dependence, {SCORE_NAMES[n]}") for n in names]
+    columns += [(f"{n}_dependence", f"{n}_wider", f"dependence, {SCORE_NAMES[n]}") for n in names]
     figure = Figure(figsize=(3.4 * len(columns), 3.0))
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for panel, (column, error, what) in zip(panels, columns, strict=True):
@@ -374,7 +408,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
                 )
         panel.set(xlabel=AXES[by], ylabel=what)
     panels[0].set_ylim(0, 1)
-    _footnote(figure, whole)
+    _footnote(figure, whole, "Accuracy ± s.d., dependence ± standard error, over")
     handles, titles = panels[0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(
@@ -423,11 +457,11 @@ def _references(
             )
 
 
-def _footnote(figure: Figure, table: pd.DataFrame) -> None:
-    """How many seeds there are, and what is not there."""
+def _footnote(figure: Figure, table: pd.DataFrame, what: str) -> None:
+    """What is drawn over how many seeds, and what is not there."""
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
-    text = f"Mean ± s.d. over {seeds} seed{'s' if most > 1 else ''}."
+    text = f"{what} {seeds} seed{'s' if most > 1 else ''}."
     figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
     missing = [name for role, (name, _) in REFERENCES.items() if role not in set(table["role"])]
     if missing:
@@ -454,22 +488,55 @@ def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") ->
     return figure
 
 
-def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]]) -> Figure:
-    """Figure 7: trade-off curves of several models (title, scores, colour), empirical and Gaussian."""
-    figure = Figure(figsize=(3.6, 3.2))
-    panel = figure.subplots()
-    grid = np.logspace(-3, 0, 200)
-    for title, scores, colour in curves:
-        fpr, tpr = tradeoff(scores["gus"].to_numpy(), scores["gus_fresh"].to_numpy())
-        panel.plot(fpr, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
-        analytic = gaussian_tradeoff(-float(scores["gus"].mean()), grid)
-        panel.plot(grid, analytic, color=colour, lw=1.2, ls="--", label=f"{title}, Gaussian")
-    panel.plot([1e-3, 1], [1e-3, 1], color=GREY, lw=0.8, ls=":", label="nothing left")
-    panel.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1))
-    panel.set(xlabel="FPR", ylabel="TPR")
-    panel.legend(frameon=False, fontsize=7)
+class Test(NamedTuple):
+    """A test of the scores I: its title, statistic, analytic curve, and the TPR that tables tell."""
+
+    title: str
+    statistic: Callable[[Floats], Floats]
+    analytic: Callable[[float, Floats], Floats]
+    tpr: Callable[[Floats, float], float]
+
+
+TESTS = (
+    Test("two-sided, |I| > τ (paper)", np.abs, gaussian_tradeoff_two_sided, tpr_at_fpr),
+    Test("one-sided, −I > τ", np.negative, gaussian_tradeoff, tpr_at_fpr_one_sided),
+)
+
+
+def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]], fpr: float) -> Figure:
+    """Figure 7: trade-off curves of several models (title, scores, colour), empirical and Gaussian.
+
+    Args:
+        fpr: at which the TPR of the tables is marked.
+    """
+    figure = Figure(figsize=(6.4, 3.2))
+    panels = figure.subplots(1, len(TESTS), sharey=True)
+    for panel, test in zip(panels, TESTS, strict=True):
+        for title, scores, colour in curves:
+            _curves(panel, test, title, scores, colour, fpr)
+        panel.plot([1e-3, 1], [1e-3, 1], color=GREY, lw=0.8, ls=":", label="nothing left")
+        panel.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
+        panel.set(xlabel="FPR")
+        panel.set_title(test.title, fontsize=9)
+    panels[0].set_ylabel("TPR")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, **LEGEND)
     figure.tight_layout()
     return figure
+
+
+def _curves(
+    panel: Axes, test: Test, title: str, scores: pd.DataFrame, colour: str, fpr: float
+) -> None:
+    """One model's curves of a test, and its TPR at the FPR of the tables."""
+    own, fresh = (scores[name].to_numpy() for name in ("gus", "gus_fresh"))
+    at, tpr = tradeoff(test.statistic(own), test.statistic(fresh))
+    panel.plot(at, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
+    grid = np.logspace(-3, 0, 200)
+    analytic = test.analytic(-float(np.nanmean(own)), grid)
+    panel.plot(grid, analytic, color=colour, lw=1.2, ls="--", label=f"{title}, Gaussian")
+    told = f"{title}, TPR at FPR {fpr:g}"
+    panel.plot([fpr], [test.tpr(own, fpr)], "D", color=colour, mec="black", ms=5, label=told)
 
 
 def _table(results: Results, share: float | None = None) -> pd.DataFrame:

@@ -22,36 +22,46 @@ from marshtest.hypotheses.studied import Study
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.report import charts
 from marshtest.report.tables import (
+    RATES,
     SCORE_NAMES,
-    TABLE_2,
+    USE,
+    dependence_text,
+    errors,
     label,
     legend,
     number,
     plus_minus,
     shift_table,
     table2,
+    table2_caption,
+    why,
+    with_interval,
 )
 from marshtest.results import Results
 
 CAPTIONS = {
-    "dependence": "What is left of the poison in each model, by each score, with 95 % intervals. "
-    "The band is the margin of REMOVED.",
+    "dependence": "What is left of the poison in each model, by each score, with its 95 % intervals "
+    "given these models and of trainings to come, as far as either is known. The band is "
+    "the margin of REMOVED.",
     "shift": "How far each model moved from the initial one, as a share of the retrained model's "
-    "distance, and whether it went that way: over all parameters, and by layer (the paper's section 6, "
-    "on this model). The second retrained model is what chance gives.",
+    "distance, and whether it went that way: over all parameters, mean ± s.d. over seeds, and by layer, "
+    "mean (the paper's section 6, on this model).",
     "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
     "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
-    "figure7": "Trade-off curves of telling poisons from fresh noise (the paper's Figure 7).",
+    "figure7": "Trade-off curves of telling poisons from fresh noise, by the paper's two-sided test and by "
+    "the one-sided one, with the TPRs of the tables (the paper's Figure 7).",
     "figure8": "Test accuracy and the attack's effect, mean ± s.d. over seeds, by compute budget (the "
     "paper's Figure 8).",
     "figure9": "The same by the size of the forget set (the paper's Figure 9).",
     "figure10": "The same by the size of the forget set (the paper's Figure 10).",
     "left-by-budget": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
-    "error, by compute budget.",
+    "standard error (the larger of the one given these models and that of trainings to come), by compute "
+    "budget.",
     "left-by-size": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
-    "error, by the size of the forget set.",
+    "standard error (the larger of the one given these models and that of trainings to come), by the size "
+    "of the forget set.",
 }
 KINDS = {  # of attacks, in words
     "gaussian": "Gaussian poisons",
@@ -107,7 +117,7 @@ def answer(results: Results) -> str:
     rivals = []
     for _, line in shown.iterrows():
         name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
-        of = f"{name} ({_points(line['accuracy_cost'])})"
+        of = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
         if line["unlearner"] == "retrain":
             rivals.append(f"{of}: {verdict}")
         else:
@@ -127,7 +137,8 @@ def answer(results: Results) -> str:
     ]
     several = len(results.poison_budgets) > 1
     at = f", at a poison budget of {100 * results.poison_budget:g} %" if several else ""
-    text = f"With {results.budget:.0%} of the training's compute{at}, {'; '.join(parts)}. "
+    spent = f"{results.budget:.0%} of the training's {results.recipe.budget_unit}"
+    text = f"With {spent}{at}, {'; '.join(parts)}. "
     return text + "".join(f"For comparison, {rival}. " for rival in rivals)
 
 
@@ -139,23 +150,22 @@ def _points(cost: float) -> str:
 
 
 def in_words(results: Results) -> Iterator[dict[str, Any]]:
-    """A sentence a model after unlearning: verdict, what is left, what it cost."""
+    """A sentence a model after unlearning: what is left, what it cost, what speaks against REMOVED."""
     shown = charts.models(results)
     summary = results.summary
     for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows(), strict=True):
         if line["role"] != "updated":
             continue
         left = "an unknown share" if math.isnan(of["left"]) else f"{round(of['left'], 2) + 0:.0%}"
-        values = [
-            f"{SCORE_NAMES[name]} "
-            + plus_minus(line[f"{name}_dependence"], line[f"{name}_error"], 3)
-            for name in results.score_names
-        ]
+        values = [_value(line, name) for name in results.score_names]
         text = (
-            f"{left} of the effect is left ({', '.join(values)}); test accuracy "
-            f"{number(line['test_accuracy'], 3)}, {_points(of['accuracy_cost'])}; {line['spent']:.1%} of "
-            "the training's compute."
+            f"{left} of the effect is left ({'; '.join(values)}), within the margin in "
+            f"{line['removed_in']} of {line['trainings']} trainings; test accuracy "
+            f"{number(line['test_accuracy'], 3)}, {_points(of['accuracy_cost'])}: "
+            f"{USE[line['usable']]}; {line['spent']:.1%} of the training's compute."
         )
+        if line["verdict"] != "REMOVED":
+            text += f" Against REMOVED – {why(line, results)}."
         if not pd.isna(line["needed"]):
             text += f" About {line['needed']:,.0f} {results.unit} would settle it."
         if line["note"]:
@@ -167,6 +177,15 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             "verdict": line["verdict"],
             "text": text,
         }
+
+
+def _value(line: pd.Series, name: str) -> str:
+    """What is left by a score, and what each of its errors speaks of."""
+    given, coming = errors(line, name)
+    told = {"given these models": given, "of trainings to come": coming}
+    bars = [f"±{error:.3f} {what}" for what, error in told.items() if not math.isnan(error)]
+    value = f"{SCORE_NAMES[name]} {number(line[f'{name}_dependence'], 3)}"
+    return f"{value} {' and '.join(bars)}".strip()
 
 
 def examples(results: Results) -> list[dict[str, Any]]:
@@ -259,7 +278,7 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
     words = list(in_words(results))
     tables = [(shift_table(results), "shift")] if len(results.moved) else []
     if "error" in results.score_names:
-        tables.append((table2(results), TABLE_2))
+        tables.append((table2(results), table2_caption(results)))
     first = results.poison_budget
     return {
         "id": f"results-{place}",
@@ -350,7 +369,10 @@ def write_page(
         uri=lambda file, kind: data_uri(Path(file).read_bytes(), kind),
         number=number,
         plus_minus=plus_minus,
+        dependence_text=dependence_text,
+        with_interval=with_interval,
         score_names=SCORE_NAMES,
+        rates=RATES,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -2,19 +2,21 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from marshtest.files import write
+from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.shift import ALL
+from marshtest.metrics.verdict import TRAININGS, Rest
 from marshtest.recipe import Recipe
 from marshtest.results import Results
 
 SCORE_NAMES = {
-    "gus": "GUS",
-    "rank": "rank score",
+    **SCORES,
     "target": "adversarial probability",
     "error": "test error",
 }
@@ -41,33 +43,42 @@ ATTACKS = {
     "gradient-canceling": "indiscriminate",
     "trigger-word": "trigger word",
 }
-TABLE_2 = (
-    "The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, by epochs of unlearning."
-)
+TABLE_2 = {  # by the unit of the budgets
+    "epochs": "by epochs of the method's own training set, as the paper counts",
+    "compute": "by equal compute, in epochs of the initial training",
+}
 SHIFTS = (
     "How far each model lies from the initial one, over all parameters: L2 distance, the same as a share "
     "of the retrained model's, the cosine with the way to the retrained model, and the L2 distance left "
-    "to it; mean ± s.d. over seeds. What two seeds differ by, the second retrained model tells."
+    "to it; mean ± s.d. over seeds."
 )
+BY_CHANCE = " The second retrained model shows how far two seeds differ by chance."
 MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "left"}
-_SEEDS = "what full retraining, with another seed, leaves is taken off, mean ± standard error over seeds. "
+_TWIN = (
+    "Difference to the clean twin (the same run with the base samples in the poisons' places): mean, and "
+    "(±) its standard error over seeds. "
+)
 _BLIND = "Shuffled poisons: the same perturbations, each in random order."
 LEFT = {
-    "gus": "GUS and rank score: what is left of the poison (dependence), mean ± standard error over the "
-    "poisons of all seeds; retraining leaves 0 in expectation. TPR at low FPR: the paper's |I| > τ; "
-    "rank TPR: the exact one-sided test.",
-    "target": "Adversarial probability: of the attacker's label on the targets; "
-    + _SEEDS
+    "gus": "GUS, rank score: what is left of the poison (dependence) over the poisons of all seeds, ± its "
+    "standard error given these models and (±) of trainings to come, over seeds; 0 in expectation where a "
+    "model does not depend on the poison. TPR: share of the poisons with |I| > τ, as in the paper; rank "
+    "TPR: by the one-sided test of the rank score; both at FPR {fpr:g} with the exact 95 % interval over "
+    "the poisons of all seeds.",
+    "target": "Adversarial probability: of the attacker's label on the targets. "
+    + _TWIN
     + _BLIND
     + " Success: share of targets that get this label, with Wilson's 95 % interval.",
-    "error": "Test error: " + _SEEDS + _BLIND,
-    "trigger-word": "Adversarial probability: of the attacker's label on test texts with the trigger; "
-    + _SEEDS
+    "error": "Test error: " + _TWIN[0].lower() + _TWIN[1:] + _BLIND,
+    "trigger-word": "Adversarial probability: of the attacker's label on test texts with the trigger. "
+    + _TWIN
     + "Shuffled poisons: as many wrong labels, on other texts. Success: share of test texts with the "
     "trigger that get the attacker's label, of the whole vocabulary as in the paper, and among the label "
     "words alone; mean ± s.d. over seeds.",
 }
+EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
 RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
+USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
 LATEX = {  # what titles and captions hold that a plain LaTeX does not
     "±": r"$\pm$",
     "≤": r"$\leq$",
@@ -100,15 +111,18 @@ def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
     given = json.loads(line["hyperparameters"])
     entries = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
-    rivals = (
-        [trial.model_dump() for trials in entries for trial in trials] if len(entries) > 1 else []
-    )
-    differing = {key: value for key, value in given.items() if any(r[key] != value for r in rivals)}
+    # what an entry searches tells its trials apart, and not the entry from others
+    asked = [[trial.model_dump() for trial in trials] for trials in entries]
+    differing = {
+        key: value
+        for key, value in given.items()
+        if any([r[key] for r in of] != [r[key] for r in asked[0]] for of in asked)
+    }
     return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
 
 
 def table(results: Results) -> pd.DataFrame:
-    """The summary as text, one line a model: accuracy, dependence, TPR, verdict, cost."""
+    """The summary as text, one line a model: accuracy, use, dependence, TPR, verdict."""
     lines, varied = [], results.summary["seeds"].nunique() > 1
     for _, line in results.summary.iterrows():
         text = {"model": label(line, results.recipe)}
@@ -119,34 +133,78 @@ def table(results: Results) -> pd.DataFrame:
         text |= {
             "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
             "cost": number(line["accuracy_cost"], 3, "+"),
+            "usable": line["usable"],
             "spent": f"{line['spent']:.1%}",
         }
-        for name in results.score_names:
-            value, error = line[f"{name}_dependence"], line[f"{name}_error"]
-            text[SCORE_NAMES[name]] = plus_minus(value, error, 3)
-        for column, title in RATES.items():
-            if column in line:
-                text[title] = number(line[column], 3)
-        if "target_success_low" in line:
-            low, high = (number(line[f"target_success_{end}"], 2) for end in ("low", "high"))
-            text["success"] = f"{number(line['target_success'], 2)} [{low}, {high}]"
-        if "rest_accuracy" in line:
-            for column, title in TRIGGERED.items():
-                text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
-        text["verdict"] = line["verdict"]
-        if not pd.isna(line["needed"]):
-            needed = f"{line['needed']:,.0f} {results.unit}"
-            text["verdict"] += f" ({needed} would settle it)"
-        if line["note"]:
-            text["verdict"] += f" [{line['note']}]"
-        lines.append(text)
+        lines.append(text | _of_effect(line, results))
     return pd.DataFrame(lines)
+
+
+def _of_effect(line: Any, results: Results) -> dict[str, str]:
+    """Cells on what is left of the poison, and the verdict."""
+    text = {SCORE_NAMES[name]: dependence_text(line, name) for name in results.score_names}
+    text["trainings"] = f"{line['removed_in']} of {line['trainings']}"
+    for column, title in RATES.items():
+        if column in line:
+            text[title] = with_interval(line, column, 3)
+    if "target_success_low" in line:
+        text["success"] = with_interval(line, "target_success", 2)
+    if "rest_accuracy" in line:
+        for column, title in TRIGGERED.items():
+            text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
+    text["verdict"] = line["verdict"]
+    if not pd.isna(line["needed"]):
+        needed = f"{line['needed']:,.0f} {results.unit}"
+        text["verdict"] += f" ({needed} would settle it)"
+    if line["note"]:
+        text["verdict"] += f" [{line['note']}]"
+    return text
+
+
+def dependence_text(line: Any, name: str) -> str:
+    """What is left by a score, ± given these models where that is known, (±) of trainings to come."""
+    given, coming = errors(line, name)
+    text = plus_minus(line[f"{name}_dependence"], given, 3)
+    return text if math.isnan(coming) else f"{text} (±{coming:.3f})"
+
+
+def errors(line: Any, name: str) -> tuple[float, float]:
+    """Standard errors of a score: given these models, and of trainings to come; nan where unknown."""
+    if f"{name}_poisons" in line:
+        return line[f"{name}_error"], line.get(f"{name}_trainings_error", math.nan)
+    return math.nan, line[f"{name}_error"]
+
+
+def with_interval(line: Any, column: str, digits: int) -> str:
+    """A share with its interval, or a dash."""
+    if math.isnan(line.get(column, math.nan)):
+        return "–"
+    low, high = (number(line[f"{column}_{end}"], digits) for end in ("low", "high"))
+    return f"{number(line[column], digits)} [{low}, {high}]"
+
+
+def why(line: Any, results: Results) -> str:
+    """What speaks against REMOVED, in words."""
+    return str(line["reasons"]) or f"too few {results.unit} for either answer"
+
+
+def explained(results: Results) -> list[str]:
+    """Why models are not REMOVED, one sentence each; the initial model, which must not be, is left out."""
+    said = []
+    for _, line in results.summary.iterrows():
+        due = line["role"] == "initial" and line["verdict"] == "NOT REMOVED"
+        if due or line["verdict"] == "REMOVED":
+            continue
+        several = len(results.poison_budgets) > 1
+        at = f" at {100 * line['poison_budget']:g}% poison" if several else ""
+        said.append(f"{label(line, results.recipe)}{at}, {line['verdict']}: {why(line, results)}.")
+    return said
 
 
 def table2(results: Results) -> pd.DataFrame:
     """The paper's Table 2: test accuracy in %, mean ± s.d. over seeds.
 
-    One line a compute budget, in epochs of training; one column an unlearner and poison budget.
+    One line a budget, in epochs; one column an unlearner and poison budget.
     """
     lines = results.summary[results.summary["role"] == "updated"]
     accuracy = [
@@ -173,6 +231,20 @@ def table2(results: Results) -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
+def table2_caption(results: Results) -> str:
+    """What it is by, and the accuracy of the poisoned models, as in the paper's caption."""
+    lines = results.summary[results.summary["role"] == "initial"]
+    accuracies = [
+        f"{plus_minus(100 * mean, 100 * spread, 2)} % with {size:.0f} poisons"
+        for mean, spread, size in zip(
+            lines["test_accuracy"], lines["test_accuracy_sd"], lines["forget_size"], strict=True
+        )
+    ]
+    poisoned = f" The poisoned models have {', '.join(accuracies)}." if accuracies else ""
+    by = TABLE_2[results.recipe.budget_unit]
+    return f"The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, {by}.{poisoned}"
+
+
 def shift_table(results: Results) -> pd.DataFrame:
     """How far each model moved from the initial one as text, all layers together; one line a model."""
     moved = results.moved
@@ -187,6 +259,11 @@ def shift_table(results: Results) -> pd.DataFrame:
             text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
         lines.append(text)
     return pd.DataFrame(lines)
+
+
+def shift_legend(results: Results) -> str:
+    """The meaning of the shift table's columns."""
+    return SHIFTS + (BY_CHANCE if "reference" in set(results.moved["role"]) else "")
 
 
 def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
@@ -233,14 +310,14 @@ def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(results: Results) -> str:
     """The tables in Markdown, with what columns mean; of test errors the paper's Table 2 too."""
-    warnings = "".join(f"\n**{warning}**\n" for warning in results.warnings)
-    text = (
-        f"# {results.recipe.name}\n\n{as_markdown(table(results))}\n{warnings}\n{legend(results)}\n"
-    )
+    parts = [f"# {results.recipe.name}", as_markdown(table(results))]
+    parts += [f"**{warning}**" for warning in results.warnings]
+    parts += ["\n".join(f"- {line}" for line in said)] if (said := explained(results)) else []
+    text = "\n\n".join([*parts, legend(results)]) + "\n"
     if "error" in results.score_names:
-        text += f"\n{TABLE_2}\n\n{as_markdown(table2(results))}\n"
+        text += f"\n{table2_caption(results)}\n\n{as_markdown(table2(results))}\n"
     if len(moved := shift_table(results)):
-        text += f"\n{SHIFTS}\n\n{as_markdown(moved)}\n"
+        text += f"\n{shift_legend(results)}\n\n{as_markdown(moved)}\n"
     return text
 
 
@@ -280,16 +357,50 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
 def legend(results: Results) -> str:
     """What the numbers are."""
     verdict, seeds = results.recipe.verdict, len(results.seeds)
-    compared = results.recipe.attack.compared
-    scores = " and ".join(SCORE_NAMES[name] for name in results.score_names)
     measure = LEFT.get(results.recipe.attack.name, LEFT[results.score_names[0]])
+    measure = measure.format(fpr=getattr(results.recipe.attack, "fpr", 0.01))
+    answers = _of_twins(results) if results.recipe.attack.compared else _of_poisons(results)
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
-        f"what full retraining has more. Spent: share of the initial training's compute. {measure} "
-        f"REMOVED: {scores} within ± {verdict.margin:.0%} of the initial effect (equivalence); "
-        f"NOT REMOVED: {'the difference to retraining' if compared else 'independence'} is "
-        f"{'not zero' if compared else 'rejected'}; both at "
+        f"accuracy lost against full retraining; usable: the cost is surely at most "
+        f"{verdict.accuracy:g} (yes) or more (no). Spent: share of the initial training's compute. "
+        f"{measure} Trainings: those in which what is left is within REMOVED's margin. {answers}"
+    )
+
+
+def _of_poisons(results: Results) -> str:
+    """The verdicts' meaning, by scores with a known null law."""
+    verdict = results.recipe.verdict
+    rests = {share: rests_in_words(results.rests(share)) for share in results.poison_budgets}
+    if len(set(rests.values())) == 1:
+        told = next(iter(rests.values()))
+    else:
+        told = "; ".join(f"at {100 * share:g} % poison, {words}" for share, words in rests.items())
+    coming = f", the mean from {TRAININGS} seeds on in trainings to come too"
+    return (
+        f"REMOVED: surely within ± {verdict.margin:.0%} of the initial model's{coming}, and no other exact "
+        f"test rejects independence; it rests on {told}. NOT REMOVED: independence is rejected. Both at "
         f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
+    )
+
+
+def rests_in_words(rests: Sequence[Rest]) -> str:
+    """What REMOVED rests on."""
+    effects: dict[str, list[str]] = {}
+    for score, effect in rests:
+        effects.setdefault(score, []).append(EFFECTS[effect])
+    told = [f"{SCORE_NAMES[score]} ({', '.join(names)})" for score, names in effects.items()]
+    return " and ".join(told) or "nothing, as the initial model shows no poison"
+
+
+def _of_twins(results: Results) -> str:
+    """The verdicts' meaning, by differences to a clean twin."""
+    verdict = results.recipe.verdict
+    return (
+        f"REMOVED: the difference is surely within ± {verdict.margin:.0%} of the initial model's, and half "
+        f"of that or more is surely left in under {verdict.margin:.0%} of the trainings where the attack "
+        f"works (Holm-corrected over the unlearners). NOT REMOVED: the difference is not zero (sign flips, "
+        f"step-down over the unlearners). Both at level {verdict.alpha:g}."
     )
 
 
@@ -297,9 +408,9 @@ def plus_minus(value: float, error: float, digits: int) -> str:
     """A value with its error, or a dash."""
     if math.isnan(value):
         return "–"
-    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f"±{error:.{digits}f}")
+    return number(value, digits) + ("" if math.isnan(error) else f"±{error:.{digits}f}")
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number, or a dash."""
-    return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+    return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"

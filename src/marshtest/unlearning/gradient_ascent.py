@@ -41,7 +41,8 @@ class GradientAscent(GradientUnlearner):
     ) -> nn.Module:
         model = copy.deepcopy(model).train()
         optimizer = self.optimizer_for(model)
-        for batch in budget.stream(task.batches(forget, self.batch_size, seed)):
+        epoch = task.batches_per_epoch(forget, self.batch_size)
+        for batch in budget.stream(task.batches(forget, self.batch_size, seed), epoch):
             descend(optimizer, -task.loss(model, batch).mean())
         return model
 
@@ -67,7 +68,8 @@ class NegGradPlus(GradientUnlearner):
         optimizer = self.optimizer_for(model)
         kept = task.batches(retain, self.batch_size, derive(seed, "retain"))
         forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
-        for keep, drop in budget.stream(zip(kept, forgotten, strict=True)):
+        epoch = task.batches_per_epoch(retain, self.batch_size)
+        for keep, drop in budget.stream(zip(kept, forgotten, strict=True), epoch):
             retain_loss, forget_loss = task.loss(model, keep), task.loss(model, drop)
             descend(
                 optimizer, self.beta * retain_loss.mean() - (1 - self.beta) * forget_loss.mean()

@@ -40,7 +40,8 @@ class GradientDescent(GradientUnlearner):
     ) -> nn.Module:
         model = copy.deepcopy(model).train()
         optimizer = self.optimizer_for(model)
-        for batch in budget.stream(task.batches(retain, self.batch_size, seed)):
+        epoch = task.batches_per_epoch(retain, self.batch_size)
+        for batch in budget.stream(task.batches(retain, self.batch_size, seed), epoch):
             descend(optimizer, task.loss(model, batch).mean())
         return model
 
@@ -65,7 +66,8 @@ class NoisyGradientDescent(GradientUnlearner):
         model = copy.deepcopy(model).train()
         optimizer = self.optimizer_for(model)
         draws = generator(seed, "noise")
-        for batch in budget.stream(task.batches(retain, self.batch_size, seed)):
+        epoch = task.batches_per_epoch(retain, self.batch_size)
+        for batch in budget.stream(task.batches(retain, self.batch_size, seed), epoch):
             optimizer.zero_grad()
             task.loss(model, batch).mean().backward()
             self.add_noise(optimizer, draws)

@@ -50,15 +50,15 @@ def unlearn(
     method `goes_on`, the outcomes of smaller budgets are taken on the way to the largest's.
     """
     given: dict[float, Outcome] = {}
-    for budget in sorted(budgets, key=lambda of: of.passes, reverse=True):
-        if budget.passes not in given:
-            others = [of.passes for of in budgets if of.passes < budget.passes]
+    for budget in sorted(budgets, key=lambda of: of.size, reverse=True):
+        if budget.size not in given:
+            others = [of.size for of in budgets if of.size < budget.size]
             milestones = others if unlearner.goes_on else []
             last, on_the_way = _run(
                 unlearner, model, retain, forget, task, budget, seed, milestones
             )
-            given = {**on_the_way, budget.passes: last, **given}
-    return [given[budget.passes] for budget in budgets]
+            given = {**on_the_way, budget.size: last, **given}
+    return [given[budget.size] for budget in budgets]
 
 
 def _run(
@@ -71,7 +71,7 @@ def _run(
     seed: int,
     milestones: Sequence[float],
 ) -> tuple[Outcome, dict[float, Outcome]]:
-    """The outcome, and those at the milestones that were seen, by their sample passes."""
+    """The outcome, and those at the milestones that were seen, by their sizes."""
     given = copy.deepcopy(model)
     witness = _Witness(given)
     started, note = time.perf_counter(), ""

@@ -54,7 +54,8 @@ class _LastLayers(GradientUnlearner, ABC):
         self.prepare(last, derive(seed, "reset"))
         free_only(trained, last)
         optimizer = self.optimizer_for(trained)
-        for batch in budget.stream(task.batches(retain, self.batch_size, seed)):
+        epoch = task.batches_per_epoch(retain, self.batch_size)
+        for batch in budget.stream(task.batches(retain, self.batch_size, seed), epoch):
             descend(optimizer, task.loss(trained, batch).mean())
         for parameter, original in zip(trained.parameters(), model.parameters(), strict=True):
             parameter.requires_grad_(original.requires_grad)

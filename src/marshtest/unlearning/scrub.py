@@ -68,7 +68,8 @@ class Scrub(GradientUnlearner):
         optimizer = self.optimizer_for(student)
         kept = task.batches(retain, self.batch_size, derive(seed, "retain"))
         forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
-        for keep, drop in budget.stream(zip(kept, forgotten, strict=True)):
+        epoch = task.batches_per_epoch(retain, self.batch_size)
+        for keep, drop in budget.stream(zip(kept, forgotten, strict=True), epoch):
             near, loss = divergence_and_loss(teacher, student, keep, task, self.temperature)
             far, _ = divergence_and_loss(teacher, student, drop, task, self.temperature)
             descend(
@@ -101,7 +102,9 @@ class ScrubRepository(GradientUnlearner):
     ) -> nn.Module:
         teacher, student = copy.deepcopy(model).eval(), copy.deepcopy(model).train()
         optimizer = self.optimizer_for(student)
-        for is_max_step, batch in budget.stream(self.steps(retain, forget, task, budget, seed)):
+        steps = self.steps(retain, forget, task, budget, seed)
+        epoch = task.batches_per_epoch(retain, self.batch_size)  # max steps come beside
+        for is_max_step, batch in budget.stream(steps, epoch, lambda step: not step[0]):
             divergence, loss = divergence_and_loss(teacher, student, batch, task, self.temperature)
             if is_max_step:
                 descend(optimizer, -divergence)
