@@ -1,6 +1,7 @@
 """The tables of README.md and docs/results.md, written from the rows in this folder (`make reproduce`)."""
 
 import json
+from collections.abc import Sequence
 
 import pandas as pd
 from experiments import (
@@ -20,7 +21,7 @@ from pictures import PICTURES
 
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import sentences
-from marshtest.report.tables import NAMES, as_markdown, label, legend, number, table
+from marshtest.report.tables import NAMES, as_markdown, explained, label, legend, number, table
 from marshtest.results import Results
 
 EDITION = HERE / "first-edition.csv"
@@ -35,17 +36,21 @@ COMPARED = (
 )
 
 
-def measured(name: str) -> str:
-    """An experiment's summary, or how to get one."""
-    return as_markdown(table(results(name))) if there(name) else missing([name])
+def measured(name: str, without: Sequence[str] = ()) -> str:
+    """An experiment's summary without some of its columns, or how to get one."""
+    if not there(name):
+        return missing([name])
+    return as_markdown(table(results(name)).drop(columns=list(without)))
 
 
 def section(name: str) -> str:
-    """An experiment's command, summary, verdicts in words, and what the columns mean."""
+    """An experiment's command, summary, verdicts in words with reasons, and what the columns mean."""
     if not there(name):
         return missing([name])
     of = results(name)
-    return f"{command(name)}\n\n{measured(name)}\n\n{verdicts(name)}\n\n{legend(of)}"
+    why = "\n".join(f"- {line}" for line in explained(of))
+    parts = [command(name), measured(name), verdicts(name), why, legend(of)]
+    return "\n\n".join(filter(None, parts))
 
 
 def verdicts(name: str) -> str:
