@@ -197,7 +197,7 @@ def _why(line: pd.Series) -> str:
         return str(line["reasons"])
     p_in, p_out = line["p_removed"], line["p_not_removed"]
     if line["verdict"] == "REMOVED":
-        return f"surely within the margin (p {p_in:.1g})" if p_in else "both arms are one model"
+        return f"surely within the margin (p {p_in:.2g})" if p_in else "both arms are one model"
     if line["verdict"] == "NOT REMOVED":
-        return f"surely not 0 (p {p_out:.1g}), not surely within the margin (p {p_in:.1g})"
-    return f"not surely within the margin (p {p_in:.1g}), not surely not 0 (p {p_out:.1g})"
+        return f"surely not 0 (p {p_out:.2g}), not surely within the margin (p {p_in:.2g})"
+    return f"not surely within the margin (p {p_in:.2g}), not surely not 0 (p {p_out:.2g})"
