@@ -11,6 +11,7 @@ from experiments import HERE, SHORT
 
 from marshtest.files import write
 from marshtest.results import Results
+from marshtest.rows import FILE
 
 WITH_SCORES = ("digits-gaussian",)  # of which Figures 6 and 7 are drawn: before NGD, and after
 COLUMNS = ["poison_budget", "role", "entry", "unlearner", "hyperparameters", "budget"]
@@ -22,9 +23,11 @@ def keep(run: Path, name: str) -> None:
     folder = HERE / name
     if name not in SHORT:
         raise SystemExit(f"{name}: none of {', '.join(SHORT)}")
+    if not (run / FILE).exists():
+        raise SystemExit(f"{run}: holds no {FILE}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for file in ("rows.parquet", "shifts.parquet"):
+    for file in (FILE, "shifts.parquet"):
         if (run / file).exists():
             shutil.copyfile(run / file, folder / file)
     if name in WITH_SCORES:

@@ -48,7 +48,8 @@ def section(name: str) -> str:
     if not there(name):
         return missing([name])
     of = results(name)
-    why = "\n".join(f"- {line}" for line in explained(of))
+    said = [line for line in explained(of) if ": too few " not in line]  # the table says how many
+    why = "\n".join(f"- {line}" for line in said)
     parts = [command(name), measured(name), verdicts(name), why, legend(of)]
     return "\n\n".join(filter(None, parts))
 
