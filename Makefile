@@ -34,8 +34,10 @@ docs: $(VENV)/installed ## the site, in site/: open site/index.html
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-reproduce: $(VENV)/installed ## the tables of docs/reproduce.md, written from their rows
-	$(BIN)/cog -r -P -I docs/reproduce -p 'from claims import *' docs/reproduce.md
+reproduce: $(VENV)/installed ## all tables of measured numbers in the documents, and their figures, from rows
+	$(BIN)/cog -r -P -I docs/reproduce -p "from claims import *; from experiments import *; from tables import *" \
+	  README.md docs/results.md docs/reproduce.md
+	$(BIN)/python docs/reproduce/pictures.py
 
 bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -1,4 +1,7 @@
-"""docs/reproduce.md is what its rows say; the figures can be drawn from them, and look as they did."""
+"""README.md, docs/results.md and docs/reproduce.md are what the rows in docs/reproduce/ say; figures too.
+
+Run as a script, it draws the expected images anew: look at them before they are committed.
+"""
 
 import importlib
 import shutil
@@ -19,43 +22,92 @@ from marshtest.report.hypotheses import SHOWN
 from marshtest.rows import read_file, write_rows
 
 ROOT = Path(__file__).parents[1]
-PAGE, FOLDER = ROOT / "docs" / "reproduce.md", ROOT / "docs" / "reproduce"
+FOLDER = ROOT / "docs" / "reproduce"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduce.md"]
 IMAGES = Path(__file__).parent / "images"
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move
+MODULES = ("claims", "tables", "pictures", "experiments")
+NAMES = {  # by experiment, the figures that must look as they did
+    "digits-gaussian": ["dependence", "figure2", "figure6", "figure7"],
+    "digits-targeted": ["dependence", "figure3"],
+    "digits-indiscriminate": ["figure9"],
+    "digits-budgets": ["figure8"],
+    "imdb-tiny-trigger": ["figure3"],
+    "imdb-tiny-sizes": ["figure10"],
+    "hypothesis-shift-small": ["figure4"],
+    "hypothesis-orthogonality": ["figure5"],
+}
+FIGURES = [(experiment, name) for experiment, names in NAMES.items() for name in names]
 
 
 @pytest.fixture(scope="module")
-def claims() -> Iterator[ModuleType]:
+def experiments() -> Iterator[ModuleType]:
     sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("claims")
+    yield importlib.import_module("experiments")
     sys.path.remove(str(FOLDER))
-    del sys.modules["claims"]
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
-def test_the_page_is_what_its_rows_say() -> None:
-    options = ["-P", "-I", "docs/reproduce", "-p", "from claims import *"]
-    command = [sys.executable, "-m", "cogapp", "--check", *options, "docs/reproduce.md"]
+@pytest.fixture(scope="module")
+def claims(experiments: ModuleType) -> ModuleType:
+    return importlib.import_module("claims")
+
+
+@pytest.fixture(scope="module")
+def tables(experiments: ModuleType) -> ModuleType:
+    return importlib.import_module("tables")
+
+
+@pytest.fixture
+def copied(
+    experiments: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A copy of the rows, which tables and claims are then written from."""
+    shutil.copytree(FOLDER, tmp_path / "rows")
+    monkeypatch.setattr(experiments, "ROWS", tmp_path / "rows")
+    experiments.results.cache_clear()
+    yield tmp_path / "rows"
+    experiments.results.cache_clear()
+
+
+def test_the_pages_are_what_their_rows_say() -> None:
+    (recipe,) = [of for of in (ROOT / "Makefile").read_text().splitlines() if "cog -r" in of]
+    prologue = recipe.split('"')[1]
+    command = [sys.executable, "-m", "cogapp", "--check", "-P", "-I", "docs/reproduce"]
+    command += ["-p", prologue, *(str(page.relative_to(ROOT)) for page in PAGES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run `make reproduce`: {done.stdout}{done.stderr}"
-    assert PAGE.read_text().count("**Here: ") == PAGE.read_text().count("print(claim(")
+    text = PAGES[-1].read_text()
+    assert text.count("**Here: ") == text.count("print(claim(")
+
+
+def test_no_table_of_measured_numbers_is_pasted() -> None:
+    """Beside what is written from rows, no table's cell is a verdict or has a deviation."""
+    for page in PAGES:
+        written = False
+        for line in page.read_text().splitlines():
+            written = (written or line.startswith("<!-- [[[cog")) and "[[[end]]]" not in line
+            if line.startswith("|") and not written:
+                assert "±" not in line, (page, line)
+                assert not {"REMOVED", "NOT REMOVED"} & set(line.split(" | ")), (page, line)
 
 
 def test_every_claim_has_its_place_in_the_page(claims: ModuleType) -> None:
-    text = PAGE.read_text()
+    text = PAGES[-1].read_text()
     for name in claims.CLAIMS:
         assert f'print(claim("{name}"))' in text
         assert f"\n### {name[0].upper()}{name[1:]}\n" in text
 
 
-def test_other_rows_give_another_answer(
-    claims: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_rows_give_other_answers(
+    experiments: ModuleType, claims: ModuleType, tables: ModuleType, copied: Path
 ) -> None:
-    """GD's poisons taken out, as if it had worked: three claims of it no longer hold."""
-    before = {name: claims.CLAIMS[name]()[1] for name in ("no silver bullet", "GD by attack")}
-    assert before["no silver bullet"] == claims.AGREE
-    shutil.copytree(FOLDER, tmp_path / "rows")
-    for name in claims.ALL:
-        rows = read_file(tmp_path / "rows" / name)
+    """GD's poisons taken out, as if it had worked: claims of it no longer hold, and tables say so."""
+    assert claims.CLAIMS["no silver bullet"].told()[1] == claims.AGREE
+    before = tables.changed()
+    for name in filter(experiments.there, experiments.ALL):
+        rows = read_file(copied / name)
         gd = rows.frame["unlearner"] == "gd"
         retrained = rows.frame[rows.frame["role"] == "retrained"].set_index(
             ["poison_budget", "seed"]
@@ -66,22 +118,59 @@ def test_other_rows_give_another_answer(
                 keys = list(at.itertuples(index=False, name=None))
                 rows.frame.loc[gd, column] = retrained.loc[keys, column].to_numpy()
         write_rows(rows.frame, rows.path, rows.runs)
-    monkeypatch.setattr(claims, "ROWS", tmp_path / "rows")
-    claims.results.cache_clear()
-    try:
-        assert claims.cell("digits-gaussian", "gd").verdict == "REMOVED"
-        assert claims.CLAIMS["GD by attack"]()[1] == claims.DISAGREE
-        assert claims.CLAIMS["none removes"]()[1] == claims.DISAGREE
-    finally:
-        claims.results.cache_clear()
+    experiments.results.cache_clear()
+    digits = list(filter(experiments.there, experiments.DIGITS))
+    assert {experiments.cell(name, "gd").verdict for name in digits} == {"REMOVED"}
+    assert claims.CLAIMS["GD by attack"].told()[1] == claims.DISAGREE
+    assert claims.CLAIMS["none removes"].told()[1] != claims.AGREE
+    assert f"| GD |{' REMOVED |' * len(digits)}" in tables.three_answers()
+    assert tables.changed() != before
+    assert "| digits, Gaussian | 30 % | GD | NOT REMOVED | REMOVED |" in tables.changed()
+
+
+def test_what_has_no_rows_is_named(
+    experiments: ModuleType, claims: ModuleType, tables: ModuleType, copied: Path
+) -> None:
+    shutil.rmtree(copied / "digits-gaussian")
+    assert "No rows of `marshtest run digits-gaussian`." in tables.section("digits-gaussian")
+    assert "`marshtest run digits-gaussian`" in claims.claim("no silver bullet")
+    for name in experiments.SHORT:
+        shutil.rmtree(copied / name, ignore_errors=True)
+    experiments.results.cache_clear()
+    for name, of in claims.CLAIMS.items():
+        assert of.told()[1] == (claims.AGREE if "hypothesis" in name else claims.UNKNOWN)
+        assert claims.claim(name)
+    for told in (tables.three_answers(), tables.by_rate(), tables.changed(), claims.table_2()):
+        assert "No rows of" in told
+
+
+def test_the_rows_are_small() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*.parquet")) <= 2 * 2**20
+
+
+def test_pictures_of_the_documents_are_drawn_from_rows(
+    experiments: ModuleType, tmp_path: Path
+) -> None:
+    pictures = importlib.import_module("pictures")
+    there = {n for n, (name, _) in pictures.PICTURES.items() if experiments.there(name)}
+    assert {file.stem for file in (ROOT / "docs").glob("*.png")} == there
+    for name in there:
+        pictures.draw(name, tmp_path / f"{name}.png")
+        files = (ROOT / "docs" / f"{name}.png", tmp_path / f"{name}.png")
+        difference = compare_images(*map(str, files), TOLERANCE)
+        assert difference is None, f"run `make reproduce`: {difference}"
 
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Figure]:
-    """By experiment and name, every figure that the rows of the page give."""
+    return draw_all()
+
+
+def draw_all() -> dict[str, Figure]:
+    """By experiment and name, every figure that the rows give."""
     found: dict[str, Figure] = {}
     with matplotlib.rc_context(STYLE):
-        for folder in (path for path in sorted(FOLDER.iterdir()) if path.is_dir()):
+        for folder in (path for path in sorted(FOLDER.glob("*/")) if any(path.glob("*.parquet"))):
             merged = read_all([folder])
             for results in merged.results:
                 figures = figures_of(results, results.poison_budget)
@@ -94,17 +183,22 @@ def drawn() -> dict[str, Figure]:
     return found
 
 
-def test_every_figure_of_the_paper_is_drawn(drawn: dict[str, Figure]) -> None:
-    names = {name.rpartition("-")[2] for name in drawn}
-    assert {f"figure{number}" for number in range(2, 11)} <= names
-
-
-@pytest.mark.parametrize("expected", sorted(IMAGES.glob("*.png")), ids=lambda path: path.stem)
-def test_figures_look_as_they_did(expected: Path, drawn: dict[str, Figure], tmp_path: Path) -> None:
-    """Made anew by `draw` below; look at them before they are committed."""
+@pytest.mark.parametrize(("experiment", "name"), FIGURES)
+def test_figures_look_as_they_did(
+    experiment: str, name: str, drawn: dict[str, Figure], tmp_path: Path
+) -> None:
+    if not (FOLDER / experiment / "rows.parquet").exists():
+        pytest.skip(f"{experiment} has no rows")
+    expected = IMAGES / f"{experiment}-{name}.png"
     draw(drawn, expected.stem, tmp_path)
     difference = compare_images(str(expected), str(tmp_path / expected.name), TOLERANCE)
     assert difference is None, difference
+
+
+def test_there_is_an_image_of_each_figure_of_the_paper() -> None:
+    assert {f"figure{number}" for number in range(2, 11)} <= {name for _, name in FIGURES}
+    with_rows = [n for n in FIGURES if (FOLDER / n[0] / "rows.parquet").exists()]
+    assert {path.stem for path in IMAGES.glob("*.png")} == {"-".join(of) for of in with_rows}
 
 
 def draw(drawn: dict[str, Figure], name: str, folder: Path) -> None:
@@ -113,6 +207,10 @@ def draw(drawn: dict[str, Figure], name: str, folder: Path) -> None:
         drawn[name].savefig(folder / f"{name}.png", dpi=60, bbox_inches=box)
 
 
-def test_there_is_an_image_of_each_figure_of_the_paper() -> None:
-    names = {path.stem.rpartition("-")[2] for path in IMAGES.glob("*.png")}
-    assert {f"figure{number}" for number in range(2, 11)} <= names
+if __name__ == "__main__":
+    for file in IMAGES.glob("*.png"):
+        file.unlink()
+    every = draw_all()
+    for name in map("-".join, FIGURES):
+        if name in every:
+            draw(every, name, IMAGES)

@@ -6,243 +6,165 @@ docs/reproduce.md is written by these functions (`make reproduce`), and a test w
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from experiments import (
+    ALL,
+    DIGITS,
+    IMAGES,
+    RIVAL,
+    SEVEN,
+    SHORT,
+    SIZES,
+    STEPS,
+    TEXTS,
+    Cell,
+    by_experiment,
+    cell,
+    command,
+    missing,
+    results,
+    shown,
+    study,
+    there,
+)
 from scipy import stats
 
-from marshtest.documents import shipped
-from marshtest.grid import read_sweep
-from marshtest.hypotheses.studied import Study
-from marshtest.merging import differences, read_one
-from marshtest.recipe import load_recipe
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.tables import NAMES, as_markdown, number, plus_minus, table2
-from marshtest.results import Results
-from marshtest.rows import read_file
 
-HERE = Path(__file__).parent
-ROWS = HERE
-SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
-RIVAL = "retrain"
-IMAGES = ("cifar10-small-gaussian", "cifar10-small-targeted", "cifar10-small-indiscriminate")
-TEXTS = ("imdb-small-gaussian", "imdb-small-trigger")
-DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
-ALL = (*IMAGES, *TEXTS, *DIGITS)
-SHORT = {
-    "cifar10-small-gaussian": "CIFAR-10, Gaussian",
-    "cifar10-small-targeted": "CIFAR-10, targeted",
-    "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
-    "imdb-small-gaussian": "IMDb, Gaussian",
-    "imdb-small-trigger": "IMDb, trigger word",
-    "digits-gaussian": "digits, Gaussian",
-    "digits-targeted": "digits, targeted",
-    "digits-indiscriminate": "digits, indiscriminate",
-}
-AGREE, DISAGREE, OPEN = "agrees", "disagrees", "is not settled"
+AGREE, DISAGREE, OPEN, UNKNOWN = "agrees", "disagrees", "is not settled", "is not measured"
 LEVEL = 0.05
-
-
-@cache
-def results(name: str) -> Results:
-    """An experiment's rows."""
-    return read_one(ROWS / name)
-
-
-@cache
-def study(name: str) -> Study:
-    """A hypothesis's."""
-    return Study.of(read_file(ROWS / name))
+Told = tuple[str, bool, bool]  # tables, whether the rule is met, and whether its opposite is
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One unlearner in one experiment, at its largest poison budget and the budget of its figures."""
+class Claim:
+    """A rule, and the experiments that it speaks of.
 
-    experiment: str
-    line: pd.Series
-    initial: pd.Series
-    names: list[str]
+    Attributes:
+        tell: evaluates the rule on those that have rows.
+        needs: experiments in groups; the claim cannot agree before one of each group has rows.
+        beside: experiments that are shown beside them, and decide nothing.
+    """
 
-    @property
-    def verdict(self) -> str:
-        return str(self.line["verdict"])
-
-    @property
-    def has_effect(self) -> bool:
-        """Whether the initial model shows the poison at all."""
-        return str(self.initial["verdict"]) == "NOT REMOVED"
+    tell: Callable[[], Told]
+    needs: tuple[tuple[str, ...], ...]
+    beside: tuple[str, ...] = ()
 
     @property
-    def left(self) -> float:
-        """Share of the initial effect, by the score that shows most."""
-        return max(abs(self._share(name)) for name in self.names)
+    def experiments(self) -> list[str]:
+        """All experiments that it speaks of."""
+        return list(dict.fromkeys(name for group in self.needs for name in group))
 
-    def _share(self, name: str) -> float:
-        return float(self.line[f"{name}_dependence"] / self.initial[f"{name}_dependence"])
-
-    @property
-    def surely_less(self) -> bool:
-        """Whether some score shows surely less than before: 95 % intervals apart."""
-        return any(self.line[f"{n}_high"] < self.initial[f"{n}_low"] for n in self.names)
-
-    @property
-    def surely_more(self) -> bool:
-        """Whether some score shows surely more than before."""
-        return any(self.line[f"{n}_low"] > self.initial[f"{n}_high"] for n in self.names)
-
-    @property
-    def lost(self) -> float:
-        """Test accuracy that full retraining has more."""
-        return float(self.line["accuracy_cost"])
-
-    @property
-    def change(self) -> float:
-        """Test accuracy gained against the initial model."""
-        return float(self.line["test_accuracy"] - self.initial["test_accuracy"])
+    def told(self) -> tuple[str, str]:
+        """Tables, and the answer."""
+        if self.needs and not any(map(there, self.experiments)):
+            return "", UNKNOWN
+        text, holds, fails = self.tell()
+        whole = all(any(map(there, group)) for group in self.needs)
+        return text, AGREE if holds and whole else DISAGREE if fails else OPEN
 
 
-def cell(experiment: str, unlearner: str) -> Cell:
-    """Of several entries of an unlearner the last, which changes most layers."""
-    of = results(experiment)
-    table = of.summary[of.summary["poison_budget"] == of.poison_budget]
-    found = table[(table["unlearner"] == unlearner) & (table["budget"] == budget_of(of))]
-    return Cell(
-        experiment, found.iloc[-1], table[table["role"] == "initial"].iloc[0], of.score_names
-    )
+def cells(names: Iterable[str], *unlearners: str) -> list[Cell]:
+    """The cells of unlearners in the experiments that have rows."""
+    return [cell(name, unlearner) for name in names if there(name) for unlearner in unlearners]
 
 
-def budget_of(of: Results) -> float:
-    """The compute budget that is shown: the paper's 10 %."""
-    return of.budget
-
-
-def shown(of: Cell) -> str:
-    """A cell in words."""
-    accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
-    left = f"{of.left:.0%} left" if of.has_effect else "no effect shown to begin with"
-    return f"{of.verdict}, {left}; accuracy {accuracy} ({-of.lost:+.3f})"
-
-
-def table(experiments: Iterable[str], unlearners: Iterable[str]) -> str:
-    """Unlearners by experiments."""
-    chosen = list(unlearners)
-    lines = []
-    for experiment in experiments:
-        texts = {NAMES[name]: shown(cell(experiment, name)) for name in chosen}
-        lines.append(
-            {"experiment": SHORT[experiment], "seeds": len(results(experiment).seeds), **texts}
-        )
-    return as_markdown(pd.DataFrame(lines))
-
-
-def answered(holds: bool, fails: bool) -> str:
-    """An answer, from whether the rule is met and whether its opposite is."""
-    return AGREE if holds else DISAGREE if fails else OPEN
-
-
-def no_silver_bullet() -> tuple[str, str]:
+def no_silver_bullet() -> Told:
     """Verdicts of all unlearners on all experiments."""
-    lines = []
-    everywhere = []
+    lines, everywhere = [], []
     for unlearner in (*SEVEN, RIVAL):
-        verdicts = {name: cell(name, unlearner).verdict for name in ALL}
-        lines.append({"unlearner": NAMES[unlearner], **{SHORT[n]: v for n, v in verdicts.items()}})
+        verdicts = {SHORT[of.experiment]: of.verdict for of in cells(ALL, unlearner)}
+        lines.append({"unlearner": NAMES[unlearner], **verdicts})
         if unlearner != RIVAL:
             everywhere.append("NOT REMOVED" not in verdicts.values())
-    return as_markdown(pd.DataFrame(lines)), answered(not any(everywhere), all(everywhere))
+    return as_markdown(pd.DataFrame(lines)), not any(everywhere), all(everywhere)
 
 
-def some_removed() -> tuple[str, str]:
+def some_removed() -> Told:
     """The strong form: in no experiment does any of the seven remove the poison."""
-    removed = {n: [NAMES[u] for u in SEVEN if cell(n, u).verdict == "REMOVED"] for n in ALL}
+    removed = {
+        name: [NAMES[u] for u in SEVEN if cell(name, u).verdict == "REMOVED"]
+        for name in filter(there, ALL)
+    }
     lines = [
         {"experiment": SHORT[n], "removed by": ", ".join(of) or "none"} for n, of in removed.items()
     ]
-    return as_markdown(pd.DataFrame(lines)), answered(
-        not any(removed.values()), any(removed[name] for name in IMAGES + TEXTS)
-    )
+    on_large = any(of for name, of in removed.items() if name not in DIGITS)
+    return as_markdown(pd.DataFrame(lines)), not any(removed.values()), on_large
 
 
-def gd_by_attack() -> tuple[str, str]:
+def gd_by_attack() -> Told:
     """GD undoes indiscriminate poisons, and neither targeted nor Gaussian ones."""
-    gaussian, targeted = (
-        [cell(name, "gd").verdict for name in names]
+    less = [of.surely_less for of in cells(IMAGES[2:], "gd")]
+    kinds = [
+        [of.verdict for of in cells(names, "gd")]
         for names in zip(IMAGES[:2], DIGITS[:2], strict=True)
-    )
-    less = cell(IMAGES[2], "gd").surely_less
-    kept = all("NOT REMOVED" in of and "REMOVED" not in of for of in (gaussian, targeted))
-    gone = "REMOVED" in (*gaussian, *targeted)
-    return table((*IMAGES, *DIGITS), ["gd"]), answered(less and kept, not less or gone)
+    ]
+    kept = all("NOT REMOVED" in of and "REMOVED" not in of for of in kinds)
+    gone = any("REMOVED" in of for of in kinds)
+    return by_experiment((*IMAGES, *DIGITS), ["gd"]), all(less) and kept, not all(less) or gone
 
 
-def scrub_by_attack() -> tuple[str, str]:
+def scrub_by_attack() -> Told:
     """SCRUB helps against Gaussian poisons in texts, not against the other kinds."""
-    gaussian, trigger = (cell(name, "scrub") for name in TEXTS)
-    others = [cell(name, "scrub") for name in IMAGES[1:]] + [trigger]
-    failing = all(of.verdict != "REMOVED" for of in others)
-    holds = gaussian.surely_less and failing
-    return table((*TEXTS, *IMAGES[1:]), ["scrub"]), answered(holds, not failing)
+    less = [of.surely_less for of in cells(TEXTS[:1], "scrub")]
+    failing = all(of.verdict != "REMOVED" for of in cells((*IMAGES[1:], TEXTS[1]), "scrub"))
+    text = by_experiment((*TEXTS, *IMAGES[1:]), ["scrub"])
+    return text, all(less) and failing, not failing
 
 
-def ga_by_task() -> tuple[str, str]:
+def ga_by_task() -> Told:
     """GA removes Gaussian and targeted poisons from the ResNet for over ten points, and not from GPT-2."""
-    images = [cell(name, "ga") for name in IMAGES[:2]]
-    texts = [cell(name, "ga") for name in TEXTS]
-    helped = [of.surely_less and of.lost > 0.1 for of in images]
-    kept = [of.verdict == "NOT REMOVED" for of in texts]
+    images, texts = cells(IMAGES[:2], "ga"), cells(TEXTS, "ga")
+    helped = all(of.surely_less and of.lost > 0.1 for of in images)
+    kept = all(of.verdict == "NOT REMOVED" for of in texts)
     useless = any(of.has_effect and not of.surely_less for of in images)
     fails = useless or any(of.verdict == "REMOVED" for of in texts)
-    return table((*IMAGES[:2], *TEXTS), ["ga"]), answered(all(helped) and all(kept), fails)
+    return by_experiment((*IMAGES[:2], *TEXTS), ["ga"]), helped and kept, fails
 
 
-def euk_ngd_in_texts() -> tuple[str, str]:
+def euk_ngd_in_texts() -> Told:
     """EUk and NGD help against Gaussian poisons in a classification head, not against trigger words."""
-    gaussian = [cell(TEXTS[0], name) for name in ("euk", "ngd")]
-    trigger = [cell(TEXTS[1], name) for name in ("euk", "ngd")]
+    gaussian = cells(TEXTS[:1], "euk", "ngd")
+    failing = all(of.verdict != "REMOVED" for of in cells(TEXTS[1:], "euk", "ngd"))
     helped = [of.surely_less and not of.surely_more for of in gaussian]
-    failing = [of.verdict != "REMOVED" for of in trigger]
-    fails = not any(helped) or not all(failing)
-    return table(TEXTS, ["euk", "ngd"]), answered(all(helped) and all(failing), fails)
+    useless = any(of.has_effect for of in gaussian) and not any(helped)
+    text = by_experiment(TEXTS, ["euk", "ngd"])
+    return text, all(helped) and failing, useless or not failing
 
 
-def gd_cfk_euk_keep_accuracy() -> tuple[str, str]:
+def gd_cfk_euk_keep_accuracy() -> Told:
     """They keep test accuracy, and leave Gaussian and targeted poisons."""
-    cells = [cell(name, u) for name in (*IMAGES[:2], *TEXTS) for u in ("gd", "cfk", "euk")]
-    left = [of.verdict == "NOT REMOVED" for of in cells]
-    cheap = [of.lost < 0.05 for of in cells]
-    fails = any(of.verdict == "REMOVED" for of in cells) or any(of.lost > 0.1 for of in cells)
-    return (
-        table((*IMAGES[:2], *TEXTS), ["gd", "cfk", "euk"]),
-        answered(all(left) and all(cheap), fails),
-    )
+    names = (*IMAGES[:2], *TEXTS)
+    found = cells(names, "gd", "cfk", "euk")
+    holds = all(of.verdict == "NOT REMOVED" and of.lost < 0.05 for of in found)
+    fails = any(of.verdict == "REMOVED" or of.lost > 0.1 for of in found)
+    return by_experiment(names, ["gd", "cfk", "euk"]), holds, fails
 
 
-def cfk_euk_indiscriminate() -> tuple[str, str]:
+def cfk_euk_indiscriminate() -> Told:
     """GD raises the accuracy of an indiscriminately poisoned model; CFk and EUk lower it further."""
-    name = IMAGES[2]
-    gd, cfk, euk = (cell(name, u) for u in ("gd", "cfk", "euk"))
-    holds = gd.surely_less and cfk.surely_more and euk.surely_more
-    return table((name, DIGITS[2]), ["gd", "cfk", "euk"]), answered(
-        holds, cfk.surely_less or euk.surely_less
-    )
+    text = by_experiment((IMAGES[2], DIGITS[2]), ["gd", "cfk", "euk"])
+    gd, others = cells(IMAGES[2:], "gd"), cells(IMAGES[2:], "cfk", "euk")
+    holds = all(of.surely_less for of in gd) and all(of.surely_more for of in others)
+    return text, holds, any(of.surely_less for of in others)
 
 
-def neggrad_never() -> tuple[str, str]:
+def neggrad_never() -> Told:
     """NegGrad+ never comes close to removing poisons."""
-    cells = [cell(name, "neggrad+") for name in (*IMAGES, *TEXTS)]
-    holds = all(of.verdict == "NOT REMOVED" for of in cells)
-    return table((*IMAGES, *TEXTS), ["neggrad+"]), answered(
-        holds, any(of.verdict == "REMOVED" for of in cells)
-    )
+    verdicts = [of.verdict for of in cells((*IMAGES, *TEXTS), "neggrad+")]
+    text = by_experiment((*IMAGES, *TEXTS), ["neggrad+"])
+    return text, set(verdicts) == {"NOT REMOVED"}, "REMOVED" in verdicts
 
 
-def ngd_on_images() -> tuple[str, str]:
+def ngd_on_images() -> Told:
     """NGD has the lowest TPR on CIFAR-10 and keeps accuracy; on IMDb it loses about ten points."""
-    image, text = results(IMAGES[0]), cell(TEXTS[0], "ngd")
+    if not there(IMAGES[0]):
+        return "", False, False
+    image, text = results(IMAGES[0]), cells(TEXTS[:1], "ngd")
     lines = []
     for unlearner in SEVEN:
         of = cell(IMAGES[0], unlearner).line
@@ -257,31 +179,30 @@ def ngd_on_images() -> tuple[str, str]:
     tprs = {u: float(cell(IMAGES[0], u).line["tpr"]) for u in SEVEN}
     lowest = min(tprs, key=lambda u: tprs[u]) == "ngd"
     ngd = cell(IMAGES[0], "ngd")
-    holds = lowest and ngd.surely_less and ngd.lost < 0.05 and text.lost > 0.05
-    poisons = int(image.summary["rank_poisons"].iloc[0])
-    note = f"\n\nOver {poisons} poisons. On IMDb NGD: {shown(text)}."
-    return as_markdown(pd.DataFrame(lines)) + note, answered(holds, not ngd.surely_less)
+    holds = lowest and ngd.surely_less and ngd.lost < 0.05 and all(of.lost > 0.05 for of in text)
+    notes = [f"Over {int(image.summary['rank_poisons'].iloc[0]):,} poisons."]
+    notes += [f"{SHORT[of.experiment]}, NGD: {shown(of)}." for of in text]
+    return as_markdown(pd.DataFrame(lines)) + "\n\n" + " ".join(notes), holds, not ngd.surely_less
 
 
-def by_steps(unlearner: str, better: bool) -> Callable[[], tuple[str, str]]:
+def by_steps(unlearner: str, better: bool) -> Callable[[], Told]:
     """What is left by the compute budget, and whether the most is surely less than at the fewest steps."""
 
-    def told() -> tuple[str, str]:
-        answers, tables = [], []
-        for name in ("cifar10-small-gaussian", "digits-budgets"):
-            lines, less, more = _steps(name, unlearner)
-            tables.append(f"{SHORT.get(name, 'digits, Gaussian (`digits-budgets`)')}:\n\n{lines}")
-            answers.append((less, more))
-        falls = [less <= LEVEL for less, _ in answers]
-        rises = [more <= LEVEL for _, more in answers]
-        found = (
-            answered(all(falls), not any(falls)) if better else answered(not any(falls), all(falls))
-        )
-        ends = ", ".join(f"{less:.2g} and {more:.2g}" for less, more in answers)
+    def tell() -> Told:
+        names = list(filter(there, STEPS))
+        found = [_steps(name, unlearner) for name in names]
+        falls = [less <= LEVEL for _, less, _ in found]
+        rises = [more <= LEVEL for _, _, more in found]
+        ends = ", ".join(f"{less:.2g} and {more:.2g}" for _, less, more in found)
         note = f"p that the most steps leave no less, and no more, than the fewest (paired t test): {ends}."
-        return "\n\n".join([*tables, note + (" It rises." if all(rises) else "")]), found
+        texts = [text for text, _, _ in found]
+        parts = [f"{SHORT[name]}:\n\n{of}" for name, of in zip(names, texts, strict=True)]
+        text = "\n\n".join([*parts, note + (" It rises." if all(rises) else "")])
+        whole = len(names) == len(STEPS)  # an opposite, too, is stated of both
+        holds, fails = all(falls), whole and not any(falls)
+        return (text, holds, fails) if better else (text, not any(falls), whole and all(falls))
 
-    return told
+    return tell
 
 
 def _steps(name: str, unlearner: str) -> tuple[str, float, float]:
@@ -290,17 +211,16 @@ def _steps(name: str, unlearner: str) -> tuple[str, float, float]:
     given = entries["hyperparameters"].unique()  # of several rates the largest, which moves most
     largest = max(given, key=lambda text: float(json.loads(text)["lr"]))
     rows = entries[entries["hyperparameters"] == largest]
-    by_budget = rows.groupby("budget")
+    columns = {"rank score": "rank_dependence", "TPR": "tpr", "accuracy": "test_accuracy"}
     lines = [
         {
             "budget": f"{budget:.0%}",
-            "rank score": plus_minus(
-                own["rank_dependence"].mean(), own["rank_dependence"].std(), 3
-            ),
-            "TPR": plus_minus(own["tpr"].mean(), own["tpr"].std(), 3),
-            "accuracy": plus_minus(own["test_accuracy"].mean(), own["test_accuracy"].std(), 3),
+            **{
+                title: plus_minus(own[column].mean(), own[column].std(), 3)
+                for title, column in columns.items()
+            },
         }
-        for budget, own in by_budget
+        for budget, own in rows.groupby("budget")
     ]
     seeds = rows.pivot_table("rank_dependence", "seed", "budget")
     change = (seeds[seeds.columns[-1]] - seeds[seeds.columns[0]]).to_numpy()
@@ -308,10 +228,17 @@ def _steps(name: str, unlearner: str) -> tuple[str, float, float]:
     return as_markdown(pd.DataFrame(lines)), less, 1 - less
 
 
-def sizes() -> tuple[str, str]:
+def sizes() -> Told:
     """Whether the size of the forget set changes a verdict."""
-    of = results("cifar10-small-sizes")
-    updated = of.summary[(of.summary["role"] == "updated") & (of.summary["unlearner"] != RIVAL)]
+    found = [_sizes(name) for name in filter(there, SIZES)]
+    text = "\n\n".join(text for text, _, _ in found)
+    return text, all(holds for _, holds, _ in found), any(fails for _, _, fails in found)
+
+
+def _sizes(name: str) -> Told:
+    summary = results(name).summary
+    effect = bool((summary.loc[summary["role"] == "initial", "verdict"] == "NOT REMOVED").all())
+    updated = summary[(summary["role"] == "updated") & (summary["unlearner"] != RIVAL)]
     lines = []
     for unlearner, own in updated.groupby("unlearner", sort=False):
         line: dict[str, Any] = {"unlearner": NAMES[str(unlearner)]}
@@ -324,101 +251,80 @@ def sizes() -> tuple[str, str]:
     verdicts = updated.groupby("unlearner")["verdict"].agg(set)
     same = bool((verdicts.map(len) == 1).all())
     both = bool(verdicts.map(lambda found: {"REMOVED", "NOT REMOVED"} <= found).any())
-    return as_markdown(pd.DataFrame(lines)), answered(same, both)
+    return f"{SHORT[name]}:\n\n{as_markdown(pd.DataFrame(lines))}", same and effect, both
 
 
-def table_2() -> tuple[str, str]:
+def table_2() -> str:
     """Accuracy by epochs, on the CIFAR-10 features."""
-    return as_markdown(table2(results(IMAGES[2]))), ""
+    name = IMAGES[2]
+    return as_markdown(table2(results(name))) if there(name) else missing([name])
 
 
-def hypothesis(name: str) -> Callable[[], tuple[str, str]]:
+def hypothesis(name: str) -> Callable[[], Told]:
     """A hypothesis, by its own statement."""
 
-    def told() -> tuple[str, str]:
+    def tell() -> Told:
         of = study(name)
         kind = of.settings.hypothesis
         text = as_markdown(hypothesis_table(kind, of.rows))
-        legend = SHOWN[kind].legend
         holds, fails = " holds " in of.statement, " does not hold " in of.statement
-        return f"{text}\n\n{legend}\n\n> {of.statement}", answered(holds and not fails, fails)
+        return f"{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}", holds and not fails, fails
 
-    return told
+    return tell
 
 
-CLAIMS: dict[str, Callable[[], tuple[str, str]]] = {
-    "no silver bullet": no_silver_bullet,
-    "none removes": some_removed,
-    "GD by attack": gd_by_attack,
-    "SCRUB by attack": scrub_by_attack,
-    "GA by task": ga_by_task,
-    "EUk and NGD in texts": euk_ngd_in_texts,
-    "accuracy kept": gd_cfk_euk_keep_accuracy,
-    "CFk and EUk, indiscriminate": cfk_euk_indiscriminate,
-    "NegGrad+": neggrad_never,
-    "NGD on images": ngd_on_images,
-    "NGD by steps": by_steps("ngd", better=True),
-    "EUk by steps": by_steps("euk", better=False),
-    "sizes": sizes,
-    "hypothesis 1": hypothesis("hypothesis-shift-small"),
-    "hypothesis 2": hypothesis("hypothesis-orthogonality"),
+def each(*names: str) -> tuple[tuple[str, ...], ...]:
+    """The experiments as groups of one: all are needed."""
+    return tuple((name,) for name in names)
+
+
+CLAIMS = {
+    "no silver bullet": Claim(no_silver_bullet, (ALL,)),
+    "none removes": Claim(some_removed, each(*ALL)),
+    "GD by attack": Claim(
+        gd_by_attack,
+        ((IMAGES[2],), (IMAGES[0], DIGITS[0]), (IMAGES[1], DIGITS[1])),
+        beside=DIGITS[2:],
+    ),
+    "SCRUB by attack": Claim(scrub_by_attack, each(*TEXTS, *IMAGES[1:])),
+    "GA by task": Claim(ga_by_task, each(*IMAGES[:2], *TEXTS)),
+    "EUk and NGD in texts": Claim(euk_ngd_in_texts, each(*TEXTS)),
+    "accuracy kept": Claim(gd_cfk_euk_keep_accuracy, each(*IMAGES[:2], *TEXTS)),
+    "CFk and EUk, indiscriminate": Claim(
+        cfk_euk_indiscriminate, each(IMAGES[2]), beside=DIGITS[2:]
+    ),
+    "NegGrad+": Claim(neggrad_never, each(*IMAGES, *TEXTS)),
+    "NGD on images": Claim(ngd_on_images, each(IMAGES[0], TEXTS[0])),
+    "NGD by steps": Claim(by_steps("ngd", better=True), each(*STEPS)),
+    "EUk by steps": Claim(by_steps("euk", better=False), each(*STEPS)),
+    "sizes": Claim(sizes, (SIZES,)),
+    "hypothesis 1": Claim(hypothesis("hypothesis-shift-small"), ()),
+    "hypothesis 2": Claim(hypothesis("hypothesis-orthogonality"), ()),
 }
 
 
 def claim(name: str) -> str:
-    """A claim's table and answer, in Markdown."""
-    text, found = CLAIMS[name]()
-    return f"{text}\n\n**Here: {found}.**"
+    """A claim's tables, the commands behind them, what is missing, and the answer, in Markdown."""
+    asked = CLAIMS[name]
+    text, found = asked.told()
+    made = ", ".join(map(command, filter(there, (*asked.experiments, *asked.beside))))
+    parts = [text, f"Rows: {made}." if made else "", missing(asked.experiments)]
+    return "\n\n".join([*filter(None, parts), f"**Here: {found}.**"])
 
 
 def overview() -> str:
     """All claims and answers, and their count."""
-    answers = {name: tell()[1] for name, tell in CLAIMS.items()}
+    answers = {name: of.told()[1] for name, of in CLAIMS.items()}
     lines = [
         {"claim": f"[{name}](#{_anchor(name)})", "here": found} for name, found in answers.items()
     ]
+    words = {AGREE: "agree", DISAGREE: "disagree", OPEN: "are not settled", UNKNOWN: "not measured"}
     counts = ", ".join(
         f"{sum(found == answer for found in answers.values())} {word}"
-        for answer, word in ((AGREE, "agree"), (DISAGREE, "disagree"), (OPEN, "are not settled"))
+        for answer, word in words.items()
     )
     return f"{as_markdown(pd.DataFrame(lines))}\n\nOf {len(answers)} claims {counts}."
 
 
 def _anchor(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum() or c in " -").replace(" ", "-")
-
-
-def command(name: str) -> str:
-    """What gives an experiment's rows: the shipped recipe or sweep, and what was changed."""
-    of = results(name)
-    if name in shipped("sweeps"):
-        verb, base = "sweep", load_recipe(read_sweep(name).variants()[0].values)
-    else:
-        verb, base = "run", load_recipe(of.recipe.name)
-        name = of.recipe.name
-    asked, given = (
-        recipe.model_dump(mode="json", exclude={"name"}) for recipe in (base, of.recipe)
-    )
-    changed = differences(asked, given)
-    told = "".join(f" '{key}={json.dumps(value)}'" for key, (_, value) in changed.items())
-    return f"`marshtest {verb} {name}{told}`"
-
-
-def origin() -> str:
-    """Where the rows come from."""
-    lines = []
-    for name in (*ALL, "digits-budgets", "cifar10-small-sizes", "imdb-tiny-sizes"):
-        of = results(name)
-        about = next(iter(of.runs.values()))
-        hours = (of.rows["seconds"].sum() + of.rows["scoring_seconds"].sum()) / 3600
-        lines.append(
-            {
-                "rows": f"{len(of.rows)}: {command(name)}",
-                "seeds": len(of.seeds),
-                "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(of.rows["forget_size"])),
-                "precision": ", ".join(of.rows["precision"].unique()),
-                "hours of work": f"{hours:.2f}",
-                "marshtest": f"{about['marshtest']}, torch {about['torch']}, {about['machine']}",
-            }
-        )
-    return as_markdown(pd.DataFrame(lines))

@@ -185,7 +185,11 @@ def with_interval(line: Any, column: str, digits: int) -> str:
 
 def why(line: Any, results: Results) -> str:
     """What speaks against REMOVED, in words."""
-    return str(line["reasons"]) or f"too few {results.unit} for either answer"
+    if line["reasons"]:
+        return str(line["reasons"])
+    if line["verdict"] == "NOT REMOVED":
+        return "what is left is surely not nothing, and not surely within the margin"
+    return f"too few {results.unit} for either answer"
 
 
 def explained(results: Results) -> list[str]:

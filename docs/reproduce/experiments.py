@@ -1,0 +1,209 @@
+"""The experiments whose rows lie in this folder, and single cells of their summaries.
+
+An experiment without rows is named as missing; nothing is put in its place.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from marshtest.documents import shipped
+from marshtest.grid import read_sweep
+from marshtest.hypotheses.studied import Study
+from marshtest.merging import differences, read_one
+from marshtest.recipe import load_recipe
+from marshtest.report.tables import NAMES, as_markdown, plus_minus
+from marshtest.results import Results
+from marshtest.rows import FILE, read_file
+
+HERE = Path(__file__).parent
+ROWS = HERE
+SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
+RIVAL = "retrain"
+SHORT = {
+    "cifar10-small-gaussian": "CIFAR-10, Gaussian",
+    "cifar10-small-targeted": "CIFAR-10, targeted",
+    "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
+    "imdb-small-gaussian": "IMDb, Gaussian",
+    "imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
+    "imdb-small-trigger": "IMDb, trigger word",
+    "imdb-tiny-trigger": "IMDb (tiny), trigger word",
+    "digits-gaussian": "digits, Gaussian",
+    "digits-targeted": "digits, targeted",
+    "digits-indiscriminate": "digits, indiscriminate",
+    "digits-budgets": "digits, Gaussian, by compute budget",
+    "cifar10-small-budgets": "CIFAR-10, Gaussian, by compute budget",
+    "cifar10-small-sizes": "CIFAR-10, Gaussian, by size",
+    "imdb-tiny-sizes": "IMDb (tiny), Gaussian, by size",
+}
+HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
+    "digits-budgets": "marshtest sweep digits-budgets",
+    "cifar10-small-budgets": "marshtest run cifar10-small-gaussian 'budgets=[0.04, 0.1]'",
+    "cifar10-small-sizes": "marshtest sweep cifar10-small-sizes model.width=8 training.epochs=20 "
+    "training.batch_size=64 data.train=2000 data.test=1000 attack.draws=29",
+    "imdb-tiny-sizes": "marshtest run imdb-tiny-gaussian 'poison_budgets=[0.125, 0.25]'",
+}
+
+
+def there(name: str) -> bool:
+    """Whether an experiment has rows."""
+    return (ROWS / name / FILE).exists()
+
+
+def first_there(*names: str) -> str:
+    """The first experiment that has rows, or the last."""
+    return next((name for name in names if there(name)), names[-1])
+
+
+GAUSSIAN_TEXTS = first_there("imdb-small-gaussian", "imdb-tiny-gaussian")
+TRIGGER = first_there("imdb-small-trigger", "imdb-tiny-trigger")
+IMAGES = ("cifar10-small-gaussian", "cifar10-small-targeted", "cifar10-small-indiscriminate")
+TEXTS = (GAUSSIAN_TEXTS, TRIGGER)
+DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
+ALL = (*IMAGES, *TEXTS, *DIGITS)
+SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
+STEPS = ("cifar10-small-budgets", "digits-budgets")
+
+
+@cache
+def results(name: str) -> Results:
+    """An experiment's rows."""
+    return read_one(ROWS / name)
+
+
+@cache
+def study(name: str) -> Study:
+    """A hypothesis's rows and curves."""
+    return Study.of(read_file(ROWS / name))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unlearner in one experiment, at its largest poison budget and the budget of its figures."""
+
+    experiment: str
+    line: pd.Series
+    initial: pd.Series
+    names: list[str]
+
+    @property
+    def verdict(self) -> str:
+        return str(self.line["verdict"])
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether the initial model shows the poison at all."""
+        return str(self.initial["verdict"]) == "NOT REMOVED"
+
+    @property
+    def left(self) -> float:
+        """Share of the initial effect, by the score that shows most."""
+        return max(abs(self._share(name)) for name in self.names)
+
+    def _share(self, name: str) -> float:
+        return float(self.line[f"{name}_dependence"] / self.initial[f"{name}_dependence"])
+
+    @property
+    def surely_less(self) -> bool:
+        """Whether some score shows surely less than before: 95 % intervals apart."""
+        return any(self.line[f"{n}_high"] < self.initial[f"{n}_low"] for n in self.names)
+
+    @property
+    def surely_more(self) -> bool:
+        """Whether some score shows surely more than before."""
+        return any(self.line[f"{n}_low"] > self.initial[f"{n}_high"] for n in self.names)
+
+    @property
+    def lost(self) -> float:
+        """Test accuracy that full retraining has more."""
+        return float(self.line["accuracy_cost"])
+
+
+def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
+    """Of several entries of an unlearner the last, which changes most layers."""
+    of = results(experiment)
+    table = of.summary[of.summary["poison_budget"] == (share or of.poison_budget)]
+    found = table[(table["unlearner"] == unlearner) & (table["budget"] == of.budget)]
+    return Cell(
+        experiment, found.iloc[-1], table[table["role"] == "initial"].iloc[0], of.score_names
+    )
+
+
+def shown(of: Cell) -> str:
+    """A cell in words."""
+    accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
+    left = f"{of.left:.0%} left" if of.has_effect else "no effect shown to begin with"
+    return f"{of.verdict}, {left}; accuracy {accuracy} ({-of.lost:+.3f})"
+
+
+def by_experiment(experiments: Iterable[str], unlearners: Iterable[str]) -> str:
+    """Unlearners by experiments that have rows."""
+    chosen = list(unlearners)
+    lines = []
+    for experiment in filter(there, experiments):
+        texts = {NAMES[name]: shown(cell(experiment, name)) for name in chosen}
+        lines.append(
+            {"experiment": SHORT[experiment], "seeds": len(results(experiment).seeds), **texts}
+        )
+    return as_markdown(pd.DataFrame(lines)) if lines else ""
+
+
+def command(name: str) -> str:
+    """What gives an experiment's rows: the shipped recipe or sweep, and what was changed."""
+    if not there(name):
+        return f"`{HOW.get(name, f'marshtest run {name}')}`"
+    of = results(name)
+    if name in shipped("sweeps"):
+        verb, base = "sweep", load_recipe(read_sweep(name).variants()[0].values)
+    else:
+        verb, base = "run", load_recipe(of.recipe.name)
+        name = of.recipe.name
+    asked, given = (
+        recipe.model_dump(mode="json", exclude={"name"}) for recipe in (base, of.recipe)
+    )
+    changed = differences(asked, given)
+    told = "".join(f" '{key}={json.dumps(value)}'" for key, (_, value) in changed.items())
+    return f"`marshtest {verb} {name}{told}`"
+
+
+def missing(names: Iterable[str]) -> str:
+    """The commands of experiments that have no rows, in a sentence; or nothing."""
+    absent = [command(name) for name in names if not there(name)]
+    return f"No rows of {', '.join(absent)}." if absent else ""
+
+
+def origin() -> str:
+    """Where the rows come from."""
+    lines = []
+    for name in filter(there, SHORT):
+        of = results(name)
+        about = next(iter(of.runs.values()))
+        hours = (of.rows["seconds"].sum() + of.rows["scoring_seconds"].sum()) / 3600
+        lines.append(
+            {
+                "rows": f"{len(of.rows)}: {command(name)}",
+                "seeds": len(of.seeds),
+                "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(of.rows["forget_size"])),
+                "precision": ", ".join(of.rows["precision"].unique()),
+                "hours of work": f"{hours:.2f}",
+                "algorithm": about["algorithm"],
+                "marshtest": f"{about['marshtest']}, torch {about['torch']}, {about['machine']}",
+            }
+        )
+    return as_markdown(pd.DataFrame(lines))
+
+
+def introduction() -> str:
+    """Which experiments there are, of how many seeds and on what code, and which are not there."""
+    lines = [(name, results(name)) for name in filter(there, SHORT)]
+    told = ", ".join(f"`{name}` ({len(of.seeds)})" for name, of in lines)
+    of_code = sorted({about["algorithm"] for _, of in lines for about in of.runs.values()})
+    code = f"algorithm {' and '.join(map(str, of_code))}"
+    return "\n\n".join(
+        filter(None, [f"Experiments with rows, and their seeds: {told}; {code}.", missing(SHORT)])
+    )

@@ -1,0 +1,40 @@
+"""Keep a finished run's or sweep's rows in this folder, without what no table or figure needs.
+
+python docs/reproduce/keep.py RUN [NAME]
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from experiments import HERE, SHORT
+
+from marshtest.files import write
+from marshtest.results import Results
+from marshtest.rows import FILE
+
+WITH_SCORES = ("digits-gaussian",)  # of which Figures 6 and 7 are drawn: before NGD, and after
+COLUMNS = ["poison_budget", "role", "entry", "unlearner", "hyperparameters", "budget"]
+COLUMNS += ["seed", "gus", "gus_fresh"]
+
+
+def keep(run: Path, name: str) -> None:
+    """Copy rows and shifts; of scores those that are drawn."""
+    folder = HERE / name
+    if name not in SHORT:
+        raise SystemExit(f"{name}: none of {', '.join(SHORT)}")
+    if not (run / FILE).exists():
+        raise SystemExit(f"{run}: holds no {FILE}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in (FILE, "shifts.parquet"):
+        if (run / file).exists():
+            shutil.copyfile(run / file, folder / file)
+    if name in WITH_SCORES:
+        scores = Results.read(run).scores
+        drawn = scores["unlearner"].isin(["none", "ngd"])
+        write(scores.loc[drawn, COLUMNS].reset_index(drop=True), folder / "scores.parquet")
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else Path(sys.argv[1]).name)

@@ -1,0 +1,204 @@
+"""The tables of README.md and docs/results.md, written from the rows in this folder (`make reproduce`)."""
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+from experiments import (
+    DIGITS,
+    HERE,
+    RIVAL,
+    SEVEN,
+    SHORT,
+    cell,
+    command,
+    missing,
+    results,
+    study,
+    there,
+)
+from pictures import PICTURES
+
+from marshtest.report.hypotheses import SHOWN, hypothesis_table
+from marshtest.report.page import sentences
+from marshtest.report.tables import NAMES, as_markdown, explained, label, legend, number, table
+from marshtest.results import Results
+
+EDITION = HERE / "first-edition.csv"
+COMPARED = (
+    *DIGITS,
+    "digits-budgets",
+    "cifar10-small-gaussian",
+    "cifar10-small-indiscriminate",
+    "imdb-small-trigger",
+    "imdb-tiny-gaussian",
+    "imdb-tiny-trigger",
+)
+
+
+def measured(name: str, without: Sequence[str] = ()) -> str:
+    """An experiment's summary without some of its columns, or how to get one."""
+    if not there(name):
+        return missing([name])
+    return as_markdown(table(results(name)).drop(columns=list(without)))
+
+
+def section(name: str) -> str:
+    """An experiment's command, summary, verdicts in words with reasons, and what the columns mean."""
+    if not there(name):
+        return missing([name])
+    of = results(name)
+    said = [line for line in explained(of) if ": too few " not in line]  # the table says how many
+    why = "\n".join(f"- {line}" for line in said)
+    parts = [command(name), measured(name), verdicts(name), why, legend(of)]
+    return "\n\n".join(filter(None, parts))
+
+
+def verdicts(name: str) -> str:
+    """An experiment's verdicts in words, as a run prints them."""
+    return "\n".join(f"- {line}" for line in sentences(results(name))) if there(name) else ""
+
+
+def statement(name: str) -> str:
+    """A hypothesis's table, what its columns mean, and its statement."""
+    of = study(name)
+    kind = of.settings.hypothesis
+    text = as_markdown(hypothesis_table(kind, of.rows))
+    return f"`marshtest hypotheses {name}`\n\n{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
+
+
+def picture(name: str, caption: str) -> str:
+    """A figure, where its experiment has rows."""
+    experiment = PICTURES[name][0]
+    return f"![{caption}]({name}.png)" if there(experiment) else ""
+
+
+SHARE = {"digits-indiscriminate": 0.1}  # the poison budget shown; else the only one
+
+
+def three_answers() -> str:
+    """Verdicts of all unlearners on the three poisons of digits, with accuracy where it is surely lost."""
+    chosen = list(filter(there, DIGITS))
+    lines = [{"": "recipe"} | {_title(name): f"`{name}`" for name in chosen}]
+    lines.append({"": "seeds"} | {_title(name): str(len(results(name).seeds)) for name in chosen})
+    lines.append({"": NAMES["none"]} | {_title(name): _effect(name) for name in chosen})
+    lines += [
+        {"": NAMES[unlearner]} | {_title(name): _answer(name, unlearner) for name in chosen}
+        for unlearner in (*SEVEN, RIVAL)
+    ]
+    parts = [as_markdown(pd.DataFrame(lines)) if chosen else "", missing(DIGITS)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _title(name: str) -> str:
+    share = SHARE.get(name, results(name).poison_budget)
+    return f"{SHORT[name].partition(', ')[2]}, {100 * share:g} %"
+
+
+def _effect(name: str) -> str:
+    """What the poison does, by the numbers."""
+    of = cell(name, RIVAL, SHARE.get(name)).initial
+    if "target_success" in of:
+        return f"{of['target_success']:.0%} of targets get the attacker's label"
+    if "rank_dependence" in of:
+        return f"rank score {number(of['rank_dependence'], 2)}"
+    clean = of["test_accuracy"] + of["accuracy_cost"]
+    return f"accuracy {number(of['test_accuracy'], 2)} instead of {number(clean, 2)}"
+
+
+def _answer(name: str, unlearner: str) -> str:
+    of = cell(name, unlearner, SHARE.get(name)).line
+    lost = f", accuracy {number(of['test_accuracy'], 2)}" if of["usable"] == "no" else ""
+    return f"{of['verdict']}{lost}"
+
+
+def by_rate(name: str = "digits-budgets") -> str:
+    """What is left by the rank score, and accuracy, by compute budget, at each unlearner's largest rate."""
+    if not there(name):
+        return missing([name])
+    rows = results(name).rows
+    updated = rows[rows["role"] == "updated"]
+    lines = []
+    for unlearner in (*SEVEN, RIVAL):
+        own = updated[updated["unlearner"] == unlearner]
+        rates = own["hyperparameters"].map(lambda text: json.loads(text).get("lr", 0.0))
+        means = own[rates == rates.max()].groupby("budget")
+        for title, column in (("left", "rank_dependence"), ("accuracy", "test_accuracy")):
+            rate = f", lr {rates.max():g}" if unlearner != RIVAL else ""
+            line = {"": f"{NAMES[unlearner]}{rate}: {title}"}
+            lines.append(line | {f"{b:.0%}": number(v, 3) for b, v in means[column].mean().items()})
+    return as_markdown(pd.DataFrame(lines))
+
+
+def changed() -> str:
+    """Verdicts that differ from the first edition's, with the rule that changed and what the rows say."""
+    before = pd.read_csv(EDITION)
+    told, lines = [], []
+    for name in COMPARED:
+        old = before[before["experiment"] == name]
+        if not there(name):
+            told.append(missing([name]))
+        elif not len(old):
+            told.append(f"{SHORT[name]}: the first edition had no rows.")
+        else:
+            own, same = _changed(name, old)
+            lines += own
+            told.append(f"{SHORT[name]}: {len(own)} of {len(own) + same} verdicts differ.")
+    parts = [as_markdown(pd.DataFrame(lines)) if lines else "", "\n".join(f"- {t}" for t in told)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _changed(experiment: str, old: pd.DataFrame) -> tuple[list[dict[str, str]], int]:
+    """Lines of the verdicts that differ, and how many do not."""
+    of = results(experiment)
+    table = of.summary[(of.summary["role"] != "updated") | (of.summary["budget"] == of.budget)]
+    lines, same = [], 0
+    for _, line in table.iterrows():
+        name = label(line, of.recipe, with_budget=False)
+        of_share = (old["poison_budget"] - line["poison_budget"]).abs() < 1e-9
+        found = old[of_share & (old["unlearner"] == name)]
+        if not len(found):
+            continue
+        before = found.iloc[0]
+        if before["verdict"] == line["verdict"]:
+            same += 1
+            continue
+        lines.append(
+            {
+                "experiment": SHORT[experiment],
+                "poison": f"{100 * line['poison_budget']:g} %",
+                "model": name,
+                "first edition": before["verdict"],
+                "now": line["verdict"],
+                "within the margin": f"in {line['removed_in']} of {line['trainings']} trainings",
+                "rule that changed": _rule(of, line, int(before["seeds"])),
+                "what the rows say": _why(line),
+            }
+        )
+    return lines, same
+
+
+RULES = {  # what changed, by hand: for effects with a null law, and for those without
+    "REMOVED": ("rests on what has power", "clean twin"),
+    "NOT REMOVED": ("four exact tests", "clean twin, sign flips"),
+    "INCONCLUSIVE": ("spread, tail and trainings count", "clean twin, failed trainings count"),
+}
+
+
+def _rule(of: Results, line: pd.Series, seeds: int) -> str:
+    said = ["SCRUB corrected"] if line["unlearner"] == "scrub" else []
+    said.append(RULES[line["verdict"]][bool(of.recipe.attack.compared)])
+    if line["seeds"] != seeds:
+        said.append(f"{line['seeds']} seeds, not {seeds}")
+    return "; ".join(said)
+
+
+def _why(line: pd.Series) -> str:
+    if line["reasons"]:
+        return str(line["reasons"])
+    p_in, p_out = line["p_removed"], line["p_not_removed"]
+    if line["verdict"] == "REMOVED":
+        return f"surely within the margin (p {p_in:.2g})" if p_in else "both arms are one model"
+    if line["verdict"] == "NOT REMOVED":
+        return f"surely not 0 (p {p_out:.2g}), not surely within the margin (p {p_in:.2g})"
+    return f"not surely within the margin (p {p_in:.2g}), not surely not 0 (p {p_out:.2g})"
