@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -983,6 +984,14 @@ def paired() -> tuple[list[Scenario], list[Scenario]]:
     return wrong, convicted
 
 
+PAGE = """# Error rates of the verdict
+
+How often each answer is false where the truth is known, by simulation, and how often a model that never saw the
+poison is REMOVED. `python benchmarks/verdict.py --markdown docs/verdict-rates.md` writes this page. A share "held"
+if the lower end of its exact interval is at most what is promised and the upper end at most 6.5 %. A "limit" is
+promised by nobody: the poisons, or the trainings, are too few for any test to tell, or what is left is within the
+margin. Scores: by the sizes and initial effects of the recipes named; *a fifth* is the margin.
+"""
 HEAD = (
     "| scenario | size | repetitions | counted | share | 99 % interval | promised | held |\n"
     "| --- | --- | ---: | --- | ---: | --- | --- | --- |"
@@ -1026,8 +1035,7 @@ def main() -> None:
     )
     print("\n" + text[-1])
     if options.markdown:
-        with open(options.markdown, "w", encoding="utf-8") as file:
-            file.write("\n".join(text) + "\n")
+        Path(options.markdown).write_text("\n".join([PAGE, *text]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,18 @@ def test_a_model_that_kept_the_dose_and_one_that_never_had_it() -> None:
     assert epsilons[0] > 1 > 0 == epsilons[2]
 
 
+def test_a_model_that_keeps_a_tenth_whole_and_pushes_the_others_away_does_not_pass() -> None:
+    """Both means are within the margin; the tenth shows in the spread and in the tail."""
+    before, after = asked("before", "keeping_a_tenth").models
+    initial, scores = before.measured.dependences(), after.measured.dependences()
+    for name, score in scores.items():
+        assert abs(score.value) < 0.1 * initial[name].value
+        assert score.tests["mean"] > 0.05
+    assert after.verdict.answer == "NOT REMOVED"
+    assert any("kept and others pushed away" in reason for reason in after.reasons)
+    assert any("a part of the poisons is kept whole" in reason for reason in after.reasons)
+
+
 @pytest.mark.parametrize("model", ["saturated", "rounded", "clipped", "flat", "random"])
 def test_a_model_that_hides_the_signal_is_caught_or_untestable_and_never_passes(
     model: str,

@@ -50,8 +50,8 @@ def prospects(recipe: Recipe, family: int, seeds: int, poisons: int | None) -> I
             yield f"{_count(seeds)} can give no verdict: NOT REMOVED needs {reject} at least. Raise seeds."
         elif seeds < sure:
             yield (
-                f"{_count(seeds)} cannot give REMOVED of {_models(family)}, but for one that never looks at "
-                f"the poisoned model: it needs {sure}. Raise seeds."
+                f"{_count(seeds)} cannot give REMOVED of {_models(family)}, but for one that never looks "
+                f"at the poisoned model: it needs {sure}. Raise seeds."
             )
     elif poisons is not None and poisons * seeds < (needed := _poisons(recipe, family)):
         yield (
