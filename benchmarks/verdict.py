@@ -986,11 +986,12 @@ def paired() -> tuple[list[Scenario], list[Scenario]]:
 
 PAGE = """# Error rates of the verdict
 
-How often each answer is false where the truth is known, by simulation, and how often a model that never saw the
-poison is REMOVED. `python benchmarks/verdict.py --markdown docs/verdict-rates.md` writes this page. A share "held"
-if the lower end of its exact interval is at most what is promised and the upper end at most 6.5 %. A "limit" is
-promised by nobody: the poisons, or the trainings, are too few for any test to tell, or what is left is within the
-margin. Scores: by the sizes and initial effects of the recipes named; *a fifth* is the margin.
+How often each answer is false where the truth is known, by simulation, and how often a model that never
+saw the poison is REMOVED. `python benchmarks/verdict.py --markdown docs/verdict-rates.md` writes this page.
+A share is held if the lower end of its exact interval is at most what is promised and the upper end at most
+6.5 %. A limit is promised by nobody: the poisons, or the trainings, are too few for a test to tell, or what
+is left is within the margin. *A fifth* is the margin; sizes and initial effects are those of the recipes
+named.
 """
 HEAD = (
     "| scenario | size | repetitions | counted | share | 99 % interval | promised | held |\n"
