@@ -247,10 +247,10 @@ def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: flo
 
 
 def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
-    """For "more than is allowed is left".
+    """For "more than is allowed is left". The initial effect's own error is added, as of independent ones.
 
-    The initial effect's own error is added in full: the two models saw the same noise, so their estimates
-    may depend on each other in either direction.
+    The two models saw the same noise. If that makes their estimates agree the level is below what is
+    stated; only a model whose scores lie against the initial ones can gain by it.
     """
     allowed = _allowed(initial, score, effect, margin)
     if math.isnan(score.value) or not allowed > 0:
@@ -260,8 +260,8 @@ def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: fl
         share = min(1.0, score.fpr + allowed)
         error = max(math.sqrt(share * (1 - share) / score.n), NO_SPREAD)
         z = norm.isf(binom.cdf(score.tail, score.n, share))
-        return float(norm.sf(z * error / (error + of_initial)))
-    error = _error_of(score, effect) + of_initial
+        return float(norm.sf(z * error / math.hypot(error, of_initial)))
+    error = math.hypot(_error_of(score, effect), of_initial)
     return float(t.sf((allowed - abs(_effect_of(score, effect))) / error, score.n - 1))
 
 
@@ -411,7 +411,8 @@ def _power(
     deviation = {"mean": 1.0, "spread": math.sqrt(2), "tail": math.sqrt(share * (1 - share))}[
         effect
     ]
-    stricter = 1 + margin * _error_of(score, effect) * math.sqrt(n) / max(deviation, NO_SPREAD)
+    of_initial = margin * _error_of(score, effect) * math.sqrt(n)
+    stricter = math.hypot(1, of_initial / max(deviation, NO_SPREAD))
     level = float(norm.sf(norm.isf(alpha / family) * stricter))
     if effect == "tail":
         most = binom.ppf(level, n, share)
@@ -439,7 +440,7 @@ def _needed(
         if (name, "mean") in rests:
             before = initial.pooled[name]
             allowed = _allowed(before, score, "mean", margin)
-            both = deviation + margin * before.error * math.sqrt(before.n)
+            both = math.hypot(deviation, margin * before.error * math.sqrt(before.n))
             removed = partial(removal, margin=allowed, left=left, deviation=both, alpha=alpha)
             to_remove = max(to_remove, poisons_for(POWER, removed))
         level = alpha / tests
