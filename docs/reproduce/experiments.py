@@ -164,7 +164,8 @@ def command(name: str) -> str:
         verb, base = "run", load_recipe(of.recipe.name)
         name = of.recipe.name
     asked, given = (
-        recipe.model_dump(mode="json", exclude={"name"}) for recipe in (base, of.recipe)
+        recipe.model_dump(mode="json", exclude={"name", "description"})
+        for recipe in (base, of.recipe)
     )
     changed = differences(asked, given)
     told = "".join(f" '{key}={json.dumps(value)}'" for key, (_, value) in changed.items())
