@@ -206,9 +206,10 @@ def test_held_out_samples_are_neither_trained_on_nor_poisoned() -> None:
 def test_a_recipe_too_small_for_a_verdict_says_so(tiny_run: Results) -> None:
     line = tiny_run.summary.set_index("role").loc["retrained"]
     assert line["verdict"] == "INCONCLUSIVE"
-    assert len(tiny_run.warnings) == 1
-    assert "too small for a verdict" in tiny_run.warnings[0]
-    assert "must be REMOVED" in tiny_run.warnings[0]
+    small, impossible = tiny_run.warnings
+    assert "too small for a verdict" in small
+    assert "must be REMOVED" in small
+    assert "80 poisons in all cannot give REMOVED of 3 unlearners judged together" in impossible
 
 
 def test_rows_measure_the_very_model(tmp_path: Path) -> None:

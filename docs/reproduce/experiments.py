@@ -40,6 +40,9 @@ SHORT = {
     "cifar10-small-budgets": "CIFAR-10, Gaussian, by compute budget",
     "cifar10-small-sizes": "CIFAR-10, Gaussian, by size",
     "imdb-tiny-sizes": "IMDb (tiny), Gaussian, by size",
+    "canceling-deep": "plain descent, first tensor, poisons added",
+    "canceling-deep-adam": "Adam, first tensor, poisons added",
+    "canceling-deep-all": "Adam, all tensors, poisons replace, θ_low within reach",
 }
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     "digits-budgets": "marshtest sweep digits-budgets",
@@ -47,6 +50,9 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "cifar10-small-sizes": "marshtest sweep cifar10-small-sizes model.width=8 training.epochs=20 "
     "training.batch_size=64 data.train=2000 data.test=1000 attack.draws=29",
     "imdb-tiny-sizes": "marshtest run imdb-tiny-gaussian 'poison_budgets=[0.125, 0.25]'",
+    "canceling-deep-adam": "marshtest run canceling-deep attack.optimizer=adam attack.lr=0.1",
+    "canceling-deep-all": "marshtest run canceling-deep attack.optimizer=adam attack.lr=0.1 "
+    "attack.parameters=all attack.place=replace attack.weighting=size attack.radius=null",
 }
 
 
@@ -67,6 +73,7 @@ TEXTS = (GAUSSIAN_TEXTS, TRIGGER)
 DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
 ALL = (*IMAGES, *TEXTS, *DIGITS)
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
+DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")
 STEPS = ("cifar10-small-budgets", "digits-budgets")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from experiments import (
+    DEEP,
     DIGITS,
     HERE,
     RIVAL,
@@ -21,7 +22,16 @@ from pictures import PICTURES
 
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import sentences
-from marshtest.report.tables import NAMES, as_markdown, explained, label, legend, number, table
+from marshtest.report.tables import (
+    NAMES,
+    as_markdown,
+    explained,
+    label,
+    legend,
+    number,
+    plus_minus,
+    table,
+)
 from marshtest.results import Results
 
 EDITION = HERE / "first-edition.csv"
@@ -65,6 +75,35 @@ def statement(name: str) -> str:
     kind = of.settings.hypothesis
     text = as_markdown(hypothesis_table(kind, of.rows))
     return f"`marshtest hypotheses {name}`\n\n{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
+
+
+def canceling_deep() -> str:
+    """Test accuracy of deep victims of gradient canceling, beside blind perturbations and none."""
+    lines = []
+    for name in filter(there, DEEP):
+        rows = results(name).rows.set_index(["role", "seed"])
+        poisoned, shuffled = rows.loc["initial"], rows.loc["shuffled"]
+        clean = poisoned["twin_test_accuracy"]
+        lost = {
+            "lost by poison": clean - poisoned["test_accuracy"],
+            "lost by blind noise": clean - shuffled["test_accuracy"],
+        }
+        accuracies = {
+            "clean": clean,
+            "poisoned": poisoned["test_accuracy"],
+            "shuffled": shuffled["test_accuracy"],
+        }
+        lines.append(
+            {
+                "variant": SHORT[name],
+                "seeds": len(clean),
+                "gradient left": ", ".join(f"{x:.2f}" for x in poisoned["crafting_objective"]),
+                **{key: plus_minus(x.mean(), x.std(), 3) for key, x in accuracies.items()},
+                **{key: plus_minus(x.mean(), x.sem(), 3) for key, x in lost.items()},
+            }
+        )
+    commands = "\n".join(f"- {SHORT[name]}: {command(name)}" for name in DEEP if there(name))
+    return f"{as_markdown(pd.DataFrame(lines))}\n\n{commands}" if lines else missing(DEEP)
 
 
 def picture(name: str, caption: str) -> str:

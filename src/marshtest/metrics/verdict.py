@@ -52,9 +52,7 @@ Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
 ANSWERS: tuple[Answer, ...] = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")  # the worst first
 Effect = Literal["mean", "spread", "tail"]
 
-POWER = (
-    0.9  # of a verdict on a model that never saw the poison; and of the stated number of poisons
-)
+POWER = 0.9  # with which a model that never saw the poison is REMOVED; and of the stated numbers
 TRAININGS = 3  # from so many on, they have an interval of their own
 NOT_SHOWN = "the poison does not show in the initial model"
 NO_SPREAD = 1e-9  # deviation of differences that are all equal, in place of 0
