@@ -19,6 +19,7 @@ from experiments import (
     there,
 )
 from pictures import PICTURES
+from scipy.stats import ttest_rel
 
 from marshtest.report.hypotheses import SHOWN, hypothesis_table
 from marshtest.report.page import sentences
@@ -104,6 +105,19 @@ def canceling_deep() -> str:
         )
     commands = "\n".join(f"- {SHORT[name]}: {command(name)}" for name in DEEP if there(name))
     return f"{as_markdown(pd.DataFrame(lines))}\n\n{commands}" if lines else missing(DEEP)
+
+
+def deep_answer() -> str:
+    """Whether poisons in a deep network lower accuracy more than blind noise does, in a sentence."""
+    surely = []
+    for name in filter(there, DEEP):
+        rows = results(name).rows.set_index(["role", "seed"])["test_accuracy"]
+        found = ttest_rel(rows.loc["shuffled"], rows.loc["initial"], alternative="greater")
+        surely.append(bool(found.pvalue <= 0.05))
+    return (
+        f"In {sum(surely)} of {len(surely)} variants poisons lower accuracy surely more than blind noise of "
+        "the same size (paired one-sided t test over seeds, level 0.05)."
+    )
 
 
 def picture(name: str, caption: str) -> str:
