@@ -115,8 +115,8 @@ def deep_answer() -> str:
         found = ttest_rel(rows.loc["shuffled"], rows.loc["initial"], alternative="greater")
         surely.append(bool(found.pvalue <= 0.05))
     return (
-        f"In {sum(surely)} of {len(surely)} variants poisons lower accuracy surely more than blind noise of "
-        "the same size (paired one-sided t test over seeds, level 0.05)."
+        f"In {sum(surely)} of {len(surely)} variants poisons lower accuracy surely more than blind noise "
+        "of the same size (paired one-sided t test over seeds, level 0.05)."
     )
 
 
