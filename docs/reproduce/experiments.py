@@ -42,7 +42,7 @@ SHORT = {
     "imdb-tiny-sizes": "IMDb (tiny), Gaussian, by size",
     "canceling-deep": "plain descent, first tensor, poisons added",
     "canceling-deep-adam": "Adam, first tensor, poisons added",
-    "canceling-deep-all": "Adam, all tensors, poisons replace, θ_low within reach",
+    "canceling-deep-all": "Adam, all tensors, poisons replace, sets by their sizes",
 }
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     "digits-budgets": "marshtest sweep digits-budgets",
@@ -52,7 +52,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "imdb-tiny-sizes": "marshtest run imdb-tiny-gaussian 'poison_budgets=[0.125, 0.25]'",
     "canceling-deep-adam": "marshtest run canceling-deep attack.optimizer=adam attack.lr=0.1",
     "canceling-deep-all": "marshtest run canceling-deep attack.optimizer=adam attack.lr=0.1 "
-    "attack.parameters=all attack.place=replace attack.weighting=size attack.radius=null",
+    "attack.parameters=all attack.place=replace attack.weighting=size",
 }
 
 

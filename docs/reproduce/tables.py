@@ -98,13 +98,19 @@ def canceling_deep() -> str:
             {
                 "variant": SHORT[name],
                 "seeds": len(clean),
-                "gradient left": ", ".join(f"{x:.2f}" for x in poisoned["crafting_objective"]),
+                "gradient left": ", ".join(_crafted(line) for _, line in poisoned.iterrows()),
                 **{key: plus_minus(x.mean(), x.std(), 3) for key, x in accuracies.items()},
                 **{key: plus_minus(x.mean(), x.sem(), 3) for key, x in lost.items()},
             }
         )
     commands = "\n".join(f"- {SHORT[name]}: {command(name)}" for name in DEEP if there(name))
     return f"{as_markdown(pd.DataFrame(lines))}\n\n{commands}" if lines else missing(DEEP)
+
+
+def _crafted(line: pd.Series) -> str:
+    """The share of the gradient that a crafting left, and whether it broke off."""
+    stopped = " (diverged)" * bool(line["crafting_stopped"])
+    return f"{line['crafting_objective']:.2f}{stopped}"
 
 
 def deep_answer() -> str:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from marshtest.errors import MarshtestError
 from marshtest.metrics.power import detection, poisons_for, removal
-from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
+from marshtest.metrics.trainings import MOST, trainings_to_reject, trainings_to_remove
 from marshtest.report.figures import save
 from marshtest.report.tables import SCORE_NAMES
 from marshtest.results import Results
@@ -173,6 +173,8 @@ def trainings_table(
     if unlearners < 1:
         raise MarshtestError(f"plan: unlearners must be at least 1. Got {unlearners}.")
     needed = trainings_to_remove(margin, alpha / unlearners, works, power)
+    if needed >= MOST:
+        raise MarshtestError(f"plan: {MOST:,} trainings would not do. Raise works, or margin.")
     return pd.DataFrame(
         {
             "attack works in": [works],

@@ -106,6 +106,23 @@ class Recipe(Named):
         return self
 
     @model_validator(mode="after")
+    def _nothing_is_asked_twice(self) -> Self:
+        trials = [(t.name, t.hyperparameters) for entry in self.unlearners for t in entry]
+        asked: dict[str, Sequence[Any]] = {
+            "unlearners": trials,
+            "budgets": self.budgets,
+            "poison_budgets": self.poison_budgets,
+        }
+        for key, values in asked.items():
+            twice = [value for place, value in enumerate(values) if value in values[:place]]
+            if twice:
+                told = twice[0][0] if key == "unlearners" else twice[0]
+                raise ValueError(
+                    f"{key}: {told} is given twice with the same values. Leave one out."
+                )
+        return self
+
+    @model_validator(mode="after")
     def _searches_need_validation(self) -> Self:
         searched = [trials[0].name for trials in self.unlearners if len(trials) > 1]
         if searched and not self.data.validation:

@@ -96,6 +96,15 @@ class Results:
         about = rows.runs[recipe]
         parsed = Recipe.parse(about["values"], f"{rows.path}: recipe")
         own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
+        if not len(own[own["role"] != "reference"]) or own.duplicated(CELL).any():
+            what = (
+                "stand there twice"
+                if own.duplicated(CELL).any()
+                else "are of no model but the reference"
+            )
+            raise MarshtestError(
+                f"{rows.path}: rows of recipe {recipe} {what}. Give rows as written."
+            )
         needed = [c for name in parsed.attack.exact for c in Dependence.columns_of(name)]
         needed += [f"twin_{column}" for column in parsed.attack.compared.values()]
         needed += ["twin_same"] * bool(parsed.attack.compared)
@@ -339,8 +348,7 @@ class Results:
         if attack.compared:
             (column,) = attack.compared.values()
             left = (rows[column] - rows[f"twin_{column}"]).to_numpy(dtype=np.float64)
-            same = rows["twin_same"].dropna()
-            return Difference(left, same=len(same) > 0 and bool((same == 1).all()))
+            return Difference(left, same=bool((rows["twin_same"] == 1).all()))
         fpr = float(getattr(attack, "fpr", 0.01))
         return Evidence(
             {

@@ -31,7 +31,11 @@ KEYS = [
     "budget",
 ]
 NEEDED = {
-    "recipe": [*KEYS, "test_accuracy", "forget_size", "spent", "note", "precision", "device"],
+    "recipe": [
+        *KEYS,
+        *("test_accuracy", "forget_accuracy", "validation_accuracy", "forget_size"),
+        *("spent", "seconds", "note", "precision", "device"),
+    ],
     "hypothesis": ["seed", "set"],
 }
 

@@ -10,11 +10,12 @@ is counted.
     half       a random half keeps the true scores, the other half has them mirrored: the mean is 0
     pushed     a random share, as large as the margin, keeps the true scores, and the others are pushed the
                other way until the mean is 0
-    class      one class keeps the true scores
+    class      as many classes as make up the margin keep the true scores
     classes    every other class keeps the true scores, the others have them mirrored
 
-All shares must be at most what was promised, up to chance. Nothing is promised of *pushed* where the
-poisons are too few for the verdict to rest on the scores' spread: no test could see it then.
+All shares must be at most what was promised, up to chance. Nothing is promised of *half*, *pushed* and
+*classes* where the poisons are too few for the verdict to rest on the scores' spread: who keeps some and
+pushes others may go unseen then.
 """
 
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ class Calibration:
     def _promised(self, cheat: str) -> float:
         """The rate of false REMOVED; nan of what nothing is promised of."""
         seen = any(rest.effect == "spread" for rest in self.rests)
-        return self.question.alpha if seen or cheat != "pushed" else float("nan")
+        return self.question.alpha if seen or cheat in ("margin", "class") else float("nan")
 
     def uniformity(self) -> dict[str, float]:
         """By score, p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform."""
@@ -200,12 +201,13 @@ def cheats(
     """Scores of models that keep poison, by case; see the module's text."""
     order = rng.permutation(len(true.classes)) / len(true.classes)
     names, cell = np.unique(true.classes, return_inverse=True)
-    one = cell == rng.integers(len(names))
+    shares = np.bincount(cell)[ranked := rng.permutation(len(names))].cumsum() / len(cell)
+    whole = np.isin(cell, ranked[: int(np.searchsorted(shares, margin)) + 1])
     every_other = rng.permutation(len(names))[cell] % 2 == 0
     yield "margin", _mixed(true, null, order < margin)
     yield "half", _mixed(true, _mirrored(true), order < 0.5)
     yield "pushed", _balanced(_mixed(true, null, order < margin), order < margin)
-    yield "class", _mixed(true, null, one)
+    yield "class", _mixed(true, null, whole)
     yield "classes", _mixed(true, _mirrored(true), every_other)
 
 

@@ -3,7 +3,7 @@
     d_s  = effect(updated model) − effect(the same on the clean twin)     of training s; d0_s: no unlearning
     twin = the same experiment, the same draws, the base samples in the poisons' places
 
-What a method costs by itself is in both arms and cancels.
+What a method costs by itself is in both arms and cancels, as far as it is the same in both.
 
     NOT REMOVED   some d ≠ 0. If the poison does nothing, the two arms of a training can be exchanged, so
                   every sign of d_s is as likely as the other: the sign-flip test is exact, whatever the
@@ -33,6 +33,7 @@ Floats = NDArray[np.float64]
 TINY = 1e-12  # spread of differences that are all equal
 ALL_FLIPS = 14  # trainings of which all sign patterns are tried; of more, FLIPS random ones
 FLIPS = 20_000
+MOST = 10_000  # trainings; whoever needs more gets none
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def failures(d0: Floats, d: Floats) -> int:
 
 
 def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: float = 0.9) -> int:
-    """The fewest trainings with which an unlearner that never fails is REMOVED by (ii).
+    """The fewest trainings, at most MOST, with which an unlearner that never fails is REMOVED by (ii).
 
     Args:
         margin: share of the initial effect that may be left.
@@ -158,13 +159,16 @@ def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: 
         works: share of the trainings in which the attack works; of few it may work in fewer.
         power: probability of that answer, over the trainings in which the attack happens to work.
     """
-    trainings = 1
-    while True:
+    trainings = math.ceil(
+        math.log(alpha) / math.log1p(-margin) - 1e-9
+    )  # if the attack always works
+    while trainings < MOST:
         worked = np.arange(trainings + 1)
         enough = (1 - margin * worked / trainings) ** trainings <= alpha
         if binom.pmf(worked[enough], trainings, works).sum() >= power:
             return trainings
-        trainings += 1
+        trainings += 1 + trainings // 200  # exact up to 200
+    return MOST
 
 
 def trainings_to_reject(alpha: float) -> int:

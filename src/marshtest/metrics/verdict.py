@@ -168,7 +168,9 @@ def verdicts(
         reasons = _reasons(initial, one, rests, margin, alpha)
         if not shown:
             reasons = (NOT_SHOWN, *reasons)
-        blocked = _bonferroni([*_blocking(one, rests).values()]) <= alpha
+        blocked = bool(untestable(one, margin)) or (
+            _bonferroni([*_blocking(one, rests).values()]) <= alpha
+        )
         together = _p_over_trainings(initial, one, rests, margin) <= alpha
         verdict = Verdict(
             "INCONCLUSIVE", p_in, p_out, None, reasons, *_within(initial, one, rests, margin)
@@ -202,6 +204,8 @@ def paired_verdicts(
             said = [] if shown else [NOT_SHOWN]
             if of and failed:
                 said.append(f"half of the effect or more is left in {failed} of {of} trainings")
+            if one.value < 0:
+                said.append("the clean twin shows more: not the poison's harm, but a trace of it")
             reasons = tuple(said)
             if p_out <= alpha:
                 verdict = replace(verdict, answer="NOT REMOVED", reasons=reasons)
@@ -296,13 +300,18 @@ def _bonferroni(p_values: Sequence[float]) -> float:
 def _p_over_trainings(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
 ) -> float:
-    """For "in trainings to come the mean left is beyond the margin"; 0 of fewer than three."""
+    """For "in trainings to come the mean left is beyond the margin"; 0 of fewer than three.
+
+    1 where there are three, but not with a mean in both models.
+    """
+    if min(len(initial.trainings), len(one.trainings)) < TRAININGS:
+        return 0.0
     found = [0.0]
     for name in (r.score for r in rests if r.effect == "mean" and r.score in one.pooled):
         d, d0 = one.means(name, initial)
-        if len(d) >= TRAININGS:
-            allowed = max(0.0, margin - one.pooled[name].hidden) * d0
-            found.append(max(p_positive(allowed - d), p_positive(allowed + d)))
+        allowed = max(0.0, margin - one.pooled[name].hidden) * d0
+        several = len(d) >= TRAININGS
+        found.append(max(p_positive(allowed - d), p_positive(allowed + d)) if several else 1.0)
     return max(found)
 
 
