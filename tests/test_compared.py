@@ -21,6 +21,7 @@ from marshtest.attacks import Gaussian, Poisoned, gradient_matching
 from marshtest.data import Samples, load
 from marshtest.errors import MarshtestError
 from marshtest.metrics import power
+from marshtest.metrics.trainings import Difference
 from marshtest.plan import effects_of
 from marshtest.protocol import Pipeline
 from marshtest.recipe import Recipe
@@ -313,3 +314,14 @@ def test_success_has_wilsons_interval(runs: Runs) -> None:
         half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
         assert line["target_success_low"] == pytest.approx(centre - half, abs=1e-9)
         assert line["target_success_high"] == pytest.approx(centre + half, abs=1e-9)
+
+
+def test_one_model_in_some_trainings_and_none_in_others_is_no_proof(runs: Runs) -> None:
+    results = runs["matching"].results
+    rows = results.rows.copy()
+    lost = (rows["role"] == "updated") & (rows["seed"] == 1)
+    rows.loc[rows["role"] == "updated", "twin_same"] = 1.0
+    rows.loc[lost, ["twin_same", "target_probability", "twin_target_probability"]] = np.nan
+    shown = replace(results, rows=rows)._shown(rows[rows["role"] == "updated"])
+    assert isinstance(shown, Difference)
+    assert not shown.same

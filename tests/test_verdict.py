@@ -313,3 +313,24 @@ def test_an_interval_of_a_tpr_is_clopper_and_pearsons() -> None:
     assert stats.binom.sf(2, 60, low) == pytest.approx(0.025)
     assert stats.binom.cdf(3, 60, high) == pytest.approx(0.025)
     assert all(map(math.isnan, interval_of_share(math.nan, 60)))
+
+
+def test_trainings_that_were_never_compared_acquit_nobody() -> None:
+    """The initial models are of other seeds, or too few have a partner: nothing is known of the pairs."""
+    before = several([1.0] * 5, 1000)
+    elsewhere = Evidence(
+        {seed + 5: scores for seed, scores in several([0.0] * 5, 1000).trainings.items()}
+    )
+    assert judged(before, elsewhere)[0].answer == "INCONCLUSIVE"
+    assert judged(before, several([0.0] * 5, 1000))[0].answer == "REMOVED"
+
+
+def test_a_score_that_cannot_be_told_acquits_nobody_even_where_nothing_rests_on_it() -> None:
+    from dataclasses import replace
+
+    weak = one(0.08, 1.0, 750)
+    assert Rest("gus", "mean") not in rests_on(weak, **LEVELS)  # type: ignore[arg-type]
+    scores = {"gus": replace(of(0.0, 750), hidden=0.9), "rank": of(0.0, 750)}
+    (verdict,) = judged(weak, Evidence({0: scores}))
+    assert verdict.answer == "INCONCLUSIVE"
+    assert verdict.reasons == ("untestable by gus: gradients vanish for 90% of the poisons",)
