@@ -1,6 +1,6 @@
 """How often the verdict is wrong, and how often it acquits who deserves it, by simulation.
 
-    python benchmarks/verdict.py [--repetitions 1000] [--markdown FILE]
+    python benchmarks/verdict.py [--repetitions 2000] [--markdown FILE]
 
 NumPy draws scores and effects from stated truths. The rule is written out a second time below, for many
 repetitions at once and without marshtest; of every scenario a few repetitions are also handed to marshtest,
@@ -1004,7 +1004,7 @@ HEAD = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Error rates and power of the verdict.")
-    parser.add_argument("--repetitions", type=int, default=1000)
+    parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--markdown", help="file that gets the tables, too")
     parser.add_argument("--only", default="", help="scenarios whose name or size has this in it")
     options = parser.parse_args()
