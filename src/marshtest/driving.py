@@ -79,7 +79,7 @@ def plan_sweep(sweep: Sweep) -> Planned:
     """Variants, cells and jobs of a sweep; nothing is loaded or trained.
 
     Raises:
-        MarshtestError: a variant is no sound recipe, or two cells differ in nothing.
+        MarshtestError: a variant is no sound recipe, or two variants differ in nothing.
     """
     variants = sweep.variants()
     keys = [_keys(variant) for variant in variants]
@@ -87,16 +87,8 @@ def plan_sweep(sweep: Sweep) -> Planned:
     sets: list[frozenset[str]] = []
     for number, of in enumerate(keys):
         found = [line for group in groups(of.recipe) for line in lines(of, group)]
-        counted = Counter(line.key for line in found)
-        if len(counted) < len(found):
-            twice = next(line for line in found if counted[line.key] > 1)
-            entry = of.recipe.unlearners[twice.entry][0].name if twice.entry >= 0 else "a model"
-            raise MarshtestError(
-                f"unlearners: two cells of {entry} differ in nothing. Leave one out, of the entries or of "
-                "their values, poison_budgets or budgets."
-            )
         cells += [Cell(line.key, number, line.entry) for line in found]
-        sets.append(frozenset(counted))
+        sets.append(frozenset(line.key for line in found))
     refuse_equal([variant.label for variant in variants], sets)
     known: set[str] = set()
     found_jobs = []
