@@ -227,7 +227,10 @@ def _bars(name: str, results: Results) -> dict[str, Any]:
     """Beginnings of the columns of a score's intervals, and how their bars look."""
     if name in results.recipe.attack.compared:
         return {name: THIN}
-    return {name: THICK, f"{name}_trainings": THIN}
+    several = (
+        results.summary[f"{name}_trainings_low"].notna().any()
+    )  # trainings: one has no interval
+    return {name: THICK, **({f"{name}_trainings": THIN} if several else {})}
 
 
 def left(name: str, names: Sequence[str], bars: Mapping[str, Any]) -> Spec:
