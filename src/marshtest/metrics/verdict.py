@@ -204,7 +204,7 @@ def paired_verdicts(
             said = [] if shown else [NOT_SHOWN]
             if of and failed:
                 said.append(f"half of the effect or more is left in {failed} of {of} trainings")
-            if one.value < 0:
+            if one.value < 0 and p_out <= alpha:
                 said.append("the clean twin shows more: not the poison's harm, but a trace of it")
             reasons = tuple(said)
             if p_out <= alpha:
