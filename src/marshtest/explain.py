@@ -122,8 +122,9 @@ def _count(job: Job, kind: str, data: Dataset) -> int:
         return job.recipe.attack.crafting(poison_count(job.recipe, job.group.poison_budget, data))[
             0
         ]
-    if kind == "unlearn" and job.unlearner is not None and job.unlearner.goes_on:
-        return 1
+    if kind == "unlearn" and job.unlearner is not None:
+        runs = 1 if job.unlearner.goes_on else len(job.budgets)
+        return runs * len(job.keys.arms(job.unlearner))
     return len(job.budgets) or 1
 
 

@@ -51,9 +51,7 @@ class VerdictSettings(Settings):
 
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
     margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
-    accuracy: float = Field(
-        0.05, gt=0, lt=1
-    )  # that a usable model may lose against full retraining
+    accuracy: float = Field(0.05, gt=0, lt=1)  # that may be lost against full retraining
 
 
 class Named(Settings):

@@ -269,7 +269,7 @@ class Results:
 
     def rests(self, share: float) -> tuple[Rest, ...]:
         """What verdicts of REMOVED rest on at a poison budget; nothing of effects without a null law."""
-        return self._judged(share)[0]
+        return self._judged[share][0]
 
     def telling(self, share: float) -> list[str]:
         """The scores whose mean REMOVED rests on; empty where no mean shows the poison."""
@@ -299,7 +299,7 @@ class Results:
         chosen = self.chosen(share)
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         keys = list(cells.groups)
-        answers = self._judged(share)[1]
+        answers = self._judged[share][1]
         numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(chosen)]
         means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
         of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
@@ -357,7 +357,12 @@ class Results:
             }
         )
 
-    def _judged(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:
+    @cached_property
+    def _judged(self) -> dict[float, tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]]:
+        """By poison budget, what verdicts rest on, and the verdict of each cell."""
+        return {share: self._judge(share) for share in self.poison_budgets}
+
+    def _judge(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:
         """What verdicts rest on, and by cell the verdict: controls each alone, unlearners together."""
         chosen = self.chosen(share)
         seeds = chosen["seed"].unique()

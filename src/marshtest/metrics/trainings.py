@@ -111,6 +111,12 @@ def _signs(trainings: int) -> Floats:
     return signs
 
 
+def pairs(initial: Difference, left: Difference) -> tuple[Floats, Floats]:
+    """d0 and d of the trainings that have both."""
+    both = ~np.isnan(initial.values) & ~np.isnan(left.values)
+    return initial.values[both], left.values[both]
+
+
 def p_within(initial: Difference, left: Difference, margin: float) -> float:
     """For "more than the margin is left": the larger of (i) and (ii) of the module's text.
 
@@ -118,8 +124,7 @@ def p_within(initial: Difference, left: Difference, margin: float) -> float:
     """
     if left.same:
         return 0.0
-    both = ~np.isnan(initial.values) & ~np.isnan(left.values)
-    d0, d = initial.values[both], left.values[both]
+    d0, d = pairs(initial, left)
     if not len(d):
         return 1.0
     return max(
@@ -147,7 +152,7 @@ def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
 
 def failures(d0: Floats, d: Floats) -> int:
     """Trainings in which half of the mean initial effect or more is left, in either direction."""
-    return int((np.abs(d) >= d0.mean() / 2).sum())
+    return int((np.abs(d) >= d0.mean() / 2).sum()) if len(d) else 0
 
 
 def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: float = 0.9) -> int:
@@ -159,9 +164,8 @@ def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: 
         works: share of the trainings in which the attack works; of few it may work in fewer.
         power: probability of that answer, over the trainings in which the attack happens to work.
     """
-    trainings = math.ceil(
-        math.log(alpha) / math.log1p(-margin) - 1e-9
-    )  # if the attack always works
+    always = math.log(alpha) / math.log1p(-margin)  # needed if the attack always works
+    trainings = math.ceil(always - 1e-9)
     while trainings < MOST:
         worked = np.arange(trainings + 1)
         enough = (1 - margin * worked / trainings) ** trainings <= alpha

@@ -42,6 +42,7 @@ from marshtest.metrics.trainings import (
     failures,
     p_positive,
     p_within,
+    pairs,
     sign_flips,
     trainings_to_reject,
     trainings_to_remove,
@@ -161,26 +162,27 @@ def verdicts(
         margin: share of the initial effect that may be left.
     """
     shown = _p_independent(initial) <= alpha
-    removed = holm([_p_removed(initial, one, rests, margin) for one in family])
+    removed = holm([_p_removed(initial, one, _own(one, rests), margin) for one in family])
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
     for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
-        reasons = _reasons(initial, one, rests, margin, alpha)
+        own = _own(one, rests)
+        reasons = _reasons(initial, one, own, margin, alpha)
         if not shown:
             reasons = (NOT_SHOWN, *reasons)
         blocked = bool(untestable(one, margin)) or (
-            _bonferroni([*_blocking(one, rests).values()]) <= alpha
+            _bonferroni([*_blocking(one, own).values()]) <= alpha
         )
-        together = _p_over_trainings(initial, one, rests, margin) <= alpha
+        together = _p_over_trainings(initial, one, own, margin) <= alpha
         verdict = Verdict(
-            "INCONCLUSIVE", p_in, p_out, None, reasons, *_within(initial, one, rests, margin)
+            "INCONCLUSIVE", p_in, p_out, None, reasons, *_within(initial, one, own, margin)
         )
         if p_in <= alpha and shown and together and not blocked:
             verdict = replace(verdict, answer="REMOVED", reasons=())
         elif p_out <= alpha:
             verdict = replace(verdict, answer="NOT REMOVED")
         else:
-            needed = _needed(initial, one, rests, margin, alpha / len(family))
+            needed = _needed(initial, one, own, margin, alpha / len(family))
             verdict = replace(verdict, needed=needed)
         answers.append(verdict)
     return answers
@@ -195,7 +197,7 @@ def paired_verdicts(
     not_removed = sign_flips(family) if family else []
     answers = []
     for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
-        failed, of = _failed(initial, one), len(one.told)
+        failed, of = failures(*pairs(initial, one)), len(one.told)
         inside = int((np.abs(one.told) <= margin * initial.value).sum())
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, of)
         if p_in <= alpha and shown:
@@ -267,10 +269,19 @@ def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: fl
     return float(t.sf((allowed - abs(_effect_of(score, effect))) / error, score.n - 1))
 
 
+def _own(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
+    """What the verdict rests on, by the scores that the model has: a black box has no GUS."""
+    return tuple(rest for rest in rests if rest.score in one.pooled)
+
+
+def _means(rests: Sequence[Rest]) -> list[str]:
+    """Scores whose mean the verdict rests on."""
+    return [rest.score for rest in rests if rest.effect == "mean"]
+
+
 def _p_removed(initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float) -> float:
-    """Over what the verdict rests on, by the scores that the model has: a black box has no GUS."""
-    own = [rest for rest in rests if rest.score in one.pooled]
-    pairs = [(initial.pooled[rest.score], one.pooled[rest.score], rest.effect) for rest in own]
+    """Over what the verdict rests on."""
+    pairs = [(initial.pooled[rest.score], one.pooled[rest.score], rest.effect) for rest in rests]
     return max((_p_effect(*pair, margin) for pair in pairs), default=1.0)
 
 
@@ -307,7 +318,7 @@ def _p_over_trainings(
     if min(len(initial.trainings), len(one.trainings)) < TRAININGS:
         return 0.0
     found = [0.0]
-    for name in (r.score for r in rests if r.effect == "mean" and r.score in one.pooled):
+    for name in _means(rests):
         d, d0 = one.means(name, initial)
         allowed = max(0.0, margin - one.pooled[name].hidden) * d0
         several = len(d) >= TRAININGS
@@ -319,7 +330,7 @@ def _within(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
 ) -> tuple[int, int]:
     """Trainings in which all means that the verdict rests on are within the margin, and of how many."""
-    names = [r.score for r in rests if r.effect == "mean" and r.score in one.pooled]
+    names = _means(rests)
     inside = []
     for scores in one.trainings.values():
         left = [scores[name].value for name in names]
@@ -340,8 +351,7 @@ def _reasons(
     failed = [
         rest
         for rest in rests
-        if rest.score in one.pooled
-        and not math.isnan(one.pooled[rest.score].value)
+        if not math.isnan(one.pooled[rest.score].value)
         and _p_effect(initial.pooled[rest.score], one.pooled[rest.score], rest.effect, margin)
         > alpha
     ]
@@ -460,11 +470,6 @@ def _needed(
 # Effects without a null law
 
 
-def _failed(initial: Difference, one: Difference) -> int:
-    both = ~np.isnan(initial.values) & ~np.isnan(one.values)
-    return failures(initial.values[both], one.values[both]) if both.any() else 0
-
-
 def _trainings_needed(
     initial: Difference, one: Difference, margin: float, alpha: float, family: int
 ) -> int | None:
@@ -480,7 +485,7 @@ def _trainings_needed(
     )
     rejected = partial(detection, effect=left, deviation=deviation, alpha=level, estimated=True)
     to_remove, to_reject = poisons_for(POWER, removed), poisons_for(POWER, rejected)
-    if _failed(initial, one) == 0:
+    if failures(*pairs(initial, one)) == 0:
         to_remove = max(to_remove, trainings_to_remove(margin, alpha / family, works))
     else:
         to_remove = math.inf
