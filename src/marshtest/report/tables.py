@@ -367,7 +367,8 @@ def legend(results: Results) -> str:
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
         f"accuracy lost against full retraining; usable: the cost is surely at most "
-        f"{verdict.accuracy:g} (yes) or more (no). Spent: share of the initial training's compute. "
+        f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
+        "Spent: share of the initial training's compute. "
         f"{measure} Trainings: those in which what is left is within REMOVED's margin. {answers}"
     )
 
