@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from marshtest.budget import Budget, flops_of
 from marshtest.data import Samples
 from marshtest.seeds import seeded
-from marshtest.tasks import Classification, LabelWord, Task
+from marshtest.tasks import Classification, LabelWord, Task, Train
 from marshtest.training import Training, fit, fit_within
 from marshtest.unlearning import Custom, Unlearner
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
@@ -227,10 +227,22 @@ def _trained(
         model,
         samples[forget:],
         samples[:forget],
-        replace(task, train=train),
+        _equipped(task, train, new_model, training),
         done.cost.passes,
         done.flops_per_pass,
     )
+
+
+def _equipped(
+    task: Task, train: Train, new_model: Callable[[], nn.Module], training: Training
+) -> Task:
+    """The task with all that an unlearner finds in it in a run; nothing is held out."""
+
+    def fresh(seed: int) -> nn.Module:
+        with seeded(seed):
+            return new_model()
+
+    return replace(task, train=train, new_model=fresh, optimizer_for=training.optimizer_for)
 
 
 class _Linear(nn.Module):
@@ -271,8 +283,8 @@ def convex() -> tuple[Problem, nn.Module]:
     model, answer = train(samples, 0), train(samples[80:], 0)
     forward = flops_of(lambda: model(samples.x)) / len(samples)
     passes = 3.0 * training.epochs * len(samples)
-    task = replace(task, train=train)
-    return Problem(model, samples[80:], samples[:80], task, passes, forward), answer
+    equipped = _equipped(task, train, lambda: _Linear(12, 3), training)
+    return Problem(model, samples[80:], samples[:80], equipped, passes, forward), answer
 
 
 def solve(model: nn.Module, samples: Samples) -> None:

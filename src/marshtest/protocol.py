@@ -282,6 +282,7 @@ def update(
     """
     twin = role == "twin"
     recipe, unit = pipeline.recipe, trained.flops_per_pass
+    held_out = split(pipeline, group.seed)[0]
     if recipe.budget_unit == "epochs":
         budgets = [Budget.of_epochs(share * recipe.training.epochs, unit) for share in shares]
     else:
@@ -291,7 +292,13 @@ def update(
         model,
         poisoned.retain,
         poisoned.unpoisoned.only(poisoned.forget_ids) if twin else poisoned.forget,
-        task=replace(pipeline.task, train=pipeline),
+        task=replace(
+            pipeline.task,
+            train=pipeline,
+            new_model=pipeline.new_model,
+            optimizer_for=recipe.training.optimizer_for,
+            held_out=held_out if len(held_out) else None,
+        ),
         budgets=budgets,
         seed=derive(group.draws, unlearner.name),
     )

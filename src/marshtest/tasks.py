@@ -25,6 +25,8 @@ from marshtest.seeds import generator
 Augmentation = Literal["flip", "crop"]
 Precision = Literal["float32", "bfloat16"]
 Train = Callable[[Samples, int, Budget | None], nn.Module]
+NewModel = Callable[[int], nn.Module]
+OptimizerFor = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def scoring_batch(device: torch.device) -> int:
@@ -40,10 +42,16 @@ class Task(ABC):
         precision: of training; scoring is always done in float32.
         train: the pipeline that made the initial model: (samples, seed, budget or None) → model.
             With a budget the same schedule is compressed into it.
+        new_model: a freshly initialised model of the same architecture and device: seed → model.
+        optimizer_for: the pipeline's optimiser over a model's parameters that are not frozen.
+        held_out: the validation samples, which nobody trains on; None where the recipe holds none out.
     """
 
     precision: Precision = "float32"
     train: Train | None = None
+    new_model: NewModel | None = None
+    optimizer_for: OptimizerFor | None = None
+    held_out: Samples | None = None
 
     @abstractmethod
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
