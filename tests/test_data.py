@@ -1,6 +1,7 @@
 """Samples keep their ids; loaders read what they claim and refuse what they cannot."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +127,98 @@ def test_bad_tensors_are_refused_with_their_row(
     good = (torch.ones(1, 1), torch.tensor([0]))
     with pytest.raises(MarshtestError, match=says):
         Dataset.from_tensors((x, y), good, classes=2)
+
+
+X = torch.tensor([[0.5, 1.0], [2.0, 3.0], [4.0, 5.25]])
+LABELS = torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        X,
+        X.half(),
+        X.double(),
+        X.clone().requires_grad_(),
+        X.numpy(),
+        X.numpy().astype(">f8"),
+        X.numpy()[::-1][::-1],
+    ],
+)
+@pytest.mark.parametrize(
+    "y",
+    [
+        LABELS,
+        LABELS.int(),
+        LABELS.bool(),
+        LABELS.double(),
+        LABELS[:, None],
+        torch.nn.functional.one_hot(LABELS),
+        torch.nn.functional.one_hot(LABELS).numpy().astype(np.float32),
+        LABELS.numpy().astype(np.uint16),
+    ],
+)
+def test_what_loses_nothing_is_converted(x: Any, y: Any) -> None:
+    data = Dataset.from_tensors((x, y), (x, y))
+    assert data.train.x.dtype == torch.float32
+    assert torch.equal(data.train.x, X)
+    assert torch.equal(data.train.y, LABELS)
+    assert data.classes == 2
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int16, torch.int64])
+def test_whole_features_become_exact_floats(kind: torch.dtype) -> None:
+    x = torch.tensor([[0, 1], [1, 0], [1, 1]]).to(kind)
+    found = Dataset.from_tensors((x, LABELS), (x, LABELS)).train.x
+    assert torch.equal(found.to(kind), x)
+
+
+IMAGES = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (X, torch.tensor([0.0, 0.3, 1.0]), "row 1 has label 0.3; labels are class numbers"),
+        (X, torch.tensor([[0.3, 0.7]] * 3), "row 0 of y is .* must be one-hot"),
+        (X, torch.tensor([[0, 1], [1, 1], [1, 0]]), r"row 1 of y is \[1, 1\]"),
+        (X, torch.tensor([-1, 1, 1]), "row 0 has label -1; labels must count from 0"),
+        (
+            X,
+            torch.tensor([1, 2, 2]),
+            "no sample has label 0. Count labels from 0, or give classes=3",
+        ),
+        (X, torch.tensor([0, 0, 0]), "all labels are 0"),
+        (X, torch.tensor([0.0, torch.nan, 1.0]), "row 1 has label nan"),
+        (X, LABELS[:, None, None], r"y has shape \[3, 1, 1\]"),
+        (X, [0, 1, 1], "y is list; give a dense tensor or NumPy array"),
+        (X[:, 0], LABELS, r"x has shape \[3\]; it must be \[N, ...\]"),
+        (X[:, :0], LABELS, "at least one feature"),
+        (X.to_sparse(), LABELS, "x is torch.float32; give a dense tensor"),
+        (X.to(torch.complex64), LABELS, "x is torch.complex64"),
+        (np.array([["a"], ["b"], ["c"]]), LABELS, "x is <U1; give a dense tensor"),
+        (X.double() * 1e300, LABELS, "row 0 holds NaN or infinite"),
+        (torch.full((3, 2), 2**24 + 1), LABELS, "integers above 16,777,216"),
+        (IMAGES, LABELS, r"looks like \[N, H, W, C\]"),
+        (IMAGES[..., 0], LABELS, r"grey images \[N, 1, H, W\]"),
+        (IMAGES[:, 0, 0], LABELS, "features in floating point"),
+    ],
+)
+def test_what_could_mean_something_else_is_refused(x: Any, y: Any, says: str) -> None:
+    with pytest.raises(MarshtestError, match=says):
+        Dataset.from_tensors((x, y), (x, y))
+
+
+def test_splits_and_scaling_must_go_together() -> None:
+    with pytest.raises(MarshtestError, match="train and test differ in shape or type"):
+        Dataset.from_tensors((X, LABELS), (X[:, :1], LABELS))
+    images = IMAGES.permute(0, 3, 1, 2)
+    with pytest.raises(MarshtestError, match="train and test differ in shape or type"):
+        Dataset.from_tensors((images, LABELS), (images.float(), LABELS))
+    with pytest.raises(MarshtestError, match="mean and std must be 3 numbers, one a channel"):
+        Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.5], std=[0.5])
+    with pytest.raises(MarshtestError, match="mean and std are of uint8 images"):
+        Dataset.from_tensors((X, LABELS), (X, LABELS), mean=[0.5], std=[0.5])
 
 
 def test_missing_folders_and_columns_are_refused(tmp_path: Path) -> None:

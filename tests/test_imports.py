@@ -13,6 +13,7 @@ ORDER = [
     "documents",
     "seeds",
     "settings",
+    "arrays",
     "data",
     "language",
     "models",

@@ -5,6 +5,7 @@ input space already. Poisons are not written into `x`: a sample may carry a *shi
 model's input space (normalised pixels, token embeddings), so one mechanism serves images and text.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +14,18 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marshtest.arrays import as_inputs, as_labels
 from marshtest.errors import MarshtestError, first_line, unknown
 from marshtest.seeds import generator
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 TENSORS = ("train_x", "train_y", "test_x", "test_y")
+Array = Tensor | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -187,35 +191,51 @@ class Dataset:
     @classmethod
     def from_tensors(
         cls,
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
+        train: tuple[Array, Array],
+        test: tuple[Array, Array],
         *,
         classes: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         name: str = "in-memory",
     ) -> Self:
-        """A data set from two pairs (x [N, ...], y [N]).
+        """A data set from two pairs (x [N, ...], y [N]) of tensors or NumPy arrays.
 
-        `x` is uint8 [N, C, H, W] (normalised by the training split's own mean and deviation unless
-        given), or floating point (used as it is). `classes` defaults to the largest label plus one.
+        Args:
+            train, test: `x` is uint8 [N, C, H, W], normalised by `mean` and `std`, or floating point, used
+                as it is in float32. `y` is class numbers, or one-hot rows. See `marshtest.arrays` for
+                what is converted.
+            classes: number of labels C; by default the largest label plus one.
+            mean, std: one value a channel, in units of pixels / 255; by default the training split's own.
 
         Raises:
-            MarshtestError: unequal lengths, an empty split, labels out of range, NaN or infinity.
+            MarshtestError: splits that do not go together, an empty split, a single label, labels that
+                are no class numbers or out of range, NaN or infinity.
         """
-        if classes is None:
-            classes = int(max(train[1].max(), test[1].max())) + 1
         splits = {"train": train, "test": test}
-        checked = {
-            split: _checked(x, y, classes, f"{name} {split}") for split, (x, y) in splits.items()
-        }
-        pixels = checked["train"].x
+        x = {split: as_inputs(pair[0], f"{name} {split}") for split, pair in splits.items()}
+        y = {split: as_labels(pair[1], f"{name} {split}") for split, pair in splits.items()}
+        if x["train"].shape[1:] != x["test"].shape[1:] or x["train"].dtype != x["test"].dtype:
+            shapes = " and ".join(f"{of.dtype} {list(of.shape)}" for of in x.values())
+            raise MarshtestError(f"{name}: train and test differ in shape or type: {shapes}.")
+        checked = {of: _checked(x[of], y[of], classes, f"{name} {of}") for of in splits}
+        count = int(max(of.max() for of in y.values())) + 1 if classes is None else classes
+        if len(y["train"].unique()) < 2:
+            raise MarshtestError(
+                f"{name} train: all labels are {int(y['train'][0])}; give two classes."
+            )
+        if classes is None and min(int(of.min()) for of in y.values()) > 0:
+            raise MarshtestError(
+                f"{name}: no sample has label 0. Count labels from 0, or give classes={count}."
+            )
+        pixels = x["train"]
         if pixels.dtype == torch.uint8 and (mean is None or std is None):
             channels = pixels.to(torch.float32).div(255).transpose(0, 1).flatten(1)
             mean, std = channels.mean(1).tolist(), channels.std(1).clamp(min=1e-6).tolist()
+        _check_scaling(name, pixels, mean, std)
         return cls(
             name=name,
-            classes=classes,
+            classes=count,
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
             train=checked["train"],
@@ -227,23 +247,33 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def _checked(x: Tensor, y: Tensor, classes: int, where: str) -> Samples:
+def _checked(x: Tensor, y: Tensor, classes: int | None, where: str) -> Samples:
     if len(x) != len(y):
         raise MarshtestError(
             f"{where}: {len(x)} rows of x and {len(y)} labels; there must be one each."
         )
-    if len(x) == 0:
-        raise MarshtestError(f"{where}: no samples.")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise MarshtestError(f"{where}: row {row} holds NaN or infinite values. Clean or drop it.")
-    outside = ((y < 0) | (y >= classes)).nonzero().flatten()
+    outside = ((y < 0) | (y >= (math.inf if classes is None else classes))).nonzero().flatten()
     if len(outside):
         row = int(outside[0])
+        allowed = "count from 0" if classes is None else f"lie in 0..{classes - 1}"
+        raise MarshtestError(f"{where}: row {row} has label {int(y[row])}; labels must {allowed}.")
+    return Samples(x, y, torch.arange(len(x)))
+
+
+def _check_scaling(
+    name: str, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
+    if mean is None and std is None:
+        return
+    if x.dtype != torch.uint8:
         raise MarshtestError(
-            f"{where}: row {row} has label {int(y[row])}; labels must lie in 0..{classes - 1}."
+            f"{name}: mean and std are of uint8 images; these inputs are floating point."
         )
-    return Samples(x, y.to(torch.int64), torch.arange(len(x)))
+    if len(mean or ()) != x.shape[1] or len(std or ()) != x.shape[1] or min(std or ()) <= 0:
+        raise MarshtestError(
+            f"{name}: mean and std must be {x.shape[1]} numbers, one a channel, std above 0. Got "
+            f"{list(mean or ())} and {list(std or ())}."
+        )
 
 
 def load(
