@@ -15,7 +15,7 @@ import marshtest
 from marshtest.comparison import compare, sentences
 from marshtest.errors import MarshtestError
 from marshtest.metrics.verdict import holm
-from marshtest.ranking import Measure, _error_of_share, leaderboard
+from marshtest.ranking import Measure, Trial, _error_of_share, _worst, leaderboard
 from marshtest.report import charts
 from marshtest.report.tables import SCORE_NAMES
 from marshtest.results import Results
@@ -78,7 +78,56 @@ def test_a_run_does_not_differ_from_itself(pair: tuple[Results, Results]) -> Non
     table = compare(pair[0], pair[0])
     assert (table["difference"] == 0).all()
     assert (table["better"] == "").all()
-    assert all(sentence.endswith("no difference shown.") for sentence in sentences(table))
+    said = (
+        "in trainings to come neither is shown to be better; in these models neither is shown to be"
+    )
+    assert all(said in sentence for sentence in sentences(table))
+
+
+def beside(pair: tuple[Results, Results], a: float, b: float, jitter: float) -> pd.DataFrame:
+    """Two versions of GD whose rank score is a and b in every seed, but for a jitter."""
+    one = replace(pair[0], scores=pd.DataFrame())
+    gd = one.rows["unlearner"] == "gd"
+    noise = np.linspace(-jitter, jitter, int(gd.sum()))
+    rows = [one.rows.copy(), one.rows.copy()]
+    for frame, value, sign in zip(rows, (a, b), (1, -0.5), strict=True):
+        frame.loc[gd, "rank_dependence"] = value + sign * noise
+    table = compare(*(replace(one, rows=frame) for frame in rows))
+    return table[(table["measure"] == "rank") & (table["a"] == "gd")]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "better"),
+    [(1.0, 0.5, "B"), (-1.0, -0.5, "B"), (-1.0, 0.5, "B"), (0.5, -1.0, "A"), (0.3, -0.3, "")],
+)
+def test_the_better_score_is_the_nearer_to_zero(
+    a: float, b: float, better: str, pair: tuple[Results, Results]
+) -> None:
+    """A version that pushes scores as far to the other side is not better, though it surely differs."""
+    line = beside(pair, a, b, 1e-3).iloc[0]
+    assert line["p"] < 1e-4
+    assert line["better"] == better
+
+
+def test_who_is_no_nearer_to_zero_is_rarely_called_better() -> None:
+    """|A| = |B| on either side of 0, six seeds: at most α of 2,000 are called, by the larger p."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 2000, 6)) + np.array([1.0, -1.0])[:, None, None]
+    p = np.maximum(*(stats.ttest_1samp(x, 0, axis=1).pvalue for x in (b - a, a + b)))
+    assert (p <= 0.05).sum() <= stats.binom.isf(1e-4, 2000, 0.05)
+
+
+def test_what_seeds_are_too_few_for_is_said_apart_from_what_these_models_show() -> None:
+    about = {"a": "gd", "b": "gd", "measure": "rank", "mean_a": 1.0, "mean_b": 0.5}
+    lines = [
+        {"unit": "seeds", "n": 2, "p_better": 0.4, "better": ""},
+        {"unit": "poisons", "n": 400, "p_better": 1e-9, "better": "B"},
+    ]
+    (said,) = sentences(pd.DataFrame([about | line for line in lines]))
+    assert said == (
+        "gd: in trainings to come neither is shown to be better; in these models B is better by rank "
+        "(1.000 and 0.500, p 1e-09, 400 poisons)."
+    )
 
 
 def test_better_is_less_left_and_more_accuracy(pair: tuple[Results, Results]) -> None:
@@ -228,12 +277,38 @@ def test_an_unlearner_without_every_attack_has_no_rank(tiny_run: Results) -> Non
     rows = tiny_run.rows[tiny_run.rows["unlearner"] != "euk"].reset_index(drop=True)
     table = leaderboard([tiny_run, replace(tiny_run, recipe=recipe, rows=rows)])
     found = table.set_index("unlearner")
-    assert found.loc["euk", "attacks"] == 1
+    assert found.loc["euk", "experiments"] == 1
     assert np.isnan(found.loc["euk", "rank"])
-    assert found.loc["gd", "attacks"] == 2
+    assert found.loc["gd", "experiments"] == 2
     assert set(table["unlearner"].tail(2)) == {"none", "retrain (full)"}
     ranks = table["rank"].dropna().tolist()
     assert all(before <= after for before, after in pairwise(ranks))
+
+
+def test_an_unlearner_tried_on_some_of_the_data_has_no_rank(tiny_run: Results) -> None:
+    """One attack on two data sets: whoever was tried on the easier alone is not ranked by it."""
+    rows = tiny_run.rows[tiny_run.rows["unlearner"] != "euk"].reset_index(drop=True)
+    other = replace(tiny_run, rows=rows.assign(data="another"))
+    found = leaderboard([tiny_run, other]).set_index("unlearner")
+    assert np.isnan(found.loc["euk", "rank"])
+    assert not np.isnan(found.loc["gd", "rank"])
+
+
+@pytest.mark.parametrize(
+    ("trials", "shown"),
+    [
+        ([("REMOVED", True), ("INCONCLUSIVE", False)], "REMOVED"),
+        ([("REMOVED", True), ("INCONCLUSIVE", True)], "INCONCLUSIVE"),
+        ([("REMOVED", True), ("NOT REMOVED", False)], "NOT REMOVED"),
+        ([("INCONCLUSIVE", False)], "INCONCLUSIVE"),
+        ([], "–"),
+    ],
+)
+def test_an_experiment_too_small_for_anybody_takes_no_acquittal_away(
+    trials: list[tuple[str, bool]], shown: str
+) -> None:
+    unknown = Measure(0.0, 0.0)
+    assert _worst([Trial(unknown, unknown, 0.1, *of) for of in trials]) == shown
 
 
 def test_an_unknown_error_ties_with_everybody() -> None:

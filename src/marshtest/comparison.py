@@ -2,8 +2,12 @@
 
 Both runs poison, train and measure the same (that is checked), so their models of one seed share the
 poisons and the initial model, and differences are taken within seeds. Over *seeds* a paired t test
-speaks of training runs to come; over *poisons*, where a score has one value each, it speaks of these
-very models, with more power. p-values are Holm-corrected within each kind.
+speaks of training runs to come; over *poisons*, where a score has one value each, it speaks of these very
+models, with more power. p-values are Holm-corrected within each kind.
+
+Retraining leaves a score of 0, so the *better* of two scores is the nearer to 0: |B| < |A| if and only
+if B − A and A + B have opposite signs. It is called where both are surely not 0 (an intersection-union test).
+Two scores on either side of 0 may differ surely, and neither be better.
 """
 
 import json
@@ -23,10 +27,11 @@ from marshtest.metrics.verdict import holm
 from marshtest.results import GROUP, Results
 
 ACCURACY = "test_accuracy"
+UNITS = {"seeds": "in trainings to come", "poisons": "in these models"}
 LEGEND = (
-    "Difference: B − A within seeds (or poisons of the same seed), mean with its 95 % interval; p: paired "
-    "t test, Holm-corrected over all lines of the same unit. A lower score and a higher accuracy are "
-    "better."
+    "Difference: B − A within seeds (trainings to come) or poisons (these models), mean with the 95 % "
+    "interval of this line alone; p: paired t test, Holm-corrected over all lines of the same unit. Better: surely "
+    "the higher accuracy, or the score nearer to 0, where retraining is."
 )
 
 
@@ -37,8 +42,8 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     else, if one is left over in each, these two.
 
     Columns: `a` and `b` (unlearner, and by what two versions of it differ), `poison_budget`, `budget`,
-    `measure`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `better` ("A",
-    "B" or "").
+    `measure`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `p_better`
+    (that one is better, corrected), `better` ("A", "B" or "").
 
     Raises:
         MarshtestError: the runs are of different settings, or share no seed or no unlearner.
@@ -64,28 +69,37 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
         )
     table = pd.DataFrame(lines)
     for _, of in table.groupby("unit"):
-        table.loc[of.index, "p"] = holm(of["p"].tolist())
-    lower = np.where(table["difference"] < 0, "B", "A")
-    higher = np.where(table["difference"] < 0, "A", "B")
-    better = np.where(table["measure"] == ACCURACY, higher, lower)
-    table["better"] = np.where(table["p"] <= a.recipe.verdict.alpha, better, "")
+        for column in ("p", "p_better"):
+            table.loc[of.index, column] = holm(of[column].tolist())
+    means = table[["mean_a", "mean_b"]]
+    worth = means.where(table["measure"] == ACCURACY, -means.abs(), axis=0)
+    better = np.where(worth["mean_a"] > worth["mean_b"], "A", "B")
+    table["better"] = np.where(table["p_better"] <= a.recipe.verdict.alpha, better, "")
     return table
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """What the tests over seeds say of each pair; over poisons where a single seed leaves nothing else."""
+    """What the tests say of each pair, of these models and of trainings to come apart."""
     said = []
     for (one, other), own in table.groupby(["a", "b"], sort=False):
-        units = own[own["unit"] == "seeds"]
-        told = units if units["difference"].notna().any() and (units["n"] > 1).any() else own
-        found = [
-            f"{line['better']} is better by {line['measure']} ({line['mean_a']:.3f} and "
-            f"{line['mean_b']:.3f}, p {line['p']:.2g}, {line['n']:,} {line['unit']})"
-            for _, line in told[told["better"] != ""].iterrows()
-        ]
         name = one if one == other else f"{one} (A) and {other} (B)"
-        said.append(f"{name}: {'; '.join(found) or 'no difference shown'}.")
+        told = [
+            f"{UNITS[str(unit)]} {_found(lines)}"
+            for unit, lines in own.groupby("unit", sort=False)
+            if (lines["n"] > 1).any()
+        ]
+        said.append(f"{name}: {'; '.join(told) or 'too few seeds to tell'}.")
     return said
+
+
+def _found(lines: pd.DataFrame) -> str:
+    """Which of two is better by what, in words, for the lines of one pair and unit."""
+    found = [
+        f"{line['better']} is better by {line['measure']} ({line['mean_a']:.3f} and "
+        f"{line['mean_b']:.3f}, p {line['p_better']:.2g}, {line['n']:,} {line['unit']})"
+        for _, line in lines[lines["better"] != ""].iterrows()
+    ]
+    return ", ".join(found) or "neither is shown to be better"
 
 
 Cell = tuple[Any, ...]
@@ -168,11 +182,13 @@ def _line(results: Results, cell: Cell) -> dict[str, Any]:
 def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[str, Any]:
     values = pair[[f"{column}_a", f"{column}_b"]].dropna().to_numpy(dtype=np.float64)
     difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
-    n, low, high, p = len(values), math.nan, math.nan, math.nan
+    n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
     if n > 1 and difference.std() > TINY:
         found = stats.ttest_1samp(difference, 0)
-        p = float(found.pvalue)
+        p = nearer = float(found.pvalue)
         low, high = (float(end) for end in found.confidence_interval(0.95))
+        if measure != ACCURACY:
+            nearer = max(p, float(stats.ttest_1samp(values.sum(1), 0).pvalue))
     mean = values.mean(0) if n else (math.nan, math.nan)
     return {
         "measure": measure,
@@ -184,6 +200,7 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
         "low": float(low),
         "high": float(high),
         "p": p,
+        "p_better": nearer,
     }
 
 

@@ -9,7 +9,11 @@
 So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An unlearner's figure is
 the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
 compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
-that overlap are ties.
+that overlap are ties. Only those that were tried in every experiment have a rank: means over other
+data would be compared with each other.
+
+Of an attack the worst verdict is shown. INCONCLUSIVE does not count from an experiment that was too small
+to acquit full retraining: nobody could have passed there, though NOT REMOVED can be shown.
 """
 
 import math
@@ -30,7 +34,8 @@ LEGEND = (
     "error (the larger of the one given these models and that of trainings to come). Rank: one more "
     "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. Of "
     "several entries of an unlearner in one experiment the first counts; poison budgets without an "
-    "effect do not. Who was not tried on every attack, and the controls, have no rank."
+    "effect do not. Who was not tried in every experiment, and the controls, have no rank. Verdicts: the "
+    "worst of an attack; INCONCLUSIVE does not count where full retraining is not REMOVED either."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
@@ -64,6 +69,7 @@ class Trial:
     lost: Measure
     spent: float
     verdict: str
+    powered: bool  # full retraining came out REMOVED
 
     @property
     def misses(self) -> Measure:
@@ -74,8 +80,8 @@ class Trial:
 def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     """One line an unlearner, best first, controls last.
 
-    Columns: `rank` (nan without one), `unlearner`, `attacks` on which it was tried, `misses`, `left`
-    and `lost` with `_error`, `spent`, and by attack the worst verdict.
+    Columns: `rank` (nan without one), `unlearner`, `experiments` (one a poison budget) in which it was
+    tried, `misses`, `left` and `lost` with `_error`, `spent`, and by attack the worst verdict.
 
     Empty where no experiment has an effect, and an initial and a retrained model to measure it by.
     """
@@ -88,7 +94,8 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
         return pd.DataFrame()
     lines = [_line(name, by_attack, attacks) for name, by_attack in tried.items()]
     table = pd.DataFrame(lines)
-    ranked = (table["attacks"] == len(attacks)) & ~table["unlearner"].isin(CONTROLS.values())
+    whole = table["experiments"] == table["experiments"].max()  # the controls are in every one
+    ranked = whole & ~table["unlearner"].isin(CONTROLS.values())
     intervals = [
         Measure(m, e).interval()
         for m, e in zip(table["misses"], table["misses_error"], strict=True)
@@ -108,7 +115,8 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
 
 
 def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:
-    line: dict[str, Any] = {"unlearner": name, "attacks": len(by_attack)}
+    tried = sum(len(trials) for trials in by_attack.values())
+    line: dict[str, Any] = {"unlearner": name, "experiments": tried}
     for what in ("misses", "left", "lost"):
         parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
         mean = Measure.mean(parts)
@@ -116,9 +124,15 @@ def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence
     spent = [trial.spent for of in by_attack.values() for trial in of]
     line["spent"] = sum(spent) / len(spent)
     for attack in attacks:
-        answers = [trial.verdict for trial in by_attack.get(attack, ())]
-        line[attack] = next((a for a in ANSWERS if a in answers), "–")
+        line[attack] = _worst(by_attack.get(attack, ()))
     return line
+
+
+def _worst(trials: Sequence[Trial]) -> str:
+    """The worst verdict, without what an experiment could not tell of anybody."""
+    telling = [t.verdict for t in trials if t.powered or t.verdict == "NOT REMOVED"]
+    answers = telling or [trial.verdict for trial in trials]
+    return next((answer for answer in ANSWERS if answer in answers), "–")
 
 
 def _trials(results: Results) -> dict[str, list[Trial]]:
@@ -165,7 +179,8 @@ def _trial(
         (retrained["test_accuracy"] - line["test_accuracy"]) / room, math.hypot(*errors) / room
     )
     left = max(shares, key=lambda measure: measure.value)
-    return Trial(left, lost, float(line["spent"]), str(line["verdict"]))
+    powered = retrained["verdict"] == "REMOVED"
+    return Trial(left, lost, float(line["spent"]), str(line["verdict"]), powered)
 
 
 def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:

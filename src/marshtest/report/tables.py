@@ -281,6 +281,7 @@ def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
             "left": plus_minus(line["left"], line["left_error"], 2),
             "lost": plus_minus(line["lost"], line["lost_error"], 2),
             "spent": f"{line['spent']:.1%}",
+            "experiments": str(line["experiments"]),
         }
         attacks = list(line)[list(line).index("spent") + 1 :]
         lines.append(text | {ATTACKS.get(str(attack), attack): line[attack] for attack in attacks})
