@@ -104,7 +104,7 @@ def test_compare_and_leaderboard_print_and_write_their_tables(
     folder = str(tiny_run.folder)
     said = marshtest("compare", folder, folder, "--out", "both")
     assert said.code == 0
-    assert "gd: no difference shown." in said.out
+    assert "gd: neither is shown to be better." in said.out
     files = {file.name for file in (tmp_path / "both").iterdir()}
     assert {"compare.csv", "compare-table.tex", "compare-seeds.png", "compare-poisons.pdf"} <= files
     rows = read_file(tiny_run.folder)

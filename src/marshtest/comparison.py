@@ -6,7 +6,8 @@ speaks of training runs to come; over *poisons*, where a score has one value eac
 models, with more power. p-values are Holm-corrected within each kind.
 
 Retraining leaves a score of 0, so the *better* of two scores is the nearer to 0: |B| < |A| if and only
-if B − A and A + B have opposite signs. It is called where both are surely not 0 (an intersection-union test).
+if B − A and A + B have opposite signs. It is called where both are surely not 0: an intersection-union
+test.
 Two scores on either side of 0 may differ surely, and neither be better.
 """
 
@@ -30,8 +31,8 @@ ACCURACY = "test_accuracy"
 UNITS = {"seeds": "in trainings to come", "poisons": "in these models"}
 LEGEND = (
     "Difference: B − A within seeds (trainings to come) or poisons (these models), mean with the 95 % "
-    "interval of this line alone; p: paired t test, Holm-corrected over all lines of the same unit. Better: surely "
-    "the higher accuracy, or the score nearer to 0, where retraining is."
+    "interval of this line alone; p: paired t test, Holm-corrected over all lines of the same unit. "
+    "Better: surely the higher accuracy, or the score nearer to 0, where retraining is."
 )
 
 
@@ -88,7 +89,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
             for unit, lines in own.groupby("unit", sort=False)
             if (lines["n"] > 1).any()
         ]
-        said.append(f"{name}: {'; '.join(told) or 'too few seeds to tell'}.")
+        shown = (own["better"] != "").any()
+        said.append(f"{name}: {'; '.join(told) if shown else 'neither is shown to be better'}.")
     return said
 
 
