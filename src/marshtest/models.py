@@ -165,7 +165,7 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
     count, parametrised or not (Goel et al. 2022 count convolution and linear layers, and norm layers with
     theirs). A norm layer, or any other module that holds parameters of its own, goes with the weight
     module before it; one that has weight modules within, such as `nn.MultiheadAttention`, with the first
-    of these. One layer each are a transformer's block, an entry of an `nn.ModuleList` with weights in it,
+    of these. Parameters of the whole model's own are in no layer, so they stay frozen. One layer each are a transformer's block, an entry of an `nn.ModuleList` with weights in it,
     and a layer with an adapter, which has its `base_layer` within, as PEFT's LoRA has. Embeddings are no
     layers; nor is an output head that is tied to one: it could not be reset or trained without the other.
     """
@@ -186,7 +186,7 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
             layers.append([module, *ahead])  # the weight module is its layer's first
             ahead = []
             continue
-        elif block is None and owns and any(_is_weight(within) for within in module.modules()):
+        elif block is None and owns and module is not model and _holds_weight(module):
             ahead.append(module)
             continue
         if layers and (owns or _is_weight(module)):
@@ -200,9 +200,13 @@ def _blocks(model: nn.Module) -> dict[nn.Module, nn.Module]:
     for module in model.modules():
         entries = [module] if hasattr(module, "base_layer") else []
         for entry in module if isinstance(module, nn.ModuleList) else entries:
-            if any(_is_weight(within) for within in entry.modules()):
+            if _holds_weight(entry):
                 blocks = {**dict.fromkeys(entry.modules(), entry), **blocks}
     return blocks
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    return any(_is_weight(within) for within in module.modules())
 
 
 def _is_weight(module: nn.Module) -> bool:

@@ -76,6 +76,10 @@ class Custom(Unlearner):
         return cls(name=name, source=source_digest(function), options=options, function=function)
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
+        if inspect.isclass(self.function):
+            raise MarshtestError(
+                f"unlearners.{self.name}: it is a class. Name an object of it that can be called."
+            )
         try:
             signature = inspect.signature(self.function)
         except (TypeError, ValueError):  # a built-in one does not tell
