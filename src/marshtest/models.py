@@ -165,9 +165,10 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
     count, parametrised or not (Goel et al. 2022 count convolution and linear layers, and norm layers with
     theirs). A norm layer, or any other module that holds parameters of its own, goes with the weight
     module before it; one that has weight modules within, such as `nn.MultiheadAttention`, with the first
-    of these. Parameters of the whole model's own are in no layer, so they stay frozen. One layer each are a transformer's block, an entry of an `nn.ModuleList` with weights in it,
+    of these. One layer each are a transformer's block, an entry of an `nn.ModuleList` with weights in it,
     and a layer with an adapter, which has its `base_layer` within, as PEFT's LoRA has. Embeddings are no
-    layers; nor is an output head that is tied to one: it could not be reset or trained without the other.
+    layers, nor are parameters of the whole model's own; nor is an output head that is tied to an
+    embedding: it could not be reset or trained without the other.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     blocks = _blocks(model)

@@ -165,7 +165,9 @@ def built_anew(
         return {}
     names = {module: name for name, module in model.named_modules()}
     if new_model is None:
-        raise _cannot(names[wanted[0]], wanted[0], "the task builds no fresh model (task.new_model)")
+        raise _cannot(
+            names[wanted[0]], wanted[0], "the task builds no fresh model (task.new_model)"
+        )
     fresh, other = (dict(new_model(of).named_modules()) for of in (seed, derive(seed, "other")))
     for module in wanted:
         name = names[module]
