@@ -173,7 +173,7 @@ def test_the_readmes_own_unlearner_passes() -> None:
     own, _, _ = after.partition("\n\n\n# two of ten seeds")
     assert own.startswith("import copy")
     found: dict[str, Any] = {"__name__": "readme"}
-    exec(own, found)  # noqa: S102
+    exec(own, found)
     assert [fact for fact in check_unlearner(found["my_unlearner"]) if not fact.holds] == []
 
 
