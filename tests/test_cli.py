@@ -230,7 +230,31 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
     assert (fine.code, fine.out.count("FAIL")) == (0, 0)
     idle = marshtest("check", "mine_for_check:idle")
     assert idle.code == 1
-    assert "FAIL images: changes the model" in idle.out
+    assert "images\n  ok    runs and returns a model\n" in idle.out
+    assert "  FAIL  changes the model\n        what it returned has the weights of" in idle.out
+    assert max(map(len, idle.out.splitlines())) <= 80
+
+
+def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path: Path) -> None:
+    said = marshtest("check", "gd", "lr=0.05", "batch_size=32", "--on", "features")
+    assert said.code == 0
+    assert "9 of 9 facts hold on features.\nNot asked: images, text.\n" in said.out
+    far = marshtest("check", "gd", "lr=1e-12", "--on", "features")
+    assert far.code == 1
+    assert "its rate is far from usual" in " ".join(far.out.split())
+
+
+def test_check_tells_an_exception_whatever_it_is(marshtest: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine_that_ends.py").write_text(
+        "def ends(model, retain, forget, *, task, budget, seed):\n"
+        "    if retain.x.dim() == 2:\n"
+        "        raise SystemExit(0)\n"
+        "    return task.train(retain, seed, budget)\n"
+    )
+    said = marshtest("check", "mine_that_ends:ends")
+    assert said.code == 1
+    assert "raised SystemExit: 0" in said.out
+    assert "If it is not made for features and text, check it with --on images." in said.out
 
 
 KEY = ["--key", "dosed.npz.key.json"]
@@ -344,6 +368,9 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["clean", "--store", "nowhere"], "store: nowhere holds no store"),
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
         (["check", "forgetful"], "unknown unlearner 'forgetful'"),
+        (["check", "gd", "rate=1"], "unlearners.gd.rate: unknown key 'rate'"),
+        (["check", "gd", "lr=[0.1, 0.2]"], "a hyper-parameter has one value here"),
+        (["check", "gd", "--on", "sound"], "unknown kind of data 'sound'"),
         (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),
         (["report", "nowhere", "--out", "o"], "nowhere: holds no finished run"),
         (["report", "set.npz", "--out", "o"], "set.npz: not a readable Parquet file"),

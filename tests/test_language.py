@@ -164,9 +164,8 @@ def test_a_transformers_block_is_a_layer_and_is_reset_whole(data: Dataset) -> No
         own = {id(m) for m in block.modules() if list(m.parameters(recurse=False))}
         assert own <= {id(m) for m in layer}
     assert layers[2] == [model.head]
-    last = [module for layer in layers[-2:] for module in layer]
     before = {n: p.clone() for n, p in model.named_parameters()}
-    EUk(k=2).prepare(last, 0)
+    EUk(k=2).prepare(model, layers[-2:], None, 0)
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert any(n.startswith("backbone.h.1.attn") for n in changed)
     assert all(n.startswith(("backbone.h.1.", "head", "backbone.ln_f")) for n in changed)

@@ -351,7 +351,7 @@ def test_a_tied_head_is_no_layer_and_its_noise_is_drawn_once(data: Dataset) -> N
     assert len(layers) == 2  # the blocks
     assert head not in {module for layer in layers for module in layer}
     before = copy.deepcopy(model.state_dict())
-    EUk(k=1).prepare([module for layer in layers[-1:] for module in layer], 0)
+    EUk(k=1).prepare(model, layers[-1:], None, 0)
     changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
     assert changed
     assert all(".h.1." in name or "ln_f" in name for name in changed)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from marshtest.store import Store
 if TYPE_CHECKING:  # a command imports what it needs as it runs: torch alone takes seconds
     import pandas as pd
 
+    from marshtest.gate import Fact
     from marshtest.kit.noise import Scaling
 
 app = typer.Typer(
@@ -109,19 +111,54 @@ def hypotheses(
 @app.command()
 def check(
     unlearner: Annotated[str, typer.Argument(help="Yours, 'pkg.mod:name', or one of ours.")],
+    hyperparameters: Annotated[
+        list[str] | None, typer.Argument(help="Hyper-parameters, such as lr=0.05.")
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(help="Data it is made for: images, features, text; repeat. Default: all."),
+    ] = None,
 ) -> None:
     """Tell what is wrong with an unlearner before any long run; exit 1 if anything is.
 
-    Example: marshtest check mypkg.unlearning:my_unlearner
+    Example: marshtest check mypkg.unlearning:my_unlearner lr=0.01 --on images
     """
-    from marshtest.gate import check_unlearner
+    from marshtest.documents import parse_override
+    from marshtest.gate import KINDS, check_unlearner
     from marshtest.unlearning import parse_trials
 
-    facts = check_unlearner(parse_trials(unlearner)[0])
-    for fact in facts:
-        mark = "[green]ok[/]  " if fact.holds else "[red]FAIL[/]"
-        console.print(f"{mark} {fact.name}" + (f": {fact.detail}" if fact.detail else ""))
+    given = {"name": unlearner} | dict(map(parse_override, hyperparameters or []))
+    made, *more = parse_trials(given)
+    if more:
+        raise MarshtestError("check: a hyper-parameter has one value here. Check one at a time.")
+    facts = check_unlearner(made, on or KINDS)
+    for line in _checked(facts):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if all(fact.holds for fact in facts) else 1)
+
+
+def _checked(facts: "list[Fact]") -> Iterator[str]:
+    """Facts by kind of data, within 80 columns, and what was asked."""
+    from marshtest.gate import KINDS, RUNS
+
+    kinds = list(dict.fromkeys(fact.kind for fact in facts))
+    for kind in kinds:
+        yield kind
+        for fact in (fact for fact in facts if fact.kind == kind):
+            yield f"  {'ok  ' if fact.holds else 'FAIL'}  {fact.name}"
+            yield from textwrap.wrap(
+                fact.detail, 80, initial_indent=" " * 8, subsequent_indent=" " * 8
+            )
+    failed = sum(not fact.holds for fact in facts)
+    left_out = [kind for kind in KINDS if kind not in kinds]
+    yield f"{len(facts) - failed} of {len(facts)} facts hold on {', '.join(kinds)}."
+    if left_out:
+        yield f"Not asked: {', '.join(left_out)}."
+    broken = {fact.kind for fact in facts if fact.name == RUNS and not fact.holds}
+    sound = [kind for kind in kinds if kind not in broken]
+    if broken and sound:
+        options = " ".join(f"--on {kind}" for kind in sound)
+        yield f"If it is not made for {' and '.join(sorted(broken))}, check it with {options}."
 
 
 @app.command(name="list")

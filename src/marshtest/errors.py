@@ -15,7 +15,7 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     names = sorted(known)
     nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names)}."
+    return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}."
 
 
 def first_line(error: BaseException) -> str:

@@ -144,7 +144,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     shape = tuple(data.train.x.shape[1:])
     model = build(recipe.model, shape, data.classes, 0)
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
-        unlearner.check(model)
+        unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     for share in recipe.poison_budgets:

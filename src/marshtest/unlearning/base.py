@@ -1,5 +1,6 @@
 """The contract of an unlearner."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -8,9 +9,12 @@ from torch import nn
 
 from marshtest.budget import Budget
 from marshtest.data import Samples
+from marshtest.errors import MarshtestError, unknown
 from marshtest.settings import Settings, source_digest
-from marshtest.tasks import Task
+from marshtest.tasks import NewModel, Task
 from marshtest.training import OptimizerSettings
+
+HANDED = ("model", "retain", "forget", "task", "budget", "seed")  # the last three by keyword
 
 
 class Unlearner(Settings, ABC):
@@ -42,8 +46,12 @@ class Unlearner(Settings, ABC):
     ) -> nn.Module:
         """A model from which `forget` should be gone. The model passed in is not changed."""
 
-    def check(self, model: nn.Module) -> None:
-        """Raise MarshtestError where the method cannot work on this model; before any training."""
+    def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
+        """Raise MarshtestError where the method cannot work on this model; before any training.
+
+        Args:
+            new_model: builds a fresh one of its kind from a seed, as in `task.new_model`.
+        """
 
 
 class GradientUnlearner(OptimizerSettings, Unlearner, ABC):
@@ -66,6 +74,31 @@ class Custom(Unlearner):
         named = function if hasattr(function, "__qualname__") else type(function)
         name = f"{named.__module__}:{named.__qualname__}"
         return cls(name=name, source=source_digest(function), options=options, function=function)
+
+    def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
+        if inspect.isclass(self.function):
+            raise MarshtestError(
+                f"unlearners.{self.name}: it is a class. Name an object of it that can be called."
+            )
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):  # a built-in one does not tell
+            return
+        known = signature.parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+            own = [name for name in signature.parameters if name not in HANDED]
+            for key in self.options:
+                if key not in own:
+                    raise MarshtestError(
+                        f"unlearners.{self.name}: {unknown('hyper-parameter', key, own)}"
+                    )
+        try:
+            signature.bind(*HANDED[:3], **dict.fromkeys(HANDED[3:]), **self.options)
+        except TypeError as error:
+            raise MarshtestError(
+                f"unlearners.{self.name}: it is called as (model, retain, forget, *, task, budget, seed) "
+                f"and its hyper-parameters, and does not take that: {error}."
+            ) from None
 
     def __call__(
         self,

@@ -4,14 +4,23 @@
     CFk:  continue training the last k layers on the retain set, all before them frozen
 
 "The last k layers" is read in several ways in the field. Ours is the original's: convolution and
-linear layers count, norm layers go with theirs, and a transformer's block is one layer. On ResNet-18
-k = 3 is the classifier and the last block, on GPT-2 the head and the last two blocks. What is frozen
-keeps its BatchNorm statistics as well.
+linear layers count, norm layers go with theirs, and a transformer's block is one layer
+(`models.weight_layers` has the whole rule). On ResNet-18 k = 3 is the classifier and the last block, on
+GPT-2 the head and the last two blocks. What is frozen keeps its BatchNorm statistics as well.
+
+What the model's own training leaves frozen, such as the base of a LoRA layer, stays as it was within the
+last k layers too: it is neither reset nor trained.
+
+A module is reset by its own `reset_parameters()`. Where that does not draw all of its parameters (weight
+norm, attention, a layer of the user's), and where a part of the layer is frozen (an adapter starts as its
+factory starts it, not as a linear layer does), the values are those of a freshly built model. A pretrained
+model's factory gives the same values again; what is left then is refused before any training.
 """
 
 import copy
 from abc import ABC
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -20,9 +29,11 @@ from marshtest.data import Samples
 from marshtest.errors import MarshtestError
 from marshtest.models import weight_layers
 from marshtest.seeds import derive, seeded
-from marshtest.tasks import Task
+from marshtest.tasks import NewModel, Task
 from marshtest.training import descend
 from marshtest.unlearning.base import GradientUnlearner
+
+Layers = list[list[nn.Module]]
 
 
 class _LastLayers(GradientUnlearner, ABC):
@@ -30,12 +41,17 @@ class _LastLayers(GradientUnlearner, ABC):
     k: int = Field(3, ge=1)  # layers, counted from the output
     # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains by whatever optimiser trained the model
 
-    def check(self, model: nn.Module) -> None:
-        count = len(weight_layers(model))
-        if self.k > count:
+    def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
+        layers = weight_layers(model)
+        if self.k > len(layers):
             raise MarshtestError(
-                f"unlearners.{self.name}.k: {self.k} is more than the model's {count} layers "
+                f"unlearners.{self.name}.k: {self.k} is more than the model's {len(layers)} layers "
                 "(convolution and linear modules, or blocks)."
+            )
+        if not any(trainable(module) for layer in layers[-self.k :] for module in layer):
+            raise MarshtestError(
+                f"unlearners.{self.name}.k: the model's last {self.k} layers are frozen, so nothing "
+                "would be trained. Raise k."
             )
 
     def __call__(
@@ -48,10 +64,10 @@ class _LastLayers(GradientUnlearner, ABC):
         budget: Budget,
         seed: int,
     ) -> nn.Module:
-        self.check(model)
+        _LastLayers.check(self, model)
         trained = copy.deepcopy(model)
-        last = [module for layer in weight_layers(trained)[-self.k :] for module in layer]
-        self.prepare(last, derive(seed, "reset"))
+        last = weight_layers(trained)[-self.k :]
+        self.prepare(trained, last, task.new_model, derive(seed, "reset"))
         free_only(trained, last)
         optimizer = self.optimizer_for(trained)
         epoch = task.batches_per_epoch(retain, self.batch_size)
@@ -61,7 +77,9 @@ class _LastLayers(GradientUnlearner, ABC):
             parameter.requires_grad_(original.requires_grad)
         return trained
 
-    def prepare(self, last: list[nn.Module], seed: int) -> None:
+    def prepare(
+        self, model: nn.Module, last: Layers, new_model: NewModel | None, seed: int
+    ) -> None:
         """What happens to the last layers before they are trained."""
 
 
@@ -70,21 +88,21 @@ class EUk(_LastLayers):
 
     name: str = "euk"
 
-    def prepare(self, last: list[nn.Module], seed: int) -> None:
-        """Initialise them afresh, as their own modules do."""
+    def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
+        super().check(model)
+        built_anew(model, weight_layers(model)[-self.k :], new_model, 0)
+
+    def prepare(
+        self, model: nn.Module, last: Layers, new_model: NewModel | None, seed: int
+    ) -> None:
+        """Initialise afresh whatever of them is not frozen."""
+        twins = built_anew(model, last, new_model, seed)
         with seeded(seed):
-            for module in last:
-                reset = getattr(module, "reset_parameters", None)
-                if reset is not None:
-                    reset()
-                elif type(module).__name__ == "Conv1D":  # transformers' linear layer
-                    nn.init.normal_(module.weight, std=0.02)  # type: ignore[arg-type]
-                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-                else:
-                    raise MarshtestError(
-                        f"unlearners.{self.name}: {type(module).__name__} has no "
-                        "reset_parameters(), so it cannot be initialised afresh."
-                    )
+            for module in (module for layer in last for module in layer):
+                if module in twins:
+                    copy_values(twins[module], module)
+                elif trainable(module):
+                    reset(module)
 
 
 class CFk(_LastLayers):
@@ -93,10 +111,109 @@ class CFk(_LastLayers):
     name: str = "cfk"
 
 
-def free_only(model: nn.Module, modules: list[nn.Module]) -> None:
-    """Freeze the model, parameters and BatchNorm statistics, all but the modules' own."""
+def trainable(module: nn.Module) -> bool:
+    """Whether the module has a parameter of its own that is not frozen."""
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def free_only(model: nn.Module, layers: Layers) -> None:
+    """Freeze the model, parameters and BatchNorm statistics, all but what the layers have unfrozen."""
+    modules = [module for layer in layers for module in layer]
+    modes = {module: any(p.requires_grad for p in module.parameters()) for module in modules}
+    free = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
     model.eval().requires_grad_(False)
-    for module in modules:
-        module.train()
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(True)
+    for module, training in modes.items():
+        module.train(training)
+    for parameter in free:
+        parameter.requires_grad_(True)
+
+
+def reset(module: nn.Module) -> None:
+    """Initialise a module afresh, by its own kind's rule."""
+    if type(module).__name__ == "Conv1D":  # transformers' linear layer
+        nn.init.normal_(module.weight, std=0.02)  # type: ignore[arg-type]
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    else:
+        module.reset_parameters()  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _resets(module: nn.Module) -> bool:
+    """Whether `reset` draws every parameter of the module; one that it leaves would stay trained."""
+    if type(module).__name__ == "Conv1D":
+        return True
+    if not hasattr(module, "reset_parameters") or hasattr(module, "parametrizations"):
+        return False
+    trial = copy.deepcopy(module)
+    for parameter in trial.parameters(recurse=False):
+        parameter.fill_(torch.nan)
+    with seeded(0):
+        reset(trial)
+    return all(bool(p.isfinite().all()) for p in trial.parameters(recurse=False))
+
+
+def built_anew(
+    model: nn.Module, layers: Layers, new_model: NewModel | None, seed: int
+) -> dict[nn.Module, nn.Module]:
+    """For each module of the layers that `reset` does not serve, its twin in a freshly built model.
+
+    Raises:
+        MarshtestError: there is no such twin, or its values are the same whatever the seed.
+    """
+    wanted = [module for layer in layers for module in _not_reset(layer)]
+    if not wanted:
+        return {}
+    names = {module: name for name, module in model.named_modules()}
+    if new_model is None:
+        raise _cannot(
+            names[wanted[0]], wanted[0], "the task builds no fresh model (task.new_model)"
+        )
+    fresh, other = (dict(new_model(of).named_modules()) for of in (seed, derive(seed, "other")))
+    for module in wanted:
+        name = names[module]
+        if name not in fresh or _shapes(fresh[name]) != _shapes(module):
+            raise _cannot(name, module, "a freshly built model has no such module")
+        if not _drawn(module, fresh[name], other[name]):
+            raise _cannot(name, module, "a freshly built model has pretrained values there")
+    return {module: fresh[names[module]] for module in wanted}
+
+
+def _not_reset(layer: list[nn.Module]) -> list[nn.Module]:
+    """Of a layer's modules that are not frozen, those that start as the model's factory starts them."""
+    own = [parameter for module in layer for parameter in module.parameters(recurse=False)]
+    adapted = not all(parameter.requires_grad for parameter in own)
+    return [module for module in layer if trainable(module) and (adapted or not _resets(module))]
+
+
+def _cannot(name: str, module: nn.Module, reason: str) -> MarshtestError:
+    return MarshtestError(
+        f"unlearners.euk: {name} ({type(module).__name__}) cannot be initialised afresh: its "
+        f"reset_parameters() does not draw all of it, and {reason}. Lower k, or leave EUk out."
+    )
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in module.named_parameters(recurse=False)}
+
+
+def _drawn(module: nn.Module, one: nn.Module, other: nn.Module) -> bool:
+    """Whether what is not frozen differs between two seeds, or is constant, as a bias at zero is."""
+    pairs = zip(one.parameters(recurse=False), other.parameters(recurse=False), strict=True)
+    return all(
+        not torch.equal(a, b) or bool((a == a.flatten()[0]).all())
+        for (a, b), own in zip(pairs, module.parameters(recurse=False), strict=True)
+        if own.requires_grad
+    )
+
+
+@torch.no_grad()
+def copy_values(source: nn.Module, module: nn.Module) -> None:
+    """Copy a module's own parameters and buffers, and its parametrisations', all but frozen ones."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad:
+            parameter.copy_(getattr(source, name))
+    for name, buffer in module.named_buffers(recurse=False):
+        buffer.copy_(getattr(source, name))
+    for name, own in module.named_children():
+        if isinstance(module, nn.utils.parametrize.ParametrizationList):
+            copy_values(getattr(source, name), own)  # spectral norm's vectors
