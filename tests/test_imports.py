@@ -14,6 +14,7 @@ ORDER = [
     "seeds",
     "settings",
     "data",
+    "sealed",
     "language",
     "models",
     "budget",

@@ -222,9 +222,9 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
 
     seed = derive(0, 0.2)
     _, kept = protocol.split(pipeline, 0)
-    victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.new_model(0))
+    victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.trainer.new_model(0))
     poisoned = recipe.attack.poison(kept, 40, victim, derive(seed, "attack"))
-    model, _ = pipeline.fit(poisoned.samples, derive(seed, "initial"))
+    model, _ = pipeline.trainer.fit(poisoned.samples, derive(seed, "initial"))
     assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, data.test)
 
 

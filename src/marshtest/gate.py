@@ -86,7 +86,7 @@ def _on_task(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact
     before = _bits(problem)
     outcome = problem.run(seen.watching(unlearner), 0.5)
     yield Fact(f"{kind}: runs and returns a model", outcome.model is not None, outcome.note)
-    stopped = outcome.note == STOPPED
+    stopped = outcome.note.startswith(STOPPED)
     detail = "stopped by the harness; draw batches through budget.stream(...)" if stopped else ""
     yield Fact(f"{kind}: keeps to the budget", not stopped, detail)
     if outcome.model is None:

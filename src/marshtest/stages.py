@@ -31,8 +31,10 @@ from marshtest.budget import Cost
 from marshtest.data import Dataset, Samples
 from marshtest.files import frame_bytes
 from marshtest.ledger import ALGORITHM
+from marshtest.models import restore, state_of
 from marshtest.protocol import (
     CELL,
+    TRIED,
     TWINS,
     UNTREATED,
     Group,
@@ -45,6 +47,7 @@ from marshtest.protocol import (
     measure,
     poison,
     poison_count,
+    refuse_lost_state,
     set_up,
     split,
     train,
@@ -59,6 +62,7 @@ from marshtest.unlearning import Unlearner
 
 NAMES = {"initial": "none", "shuffled": "shuffled"}  # in rows, of models that no unlearner made
 RETRAINED = "retrain (full)"
+MODELS = "models"  # those that a worker keeps in memory
 
 T = TypeVar("T")
 
@@ -332,9 +336,11 @@ class Worker:
             poisoned = self.poisoned(job.keys, job.group)
             model, trained = train(pipeline, job.group, poisoned, job.role, progress)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
-        self._record(
-            job, job.makes[0], started, values, {"model.safetensors": packed(model.state_dict())}
+        stored = packed(state_of(model))
+        refuse_lost_state(
+            pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED]
         )
+        self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
 
     def _craft(self, job: Job, progress: Progress) -> None:
         started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
@@ -408,17 +414,18 @@ class Worker:
     def _updates(
         self, job: Job, role: str, budgets: Sequence[float]
     ) -> Iterator[tuple[float, Subject]]:
-        """What an unlearner makes of the model of a role, a budget."""
+        """What an unlearner makes of the model of a role, a budget; no other model is in memory then."""
         method, pipeline = job.unlearner, self.pipeline(job.keys)
         assert method is not None
         if not budgets:
             return
+        self._latest.pop(MODELS, None)
         start = job.keys.model(role, job.group)
         outcomes = update(
             pipeline,
             job.group,
             self.poisoned(job.keys, job.group),
-            self._model(pipeline, start),
+            self._read_model(pipeline, start),
             self._fit(job.keys.model("initial", job.group)),
             method,
             budgets,
@@ -465,7 +472,7 @@ class Worker:
 
     def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
         model = subject.model
-        files = {} if model is None else {"model.safetensors": packed(model.state_dict())}
+        files = {} if model is None else {"model.safetensors": packed(state_of(model))}
         values = {"cost": vars(subject.cost), "note": subject.note}
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
@@ -499,12 +506,12 @@ class Worker:
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
         """One that is asked for often: a group's initial and retrained model and the twin are kept."""
-        return self._keep("models", key, lambda: self._read_model(pipeline, key), count=3)
+        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=3)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        model = pipeline.new_model(0)
+        model = pipeline.trainer.new_model(0)
         try:
-            model.load_state_dict(self._tensors(key, "model"))
+            restore(model, self._tensors(key, "model"))
         except (
             RuntimeError
         ):  # an unlearner returned a model of another make, which only it can build
