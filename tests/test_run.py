@@ -152,7 +152,8 @@ def test_a_users_unlearners_run_beside_ours_and_their_faults_are_rows(tmp_path: 
     name = __name__
     assert notes[f"{name}:good"] == ""
     assert notes[f"{name}:greedy"] == "stopped at the budget"
-    assert notes[f"{name}:broken"] == "raised KeyError: 'lost'"
+    line = broken.__code__.co_firstlineno + 1
+    assert notes[f"{name}:broken"] == f"raised KeyError: 'lost' (test_run.py:{line})"
     accuracies = results.rows.set_index("unlearner")["test_accuracy"]
     assert accuracies[f"{name}:good"] > 0.5
     assert accuracies[f"{name}:greedy"] == accuracies["none"]  # never took a step

@@ -400,6 +400,7 @@ class Subject:
     cost: Cost
     parameters: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    trace: str = ""  # the traceback of what its unlearner raised
 
 
 @dataclass(frozen=True)
