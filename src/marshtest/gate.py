@@ -13,7 +13,7 @@ to the retrained solution than they began, at one of three budgets at least.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +83,6 @@ class Problem:
 def _on_task(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact]:
     given = copy.deepcopy(problem.model)
     seen = _Given()
-    before = _bits(problem)
     outcome = problem.run(seen.watching(unlearner), 0.5)
     yield Fact(f"{kind}: runs and returns a model", outcome.model is not None, outcome.note)
     stopped = outcome.note.startswith(STOPPED)
@@ -93,7 +92,7 @@ def _on_task(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact
         return
     yield Fact(
         f"{kind}: leaves model and samples passed in as they were",
-        _equal(seen.state(), given.state_dict()) and before == _bits(problem),
+        _equal(seen.state(), given.state_dict()) and seen.bits == _bits(seen.samples),
     )
     shared = _storages(outcome.model) & seen.storages
     yield Fact(f"{kind}: shares no weights with the model passed in", not shared)
@@ -108,15 +107,18 @@ def _on_task(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact
 
 
 class _Given:
-    """Keeps hold of the very model that the harness passes in, to look at it afterwards."""
+    """Keeps hold of the very model and samples that the harness passes in, to look at them afterwards."""
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self.storages: set[int] = set()
+        self.samples: tuple[Samples, ...] = ()
+        self.bits = b""
 
     def watching(self, unlearner: Unlearner) -> Unlearner:
         def watched(model: nn.Module, *samples: Samples, **rest: Any) -> nn.Module:
             self.model, self.storages = model, _storages(model)
+            self.samples, self.bits = samples, _bits(samples)
             return unlearner(model, *samples, **rest)
 
         return Custom.wrap(watched)
@@ -330,8 +332,8 @@ def _frozen_kept(model: nn.Module, given: nn.Module) -> bool:
     )
 
 
-def _bits(problem: Problem) -> bytes:
+def _bits(samples: Iterable[Samples]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensors = [t for s in (problem.retain, problem.forget) for t in (s.x, s.y, s.ids)]
+        tensors = [t for s in samples for t in (s.x, s.y, s.ids)]
         return b"".join(tensor.numpy().tobytes() for tensor in tensors)

@@ -157,7 +157,7 @@ def build(
 
 
 def logits_in(answer: object) -> Tensor:
-    """The logits in what a model answers: a tensor, `answer.logits`, the key "logits", or the first of several.
+    """The logits in what a model answers: a tensor, `.logits`, the key "logits", or the first of several.
 
     Raises:
         MarshtestError: no tensor stands there.
@@ -193,7 +193,7 @@ def takes_channels_last(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
                     logits_in(of.train(training)(images))
                     for of, images in (
                         (plain, x.clone()),
-                        (moved, x.clone(**last)),  # type: ignore[call-overload]
+                        (moved, x.clone(**last)),
                     )
                 )
                 other.sum().backward()
@@ -229,8 +229,8 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever __deepcopy__ of a user's objects raises
         raise MarshtestError(
-            f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), "
-            "and unlearners start from copies. Keep locks, files and the like out of the module."
+            f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}). "
+            "Unlearners start from copies: keep locks, files and the like out of the module."
         ) from None
 
 

@@ -211,7 +211,11 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
 
 def _try_out(trainer: Trainer, samples: Samples) -> None:
     """Train another's model a step or two, so that what it cannot do is told before hours are spent."""
-    few = {"epochs": 1, "batch_size": max(2, len(samples) // 2), "lr": min(trainer.training.lr, 1e-3)}
+    few = {
+        "epochs": 1,
+        "batch_size": max(2, len(samples) // 2),
+        "lr": min(trainer.training.lr, 1e-3),
+    }
     trial = replace(trainer, training=trainer.training.model_copy(update=few))
     try:
         model, _ = trial.fit(samples, 0)

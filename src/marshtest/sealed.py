@@ -1,9 +1,10 @@
 """Inputs that a task can read and nobody else.
 
 A poisoned image is a tensor: the pixels plus the noise. A poisoned text is none: its noise is added to the
-embeddings that the model of the moment gives its tokens. What an unlearner gets of such a text is a stand-in
-for `x` that the task's functions open; whoever looks into it directly, and would see the clean tokens, is
-told so. This guards against a mistake, not against malice: a task can be handed a model that listens.
+embeddings that the model of the moment gives its tokens. What an unlearner gets of such a text is a
+stand-in for `x` that the task's functions open; whoever looks into it directly, and would see the clean
+tokens, is told so. This guards against a mistake, not against malice: a task can be handed a model that
+listens.
 """
 
 from dataclasses import replace

@@ -343,9 +343,7 @@ class Worker:
             model, trained = train(pipeline, job.group, poisoned, job.role, progress)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
         stored = packed(state_of(model))
-        refuse_lost_state(
-            pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED]
-        )
+        refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
         self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
 
     def _craft(self, job: Job, progress: Progress) -> None:

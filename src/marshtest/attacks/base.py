@@ -95,12 +95,16 @@ class Poisoned:
 
     @property
     def forgotten_bases(self) -> Samples:
-        """The clean twin's forget set: the base samples, shifted by nothing where the poisons are shifted."""
+        """The clean twin's forget set: the base samples, shifted by nothing where poisons are shifted."""
         if self.samples.shifts is None:
             return self.unpoisoned.only(self.forget_ids)
         nothing = torch.zeros_like(self.samples.shifts)
         bases = replace(self.forget, shifts=nothing)
-        return bases if self.true_labels is None else bases.relabelled(self.forget_ids, self.true_labels)
+        return (
+            bases
+            if self.true_labels is None
+            else bases.relabelled(self.forget_ids, self.true_labels)
+        )
 
     @property
     def unpoisoned(self) -> Samples:

@@ -43,7 +43,7 @@ def _unit(gradient: Tensor) -> Tensor:
     power = torch.frexp(size).exponent.clamp(-120, 120)
     gradient = torch.ldexp(gradient, -power)
     unit = gradient / gradient.norm(dim=1, keepdim=True)  # 0 / 0 is nan
-    return unit.where(size.isfinite(), torch.nan)
+    return torch.where(size.isfinite(), unit, torch.nan)
 
 
 def gaussian_scores(directions: Tensor, noise: Tensor, deviation: float) -> Tensor:

@@ -1,6 +1,5 @@
 """Runs any unlearner under its budget: the harness measures and stops, the method does not."""
 
-import copy
 import sysconfig
 import time
 import traceback
@@ -142,15 +141,15 @@ class _Judge:
             return Outcome(None, cost, "NaN or infinite weights")
         try:
             with seeded(self._seed):
-                answers = [self._ask(updated) for _ in range(2)]
+                said, again = self._ask(updated), self._ask(updated)
         except Exception as error:
             fault = f"returned a model that raises {type(error).__name__}: {_one_line(error)}"
             return Outcome(None, cost, fault)
-        got, expected = tuple(answers[0].shape), tuple(self._shape)
+        got, expected = tuple(said.shape), tuple(self._shape)
         if got != expected:
             return Outcome(None, cost, f"returned a model of logits {got}, not {expected}")
         odd = [note, self._hooks(updated)]
-        if not torch.allclose(*answers, rtol=1e-3, atol=1e-4, equal_nan=True):
+        if not torch.allclose(said, again, rtol=1e-3, atol=1e-4, equal_nan=True):
             odd.append("returned a model that answers otherwise when it is asked again")
         return Outcome(updated, cost, "; ".join(filter(None, odd)))
 
