@@ -138,7 +138,7 @@ def test_an_unlearner_that_draws_from_numpy_and_spoils_the_switches_is_repeated_
 
 
 class Spoils(nn.Module):
-    """Draws by NumPy as it is built, and leaves autograd off whenever it is called."""
+    """Draws by NumPy as it is built and called, and leaves another default dtype behind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,8 +147,7 @@ class Spoils(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         said: Tensor = self.layers(x) + np.random.rand()
-        if not self.training:
-            torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
         return said
 
 
@@ -163,12 +162,10 @@ def test_a_model_that_draws_from_numpy_is_built_and_trained_alike_by_one_seed() 
         np.random.rand()  # what the process drew before does not matter
         model = build(settings, (1, 8, 8), 10, 4)
         task = Classification(mean=data.mean, std=data.std)
-        with torch.enable_grad():
-            model.train()
-            fit(model.requires_grad_(), data.train, task, Training(epochs=1), 0)
+        fit(model, data.train, task, Training(epochs=1), 0)
         models.append(state_of(model))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
 
 
 # What comes back
@@ -210,6 +207,8 @@ def test_oddities_of_a_returned_model_are_noted_and_it_is_measured(fake: Any, sa
 def test_weight_norms_own_hook_is_none_of_the_unlearners() -> None:
     problem = images()
     normed = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(192, 4)))
+    with torch.no_grad():  # as a model is tried when it is built
+        normed(problem.retain.x)
     budget = Budget(100.0, problem.flops_per_pass)
     given = (normed, problem.retain, problem.forget)
     same = Custom.wrap(lambda model, *_, **__: copy.deepcopy(model))
@@ -319,14 +318,15 @@ def test_in_a_sweep_it_is_a_failure_with_a_row_that_is_tried_again_when_asked(
     assert len(written) == 2  # one a budget
     assert all("Traceback" in failure["traceback"] for failure in written.values())
     rows, _ = ledger.rows(store, done.ledger)
-    assert [row["note"][:6] for row in rows] == ["", "", "", "", "raised", "raised"]
+    assert [row["note"].startswith("raised") for row in rows] == 4 * [False] + 2 * [True]
     assert (tmp_path / "out" / "raised.log").exists()
     monkeypatch.setenv("MENDED", "1")
     assert sweep(asked, **where).failed == done.failed
     mended = sweep(asked, **where, retry_failed=True)
     assert mended.failed == {}
     rows = pd.read_parquet(tmp_path / "out" / "rows.parquet")
-    assert rows["note"].tolist() == [""] * 6
+    assert len(rows) == 6
+    assert not rows["note"].str.startswith("raised").any()
     assert not (tmp_path / "out" / "raised.log").exists()
     assert ledger.rubbish(store) == []
 
@@ -623,7 +623,7 @@ class Wide(Base):
         self.fc = nn.Linear(64, 12)
 
     def forward(self, x: Tensor) -> Any:
-        said = self.say(x, 0).masked_fill(torch.arange(12) >= 10, -torch.inf)
+        said = self.say(x, 3).masked_fill(torch.arange(12) >= 10, -torch.inf)
         return {"logits": said, "hidden": x} if self.training else (said, x)
 
 
@@ -651,7 +651,7 @@ def test_closed_classes_change_no_score() -> None:
     narrow.a = wide_model.a
     narrow.fc.weight.data = wide_model.fc.weight.data[:10]
     narrow.fc.bias.data = wide_model.fc.bias.data[:10]
-    narrow.forward = lambda x: narrow.say(x, 0)  # type: ignore[method-assign]
+    narrow.forward = lambda x: narrow.say(x, 3)  # type: ignore[method-assign]
     samples = Samples(torch.randn(9, 64), torch.arange(9), torch.arange(9))
     found = [input_directions(model, Classification(), samples) for model in (wide_model, narrow)]
     torch.testing.assert_close(found[0], found[1])

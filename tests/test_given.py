@@ -72,6 +72,7 @@ def recipe_of(kind: str, attack: dict[str, Any], reviews: Path) -> Recipe:
         "poison_budgets": 0.2,
         "seeds": 1,
         "unlearners": [],
+        "budgets": 0.1,
     }
     return load_recipe(values | shape[kind] | {"training": training})
 
@@ -331,6 +332,7 @@ def test_no_other_model_is_in_memory_while_an_unlearner_runs(tmp_path: Path) -> 
         "poison_budgets": 0.2,
         "seeds": 1,
         "reference": True,
+        "budgets": 0.1,
         "unlearners": [],
     }
     marshtest.run(recipe, unlearners=[unlearner], out=tmp_path / "run")

@@ -216,7 +216,7 @@ def failures(store: Store, ledger: Ledger) -> dict[str, dict[str, Any]]:
 
 
 def raised(store: Store) -> dict[str, dict[str, Any]]:
-    """The failures of unlearners that raised, each with a `row`, by the key of the score that is not there."""
+    """The failures of unlearners that raised, each with a `row`, by the key of the missing score."""
     return {key: failure for key, failure in _failures(store).items() if "row" in failure}
 
 

@@ -229,8 +229,9 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever __deepcopy__ of a user's objects raises
         raise MarshtestError(
-            f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}). "
-            "Unlearners start from copies: keep locks, files and the like out of the module."
+            f"model: {type(model).__name__} cannot be copied "
+            f"({type(error).__name__}: {first_line(error)}). Unlearners start from copies: "
+            "keep locks, files and the like out of the module."
         ) from None
 
 
