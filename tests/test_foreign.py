@@ -138,7 +138,7 @@ def test_an_unlearner_that_draws_from_numpy_and_spoils_the_switches_is_repeated_
 
 
 class Spoils(nn.Module):
-    """Draws by NumPy as it is built and called, and leaves another default dtype behind."""
+    """Draws by NumPy as it is built and called, and turns cuDNN's benchmark on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Spoils(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         said: Tensor = self.layers(x) + np.random.rand()
-        torch.set_default_dtype(torch.float64)
+        torch.backends.cudnn.benchmark = True
         return said
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_draws_from_numpy_is_built_and_trained_alike_by_one_seed() 
         fit(model, data.train, task, Training(epochs=1), 0)
         models.append(state_of(model))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    assert torch.get_default_dtype() == torch.float32
+    assert not torch.backends.cudnn.benchmark
 
 
 # What comes back

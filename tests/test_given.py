@@ -62,7 +62,7 @@ def recipe_of(kind: str, attack: dict[str, Any], reviews: Path) -> Recipe:
     shape = {"digits": {**digits, "model": {"name": "mlp", "width": 64}}}
     shape["imdb"] = {**imdb, "model": gpt2}
     if attack["name"] == "trigger-word":
-        shape["imdb"]["model"] = {**gpt2, "prompt": {}}
+        shape["imdb"]["model"] = {**gpt2, "prompt": {}, "vocabulary": 500}
     training = {"epochs": 20, "batch_size": 16, "lr": 0.1 if kind == "digits" else 0.01}
     if kind == "imdb":
         training["optimizer"] = "adamw"
