@@ -23,7 +23,7 @@ from marshtest.errors import MarshtestError
 from marshtest.metrics import power
 from marshtest.metrics.trainings import Difference
 from marshtest.plan import effects_of
-from marshtest.protocol import Pipeline
+from marshtest.protocol import Trainer
 from marshtest.recipe import Recipe
 from marshtest.report.figures import figures_of
 from marshtest.report.tables import label, table2, table2_caption
@@ -62,19 +62,19 @@ Runs = dict[str, Watched]
 
 
 def watched(recipe: dict[str, Any], folder: Path) -> Watched:
-    begun, fits, begin, fit = list[Job](), list[int](), Worker.__call__, Pipeline.fit
+    begun, fits, begin, fit = list[Job](), list[int](), Worker.__call__, Trainer.fit
 
     def beginning(worker: Worker, job: Job, progress: Any) -> None:
         begun.append(job)
         begin(worker, job, progress)
 
-    def fitting(pipeline: Pipeline, samples: Samples, seed: int, *rest: Any) -> Any:
+    def fitting(pipeline: Trainer, samples: Samples, seed: int, *rest: Any) -> Any:
         fits.append(seed)
         return fit(pipeline, samples, seed, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "__call__", beginning)
-        patch.setattr(Pipeline, "fit", fitting)
+        patch.setattr(Trainer, "fit", fitting)
         return Watched(marshtest.run(recipe, out=folder), begun, fits)
 
 

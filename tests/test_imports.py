@@ -15,6 +15,7 @@ ORDER = [
     "settings",
     "arrays",
     "data",
+    "sealed",
     "language",
     "models",
     "budget",

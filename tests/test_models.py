@@ -72,7 +72,7 @@ def test_what_cannot_be_built_is_refused(given: object, says: str) -> None:
 
 
 def test_a_model_of_other_classes_is_refused() -> None:
-    with pytest.raises(MarshtestError, match=r"into logits \[2, 3\]. Got \[2, 2\]"):
+    with pytest.raises(MarshtestError, match=r"into logits \[2, 3\], or more than 3. Got \[2, 2\]"):
         build(parse_model(f"{__name__}:two_classes"), (4,), 3, 0)
 
 

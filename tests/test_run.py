@@ -152,7 +152,8 @@ def test_a_users_unlearners_run_beside_ours_and_their_faults_are_rows(tmp_path: 
     name = __name__
     assert notes[f"{name}:good"] == ""
     assert notes[f"{name}:greedy"] == "stopped at the budget"
-    assert notes[f"{name}:broken"] == "raised KeyError: 'lost'"
+    line = broken.__code__.co_firstlineno + 1
+    assert notes[f"{name}:broken"] == f"raised KeyError: 'lost' (test_run.py:{line})"
     accuracies = results.rows.set_index("unlearner")["test_accuracy"]
     assert accuracies[f"{name}:good"] > 0.5
     assert accuracies[f"{name}:greedy"] == accuracies["none"]  # never took a step
@@ -222,9 +223,9 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
 
     seed = derive(0, 0.2)
     _, kept = protocol.split(pipeline, 0)
-    victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.new_model(0))
+    victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.trainer.new_model(0))
     poisoned = recipe.attack.poison(kept, 40, victim, derive(seed, "attack"))
-    model, _ = pipeline.fit(poisoned.samples, derive(seed, "initial"))
+    model, _ = pipeline.trainer.fit(poisoned.samples, derive(seed, "initial"))
     assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, data.test)
 
 

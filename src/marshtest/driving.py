@@ -27,6 +27,7 @@ from marshtest.protocol import Report, groups, silent
 from marshtest.recipe import load_recipe
 from marshtest.rows import write_rows
 from marshtest.runs import (
+    RAISED,
     claim,
     describe,
     foreseen,
@@ -212,7 +213,7 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
             own = folder / file_name(variant.label, keys.recipe.hash) if variant.axes else folder
             identity = {"recipe": keys.recipe.hash, "data": keys.content}
             refuse_anothers(own, keys.recipe, identity)
-            if not (own / "rows.parquet").exists():
+            if not (own / "rows.parquet").exists() or (own / RAISED).exists():
                 claim(own, keys.recipe, identity)
                 write_results(Worker(store), keys, own, found)
     if len(tables) > 1:
@@ -396,13 +397,15 @@ class Driving:
                 heapq.heappush(self._ready, i)
                 return
             line = f"its worker died {DEATHS} times ({type(error).__name__}: {error})"
-            ended = Ended(" ".join(line.split()))
+            ended = Ended(" ".join(line.split()), "no traceback: the process ended\n")
         if ended.damaged is not None:
             self._again(i, *ended.damaged)
         elif ended.fault:
             self.failed[i] = ended.fault
-            values = {"job": job.label, "fault": ended.fault, "traceback": ended.trace}
-            self.store.write(f"failures/{job.makes[0]}.json", json.dumps(values, indent=1).encode())
+            if ended.trace:
+                values = {"job": job.label, "fault": ended.fault, "traceback": ended.trace}
+                name = f"failures/{job.makes[0]}.json"
+                self.store.write(name, json.dumps(values, indent=1).encode())
             self._release(i)
         else:
             self.done += 1

@@ -33,7 +33,7 @@ class Ended:
 
     Attributes:
         fault: "" or one line.
-        trace: the traceback of a fault.
+        trace: the traceback of a fault; "" where the worker wrote it down itself.
         damaged: the key of a stage that was not as it was recorded, and which file of it.
     """
 
@@ -67,7 +67,7 @@ def attempt(worker: Worker, job: Job, progress: Progress) -> Ended:
         StoreError: nothing can be written, so no other job could be done either.
     """
     try:
-        worker(job, progress)
+        return Ended(worker(job, progress))
     except StoreError:
         raise
     except DamagedError as error:
@@ -77,7 +77,6 @@ def attempt(worker: Worker, job: Job, progress: Progress) -> Ended:
         line = " ".join(str(error).split())
         fault = line if known else f"{type(error).__name__}: {line}"
         return Ended(fault, traceback.format_exc())
-    return Ended()
 
 
 class InProcess:

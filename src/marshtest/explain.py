@@ -38,7 +38,7 @@ REPEATS = 3
 def measure(pipeline: Pipeline) -> dict[str, float]:
     """Sample passes a second on this machine, by kind of stage: a few steps of the recipe's own."""
     recipe, task = pipeline.recipe, pipeline.task
-    samples, model = pipeline.data.train, pipeline.new_model(0)
+    samples, model = pipeline.data.train, pipeline.trainer.new_model(0)
     training = _training_rate(model, task, recipe.training, samples)
     batch = samples[: recipe.training.batch_size]
     scoring = len(batch) / _seconds(lambda: accuracy(model, task, batch), model)
@@ -100,7 +100,7 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
             data = by_features(data, others, model, task, settings.grid)  # shape and size
         if alike not in rated:
             pipeline = set_up(recipe, data)
-            flops = _flops(pipeline.new_model(0), pipeline.task, data.train)
+            flops = _flops(pipeline.trainer.new_model(0), pipeline.task, data.train)
             rated[alike] = measure(pipeline), flops
         rates, flops = rated[alike]
         for job in of_variant:

@@ -230,7 +230,7 @@ class Transformer(LanguageModel):
             kind, config=config, use_safetensors=True, dtype=torch.float32
         )
         limit = getattr(config, "max_position_embeddings", None)
-        if isinstance(limit, int) and length > limit:
+        if isinstance(limit, int) and 0 < limit < length:  # −1 means none
             raise MarshtestError(
                 f"data.length: {length} tokens are more than the {limit} that {self.source} takes."
             )

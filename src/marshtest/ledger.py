@@ -162,7 +162,7 @@ def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
         elif claimed.intersection(job.makes):
             of_kind.running += 1
             of_kind.at_work.append(job.label)
-        elif job.makes[0] in failed:
+        elif failed.intersection(job.makes):
             of_kind.failed += 1
         else:
             of_kind.waiting += 1
@@ -194,13 +194,13 @@ def remaining(found: Mapping[str, Standing]) -> float | None:
 
 def rows(store: Store, ledger: Ledger) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows that are there, the axes' values first, and the keys of damaged ones."""
-    recorded = store.recorded()
+    recorded, failed = store.recorded(), raised(store)
     found: list[dict[str, Any]] = []
     damaged: list[str] = []
     for cell in ledger.cells:
-        if cell.key in recorded:
+        if cell.key in recorded or cell.key in failed:
             try:
-                row = store.load(cell.key)["row"]
+                row = (store.load if cell.key in recorded else failed.__getitem__)(cell.key)["row"]
             except DamagedError:
                 damaged.append(cell.key)
                 continue
@@ -210,10 +210,22 @@ def rows(store: Store, ledger: Ledger) -> tuple[list[dict[str, Any]], list[str]]
 
 
 def failures(store: Store, ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """Of the jobs that failed: label, line and traceback, by key."""
-    names = {name.removesuffix(".json") for name in store.names("failures")}
-    failed = [job for job in ledger.jobs if job.makes[0] in names]
-    return {j.makes[0]: json.loads(store.read(f"failures/{j.makes[0]}.json")) for j in failed}
+    """Of the jobs that failed: label, line and traceback, by the key that was to be made."""
+    failed = _failures(store)
+    return {key: failed[key] for job in ledger.jobs for key in job.makes if key in failed}
+
+
+def raised(store: Store) -> dict[str, dict[str, Any]]:
+    """The failures of unlearners that raised, each with a `row`, by the key of the missing score."""
+    return {key: failure for key, failure in _failures(store).items() if "row" in failure}
+
+
+def _failures(store: Store) -> dict[str, dict[str, Any]]:
+    return {
+        name.removesuffix(".json"): json.loads(store.read(f"failures/{name}"))
+        for name in store.names("failures")
+        if name.endswith(".json")
+    }
 
 
 def matching(found: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[str, Any]]:

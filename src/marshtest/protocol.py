@@ -23,30 +23,41 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from marshtest.attacks import Effect, Poisoned, Victim
 from marshtest.attacks.base import Tensors, ignore, make_anew
 from marshtest.budget import Budget, Cost
 from marshtest.data import Dataset, Samples
 from marshtest.device import pick_device
-from marshtest.errors import MarshtestError
-from marshtest.language import LanguageModel
+from marshtest.errors import MarshtestError, first_line
+from marshtest.language import GPT2, LanguageModel
 from marshtest.memory import keep_freed_memory
-from marshtest.metrics.accuracy import accuracy
+from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.shift import shifts
-from marshtest.models import build
+from marshtest.models import (
+    MLP,
+    ResNet18,
+    attributes_that_differ,
+    build,
+    copied,
+    restore,
+    state_of,
+    takes_channels_last,
+)
 from marshtest.recipe import Recipe
-from marshtest.seeds import derive, generator
+from marshtest.seeds import derive, generator, seeded
 from marshtest.settings import ModelSettings
 from marshtest.tasks import Classification, LabelWord, Precision, Task, TextClassification
-from marshtest.training import Fit, Progress, chosen_precision, fit, fit_within
+from marshtest.training import Fit, Progress, Training, chosen_precision, fit, fit_within
 from marshtest.unlearning import Unlearner
 from marshtest.unlearning.harness import Outcome, unlearn
 
 Row = dict[str, Any]
 Report = Callable[[str, float], None]  # told what is going on, and the share of it all that is done
 
+OWN = (MLP, ResNet18, GPT2)  # models of which all is known
+TRIED = 4  # samples of another's model's trial
 UNTREATED = ("initial", "twin", "shuffled")  # roles of models from which nothing was taken
 TWINS = {
     "initial": "twin",
@@ -97,37 +108,62 @@ def from_scratch(recipe: Recipe) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """How this recipe makes a model from samples; an unlearner finds it as `task.train`."""
+class Trainer:
+    """How a recipe makes a model from samples, without its data; an unlearner finds it as `task.train`.
 
-    recipe: Recipe
-    data: Dataset
+    Attributes:
+        input_shape: of one sample's x.
+    """
+
+    model: ModelSettings
+    training: Training
     task: Task
     device: torch.device
-    input_shape: tuple[int, ...]  # of one sample in input space
+    input_shape: tuple[int, ...]
+    classes: int
 
     def new_model(self, seed: int) -> nn.Module:
         """A freshly initialised model on the device."""
-        shape = tuple(self.data.train.x.shape[1:])
-        seed = derive(seed, "initialisation")
-        model = build(self.recipe.model, shape, self.data.classes, seed).to(self.device)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model
+        made = build(self.model, self.input_shape, self.classes, derive(seed, "initialisation"))
+        made = made.to(self.device)
+        if self.task.channels_last:
+            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return made
 
     def fit(
         self, samples: Samples, seed: int, progress: Progress | None = None
     ) -> tuple[nn.Module, Fit]:
         """The recipe's whole training, from scratch."""
         model = self.new_model(seed)
-        return model, fit(model, samples, self.task, self.recipe.training, seed, progress)
+        return model, fit(model, samples, self.task, self.training, seed, progress)
 
     def __call__(self, samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
         """The same from scratch, compressed into a budget where one is given."""
         if budget is None:
             return self.fit(samples, seed)[0]
         model = self.new_model(seed)
-        fit_within(model, samples, self.task, self.recipe.training, seed, budget)
+        fit_within(model, samples, self.task, self.training, seed, budget)
         return model
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A recipe at work: its data, on the device, and its training."""
+
+    recipe: Recipe
+    data: Dataset
+    trainer: Trainer
+    input_shape: tuple[int, ...]  # of one sample in input space
+
+    @property
+    def task(self) -> Task:
+        """What training and scoring ask of a model."""
+        return self.trainer.task
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.trainer.device
 
 
 def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
@@ -142,7 +178,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
-    model = build(recipe.model, shape, data.classes, 0)
+    model = copied(build(recipe.model, shape, data.classes, 0))
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
         unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
     if recipe.training.augment and len(shape) != 3:
@@ -160,10 +196,64 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         task = _language(recipe.model, data.padding, data.prompted, precision)
     else:
         task = Classification(
-            precision=precision, mean=data.mean, std=data.std, augment=recipe.training.augment
+            precision=precision,
+            mean=data.mean,
+            std=data.std,
+            augment=recipe.training.augment,
+            channels_last=isinstance(recipe.model, OWN) or takes_channels_last(model, shape),
         )
     inputs = task.inputs(model, data.train[:1].to("cpu"))
-    return Pipeline(recipe, data, task, device, tuple(inputs.shape[1:]))
+    trainer = Trainer(recipe.model, recipe.training, task, device, shape, data.classes)
+    if not isinstance(recipe.model, OWN):
+        _try_out(trainer, data.train[:TRIED])
+    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]))
+
+
+def _try_out(trainer: Trainer, samples: Samples) -> None:
+    """Train another's model a step or two, so that what it cannot do is told before hours are spent."""
+    few = {
+        "epochs": 1,
+        "batch_size": max(2, len(samples) // 2),
+        "lr": min(trainer.training.lr, 1e-3),
+    }
+    trial = replace(trainer, training=trainer.training.model_copy(update=few))
+    try:
+        model, _ = trial.fit(samples, 0)
+    except MarshtestError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise MarshtestError(
+            f"model: {trainer.model.name} cannot be trained ({type(error).__name__}: {first_line(error)})."
+        ) from None
+    refuse_lost_state(trainer, model, state_of(model), samples)
+
+
+def refuse_lost_state(
+    trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
+) -> None:
+    """Raise where a trained model, built anew from what is stored of it, is another one.
+
+    Args:
+        state: what is stored.
+        samples: those that both are asked about.
+
+    Raises:
+        MarshtestError: the answers differ; the line names what was lost.
+    """
+    again = trainer.new_model(0)
+    restore(again, state)
+    with seeded(0):
+        was, is_now = (
+            torch.cat([logits for _, logits in logits_of(of, trainer.task, samples)])
+            for of in (model, again)
+        )
+        if torch.allclose(was, is_now, rtol=1e-3, atol=1e-4, equal_nan=True):
+            return
+    lost = ", ".join(attributes_that_differ(model, again)) or "something outside its tensors"
+    raise MarshtestError(
+        f"model: {trainer.model.name} answers otherwise when it is built again from its state_dict. "
+        f"Training changed {lost}, and that is not stored. Make it a buffer (register_buffer)."
+    )
 
 
 def _language(
@@ -204,7 +294,7 @@ def train_clean(
     pipeline: Pipeline, seed: int, progress: Progress | None = None
 ) -> tuple[nn.Module, Fit]:
     """The model that crafted attacks start from; it serves all poison budgets of a seed."""
-    return pipeline.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
+    return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
 
 
 def _no_clean_model() -> nn.Module:
@@ -262,7 +352,7 @@ def train(
     else:
         samples = poisoned.retain
     draws = "initial" if role in UNTREATED else role
-    return pipeline.fit(samples, derive(group.draws, draws), progress)
+    return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
 def update(
@@ -280,7 +370,6 @@ def update(
     Args:
         model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
     """
-    twin = role == "twin"
     recipe, unit = pipeline.recipe, trained.flops_per_pass
     held_out = split(pipeline, group.seed)[0]
     if recipe.budget_unit == "epochs":
@@ -291,11 +380,11 @@ def update(
         unlearner,
         model,
         poisoned.retain,
-        poisoned.unpoisoned.only(poisoned.forget_ids) if twin else poisoned.forget,
+        poisoned.forgotten_bases if role == "twin" else poisoned.forget,
         task=replace(
             pipeline.task,
-            train=pipeline,
-            new_model=pipeline.new_model,
+            train=pipeline.trainer,
+            new_model=pipeline.trainer.new_model,
             optimizer_for=recipe.training.optimizer_for,
             held_out=held_out if len(held_out) else None,
         ),
@@ -315,6 +404,7 @@ class Subject:
     cost: Cost
     parameters: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    trace: str = ""  # the traceback of what its unlearner raised
 
 
 @dataclass(frozen=True)
@@ -375,9 +465,10 @@ def measure(
     }
     if model is None:
         return Measured(row, pd.DataFrame(), [])
-    if twin is not None:
-        row |= _of_twin(pipeline, poisoned, model, twin)
-    figures, effect = _effect(pipeline, group, poisoned, model)
+    with seeded(derive(group.draws, "measure")):
+        if twin is not None:
+            row |= _of_twin(pipeline, poisoned, model, twin)
+        figures, effect = _effect(pipeline, group, poisoned, model)
     moved = [] if between is None else [of._asdict() for of in shifts(model, *between)]
     return Measured(row | figures, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
 

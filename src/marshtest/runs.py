@@ -28,6 +28,8 @@ from marshtest.sources import content
 from marshtest.stages import Collected, Keys, Worker, collect, jobs, packed, passes
 from marshtest.store import DamagedError, Store
 
+RAISED = "raised.log"  # in a run's folder, where unlearners raised: their tracebacks
+
 
 def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
@@ -39,7 +41,8 @@ def run(
 ) -> Results:
     """Run a recipe and write rows, summary, figures and page into its folder.
 
-    What is finished in the folder already is not done again.
+    What is finished in the folder already is not done again. Unlearners that raised have a row that says
+    so and their traceback in raised.log, and are tried again by the next call.
 
     Args:
         recipe: name of a shipped recipe, path of a YAML file, mapping, or Recipe.
@@ -60,7 +63,7 @@ def run(
     identity = {"recipe": recipe.hash, "data": content(recipe.data, data)}
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
     refuse_anothers(folder, recipe, identity)
-    if not (folder / "rows.parquet").exists():
+    if not (folder / "rows.parquet").exists() or (folder / RAISED).exists():
         keys, unfinished = Keys(recipe, identity["data"]), folder / "stages"
         worker = Worker(Store(unfinished), data)
         if recipe.data.features is None:
@@ -72,7 +75,8 @@ def run(
             write_results(worker, keys, folder)
 
         with_damage_mended(worker.store, work, report)
-        shutil.rmtree(unfinished)
+        if not (folder / RAISED).exists():  # else the same command tries those again
+            shutil.rmtree(unfinished)
     results = Results.read(folder)
     if not (folder / "report.html").exists():
         write_report(results)
@@ -115,7 +119,9 @@ def do_all(worker: Worker, keys: Keys, report: Report) -> None:
     total, done = sum(weights), 0.0
     for job, weight in zip(todo, weights, strict=True):
         if not all(map(store.is_recorded, job.makes)):
-            worker(job, _Share(report, job.label, done / total, weight / total))
+            fault = worker(job, _Share(report, job.label, done / total, weight / total))
+            if fault:
+                report(f"{NOTE}{fault}; the traceback is in {RAISED}", done / total)
         done += weight
 
 
@@ -146,7 +152,8 @@ class _Share:
 
 def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | None = None) -> None:
     """Write rows.parquet, rows.csv, scores.parquet, shifts.parquet and examples.parquet, rows.parquet
-    last; of crafted poisons crafting.parquet, and of all that are compared with retraining poisons/.
+    last; of crafted poisons crafting.parquet, and of all that are compared with retraining poisons/; what
+    unlearners raised into raised.log.
 
     Raises:
         DamagedError: a score is not as it was recorded.
@@ -167,8 +174,14 @@ def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | N
     write(found.shifts, folder / "shifts.parquet")
     write(found.scores, folder / "scores.parquet")
     write(found.rows, folder / "rows.csv")
+    (folder / "report.html").unlink(missing_ok=True)  # of the rows of before
+    told = "\n".join(f"{of['job']}: {of['fault']}\n{of['traceback']}" for of in found.raised)
+    if told:
+        write(told.encode(), folder / RAISED)
     about = json.loads((folder / "run.json").read_text())
     write_rows(found.rows, folder / "rows.parquet", {recipe.hash: about})
+    if not told:
+        (folder / RAISED).unlink(missing_ok=True)
 
 
 def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:

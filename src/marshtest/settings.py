@@ -49,8 +49,11 @@ class ModelSettings(Settings, ABC):
         return model(torch.zeros(2, *input_shape))
 
     def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
-        """Whether the logits of these two have the shape that they must have."""
-        return logits == (2, classes)
+        """Whether the logits of these two have the shape that they must have.
+
+        Outputs beyond the classes are allowed: no sample has their labels, so training closes them.
+        """
+        return len(logits) == 2 and logits[0] == 2 and logits[1] >= classes
 
 
 def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:

@@ -14,6 +14,7 @@ smaller budgets lie on the way to its largest, the updated models of all budgets
 
 import io
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,9 +31,11 @@ from marshtest.attacks.base import Tensors, ignore
 from marshtest.budget import Cost
 from marshtest.data import Dataset, Samples
 from marshtest.files import frame_bytes
-from marshtest.ledger import ALGORITHM
+from marshtest.ledger import ALGORITHM, raised
+from marshtest.models import restore, state_of
 from marshtest.protocol import (
     CELL,
+    TRIED,
     TWINS,
     UNTREATED,
     Group,
@@ -45,6 +48,7 @@ from marshtest.protocol import (
     measure,
     poison,
     poison_count,
+    refuse_lost_state,
     set_up,
     split,
     train,
@@ -59,6 +63,7 @@ from marshtest.unlearning import Unlearner
 
 NAMES = {"initial": "none", "shuffled": "shuffled"}  # in rows, of models that no unlearner made
 RETRAINED = "retrain (full)"
+MODELS = "models"  # those that a worker keeps in memory
 
 T = TypeVar("T")
 
@@ -276,8 +281,12 @@ class Worker:
         self._given = data
         self._latest: dict[str, dict[Any, Any]] = {}
 
-    def __call__(self, job: Job, progress: Progress = ignore) -> None:
+    def __call__(self, job: Job, progress: Progress = ignore) -> str:
         """Do a job; stages of it that are recorded already are read.
+
+        Returns:
+            What an unlearner raised, in one line, or "". Its row and traceback are among the store's
+            failures, nothing of it is recorded, and the same job tries again.
 
         Raises:
             DamagedError: a stage that it needs is not as it was recorded.
@@ -292,7 +301,8 @@ class Worker:
         elif job.kind == "score":
             self._score(job)
         else:
-            self._unlearn(job, progress)
+            return self._unlearn(job, progress)
+        return ""
 
     def pipeline(self, keys: Keys) -> Pipeline:
         """How a recipe makes models; the latest is kept."""
@@ -332,9 +342,9 @@ class Worker:
             poisoned = self.poisoned(job.keys, job.group)
             model, trained = train(pipeline, job.group, poisoned, job.role, progress)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
-        self._record(
-            job, job.makes[0], started, values, {"model.safetensors": packed(model.state_dict())}
-        )
+        stored = packed(state_of(model))
+        refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
+        self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
 
     def _craft(self, job: Job, progress: Progress) -> None:
         started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
@@ -371,7 +381,7 @@ class Worker:
         beside = None if twin is None else self._model(pipeline, twin)
         self._measure(job, pipeline, subject, beside, job.makes[0])
 
-    def _unlearn(self, job: Job, progress: Progress) -> None:
+    def _unlearn(self, job: Job, progress: Progress) -> str:
         """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
         pipeline, keys, method = self.pipeline(job.keys), job.keys, job.unlearner
         assert method is not None
@@ -383,6 +393,7 @@ class Worker:
         scores = {budget: keys.score(key) for budget, key in models["initial"].items()}
         keep_models = len(job.makes) > len(scores)
         found: dict[tuple[str, float], Subject] = {}
+        faults: list[str] = []
         for done, role in enumerate(arms):
             todo = [
                 budget
@@ -392,7 +403,7 @@ class Worker:
             ]
             for budget, subject in self._updates(job, role, todo):
                 found[role, budget] = subject
-                if keep_models:
+                if keep_models and not subject.trace:
                     self._record_updated(job, models[role][budget], subject)
             progress((done + 1) / (len(arms) + 1))
         for budget, score in scores.items():
@@ -402,33 +413,40 @@ class Worker:
                     for role in arms
                 )
                 both = [subject, *twin][-1].model if keys.recipe.attack.compared else None
-                self._measure(job, pipeline, subject, both, score)
+                failed = next((of for of in (subject, *twin) if of.trace), None)
+                if failed is not None:  # in one arm or the other: no comparison
+                    faults.append(self._fail(job, pipeline, failed, score))
+                else:
+                    self._measure(job, pipeline, subject, both, score)
+                    self.store.remove(f"failures/{score}.json")
         progress(1.0)
+        return faults[0] if faults else ""
 
     def _updates(
         self, job: Job, role: str, budgets: Sequence[float]
     ) -> Iterator[tuple[float, Subject]]:
-        """What an unlearner makes of the model of a role, a budget."""
+        """What an unlearner makes of the model of a role, a budget; no other model is in memory then."""
         method, pipeline = job.unlearner, self.pipeline(job.keys)
         assert method is not None
         if not budgets:
             return
+        self._latest.pop(MODELS, None)
         start = job.keys.model(role, job.group)
         outcomes = update(
             pipeline,
             job.group,
             self.poisoned(job.keys, job.group),
-            self._model(pipeline, start),
+            self._read_model(pipeline, start),
             self._fit(job.keys.model("initial", job.group)),
             method,
             budgets,
             role,
         )
         for budget, made in zip(budgets, outcomes, strict=True):
-            given = method.hyperparameters
+            given, told = method.hyperparameters, (made.note, made.trace)
             yield (
                 budget,
-                Subject("updated", method.name, budget, made.model, made.cost, given, made.note),
+                Subject("updated", method.name, budget, made.model, made.cost, given, *told),
             )
 
     def _measure(
@@ -444,6 +462,16 @@ class Worker:
         found = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
         values = {"row": found.row, "shifts": found.shifts}
         self._record(job, key, started, values, {"scores.parquet": frame_bytes(found.scores)})
+
+    def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
+        """Write down what an unlearner raised, with the row that says so; the line of it."""
+        poisoned = self.poisoned(job.keys, job.group)
+        trained = self._fit(job.keys.model("initial", job.group))
+        row = measure(pipeline, job.group, poisoned, subject, trained, None).row
+        fault = f"{subject.unlearner} {subject.note}"
+        values = {"job": job.label, "fault": fault, "traceback": subject.trace, "row": row}
+        self.store.write(f"failures/{key}.json", json.dumps(values, indent=1).encode())
+        return fault
 
     # What is read and written
 
@@ -465,7 +493,7 @@ class Worker:
 
     def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
         model = subject.model
-        files = {} if model is None else {"model.safetensors": packed(model.state_dict())}
+        files = {} if model is None else {"model.safetensors": packed(state_of(model))}
         values = {"cost": vars(subject.cost), "note": subject.note}
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
@@ -499,12 +527,12 @@ class Worker:
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
         """One that is asked for often: a group's initial and retrained model and the twin are kept."""
-        return self._keep("models", key, lambda: self._read_model(pipeline, key), count=3)
+        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=3)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        model = pipeline.new_model(0)
+        model = pipeline.trainer.new_model(0)
         try:
-            model.load_state_dict(self._tensors(key, "model"))
+            restore(model, self._tensors(key, "model"))
         except (
             RuntimeError
         ):  # an unlearner returned a model of another make, which only it can build
@@ -548,12 +576,14 @@ class Collected:
         scores: one line a poison, or target, and model.
         shifts: one line a layer and model.
         missing: models that have no score yet.
+        raised: the failures of unlearners that raised; they have a row, and nothing was measured.
     """
 
     rows: pd.DataFrame
     scores: pd.DataFrame
     shifts: pd.DataFrame
     missing: int
+    raised: Sequence[Mapping[str, Any]] = ()
 
 
 def collect(store: Store, keys: Keys) -> Collected:
@@ -566,12 +596,19 @@ def collect(store: Store, keys: Keys) -> Collected:
     scores: list[pd.DataFrame] = []
     shifts: list[Row] = []
     missing = 0
+    failures = raised(store)
+    found_raised = []
     for line in (line for group in groups(keys.recipe) for line in lines(keys, group)):
+        of_recipe = {"recipe": keys.recipe.hash, "entry": line.entry}
         if not store.is_recorded(line.key):
-            missing += 1
+            if line.key in failures:
+                found_raised.append(failures[line.key])
+                rows.append(failures[line.key]["row"] | of_recipe)
+            else:
+                missing += 1
             continue
         values = store.load(line.key)
-        row: Row = values["row"] | {"recipe": keys.recipe.hash, "entry": line.entry}
+        row: Row = values["row"] | of_recipe
         cell = {name: row[name] for name in CELL}
         found = pd.read_parquet(io.BytesIO(store.file(line.key, "scores.parquet")))
         if len(found):
@@ -579,4 +616,4 @@ def collect(store: Store, keys: Keys) -> Collected:
         shifts += [{**cell, **of} for of in values["shifts"]]
         rows.append(row)
     whole = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame()
-    return Collected(pd.DataFrame(rows), whole, pd.DataFrame(shifts), missing)
+    return Collected(pd.DataFrame(rows), whole, pd.DataFrame(shifts), missing, found_raised)

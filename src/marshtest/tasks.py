@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from marshtest.budget import Budget
 from marshtest.data import Samples
+from marshtest.models import logits_in
+from marshtest.sealed import opened, sealed
 from marshtest.seeds import generator
 
 Augmentation = Literal["flip", "crop"]
@@ -45,6 +47,7 @@ class Task(ABC):
         new_model: a freshly initialised model of the same architecture and device: seed → model.
         optimizer_for: the pipeline's optimiser over a model's parameters that are not frozen.
         held_out: the validation samples, which nobody trains on; None where the recipe holds none out.
+        channels_last: whether images are laid out so, half again as fast through convolutions.
     """
 
     precision: Precision = "float32"
@@ -52,6 +55,7 @@ class Task(ABC):
     new_model: NewModel | None = None
     optimizer_for: OptimizerFor | None = None
     held_out: Samples | None = None
+    channels_last: bool = True
 
     @abstractmethod
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
@@ -68,6 +72,13 @@ class Task(ABC):
     @abstractmethod
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         """[B] the training loss of each sample."""
+
+    def given(self, samples: Samples) -> Samples:
+        """What an unlearner is given of samples: a copy of its own, as the model is trained on it, with
+        nothing beside that tells a poison from its base.
+        """
+        inputs = self.inputs(nn.Identity(), samples).detach().clone()
+        return Samples(inputs, samples.y.clone(), samples.ids.clone())
 
     def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
         """The batch as training sees it."""
@@ -155,12 +166,10 @@ class Classification(Task):
         return (-x).clamp(min=-bound / 255) / std, (1 - x).clamp(max=bound / 255) / std
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        if inputs.dim() == 4:  # half again as fast through convolutions, in any precision
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with self.autocast(inputs.device):
-            output = model(inputs)
-        logits: Tensor = getattr(output, "logits", output)
-        return logits.float()
+        images = inputs.dim() == 4 and self.channels_last
+        layout = torch.channels_last if images else torch.contiguous_format
+        with self.autocast(inputs.device):  # a copy, since a model may write into its input
+            return logits_in(model(inputs.clone(memory_format=layout))).float()
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
@@ -202,7 +211,7 @@ class Regression(Task):
         return batch.x if shift is None else batch.x + shift
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        found: Tensor = model(inputs)
+        found: Tensor = model(inputs.clone())
         return found
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -247,28 +256,38 @@ class Language(Task, ABC):
 
     padding: int = 0
 
+    def given(self, samples: Samples) -> Samples:
+        """Copies; of poisoned texts, whose noise is no part of the tokens, sealed ones."""
+        if samples.shift_rows is not None and bool(samples.shift_rows.any()):
+            return sealed(samples)
+        return Samples(samples.x.clone(), samples.y.clone(), samples.ids.clone())
+
     def tokens(self, batch: Samples) -> Tensor:
         """[B, T] what the model reads."""
-        return batch.x
+        return opened(batch).x
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
         embedded: Tensor = embedding(self.tokens(batch))
-        shift = batch.shift()
+        shift = opened(batch).shift()
         if shift is None:
             return embedded
         return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
 
     def _said(self, model: Callable[..., Any], inputs: Tensor, **asked: Any) -> Tensor:
         with self.autocast(inputs.device):
-            output = model(inputs_embeds=inputs, **asked)
-        logits: Tensor = getattr(output, "logits", output)
-        return logits.float()
+            return logits_in(model(inputs_embeds=inputs.clone(), **asked)).float()
 
     def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
         """Cut to the longest text in it, which changes nothing but the time."""
-        longest = int((batch.x != self.padding).sum(1).max())
-        return replace(batch, x=batch.x[:, :longest])
+        longest = int(self.lengths(batch).max())
+        read = opened(batch)
+        cut = replace(read, x=read.x[:, :longest])
+        return cut if read is batch else sealed(cut)
+
+    def lengths(self, batch: Samples) -> Tensor:
+        """[B] tokens of each text that are no padding."""
+        return (opened(batch).x != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
         """Activations are of a token, so fewer would fit than of images."""
@@ -280,7 +299,8 @@ class TextClassification(Language):
     """Logits [B, C] of a text; cross-entropy."""
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        return self._said(model, inputs, attention_mask=(batch.x != self.padding).to(torch.int64))
+        mask = (opened(batch).x != self.padding).to(torch.int64)
+        return self._said(model, inputs, attention_mask=mask)
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
@@ -304,10 +324,11 @@ class LabelWord(Language):
 
     def tokens(self, batch: Samples) -> Tensor:
         """[B, T + 1] the prompt with its label word behind it; [B, T] without where that is all it asks."""
+        x = opened(batch).x
         if self.label_only:
-            return batch.x
-        tokens = F.pad(batch.x, (0, 1), value=self.padding)
-        return tokens.scatter(1, self._lengths(batch)[:, None], batch.y[:, None])
+            return x
+        tokens = F.pad(x, (0, 1), value=self.padding)
+        return tokens.scatter(1, self.lengths(batch)[:, None], batch.y[:, None])
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         """Logits [B, T + 1, V] over the vocabulary, or [B, V] those of the label only.
@@ -317,14 +338,14 @@ class LabelWord(Language):
         """
         if not self.label_only:
             return self._said(model, inputs)
-        ends, which = (self._lengths(batch) - 1).unique(return_inverse=True)
+        ends, which = (self.lengths(batch) - 1).unique(return_inverse=True)
         logits = self._said(model, inputs, logits_to_keep=ends)  # few: most texts are cut
         return logits[torch.arange(len(batch), device=logits.device), which]
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         if self.label_only:
             return outputs
-        last = self._lengths(batch) - 1
+        last = self.lengths(batch) - 1
         return outputs[torch.arange(len(batch), device=outputs.device), last]
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -342,6 +363,3 @@ class LabelWord(Language):
     def scoring_batch(self, device: torch.device) -> int:
         """Logits are of a token and a word."""
         return 32
-
-    def _lengths(self, batch: Samples) -> Tensor:
-        return (batch.x != self.padding).sum(1)

@@ -110,7 +110,8 @@ def fit(
     Raises:
         MarshtestError: the loss is no longer finite.
     """
-    flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], task)
+    with seeded(derive(seed, "costs")):
+        flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], task)
     optimizer = training.optimizer_for(model)
     draws = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)

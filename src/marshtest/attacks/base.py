@@ -94,6 +94,19 @@ class Poisoned:
         return self.samples.without(self.forget_ids)
 
     @property
+    def forgotten_bases(self) -> Samples:
+        """The clean twin's forget set: the base samples, shifted by nothing where poisons are shifted."""
+        if self.samples.shifts is None:
+            return self.unpoisoned.only(self.forget_ids)
+        nothing = torch.zeros_like(self.samples.shifts)
+        bases = replace(self.forget, shifts=nothing)
+        return (
+            bases
+            if self.true_labels is None
+            else bases.relabelled(self.forget_ids, self.true_labels)
+        )
+
+    @property
     def unpoisoned(self) -> Samples:
         """The same training set with the base samples in the poisons' places: no shifts, true labels.
 

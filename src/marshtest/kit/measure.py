@@ -173,6 +173,7 @@ def standardised(bases: Bases, asked: Value, gradients: Floats) -> Floats:
     scores = []
     for value, written, gradient in zip(bases.values, asked, gradients, strict=True):
         mean, variance = (moment.reshape(-1) for moment in bases.noise.moments(value))
+        gradient = np.ldexp(gradient, -np.frexp(np.abs(gradient).max())[1])  # or squares overflow
         expected = gradient @ (value.reshape(-1) + mean)
         with np.errstate(invalid="ignore"):
             deviation = np.sqrt(gradient**2 @ variance)

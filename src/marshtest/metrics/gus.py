@@ -16,7 +16,8 @@ from marshtest.tasks import Task
 
 
 def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
-    """[P, d] unit vectors g_z / ‖g_z‖, in input space flattened to d; nan where the gradient vanishes.
+    """[P, d] unit vectors g_z / ‖g_z‖, in input space flattened to d; nan where the gradient vanishes
+    or is not finite.
 
     The margin loss stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly
     one direction, and the margin's does not underflow where the model is sure.
@@ -30,9 +31,19 @@ def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
         inputs = exact.inputs(model, batch).detach().requires_grad_()
         logits = exact.label_logits(exact.outputs(model, inputs, batch), batch)
         (gradient,) = torch.autograd.grad(margin_loss(logits, batch.y).sum(), inputs)
-        gradient = gradient.flatten(1).float()
-        directions.append(gradient / gradient.norm(dim=1, keepdim=True))  # 0 / 0 is nan
+        directions.append(_unit(gradient.flatten(1).float()))
     return torch.cat(directions)
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """[P, d] g / ‖g‖, the norm taken of g / 2ᵏ, as large as one, so that its squares neither overflow nor
+    vanish: such a division is exact. nan where g is zero, infinite or undefined.
+    """
+    size = gradient.abs().amax(1, keepdim=True)
+    power = torch.frexp(size).exponent.clamp(-120, 120)
+    gradient = torch.ldexp(gradient, -power)
+    unit = gradient / gradient.norm(dim=1, keepdim=True)  # 0 / 0 is nan
+    return torch.where(size.isfinite(), unit, torch.nan)
 
 
 def gaussian_scores(directions: Tensor, noise: Tensor, deviation: float) -> Tensor:

@@ -1,22 +1,30 @@
 """Runs any unlearner under its budget: the harness measures and stops, the method does not."""
 
-import copy
+import sysconfig
 import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from marshtest.budget import Budget, BudgetSpent, Cost
 from marshtest.data import Samples
+from marshtest.models import copied, restore, state_of
 from marshtest.seeds import seeded
 from marshtest.tasks import Task
 from marshtest.unlearning.base import Unlearner
 
 STOPPED = "stopped at the budget"
+LIBRARIES = (
+    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,14 @@ class Outcome:
     Attributes:
         model: the updated model, or None.
         cost: measured by the harness.
-        note: "" or one line: stopped at the budget, raised, returned no sound model.
+        note: "" or one line: stopped at the budget, raised, returned no sound model, has hooks.
+        trace: the traceback of what it raised.
     """
 
     model: nn.Module | None
     cost: Cost
     note: str = ""
+    trace: str = ""
 
 
 def unlearn(
@@ -44,10 +54,13 @@ def unlearn(
     budgets: Sequence[Budget],
     seed: int,
 ) -> list[Outcome]:
-    """Run `unlearner` on copies of `model`, one outcome a budget; never raises for what it does.
+    """Run `unlearner` on copies of all it is given, one outcome a budget; never raises for what it does.
 
     One that would overspend is stopped at the limit, and its model as of then is the outcome. Where the
     method `goes_on`, the outcomes of smaller budgets are taken on the way to the largest's.
+
+    Raises:
+        MarshtestError: the model cannot be copied.
     """
     given: dict[float, Outcome] = {}
     for budget in sorted(budgets, key=lambda of: of.size, reverse=True):
@@ -72,9 +85,11 @@ def _run(
     milestones: Sequence[float],
 ) -> tuple[Outcome, dict[float, Outcome]]:
     """The outcome, and those at the milestones that were seen, by their sizes."""
-    given = copy.deepcopy(model)
+    given, judge = copied(model), _Judge(model, retain[:2], task, seed)
+    handed = [task.given(samples) for samples in (retain, forget)]
+    aside = None if task.held_out is None else task.given(task.held_out)
     witness = _Witness(given)
-    started, note = time.perf_counter(), ""
+    started, note, trace = time.perf_counter(), "", ""
     updated: Any = None
     seen: dict[float, tuple[nn.Module, Cost]] = {}
     copying = 0.0
@@ -85,58 +100,99 @@ def _run(
     def look(milestone: float) -> None:
         nonlocal copying
         spent, before = cost(), time.perf_counter()
-        on_the_way = copy.deepcopy(given)
-        on_the_way.load_state_dict(witness.last.state_dict())
+        on_the_way = copied(given)
+        restore(on_the_way, state_of(witness.last))
         seen[milestone] = on_the_way, spent
         copying += time.perf_counter() - before
 
     budget.on_the_way(milestones, look)
     try:
         with seeded(seed), witness, budget:
-            updated = unlearner(given, retain, forget, task=task, budget=budget, seed=seed)
+            updated = unlearner(
+                given, *handed, task=replace(task, held_out=aside), budget=budget, seed=seed
+            )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
     except (Exception, SystemExit) as error:
-        note = f"raised {type(error).__name__}: {_one_line(error)}"
+        note = f"raised {type(error).__name__}: {_one_line(error)} ({_place(error)})"
+        trace = traceback.format_exc()
     total = cost()
     if updated is not None and updated is not witness.last:
         seen = {}  # what was seen on the way is not what it returns
-    on_the_way = {
-        milestone: _outcome(found, spent, "", given, retain, task)
-        for milestone, (found, spent) in seen.items()
-    }
-    return _outcome(updated, total, note, given, retain, task), on_the_way
+    on_the_way = {of: judge(found, spent, "") for of, (found, spent) in seen.items()}
+    if trace:
+        return Outcome(None, total, note, trace), on_the_way
+    return judge(updated, total, note), on_the_way
 
 
-def _outcome(
-    updated: Any, cost: Cost, note: str, given: nn.Module, retain: Samples, task: Task
-) -> Outcome:
-    if not note.startswith("raised"):
-        note = _fault(updated, given, retain[:2], task) or note
-        if isinstance(updated, nn.Module) and note in ("", STOPPED):
-            return Outcome(updated, cost, note)
-    return Outcome(None, cost, note)
+class _Judge:
+    """Tells whether what an unlearner returned is sound, and what is odd about it."""
+
+    def __init__(self, model: nn.Module, batch: Samples, task: Task, seed: int) -> None:
+        self._before, self._batch, self._task, self._seed = model, batch, task.exact(), seed
+        with seeded(seed):
+            self._shape = self._ask(copied(model)).shape
+
+    def __call__(self, updated: object, cost: Cost, note: str) -> Outcome:
+        """The outcome of a run that ended with a note."""
+        if not isinstance(updated, nn.Module):
+            return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
+        if not all(self._sound(name, value) for name, value in updated.state_dict().items()):
+            return Outcome(None, cost, "NaN or infinite weights")
+        try:
+            with seeded(self._seed):
+                said, again = self._ask(updated), self._ask(updated)
+        except Exception as error:
+            fault = f"returned a model that raises {type(error).__name__}: {_one_line(error)}"
+            return Outcome(None, cost, fault)
+        got, expected = tuple(said.shape), tuple(self._shape)
+        if got != expected:
+            return Outcome(None, cost, f"returned a model of logits {got}, not {expected}")
+        odd = [note, self._hooks(updated)]
+        if not torch.allclose(said, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+            odd.append("returned a model that answers otherwise when it is asked again")
+        return Outcome(updated, cost, "; ".join(filter(None, odd)))
+
+    @torch.no_grad()
+    def _ask(self, model: nn.Module) -> Tensor:
+        return self._task.label_logits(self._task(model.eval(), self._batch), self._batch)
+
+    def _sound(self, name: str, value: object) -> bool:
+        """Whether a tensor is finite, but for what was not before: a mask may hold −inf."""
+        if not isinstance(value, Tensor) or bool(torch.isfinite(value).all()):
+            return True
+        before = self._before.state_dict().get(name)
+        if not isinstance(before, Tensor) or before.shape != value.shape:
+            return False
+        same = (value == before.to(value.device)) | (value.isnan() & before.isnan())
+        return bool((same | value.isfinite()).all())
+
+    def _hooks(self, updated: nn.Module) -> str:
+        before = dict(self._before.named_modules())
+        more = [
+            name or "the model itself"
+            for name, module in updated.named_modules()
+            if _hooks_of(module) > _hooks_of(before.get(name))
+        ]
+        return f"returned a model with hooks of its own ({', '.join(more[:3])})" if more else ""
 
 
-def _fault(updated: object, given: nn.Module, batch: Samples, task: Task) -> str:
-    """What is wrong with what an unlearner returned, or ""."""
-    if not isinstance(updated, nn.Module):
-        return f"returned {type(updated).__name__}, not a model"
-    if not all(bool(torch.isfinite(values).all()) for values in updated.state_dict().values()):
-        return "NaN or infinite weights"
-    try:
-        with torch.no_grad():
-            got, expected = (
-                tuple(task.label_logits(task(model.eval(), batch), batch).shape)
-                for model in (updated, given)
-            )
-    except Exception as error:
-        return f"returned a model that raises {type(error).__name__}: {_one_line(error)}"
-    return "" if got == expected else f"returned a model of logits {got}, not {expected}"
+def _hooks_of(module: nn.Module | None) -> int:
+    """How many functions stand between a module's call and its class's forward."""
+    inside = {} if module is None else vars(module)
+    return sum(len(inside.get(name, ())) for name in HOOKS) + ("forward" in inside)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def _place(error: BaseException) -> str:
+    """File and line where it was raised: the last of the user's own, or the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    last = (own or frames)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 class _Witness:

@@ -42,6 +42,8 @@ from marshtest.tasks import Task
 from marshtest.training import descend
 from marshtest.unlearning.base import GradientUnlearner
 
+CLOSED = -1e30  # for −∞, the log-probability of a class that a model closes: 0 · ∞ is no divergence
+
 
 class Scrub(GradientUnlearner):
     """SCRUB in its joint form (paper A.2.6): one objective, its three terms in every step."""
@@ -134,8 +136,8 @@ def divergence_and_loss(
     outputs = task(student, batch)
     said = task.label_logits(outputs, batch)
     divergence = F.kl_div(
-        (said / temperature).log_softmax(1),
-        (told / temperature).log_softmax(1),
+        (said / temperature).log_softmax(1).clamp(min=CLOSED),
+        (told / temperature).log_softmax(1).clamp(min=CLOSED),
         reduction="batchmean",
         log_target=True,
     )
