@@ -96,7 +96,11 @@ class Apart(Door):
         )
         self._close = weakref.finalize(self, _end, self._process, folder)
         threading.Thread(target=_end_group, args=(self._process,), daemon=True).start()
-        self._call((torch.get_num_threads(), name, opened), 0)
+        try:
+            self._call((torch.get_num_threads(), name, opened), 0)
+        except MarshtestError:
+            self._close()
+            raise
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         found = self._call(("ask", values, labels), 9 * len(values))
