@@ -2,11 +2,12 @@
 
 import inspect
 import json
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -47,6 +48,8 @@ class Commands(TyperGroup):
         except MarshtestError as error:
             _fail(str(error))
         except OSError as error:
+            if error.filename is None:
+                _forget_output()
             _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
         except KeyboardInterrupt:
             goes_on = "; the same command goes on where this one was"
@@ -789,6 +792,12 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 def main() -> None:
     """Entry point."""
     app()
+
+
+def _forget_output() -> None:
+    """Let what could not be written go nowhere; Python would try again as it ends, and exit with 120."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> NoReturn:
