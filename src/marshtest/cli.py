@@ -603,7 +603,7 @@ def ask(
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, scores, figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Tell whether the dose is still in a model: exit 0 removed, 1 not, 3 inconclusive.
+    """Tell whether the dose is still in a model: exit 0 removed, 1 not, 3 inconclusive, 2 no answer.
 
     A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
     'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.

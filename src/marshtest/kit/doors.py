@@ -7,7 +7,8 @@
     cmd:COMMAND              a program, by files            rank score
     box:pkg.mod:function     a callable, by files           rank score
 
-A command has {inputs} and {outputs} where the two paths go.
+A command has {inputs} and {outputs} where the two paths go. What is code of others (all but the checkpoint
+and the folder) runs in a process of its own; see `marshtest.kit.process`.
 """
 
 import json

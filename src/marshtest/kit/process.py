@@ -207,9 +207,8 @@ def serve() -> None:
     threads, name, opened = pickle.loads(asked.get())
     torch.set_num_threads(threads)
     keep_freed_memory()
-    seeded(
-        derive(0, "foreign", 0)
-    ).__enter__()  # never left: what loading switches is the model's own
+    own = seeded(derive(0, "foreign", 0))
+    own.__enter__()  # and never left: the switches that loading turns are the model's own
     doors: list[Door] = []
 
     def opening() -> Arrays:
