@@ -143,10 +143,10 @@ class Processes:
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         threads = resources.cpus or self._threads
         try:
-            return self._pool.submit(work, self._url, job, threads)
+            return self._pool.submit(work, self._url, job, threads, os.getcwd())
         except BrokenProcessPool:  # a worker died just now
             self.recover()
-            return self._pool.submit(work, self._url, job, threads)
+            return self._pool.submit(work, self._url, job, threads, os.getcwd())
 
     def recover(self) -> None:
         if self._pool._broken:
@@ -246,7 +246,7 @@ def _worker(url: str) -> Worker:
     return Worker(Store(url))
 
 
-def work(url: str, job: Job, threads: int, folder: str = ".") -> Ended:
+def work(url: str, job: Job, threads: int, folder: str) -> Ended:
     """Do a job in a process of its own, in the driver's working folder if this machine has it."""
     if os.path.isdir(folder):
         os.chdir(folder)
