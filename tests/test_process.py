@@ -65,10 +65,10 @@ def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
         ("interrupts", "raised KeyboardInterrupt (no message) in vendors.py"),
         ("stops", "raised Stop (enough) in vendors.py"),
         ("reads", "(EOFError: EOF when reading a line)"),
-        ("quits", "its process died with exit code 0 while it was asked."),
-        ("crashes", "its process was killed by SIGSEGV while it was asked."),
-        ("starves", "its process was killed by SIGKILL (out of memory?) while it was asked."),
-        ("leaves", "its process died with exit code 7 while it was asked."),
+        ("quits", "its process died with exit code 0 before it answered."),
+        ("crashes", "its process was killed by SIGSEGV before it answered."),
+        ("starves", "its process was killed by SIGKILL (out of memory?) before it answered."),
+        ("leaves", "its process died with exit code 7 before it answered."),
         ("lies", "its process answered what was not asked."),
         ("shuts", "its process "),
     ],
@@ -79,6 +79,14 @@ def test_however_a_model_ends_it_is_one_line(model: str, says: str) -> None:
     assert "\n" not in str(error.value)
     assert says in str(error.value)
     assert str(error.value).startswith(f"vendors:{model}: ")
+
+
+def test_a_function_of_a_script_is_asked_in_its_own_process() -> None:
+    for spec in ("__main__:load", "box:__main__:answer"):
+        with pytest.raises(
+            MarshtestError, match="Put it into a file of its own, or give in_process"
+        ):
+            opened(spec)
 
 
 @pytest.mark.parametrize("model", ["exits", "exits_on_loading", "interrupts", "stops"])

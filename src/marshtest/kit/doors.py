@@ -53,7 +53,14 @@ def open_door(
     path, command = Path(spec), spec.startswith("cmd:")
     if path.is_dir() or not (command or ":" in spec or path.suffix == ".pt2"):
         return opened()
-    return Guarded(spec, opened) if in_process and not command else Apart(spec, opened)
+    if in_process and not command:
+        return Guarded(spec, opened)
+    if spec.removeprefix("box:").startswith("__main__:"):
+        raise MarshtestError(
+            f"{spec}: what a script or notebook defines is not there in the model's own process. Put it "
+            "into a file of its own, or give in_process=True."
+        )
+    return Apart(spec, opened)
 
 
 def open_here(

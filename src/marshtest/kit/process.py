@@ -146,7 +146,7 @@ class Apart(Door):
             code = self._process.wait(GONE_WITHIN)
         except subprocess.TimeoutExpired:  # it lives, and has closed the pipe
             return self._nonsense()
-        return MarshtestError(f"{self.name}: its process {ended(code)} while it was asked.")
+        return MarshtestError(f"{self.name}: its process {ended(code)} before it answered.")
 
     def _nonsense(self) -> MarshtestError:
         self._close()
