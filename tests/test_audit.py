@@ -32,7 +32,8 @@ def asked(*models: str, **rest: Any) -> Audit:
     names = [f"subjects:{model}" for model in models]
     if "retrained" in rest:
         rest["retrained"] = f"subjects:{rest['retrained']}"
-    return audit(case.done.key_file, case.source, *names, scaling=Scaling(), draws=DRAWS, **rest)
+    rest |= {"scaling": Scaling(), "draws": DRAWS, "in_process": True}
+    return audit(case.done.key_file, case.source, *names, **rest)
 
 
 def test_a_model_that_kept_the_dose_and_one_that_never_had_it() -> None:
@@ -154,6 +155,7 @@ def test_wrong_scaling_is_noticed() -> None:
             "subjects:before",
             scaling=Scaling(std=(1e5,)),  # inputs of no size
             draws=3,
+            in_process=True,
         )
 
 

@@ -20,7 +20,13 @@ from marshtest.kit.noise import Scaling
 def calibrated(keys: int) -> Calibration:
     case = audited()
     return calibrate(
-        case.done.key, case.source, "subjects:before", keys=keys, draws=9, scaling=Scaling()
+        case.done.key,
+        case.source,
+        "subjects:before",
+        keys=keys,
+        draws=9,
+        scaling=Scaling(),
+        in_process=True,
     )
 
 

@@ -47,7 +47,7 @@ class Case:
 
     def measured(self, spec: str, **rest: Any) -> Measured:
         name = spec if ":" in spec else str(self.folder / spec)
-        door = open_door(name, self.key, (3, 8, 8), rest.get("scaling"), CPU)
+        door = open_door(name, self.key, (3, 8, 8), rest.get("scaling"), CPU, in_process=True)
         return measure(door, self.bases, draws=19)
 
 
@@ -127,7 +127,7 @@ def test_a_preprocessor_normalises_and_resizes(case: Case, tmp_path: Path) -> No
     expected = boxes.vit()(x[..., 1:9, 1:9] / 255).argmax(1).numpy() == case.bases.labels
     assert (door.ask(big, case.bases.labels)[1] == expected).all()
     own = open_door(str(tmp_path / "hf"), case.key, (3, 8, 8), HALF, CPU)  # what is given wins
-    ours = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU)
+    ours = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU, in_process=True)
     values = case.bases.values, case.bases.labels
     assert np.allclose(own.ask(*values)[0], ours.ask(*values)[0], atol=1e-5)
 
@@ -199,7 +199,10 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("cmd:nosuchprogram {inputs} {outputs}", "cannot be started"),
         ("cmd:false {inputs} {outputs}", "died with exit code 1"),
         ("cmd:true {inputs} {outputs}", "wrote no outputs file"),
-        ("box:boxes:too_few", "must answer 40 losses, or [40, 4] probabilities or logits. Got [3]"),
+        (
+            "box:boxes:too_few",
+            "must answer 40 losses [40], or [40, 4] probabilities or logits. Got [3]",
+        ),
         ("box:boxes:not_numbers", "answered NaN for 40 of 40 inputs"),
         ("box:boxes:words", "answered <U3, not numbers"),
         ("cmd:'{inputs} {outputs}", "cannot be read as a command (No closing quotation)"),
@@ -228,7 +231,9 @@ def test_what_cannot_be_asked_is_one_line(case: Case, tmp_path: Path, spec: str,
         transformers.GPT2LMHeadModel(small).save_pretrained(tmp_path / "gpt")
     given = spec if ":" in spec else str(tmp_path / spec)
     with pytest.raises(MarshtestError) as error:
-        measure(open_door(given, case.key, (3, 8, 8), None, CPU), case.bases, draws=3)
+        measure(
+            open_door(given, case.key, (3, 8, 8), None, CPU, in_process=True), case.bases, draws=3
+        )
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(given)

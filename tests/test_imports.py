@@ -7,6 +7,7 @@ import marshtest
 
 ORDER = [
     "errors",
+    "foreign",
     "files",
     "memory",
     "device",

@@ -2,14 +2,16 @@
 
 import inspect
 import json
+import os
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
@@ -18,10 +20,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from marshtest import ledger
 from marshtest.documents import shipped
-from marshtest.errors import NOTE, MarshtestError
+from marshtest.errors import NOTE, MarshtestError, first_line
 from marshtest.grid import read_sweep
 from marshtest.store import Store
 
@@ -31,7 +34,48 @@ if TYPE_CHECKING:  # a command imports what it needs as it runs: torch alone tak
     from marshtest.gate import Fact
     from marshtest.kit.noise import Scaling
 
+
+class Commands(TyperGroup):
+    """The commands, with one rule for how they end.
+
+    Only a command's own `typer.Exit` gives 1 or 3, which are answers. Bad input is one line and 2, Ctrl-C
+    one line and 130, and 2 is what becomes of everything else, whoever raised it.
+    """
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            given = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk or a closed pipe is told here, not as Python ends
+            return given
+        except MarshtestError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.filename is None:
+                _forget_output()
+            _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
+        except KeyboardInterrupt:
+            goes_on = "; the same command goes on where this one was"
+            print(
+                f"marshtest: stopped{goes_on if ctx.invoked_subcommand in GO_ON else ''}.",
+                file=sys.stderr,
+            )
+            sys.exit(130)
+        except MemoryError:
+            _fail("out of memory.")
+        except SystemExit as error:
+            _fail(f"something that was called tried to end the command (SystemExit: {error}).")
+        except (Exception, BaseExceptionGroup) as error:
+            if type(error).__module__.startswith(("typer", "click")):
+                raise  # an exit, help, or wrong use, which typer tells
+            traceback.print_exc()
+            _fail(
+                f"a fault of marshtest itself ({type(error).__name__}: {first_line(error)}). "
+                "Please report it with the traceback above."
+            )
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -50,6 +94,7 @@ REFERENCES = {
     "shuffled": "Trained on crafted poisons' perturbations in random order: what blind noise does.",
     "retrain (full)": "From scratch on the retain set at full compute; must come out REMOVED.",
 }
+GO_ON = {"run", "sweep"}  # commands that keep what is finished, and begin there again
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
 PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
@@ -527,6 +572,9 @@ def plan(
 
 
 KeyOption = Annotated[Path, typer.Option(help="The key that `marshtest dose` wrote.")]
+InProcessOption = Annotated[
+    bool, typer.Option("--in-process", help="Run callables and .pt2 programs in this process.")
+]
 DataOption = Annotated[Path, typer.Option(help="The data as they were before dosing.")]
 ScalingOption = Annotated[
     str | None, typer.Option(help="Values to model inputs: unit, pixels or MEAN,…/STD,…")
@@ -588,10 +636,11 @@ def ask(
     margin: Annotated[float, typer.Option(help="Share that REMOVED may leave.")] = 0.2,
     delta: Annotated[float, typer.Option(help="δ of the privacy bound.")] = 1e-5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    in_process: InProcessOption = False,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, scores, figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Tell whether the dose is still in a model: exit 0 removed, 1 not, 3 inconclusive.
+    """Tell whether the dose is still in a model: exit 0 removed, 1 not, 3 inconclusive, 2 no answer.
 
     A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
     'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.
@@ -612,6 +661,7 @@ def ask(
             retrained=retrained,
             scaling=_scaling(scaling),
             device=device,
+            in_process=in_process,
             report=report,
             **asked,
         )
@@ -639,6 +689,7 @@ def calibrate(
     alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
     margin: Annotated[float, typer.Option(help="Share that REMOVED may leave.")] = 0.2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    in_process: InProcessOption = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the figure and all keys.")] = None,
 ) -> None:
     """Count the verdict's errors where the truth is known, with noise that no model has seen.
@@ -656,6 +707,7 @@ def calibrate(
             keys=keys,
             scaling=_scaling(scaling),
             device=device,
+            in_process=in_process,
             report=report,
             draws=draws,
             alpha=alpha,
@@ -741,18 +793,7 @@ def _rich(frame: "pd.DataFrame", title: str) -> Table:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar over the whole run; plain lines where there is no terminal. Ctrl-C ends it in one line."""
-    try:
-        with _bar() as report:
-            yield report
-    except KeyboardInterrupt:
-        line = "marshtest: stopped; the same command goes on where this one was."
-        print(line, file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar over the whole run; plain lines where there is no terminal."""
     if not console.is_terminal:
         last, due = "", 0.0
 
@@ -786,16 +827,16 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on standard error and exit code 2."""
-    sys.path.insert(0, "")  # a user's "pkg.mod:name" in the current folder
-    try:
-        app(standalone_mode=True)
-    except MarshtestError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
+    """Entry point."""
+    app()
 
 
-def _fail(line: str) -> None:
+def _forget_output() -> None:
+    """Let what could not be written go nowhere; Python would try again as it ends, and exit with 120."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(line: str) -> NoReturn:
     print(f"marshtest: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(2)

@@ -12,8 +12,10 @@ import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -126,25 +128,24 @@ class Processes:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")  # imports torch once for all
         context.set_forkserver_preload([__name__])
-        before = os.environ.get("OMP_NUM_THREADS")
+        before = dict(os.environ)
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # read as a worker imports torch
+        os.environ["PYTHONSAFEPATH"] = "1"  # or Python looks for torch in the working folder first
         try:
-            pool = ProcessPoolExecutor(self.slots, context, _obey_the_driver)
-            pool.submit(os.getpid).result()  # started, while the variable stands
+            pool = ProcessPoolExecutor(self.slots, context, _obey_the_driver, (before,))
+            pool.submit(os.getpid).result()  # started, while the variables stand
         finally:
-            if before is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = before
+            os.environ.clear()
+            os.environ.update(before)
         return pool
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         threads = resources.cpus or self._threads
         try:
-            return self._pool.submit(work, self._url, job, threads)
+            return self._pool.submit(work, self._url, job, threads, os.getcwd())
         except BrokenProcessPool:  # a worker died just now
             self.recover()
-            return self._pool.submit(work, self._url, job, threads)
+            return self._pool.submit(work, self._url, job, threads, os.getcwd())
 
     def recover(self) -> None:
         if self._pool._broken:
@@ -182,12 +183,13 @@ class Ray:
         if address is not None and address not in ("auto", "local"):
             _reach(address)
         try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                configure_logging=False,
-                include_dashboard=False if address in (None, "local") else None,
-            )
+            with chdir(Path(os.__file__).parent):  # Ray puts the working folder first on its path
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    include_dashboard=False if address in (None, "local") else None,
+                )
         except Exception as error:
             raise MarshtestError(
                 f"engine: no Ray cluster at {address or 'this machine'} ({first_line(error)}). "
@@ -205,7 +207,7 @@ class Ray:
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         cpus = resources.cpus or 1
         asked = self._work.options(num_cpus=cpus, num_gpus=resources.gpus, max_retries=3)
-        future: Future[Ended] = asked.remote(self._url, job, cpus).future()
+        future: Future[Ended] = asked.remote(self._url, job, cpus, os.getcwd()).future()
         return future
 
     def recover(self) -> None: ...
@@ -243,8 +245,10 @@ def _worker(url: str) -> Worker:
     return Worker(Store(url))
 
 
-def work(url: str, job: Job, threads: int) -> Ended:
-    """Do a job in a process of its own."""
+def work(url: str, job: Job, threads: int, folder: str) -> Ended:
+    """Do a job in a process of its own, in the driver's working folder if this machine has it."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
     torch.set_num_threads(threads)
     return attempt(_worker(url), job, _unheard)
 
@@ -253,8 +257,10 @@ def _unheard(share: float, said: str = "", /) -> None:
     pass
 
 
-def _obey_the_driver() -> None:
-    """Leave Ctrl-C to the driver, and end when it has."""
+def _obey_the_driver(environment: Mapping[str, str]) -> None:
+    """Take the driver's environment for all that is started here, leave Ctrl-C to it, end when it has."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

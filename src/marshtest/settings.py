@@ -3,13 +3,18 @@
 import hashlib
 import importlib
 import inspect
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from marshtest.errors import MarshtestError, unknown
+from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.foreign import foreign
 
 if TYPE_CHECKING:  # what only describes is read without torch
     from torch import nn
@@ -75,24 +80,50 @@ def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
 def load_object(spec: str, where: str) -> Callable[..., Any]:
     """Import the callable that "pkg.mod:name" names.
 
+    The working folder is searched last, and only if no other place has the module: whatever else lies in
+    it is not imported in the place of a library.
+
     Raises:
         MarshtestError: the module cannot be imported, or has no such callable.
     """
     module_name, _, name = spec.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises as it is imported
+        with foreign(module_name):
+            _find_in_working_folder(module_name.partition(".")[0])
+            found: Any = importlib.import_module(module_name)
+    except MarshtestError as error:
+        why = error.__cause__ or error
         raise MarshtestError(
-            f"{where}: cannot import {module_name!r} ({type(error).__name__}: {error}). "
+            f"{where}: cannot import {module_name!r} ({type(why).__name__}: {first_line(why)}). "
             "Mend or install it, or run from the folder that holds it."
         ) from None
     for part in name.split("."):
         if not hasattr(found, part):
-            raise MarshtestError(f"{where}: module {module_name!r} has no {name!r}.")
+            raise MarshtestError(
+                f"{where}: module {module_name!r} has no {name!r}.{_elsewhere(found)}"
+            )
         found = getattr(found, part)
     if not callable(found):
         raise MarshtestError(f"{where}: {spec!r} is a {type(found).__name__}, not a callable.")
     return found  # type: ignore[no-any-return]
+
+
+def _find_in_working_folder(package: str) -> None:
+    """Append the working folder to the import path if the package is there and nowhere else."""
+    folder = os.getcwd()
+    known = package in sys.modules or find_spec(package) is not None
+    if not known and PathFinder.find_spec(package, [folder]) is not None:
+        sys.path.append(folder)
+
+
+def _elsewhere(module: Any) -> str:
+    """A sentence where a file of the module's name in the working folder was passed over."""
+    package = module.__name__.partition(".")[0]
+    hidden = PathFinder.find_spec(package, [os.getcwd()])
+    origin = getattr(module, "__file__", None) or "Python itself"
+    if hidden is None or hidden.origin in (None, origin):
+        return ""
+    return f" It is {origin}, which goes before {hidden.origin}; rename the latter."
 
 
 def source_digest(function: Callable[..., Any]) -> str:

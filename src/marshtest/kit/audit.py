@@ -219,6 +219,7 @@ def audit(
     retrained: str | None = None,
     scaling: Scaling | None = None,
     device: str = "auto",
+    in_process: bool = False,
     report: Report = silent,
     **question: Any,
 ) -> Audit:
@@ -232,6 +233,7 @@ def audit(
         retrained: one trained without the dosed samples: the check on the test itself.
         scaling: how values of the file become model inputs; see `open_door`.
         device: auto, cpu or cuda.
+        in_process: let foreign callables and .pt2 programs run in this process; see `open_door`.
         report: told each model that is asked and the share of the work that is done.
         question: fields of `Question`.
 
@@ -244,7 +246,7 @@ def audit(
     chosen = pick_device(device)
     specs = [before, *after, *([retrained] if retrained else [])]
     shape = bases.values.shape[1:]
-    doors = [open_door(spec, key, shape, scaling, chosen) for spec in specs]
+    doors = [open_door(spec, key, shape, scaling, chosen, in_process) for spec in specs]
     measured = []
     for place, door in enumerate(doors):
         done = partial(_advance, report, door.name, place, len(doors))

@@ -5,12 +5,14 @@ expects it, and y [M]; and writes the second, a .npy of M losses (larger = more 
 probabilities or logits.
 """
 
+import math
 import shlex
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from marshtest.errors import MarshtestError, first_line
 from marshtest.kit.door import Answers, Door, Inputs, Labels
 from marshtest.kit.layouts import Value
+from marshtest.kit.process import ended
 from marshtest.metrics.accuracy import margin_loss
 
 Call = Callable[[Path, Path], None]
@@ -29,9 +32,14 @@ class BlackBox(Door):
 
     def __init__(self, name: str, call: Call, inputs: Inputs, classes: int) -> None:
         self.name, self.call, self.inputs, self.classes = name, call, inputs, classes
+        self._taken_for_losses = False
 
     def ask(self, values: Value, labels: Labels) -> Answers:
-        return _told(self._answers(values, labels), labels)
+        answers = self._answers(values, labels)
+        if answers.ndim == 1 and not self._taken_for_losses:
+            self._refuse_probabilities(values, labels, answers)
+            self._taken_for_losses = True
+        return _told(answers, labels)
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -39,33 +47,82 @@ class BlackBox(Door):
             x = self.inputs(torch.from_numpy(values).float()).numpy()
             np.savez(asked, x=x, y=labels)
             self.call(asked, told)
-            try:
-                answers: NDArray[Any] = np.load(told, allow_pickle=False)
-            except FileNotFoundError:
-                raise MarshtestError(f"{self.name}: wrote no outputs file.") from None
-            except (OSError, ValueError) as error:
-                raise MarshtestError(
-                    f"{self.name}: its outputs are no .npy file of numbers ({error})."
-                ) from None
-        rows, width = len(values), self.classes
-        if answers.dtype.kind not in "iuf":
-            raise MarshtestError(f"{self.name}: answered {answers.dtype}, not numbers.")
-        if answers.shape not in ((rows,), (rows, 1), (rows, width)):
-            raise MarshtestError(
-                f"{self.name}: must answer {rows} losses, or [{rows}, {width}] probabilities or "
-                f"logits. Got {list(answers.shape)}."
-            )
+            answers = read_answers(self.name, told, len(values), self.classes)
         if np.isnan(answers).any():
+            rows = len(answers)
             bad = int(np.isnan(answers).reshape(rows, -1).any(1).sum())
             raise MarshtestError(f"{self.name}: answered NaN for {bad} of {rows} inputs.")
         return answers
+
+    def _refuse_probabilities(self, values: Value, labels: Labels, answers: NDArray[Any]) -> None:
+        """Raise where [M] answers in [0, 1] are no losses: a loss depends on the label, and falls with
+        the probability that the model gives it.
+        """
+        if answers.min() < 0 or answers.max() > 1:
+            return
+        others = self._answers(values, (labels + 1) % self.classes)
+        if np.array_equal(answers, others):
+            what = "the same whatever the labels are"
+        elif (
+            self.classes == 2
+            and np.allclose(answers + others, 1, atol=1e-3)
+            and answers.mean() > others.mean()
+        ):
+            what = "probabilities of the labels, larger where it is more right"
+        else:
+            return
+        raise MarshtestError(
+            f"{self.name}: its answers [{len(answers)}] lie in [0, 1] and are {what}, so they are no "
+            f"losses. Write losses of the labels `y`, or all {self.classes} columns of probabilities."
+        )
+
+
+def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]:
+    """The answers in a .npy file; nothing of the size that it claims is allocated before it is checked.
+
+    Raises:
+        MarshtestError: no such file, not a plain one, or not numbers [rows] or [rows, classes].
+    """
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise MarshtestError(f"{name}: its outputs are no plain file (a link, folder or pipe).")
+        with file.open("rb") as opened:
+            shape, dtype = _header(opened)
+            begins = opened.tell()
+        if dtype.kind not in "iuf":
+            raise MarshtestError(f"{name}: answered {dtype}, not numbers.")
+        if shape not in ((rows,), (rows, classes)):
+            raise MarshtestError(
+                f"{name}: must answer {rows} losses [{rows}], or [{rows}, {classes}] probabilities or "
+                f"logits. Got {list(shape)}."
+            )
+        if file.stat().st_size - begins != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"not as long as its header {list(shape)} says")
+        answers: NDArray[Any] = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise MarshtestError(f"{name}: wrote no outputs file.") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, MarshtestError):
+            raise
+        why = first_line(error)
+        raise MarshtestError(f"{name}: its outputs are no .npy file of numbers ({why}).") from None
+    return answers
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type that the first bytes of a .npy file claim."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:  # of later versions, numbers are written in 2.0 at most
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def _told(answers: NDArray[Any], labels: Labels) -> Answers:
     """Margin losses from losses, probabilities or logits, and whether predictions are right."""
     answers = answers.astype(np.float64)
-    if answers.ndim == 1 or answers.shape[1] == 1:
-        return answers.reshape(-1), None
+    if answers.ndim == 1:
+        return answers, None
     right = answers.argmax(1) == labels
     sums = answers.sum(1)
     if (answers >= 0).all() and np.allclose(sums, 1, atol=1e-3):
@@ -92,25 +149,18 @@ def command_call(spec: str, command: str) -> Call:
             w.replace("{inputs}", str(inputs)).replace("{outputs}", str(outputs)) for w in words
         ]
         try:
-            done = subprocess.run(filled, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                filled,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
         except OSError as error:
             raise MarshtestError(f"{spec}: cannot be started ({error.strerror}).") from None
         if done.returncode != 0:
             said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
-            raise MarshtestError(f"{spec}: died with exit code {done.returncode}: {said[-1]}.")
-
-    return call
-
-
-def function_call(spec: str, function: Callable[..., Any]) -> Call:
-    """Call a function with the two paths."""
-
-    def call(inputs: Path, outputs: Path) -> None:
-        try:
-            function(inputs, outputs)
-        except Exception as error:  # whatever the user's code raises
-            raise MarshtestError(
-                f"{spec}: raised {type(error).__name__} ({first_line(error)})."
-            ) from None
+            raise MarshtestError(f"{spec}: {ended(done.returncode)}: {said[-1]}.")
 
     return call

@@ -137,6 +137,7 @@ def calibrate(
     keys: int = 200,
     scaling: Scaling | None = None,
     device: str = "auto",
+    in_process: bool = False,
     report: Report = silent,
     **question: Any,
 ) -> Calibration:
@@ -149,6 +150,7 @@ def calibrate(
         keys: null keys; each costs one measurement of the model.
         scaling: as in `audit`.
         device: as in `audit`.
+        in_process: as in `audit`.
         report: told each measurement that starts and the share that is done.
         question: as in `audit`.
 
@@ -160,7 +162,8 @@ def calibrate(
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     asked = Question.parse(question, "calibrate")
     bases = key.bases(data)
-    door = open_door(model, key, bases.values.shape[1:], scaling, pick_device(device))
+    shape = bases.values.shape[1:]
+    door = open_door(model, key, shape, scaling, pick_device(device), in_process)
     true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
     rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
     lines = []

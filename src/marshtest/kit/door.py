@@ -86,7 +86,10 @@ class Program(Door):
         missing = (self.batch or len(x)) - len(x)
         inputs = self.inputs(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x)
         try:
-            output = self.function(inputs)
+            with torch.set_grad_enabled(
+                torch.is_grad_enabled()
+            ):  # as it is, whatever the model does
+                output = self.function(inputs)
         except Exception as error:  # whatever a foreign model raises
             raise MarshtestError(
                 f"{self.name}: does not take inputs {list(inputs.shape[1:])} "

@@ -7,12 +7,14 @@
     cmd:COMMAND              a program, by files            rank score
     box:pkg.mod:function     a callable, by files           rank score
 
-A command has {inputs} and {outputs} where the two paths go.
+A command has {inputs} and {outputs} where the two paths go. What is code of others (all but the checkpoint
+and the folder) runs in a process of its own; see `marshtest.kit.process`.
 """
 
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marshtest.errors import MarshtestError, first_line
-from marshtest.kit.black_box import BlackBox, command_call, function_call
+from marshtest.kit.black_box import BlackBox, command_call
 from marshtest.kit.door import Door, Inputs, Program
 from marshtest.kit.key import Key
 from marshtest.kit.noise import Scaling
+from marshtest.kit.process import Apart, Guarded
 from marshtest.models import load_model
 from marshtest.settings import load_object
 
 
 def open_door(
+    spec: str,
+    key: Key,
+    shape: tuple[int, ...],
+    scaling: Scaling | None,
+    device: torch.device,
+    in_process: bool = False,
+) -> Door:
+    """Open a model; code that is not ours in a process of its own.
+
+    Args:
+        spec: as `open_here` takes it, and with it key, shape, scaling and device.
+        in_process: let callables and programs run in this process. A command never does.
+
+    Raises:
+        MarshtestError: no such model, or one that cannot be read.
+    """
+    opened = partial(open_here, spec, key, shape, scaling, device)
+    path, command = Path(spec), spec.startswith("cmd:")
+    if path.is_dir() or not (command or ":" in spec or path.suffix == ".pt2"):
+        return opened()
+    if in_process and not command:
+        return Guarded(spec, opened)
+    if spec.removeprefix("box:").startswith("__main__:"):
+        raise MarshtestError(
+            f"{spec}: what a script or notebook defines is not there in the model's own process. Put it "
+            "into a file of its own, or give in_process=True."
+        )
+    return Apart(spec, opened)
+
+
+def open_here(
     spec: str, key: Key, shape: tuple[int, ...], scaling: Scaling | None, device: torch.device
 ) -> Door:
-    """Open a model.
+    """Open a model in this process.
 
     Args:
         spec: one of the forms in the module's text.
@@ -50,7 +84,7 @@ def open_door(
     if kind == "cmd":
         return BlackBox(spec, command_call(spec, rest), inputs, key.classes)
     if kind == "box":
-        return BlackBox(spec, function_call(spec, load_object(rest, spec)), inputs, key.classes)
+        return BlackBox(spec, load_object(rest, spec), inputs, key.classes)
     batch: int | None = None
     function: Callable[[Tensor], Any]
     if path.is_dir():
@@ -85,14 +119,7 @@ def scaled(scaling: Scaling, pixels: bool, shape: tuple[int, ...]) -> Inputs:
 
 
 def _loaded(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
-    try:
-        function = load_object(spec, spec)()
-    except MarshtestError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise MarshtestError(
-            f"{spec}: raised {type(error).__name__} ({first_line(error)})."
-        ) from None
+    function = load_object(spec, spec)()
     if not callable(function):
         raise MarshtestError(
             f"{spec}: must return a function from inputs to logits. Got {type(function).__name__}."
