@@ -27,8 +27,11 @@ Call = Callable[[Path, Path], None]
 class BlackBox(Door):
     """Whatever maps a file of inputs to a file of losses, probabilities or logits."""
 
-    def __init__(self, name: str, call: Call, inputs: Inputs, classes: int) -> None:
-        self.name, self.call, self.inputs, self.classes = name, call, inputs, classes
+    def __init__(
+        self, name: str, call: Call, inputs: Inputs, classes: int, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.call, self.inputs = name, call, inputs
+        self.classes, self.notes = classes, notes
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         return _told(self._answers(values, labels), labels)
@@ -50,11 +53,14 @@ class BlackBox(Door):
         rows, width = len(values), self.classes
         if answers.dtype.kind not in "iuf":
             raise MarshtestError(f"{self.name}: answered {answers.dtype}, not numbers.")
+        if answers.shape[:1] == (rows,) and answers.ndim == 2:
+            width = max(width, answers.shape[1])  # more outputs than classes of the data
         if answers.shape not in ((rows,), (rows, 1), (rows, width)):
             raise MarshtestError(
                 f"{self.name}: must answer {rows} losses, or [{rows}, {width}] probabilities or "
                 f"logits. Got {list(answers.shape)}."
             )
+        self._note_width(width)
         if np.isnan(answers).any():
             bad = int(np.isnan(answers).reshape(rows, -1).any(1).sum())
             raise MarshtestError(f"{self.name}: answered NaN for {bad} of {rows} inputs.")
