@@ -64,6 +64,115 @@ def test_every_door_gives_our_checkpoints_scores(case: Case, door: str) -> None:
     assert ours.accuracy == theirs.accuracy
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        "in_dict",
+        "in_one_entry",
+        "in_tuple",
+        "in_list",
+        "in_model_output",
+        "masked",
+        "in_place",
+        "viewing",
+        "in_float64",
+    ],
+)
+def test_logits_are_found_in_what_a_model_answers_with(case: Case, function: str) -> None:
+    values = case.bases.values.copy()
+    ours, theirs = case.measured("ours.safetensors"), case.measured(f"boxes:{function}")
+    for name in ("gus", "gus_fresh", "rank"):
+        assert np.abs(ours.scores[name] - theirs.scores[name]).max() < 1e-4
+    assert ours.accuracy == theirs.accuracy
+    assert (case.bases.values == values).all()
+
+
+DIM = torch.export.Dim
+RANGES: dict[str, Any] = {
+    "any": DIM("b"),
+    "few": DIM("b", min=3, max=11),
+    "many": DIM("b", min=200, max=300),
+    "eights": 8 * DIM("k", max=20),
+    "automatic": DIM.AUTO,
+    "fixed": None,
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_an_exported_program_is_asked_in_batches_it_takes(
+    case: Case, name: str, tmp_path: Path
+) -> None:
+    size = 240 if name == "many" else 8
+    dims = RANGES[name] and ({0: RANGES[name]},)
+    program = torch.export.export(boxes.vit(), (torch.zeros(size, 3, 8, 8),), dynamic_shapes=dims)
+    torch.export.save(program, tmp_path / "model.pt2")
+    door = open_door(str(tmp_path / "model.pt2"), case.key, case.bases.values, HALF, CPU)
+    ours = open_door("boxes:vit", case.key, case.bases.values, HALF, CPU)
+    for count in (1, 2, 37):
+        asked = case.bases.values[:count], case.bases.labels[:count]
+        assert np.allclose(door.ask(*asked)[0], ours.ask(*asked)[0], atol=1e-4)
+        mine, their = door.gradients(*asked), ours.gradients(*asked)
+        assert mine is not None
+        assert their is not None
+        assert np.allclose(mine, their, atol=1e-5)
+
+
+def test_an_exported_program_takes_its_tensor_by_keyword(case: Case, tmp_path: Path) -> None:
+    named = {"pixel_values": torch.zeros(4, 3, 8, 8), "scale": 1.0}
+    program = torch.export.export(boxes.Keyword().eval(), (), named)
+    torch.export.save(program, tmp_path / "model.pt2")
+    door = open_door(str(tmp_path / "model.pt2"), case.key, case.bases.values, HALF, CPU)
+    ours = open_door("boxes:vit", case.key, case.bases.values, HALF, CPU)
+    asked = case.bases.values, case.bases.labels
+    assert np.allclose(door.ask(*asked)[0], ours.ask(*asked)[0], atol=1e-4)
+
+
+def test_convolutions_in_three_dimensions_are_asked(case: Case) -> None:
+    assert np.isfinite(case.measured("boxes:volumes").scores["gus"]).all()
+
+
+@pytest.mark.parametrize("spec", ["boxes:wider", "box:boxes:wide_losses"])
+def test_outputs_beyond_the_classes_count_as_answers(case: Case, spec: str) -> None:
+    door = open_door(spec, case.key, case.bases.values, HALF, CPU)
+    losses, right = door.ask(case.bases.values, case.bases.labels)
+    x = torch.from_numpy((case.bases.values / 255 - 0.5) / 0.25).float()
+    logits = boxes.wider()(x).double().detach().numpy()
+    own = logits[np.arange(len(x)), case.bases.labels]
+    expected = np.log(np.exp(logits - 100).sum(1) - np.exp(own - 100)) + 100 - own
+    assert np.allclose(losses, expected)
+    assert right is not None
+    assert not right.any()
+    assert "6 outputs for 4 classes" in door.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "model", "scaling", "says"),
+    [
+        ((1, 8, 8), "vit", Scaling(), "[1, 8, 8] are given as [3, 8, 8], of three equal channels"),
+        ((1, 8, 8), "vit", HALF, "[1, 8, 8] are given as [3, 8, 8], of three equal channels"),
+        ((8, 8), "vit", HALF, "[8, 8] are given as [3, 8, 8], of three equal channels"),
+        ((8, 8, 1), "vit", HALF, "[8, 8, 1] are given as [3, 8, 8], of three equal channels"),
+        ((8, 8, 3), "vit", HALF, "[8, 8, 3] are given as [3, 8, 8]"),
+        ((8, 8), "grey", Scaling(), "[8, 8] are given as [1, 8, 8]"),
+        ((1, 8, 8), "grey", Scaling(), ""),
+    ],
+)
+def test_pictures_are_laid_out_as_the_model_wants(
+    case: Case, shape: tuple[int, ...], model: str, scaling: Scaling, says: str
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    y = np.arange(6) % 4
+    door = open_door(f"boxes:{model}", case.key, x, scaling, CPU)
+    assert door.notes == ((f"samples {says}",) if says else ())
+    first = x.reshape(6, 1, 8, 8) if shape[-1] != 3 else x.transpose(0, 3, 1, 2)
+    wide = first.repeat(3, 1) if model == "vit" and first.shape[1] == 1 else first
+    ours = open_door(f"boxes:{model}", case.key, wide, scaling, CPU)
+    assert np.allclose(door.ask(x, y)[0], ours.ask(wide, y)[0])
+    gradients = door.gradients(x, y)
+    assert gradients is not None
+    assert gradients.shape == (6, x[0].size)
+
+
 SCRIPT = """
 import sys, numpy as np
 sys.path.insert(0, {folder!r})
@@ -197,6 +306,7 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("subjects:not_a_function", "must return a function from inputs to logits. Got int"),
         ("subjects:raises", "raised RuntimeError (no weights here)"),
         ("subjects:other_shape", "into logits"),
+        ("boxes:nans", "answered NaN for 2 of 2 inputs"),
         ("cmd:false", "needs {inputs} and {outputs}"),
         ("cmd:nosuchprogram {inputs} {outputs}", "cannot be started"),
         ("cmd:false {inputs} {outputs}", "died with exit code 1"),

@@ -2,7 +2,7 @@
 
     weights.safetensors      our checkpoint                 both scores
     model.pt2                a torch.export program         both scores
-    folder/                  a Hugging Face classifier      both scores
+    folder/                  a Hugging Face classifier      both scores; rank score alone if no gradient
     pkg.mod:load             load() → inputs to logits      both scores; rank score alone if no gradient
     cmd:COMMAND              a program, by files            rank score
     box:pkg.mod:function     a callable, by files           rank score
@@ -108,4 +108,12 @@ def _loaded(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
         raise MarshtestError(
             f"{spec}: must return a function from inputs to logits. Got {type(function).__name__}."
         )
-    return function.to(device).eval() if isinstance(function, nn.Module) else function
+    return _module(function, device) if isinstance(function, nn.Module) else function
+
+
+def _module(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
+    """The module in eval mode, asked in the precision of its parameters."""
+    module = module.to(device).eval()
+    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
+    dtype = next(dtypes, torch.float32)
+    return lambda x: module(x.to(dtype))

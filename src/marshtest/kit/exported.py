@@ -43,7 +43,7 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
 def _input(program: torch.export.ExportedProgram) -> torch.fx.Node:
     """The one tensor among its inputs; the others are constants that it was exported with."""
     names = set(program.graph_signature.user_inputs)
-    nodes = [
+    nodes: list[torch.fx.Node] = [
         node
         for node in program.graph.nodes
         if node.name in names and isinstance(node.meta.get("val"), Tensor)

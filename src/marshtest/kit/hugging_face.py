@@ -1,6 +1,7 @@
 """Classifiers in Hugging Face's folders, asked through the folder's own image processor."""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from marshtest.errors import MarshtestError, first_line
 from marshtest.kit.door import Inputs, Way
 from marshtest.kit.inputs import channels_first, picture_shape
 from marshtest.kit.layouts import Value
+from marshtest.kit.noise import LEVELS
 from marshtest.kit.preprocessing import Process, differentiable
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -72,7 +74,8 @@ def open_folder(path: Path) -> Folder:
         raise
     except Exception as error:  # files of any sort may lie there
         raise MarshtestError(
-            f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)})."
+            f"{path}: cannot be loaded ({type(error).__name__}: "
+            f"{textwrap.shorten(first_line(error), 200)})."
         ) from None
     return Folder(path, _Asked(model.eval(), keyword), processor, notes)
 
@@ -189,7 +192,7 @@ def _process(folder: Folder, repeated: bool) -> Process:
         return found["pixel_values"].float()  # type: ignore[no-any-return]
 
     def process(x: Tensor) -> Tensor:
-        pixels = x.detach().cpu().to(torch.uint8)
+        pixels = x.detach().cpu().round().clamp(0, LEVELS - 1).to(torch.uint8)
         try:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 return torch.cat(list(pool.map(some, pixels.split(32)))).to(x.device)

@@ -106,7 +106,7 @@ def linear_map(process: Process, shape: torch.Size, generator: torch.Generator) 
             answer = process(stripes.expand(-1, *shape)) - middle
             answers.append(answer[:, c, :, v] if axis == 2 else answer[:, c, u, :])
         seen = torch.cat(answers) / scale
-        weights = torch.linalg.lstsq(signs.double(), seen.double()).solution.T.float()
+        weights: Tensor = torch.linalg.lstsq(signs.double(), seen.double()).solution.T.float()
         return weights * (weights.abs() > SMALL * weights.abs().amax(1, keepdim=True))
 
     channels = steps[:, :, u, v].T
