@@ -28,8 +28,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from marshtest.kit.door import Program
-from marshtest.kit.doors import scaled
 from marshtest.kit.dose import dose
+from marshtest.kit.inputs import scaled
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import measure
 from marshtest.kit.noise import Noise, Scaling

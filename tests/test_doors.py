@@ -47,7 +47,9 @@ class Case:
 
     def measured(self, spec: str, **rest: Any) -> Measured:
         name = spec if ":" in spec else str(self.folder / spec)
-        door = open_door(name, self.key, (3, 8, 8), rest.get("scaling"), CPU, in_process=True)
+        door = open_door(
+            name, self.key, self.bases.values, rest.get("scaling"), CPU, in_process=True
+        )
         return measure(door, self.bases, draws=19)
 
 
@@ -62,6 +64,115 @@ def test_every_door_gives_our_checkpoints_scores(case: Case, door: str) -> None:
     for name in ("gus", "gus_fresh", "rank"):
         assert np.abs(ours.scores[name] - theirs.scores[name]).max() < 1e-5
     assert ours.accuracy == theirs.accuracy
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "in_dict",
+        "in_one_entry",
+        "in_tuple",
+        "in_list",
+        "in_model_output",
+        "masked",
+        "in_place",
+        "viewing",
+        "in_float64",
+    ],
+)
+def test_logits_are_found_in_what_a_model_answers_with(case: Case, function: str) -> None:
+    values = case.bases.values.copy()
+    ours, theirs = case.measured("ours.safetensors"), case.measured(f"boxes:{function}")
+    for name in ("gus", "gus_fresh", "rank"):
+        assert np.abs(ours.scores[name] - theirs.scores[name]).max() < 1e-4
+    assert ours.accuracy == theirs.accuracy
+    assert (case.bases.values == values).all()
+
+
+DIM = torch.export.Dim
+RANGES: dict[str, Any] = {
+    "any": DIM("b"),
+    "few": DIM("b", min=3, max=11),
+    "many": DIM("b", min=200, max=300),
+    "eights": 8 * DIM("k", max=20),
+    "automatic": DIM.AUTO,
+    "fixed": None,
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_an_exported_program_is_asked_in_batches_it_takes(
+    case: Case, name: str, tmp_path: Path
+) -> None:
+    size = 240 if name == "many" else 8
+    dims = RANGES[name] and ({0: RANGES[name]},)
+    program = torch.export.export(boxes.vit(), (torch.zeros(size, 3, 8, 8),), dynamic_shapes=dims)
+    torch.export.save(program, tmp_path / "model.pt2")
+    door = open_door(str(tmp_path / "model.pt2"), case.key, case.bases.values, HALF, CPU)
+    ours = open_door("boxes:vit", case.key, case.bases.values, HALF, CPU, in_process=True)
+    for count in (1, 2, 37):
+        asked = case.bases.values[:count], case.bases.labels[:count]
+        assert np.allclose(door.ask(*asked)[0], ours.ask(*asked)[0], atol=1e-4)
+        mine, their = door.gradients(*asked), ours.gradients(*asked)
+        assert mine is not None
+        assert their is not None
+        assert np.allclose(mine, their, atol=1e-5)
+
+
+def test_an_exported_program_takes_its_tensor_by_keyword(case: Case, tmp_path: Path) -> None:
+    named = {"pixel_values": torch.zeros(4, 3, 8, 8), "scale": 1.0}
+    program = torch.export.export(boxes.Keyword().eval(), (), named)
+    torch.export.save(program, tmp_path / "model.pt2")
+    door = open_door(str(tmp_path / "model.pt2"), case.key, case.bases.values, HALF, CPU)
+    ours = open_door("boxes:vit", case.key, case.bases.values, HALF, CPU, in_process=True)
+    asked = case.bases.values, case.bases.labels
+    assert np.allclose(door.ask(*asked)[0], ours.ask(*asked)[0], atol=1e-4)
+
+
+def test_convolutions_in_three_dimensions_are_asked(case: Case) -> None:
+    assert np.isfinite(case.measured("boxes:volumes").scores["gus"]).all()
+
+
+@pytest.mark.parametrize("spec", ["boxes:wider", "box:boxes:wide_losses"])
+def test_outputs_beyond_the_classes_count_as_answers(case: Case, spec: str) -> None:
+    door = open_door(spec, case.key, case.bases.values, HALF, CPU, in_process=True)
+    losses, right = door.ask(case.bases.values, case.bases.labels)
+    x = torch.from_numpy((case.bases.values / 255 - 0.5) / 0.25).float()
+    logits = boxes.wider()(x).double().detach().numpy()
+    own = logits[np.arange(len(x)), case.bases.labels]
+    expected = np.log(np.exp(logits - 100).sum(1) - np.exp(own - 100)) + 100 - own
+    assert np.allclose(losses, expected)
+    assert right is not None
+    assert not right.any()
+    assert "6 outputs for 4 classes" in door.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "model", "scaling", "says"),
+    [
+        ((1, 8, 8), "vit", Scaling(), "[1, 8, 8] are given as [3, 8, 8], of three equal channels"),
+        ((1, 8, 8), "vit", HALF, "[1, 8, 8] are given as [3, 8, 8], of three equal channels"),
+        ((8, 8), "vit", HALF, "[8, 8] are given as [3, 8, 8], of three equal channels"),
+        ((8, 8, 1), "vit", HALF, "[8, 8, 1] are given as [3, 8, 8], of three equal channels"),
+        ((8, 8, 3), "vit", HALF, "[8, 8, 3] are given as [3, 8, 8]"),
+        ((8, 8), "grey", Scaling(), "[8, 8] are given as [1, 8, 8]"),
+        ((1, 8, 8), "grey", Scaling(), ""),
+    ],
+)
+def test_pictures_are_laid_out_as_the_model_wants(
+    case: Case, shape: tuple[int, ...], model: str, scaling: Scaling, says: str
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    y = np.arange(6) % 4
+    door = open_door(f"boxes:{model}", case.key, x, scaling, CPU, in_process=True)
+    assert door.notes == ((f"samples {says}",) if says else ())
+    first = x.reshape(6, 1, 8, 8) if shape[-1] != 3 else x.transpose(0, 3, 1, 2)
+    wide = first.repeat(3, 1) if model == "vit" and first.shape[1] == 1 else first
+    ours = open_door(f"boxes:{model}", case.key, wide, scaling, CPU, in_process=True)
+    assert np.allclose(door.ask(x, y)[0], ours.ask(wide, y)[0])
+    gradients = door.gradients(x, y)
+    assert gradients is not None
+    assert gradients.shape == (6, x[0].size)
 
 
 SCRIPT = """
@@ -106,8 +217,8 @@ def test_a_preprocessor_normalises_and_resizes(case: Case, tmp_path: Path) -> No
         image_std=[0.5] * 3,
         resample=2,
     )
-    door = open_door(str(tmp_path / "hf"), case.key, (3, 16, 16), None, CPU)
     big = np.kron(case.bases.values, np.ones((1, 1, 2, 2), np.uint8))
+    door = open_door(str(tmp_path / "hf"), case.key, big, None, CPU)
     x = F.interpolate(torch.from_numpy(big).float(), (8, 8), mode="bilinear", antialias=True)
     logits = boxes.vit()((x / 255 - 0.5) / 0.5)
     expected = logits.argmax(1).numpy() == case.bases.labels
@@ -122,12 +233,13 @@ def test_a_preprocessor_normalises_and_resizes(case: Case, tmp_path: Path) -> No
         do_center_crop=True,
         do_normalize=False,
     )
-    door = open_door(str(tmp_path / "hf"), case.key, (3, 16, 16), None, CPU)
+    door = open_door(str(tmp_path / "hf"), case.key, big, None, CPU)
     x = F.interpolate(torch.from_numpy(big).float(), (10, 10), mode="bilinear", antialias=True)
     expected = boxes.vit()(x[..., 1:9, 1:9] / 255).argmax(1).numpy() == case.bases.labels
     assert (door.ask(big, case.bases.labels)[1] == expected).all()
-    own = open_door(str(tmp_path / "hf"), case.key, (3, 8, 8), HALF, CPU)  # what is given wins
-    ours = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU, in_process=True)
+    bases = case.bases.values  # what is given wins
+    own = open_door(str(tmp_path / "hf"), case.key, bases, HALF, CPU)
+    ours = open_door("boxes:vit", case.key, case.bases.values, HALF, CPU, in_process=True)
     values = case.bases.values, case.bases.labels
     assert np.allclose(own.ask(*values)[0], ours.ask(*values)[0], atol=1e-5)
 
@@ -149,8 +261,8 @@ def test_a_sequence_classifier_is_asked_with_embeddings(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(size=(30, 5, 16)).astype(np.float32)
     np.savez(tmp_path / "in.npz", x=x, y=np.arange(30) % 3)
     key = dose(tmp_path / "in.npz", tmp_path / "out.npz", fraction=0.5, variance=0.1, seed=1).key
-    door = open_door(str(tmp_path / "bert"), key, (5, 16), None, CPU)
     bases = key.bases(tmp_path / "in.npz")
+    door = open_door(str(tmp_path / "bert"), key, bases.values, None, CPU)
     found = measure(door, bases, draws=9)
     assert np.isfinite(found.scores["gus"]).all()
     logits = model(inputs_embeds=torch.from_numpy(bases.values)).logits
@@ -158,7 +270,7 @@ def test_a_sequence_classifier_is_asked_with_embeddings(tmp_path: Path) -> None:
 
 
 def test_gradients_are_those_of_finite_differences(case: Case) -> None:
-    door = open_door("boxes:vit", case.key, (3, 8, 8), HALF, CPU)
+    door = open_door("boxes:vit", case.key, case.bases.values, HALF, CPU, in_process=True)
     values, labels = case.bases.values[:4].astype(np.float32), case.bases.labels[:4]
     gradients = door.gradients(values, labels)
     assert gradients is not None
@@ -195,13 +307,14 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("subjects:not_a_function", "must return a function from inputs to logits. Got int"),
         ("subjects:raises", "raised RuntimeError (no weights here)"),
         ("subjects:other_shape", "into logits"),
+        ("boxes:nans", "answered NaN for 2 of 2 inputs"),
         ("cmd:false", "needs {inputs} and {outputs}"),
         ("cmd:nosuchprogram {inputs} {outputs}", "cannot be started"),
         ("cmd:false {inputs} {outputs}", "died with exit code 1"),
         ("cmd:true {inputs} {outputs}", "wrote no outputs file"),
         (
             "box:boxes:too_few",
-            "must answer 40 losses [40], or [40, 4] probabilities or logits. Got [3]",
+            "must answer 40 losses [40], or [40, 4] probabilities or logits, or wider. Got [3]",
         ),
         ("box:boxes:not_numbers", "answered NaN for 40 of 40 inputs"),
         ("box:boxes:words", "answered <U3, not numbers"),
@@ -232,7 +345,9 @@ def test_what_cannot_be_asked_is_one_line(case: Case, tmp_path: Path, spec: str,
     given = spec if ":" in spec else str(tmp_path / spec)
     with pytest.raises(MarshtestError) as error:
         measure(
-            open_door(given, case.key, (3, 8, 8), None, CPU, in_process=True), case.bases, draws=3
+            open_door(given, case.key, case.bases.values, None, CPU, in_process=True),
+            case.bases,
+            draws=3,
         )
     assert says in str(error.value)
     assert "\n" not in str(error.value)
@@ -240,9 +355,9 @@ def test_what_cannot_be_asked_is_one_line(case: Case, tmp_path: Path, spec: str,
 
 
 def test_models_of_other_inputs_or_classes_are_refused(case: Case) -> None:
-    exported = open_door(str(case.folder / "any.pt2"), case.key, (3, 9, 9), None, CPU)
+    larger = np.zeros((2, 3, 9, 9), np.uint8)
     with pytest.raises(MarshtestError, match=r"does not take inputs \[3, 9, 9\]"):
-        exported.ask(np.zeros((2, 3, 9, 9), np.uint8), np.zeros(2, np.int64))
+        open_door(str(case.folder / "any.pt2"), case.key, larger, None, CPU)
     other = case.key.model_copy(update={"classes": 7})
-    with pytest.raises(MarshtestError, match=r"into logits \[40, 7\], one a class of the data"):
-        measure(open_door("boxes:vit", other, (3, 8, 8), None, CPU), case.bases)
+    with pytest.raises(MarshtestError, match=r"into logits \[2, 7\] or wider, one a class"):
+        open_door("boxes:vit", other, case.bases.values, None, CPU, in_process=True)

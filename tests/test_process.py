@@ -38,7 +38,7 @@ LABELS = np.arange(40) % 4
 
 
 def opened(spec: str, in_process: bool = False) -> Door:
-    return open_door(spec, KEY, (3, 8, 8), None, CPU, in_process)
+    return open_door(spec, KEY, np.zeros((2, 3, 8, 8), np.uint8), None, CPU, in_process)
 
 
 def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:

@@ -125,6 +125,10 @@ class Audit:
                 where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
                 line += f"; {SCORE_NAMES[name]} {where}"
             said.append(f"{'; '.join([line, *judged.reasons])}.")
+        notes = {
+            note: judged.measured.name for judged in self.models for note in judged.measured.notes
+        }
+        said += [f"note on {name}: {note}." for note, name in notes.items()]
         return said
 
     def save(self, folder: Path) -> None:
@@ -188,6 +192,7 @@ class Audit:
             "model": measured.name,
             "verdict": verdict.answer,
             "reasons": list(judged.reasons),
+            "notes": list(measured.notes),
             "usable": judged.usable,
             "p_removed": verdict.p_removed,
             "p_not_removed": verdict.p_not_removed,
@@ -245,8 +250,7 @@ def audit(
     bases = key.bases(data)
     chosen = pick_device(device)
     specs = [before, *after, *([retrained] if retrained else [])]
-    shape = bases.values.shape[1:]
-    doors = [open_door(spec, key, shape, scaling, chosen, in_process) for spec in specs]
+    doors = [open_door(spec, key, bases.values, scaling, chosen, in_process) for spec in specs]
     measured = []
     for place, door in enumerate(doors):
         done = partial(_advance, report, door.name, place, len(doors))

@@ -30,8 +30,11 @@ Call = Callable[[Path, Path], None]
 class BlackBox(Door):
     """Whatever maps a file of inputs to a file of losses, probabilities or logits."""
 
-    def __init__(self, name: str, call: Call, inputs: Inputs, classes: int) -> None:
-        self.name, self.call, self.inputs, self.classes = name, call, inputs, classes
+    def __init__(
+        self, name: str, call: Call, inputs: Inputs, classes: int, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.call, self.inputs = name, call, inputs
+        self.classes, self.notes = classes, notes
         self._taken_for_losses = False
 
     def ask(self, values: Value, labels: Labels) -> Answers:
@@ -48,6 +51,8 @@ class BlackBox(Door):
             np.savez(asked, x=x, y=labels)
             self.call(asked, told)
             answers = read_answers(self.name, told, len(values), self.classes)
+        if answers.ndim == 2:
+            self._note_width(answers.shape[1])
         if np.isnan(answers).any():
             rows = len(answers)
             bad = int(np.isnan(answers).reshape(rows, -1).any(1).sum())
@@ -81,7 +86,7 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
     """The answers in a .npy file; nothing of the size that it claims is allocated before it is checked.
 
     Raises:
-        MarshtestError: no such file, not a plain one, or not numbers [rows] or [rows, classes].
+        MarshtestError: no such file, not a plain one, or not numbers [rows] or [rows, classes] (or wider).
     """
     try:
         if not stat.S_ISREG(file.lstat().st_mode):
@@ -91,10 +96,11 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
             begins = opened.tell()
         if dtype.kind not in "iuf":
             raise MarshtestError(f"{name}: answered {dtype}, not numbers.")
-        if shape not in ((rows,), (rows, classes)):
+        wide = len(shape) == 2 and shape[0] == rows and shape[1] >= classes
+        if shape != (rows,) and not wide:
             raise MarshtestError(
                 f"{name}: must answer {rows} losses [{rows}], or [{rows}, {classes}] probabilities or "
-                f"logits. Got {list(shape)}."
+                f"logits, or wider. Got {list(shape)}."
             )
         if file.stat().st_size - begins != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"not as long as its header {list(shape)} says")

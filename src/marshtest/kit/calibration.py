@@ -162,8 +162,7 @@ def calibrate(
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     asked = Question.parse(question, "calibrate")
     bases = key.bases(data)
-    shape = bases.values.shape[1:]
-    door = open_door(model, key, shape, scaling, pick_device(device), in_process)
+    door = open_door(model, key, bases.values, scaling, pick_device(device), in_process)
     true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
     rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
     lines = []

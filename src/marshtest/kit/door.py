@@ -1,7 +1,7 @@
 """A model as the auditor asks it: samples as they lie in the file in, margin losses out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from marshtest.tasks import scoring_batch
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
 Labels = NDArray[np.int64]
 Answers = tuple[Floats, NDArray[np.bool_] | None]
+Way = tuple[Inputs, tuple[str, ...]]  # of giving samples to a model, and what to tell of it
 
 
 class Door(ABC):
@@ -25,9 +26,13 @@ class Door(ABC):
 
     Attributes:
         name: as given on the command line.
+        classes: of the data.
+        notes: what a reader should know of how the model is asked.
     """
 
     name: str
+    classes: int
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def ask(self, values: Value, labels: Labels) -> Answers:
@@ -36,6 +41,12 @@ class Door(ABC):
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
         """[M, d] gradients of the margin loss by the values of the file; None where there are none."""
         return None
+
+    def _note_width(self, width: int) -> None:
+        """Note outputs beyond the classes of the data: the model's answer may be one of them."""
+        note = f"{width} outputs for {self.classes} classes of the data, and losses are over all {width}"
+        if width > self.classes and note not in self.notes:
+            self.notes += (note,)
 
 
 class Program(Door):
@@ -49,9 +60,10 @@ class Program(Door):
         classes: int,
         device: torch.device,
         batch: int | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name, self.function, self.inputs = name, function, inputs
-        self.classes, self.device, self.batch = classes, device, batch
+        self.classes, self.device, self.batch, self.notes = classes, device, batch, notes
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         losses, right = [], []
@@ -89,18 +101,30 @@ class Program(Door):
             with torch.set_grad_enabled(
                 torch.is_grad_enabled()
             ):  # as it is, whatever the model does
-                output = self.function(inputs)
+                logits = logits_in(self.function(inputs)).to(x.device)
         except Exception as error:  # whatever a foreign model raises
             raise MarshtestError(
                 f"{self.name}: does not take inputs {list(inputs.shape[1:])} "
                 f"({type(error).__name__}: {first_line(error)})."
             ) from None
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor):
-            logits = torch.from_numpy(np.array(logits)).to(x.device)
-        if logits.shape != (len(inputs), self.classes):
+        rows, width = len(inputs), logits.shape[-1] if logits.dim() else 0
+        if logits.shape != (rows, width) or width < self.classes:
             raise MarshtestError(
-                f"{self.name}: must turn {len(inputs)} inputs into logits "
-                f"[{len(inputs)}, {self.classes}], one a class of the data. Got {list(logits.shape)}."
+                f"{self.name}: must turn {rows} inputs into logits [{rows}, {self.classes}] or wider, "
+                f"one a class of the data. Got {list(logits.shape)}."
             )
-        return logits[: len(x)]
+        self._note_width(width)
+        logits = logits[: len(x)]
+        if bad := int(logits.isnan().any(1).sum()):
+            raise MarshtestError(f"{self.name}: answered NaN for {bad} of {len(x)} inputs.")
+        return logits
+
+
+def logits_in(output: Any) -> Tensor:
+    """Logits in what a model answers with: itself, `.logits`, ["logits"], or the first of several."""
+    if isinstance(output, Mapping):
+        output = output["logits"] if "logits" in output else next(iter(output.values()))
+    output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and getattr(output[0], "ndim", 0) == 2:
+        output = output[0]
+    return output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))

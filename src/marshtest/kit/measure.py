@@ -48,6 +48,7 @@ class Measured:
         classes: [P] labels of the poisons.
         fpr: of the tail.
         right: [P] whether the model is right at each base point, or None where it does not tell.
+        notes: what a reader should know of how the model was asked.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Measured:
     classes: NDArray[np.int64]
     fpr: float
     right: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def doubts(self) -> list[str]:
@@ -120,6 +122,7 @@ def measure(
         classes=bases.labels,
         fpr=fpr,
         right=right,
+        notes=door.notes,
     )
 
 

@@ -46,6 +46,7 @@ START = (
 LENGTH = 8  # bytes before each message
 GONE_WITHIN = 5.0  # seconds, a process that says nothing any more
 SLACK = 1 << 16  # bytes that an answer may have beside its numbers
+MOST_NOTED = 1000  # bytes of its notes
 
 
 class Guarded(Door):
@@ -57,9 +58,11 @@ class Guarded(Door):
     def __init__(self, name: str, opened: Open) -> None:
         self.name, self._calls = name, count()
         self._door = self._foreign(opened)
+        self.notes = self._door.notes
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         answers: Answers = self._foreign(lambda: self._door.ask(values, labels))
+        self.notes = self._door.notes
         return answers
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
@@ -97,7 +100,7 @@ class Apart(Door):
         self._close = weakref.finalize(self, _end, self._process, folder)
         threading.Thread(target=_end_group, args=(self._process,), daemon=True).start()
         try:
-            self._call((torch.get_num_threads(), name, opened), 0)
+            self._hear(self._call((torch.get_num_threads(), name, opened), 0))
         except MarshtestError:
             self._close()
             raise
@@ -107,6 +110,7 @@ class Apart(Door):
         losses, right = self._checked(found, "losses", (len(values),)), found.get("right")
         if right is not None and (right.dtype.kind, right.shape) != ("b", losses.shape):
             raise self._nonsense()
+        self._hear(found)
         return losses, right
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
@@ -134,6 +138,10 @@ class Apart(Door):
             return load(told[1:])
         except Exception:  # it is not what `serve` sends
             raise self._nonsense() from None
+
+    def _hear(self, found: Arrays) -> None:
+        noted = found.get("notes", np.empty(0, np.uint8)).tobytes()[:MOST_NOTED]
+        self.notes = tuple(noted.decode(errors="replace").splitlines())
 
     def _checked(self, found: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
         numbers = found.get(name)
@@ -215,7 +223,7 @@ def serve() -> None:
         with foreign(name):
             door: Door = opened()
         doors.append(Guarded(name, lambda: door))
-        return {}
+        return _noted(door)
 
     _answer(answers, opening)
     while True:
@@ -256,5 +264,9 @@ def _answered(door: Door, what: str, values: Value, labels: Labels) -> Arrays:
         gradients = door.gradients(values, labels)
         return {} if gradients is None else {"gradients": gradients.astype(np.float64)}
     losses, right = door.ask(values, labels)
-    told: Arrays = {"losses": losses.astype(np.float64)}
+    told: Arrays = {"losses": losses.astype(np.float64), **_noted(door)}
     return told if right is None else told | {"right": right}
+
+
+def _noted(door: Door) -> Arrays:
+    return {"notes": np.frombuffer("\n".join(door.notes).encode(), np.uint8)} if door.notes else {}

@@ -1,0 +1,205 @@
+"""Classifiers in Hugging Face's folders, asked through the folder's own image processor."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from marshtest.errors import MarshtestError, first_line
+from marshtest.kit.door import Inputs, Way
+from marshtest.kit.inputs import channels_first, picture_shape
+from marshtest.kit.layouts import Value
+from marshtest.kit.noise import LEVELS
+from marshtest.kit.preprocessing import Process, differentiable
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+TRIED = 8  # pictures that the gradient's copy of a processor must agree on
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A classifier.
+
+    Attributes:
+        path: of the folder.
+        model: maps inputs to whatever the model answers with, in eval mode.
+        processor: the image processor; None where the folder has none, or for texts.
+        notes: what the reader should know of the weights.
+    """
+
+    path: Path
+    model: nn.Module
+    processor: Any
+    notes: tuple[str, ...]
+
+
+def open_folder(path: Path) -> Folder:
+    """Load a folder; nothing is fetched, and no code or pickle in it is run.
+
+    Raises:
+        MarshtestError: no classifier, code of its own, pickled or missing weights, damaged files.
+    """
+    import transformers
+
+    if not (path / "config.json").is_file():
+        raise MarshtestError(f"{path}: is no Hugging Face model folder (no config.json).")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    safely = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        _refuse_unsafe(path)
+        config = transformers.AutoConfig.from_pretrained(path, **safely)
+        loader, keyword = _kind(path, config)
+        model, info = loader.from_pretrained(
+            path,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",  # the folder could name a kernel to be fetched
+            output_loading_info=True,
+            **safely,
+        )
+        notes = _weights_notes(path, info)
+        processor = None
+        if keyword == "pixel_values" and any((path / name).is_file() for name in PROCESSORS):
+            processor = transformers.AutoImageProcessor.from_pretrained(path, **safely)
+    except MarshtestError:
+        raise
+    except Exception as error:  # files of any sort may lie there
+        raise MarshtestError(
+            f"{path}: cannot be loaded ({type(error).__name__}: "
+            f"{textwrap.shorten(first_line(error), 200)})."
+        ) from None
+    return Folder(path, _Asked(model.eval(), keyword), processor, notes)
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Raise where transformers would want code, a pickle or another folder."""
+    for name in ("config.json", *PROCESSORS):
+        if (path / name).is_file() and '"auto_map"' in json.dumps(_json(path / name)):
+            raise MarshtestError(
+                f"{path}: {name} asks for code in the folder (auto_map), which is not run. "
+                "Export the model to a .pt2 file, or give 'pkg.mod:load'."
+            )
+    if (path / "adapter_config.json").is_file():
+        raise MarshtestError(f"{path}: holds an adapter. Merge it into its model and save that.")
+    index = path / "model.safetensors.index.json"
+    shards = set(_json(index)["weight_map"].values()) if index.is_file() else set()
+    named = _json(path / "config.json").get("transformers_weights")
+    files = {*shards, *([named] if named else [])} or {p.name for p in path.glob("*.safetensors")}
+    safe = (".safetensors", ".safetensors.index.json")
+    if not files or not all(file.endswith(safe) for file in files):
+        raise MarshtestError(
+            f"{path}: Weights must be safetensors; pickled ones can run code and are not read. "
+            "Save the model with save_pretrained(…, safe_serialization=True)."
+        )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _kind(path: Path, config: Any) -> tuple[Any, str]:
+    """The class that loads the model, and the keyword of its inputs."""
+    import transformers
+
+    kind = (config.architectures or ["?"])[0]
+    if getattr(config, "problem_type", None) == "regression":
+        raise MarshtestError(f"{path}: is trained for regression; a classifier is needed.")
+    if "ForSequenceClassification" in kind:
+        return transformers.AutoModelForSequenceClassification, "inputs_embeds"
+    if "ForImageClassification" in kind:  # also …WithTeacher
+        return transformers.AutoModelForImageClassification, "pixel_values"
+    raise MarshtestError(f"{path}: holds a {kind}; an image or sequence classifier is needed.")
+
+
+def _weights_notes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
+    """Raise where weights are missing: transformers would draw them at random, with a warning."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise MarshtestError(
+            f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, …), which "
+            "would be drawn at random. Save the whole model."
+        )
+    unused = sorted(info["unexpected_keys"])
+    if not unused:
+        return ()
+    return (f"{len(unused)} tensors of its weights are not used by its model ({unused[0]}, …)",)
+
+
+class _Asked(nn.Module):
+    """A model of transformers as a function of one tensor: pixels, or token embeddings [B, T, D]."""
+
+    def __init__(self, model: nn.Module, keyword: str) -> None:
+        super().__init__()
+        self.model, self.keyword = model, keyword
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(**{self.keyword: x})
+
+
+def preprocessed(folder: Folder, samples: Value) -> Iterator[Way]:
+    """The ways to give samples to a folder's processor: a grey picture as it is, else as RGB.
+
+    Raises:
+        MarshtestError: samples are no pictures, or the processor does not take them.
+    """
+    channels = picture_shape(samples.shape[1:])[0]
+    if not channels:
+        raise MarshtestError(
+            f"{folder.path}: its image processor takes pictures of 1 or 3 channels. Samples are "
+            f"{list(samples.shape[1:])}; give --scaling to go without it."
+        )
+    first, grey = channels_first(torch.from_numpy(samples[:TRIED])), channels == 1
+    for repeated in (False, True) if grey else (False,):
+        process = _process(folder, repeated)
+        notes = ["grey pictures are given as RGB, as its processor or model wants"] * repeated
+        try:
+            exact = differentiable(process, first)
+        except MarshtestError:
+            if grey and not repeated:
+                continue
+            raise
+        if exact is None:
+            notes.append(
+                "its image processor is no linear map of the pixels, so there is no gradient and "
+                "the rank score stands alone"
+            )
+        yield _on_samples(exact or process), tuple(notes)
+
+
+def _on_samples(process: Process) -> Inputs:
+    return lambda x: process(channels_first(x))
+
+
+def _process(folder: Folder, repeated: bool) -> Process:
+    """The folder's own processor of pictures [B, C, H, W]: exact, without a gradient."""
+
+    def some(pixels: Tensor) -> Tensor:
+        arrays = pixels[:, 0] if pixels.shape[1] == 1 else pixels.movedim(1, -1)
+        pictures = [Image.fromarray(np.ascontiguousarray(array)) for array in arrays.numpy()]
+        pictures = [picture.convert("RGB") for picture in pictures] if repeated else pictures
+        found = folder.processor(images=pictures, return_tensors="pt")
+        if set(found) != {"pixel_values"} or found["pixel_values"].dim() != 4:
+            raise ValueError(f"it makes {', '.join(found)} instead of one picture each")
+        return found["pixel_values"].float()  # type: ignore[no-any-return]
+
+    def process(x: Tensor) -> Tensor:
+        pixels = x.detach().cpu().round().clamp(0, LEVELS - 1).to(torch.uint8)
+        try:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                return torch.cat(list(pool.map(some, pixels.split(32)))).to(x.device)
+        except Exception as error:  # whatever a processor raises
+            raise MarshtestError(
+                f"{folder.path}: its image processor does not take pictures {list(x.shape[1:])} "
+                f"({type(error).__name__}: {first_line(error)})."
+            ) from None
+
+    return process
