@@ -100,6 +100,18 @@ def _refuse_unsafe(path: Path) -> None:
             f"{path}: Weights must be safetensors; pickled ones can run code and are not read. "
             "Save the model with save_pretrained(…, safe_serialization=True)."
         )
+    _refuse_absurd(path)
+
+
+def _refuse_absurd(path: Path) -> None:
+    """Raise where a size in the configuration is none that these weights can have."""
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    for name, value in _json(path / "config.json").items():
+        if isinstance(value, int) and value > size:
+            raise MarshtestError(
+                f"{path}: config.json says {name} = {value:,}, more than its weights hold "
+                f"({size:,} bytes)."
+            )
 
 
 def _json(path: Path) -> Any:

@@ -44,7 +44,7 @@ def _way(inputs: Inputs, shape: tuple[int, ...], target: tuple[int, ...]) -> Way
         return inputs, ()
 
     def as_pictures(x: Tensor) -> Tensor:
-        return inputs(channels_first(x).expand(-1, *target))
+        return inputs(channels_first(x).expand(-1, *target).contiguous())
 
     equal = ", of three equal channels" if picture_shape(shape)[0] < target[0] else ""
     return as_pictures, (f"samples {list(shape)} are given as {list(target)}{equal}",)
