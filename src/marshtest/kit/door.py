@@ -25,9 +25,11 @@ class Door(ABC):
 
     Attributes:
         name: as given on the command line.
+        inputs: the map from values of the file to model inputs.
     """
 
     name: str
+    inputs: Inputs
 
     @abstractmethod
     def ask(self, values: Value, labels: Labels) -> Answers:
