@@ -16,7 +16,6 @@ from marshtest.kit.dose import Dose, dose
 from marshtest.kit.key import Bases
 from marshtest.kit.noise import Scaling
 
-
 SOUND = Controls(  # answers to control questions that nothing speaks against
     accuracy=0.9,
     auc=1.0,
