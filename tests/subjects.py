@@ -18,14 +18,12 @@ from marshtest.kit.noise import Scaling
 
 SOUND = Controls(  # answers to control questions that nothing speaks against
     accuracy=0.9,
-    auc=1.0,
-    z=99.0,
+    auc=(1.0, 0.01),
     near=1.0,
     between=1.0,
     steady=True,
     fresh=np.empty((0, 3)),
-    clean=np.empty((0, 2)),
-    clean_auc=1.0,
+    clean_auc=(1.0, 0.01),
 )
 
 

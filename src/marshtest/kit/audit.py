@@ -196,6 +196,7 @@ class Audit:
             "base_accuracy": measured.accuracy,
             "judged_by": list(judged.scores),
             **measured.figures,
+            "controls": measured.controls.figures(),
             "hidden": {name: score.hidden for name, score in measured.dependences().items()},
             "epsilon": {
                 "lower_bound": judged.epsilon,

@@ -33,11 +33,9 @@ NEAR = 0.03  # of the noise
 TIED = 0.01  # nats; closer losses are taken for equal where the unit is known
 CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
 NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
-BETWEENNESS = 0.5  # models have more than 0.7; drawn anew, ⅓
-    0.65,
-    0.45,
-)  # models have more than 0.75 and 0.6; what is drawn anew, 0.5 and 0.33
-KEPT_AUC = 0.7  # share of the AUC above 0.5 that is left; upside down, digits keep half
+BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
+KEPT_AUC = 0.8  # share of the AUC above 0.5; retrained models keep all, those of digits upside down half
+SURELY = 0.05  # p-value of a smaller share
 AGREEMENT = 0.05  # retrained models have more than 0.1
 
 
@@ -83,12 +81,12 @@ def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
 
 
 def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tuple[float, float]:
-    """AUC of a label's samples against others asked with that label, and its z value if the truth is 0.5.
+    """AUC of a label's samples against others asked with that label, and its error if the truth is 0.5.
 
     The rank-sum test of van Elteren, by label: who knows the labels' frequencies alone has 0.5, and so has
     who does not look at the label.
     """
-    excess, variance, weight = 0.0, 0.0, 0.0
+    excess, weight = 0.0, 0.0
     for label in np.unique(labels):
         inside, outside = own[labels == label], others[asked == label]
         n, m = len(inside), len(outside)
@@ -96,11 +94,10 @@ def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tu
             ranks = rankdata(np.concatenate([inside, outside]))
             wins = n * m - (ranks[:n].sum() - n * (n + 1) / 2)
             excess += (wins / (n * m) - 0.5) * n * m / (n + m + 1)
-            variance += n * m / 12 / (n + m + 1)
             weight += n * m / (n + m + 1)
     if not weight:
-        return float("nan"), 0.0
-    return 0.5 + excess / weight, float(excess / np.sqrt(variance))
+        return float("nan"), float("inf")
+    return 0.5 + excess / weight, float(1 / np.sqrt(12 * weight))
 
 
 def nearness(near: Floats, fresh: Floats) -> float:
@@ -132,36 +129,26 @@ def agreement(one: Floats, other: Floats) -> float:
         return float(product / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
 
 
-def likeness(one: Floats, other: Floats) -> float:
-    """Rank correlation of two models' losses [n, 2] at samples without a dose, mean of both labels."""
-    return float(
-        np.mean([agreement(a[None], b[None]) for a, b in zip(one.T, other.T, strict=True)])
-    )
-
-
 @dataclass(frozen=True)
 class Controls:
     """A model's answers to the control questions.
 
     Attributes:
         accuracy: at the bases; nan where it is not told.
-        auc, z: how well labels are told apart, at the bases and at samples without a dose.
+        auc: how well labels are told apart at the bases and at samples without a dose, with its error.
         near, between: shares as `nearness` and `betweenness` give them.
         steady: whether all that was asked twice was answered alike.
         fresh: [≤ 500, K] losses at fresh noises.
-        clean: [n, 2] losses at samples without a dose, with their own label and with another.
-        clean_auc: how well labels are told apart there; nan of none.
+        clean_auc: the same at samples without a dose alone; nan of none.
     """
 
     accuracy: float
-    auc: float
-    z: float
+    auc: tuple[float, float]
     near: float
     between: float
     steady: bool
     fresh: Floats
-    clean: Floats
-    clean_auc: float
+    clean_auc: tuple[float, float]
 
     @classmethod
     def of(
@@ -190,18 +177,24 @@ class Controls:
         )
         if right is not None:
             asked = (*_in_steps(asked[0], asked[1]), *asked[2:])
-        auc, z = told_apart(*asked)
         return cls(
             accuracy=float("nan") if right is None else float(right.mean()),
-            auc=auc,
-            z=z,
+            auc=told_apart(*asked),
             near=nearness(near, fresh),
             between=betweenness(base, half, fresh[:, 0]),
             steady=_alike(same, fresh[:, 0]) and _alike(*again),
             fresh=fresh[:: max(1, len(fresh) // KEPT)],
-            clean=clean[2],
-            clean_auc=told_apart(clean[2][:, 0], clean[2][:, 1], clean[0], clean[1])[0],
+            clean_auc=told_apart(clean[2][:, 0], clean[2][:, 1], *clean[:2]),
         )
+
+    def figures(self) -> dict[str, float]:
+        """The statistics, by name."""
+        return {
+            "auc": self.auc[0],
+            "auc_without_dose": self.clean_auc[0],
+            "near": self.near,
+            "between": self.between,
+        }
 
     def doubts(self) -> list[str]:
         """Why there may be no model behind the answers, each in words."""
@@ -210,7 +203,8 @@ class Controls:
     @property
     def near_chance(self) -> str:
         """Empty, or that labels are told apart no better than by guessing."""
-        if norm.sf(self.z) <= CHANCE:
+        auc, error = self.auc
+        if norm.sf((auc - 0.5) / error) <= CHANCE:
             return ""
         accuracy = (
             ""
@@ -218,7 +212,7 @@ class Controls:
             else f"accuracy on the base points is {self.accuracy:.3f}; "
         )
         return (
-            f"{accuracy}labels are told apart near chance (AUC {self.auc:.3f}, guessing 0.5): fed with "
+            f"{accuracy}labels are told apart near chance (AUC {auc:.3f}, guessing 0.5): fed with "
             "wrongly scaled inputs (--scaling), destroyed, not trained, or no model at all"
         )
 
@@ -251,10 +245,11 @@ class Controls:
 def unlike(before: Controls, after: Controls) -> list[str]:
     """Why a model cannot be a successor or a retraining of the one before, each in words."""
     found = []
-    if after.clean_auc - 0.5 < KEPT_AUC * (before.clean_auc - 0.5):
+    (was, _), (auc, error) = before.clean_auc, after.clean_auc
+    if auc - 0.5 < KEPT_AUC * (was - 0.5) - norm.isf(SURELY) * error:
         found.append(
-            f"labels of samples without a dose are told apart much worse than by the model before (AUC "
-            f"{after.clean_auc:.3f} after {before.clean_auc:.3f}): fed otherwise, or destroyed"
+            "labels of samples without a dose are told apart much worse than by the model before (AUC "
+            f"{auc:.3f} after {was:.3f}): fed otherwise, or destroyed"
         )
     agreed = agreement(before.fresh, after.fresh)
     if agreed < AGREEMENT:
