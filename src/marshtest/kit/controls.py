@@ -34,7 +34,9 @@ TIED = 0.01  # nats; closer losses are taken for equal where the unit is known
 CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
 NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
 BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
-KEPT_AUC = 0.8  # share of the AUC above 0.5; retrained models keep all, those of digits upside down half
+KEPT_AUC = (
+    0.8  # share of the AUC above 0.5; retrained models keep all, those of digits upside down half
+)
 SURELY = 0.05  # p-value of a smaller share
 AGREEMENT = 0.05  # retrained models have more than 0.1
 
@@ -105,7 +107,8 @@ def nearness(near: Floats, fresh: Floats) -> float:
 
     About 0.95 of a loss that is linear in the noise, and 0.5 of one that is as good as drawn anew.
     """
-    apart, close = np.abs(fresh[:, 1:] - fresh[:, :1]), np.abs(near - fresh[:, 0])[:, None]
+    with np.errstate(invalid="ignore"):  # infinite losses
+        apart, close = np.abs(fresh[:, 1:] - fresh[:, :1]), np.abs(near - fresh[:, 0])[:, None]
     told = (apart > 0) | (close > 0)
     wins = (apart > close) + 0.5 * (apart == close)
     return float(wins[told].mean()) if told.any() else float("nan")
@@ -114,7 +117,7 @@ def nearness(near: Floats, fresh: Floats) -> float:
 def betweenness(base: Floats, half: Floats, full: Floats) -> float:
     """Share of losses at half the noise [P] that lie between those at none and at all of it; by chance."""
     told = base != full
-    inside = (half - base) * (half - full) <= 0
+    inside = (np.minimum(base, full) <= half) & (half <= np.maximum(base, full))
     return float(inside[told].mean()) if told.any() else float("nan")
 
 
@@ -169,17 +172,15 @@ class Controls:
             right: [P] whether the answers at the bases are right, if it is told.
         """
         (labels, others, (base, other, same, near, half)) = (*bases[:2], bases[2].T)
-        asked = (
-            np.concatenate([base, clean[2][:, 0]]),
-            np.concatenate([other, clean[2][:, 1]]),
-            np.concatenate([labels, clean[0]]),
-            np.concatenate([others, clean[1]]),
+        own, exchanged = (
+            np.concatenate(losses) for losses in zip((base, other), clean[2].T, strict=True)
         )
         if right is not None:
-            asked = (*_in_steps(asked[0], asked[1]), *asked[2:])
+            own, exchanged = np.round(own / TIED), np.round(exchanged / TIED)
+        asked = np.concatenate([labels, clean[0]]), np.concatenate([others, clean[1]])
         return cls(
             accuracy=float("nan") if right is None else float(right.mean()),
-            auc=told_apart(*asked),
+            auc=told_apart(own, exchanged, *asked),
             near=nearness(near, fresh),
             between=betweenness(base, half, fresh[:, 0]),
             steady=_alike(same, fresh[:, 0]) and _alike(*again),
@@ -258,10 +259,6 @@ def unlike(before: Controls, after: Controls) -> list[str]:
             f"{agreed:.2f}; a retrained model has more): fed otherwise, or not that model"
         )
     return found
-
-
-def _in_steps(*losses: Floats) -> list[Floats]:
-    return [np.round(of / TIED) for of in losses]
 
 
 def _alike(one: Floats, other: Floats) -> bool:

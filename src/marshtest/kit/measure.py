@@ -6,7 +6,8 @@ For each poison z, all in the values of the file, written as the dose wrote them
     r_z = rank of the loss at written(x, ξ_z) among those at K fresh written(x, ξ̃)
 
 Without rounding and clipping µ = 0, v = σ², and I_z is the paper's. With them it still has mean 0 and
-variance 1, exactly, if the model does not depend on ξ_z.
+variance 1, exactly, if the model does not depend on ξ_z. Control questions (`marshtest.kit.controls`) are
+mixed in.
 """
 
 from collections.abc import Callable, Collection
@@ -144,7 +145,7 @@ class Part(NamedTuple):
     right: NDArray[np.bool_] | None  # [B] at the base points, if it is told
 
 
-def _joined(parts: tuple[NDArray[Any] | None, ...]) -> Any:
+def _joined(parts: tuple[Any, ...]) -> Any:
     return None if parts[0] is None else np.concatenate(parts)
 
 
@@ -175,7 +176,7 @@ def _ask(
 
 
 def _controls(bases: Bases) -> Value:
-    """[B, 5, *shape]"""
+    """[B, 5, *shape] the inputs of the control questions."""
     return np.stack([control_inputs(bases, place) for place in range(len(bases))])
 
 
