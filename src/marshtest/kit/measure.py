@@ -32,7 +32,6 @@ from marshtest.metrics.verdict import Evidence
 from marshtest.seeds import derive
 
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
-ASKED_AGAIN = 200  # bases whose control questions are asked a second time, in other company
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def measure(
         MarshtestError: the model does not take the inputs, or answers with something else.
     """
     keep_freed_memory()
+    alone, _ = door.ask(bases.values, bases.labels)  # what cannot be asked is told at once
     names = np.unique(bases.labels)
     differentiable = door.gradients(bases.values[:1], bases.labels[:1]) is not None
     places = chunks(bases, draws)
@@ -126,7 +126,7 @@ def measure(
             bases=(bases.labels, control_labels(bases, names)[:, 1], found.controls),
             clean=(clean.labels, exchanged(clean, names), found.clean),
             fresh=at_fresh,
-            again=_again(door, bases, names, found.controls),
+            alone=alone,
             right=found.right,
         ),
         classes=bases.labels,
@@ -198,15 +198,6 @@ def _shuffled(door: Door, bases: Bases, *blocks: tuple[Value, Labels]) -> list[A
         (at.reshape(of.shape), None if r is None else r.reshape(of.shape))
         for at, r, (_, of) in zip(np.split(losses[back], cuts), told, blocks, strict=True)
     ]
-
-
-def _again(door: Door, bases: Bases, names: Labels, first: Floats) -> tuple[Floats, Floats]:
-    """Losses [Q, 5] at the control questions of some bases, and those when asked alone and once more."""
-    rng = np.random.default_rng(derive(bases.noise.seed, "again"))
-    chosen = rng.permutation(len(bases))[:ASKED_AGAIN]
-    some = bases[chosen]
-    ((second, _),) = _shuffled(door, some, (_controls(some), control_labels(some, names)))
-    return first[chosen], second
 
 
 def noisy(bases: Bases, place: int, draws: int) -> Value:
