@@ -272,7 +272,7 @@ def test_another_scaling_under_which_the_model_is_better_is_named() -> None:
         return suspected(Program("m", model, inputs, 10, cpu), given, case.bases, clean())
 
     assert said(Scaling()) == ""
-    wrong = Scaling(mean=(0.5,), std=(0.25,))
+    wrong = Scaling(mean=(1.0,), std=(0.5,))
     assert "--scaling unit" in said(wrong)
 
 
@@ -280,7 +280,7 @@ def test_a_wrong_scaling_well_above_chance_is_a_reason_against_acquittal(tmp_pat
     case = audited()
     models = ["subjects:before", "subjects:retrained"]
     found = audit(
-        case.done.key_file, case.source, *models, scaling=Scaling(mean=(0.5,), std=(0.25,)), draws=9
+        case.done.key_file, case.source, *models, scaling=Scaling(mean=(1.0,), std=(0.5,)), draws=9
     )
     assert found.models[0].measured.accuracy > 0.3
     assert any("--scaling unit" in reason for reason in found.models[1].reasons)

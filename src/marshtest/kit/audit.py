@@ -88,8 +88,9 @@ class Audit:
         return [name for name in SCORE_NAMES if all(name in names for names in found)]
 
     def table(self) -> pd.DataFrame:
-        """One line a model, as text."""
-        return pd.DataFrame([self._text(judged) for judged in self.models])
+        """One line a model, as text, without the columns that no model has anything for."""
+        lines = pd.DataFrame([self._text(judged) for judged in self.models])
+        return lines.loc[:, (lines != "–").any()]
 
     def _text(self, judged: Judged) -> dict[str, str]:
         measured, figures = judged.measured, judged.measured.figures
