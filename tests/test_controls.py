@@ -139,11 +139,7 @@ def test_aucs_are_scikit_learns_and_who_knows_only_the_labels_has_a_half() -> No
     own, others = rng.normal(0, 1, 80).round(1), rng.normal(1, 1, 90).round(1)
     labels = np.zeros(80, int), np.zeros(90, int)
     truth = roc_auc_score([0] * 80 + [1] * 90, np.concatenate([own, others]))
-    assert told_apart(own, others, *labels)[0] == pytest.approx(truth, abs=0.005)  # in steps
-    steps = np.arange(3.0), np.arange(1.0, 4.0)
-    assert told_apart(*steps, np.zeros(3, int), np.zeros(3, int))[0] == roc_auc_score(
-        [0] * 3 + [1] * 3, [0, 1, 2, 1, 2, 3]
-    )
+    assert told_apart(own, others, *labels)[0] == pytest.approx(truth)
     y, asked = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
     assert told_apart(y * 1.0, asked * 1.0, y, asked)[0] == 0.5
 

@@ -258,7 +258,7 @@ def audit(
         if place == 0 and not own_processor:
             given = scaling or key.noise.scaling
             found = replace(found, misfed=suspected(door, given, bases, clean))
-        if place == 0 and found.controls.near_chance:
+        if place == 0 and (found.controls.near_chance or (found.misfed and found.guesses)):
             raise MarshtestError(f"{before}: {'; '.join(found.doubts)}. It cannot be tested.")
         measured.append(found)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]

@@ -30,9 +30,6 @@ NAMES = ("base", "other", "same", "near", "half")
 UNDOSED = 200  # samples without a dose that are asked
 KEPT = 500  # bases whose fresh losses are compared between models
 NEAR = 0.03  # of the noise
-TIED = (
-    0.1  # of the losses' quartile range: closer ones are taken for equal when labels are told apart
-)
 CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
 NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
 BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
@@ -88,10 +85,8 @@ def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tu
     """AUC of a label's samples against others asked with that label, and its error if the truth is 0.5.
 
     The rank-sum test of van Elteren, by label: who knows the labels' frequencies alone has 0.5, and so has
-    who does not look at the label. Losses are taken in steps of a tenth of their quartile range: a model
-    that hardly looks at its input has 0.5 too.
+    who does not look at the label.
     """
-    own, others = _in_steps(own, others)
     excess, weight = 0.0, 0.0
     for label in np.unique(labels):
         inside, outside = own[labels == label], others[asked == label]
@@ -104,16 +99,6 @@ def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tu
     if not weight:
         return float("nan"), float("inf")
     return 0.5 + excess / weight, float(1 / np.sqrt(12 * weight))
-
-
-def _in_steps(own: Floats, others: Floats) -> tuple[Floats, Floats]:
-    losses = np.concatenate([own, others])
-    with np.errstate(invalid="ignore"):  # infinite losses
-        low, high = np.quantile(losses, [0.25, 0.75]) if len(losses) else (0.0, 0.0)
-        step = TIED * (high - low)
-    if not 0 < step < np.inf:
-        return own, others
-    return np.round(own / step), np.round(others / step)
 
 
 def nearness(near: Floats, fresh: Floats) -> float:
@@ -245,7 +230,7 @@ class Controls:
         if self.near < NEARNESS:
             return (
                 f"losses jump between near inputs (only {self.near:.0%} of other noises change them more "
-                "than a tenth of the noise does; chance is 50%)"
+                f"than {NEAR:.0%} of the noise does; chance is 50%)"
             )
         if self.between < BETWEENNESS:
             return (

@@ -67,6 +67,11 @@ class Measured:
         """Why it cannot be acquitted, whatever the scores say."""
         return [*self.controls.doubts(), *([self.misfed] if self.misfed else [])]
 
+    @property
+    def guesses(self) -> bool:
+        """Whether it is right at the base points no more often than their commonest label is."""
+        return self.accuracy <= float(np.bincount(self.classes).max()) / len(self.classes)
+
     def dependences(self) -> dict[str, Dependence]:
         """By score, for the verdict."""
         return dependences(self.scores, self.classes, self.fpr)

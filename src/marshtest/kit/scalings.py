@@ -50,7 +50,7 @@ def suspected(door: Door, given: Scaling, bases: Bases, clean: Bases) -> str:
         return ""
     best = " or ".join(name for name, share in shares.items() if share == max(shares.values()))
     return (
-        f"seems to be fed with wrongly scaled inputs: it is right for {right.mean():.1%} of {len(right)} "
+        f"seems to be fed with wrongly scaled inputs: right for {right.mean():.1%} of {len(right)} "
         f"samples, and for {max(shares.values()):.1%} with {best}"
     )
 
