@@ -33,9 +33,7 @@ NEAR = 0.03  # of the noise
 CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
 NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
 BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
-KEPT_AUC = (
-    0.8  # share of the AUC above 0.5; retrained models keep all, those of digits upside down half
-)
+KEPT_AUC = 0.8  # share of the AUC above 0.5; retrained models keep all, upside down digits half
 SURELY = 0.05  # p-value of a smaller share
 AGREEMENT = 0.03  # retrained models have more than 0.05, what has nothing to do with them 0
 
