@@ -293,8 +293,8 @@ def markdown(models: list[dict[str, Any]], boxes: list[dict[str, Any]]) -> str:
         "`python benchmarks/controls.py --markdown docs/controls.md` writes this page.",
         "",
         f"**Honest models**: {len(alarms)} of {len(models)} are suspected (exact 95 % interval up to "
-        f"{high:.1%}). Half of them are retrained, and compared with the one before. All are small, and tell",
-        "losses alone. The least and the median over them:",
+        f"{high:.1%}). Half of them are retrained, and compared with the one before. All are small,",
+        "and tell losses alone. The least and the median over them:",
         "",
         "| data | models | AUC | AUC kept | near | between | agreement |",
         "| --- | ---: | --- | --- | --- | --- | --- |",
