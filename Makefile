@@ -49,3 +49,4 @@ bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/reports.py
 	$(BIN)/python benchmarks/verdict.py
+	$(BIN)/python benchmarks/controls.py

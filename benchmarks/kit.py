@@ -6,7 +6,7 @@ dosing     dose() of N 32 × 32 images in Parquet, 1.5 % of them dosed and all o
            encoding all of them with Pillow alone (noisy ones take longer); peak memory at N and at N / 10,
            in processes of their own.
 testing    measure() of a ResNet-18 of width 16 and of 64, beside the bare forward and backward passes that
-           it needs, on inputs that lie ready: P · (K + 1) forwards, two more for the checks, P gradients.
+           it needs, on inputs that lie ready: P · (K + 1) forwards, six a poison for controls, P gradients.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def scoring(poisons: int, width: int) -> None:
 
     def bare() -> None:
         with torch.no_grad():
-            for _ in range(poisons * (draws + 3) // size):
+            for _ in range(poisons * (draws + 7) // size):
                 model(x)
         for _ in range(-(-poisons // size)):
             inputs = x.clone().requires_grad_()

@@ -11,9 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from marshtest.kit.controls import Controls
 from marshtest.kit.dose import Dose, dose
 from marshtest.kit.key import Bases
 from marshtest.kit.noise import Scaling
+
+SOUND = Controls(  # answers to control questions that nothing speaks against
+    accuracy=0.9,
+    auc=(1.0, 0.01),
+    near=1.0,
+    between=1.0,
+    steady=True,
+    fresh=np.empty((0, 3)),
+    clean_auc=(1.0, 0.01),
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from subjects import audited
+from subjects import SOUND, audited
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.calibration import Calibration, calibrate, cheats
@@ -86,4 +86,4 @@ def test_cheats_keep_the_poison_that_they_say() -> None:
 
 def measured(rank: np.ndarray, classes: np.ndarray) -> Measured:
     scores = {"rank": rank, "rank_ties": np.zeros(len(rank))}
-    return Measured("model", scores, {}, 1.0, np.zeros(len(rank)), "", "", classes, 0.01)
+    return Measured("model", scores, {}, 1.0, np.zeros(len(rank)), SOUND, classes, 0.01)

@@ -292,6 +292,38 @@ def test_dose_says_where_all_lies_and_test_answers_for_machines(
     assert marshtest("plan", "--pilot", "audit/audit.json").code in (0, 2)
 
 
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_verdict_is_beside_the_model_and_all_that_matters_fits_the_terminal(
+    marshtest: Any, dosed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    (tmp_path / "mine_for_width.py").write_text(LOOKUP)
+    monkeypatch.setattr(cli.console, "width", width)
+    model = "mine_for_width:load"
+    said = marshtest("test", model, model, *KEY, "--data", "set.npz", "--draws", "9")
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= width
+    (heads,) = (line.split() for line in lines if line.split()[:1] == ["model"])
+    assert heads[1] == "verdict"
+    assert " ".join(heads).startswith("model verdict accuracy usable GUS rank score")
+    assert " ".join(heads).endswith("ε ≥")
+    assert ("TPR" in heads) == (width == 200)
+    table = lines[: next(n for n, line in enumerate(lines) if line.startswith("before "))]
+    assert sum("INCONCLUSIVE" in line for line in table) == 2  # neither cut nor folded
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_answer_that_cannot_be_saved_is_printed_all_the_same(
+    marshtest: Any, dosed: None, tmp_path: Path, form: list[str]
+) -> None:
+    (tmp_path / "mine_for_save.py").write_text(LOOKUP)
+    called = ["test", "mine_for_save:load", *KEY, "--data", "set.npz", "--draws", "9", *form]
+    said = marshtest(*called, "--out", "set.npz/answer")  # a file is no folder
+    assert (said.code, said.out) == (2, marshtest(*called).out)
+    assert "INCONCLUSIVE" in said.out
+    assert "set.npz/answer" in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+
+
 LOOKUP = """
 import numpy as np, torch
 def load():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from marshtest.kit.measure import _advantages
 from marshtest.metrics.privacy import GUESSED, epsilon_bound, p_value, refuted
 
 
@@ -49,6 +50,27 @@ def test_randomised_response_is_never_refuted_more_often_than_stated(epsilon: fl
         advantages = np.where(right, 1.0, -1.0) * rng.exponential(size=200)
         wrong += epsilon_bound(advantages, delta=0.0) > epsilon
     assert wrong <= stats.binom.ppf(1 - 1e-4, 1000, 0.05)
+
+
+def test_a_guess_between_losses_that_do_not_vary_is_infinitely_sure() -> None:
+    """The K − 1 losses that tell how losses vary are all alike, or the poison's is infinite."""
+    inf, nan = math.inf, math.nan
+    fresh = np.array(
+        [[2.0, 2, 2, 2], [3, 1, 1, 1], [1, 1, 1, 1], [nan, 1, 1, 1], [0, 1, 1, 1], [4, 1, 2, 3]]
+    )
+    found = _advantages(np.array([1.0, 1.0, 1.0, 1.0, 1.0, -inf]), fresh)
+    assert found[[0, 1, 4, 5]].tolist() == [inf, inf, -inf, inf]
+    assert np.isnan(found[[2, 3]]).all()  # no difference, or no number: an abstention
+
+
+def test_infinitely_sure_guesses_count_before_all_others() -> None:
+    """An eighth of 800 is infinitely sure and right; the others are guesses by chance."""
+    others = np.tile([0.1, -0.1], 350)
+    sure = epsilon_bound(np.concatenate([np.full(100, math.inf), others]), delta=0.0)
+    assert sure == epsilon_bound(np.concatenate([np.full(100, 9.0), others]), delta=0.0) > 2
+    wrong = epsilon_bound(np.concatenate([np.full(100, -math.inf), others]), delta=0.0)
+    assert wrong == 0
+    assert epsilon_bound(np.full(800, math.nan), delta=0.0) == 0
 
 
 def test_sure_guesses_that_are_all_right_give_the_best_of_the_stated_shares() -> None:

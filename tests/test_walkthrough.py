@@ -75,5 +75,6 @@ def test_a_model_fed_with_the_wrong_scaling_is_noticed(folder: Path) -> None:
     words = [sys.executable, "-m", "marshtest", "test", "before.pt2", "after.pt2", *key]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "accuracy on the base points is" in done.stderr
+    assert "before.pt2: seems to be fed with wrongly scaled inputs: right for" in done.stderr
+    assert "--scaling unit" in done.stderr
     assert done.stderr.count("\n") == 2  # what it asks, and the one line

@@ -100,7 +100,7 @@ WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
 PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
 LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md or audit.json has them
     160: ["spent", "TPR", "rank TPR"],
-    100: ["cost", "trainings"],
+    100: ["cost", "trainings", "vanished", "ties"],
 }
 METRICS = ["accuracy", "gus", "privacy", "rank", "tradeoff", "verdict"]
 
@@ -665,15 +665,15 @@ def ask(
             report=report,
             **asked,
         )
-    if out is not None:
-        done.save(out)
-    if as_json:
-        print(done.to_json(), end="")
+    if as_json:  # printed before it is saved: a full disk does not lose the answer
+        print(done.to_json(), end="", flush=True)
     else:
         console.print(_rich(_fitting(done.table()), f"{len(done.key.ids):,} poisons"))
         for sentence in done.sentences():
             console.print(sentence, highlight=False, markup=False)
         console.print(done.answer, style="bold")
+    if out is not None:
+        done.save(out)
     raise typer.Exit(done.exit_code)
 
 

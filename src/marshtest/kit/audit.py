@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 from marshtest.device import pick_device
 from marshtest.errors import MarshtestError
 from marshtest.files import write
+from marshtest.kit.controls import undosed
+from marshtest.kit.door import Door
 from marshtest.kit.doors import open_door
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
 from marshtest.kit.measure import measure
 from marshtest.kit.noise import Scaling
+from marshtest.kit.scalings import suspected
 from marshtest.protocol import Report, silent
 from marshtest.report.figures import (
     BLUE,
@@ -86,13 +89,15 @@ class Audit:
         return [name for name in SCORE_NAMES if all(name in names for names in found)]
 
     def table(self) -> pd.DataFrame:
-        """One line a model, as text."""
-        return pd.DataFrame([self._text(judged) for judged in self.models])
+        """One line a model, as text, without the columns that no model has anything for."""
+        lines = pd.DataFrame([self._text(judged) for judged in self.models])
+        return lines.loc[:, (lines != "–").any()]
 
     def _text(self, judged: Judged) -> dict[str, str]:
         measured, figures = judged.measured, judged.measured.figures
         text = {
             "model": f"{judged.role}: {measured.name}",
+            "verdict": judged.verdict.answer,
             "accuracy": number(measured.accuracy, 3),
             "usable": judged.usable,
         }
@@ -107,7 +112,6 @@ class Audit:
             "vanished": number(figures.get("vanished", math.nan), 0),
             "ties": number(figures["ties"], 0),
             "ε ≥": number(judged.epsilon, 2),
-            "verdict": judged.verdict.answer,
         }
 
     def sentences(self) -> list[str]:
@@ -138,8 +142,7 @@ class Audit:
             MarshtestError: the folder holds something already, or cannot be written.
         """
         refuse_used(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "audit.json").write_text(self.to_json())
+        write(self.to_json().encode(), folder / "audit.json")
         write(self.scores, folder / "scores.parquet")
         for name, figure in self.figures().items():
             save(figure, folder / name)
@@ -200,6 +203,7 @@ class Audit:
             "base_accuracy": measured.accuracy,
             "judged_by": list(judged.scores),
             **measured.figures,
+            "controls": measured.controls.figures(),
             "hidden": {name: score.hidden for name, score in measured.dependences().items()},
             "epsilon": {
                 "lower_bound": judged.epsilon,
@@ -248,16 +252,25 @@ def audit(
     key = key if isinstance(key, Key) else Key.read(key)
     asked = Question.parse(question, "test")
     bases = key.bases(data)
+    clean = undosed(key, data, bases)
     chosen = pick_device(device)
     specs = [before, *after, *([retrained] if retrained else [])]
     doors = [open_door(spec, key, bases.values, scaling, chosen, in_process) for spec in specs]
+
+    def fed_with(other: Scaling) -> Door:
+        return open_door(before, key, bases.values, other, chosen, in_process)
+
     measured = []
     for place, door in enumerate(doors):
         done = partial(_advance, report, door.name, place, len(doors))
         done(0.0)
-        found = measure(door, bases, draws=asked.draws, fpr=asked.fpr, progress=done)
-        if place == 0 and found.near_chance:
-            raise MarshtestError(f"{before}: {found.near_chance}. It cannot be tested.")
+        found = measure(door, bases, undosed=clean, draws=asked.draws, fpr=asked.fpr, progress=done)
+        own_processor = scaling is None and Path(before).is_dir()
+        if place == 0 and not own_processor:
+            given = scaling or key.noise.scaling
+            found = replace(found, misfed=suspected(door, fed_with, given, bases, clean))
+        if place == 0 and (found.controls.near_chance or (found.misfed and found.guesses)):
+            raise MarshtestError(f"{before}: {'; '.join(found.doubts)}. It cannot be tested.")
         measured.append(found)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, asked, tuple(judge(roles, measured, asked)))

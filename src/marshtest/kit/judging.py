@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
+from marshtest.kit.controls import unlike
 from marshtest.kit.measure import Measured
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
@@ -59,12 +60,12 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
         own = [shown[place] for place in places]
         found |= zip(places, verdicts(shown[0], own, rests=rests, **levels), strict=True)
     reasons = [
-        [*one.doubts, *untestable(of, question.margin)]
+        [*one.doubts, *unlike(measured[0].controls, one.controls), *untestable(of, question.margin)]
         for one, of in zip(measured, shown, strict=True)
     ]
     for place in set(found) - set(after):
         found[place] = _doubted(found[place], reasons[place])
-    failed = _failed_controls(roles, found)
+    failed = _failed_controls(roles, found, measured[0].doubts)
     for place in after:
         reasons[place] += failed
         found[place] = _doubted(found[place], reasons[place])
@@ -96,8 +97,10 @@ def _doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:
     return replace(verdict, answer="INCONCLUSIVE")
 
 
-def _failed_controls(roles: Sequence[str], found: Mapping[int, Verdict]) -> list[str]:
-    failed = []
+def _failed_controls(
+    roles: Sequence[str], found: Mapping[int, Verdict], doubts: Sequence[str]
+) -> list[str]:
+    failed = [f"the model before unlearning: {doubt}" for doubt in doubts]
     if found[0].answer != "NOT REMOVED":
         failed.append("the dose does not show in the model before unlearning either")
     failed += [

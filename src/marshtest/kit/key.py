@@ -112,6 +112,9 @@ class Bases:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, of: slice | NDArray[np.int64]) -> "Bases":
+        return Bases(self.ids[of], self.values[of], self.labels[of], self.noise)
+
 
 def written_digest(bases: Bases) -> str:
     """SHA-256 of all dosed samples' values, in order of their ids."""

@@ -6,20 +6,22 @@ For each poison z, all in the values of the file, written as the dose wrote them
     r_z = rank of the loss at written(x, ξ_z) among those at K fresh written(x, ξ̃)
 
 Without rounding and clipping µ = 0, v = σ², and I_z is the paper's. With them it still has mean 0 and
-variance 1, exactly, if the model does not depend on ξ_z.
+variance 1, exactly, if the model does not depend on ξ_z. Control questions (`marshtest.kit.controls`) are
+mixed in.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from marshtest.attacks.gaussian import figures_of
-from marshtest.kit.door import Door
+from marshtest.kit.controls import Controls, control_inputs, control_labels, exchanged
+from marshtest.kit.door import Answers, Door, Labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts import Value
 from marshtest.kit.noise import Floats
@@ -30,7 +32,6 @@ from marshtest.metrics.verdict import Evidence
 from marshtest.seeds import derive
 
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
-NEAR_CHANCE = 0.01  # p-value above which an accuracy is taken for guessing
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Measured:
         figures: dependence, TPR, vanished, ties, as in docs/rows.md.
         accuracy: on the base points; nan where a black box does not tell.
         advantages: [P] how much more familiar the poison looks than one fresh noise.
-        near_chance: empty, or how little better than guessing it is on the base points.
-        unsteady: empty, or that it contradicts itself.
+        controls: what it answers to the control questions.
         classes: [P] labels of the poisons.
         fpr: of the tail.
         right: [P] whether the model is right at each base point, or None where it does not tell.
         notes: what a reader should know of how the model was asked.
+        misfed: empty, or that it seems to be fed with wrongly scaled inputs.
     """
 
     name: str
@@ -56,17 +57,22 @@ class Measured:
     figures: dict[str, float]
     accuracy: float
     advantages: Floats
-    near_chance: str
-    unsteady: str
+    controls: Controls
     classes: NDArray[np.int64]
     fpr: float
     right: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
+    misfed: str = ""
 
     @property
     def doubts(self) -> list[str]:
         """Why it cannot be acquitted, whatever the scores say."""
-        return [doubt for doubt in (self.unsteady, self.near_chance) if doubt]
+        return [*self.controls.doubts(), *([self.misfed] if self.misfed else [])]
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it is right at the base points no more often than their commonest label is."""
+        return self.accuracy <= float(np.bincount(self.classes).max()) / len(self.classes)
 
     def dependences(self) -> dict[str, Dependence]:
         """By score, for the verdict."""
@@ -81,6 +87,7 @@ def measure(
     door: Door,
     bases: Bases,
     *,
+    undosed: Bases | None = None,
     draws: int = 199,
     fpr: float = 0.01,
     progress: Callable[[float], None] = lambda share: None,
@@ -90,6 +97,7 @@ def measure(
     Args:
         door: the model.
         bases: the P base samples and their noise.
+        undosed: n samples without a dose, for the control questions.
         draws: K, fresh noises a poison.
         fpr: of the reported TPR.
         progress: told the share that is done.
@@ -98,70 +106,106 @@ def measure(
         MarshtestError: the model does not take the inputs, or answers with something else.
     """
     keep_freed_memory()
-    losses, right = door.ask(bases.values, bases.labels)
-    again, _ = door.ask(bases.values[::-1].copy(), bases.labels[::-1].copy())
+    alone, _ = door.ask(bases.values, bases.labels)  # what cannot be asked is told at once
+    names = np.unique(bases.labels)
     differentiable = door.gradients(bases.values[:1], bases.labels[:1]) is not None
+    places = chunks(bases, draws)
+    clean = bases[:0] if undosed is None else undosed
+    cuts = np.linspace(0, len(clean), len(places) + 1).astype(int).tolist()
     parts = []
-    for part in chunks(bases, draws):
-        parts.append(_ask(door, part, draws, differentiable))
-        progress(sum(len(own) for own, _, _, _ in parts) / len(bases))
-    at_poison, at_fresh, own, fresh = (np.concatenate(found) for found in zip(*parts, strict=True))
+    for of, start, stop in zip(places, cuts, cuts[1:], strict=False):
+        parts.append(_ask(door, bases[of], clean[start:stop], names, draws, differentiable))
+        progress(of.stop / len(bases))
+    found = Part(*map(_joined, zip(*parts, strict=True)))
+    at_poison, at_fresh = found.losses[:, 0], found.losses[:, 1:]
     rng = np.random.default_rng(derive(bases.noise.seed, "ties"))
     rank, ties = rank_scores(at_poison, at_fresh, rng)
     scores = {"rank": rank, "rank_ties": ties}
     if differentiable:
-        scores = {"gus": own, "gus_fresh": fresh[:, 0], **scores}
+        scores = {"gus": found.scores[:, 0], "gus_fresh": found.scores[:, 1], **scores}
     return Measured(
         name=door.name,
         scores=scores,
-        figures=figures_of(scores, bases.labels, fresh, fpr),
-        accuracy=float("nan") if right is None else float(right.mean()),
+        figures=figures_of(scores, bases.labels, found.scores[:, 1:], fpr),
+        accuracy=float("nan") if found.right is None else float(found.right.mean()),
         advantages=_advantages(at_poison, at_fresh),
-        near_chance=_near_chance(right, bases.labels),
-        unsteady=_unsteady(losses, again[::-1]),
+        controls=Controls.of(
+            bases=(bases.labels, control_labels(bases, names)[:, 1], found.controls),
+            clean=(clean.labels, exchanged(clean, names), found.clean),
+            fresh=at_fresh,
+            alone=alone,
+            right=found.right,
+        ),
         classes=bases.labels,
         fpr=fpr,
-        right=right,
+        right=found.right,
         notes=door.notes,
     )
 
 
-def chunks(bases: Bases, draws: int) -> Iterator[Bases]:
-    """The bases in parts whose noisy inputs fit the memory."""
+class Part(NamedTuple):
+    """What B bases, and b samples without a dose, were answered."""
+
+    losses: Floats  # [B, K + 1] at the dosed noise, and at fresh ones
+    scores: Floats  # [B, K + 1] I and Ĩ; nan without a gradient
+    controls: Floats  # [B, 5] at the control questions
+    clean: Floats  # [b, 2] at samples without a dose, asked with their own label and another
+    right: NDArray[np.bool_] | None  # [B] at the base points, if it is told
+
+
+def _joined(parts: tuple[Any, ...]) -> Any:
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def chunks(bases: Bases, draws: int) -> list[slice]:
+    """Parts of the bases whose noisy inputs fit the memory."""
     size = max(1, CHUNK_BYTES // (4 * int(np.prod(bases.values.shape[1:])) * (draws + 1)))
-    for start in range(0, len(bases), size):
-        of = slice(start, start + size)
-        yield Bases(bases.ids[of], bases.values[of], bases.labels[of], bases.noise)
+    return [slice(start, min(start + size, len(bases))) for start in range(0, len(bases), size)]
 
 
 def _ask(
-    door: Door, bases: Bases, draws: int, differentiable: bool
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Losses at the poison [B] and at fresh noise [B, K]; I [B] and Ĩ [B, K], nan without a gradient."""
+    door: Door, bases: Bases, clean: Bases, names: Labels, draws: int, differentiable: bool
+) -> Part:
+    """Ask all about some bases, and some control questions about samples without a dose."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy draws outside Python's lock
-        noisy_inputs = pool.map(lambda place: noisy(bases, place, draws), range(len(bases)))
-        asked = np.stack(list(noisy_inputs))  # [B, K + 1, *shape], the dosed one first
+        inputs = pool.map(lambda place: noisy(bases, place, draws), range(len(bases)))
+        asked = np.stack(list(inputs))  # [B, K + 1, *shape], the dosed one first
     gradients = door.gradients(bases.values, bases.labels) if differentiable else None
     scores = (
         np.full((len(bases), draws + 1), np.nan)
         if gradients is None
         else standardised(bases, asked, gradients)
     )
-    losses = _shuffled(door, asked, bases)
-    return losses[:, 0], losses[:, 1:], scores[:, 0], scores[:, 1:]
+    own = np.repeat(bases.labels[:, None], draws + 1, axis=1)
+    controls = _controls(bases), control_labels(bases, names)
+    twice = np.stack([clean.values] * 2, 1), np.stack([clean.labels, exchanged(clean, names)], 1)
+    (losses, _), (at, right), (at_clean, _) = _shuffled(door, bases, (asked, own), controls, twice)
+    return Part(losses, scores, at, at_clean, None if right is None else right[:, 0])
 
 
-def _shuffled(door: Door, asked: Value, bases: Bases) -> Floats:
-    """Losses [B, K + 1], asked in random order: neither what a model makes of a batch nor a service
-    that watches its questions can tell which are the dosed ones.
+def _controls(bases: Bases) -> Value:
+    """[B, 5, *shape] the inputs of the control questions."""
+    return np.stack([control_inputs(bases, place) for place in range(len(bases))])
+
+
+def _shuffled(door: Door, bases: Bases, *blocks: tuple[Value, Labels]) -> list[Answers]:
+    """Answers to blocks of questions [A, C, *shape] with labels [A, C], asked in random order: neither
+    what a model makes of a batch nor a service that watches its questions can tell which are the dosed
+    ones, or the controls.
     """
-    flat = asked.reshape(-1, *asked.shape[2:])
-    labels = np.repeat(bases.labels, asked.shape[1])
+    shape = bases.values.shape[1:]
+    values = np.concatenate([block.reshape(-1, *shape) for block, _ in blocks])
+    labels = np.concatenate([of.reshape(-1) for _, of in blocks])
     rng = np.random.default_rng(derive(bases.noise.seed, "order", int(bases.ids[0])))
-    order = rng.permutation(len(flat))
-    losses = np.empty(len(flat))
-    losses[order] = door.ask(flat[order], labels[order])[0]
-    return losses.reshape(len(bases), -1)
+    order = rng.permutation(len(values))
+    back = np.argsort(order)
+    losses, right = door.ask(values[order], labels[order])
+    cuts = np.cumsum([of.size for _, of in blocks])[:-1]
+    told = [None] * len(blocks) if right is None else np.split(right[back], cuts)
+    return [
+        (at.reshape(of.shape), None if r is None else r.reshape(of.shape))
+        for at, r, (_, of) in zip(np.split(losses[back], cuts), told, blocks, strict=True)
+    ]
 
 
 def noisy(bases: Bases, place: int, draws: int) -> Value:
@@ -185,31 +229,12 @@ def standardised(bases: Bases, asked: Value, gradients: Floats) -> Floats:
 
 
 def _advantages(at_poison: Floats, at_fresh: Floats) -> Floats:
-    """[P] loss at one fresh noise minus that at the poison, in deviations over the other fresh ones."""
+    """[P] loss at one fresh noise minus that at the poison, in deviations over the other fresh ones.
+
+    Infinite where the others do not differ at all; nan, which abstains, where the two do not differ, or
+    a loss is nan.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = at_fresh[:, 1:].std(1)
-        found = (at_fresh[:, 0] - at_poison) / spread
-    return np.where(np.isfinite(found), found, np.nan)
-
-
-def _near_chance(right: NDArray[np.bool_] | None, labels: NDArray[np.int64]) -> str:
-    """Empty, or that the model does no better on the base points than the commonest label."""
-    if right is None:
-        return ""
-    chance = np.bincount(labels).max() / len(labels)
-    if binomtest(int(right.sum()), len(right), chance, "greater").pvalue <= NEAR_CHANCE:
-        return ""
-    return (
-        f"accuracy on the base points is {right.mean():.3f}, near chance ({chance:.3f}): fed with "
-        "wrongly scaled inputs (--scaling), destroyed, or not trained"
-    )
-
-
-def _unsteady(losses: Floats, again: Floats) -> str:
-    """Empty, or that the model contradicts itself."""
-    if np.allclose(losses, again, rtol=1e-3, atol=1e-3, equal_nan=True):
-        return ""
-    return (
-        "gives other losses when asked again in another order (randomness, or a model left in "
-        "training mode)"
-    )
+        gain = at_fresh[:, 0] - at_poison
+        found = np.where(np.isinf(gain), gain, gain / at_fresh[:, 1:].std(1))
+    return np.where(gain == 0, np.nan, found)

@@ -1,0 +1,260 @@
+"""Control questions: is a model behind the answers, and one like that before unlearning?
+
+Of each dosed base x with label y, mixed at random among the questions about the dose:
+
+    base    x, y                 the first fresh noise is ξ̃, as it is written
+    other   x, y′                another label
+    same    x + ξ̃, y             once more
+    near    x + ξ̃ + 0.03 ξ′, y  a small part of the noise away
+    half    x + ξ̃ / 2, y         half the noise
+
+and of samples without a dose: x, y and x, y′. A model's losses depend on the label; are the same when asked
+again; move little between near inputs, and less than half as far at half the noise; and its order of fresh
+noises is to a part that of the model before. Only the order of losses is used, so that any loss will do.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
+
+from marshtest.kit.door import Labels
+from marshtest.kit.key import Bases, Key
+from marshtest.kit.layouts import Value, open_layout
+from marshtest.kit.noise import Floats
+from marshtest.seeds import derive
+
+NAMES = ("base", "other", "same", "near", "half")
+UNDOSED = 200  # samples without a dose that are asked
+KEPT = 500  # bases whose fresh losses are compared between models
+NEAR = 0.03  # of the noise
+CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
+NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
+BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
+KEPT_AUC = 0.8  # share of the AUC above 0.5; retrained models keep all, upside down digits half
+SURELY = 0.05  # p-value of a smaller share
+AGREEMENT = 0.03  # retrained models have more than 0.05, what has nothing to do with them 0
+
+
+def exchanged(samples: Bases, names: Labels) -> Labels:
+    """[P] for each sample another label out of `names`; its own if there is no other."""
+    at = np.searchsorted(names, samples.labels)
+    steps = [derive(samples.noise.seed, "label", i) for i in samples.ids.tolist()]
+    step = 1 + np.array(steps, np.int64) % max(1, len(names) - 1)
+    found: Labels = names[(at + step) % len(names)]
+    return found
+
+
+def control_labels(bases: Bases, names: Labels) -> Labels:
+    """[P, 5] the labels that the questions of NAMES are asked with."""
+    found: Labels = np.repeat(bases.labels[:, None], len(NAMES), axis=1)
+    found[:, 1] = exchanged(bases, names)
+    return found
+
+
+def control_inputs(bases: Bases, place: int) -> Value:
+    """[5, *shape] the inputs of the questions of NAMES about one base."""
+    value, seed_id, noise = bases.values[place], int(bases.ids[place]), bases.noise
+    fresh = noise.fresh(value, seed_id, 1)[0]
+    small = {"seed": derive(noise.seed, "near"), "variance": NEAR**2 * noise.variance}
+    near = noise.model_copy(update=small).fresh(fresh, seed_id, 1)[0]
+    middle = (value.astype(np.float64) + fresh) / 2
+    half = (np.rint(middle) if noise.pixels else middle).astype(value.dtype)
+    return np.stack([value, value, fresh, near, half])
+
+
+def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
+    """Up to 200 samples that have no dose and the shape of those that have; the key's seed draws them."""
+    layout = open_layout(data)
+    others = np.setdiff1d(np.arange(layout.samples), key.positions)
+    rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
+    chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
+    shape = bases.values.shape[1:]
+    found = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
+    if not found:
+        return bases[:0]
+    ids, values, labels = zip(*found, strict=True)
+    return Bases(np.array(ids), np.stack(values), np.array(labels, np.int64), bases.noise)
+
+
+def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tuple[float, float]:
+    """AUC of a label's samples against others asked with that label, and its error if the truth is 0.5.
+
+    The rank-sum test of van Elteren, by label: who knows the labels' frequencies alone has 0.5, and so has
+    who does not look at the label.
+    """
+    excess, weight = 0.0, 0.0
+    for label in np.unique(labels):
+        inside, outside = own[labels == label], others[asked == label]
+        n, m = len(inside), len(outside)
+        if n and m:
+            ranks = rankdata(np.concatenate([inside, outside]))
+            wins = n * m - (ranks[:n].sum() - n * (n + 1) / 2)
+            excess += (wins / (n * m) - 0.5) * n * m / (n + m + 1)
+            weight += n * m / (n + m + 1)
+    if not weight:
+        return float("nan"), float("inf")
+    return 0.5 + excess / weight, float(1 / np.sqrt(12 * weight))
+
+
+def nearness(near: Floats, fresh: Floats) -> float:
+    """Share of other fresh noises [P, K] whose loss is further from the first one's than that nearby [P].
+
+    About 0.95 of a loss that is linear in the noise, and 0.5 of one that is as good as drawn anew.
+    """
+    with np.errstate(invalid="ignore"):  # infinite losses
+        apart, close = np.abs(fresh[:, 1:] - fresh[:, :1]), np.abs(near - fresh[:, 0])[:, None]
+    told = (apart > 0) | (close > 0)
+    wins = (apart > close) + 0.5 * (apart == close)
+    return float(wins[told].mean()) if told.any() else float("nan")
+
+
+def betweenness(base: Floats, half: Floats, full: Floats) -> float:
+    """Share of losses at half the noise [P] that lie between those at none and at all of it; by chance."""
+    told = base != full
+    inside = (np.minimum(base, full) <= half) & (half <= np.maximum(base, full))
+    return float(inside[told].mean()) if told.any() else float("nan")
+
+
+def agreement(one: Floats, other: Floats) -> float:
+    """Mean rank correlation of two models' losses [P, K] at the same fresh noises of a base."""
+    centred = []
+    for losses in (one, other):
+        ranks = rankdata(losses, axis=1)
+        centred.append(ranks - ranks.mean(1, keepdims=True))
+    product = (centred[0] * centred[1]).sum()
+    with np.errstate(invalid="ignore"):
+        return float(product / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+
+
+@dataclass(frozen=True)
+class Controls:
+    """A model's answers to the control questions.
+
+    Attributes:
+        accuracy: at the bases; nan where it is not told.
+        auc: how well labels are told apart at the bases and at samples without a dose, with its error.
+        near, between: shares as `nearness` and `betweenness` give them.
+        steady: whether bases in other company, and fresh noises twice, were answered alike.
+        fresh: [≤ 500, K] losses at fresh noises.
+        clean_auc: the same at samples without a dose alone; nan of none.
+    """
+
+    accuracy: float
+    auc: tuple[float, float]
+    near: float
+    between: float
+    steady: bool
+    fresh: Floats
+    clean_auc: tuple[float, float]
+
+    @classmethod
+    def of(
+        cls,
+        bases: tuple[Labels, Labels, Floats],
+        clean: tuple[Labels, Labels, Floats],
+        fresh: Floats,
+        alone: Floats,
+        right: NDArray[np.bool_] | None,
+    ) -> "Controls":
+        """Judge the answers.
+
+        Args:
+            bases: labels [P], other labels [P], and losses [P, 5] at the questions of NAMES.
+            clean: labels [n], other labels [n], and losses [n, 2], of samples without a dose.
+            fresh: [P, K] losses at fresh noises.
+            alone: [P] losses at the bases, asked before all else and without other company.
+            right: [P] whether the answers at the bases are right, if it is told.
+        """
+        (labels, others, (base, other, same, near, half)) = (*bases[:2], bases[2].T)
+        own, exchanged = (
+            np.concatenate(losses) for losses in zip((base, other), clean[2].T, strict=True)
+        )
+        asked = np.concatenate([labels, clean[0]]), np.concatenate([others, clean[1]])
+        return cls(
+            accuracy=float("nan") if right is None else float(right.mean()),
+            auc=told_apart(own, exchanged, *asked),
+            near=nearness(near, fresh),
+            between=betweenness(base, half, fresh[:, 0]),
+            steady=_alike(base, alone) and _alike(same, fresh[:, 0]),
+            fresh=fresh[:: max(1, len(fresh) // KEPT)],
+            clean_auc=told_apart(clean[2][:, 0], clean[2][:, 1], *clean[:2]),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """The statistics, by name."""
+        return {
+            "auc": self.auc[0],
+            "auc_without_dose": self.clean_auc[0],
+            "near": self.near,
+            "between": self.between,
+        }
+
+    def doubts(self) -> list[str]:
+        """Why there may be no model behind the answers, each in words."""
+        return [doubt for doubt in (self.unsteady, self.near_chance, self.rough) if doubt]
+
+    @property
+    def near_chance(self) -> str:
+        """Empty, or that labels are told apart no better than by guessing."""
+        auc, error = self.auc
+        if norm.sf((auc - 0.5) / error) <= CHANCE:
+            return ""
+        accuracy = (
+            ""
+            if np.isnan(self.accuracy)
+            else f"accuracy on the base points is {self.accuracy:.3f}; "
+        )
+        return (
+            f"{accuracy}labels are told apart near chance (AUC {auc:.3f}, guessing 0.5): fed with "
+            "wrongly scaled inputs (--scaling), destroyed, not trained, or no model at all"
+        )
+
+    @property
+    def unsteady(self) -> str:
+        """Empty, or that the model contradicts itself."""
+        if self.steady:
+            return ""
+        return (
+            "gives other losses when asked again in another order (randomness, or a model left in "
+            "training mode)"
+        )
+
+    @property
+    def rough(self) -> str:
+        """Empty, or that losses change between near inputs as no model's do."""
+        if self.near < NEARNESS:
+            return (
+                f"losses jump between near inputs (only {self.near:.0%} of other noises change them more "
+                f"than {NEAR:.0%} of the noise does; chance is 50%)"
+            )
+        if self.between < BETWEENNESS:
+            return (
+                f"losses at half the noise seldom lie between those at none and at all of it "
+                f"({self.between:.0%}; drawn anew, 33% would)"
+            )
+        return ""
+
+
+def unlike(before: Controls, after: Controls) -> list[str]:
+    """Why a model cannot be a successor or a retraining of the one before, each in words."""
+    found = []
+    (was, _), (auc, error) = before.clean_auc, after.clean_auc
+    if auc - 0.5 < KEPT_AUC * (was - 0.5) - norm.isf(SURELY) * error:
+        found.append(
+            "labels of samples without a dose are told apart much worse than by the model before (AUC "
+            f"{auc:.3f} after {was:.3f}): fed otherwise, or destroyed"
+        )
+    agreed = agreement(before.fresh, after.fresh)
+    if agreed < AGREEMENT:
+        found.append(
+            f"fresh noises that are hard for the model before are not hard for it (rank correlation "
+            f"{agreed:.2f}; a retrained model has more): fed otherwise, or not that model"
+        )
+    return found
+
+
+def _alike(one: Floats, other: Floats) -> bool:
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True))
