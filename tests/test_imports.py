@@ -7,6 +7,7 @@ import marshtest
 
 ORDER = [
     "errors",
+    "identity",
     "files",
     "memory",
     "device",

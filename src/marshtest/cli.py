@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from marshtest import ledger
 from marshtest.documents import shipped
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does an unlearning algorithm really remove the data? Poison it first, and look.",
 )
-console = Console()
+console = Console(markup=False, emoji=False)  # what is printed is data
 if not console.is_terminal:
     console.width = 120
 
@@ -119,8 +120,8 @@ def check(
 
     facts = check_unlearner(parse_trials(unlearner)[0])
     for fact in facts:
-        mark = "[green]ok[/]  " if fact.holds else "[red]FAIL[/]"
-        console.print(f"{mark} {fact.name}" + (f": {fact.detail}" if fact.detail else ""))
+        mark = Text("ok  ", "green") if fact.holds else Text("FAIL", "red")
+        console.print(mark, fact.name + (f": {fact.detail}" if fact.detail else ""))
     raise typer.Exit(0 if all(fact.holds for fact in facts) else 1)
 
 
@@ -154,16 +155,23 @@ def explain(
     Example: marshtest explain digits-gaussian budgets=0.05
     """
     from marshtest.driving import plan_sweep
-    from marshtest.explain import expected_cost
+    from marshtest.explain import expected_cost, foreign_model
     from marshtest.prospects import family_of, needs
 
-    planned = plan_sweep(read_sweep(recipe, overrides or []))
-    name, costs = planned.sweep.name, expected_cost(planned)
+    planned = plan_sweep(read_sweep(recipe, overrides or []), imports=False)
+    name = planned.sweep.name
     console.print(planned.keys[0].recipe.to_yaml(), highlight=False, markup=False)
     if len(planned.variants) > 1:
         console.print(f"and {len(planned.variants) - 1} more like it, in all:")
         for variant in planned.variants:
             console.print(f"  {variant.label}", highlight=False, markup=False)
+    if (factory := foreign_model(planned)) is not None:
+        console.print(
+            f"What it costs cannot be told: {factory} builds its model, and explaining a recipe runs "
+            "nothing that it names."
+        )
+        return
+    costs = expected_cost(planned)
     shown = costs.drop(columns="flops")
     shown["passes"] = shown["passes"].map("{:.3g}".format)
     shown["seconds"] = shown["seconds"].map("{:,.1f}".format)
@@ -698,7 +706,7 @@ def _rich(frame: "pd.DataFrame", title: str) -> Table:
         width = 12 if column in {*WRAPPED, *PAIRS} else None
         shown.add_column(str(column), overflow="fold", min_width=width, no_wrap=width is None)
     for line in frame.itertuples(index=False):
-        shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
+        shown.add_row(*map(str, line))
     return shown
 
 
@@ -731,7 +739,7 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
         yield line
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

@@ -51,7 +51,7 @@ def check_unlearner(unlearner: Unlearner | Callable[..., Any]) -> list[Fact]:
     Returns:
         All facts, in the order of checking; the unlearner is fit for use if every one holds.
     """
-    made = unlearner if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
+    made = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
     return [*_on_task(made, "images", images()), *_on_task(made, "text", text()), *_on_convex(made)]
 
 
@@ -119,7 +119,7 @@ class _Given:
             self.model, self.storages = model, _storages(model)
             return unlearner(model, *samples, **rest)
 
-        return Custom.wrap(watched)
+        return Custom(name=unlearner.name, function=watched)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.model is None else self.model.state_dict()

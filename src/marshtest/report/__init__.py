@@ -44,7 +44,7 @@ def write_report(results: Results) -> Path:
         write(results.moved, folder / "shifts.csv")
     if "error" in results.score_names:
         write(table2(results), folder / "table2.csv")
-    (folder / "summary.md").write_text(markdown(results))
+    write(markdown(results).encode(), folder / "summary.md")
     page = folder / "report.html"
     write_page(page, results.recipe.name, [(results, _pictures(results, folder / "figures"))])
     return page
@@ -55,7 +55,7 @@ def write_study(study: Study) -> Path:
     shown = _shown(study, study.folder / "figures")
     title = study.settings.name
     parts = [f"# {title}", as_markdown(shown.table), shown.legend, f"**{study.statement}**"]
-    (study.folder / "summary.md").write_text("\n\n".join(parts) + "\n")
+    write(("\n\n".join(parts) + "\n").encode(), study.folder / "summary.md")
     page = study.folder / "report.html"
     write_page(page, title, [], studies=[shown])
     return page
