@@ -114,7 +114,10 @@ SIZES = {"width": 16, "heads": 2, "layers": 1}
 @pytest.mark.parametrize(
     ("about", "says"),
     [
-        ({**MLP_4, "settings": {"name": "mlp", "width": 10**9}}, "tensors are not those of the mlp"),
+        (
+            {**MLP_4, "settings": {"name": "mlp", "width": 10**9}},
+            "tensors are not those of the mlp",
+        ),
         ({**MLP_4, "settings": {"name": "mlp", "width": 10**30}}, "of these sizes cannot be built"),
         ({**MLP_4, "settings": {"name": "mlp", "width": -1}}, "model.width: .*Got -1"),
         ({**MLP_4, "settings": {"name": "mlp", "depth": 10**9}}, "model.depth: .*Got 1000000000"),

@@ -1,4 +1,4 @@
-"""What is read runs nothing: rows, recipes and stores of others are looked at without importing what they name."""
+"""What is read runs nothing: rows and recipes of others are looked at without importing what they name."""
 
 import json
 import sys

@@ -38,7 +38,10 @@ def alone(folder: Path) -> Iterator[None]:
             raise MarshtestError(
                 f"{folder}: another command is at work on it. Wait for its end, or choose another --out."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = os.replace) -> None:
