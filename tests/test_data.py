@@ -1,6 +1,8 @@
 """Samples keep their ids; loaders read what they claim and refuse what they cannot."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from marshtest.data import Dataset, Samples, load, save_dataset
 from marshtest.errors import MarshtestError
+from marshtest.sources import digest
 
 
 def some(count: int = 6) -> Samples:
@@ -126,6 +129,109 @@ def test_bad_tensors_are_refused_with_their_row(
     good = (torch.ones(1, 1), torch.tensor([0]))
     with pytest.raises(MarshtestError, match=says):
         Dataset.from_tensors((x, y), good, classes=2)
+
+
+X, Y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+
+
+def split_of(x: Any, y: Any) -> Dataset:
+    return Dataset.from_tensors((x[:6], y[:6]), (x[6:], y[6:]))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        Y.to(torch.int32),
+        Y.bool(),
+        Y.to(torch.uint8),
+        Y.float(),
+        Y[:, None],
+        Y[:, None].float(),
+        torch.nn.functional.one_hot(Y),
+        torch.nn.functional.one_hot(Y).double(),
+        Y.numpy(),
+        Y.tolist(),
+    ],
+)
+def test_labels_of_any_spelling_are_the_same_labels(y: Any) -> None:
+    data = split_of(X, y)
+    assert torch.equal(torch.cat([data.train.y, data.test.y]), Y)
+    assert (data.train.y.dtype, data.classes) == (torch.int64, 2)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X.double(), X.numpy(), X.double().numpy(), X.half(), (X * 10).long(), X > 0, X.tolist(),
+     X.requires_grad_(), X[:, :1].long()],
+)  # fmt: skip
+def test_numbers_of_any_kind_are_the_same_numbers(x: Any) -> None:
+    data = split_of(x, Y)
+    expected = torch.as_tensor(x).detach().to(torch.float32)
+    assert torch.equal(torch.cat([data.train.x, data.test.x]), expected)
+    assert data.train.x.dtype == torch.float32
+    assert (data.mean, data.train.x.requires_grad) == (None, False)
+
+
+PIXELS = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (X, X[:, 0].abs(), "train: row 0 has label .*; labels are whole numbers"),
+        (X, Y * 0.4 + 0.3, r"train: row 0 has label 0\.3; labels are whole numbers"),
+        (X, torch.tensor([[0.3, 0.7]] * 8), "train: row 0 has several or soft labels"),
+        (X, torch.tensor([[1, 1, 0]] * 8), "train: row 0 has several or soft labels"),
+        (X, torch.full((8,), torch.nan), "train: row 0 has label nan"),
+        (X, Y[:, None, None], r"train y: is \[6, 1, 1\]; labels are \[N\]"),
+        (X, 2 * Y - 1, r"its labels are \[-1, 1\].*counted from 0. Renumber them"),
+        (X, Y + 1, r"its labels are \[1, 2\].*Renumber them"),
+        (X, Y * 0, r"its labels are \[0\]; two classes are needed"),
+        (X[:, 0], Y, r"train x: is \[6\]; it must be \[N, ...\]"),
+        (X[:, :0], Y, "train x: is"),
+        (X.to(torch.complex64), Y, "train x: is a tensor of torch.complex64"),
+        (X.to_sparse(), Y, "x: is a tensor of|sparse"),
+        ((X * 0).long() + 2**24 + 1, Y, "integers that float32 cannot hold"),
+        (X.double() * 1e300, Y, "row 0 holds NaN or infinite"),
+        ([["a"]] * 8, Y, "train x: is no tensor or array of numbers"),
+        (PIXELS[:, 0], Y, r"pixels are \[N, C, H, W\].*give x\[:, None\]"),
+        (PIXELS.permute(0, 2, 3, 1), Y, r"give x.permute\(0, 3, 1, 2\)"),
+    ],
+)
+def test_what_is_no_data_of_classes_is_refused(x: Any, y: Any, says: str) -> None:
+    if isinstance(x, Tensor) and x.is_sparse:
+        with pytest.raises(MarshtestError, match=says):
+            Dataset.from_tensors((x, Y), (x, Y))
+        return
+    with pytest.raises(MarshtestError, match=f"in-memory.*{says}") as error:
+        split_of(x, y)
+    assert "\n" not in str(error.value)
+
+
+def test_splits_must_be_alike_and_statistics_fit() -> None:
+    with pytest.raises(MarshtestError, match=r"train are torch.float32 \[3\] and of test .* \[2\]"):
+        Dataset.from_tensors((X, Y), (X[:, :2], Y))
+    with pytest.raises(MarshtestError, match="train are torch.uint8 .* and of test torch.float32"):
+        Dataset.from_tensors((PIXELS, Y), (PIXELS.float(), Y))
+    with pytest.raises(MarshtestError, match=r"one number a channel \(3\)"):
+        Dataset.from_tensors((PIXELS, Y), (PIXELS, Y), mean=[0.5], std=[0.5])
+    with pytest.raises(MarshtestError, match="std above zero"):
+        Dataset.from_tensors((PIXELS, Y), (PIXELS, Y), mean=[0.5] * 3, std=[0.5, 0.5, 0])
+    with pytest.raises(MarshtestError, match="mean and std are of uint8 pixels"):
+        Dataset.from_tensors((X, Y), (X, Y), mean=[0.5] * 3, std=[0.5] * 3)
+
+
+def test_data_that_a_model_sees_otherwise_have_another_digest() -> None:
+    """Not only the bytes: their kind, their shape, and what turns pixels into inputs."""
+    data = Dataset.from_tensors((PIXELS, Y), (PIXELS, Y), mean=[0.5] * 3, std=[0.5] * 3)
+    mean = Dataset.from_tensors((PIXELS, Y), (PIXELS, Y), mean=[0.4] * 3, std=[0.5] * 3)
+    std = Dataset.from_tensors((PIXELS, Y), (PIXELS, Y), mean=[0.5] * 3, std=[0.4] * 3)
+    classes = replace(data, classes=3)
+    train = replace(data.train, x=data.train.x.reshape(8, 3, 2, 8))
+    kind = replace(data.train, x=data.train.x.to(torch.int8))
+    others = [mean, std, classes, replace(data, train=train), replace(data, train=kind)]
+    assert len({digest(of) for of in [data, *others]}) == 6
+    assert digest(data) == digest(replace(data, name="another"))
 
 
 def test_missing_folders_and_columns_are_refused(tmp_path: Path) -> None:

@@ -187,32 +187,46 @@ class Dataset:
     @classmethod
     def from_tensors(
         cls,
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
+        train: tuple[Any, Any],
+        test: tuple[Any, Any],
         *,
         classes: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         name: str = "in-memory",
     ) -> Self:
-        """A data set from two pairs (x [N, ...], y [N]).
+        """A data set from two pairs (x [N, ...], y [N]) of tensors or arrays.
 
-        `x` is uint8 [N, C, H, W] (normalised by the training split's own mean and deviation unless
-        given), or floating point (used as it is). `classes` defaults to the largest label plus one.
+        `x` is uint8 [N, C, H, W] (normalised by the training split's own mean and deviation unless given),
+        or numbers [N, ...] (used as they are, as float32). `y` is whole numbers 0..C−1, as [N, 1] or
+        one-hot [N, C] too. `classes` defaults to the largest label plus one.
 
         Raises:
-            MarshtestError: unequal lengths, an empty split, labels out of range, NaN or infinity.
+            MarshtestError: unequal lengths or shapes, an empty split, labels that are no classes or out of
+                range, NaN or infinity, numbers that float32 cannot hold.
         """
+        where = {"train": f"{name} train", "test": f"{name} test"}
+        xs = {s: _inputs(x, where[s]) for s, (x, _) in (("train", train), ("test", test))}
+        ys = {s: _labels(y, where[s]) for s, (_, y) in (("train", train), ("test", test))}
+        _refuse_unlike(xs["train"], xs["test"], name)
         if classes is None:
-            classes = int(max(train[1].max(), test[1].max())) + 1
-        splits = {"train": train, "test": test}
-        checked = {
-            split: _checked(x, y, classes, f"{name} {split}") for split, (x, y) in splits.items()
-        }
+            classes = _classes(ys, name)
+        checked = {s: _checked(xs[s], ys[s], classes, where[s]) for s in where}
         pixels = checked["train"].x
-        if pixels.dtype == torch.uint8 and (mean is None or std is None):
+        if pixels.dtype == torch.uint8:
             channels = pixels.to(torch.float32).div(255).transpose(0, 1).flatten(1)
-            mean, std = channels.mean(1).tolist(), channels.std(1).clamp(min=1e-6).tolist()
+            if mean is None or std is None:
+                mean, std = channels.mean(1).tolist(), channels.std(1).clamp(min=1e-6).tolist()
+            if not len(mean) == len(std) == len(channels) or min(std) <= 0:
+                raise MarshtestError(
+                    f"{name}: mean and std are one number a channel ({len(channels)}), std above zero. Got "
+                    f"{list(mean)} and {list(std)}."
+                )
+        elif mean is not None or std is not None:
+            raise MarshtestError(
+                f"{name}: mean and std are of uint8 pixels, and other numbers are used as they are. Leave "
+                "them out, and normalise x yourself."
+            )
         return cls(
             name=name,
             classes=classes,
@@ -227,6 +241,91 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
+def _tensor(given: Any, where: str) -> Tensor:
+    """A tensor or an array as a tensor of its own kind of numbers."""
+    try:
+        found = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MarshtestError(
+            f"{where}: is no tensor or array of numbers ({first_line(error)})."
+        ) from None
+    if found.is_complex() or found.layout != torch.strided or found.is_quantized:
+        raise MarshtestError(
+            f"{where}: is a tensor of {found.dtype} ({found.layout}); give real, dense ones."
+        )
+    return found
+
+
+def _inputs(given: Any, where: str) -> Tensor:
+    """[N, ...] uint8 pixels as they are, and all other numbers as float32."""
+    x = _tensor(given, f"{where} x")
+    if x.dim() < 2 or 0 in x.shape[1:]:
+        raise MarshtestError(
+            f"{where} x: is {list(x.shape)}; it must be [N, ...], such as x[:, None]."
+        )
+    if x.dtype == torch.uint8:
+        last = x.dim() == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
+        if x.dim() == 3 or last:
+            mend = "x.permute(0, 3, 1, 2)" if last else "x[:, None]"
+            raise MarshtestError(
+                f"{where} x: pixels are [N, C, H, W]. Got {list(x.shape)}; give {mend}, or "
+                "numbers that are no pixels as floats."
+            )
+        return x
+    single = x.to(torch.float32)
+    if not x.is_floating_point() and not torch.equal(single.to(x.dtype), x):
+        raise MarshtestError(f"{where} x: holds integers that float32 cannot hold. Scale them.")
+    bad = ~torch.isfinite(single).flatten(1).all(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise MarshtestError(f"{where}: row {row} holds NaN or infinite values. Clean or drop it.")
+    return single
+
+
+def _labels(given: Any, where: str) -> Tensor:
+    """[N] int64, from [N], [N, 1] or one-hot [N, C]."""
+    y = _tensor(given, f"{where} y")
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dim() == 2:
+        many = ((y != 0) & (y != 1)).any(1) | (y.to(torch.float64).sum(1) != 1)
+        if bool(many.any()):
+            raise MarshtestError(
+                f"{where}: row {int(many.nonzero()[0])} has several or soft labels; each sample "
+                "has one label. Give its number, such as y.argmax(1)."
+            )
+        y = y.to(torch.int64).argmax(1)
+    if y.dim() != 1:
+        raise MarshtestError(f"{where} y: is {list(y.shape)}; labels are [N].")
+    whole = y.to(torch.int64)
+    parts = (whole != y).nonzero().flatten()
+    if len(parts):
+        row = int(parts[0])
+        raise MarshtestError(
+            f"{where}: row {row} has label {float(y[row]):g}; labels are whole numbers, one a class."
+        )
+    return whole
+
+
+def _refuse_unlike(train: Tensor, test: Tensor, name: str) -> None:
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        shapes = [f"{t.dtype} {list(t.shape[1:])}" for t in (train, test)]
+        raise MarshtestError(
+            f"{name}: samples of train are {shapes[0]} and of test {shapes[1]}; they must be alike."
+        )
+
+
+def _classes(labels: Mapping[str, Tensor], name: str) -> int:
+    """How many there are, where nobody says it."""
+    there = torch.cat(list(labels.values())).unique()
+    if len(there) < 2 or int(there[0]) != 0:
+        raise MarshtestError(
+            f"{name}: its labels are {there[:5].tolist()}{'…' * (len(there) > 5)}; two classes are needed, "
+            "counted from 0. Renumber them: y.unique(return_inverse=True)[1]; or give classes."
+        )
+    return int(there[-1]) + 1
+
+
 def _checked(x: Tensor, y: Tensor, classes: int, where: str) -> Samples:
     if len(x) != len(y):
         raise MarshtestError(
@@ -234,16 +333,13 @@ def _checked(x: Tensor, y: Tensor, classes: int, where: str) -> Samples:
         )
     if len(x) == 0:
         raise MarshtestError(f"{where}: no samples.")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise MarshtestError(f"{where}: row {row} holds NaN or infinite values. Clean or drop it.")
     outside = ((y < 0) | (y >= classes)).nonzero().flatten()
     if len(outside):
         row = int(outside[0])
         raise MarshtestError(
             f"{where}: row {row} has label {int(y[row])}; labels must lie in 0..{classes - 1}."
         )
-    return Samples(x, y.to(torch.int64), torch.arange(len(x)))
+    return Samples(x, y, torch.arange(len(x)))
 
 
 def load(
