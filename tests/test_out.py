@@ -131,6 +131,6 @@ def test_names_that_are_nearly_alike_keep_all_their_tables(
     marshtest.report_rows(*folders, out=tmp_path / "out")
     made = [path.name.casefold() for path in (tmp_path / "out" / "tables").iterdir()]
     assert len(set(made)) == len(made)
-    for kind in ("-table.csv", "-table.md", "-table.tex", "-summary.csv", "-shifts.csv"):
+    for kind in ("-table.csv", "-table.md", "-table.tex", "-summary.csv"):
         assert len([name for name in made if name.endswith(kind)]) == 2, (kind, made)
     assert len(list((tmp_path / "out" / "rows").iterdir())) == 2
