@@ -62,7 +62,8 @@ def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_
     tables |= {"shifts.parquet", "shifts.csv", "examples.parquet"}
     assert files == {"recipe.yaml", "run.json", "report.html"} | tables | figures
     again = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
-    assert (again.code, again.out, again.err) == (0, said.out, "")
+    note = "100% note: here: is done already; nothing was run.\n"
+    assert (again.code, again.out, again.err) == (0, said.out, note)
 
 
 def test_report_draws_what_rows_hold_into_one_folder(

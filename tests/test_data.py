@@ -1,5 +1,6 @@
 """Samples keep their ids; loaders read what they claim and refuse what they cannot."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from marshtest.data import Dataset, Samples, load, save_dataset
 from marshtest.errors import MarshtestError
+from marshtest.sources import digest
 
 
 def some(count: int = 6) -> Samples:
@@ -219,6 +221,20 @@ def test_splits_and_scaling_must_go_together() -> None:
         Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.5], std=[0.5])
     with pytest.raises(MarshtestError, match="mean and std are of uint8 images"):
         Dataset.from_tensors((X, LABELS), (X, LABELS), mean=[0.5], std=[0.5])
+
+
+def test_data_that_a_model_sees_otherwise_have_another_digest() -> None:
+    """Not only the bytes: their kind, their shape, and what turns pixels into inputs."""
+    images = IMAGES.permute(0, 3, 1, 2)
+    data = Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.5] * 3, std=[0.5] * 3)
+    mean = Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.4] * 3, std=[0.5] * 3)
+    std = Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.5] * 3, std=[0.4] * 3)
+    classes = replace(data, classes=3)
+    train = replace(data.train, x=data.train.x.reshape(3, 3, 4, 16))
+    kind = replace(data.train, x=data.train.x.to(torch.int8))
+    others = [mean, std, classes, replace(data, train=train), replace(data, train=kind)]
+    assert len({digest(of) for of in [data, *others]}) == 6
+    assert digest(data) == digest(replace(data, name="another"))
 
 
 def test_missing_folders_and_columns_are_refused(tmp_path: Path) -> None:

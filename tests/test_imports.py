@@ -8,6 +8,7 @@ import marshtest
 ORDER = [
     "errors",
     "foreign",
+    "identity",
     "files",
     "memory",
     "device",

@@ -1,11 +1,16 @@
 """Parameter counts from the paper and the design; building is reproducible and touches nothing."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from marshtest.errors import MarshtestError
-from marshtest.models import build, parse_model, weight_layers
+from marshtest.models import build, load_model, parse_model, save_model, weight_layers
 
 
 def count(modules: list[nn.Module]) -> int:
@@ -78,3 +83,86 @@ def test_a_model_of_other_classes_is_refused() -> None:
 
 def two_classes(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Linear(input_shape[0], 2)
+
+
+def checkpoint(path: Path, about: object) -> Path:
+    save_file({"w": torch.zeros(1)}, str(path), {"marshtest": json.dumps(about)})
+    return path
+
+
+@pytest.mark.parametrize("name", ["marks:fn", "subprocess:run", "os:system"])
+def test_a_checkpoint_runs_and_imports_nothing_that_it_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "marks.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shape = ["sh", "-c", "touch PWNED"]
+    for about in (shape, [4]):
+        values = {"settings": {"name": name}, "input_shape": about, "classes": 10}
+        with pytest.raises(MarshtestError) as error:
+            load_model(checkpoint(tmp_path / "m.safetensors", values))
+        assert "\n" not in str(error.value)
+    assert "marks" not in sys.modules
+    assert not (tmp_path / "PWNED").exists()
+
+
+MLP_4 = {"settings": {"name": "mlp"}, "input_shape": [4], "classes": 2}
+SIZES = {"width": 16, "heads": 2, "layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        (
+            {**MLP_4, "settings": {"name": "mlp", "width": 10**9}},
+            "tensors are not those of the mlp",
+        ),
+        ({**MLP_4, "settings": {"name": "mlp", "width": 10**30}}, "of these sizes cannot be built"),
+        ({**MLP_4, "settings": {"name": "mlp", "width": -1}}, "model.width: .*Got -1"),
+        ({**MLP_4, "settings": {"name": "mlp", "depth": 10**9}}, "model.depth: .*Got 1000000000"),
+        ({**MLP_4, "input_shape": [-4]}, "input_shape.0: .*Got -4"),
+        ({**MLP_4, "input_shape": []}, "input_shape: "),
+        ({**MLP_4, "input_shape": [10**12] * 3}, "cannot be built"),
+        ({**MLP_4, "classes": 0}, "classes: .*Got 0"),
+        ({**MLP_4, "classes": 10**15}, "tensors are not those|cannot be built"),
+        ({**MLP_4, "settings": {"name": "transformer", "source": "/etc"}}, "Name the factory"),
+        ({**MLP_4, "settings": {"name": "resnet18"}}, r"needs images \[C, H, W\]"),
+        ({**MLP_4, "settings": {"name": "gpt2", **SIZES}}, "tensors are not those of the gpt2"),
+        ({**MLP_4, "settings": {"name": "gpt2", "width": 15, "heads": 2}}, "cannot be built"),
+        ({**MLP_4, "settings": []}, "settings: "),
+        ({**MLP_4, "settings": {"name": "mlp", "why": 1}}, "unknown key 'why'"),
+        ([], "not a readable marshtest checkpoint|valid dictionary"),
+        ({}, "settings: Field required"),
+    ],
+)
+def test_a_checkpoint_of_other_sizes_than_it_holds_is_refused_before_it_takes_memory(
+    about: object, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MarshtestError, match=says) as error:
+        load_model(checkpoint(tmp_path / "m.safetensors", about))
+    assert "\n" not in str(error.value)
+
+
+def test_a_users_model_comes_back_by_the_factory_that_the_user_names(tmp_path: Path) -> None:
+    settings = parse_model({"name": f"{__name__}:make", "width": 9})
+    model = build(settings, (4,), 2, 0)
+    save_model(model, tmp_path / "m.safetensors", settings, (4,), 2)
+    for factory in (f"{__name__}:make", make):
+        again = load_model(tmp_path / "m.safetensors", factory)
+        assert torch.equal(again(torch.ones(3, 4)), model(torch.ones(3, 4)))
+    with pytest.raises(MarshtestError, match="returned str, not a torch.nn.Module"):
+        load_model(tmp_path / "m.safetensors", lambda *args, **rest: "no model")
+
+
+def test_texts_of_a_file_do_not_reach_a_factory(tmp_path: Path) -> None:
+    settings = parse_model({"name": f"{__name__}:make", "weights": "https://example.org/x"})
+    save_model(nn.Linear(1, 1), tmp_path / "m.safetensors", settings, (4,), 2)
+    with pytest.raises(MarshtestError, match="its option 'weights' is no number"):
+        load_model(tmp_path / "m.safetensors", make)
+
+
+@pytest.mark.parametrize("width", [10**9, 10**18, 10**25])
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(width: int) -> None:
+    with pytest.raises(MarshtestError, match="model: mlp of these sizes (takes|cannot be built)"):
+        build(parse_model({"name": "mlp", "width": width}), (1, 8, 8), 10, 0)

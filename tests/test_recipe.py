@@ -1,6 +1,7 @@
 """Recipes: what ships loads; what is wrong is one line that names the place and the mend."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,15 @@ from pydantic_core import PydanticUndefined
 from marshtest.attacks import ATTACKS
 from marshtest.documents import shipped
 from marshtest.errors import MarshtestError
+from marshtest.grid import read_sweep
+from marshtest.hypotheses.studied import parse_hypothesis
 from marshtest.models import MODELS
 from marshtest.recipe import DataSettings, Recipe, VerdictSettings, load_recipe
 from marshtest.settings import Settings
 from marshtest.training import Training
 from marshtest.unlearning import UNLEARNERS
+
+SMALL = "hypothesis-orthogonality-small"
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -191,3 +196,116 @@ def test_unknown_recipes_and_bad_files_are_refused(tmp_path: Any) -> None:
     (tmp_path / "short.yaml").write_text("data: digits")
     with pytest.raises(MarshtestError, match="model: Field required"):
         load_recipe(tmp_path / "short.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("unlearners=[[gd]]", "unlearners: an entry is a name, a mapping.* Got 'gd'"),
+        ("unlearners=gd", "unlearners: a list of unlearners is needed. Got 'gd'"),
+        ("unlearners={name: gd}", "unlearners: a list of unlearners is needed"),
+        ("unlearners=[null]", "unlearners: an entry is a name, a mapping.* Got None"),
+        ("unlearners=[[]]", r"unlearners: an entry is a name, a mapping.* Got \[\]"),
+        ("unlearners=[{lr: 1}]", "unlearners: an entry is a name, a mapping"),
+        ("unlearners=[{name: gd, lr: []}]", "unlearners.gd.lr: holds no value"),
+        ("unlearners=@none.yaml", "unlearners: no file 'none.yaml'"),
+        ("model=null", "model: a name, or a mapping with a name, is needed. Got None"),
+        ("attack=3", "attack: a name, or a mapping with a name, is needed. Got 3"),
+        ("seeds=1e400", "seeds: Input should be a valid integer"),
+        ("seeds=1.0e+400", "seeds: Input should be a finite number"),
+        ("seeds=1000000000000", "seeds: Input should be less than"),
+        ("first_seed=1000000000000000000000", "first_seed: Input should be less than"),
+        ("model={name: gpt2, layers: 1000000000}", "model.layers: Input should be less than"),
+        ("description=2020-01-01", "is a date, not a text or a number. Put it in quotes"),
+        ("seeds=!!binary aGVq", "is a bytes, not a text"),
+        ("training={epochs: 1, epochs: 2}", "line 1 gives 'epochs' twice"),
+        ("training={on: 2}", "the key True is no text. Put it in quotes"),
+        ("unlearners=" + "[" * 3000, "is nested too deeply"),
+        ("unlearners=" + "[" * 60 + "]" * 60, "is nested too deeply"),
+    ],
+)
+def test_misshapen_values_are_one_clear_line(override: str, says: str) -> None:
+    with pytest.raises(MarshtestError, match=says) as error:
+        load_recipe({**TINY, "seeds": 1}, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x", "a/b", "/x", "a\\b", "a\0b", "a\nb", "x" * 300, "..", ".", "", " ", "\ud800"],
+)
+def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(MarshtestError, match="name: .* cannot be the name of a folder"):
+        load_recipe({**TINY, "name": name})
+    with pytest.raises(MarshtestError, match="name: .* cannot be the name of a folder"):
+        read_sweep({"name": name, "recipe": TINY})
+    with pytest.raises(MarshtestError, match="name: .* cannot be the name of a folder"):
+        parse_hypothesis({**yaml.safe_load(shipped("hypotheses")[SMALL]), "name": name})
+
+
+@pytest.mark.parametrize("name", ["a.b", "v1.2 final", "größe", "x" * 100])
+def test_other_names_stay(name: str) -> None:
+    assert load_recipe({**TINY, "name": name}).name == name
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (BOMB.encode(), "holds more than 20,000 values once its aliases are followed"),
+        (b"a: &a [*a]", "is nested too deeply"),
+        (b"a: " + b"[" * 100_000, "is nested too deeply"),
+        ("name: café".encode("latin-1"), "is not text in UTF-8 .* Save it as UTF-8"),
+        (b"a: \0", "is not text in UTF-8"),
+        (b"model: mlp\ndata: digits\nmodel: resnet18", "line 3 gives 'model' twice"),
+        (b"model: mlp\ntraining: {epochs: 1,\n epochs: 3}", "line 3 gives 'epochs' twice"),
+        (b"description: 2020-13-45", "not YAML"),
+        (b"a: 1" + b"0" * 5000, "not YAML"),
+        (b"? [1, 2]\n: 3", "line 1 has a key that is no text"),
+        (b"", "a recipe is a mapping of keys to values"),
+    ],
+)
+def test_files_that_are_no_recipes_are_one_line_with_the_place(
+    content: bytes, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(MarshtestError, match=f"bad.yaml: .*{says}") as error:
+        load_recipe(tmp_path / "bad.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_anchors_and_utf_16_are_read(tmp_path: Path) -> None:
+    text = yaml.safe_dump({**TINY, "description": "größe"}, allow_unicode=True)
+    text = text.replace("seeds: 2", "seeds: &two 2\nfirst_seed: *two")
+    (tmp_path / "r.yaml").write_bytes(text.encode("utf-16"))
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert (recipe.first_seed, recipe.description) == (2, "größe")
+
+
+def test_a_list_of_unlearners_may_lie_in_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is the recipe's folder's; in an override, the current folder's."""
+    entries = ["gd", {"name": "euk", "k": 1}]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text(yaml.safe_dump(entries))
+    expected = load_recipe({**TINY, "unlearners": entries})
+    recipe = {**TINY, "unlearners": "@mine.yaml"}
+    (tmp_path / "sub" / "r.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "sub" / "s.yaml").write_text(
+        yaml.safe_dump({"recipe": recipe, "grid": {"seeds": [1, 2]}})
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("sub/r.yaml").hash == expected.hash
+    assert load_recipe("sub/r.yaml", ["unlearners=@sub/mine.yaml"]).hash == expected.hash
+    assert load_recipe(TINY, ["unlearners=@sub/mine.yaml"]).hash == expected.hash
+    for of in (read_sweep("sub/s.yaml"), read_sweep("sub/r.yaml", ["unlearners=@sub/mine.yaml"])):
+        assert of.variants()[-1].values["unlearners"] == entries
+    (tmp_path / "sub" / "mine.yaml").write_text("name: gd")
+    with pytest.raises(MarshtestError, match="mine.yaml: a file of unlearners holds a list"):
+        load_recipe("sub/r.yaml")

@@ -81,7 +81,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does an unlearning algorithm really remove the data? Poison it first, and look.",
 )
-console = Console()
+console = Console(markup=False, emoji=False)  # what is printed is data
 if not console.is_terminal:
     console.width = 120
 
@@ -236,16 +236,23 @@ def explain(
     Example: marshtest explain digits-gaussian budgets=0.05
     """
     from marshtest.driving import plan_sweep
-    from marshtest.explain import expected_cost
+    from marshtest.explain import expected_cost, foreign_model
     from marshtest.prospects import family_of, needs
 
-    planned = plan_sweep(read_sweep(recipe, overrides or []))
-    name, costs = planned.sweep.name, expected_cost(planned)
+    planned = plan_sweep(read_sweep(recipe, overrides or []), imports=False)
+    name = planned.sweep.name
     console.print(planned.keys[0].recipe.to_yaml(), highlight=False, markup=False)
     if len(planned.variants) > 1:
         console.print(f"and {len(planned.variants) - 1} more like it, in all:")
         for variant in planned.variants:
             console.print(f"  {variant.label}", highlight=False, markup=False)
+    if (factory := foreign_model(planned)) is not None:
+        console.print(
+            f"What it costs cannot be told: {factory} builds its model, and explaining a recipe runs "
+            "nothing that it names."
+        )
+        return
+    costs = expected_cost(planned)
     shown = costs.drop(columns="flops")
     shown["passes"] = shown["passes"].map("{:.3g}".format)
     shown["seconds"] = shown["seconds"].map("{:,.1f}".format)
@@ -787,7 +794,7 @@ def _rich(frame: "pd.DataFrame", title: str) -> Table:
         width = 12 if column in {*WRAPPED, *PAIRS} else None
         shown.add_column(str(column), overflow="fold", min_width=width, no_wrap=width is None)
     for line in frame.itertuples(index=False):
-        shown.add_row(*(str(cell).replace("[", r"\[") for cell in line))
+        shown.add_row(*map(str, line))
     return shown
 
 
@@ -809,7 +816,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         yield line
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

@@ -12,6 +12,8 @@ from marshtest.errors import MarshtestError, unknown
 
 KINDS = {"recipes": "recipe", "hypotheses": "hypothesis", "sweeps": "sweep"}  # folders, and names
 COMMANDS = {"recipes": "run", "hypotheses": "hypotheses", "sweeps": "sweep"}
+MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
+LONGEST_NAME = 100
 DATA_SETS = ("cifar10", "digits", "imdb", "tensors")  # names; anything else after `data=` is a path
 
 
@@ -25,7 +27,11 @@ def shipped(kind: str = "recipes") -> dict[str, str]:
 def read_yaml(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
 ) -> dict[str, Any]:
-    """The raw values of a recipe, hypothesis or sweep, overrides applied."""
+    """The raw values of a recipe, hypothesis or sweep, overrides applied.
+
+    A recipe's `unlearners: "@FILE"` is the list in that YAML file, its path from the recipe's folder; in an
+    override, from the current one.
+    """
     values = _read(source, kind)
     for override in overrides:
         set_key(values, *parse_override(override))
@@ -37,10 +43,110 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise MarshtestError(f"{override!r}: an override has the form key=value or key.sub=value.")
+    if key == "unlearners" and text.startswith("@"):
+        return key, _listed(text, Path())
+    return key, parse_yaml(text, repr(_short(override)))
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """What YAML says: texts, numbers, truth values, and lists and mappings of them.
+
+    Raises:
+        MarshtestError: it is no YAML in UTF-8 or UTF-16, gives a key twice, holds something else, or is
+            far larger or deeper than any recipe.
+    """
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise MarshtestError(f"{override!r}: the value is not YAML.") from None
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        raise MarshtestError(
+            f"{where}: is not text in UTF-8 ({error.reason}, at position {error.position}). "
+            "Save it as UTF-8."
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # of a value: a date that there is not
+        if isinstance(error, MarshtestError):
+            raise MarshtestError(f"{where}: {error}") from None
+        raise MarshtestError(f"{where}: not YAML ({' '.join(str(error).split())}).") from None
+    except RecursionError:
+        raise MarshtestError(f"{where}: is nested too deeply. Flatten it.") from None
+    _check(value, where)
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise MarshtestError(f"line {line} has a key that is no text. Give it a name.")
+            if key.value in seen:
+                raise MarshtestError(f"line {line} gives {key.value!r} twice. Leave one out.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check(value: Any, where: str) -> None:
+    """Raise where a value is not plain, or grows beyond MOST values as aliases are followed."""
+    left, todo = MOST, [(value, "", 0)]
+    while todo:
+        value, place, depth = todo.pop()
+        left -= 1
+        if depth > DEEPEST or left < 0:
+            raise MarshtestError(
+                f"{where}: {place.split('.')[0] or 'it'} is nested too deeply, or holds more than {MOST:,} "
+                "values once its aliases are followed. Write out what is needed."
+            )
+        if isinstance(value, dict):
+            strange = [key for key in value if not isinstance(key, str)]
+            if strange:
+                raise MarshtestError(
+                    f"{where}: the key {strange[0]!r} is no text. Put it in quotes."
+                )
+            todo += [(of, f"{place}{key}.", depth + 1) for key, of in value.items()]
+        elif isinstance(value, list):
+            todo += [(of, place, depth + 1) for of in value]
+        elif value is not None and not isinstance(value, str | int | float):
+            at = f"{where}: {place}".rstrip(".: ")
+            raise MarshtestError(
+                f"{at}: is a {type(value).__name__}, not a text or a number. Put it in quotes."
+            )
+
+
+def _listed(reference: str, folder: Path) -> list[Any]:
+    """The list in the YAML file that "@FILE" names."""
+    path = folder / reference.removeprefix("@")
+    found = parse_yaml(_bytes(path, f"unlearners: no file {str(path)!r}"), str(path))
+    if not isinstance(found, list):
+        raise MarshtestError(f"{path}: a file of unlearners holds a list of them.")
+    return found
+
+
+def _bytes(path: Path, missing: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError):  # a NUL in its name
+        raise MarshtestError(f"{missing}. Give the path of a YAML file.") from None
+
+
+def file_name(name: str) -> str:
+    """A name that a file or a folder can bear.
+
+    Raises:
+        MarshtestError: it is none: it could lie elsewhere, or nowhere.
+    """
+    bad = [character for character in name if character in "/\\" or not character.isprintable()]
+    if bad or not name.strip(". ") or len(name) > LONGEST_NAME:
+        raise MarshtestError(
+            f"name: {_short(name)!r} cannot be the name of a folder. Give at most {LONGEST_NAME} "
+            "characters without slashes and line breaks."
+        )
+    return name
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
@@ -63,7 +169,7 @@ def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return {"name": "unnamed", **copy.deepcopy(source)}
     known = shipped(kind)
-    text = known.get(str(source))
+    text: str | bytes | None = known.get(str(source))
     if text is None:
         path = Path(source)
         for other in KINDS.keys() - {kind}:
@@ -72,18 +178,21 @@ def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
                     f"{source}: is a {KINDS[other]}, not a {KINDS[kind]}. "
                     f"Use `marshtest {COMMANDS[other]} {source}`."
                 )
-        if not path.is_file():
-            raise MarshtestError(
-                f"{unknown(KINDS[kind], str(source), known)} Or give the path of a YAML file."
-            )
-        text = path.read_text()
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MarshtestError(f"{source}: not YAML ({' '.join(str(error).split())}).") from None
+        text = _bytes(path, unknown(KINDS[kind], _short(str(source)), known).rstrip("."))
+    values = parse_yaml(text, str(source))
     if not isinstance(values, dict):
         raise MarshtestError(f"{source}: a {KINDS[kind]} is a mapping of keys to values.")
+    _include(values, Path(source).parent)
     return {"name": Path(source).stem, **values}
+
+
+def _include(values: dict[str, Any], folder: Path) -> None:
+    """Put lists of unlearners that lie in files of their own in their places, of a sweep's recipe too."""
+    for section in (values, values.get("change"), values.get("recipe")):
+        if isinstance(section, dict):
+            given = section.get("unlearners")
+            if isinstance(given, str) and given.startswith("@"):
+                section["unlearners"] = _listed(given, folder)
 
 
 def _section(values: dict[str, Any], name: str, key: str) -> dict[str, Any]:

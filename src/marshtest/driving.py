@@ -76,14 +76,17 @@ class Planned:
         )
 
 
-def plan_sweep(sweep: Sweep) -> Planned:
+def plan_sweep(sweep: Sweep, *, imports: bool = True) -> Planned:
     """Variants, cells and jobs of a sweep; nothing is loaded or trained.
+
+    Args:
+        imports: whether to import the user's callables that it names; without, it can be looked at.
 
     Raises:
         MarshtestError: a variant is no sound recipe, or two variants differ in nothing.
     """
     variants = sweep.variants()
-    keys = [_keys(variant) for variant in variants]
+    keys = [_keys(variant, imports) for variant in variants]
     cells: list[Cell] = []
     sets: list[frozenset[str]] = []
     for number, of in enumerate(keys):
@@ -101,9 +104,9 @@ def plan_sweep(sweep: Sweep) -> Planned:
     return Planned(sweep, variants, keys, found_jobs, cells)
 
 
-def _keys(variant: Variant) -> Keys:
+def _keys(variant: Variant, imports: bool) -> Keys:
     try:
-        recipe = load_recipe(variant.values)
+        recipe = load_recipe(variant.values, imports=imports)
     except MarshtestError as error:
         if not variant.axes:
             raise

@@ -15,6 +15,7 @@ from marshtest.device import pick_device
 from marshtest.driving import Planned
 from marshtest.features import by_features, network
 from marshtest.metrics.accuracy import accuracy
+from marshtest.models import Factory
 from marshtest.protocol import Pipeline, poison_count, set_up
 from marshtest.sources import samples_of
 from marshtest.stages import Job, passes
@@ -74,6 +75,14 @@ def _seconds(work: Callable[[], object], model: Module) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return min(times[1:])
+
+
+def foreign_model(planned: Planned) -> str | None:
+    """The name of a user's factory that builds a model of it, if one does."""
+    recipes = [keys.recipe for keys in planned.keys]
+    networks = [recipe.data.features.model for recipe in recipes if recipe.data.features]
+    models = [*(recipe.model for recipe in recipes), *networks]
+    return next((model.name for model in models if isinstance(model, Factory)), None)
 
 
 def expected_cost(planned: Planned) -> pd.DataFrame:

@@ -1,10 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one command holds."""
 
 import io
 import os
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,35 @@ from marshtest.errors import MarshtestError, first_line
 if TYPE_CHECKING:  # read without pandas, so that the state of a sweep is known at once
     import pandas as pd
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is held there
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = ".tmp"
+LOCK = ".lock"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where there is none; the system lets go of it however the command ends.
+
+    Raises:
+        MarshtestError: another command holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MarshtestError(
+                f"{folder}: another command is at work on it. Wait for its end, or choose another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = os.replace) -> None:

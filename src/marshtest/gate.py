@@ -71,7 +71,7 @@ def check_unlearner(
     Raises:
         MarshtestError: an unknown kind of data, or an unlearner that does not take its hyper-parameters.
     """
-    made = unlearner if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
+    made = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
     for kind in on:
         if kind not in KINDS:
             raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
@@ -181,7 +181,7 @@ class _Given:
             self.samples, self.bits = samples, _bits(samples)
             return unlearner(model, *samples, **rest)
 
-        return Custom(name=unlearner.name, source="", function=watched)
+        return Custom(name=unlearner.name, function=watched)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.model is None else self.model.state_dict()

@@ -17,11 +17,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from marshtest.documents import parse_override, read_yaml, set_key, shipped
+from marshtest.documents import file_name, parse_override, read_yaml, set_key, shipped
 from marshtest.errors import MarshtestError
 from marshtest.settings import Settings
 from marshtest.store import hashed
@@ -53,7 +53,7 @@ class Variant:
 class Sweep(Settings):
     """A recipe over grids."""
 
-    name: str
+    name: Annotated[str, AfterValidator(file_name)]
     description: str = ""
     recipe: str | dict[str, Any]
     change: dict[str, Any] = {}

@@ -147,7 +147,7 @@ class GPT2(LanguageModel):
     """A small GPT-2 from scratch, with a byte-level BPE trained on the training split."""
 
     name: str = "gpt2"
-    layers: int = Field(2, ge=1)
+    layers: int = Field(2, ge=1, le=1000)
     width: int = Field(128, ge=1)
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -196,6 +196,9 @@ class GPT2(LanguageModel):
         model = GPT2LMHeadModel(config) if causal else GPT2Model(config)
         nn.init.normal_(model.get_input_embeddings().weight, std=self.embedding_deviation)  # type: ignore[arg-type]
         return model
+
+    def _reads_ahead(self, model: nn.Module) -> bool:
+        return False  # by its making; so it can be built without values too
 
 
 class Transformer(LanguageModel):

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process.
+"""The memory of this machine, and of this process, which keeps what it frees.
 
 glibc gives large freed blocks back to the system and faults them in again with the next batch. On two
 cores that costs a third of the time of a small ResNet's forward passes (0.48 s instead of 0.77 s for
@@ -6,6 +6,8 @@ cores that costs a third of the time of a small ResNet's forward passes (0.48 s 
 """
 
 import ctypes
+import math
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -21,3 +23,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # the first switches glibc's own adaptation off, so both are needed
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def physical_memory() -> float:
+    """Bytes of memory of this machine; infinity where it does not say."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")

@@ -2,9 +2,9 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.identity import digest
 from marshtest.language import GPT2, Transformer
+from marshtest.memory import physical_memory
 from marshtest.seeds import seeded
-from marshtest.settings import ModelSettings, load_object
+from marshtest.settings import ModelSettings, Settings, load_object
 
+UNREADABLE = (
+    *(SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError),
+    OverflowError,
+)
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -26,7 +32,7 @@ class MLP(ModelSettings):
 
     name: str = "mlp"
     width: int = Field(512, ge=1)  # units of a hidden layer
-    depth: int = Field(1, ge=0)  # hidden layers
+    depth: int = Field(1, ge=0, le=1000)  # hidden layers
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
@@ -53,7 +59,22 @@ class Factory(ModelSettings):
     """A user's factory "pkg.mod:fn", called as fn(input_shape, classes, **options)."""
 
     name: str
+    source: str = ""  # eight hex digits of what it does; none before it is imported
     options: dict[str, Any] = {}
+
+    def imported(self) -> Self:
+        """The same with the digest of the factory.
+
+        Raises:
+            MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+        """
+        source = digest(load_object(self.name, "model.name"), "model.name")
+        if self.source not in ("", source):
+            raise MarshtestError(
+                f"model.name: {self.name} is not what it was when this recipe was stored (source "
+                f"{self.source}, now {source}). Leave out `source` to run it as it is now."
+            )
+        return self.model_copy(update={"source": source})
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         made = load_object(self.name, "model.name")(input_shape, classes, **self.options)
@@ -105,6 +126,8 @@ class ResNet(nn.Module):
         return self.fc(out.mean((2, 3)))  # type: ignore[no-any-return]  # [B, classes]
 
 
+# Kinds of which a file may say the sizes; all others run a user's code or read a folder.
+BUILT_FROM_A_FILE = (MLP, ResNet18, GPT2)
 MODELS: dict[str, type[ModelSettings]] = {
     "mlp": MLP,
     "resnet18": ResNet18,
@@ -113,13 +136,19 @@ MODELS: dict[str, type[ModelSettings]] = {
 }
 
 
-def parse_model(value: str | Mapping[str, Any]) -> ModelSettings:
+def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings:
     """Settings of the model that a recipe names, by a name alone or with its options."""
+    if isinstance(value, ModelSettings):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise MarshtestError(f"model: a name, or a mapping with a name, is needed. Got {value!r}.")
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name", "mlp"))
     if ":" in name:
+        if "options" in values:  # in full, as recipes are stored
+            return Factory.parse(values, "model")
         options = {key: given for key, given in values.items() if key != "name"}
-        return Factory.parse({"name": name, "options": options.pop("options", options)}, "model")
+        return Factory.parse({"name": name, "options": options}, "model")
     if name not in MODELS:
         raise MarshtestError(
             f"model.name: {unknown('model', name, MODELS)} Or a factory of yours, 'pkg.mod:fn'."
@@ -135,6 +164,7 @@ def build(
     Raises:
         MarshtestError: the model does not turn [2, *input_shape] into logits [2, classes].
     """
+    refuse_too_large(settings, input_shape, classes)
     with seeded(seed):
         model = settings.build(input_shape, classes)
         model.eval()
@@ -275,6 +305,36 @@ def _beside(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     }
 
 
+def outline(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One of our own models without its values, which takes no memory.
+
+    Raises:
+        MarshtestError: its sizes are beyond what a tensor can have, or do not fit each other.
+    """
+    try:
+        with torch.device("meta"):
+            return settings.build(input_shape, classes)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, MarshtestError):
+            raise
+        raise MarshtestError(
+            f"model: {settings.name} of these sizes cannot be built ({first_line(error)})."
+        ) from None
+
+
+def refuse_too_large(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> None:
+    """Raise MarshtestError where one of our own models is larger than this machine's memory."""
+    if not isinstance(settings, BUILT_FROM_A_FILE):
+        return
+    model, memory = outline(settings, input_shape, classes), physical_memory()
+    needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    if needed > memory:
+        raise MarshtestError(
+            f"model: {settings.name} of these sizes takes {needed / 1e9:,.0f} GB, and this machine has "
+            f"{memory / 1e9:,.0f} GB. Choose a smaller one."
+        )
+
+
 def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
     """The model's layers in the order of registration, each a weight module and what goes with it.
 
@@ -342,10 +402,7 @@ def save_model(
     classes: int,
 ) -> None:
     """Write a model as one safetensors file that says how to build it again."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in model.state_dict().items()
-    }
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state_of(model).items()}
     about = {
         "settings": settings.model_dump(),
         "input_shape": list(input_shape),
@@ -354,11 +411,28 @@ def save_model(
     save_file(tensors, str(path), {"marshtest": json.dumps(about)})
 
 
-def load_model(path: str | Path) -> nn.Module:
+class About(Settings):
+    """What a checkpoint says of its model."""
+
+    settings: dict[str, Any]
+    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    classes: int = Field(ge=1)
+
+
+def load_model(
+    path: str | Path, factory: str | Callable[..., nn.Module] | None = None
+) -> nn.Module:
     """The model that `save_model` wrote, in eval mode.
 
+    A file chooses neither what is run nor what else is read: it brings sizes and weights of our own
+    kinds of model, and of all others only weights.
+
+    Args:
+        factory: builds a model of another kind: a function (input_shape, classes, **options) → model, or
+            its name "pkg.mod:fn"; options are the numbers that the checkpoint was saved with.
+
     Raises:
-        MarshtestError: no such file, not one of ours, or corrupt.
+        MarshtestError: no such file, not one of ours, corrupt, or of a kind that needs a factory.
     """
     path = Path(path)
     if not path.is_file():
@@ -366,12 +440,11 @@ def load_model(path: str | Path) -> nn.Module:
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["marshtest"])
-        settings = parse_model(about["settings"])
-        model = build(settings, tuple(about["input_shape"]), about["classes"], 0)
-        model.load_state_dict(tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            about = About.parse(json.loads(metadata["marshtest"]), str(path))
+            model = _rebuilt(about, shapes, factory, path)
+            restore(model, {name: file.get_tensor(name) for name in shapes})
+    except UNREADABLE as error:
         if isinstance(error, MarshtestError):
             raise
         raise MarshtestError(
@@ -379,3 +452,61 @@ def load_model(path: str | Path) -> nn.Module:
             "Write it with marshtest.save_model."
         ) from None
     return model.eval()
+
+
+def _rebuilt(
+    about: About,
+    shapes: Mapping[str, list[int]],
+    factory: str | Callable[..., nn.Module] | None,
+    path: Path,
+) -> nn.Module:
+    """A model for tensors of these shapes."""
+    if factory is not None:
+        return _by_factory(about, factory, path)
+    kind = MODELS.get(str(about.settings.get("name", "mlp")))
+    if kind not in BUILT_FROM_A_FILE:
+        raise MarshtestError(
+            f"{path}: holds a model of kind {str(about.settings.get('name'))[:100]!r}, and a file is not "
+            "trusted to choose what is run or downloaded. Name the factory that builds it, if you trust "
+            f"it: marshtest.load_model(path, factory='pkg.mod:fn'), or {path.name}@pkg.mod:fn as a model "
+            "to test."
+        )
+    settings = parse_model(about.settings)
+    expected = state_of(outline(settings, about.input_shape, about.classes))
+    differing = [n for n, t in expected.items() if list(t.shape) != shapes.get(n)]
+    if differing or shapes.keys() - expected.keys():
+        name = (differing or sorted(shapes.keys() - expected.keys()))[0]
+        given, needed = (
+            shapes.get(name, "missing"),
+            list(expected[name].shape) if differing else "none",
+        )
+        raise MarshtestError(
+            f"{path}: its tensors are not those of the {settings.name} that it says it holds ({name} is "
+            f"{given}, expected {needed}). Write it with marshtest.save_model."
+        )
+    refuse_too_large(settings, about.input_shape, about.classes)
+    return settings.build(about.input_shape, about.classes)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an option is a number, a truth value, nothing, or a list of such."""
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return value is None or isinstance(value, int | float)
+
+
+def _by_factory(about: About, factory: str | Callable[..., nn.Module], path: Path) -> nn.Module:
+    make = load_object(factory, str(path)) if isinstance(factory, str) else factory
+    given = about.settings.get("options", {})
+    texts = [key for key, value in given.items() if not _is_number(value)]
+    if texts:
+        raise MarshtestError(
+            f"{path}: its option {texts[0]!r} is no number, and a file is not trusted to choose it. Bind "
+            "it yourself: factory=functools.partial(fn, …)."
+        )
+    made = make(about.input_shape, about.classes, **given)
+    if not isinstance(made, nn.Module):
+        raise MarshtestError(
+            f"{path}: {factory} returned {type(made).__name__}, not a torch.nn.Module."
+        )
+    return made

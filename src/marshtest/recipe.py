@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from marshtest.attacks import Attack, parse_attack
-from marshtest.documents import read_yaml
+from marshtest.documents import file_name, read_yaml
 from marshtest.errors import MarshtestError
 from marshtest.features import FeatureSettings
 from marshtest.models import parse_model
 from marshtest.settings import ModelSettings, Settings
 from marshtest.training import Training
-from marshtest.unlearning import Unlearner, parse_trials
+from marshtest.unlearning import Custom, Unlearner, parse_trials
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, AfterValidator(file_name)]
 
 
 def _many(given: Any) -> Any:
@@ -26,6 +27,8 @@ def _many(given: Any) -> Any:
 
 
 def _entries(given: Any) -> Any:
+    if not isinstance(given, list | tuple):
+        raise MarshtestError(f"unlearners: a list of unlearners is needed. Got {given!r}.")
     return tuple(parse_trials(entry) for entry in given)
 
 
@@ -57,7 +60,7 @@ class VerdictSettings(Settings):
 class Named(Settings):
     """What a YAML file describes in full, named by the hash of its values."""
 
-    name: str
+    name: Name
     description: str = ""
 
     @property
@@ -91,11 +94,28 @@ class Recipe(Named):
     ]
     budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
     budget_unit: Literal["compute", "epochs"] = "compute"  # what `budgets` are shares of
-    seeds: int = Field(1, ge=1)  # repetitions of all of it
-    first_seed: int = Field(0, ge=0)
+    seeds: int = Field(1, ge=1, le=100_000)  # repetitions of all of it
+    first_seed: int = Field(0, ge=0, le=10**12)
     reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def imported(self) -> Self:
+        """The same with the user's callables that it names, each told from others by what it does.
+
+        Reading a recipe imports nothing; running one runs what it names.
+
+        Raises:
+            MarshtestError: one cannot be imported, or is not the one that the recipe was stored with.
+        """
+        data = self.data
+        if data.features is not None:
+            network = data.features.model.imported()
+            features = data.features.model_copy(update={"model": network})
+            data = data.model_copy(update={"features": features})
+        unlearners = [[trial.imported() for trial in trials] for trials in self.unlearners]
+        own = {"data": data, "model": self.model.imported(), "unlearners": unlearners}
+        return self.parse({**dict(self), **own}, "")
 
     @model_validator(mode="after")
     def _something_is_retained(self) -> Self:
@@ -136,22 +156,43 @@ def load_recipe(
     overrides: Sequence[str] = (),
     *,
     unlearners: Sequence[str | Callable[..., Any]] = (),
+    imports: bool = True,
 ) -> Recipe:
-    """Make a recipe.
+    """Make a recipe, and import the user's callables that it names.
 
     Args:
         source: name of a shipped recipe, path of a YAML file, or a mapping.
         overrides: "key.sub=value", the value in YAML. A section's name alone is short for its
             `name`, and for `data` also for its `path`.
-        unlearners: further unlearners beside the recipe's own, callables included.
+        unlearners: further unlearners beside the recipe's own, callables included; one that a stored
+            recipe names takes its place there.
+        imports: whether to import them; without, the recipe can be looked at, not run.
 
     Raises:
         MarshtestError: anything wrong with it, in one line.
     """
     values = read_yaml(source, overrides, "recipes")
+    recipe = Recipe.parse(values, "")
     if unlearners:
-        values["unlearners"] = [*values.get("unlearners", []), *unlearners]
-    try:
-        return Recipe.parse(values, "")
-    except TypeError as error:
-        raise MarshtestError(f"recipe: {error}") from None
+        own = _with(recipe.unlearners, [parse_trials(given) for given in unlearners])
+        recipe = recipe.parse({**dict(recipe), "unlearners": own}, "")
+    return recipe.imported() if imports else recipe
+
+
+Entries = Sequence[tuple[Unlearner, ...]]
+
+
+def _with(entries: Entries, given: Entries) -> Entries:
+    """Entries with further ones: a callable in the place of the one that was stored, or at the end."""
+    places = {(t.name, t.source): i for i, (t,) in enumerate(given) if isinstance(t, Custom)}
+    taken: set[int] = set()
+
+    def own(trial: Unlearner) -> Unlearner:
+        place = places.get((trial.name, trial.source)) if isinstance(trial, Custom) else None
+        if place is None:
+            return trial
+        taken.add(place)
+        return given[place][0].model_copy(update={"options": trial.options})  # type: ignore[attr-defined]
+
+    found = [tuple(map(own, trials)) for trials in entries]
+    return [*found, *(trials for i, trials in enumerate(given) if i not in taken)]

@@ -4,6 +4,7 @@ Rows travel alone: into a paper's archive, to another machine, next to those of 
 Parquet file carries, in its metadata, all values of every recipe behind it and what ran it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from marshtest.files import write
 FORMAT = 2  # raised when rows of before can no longer be read as they are
 NAME = "marshtest"  # of the entry in the file's metadata
 FILE = "rows.parquet"
+HASH = re.compile("[0-9a-f]{8}")
 
 Kind = Literal["recipe", "hypothesis"]
 # How a row is told from others, and what no row is without.
@@ -139,6 +141,10 @@ def _check(rows: Rows) -> None:
         if frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax())
             raise MarshtestError(f"{rows.path}: row {row} has no {name}. Give rows as written.")
+    if strange := [recipe for recipe in rows.runs if not HASH.fullmatch(recipe)]:
+        raise MarshtestError(
+            f"{rows.path}: {strange[0]!r} is no hash of a recipe. Give the rows as they were written."
+        )
     if "recipe" in needed and (unknown := set(frame["recipe"]) - rows.runs.keys()):
         raise MarshtestError(
             f"{rows.path}: rows of recipe {_listed(sorted(unknown))} come without it. Give the rows as "

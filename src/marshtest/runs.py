@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 
 from marshtest.data import Dataset
-from marshtest.errors import NOTE, MarshtestError
+from marshtest.errors import NOTE, MarshtestError, first_line
 from marshtest.examples import examples
-from marshtest.files import write
+from marshtest.files import alone, write
 from marshtest.ledger import ALGORITHM
 from marshtest.prospects import family_of, prospects
 from marshtest.protocol import Report, groups, poison_count, silent
@@ -29,6 +29,7 @@ from marshtest.stages import Collected, Keys, Worker, collect, jobs, packed, pas
 from marshtest.store import DamagedError, Store
 
 RAISED = "raised.log"  # in a run's folder, where unlearners raised: their tracebacks
+DONE = "is done already; nothing was run."
 
 
 def run(
@@ -60,23 +61,32 @@ def run(
         recipe = load_recipe(recipe, overrides, unlearners=unlearners)
     elif overrides or unlearners:
         raise MarshtestError("run: a Recipe is complete; give changes to load_recipe instead.")
+    else:
+        recipe = recipe.imported()
     identity = {"recipe": recipe.hash, "data": content(recipe.data, data)}
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
     refuse_anothers(folder, recipe, identity)
-    if not (folder / "rows.parquet").exists() or (folder / RAISED).exists():
+    if (folder / "rows.parquet").exists() and not (folder / RAISED).exists():
+        report(f"{NOTE}{folder}: {DONE}", 1.0)
+    else:
         keys, unfinished = Keys(recipe, identity["data"]), folder / "stages"
         worker = Worker(Store(unfinished), data)
         if recipe.data.features is None:
             worker.pipeline(keys)  # refuses what cannot work before anything is written
-        claim(folder, recipe, identity)
 
         def work() -> None:
             do_all(worker, keys, report)
             write_results(worker, keys, folder)
 
-        with_damage_mended(worker.store, work, report)
-        if not (folder / RAISED).exists():  # else the same command tries those again
-            shutil.rmtree(unfinished)
+        with alone(folder):
+            claim(folder, recipe, identity)
+            again = (folder / RAISED).exists()  # the same command tries those that raised again
+            if (
+                again or not (folder / "rows.parquet").exists()
+            ):  # else another command did it meanwhile
+                with_damage_mended(worker.store, work, report)
+                if not (folder / RAISED).exists():
+                    shutil.rmtree(unfinished)
     results = Results.read(folder)
     if not (folder / "report.html").exists():
         write_report(results)
@@ -188,27 +198,43 @@ def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> No
     """Raise where the folder holds another recipe's results, or what is no run."""
     about = folder / "run.json"
     if about.exists():
-        found = json.loads(about.read_text())
+        found = _read_about(about)
         if {key: found.get(key) for key in identity} != identity:
             raise MarshtestError(
                 f"{folder}: holds results of another recipe ({found.get('name')}-"
                 f"{found.get('recipe')}; this one is {recipe.name}-{recipe.hash}). "
                 "Choose another --out, or remove the folder."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.is_file():
+        raise MarshtestError(f"{folder}: is a file, not a folder. Choose another --out.")
+    elif folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
         raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
 
 
+def _read_about(about: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(about.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise MarshtestError(
+            f"{about}: cannot be read ({first_line(error)}). Restore it, or choose another --out."
+        ) from None
+    return found
+
+
 def claim(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
-    """Make the folder this recipe's own, once."""
+    """Make the folder this recipe's own, once.
+
+    Raises:
+        MarshtestError: it is another's, or cannot be written.
+    """
     about = folder / "run.json"
     if about.exists():
+        refuse_anothers(folder, recipe, identity)  # another command may have made it meanwhile
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    write(recipe.to_yaml().encode(), folder / "recipe.yaml")
     started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
     values = {"name": recipe.name, **identity, **started, **describe(recipe, identity["data"])}
-    about.write_text(json.dumps(values, indent=2) + "\n")
+    write((json.dumps(values, indent=2) + "\n").encode(), about)
 
 
 def describe(recipe: Named, data: str | None) -> dict[str, Any]:

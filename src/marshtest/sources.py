@@ -67,9 +67,12 @@ def content(settings: DataSettings, data: Dataset | None) -> str | None:
 
 
 def digest(data: Dataset) -> str:
-    """Sixteen hex digits of a data set's samples."""
+    """Sixteen hex digits of a data set's samples, and of all that turns them into a model's inputs."""
     digested = hashlib.sha256()
+    about = (data.classes, data.mean, data.std, data.padding, data.prompted)
+    digested.update(repr(about).encode())
     for split in (data.train, data.test):
         for tensor in (split.x, split.y, split.ids):
+            digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digested.update(tensor.cpu().contiguous().numpy().tobytes())
     return digested.hexdigest()[:16]

@@ -8,14 +8,15 @@ from typing import Any
 from marshtest.data import Dataset, load, tensors_of
 from marshtest.device import pick_device
 from marshtest.documents import read_yaml
-from marshtest.files import write
+from marshtest.errors import NOTE
+from marshtest.files import alone, write
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.shift import Shift
 from marshtest.hypotheses.studied import CURVES, Study, parse_hypothesis
 from marshtest.protocol import Report, silent
 from marshtest.report import write_study
 from marshtest.rows import read_file, write_rows
-from marshtest.runs import claim, refuse_anothers
+from marshtest.runs import DONE, claim, refuse_anothers
 from marshtest.sources import content, data_of
 from marshtest.stages import packed
 
@@ -46,16 +47,19 @@ def study(
         given = {n: s.digest() for n, s in settings.sets.items() if isinstance(s, Given)}
         identity |= {"data": content(settings.data, data), "poisons": given}
     refuse_anothers(folder, settings, identity)
-    if not (folder / "rows.parquet").exists():
-        claim(folder, settings, identity)
-        if isinstance(settings, Shift):
-            features = data or _features(settings, folder, report)
-            rows, curves = settings.run(report, features.to(pick_device(settings.device)))
-        else:
-            rows, curves = settings.run(report)
-        write(curves, folder / CURVES)
-        about = json.loads((folder / "run.json").read_text())
-        write_rows(rows, folder / "rows.parquet", {settings.hash: about}, "hypothesis")
+    if (folder / "rows.parquet").exists():
+        report(f"{NOTE}{folder}: {DONE}", 1.0)
+    else:
+        with alone(folder):
+            claim(folder, settings, identity)
+            if isinstance(settings, Shift):
+                features = data or _features(settings, folder, report)
+                rows, curves = settings.run(report, features.to(pick_device(settings.device)))
+            else:
+                rows, curves = settings.run(report)
+            write(curves, folder / CURVES)
+            about = json.loads((folder / "run.json").read_text())
+            write_rows(rows, folder / "rows.parquet", {settings.hash: about}, "hypothesis")
     done = Study.of(read_file(folder))
     write_study(done)
     return done

@@ -29,6 +29,10 @@ ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cl
 
 def parse_attack(value: str | Mapping[str, Any], where: str = "attack") -> Attack:
     """The attack that a recipe names, by a name alone or with its options."""
+    if not isinstance(value, str | Mapping | Attack):
+        raise MarshtestError(
+            f"{where}: a name, or a mapping with a name, is needed. Got {value!r}."
+        )
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name"))
     if name not in ATTACKS:

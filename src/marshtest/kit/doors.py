@@ -1,6 +1,7 @@
 """The ways into a model that is not ours.
 
     weights.safetensors      our checkpoint                 both scores
+    weights.safetensors@pkg.mod:fn  the same, of a model that your factory builds
     model.pt2                a torch.export program         both scores
     folder/                  a Hugging Face classifier      both scores; rank score alone if no gradient
     pkg.mod:load             load() → inputs to logits      both scores; rank score alone if no gradient
@@ -101,8 +102,9 @@ def open_here(
             ways = preprocessed(folder, samples)
     elif path.suffix == ".pt2":
         function, batch = open_program(path, device)
-    elif path.suffix == ".safetensors":
-        function = load_model(path).to(device)
+    elif path.suffix == ".safetensors" or ".safetensors@" in spec:
+        file, at, factory = spec.partition(".safetensors@")
+        function = load_model(f"{file}.safetensors" if at else path, factory or None).to(device)
     elif ":" in spec:
         function = _loaded(spec, device)
     else:

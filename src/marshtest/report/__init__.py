@@ -1,5 +1,6 @@
 """Tables, figures and pages, all drawn from rows."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def write_report(results: Results) -> Path:
         write(results.moved, folder / "shifts.csv")
     if "error" in results.score_names:
         write(table2(results), folder / "table2.csv")
-    (folder / "summary.md").write_text(markdown(results))
+    write(markdown(results).encode(), folder / "summary.md")
     page = folder / "report.html"
     write_page(page, results.recipe.name, [(results, _pictures(results, folder / "figures"))])
     return page
@@ -55,7 +56,7 @@ def write_study(study: Study) -> Path:
     shown = _shown(study, study.folder / "figures")
     title = study.settings.name
     parts = [f"# {title}", as_markdown(shown.table), shown.legend, f"**{study.statement}**"]
-    (study.folder / "summary.md").write_text("\n\n".join(parts) + "\n")
+    write(("\n\n".join(parts) + "\n").encode(), study.folder / "summary.md")
     page = study.folder / "report.html"
     write_page(page, title, [], studies=[shown])
     return page
@@ -85,7 +86,10 @@ def write_all(merged: Merged, folder: Path) -> Path:
     charts.prepare()
     figures, tables = folder / "figures", folder / "tables"
     sections = []
-    for results, stem in zip(merged.results, _stems(merged.results), strict=True):
+    stems = _stems(
+        [*(of.recipe.name for of in merged.results), *(of.settings.name for of in merged.studies)]
+    )
+    for results, stem in zip(merged.results, stems, strict=False):
         sections.append((results, _pictures(results, figures, f"{stem}-")))
         write(results.summary, tables / f"{stem}-summary.csv")
         write_table(table(results), tables / f"{stem}-table", legend(results))
@@ -94,9 +98,12 @@ def write_all(merged: Merged, folder: Path) -> Path:
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
-    studies = [_shown(study, figures) for study in merged.studies]
-    for shown in studies:
-        stem = file_stem(shown.study.settings.name)
+    kinds = [study.settings.hypothesis for study in merged.studies]
+    studies = [
+        _shown(study, figures, f"{stem}-" if kinds.count(study.settings.hypothesis) > 1 else "")
+        for study, stem in zip(merged.studies, stems[len(merged.results) :], strict=True)
+    ]
+    for shown, stem in zip(studies, stems[len(merged.results) :], strict=True):
         write_table(shown.table, tables / f"{stem}-table", shown.legend)
     ranking = None
     several = len({results.recipe.attack.name for results in merged.results}) > 1
@@ -126,10 +133,14 @@ def file_stem(name: str) -> str:
     return "".join(c if c.isalnum() or c in "=.-_" else "_" for c in name)[:100]
 
 
-def _stems(several: Sequence[Results]) -> list[str]:
-    """Beginnings of files' names, no two alike."""
-    stems = [file_stem(results.recipe.name) for results in several]
-    return [s if stems.count(s) == 1 else f"{s}-{place}" for place, s in enumerate(stems, 1)]
+def _stems(names: Sequence[str]) -> list[str]:
+    """Beginnings of files' names, no two alike, nor where a file system knows no capitals."""
+    found: list[str] = []
+    for stem in map(file_stem, names):
+        more = ("" if n == 1 else f"-{n}" for n in itertools.count(1))
+        taken = {other.casefold() for other in found}
+        found.append(next(stem + m for m in more if (stem + m).casefold() not in taken))
+    return found
 
 
 def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Picture]:
@@ -147,10 +158,10 @@ def _caption(name: str, results: Results) -> str:
     return f"{CAPTIONS[name]} At {' and '.join(at)}." if at else CAPTIONS[name]
 
 
-def _shown(study: Study, folder: Path) -> Shown:
+def _shown(study: Study, folder: Path, before: str = "") -> Shown:
     kind = study.settings.hypothesis
     told = SHOWN[kind]
     with matplotlib.rc_context(STYLE):
-        picture = save(told.figure(study.curves), folder / told.name)
+        picture = save(told.figure(study.curves), folder / f"{before}{told.name}")
     frame: pd.DataFrame = hypothesis_table(kind, study.rows)
     return Shown(study, frame, told.legend, Picture(told.name, told.caption, picture))

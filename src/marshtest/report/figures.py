@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line st
 colours say, so that grey prints stay legible.
 """
 
+import io
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from marshtest.data import TEXTS
+from marshtest.files import write
 from marshtest.metrics.shift import ALL
 from marshtest.metrics.tradeoff import (
     gaussian_tradeoff,
@@ -119,11 +121,12 @@ def _fpr(results: Results) -> float:
 
 def save(figure: Figure, stem: Path) -> Path:
     """Write a figure as PNG and PDF, the same bytes each time; the PNG's path."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     box = figure.get_tightbbox().padded(0.1)  # of all that is drawn, legends outside the axes too
     for suffix in ("png", "pdf"):
         meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-        figure.savefig(f"{stem}.{suffix}", dpi=140, bbox_inches=box, metadata=meta)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, dpi=140, bbox_inches=box, metadata=meta)
+        write(drawn.getvalue(), Path(f"{stem}.{suffix}"))
     return Path(f"{stem}.png")
 
 

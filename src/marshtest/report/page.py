@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 import yaml
 
-from marshtest.files import frame_bytes
+from marshtest.files import frame_bytes, write
 from marshtest.hypotheses.studied import Study
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.report import charts
@@ -374,5 +374,4 @@ def write_page(
         score_names=SCORE_NAMES,
         rates=RATES,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write(text.encode(), path)

@@ -354,9 +354,10 @@ def _symbols(text: str) -> str:
 
 def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
     """Write a table of text as CSV, Markdown and LaTeX."""
-    write(frame, stem.with_suffix(".csv"))
-    write(f"{as_markdown(frame)}\n\n{caption}\n".encode(), stem.with_suffix(".md"))
-    write(as_latex(frame, caption).encode(), stem.with_suffix(".tex"))
+    texts = {"md": f"{as_markdown(frame)}\n\n{caption}\n", "tex": as_latex(frame, caption)}
+    write(frame, Path(f"{stem}.csv"))  # the stem may hold dots
+    for ending, text in texts.items():
+        write(text.encode(), Path(f"{stem}.{ending}"))
 
 
 def legend(results: Results) -> str:

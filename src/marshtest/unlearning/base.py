@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 from torch import nn
@@ -10,7 +10,8 @@ from torch import nn
 from marshtest.budget import Budget
 from marshtest.data import Samples
 from marshtest.errors import MarshtestError, unknown
-from marshtest.settings import Settings, source_digest
+from marshtest.identity import digest, name_of
+from marshtest.settings import Settings, load_object
 from marshtest.tasks import NewModel, Task
 from marshtest.training import OptimizerSettings
 
@@ -46,6 +47,10 @@ class Unlearner(Settings, ABC):
     ) -> nn.Module:
         """A model from which `forget` should be gone. The model passed in is not changed."""
 
+    def imported(self) -> Self:
+        """The same, ready to be called; only a callable of the user's is imported."""
+        return self
+
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
         """Raise MarshtestError where the method cannot work on this model; before any training.
 
@@ -61,19 +66,41 @@ class GradientUnlearner(OptimizerSettings, Unlearner, ABC):
 
 
 class Custom(Unlearner):
-    """A user's callable; the digest of its source is part of the configuration."""
+    """A user's callable; the digest of what it does is part of the configuration."""
 
     name: str  # "pkg.mod:name"
-    source: str  # eight hex digits
+    source: str = ""  # eight hex digits; none before the callable is imported
     options: dict[str, Any] = {}  # passed on to the callable by keyword
-    function: Any = Field(None, exclude=True, repr=False)  # None in a recipe that was stored
+    function: Any = Field(None, exclude=True, repr=False)  # None before it is imported
 
     @classmethod
-    def wrap(cls, function: Any, **options: Any) -> "Custom":
+    def wrap(cls, function: Any) -> "Custom":
         """A callable given in Python; it need not be importable."""
-        named = function if hasattr(function, "__qualname__") else type(function)
-        name = f"{named.__module__}:{named.__qualname__}"
-        return cls(name=name, source=source_digest(function), options=options, function=function)
+        source = digest(function, "unlearners")
+        return cls(name=name_of(function), source=source, function=function)
+
+    def imported(self) -> Self:
+        """The same with its callable.
+
+        Raises:
+            MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+        """
+        if self.function is not None:
+            return self
+        mend = "Give that callable: marshtest.run(…, unlearners=[…])."
+        if "<" in self.name or self.name.startswith("__main__:"):  # <locals>, <lambda>
+            raise MarshtestError(
+                f"unlearners: {self.name} was given in Python when this recipe was stored, and cannot be "
+                f"imported. {mend}"
+            )
+        function = load_object(self.name, "unlearners")
+        source = digest(function, "unlearners")
+        if self.source not in ("", source):
+            raise MarshtestError(
+                f"unlearners: {self.name} is not what it was when this recipe was stored (source "
+                f"{self.source}, now {source}). {mend} Or leave out `source` to run it as it is now."
+            )
+        return self.model_copy(update={"source": source, "function": function})
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
         if inspect.isclass(self.function):

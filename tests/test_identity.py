@@ -1,0 +1,252 @@
+"""A callable's digest: the same for what does the same, another for whatever does something else."""
+
+import functools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from marshtest.errors import MarshtestError
+from marshtest.identity import digest
+
+RATE = 0.1
+
+
+def told(function: Callable[..., Any]) -> str:
+    return digest(function, "unlearners")
+
+
+def captures(value: Any) -> Callable[..., Any]:
+    return lambda: value
+
+
+def with_default(value: Any) -> Callable[..., Any]:
+    def inner(rate: Any = value) -> Any:
+        return rate
+
+    return inner
+
+
+def with_keyword(value: Any) -> Callable[..., Any]:
+    def inner(*, rate: Any = value) -> Any:
+        return rate
+
+    return inner
+
+
+def with_attribute(value: Any) -> Callable[..., Any]:
+    def inner() -> Any:
+        return inner.rate  # type: ignore[attr-defined]
+
+    inner.rate = value  # type: ignore[attr-defined]
+    return inner
+
+
+def decorated(value: Any) -> Callable[..., Any]:
+    @torch.no_grad()
+    def inner() -> Any:
+        return value
+
+    return inner
+
+
+class Method:
+    """An object with a hyper-parameter."""
+
+    def __init__(self, rate: Any) -> None:
+        self.rate = rate
+
+    def __call__(self) -> Any:
+        return self.rate
+
+    def step(self) -> Any:
+        return self.rate
+
+
+class Slotted:
+    """The same without a dictionary."""
+
+    __slots__ = ("rate",)
+
+    def __init__(self, rate: Any) -> None:
+        self.rate = rate
+
+    def __call__(self) -> Any:
+        return self.rate
+
+
+def in_a_partial(value: Any) -> Callable[..., Any]:
+    return functools.partial(captures, value)
+
+
+def by_keyword(value: Any) -> Callable[..., Any]:
+    return functools.partial(captures, value=value)
+
+
+def remembered(value: Any) -> Callable[..., Any]:
+    return functools.lru_cache(captures(value))
+
+
+def a_class(value: Any) -> Callable[..., Any]:
+    class Inner:
+        rate = value
+
+        def __call__(self) -> Any:
+            return self.rate
+
+    return Inner()
+
+
+def a_local_helper(value: Any) -> Callable[..., Any]:
+    def helper() -> Any:
+        return value
+
+    def inner() -> Any:
+        return [helper() for _ in range(3)]
+
+    return inner
+
+
+def linear(value: float) -> nn.Module:
+    module = nn.Linear(2, 2)
+    nn.init.constant_(module.weight, value)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+WAYS = [
+    *(captures, with_default, with_keyword, with_attribute, decorated, Method, Slotted),
+    *(in_a_partial, by_keyword, remembered, a_class, a_local_helper),
+    lambda value: Method(value).step,
+    lambda value: captures([{"rate": (value,)}]),
+    lambda value: captures(torch.tensor([0.0, value])),
+    lambda value: captures(torch.tensor([0.0, value]).numpy()),
+    lambda value: captures(linear(value)),
+    lambda value: Method(Method(value)),
+    lambda value: captures({value, "other"}),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_value_tells_two_callables_apart_wherever_it_sits(way: Callable[..., Any]) -> None:
+    assert told(way(0.1)) == told(way(0.1))
+    assert told(way(0.1)) != told(way(0.2))
+
+
+def test_two_lambdas_of_one_line_are_two() -> None:
+    one, other = (lambda: 1), (lambda: 2)
+    assert told(one) != told(other)
+
+
+def test_tensors_of_the_same_bytes_and_other_shapes_are_two() -> None:
+    flat = torch.zeros(4)
+    assert told(captures(flat)) != told(captures(flat.reshape(2, 2)))
+    assert told(captures(flat)) != told(captures(flat.to(torch.int32)))
+
+
+def uses_a_global() -> float:
+    return RATE
+
+
+def calls_a_helper() -> float:
+    return uses_a_global()
+
+
+def test_globals_count_through_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = told(calls_a_helper)
+    monkeypatch.setitem(globals(), "RATE", 0.2)
+    assert told(calls_a_helper) != before
+
+
+def ping(n: int) -> int:
+    return n and pong(n - 1)
+
+
+def pong(n: int) -> int:
+    return n and ping(n - 1)
+
+
+def test_functions_that_call_each_other_and_objects_that_hold_themselves_have_an_end() -> None:
+    holder = Method(None)
+    holder.rate = holder
+    assert told(ping) == told(ping)
+    assert told(holder) == told(holder)
+
+
+MAIN = """
+import helpers
+from helpers import scale
+def f(): return helpers.{used}() * scale
+def local():
+    from package.deep import rate
+    return rate
+def notes():
+    "A comment alone changes nothing."
+    return 1{comment}
+"""
+
+
+def digests(folder: Path, used: str = "step", comment: str = "") -> dict[str, str]:
+    """Of functions of modules in a folder, in a fresh process."""
+    (folder / "mine.py").write_text(MAIN.format(used=used, comment=comment))
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import mine; from marshtest.identity import digest\n"
+        "for name in ('f', 'local', 'notes'): print(name, digest(getattr(mine, name), ''))"
+    )
+    command = [sys.executable, "-B", "-c", script, str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(line.split() for line in said.stdout.splitlines())
+
+
+def test_modules_of_the_users_count_by_what_is_used_of_them(tmp_path: Path) -> None:
+    helpers, deep = tmp_path / "helpers.py", tmp_path / "package" / "deep.py"
+    deep.parent.mkdir()
+    (deep.parent / "__init__.py").touch()
+    helpers.write_text("scale = 1\ndef step(): return 1\ndef other(): return 2\n")
+    deep.write_text("rate = 1\n")
+    before = digests(tmp_path)
+    assert digests(tmp_path, comment="  # a comment") == before  # and in another process
+    helpers.write_text("scale = 1\ndef step(): return 1\ndef other(): return 3\n")
+    assert digests(tmp_path) == before
+    helpers.write_text("scale = 1\ndef step(): return 4\ndef other(): return 2\n")
+    assert digests(tmp_path)["f"] != before["f"]
+    helpers.write_text("scale = 2\ndef step(): return 1\ndef other(): return 2\n")
+    assert digests(tmp_path)["f"] != before["f"]
+    deep.write_text("rate = 2\n")
+    assert digests(tmp_path)["local"] != before["local"]
+    assert digests(tmp_path)["notes"] == before["notes"]
+
+
+LOCK = threading.Lock()
+
+
+def locks() -> None:
+    LOCK.acquire()
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (locks, "cannot pickle '_thread.lock'"),
+        (captures(sys.stdout), "cannot pickle"),
+        (captures(x for x in ()), "cannot pickle 'generator'"),
+        (len, "compiled"),
+        ([].append, "compiled"),
+        (torch.relu, "compiled"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(function: Callable[..., Any], says: str) -> None:
+    with pytest.raises(MarshtestError, match=rf"^unlearners: .*{says}.*Make it a Python") as error:
+        told(function)
+    assert "\n" not in str(error.value)
+
+
+def test_library_functions_are_known_by_name() -> None:
+    assert told(lambda: torch.relu) != told(lambda: torch.tanh)
+    assert told(nn.Linear) == told(nn.Linear) != told(nn.Conv2d)

@@ -1,0 +1,136 @@
+"""One folder, one command: what two of them, odd names and a full disk do to what is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY
+from test_faults import ENVIRONMENT, MARSHTEST, in_a_small_disk
+
+import marshtest
+from marshtest.cli import main
+from marshtest.errors import MarshtestError
+from marshtest.files import alone
+from marshtest.results import Results
+
+ONE = {**TINY, "seeds": 1, "unlearners": ["gd"]}
+
+
+def test_a_folder_that_a_command_holds_is_refused_to_a_second(tmp_path: Path) -> None:
+    with alone(tmp_path / "run"):
+        with pytest.raises(MarshtestError, match="run: another command is at work on it"):
+            marshtest.run(ONE, out=tmp_path / "run")
+        with pytest.raises(MarshtestError, match="run: another command is at work on it"):
+            marshtest.study("hypothesis-orthogonality-small", out=tmp_path / "run")
+    marshtest.run(ONE, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 4)])
+def test_two_runs_at_once_end_well_or_in_one_line(seeds: tuple[int, int], tmp_path: Path) -> None:
+    """Of one recipe, and of two."""
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(ONE))
+    commands = [[*MARSHTEST, "run", "r.yaml", f"seeds={n}", "--out", "here"] for n in seeds]
+    begun = [
+        subprocess.Popen(c, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        for c in commands
+    ]
+    said = [process.communicate(timeout=120)[1] for process in begun]
+    codes = sorted(process.returncode for process in begun)
+    assert codes[0] == 0
+    assert codes[1] == 2 or (codes == [0, 0] and seeds[0] == seeds[1])
+    assert "Traceback" not in "".join(said)
+    rows = Results.read(tmp_path / "here").rows
+    assert set(rows["seed"]) in [set(range(n)) for n in seeds]
+    alone_rows = marshtest.run(ONE, f"seeds={rows['seed'].nunique()}", out=tmp_path / "alone").rows
+    for column in ("rank_dependence", "test_accuracy"):
+        pd.testing.assert_series_equal(rows[column], alone_rows[column], check_exact=True)
+
+
+def test_two_reports_at_once_end_well(tiny_run: Results, tmp_path: Path) -> None:
+    command = [*MARSHTEST, "report", str(tiny_run.folder), "--out", str(tmp_path / "report")]
+    begun = [subprocess.Popen(command, env=ENVIRONMENT) for _ in range(2)]
+    assert [process.wait(120) for process in begun] == [0, 0]
+    assert (tmp_path / "report" / "report.html").read_text().rstrip().endswith("</html>")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["[red]a[/red]", "[b", "a[/]b", ":smile:", "[link=x]y"])
+def test_brackets_in_a_path_are_printed_as_they_are(
+    name: str,
+    tiny_run: Results,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / name.replace("/", "")
+    command = ["marshtest", "report", str(tiny_run.folder), "--out", str(folder)]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert str(folder / "report.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "commands", ["report RUN --out $DISK/report", "leaderboard RUN --out $DISK/board"]
+)
+def test_a_report_on_a_full_disk_is_one_line(
+    commands: str, tiny_run: Results, tmp_path: Path
+) -> None:
+    command = commands.replace("RUN", str(tiny_run.folder))
+    said = in_a_small_disk(
+        f"cat /dev/zero > $DISK/full 2> /dev/null || true; $RUN {command} || echo full $?; "
+        "find $DISK -name '*.tmp' | wc -l",
+        tmp_path,
+    )
+    assert "full 2\n0\n" in said.stdout, said
+    (line,) = [line for line in said.stderr.splitlines() if line.startswith("marshtest: ")]
+    assert "cannot be written (No space left on device)" in line
+    assert "Traceback" not in said.stderr
+
+
+def test_a_run_whose_record_was_cut_short_is_one_line(tmp_path: Path) -> None:
+    marshtest.run(ONE, out=tmp_path / "run")
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text()[:50])
+    with pytest.raises(MarshtestError, match="run.json: cannot be read .* Restore it"):
+        marshtest.run(ONE, out=tmp_path / "run")
+
+
+def test_out_may_be_no_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(MarshtestError, match="run: is a file, not a folder"):
+        marshtest.run(ONE, out=tmp_path / "run")
+
+
+def named(results: Results, name: str, folder: Path) -> Path:
+    """A copy of a run under another name, of other settings, so that it is not merged."""
+    from marshtest.rows import write_rows
+
+    alpha = 0.05 if results.recipe.name == "tiny" and len(results.seeds) == 2 else 0.04
+    runs: dict[str, Any] = {
+        of: {**about, "values": {**about["values"], "name": name, "verdict": {"alpha": alpha}}}
+        for of, about in results.runs.items()
+    }
+    write_rows(results.rows, folder / "rows.parquet", runs)
+    return folder
+
+
+@pytest.mark.parametrize("names", [("v1.0", "v1.1"), ("a", "A"), ("x y", "x_y")])
+def test_names_that_are_nearly_alike_keep_all_their_tables(
+    names: tuple[str, str], tiny_run: Results, ablated: Results, tmp_path: Path
+) -> None:
+    folders = [
+        named(of, name, tmp_path / str(place))
+        for place, (of, name) in enumerate(zip((tiny_run, ablated), names, strict=True))
+    ]
+    marshtest.report_rows(*folders, out=tmp_path / "out")
+    made = [path.name.casefold() for path in (tmp_path / "out" / "tables").iterdir()]
+    assert len(set(made)) == len(made)
+    for kind in ("-table.csv", "-table.md", "-table.tex", "-summary.csv"):
+        assert len([name for name in made if name.endswith(kind)]) == 2, (kind, made)
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 2
