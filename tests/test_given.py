@@ -57,7 +57,7 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(kind: str, attack: dict[str, Any], reviews: Path) -> Recipe:
     digits = {"data": {"name": "digits", "train": 120, "test": 60, "validation": 0.1}}
-    imdb = {"data": {"name": "imdb", "path": str(reviews), "length": 12}}
+    imdb = {"data": {"name": "imdb", "path": str(reviews), "length": 40}}
     gpt2 = {"name": "gpt2", "layers": 1, "width": 16, "heads": 2, "vocabulary": 300}
     shape = {"digits": {**digits, "model": {"name": "mlp", "width": 64}}}
     shape["imdb"] = {**imdb, "model": gpt2}
@@ -316,7 +316,7 @@ def test_no_other_model_is_in_memory_while_an_unlearner_runs(tmp_path: Path) -> 
     kept: list[int] = []
 
     def unlearner(model: Any, retain: Any, forget: Any, **_: Any) -> Any:
-        workers = [of for of in gc.get_objects() if isinstance(of, Worker)]
+        workers = [of for of in gc.get_objects() if type(of) is Worker]
         kept.append(max(len(worker._latest.get(MODELS, {})) for worker in workers))
         alive = [of for of in gc.get_objects() if type(of) is nn.Sequential and len(of) == 4]
         same = [m for m in alive if not _equal(m, model)]
