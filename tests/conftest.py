@@ -8,6 +8,9 @@ import torch
 
 import marshtest
 from marshtest.results import Results
+from marshtest.unlearning import UNLEARNERS
+
+METHODS = [name for name in UNLEARNERS if name != "outside"]  # which waits for somebody's answer
 
 ALL_ON_TEXTS = [  # the paper's, for a transformer of few blocks
     "retrain",

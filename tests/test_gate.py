@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import METHODS
 from torch import nn
 
 from marshtest.budget import Budget
@@ -21,11 +22,11 @@ from marshtest.gate import (
     nears_retraining,
     objective,
 )
-from marshtest.unlearning import UNLEARNERS, Custom, parse_trials
+from marshtest.unlearning import Custom, parse_trials
 from marshtest.unlearning.harness import unlearn
 
 
-@pytest.mark.parametrize("name", UNLEARNERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_our_unlearners_pass(name: str) -> None:
     facts = check_unlearner(parse_trials(name)[0])
     assert [fact for fact in facts if not fact.holds] == []

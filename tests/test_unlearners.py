@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import METHODS
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -157,7 +158,7 @@ def test_k_beyond_the_layers_is_refused() -> None:
         parse_trials("euk")[0].check(model)
 
 
-@pytest.mark.parametrize("name", UNLEARNERS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_the_budget_is_spent_to_the_last_batch(name: str, kind: str) -> None:
     problem = PROBLEMS[kind]
@@ -260,7 +261,7 @@ def test_smaller_budgets_on_the_way_are_the_runs_under_them_bit_for_bit(
 
 
 def test_a_method_that_looks_at_its_budget_does_not_go_on() -> None:
-    assert set(UNLEARNERS) - set(GOING_ON) == {"retrain", "scrub-repository"}
+    assert set(METHODS) - set(GOING_ON) == {"retrain", "scrub-repository"}
 
 
 def in_epochs(problem: Problem, unlearner: Unlearner, *epochs: float) -> tuple[list[Any], int]:
@@ -278,7 +279,7 @@ def in_epochs(problem: Problem, unlearner: Unlearner, *epochs: float) -> tuple[l
 
 @pytest.mark.parametrize("epochs", [1, 3, 0.5])
 @pytest.mark.parametrize("size", [16, 14, 11])  # 56 = 3 · 16 + 8 = 4 · 14 = 5 · 11 + 1
-@pytest.mark.parametrize("name", UNLEARNERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_budget_of_epochs_is_of_the_methods_own_training_set(
     name: str, size: int, epochs: float
 ) -> None:

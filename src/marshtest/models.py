@@ -9,11 +9,12 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marshtest.errors import MarshtestError, first_line, unknown
+from marshtest.files import write
 from marshtest.identity import digest
 from marshtest.language import GPT2, Transformer
 from marshtest.memory import physical_memory
@@ -401,14 +402,30 @@ def save_model(
     input_shape: tuple[int, ...],
     classes: int,
 ) -> None:
-    """Write a model as one safetensors file that says how to build it again."""
+    """Write a model as one safetensors file that says how to build it again.
+
+    Args:
+        settings: of the model.
+        input_shape: of one sample's x.
+        classes: number of labels C.
+
+    Raises:
+        MarshtestError: the file cannot be written.
+    """
+    write(checkpoint(model, settings, input_shape, classes), Path(path))
+
+
+def checkpoint(
+    model: nn.Module, settings: ModelSettings, input_shape: tuple[int, ...], classes: int
+) -> bytes:
+    """The bytes that `save_model` writes."""
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state_of(model).items()}
     about = {
         "settings": settings.model_dump(),
         "input_shape": list(input_shape),
         "classes": classes,
     }
-    save_file(tensors, str(path), {"marshtest": json.dumps(about)})
+    return save(tensors, {"marshtest": json.dumps(about)})
 
 
 class About(Settings):

@@ -40,6 +40,7 @@ from marshtest.models import (
     ResNet18,
     attributes_that_differ,
     build,
+    checkpoint,
     copied,
     restore,
     state_of,
@@ -129,6 +130,10 @@ class Trainer:
         if self.task.channels_last:
             made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return made
+
+    def packed(self, model: nn.Module) -> bytes:
+        """A model of this kind as a file that `load_model` reads."""
+        return checkpoint(model, self.model, self.input_shape, self.classes)
 
     def fit(
         self, samples: Samples, seed: int, progress: Progress | None = None
@@ -385,6 +390,7 @@ def update(
             pipeline.task,
             train=pipeline.trainer,
             new_model=pipeline.trainer.new_model,
+            packed=pipeline.trainer.packed,
             optimizer_for=recipe.training.optimizer_for,
             held_out=held_out if len(held_out) else None,
         ),

@@ -32,7 +32,7 @@ from marshtest.budget import Cost
 from marshtest.data import Dataset, Samples
 from marshtest.files import frame_bytes
 from marshtest.ledger import ALGORITHM, raised
-from marshtest.models import restore, state_of
+from marshtest.models import restore
 from marshtest.protocol import (
     CELL,
     TRIED,
@@ -342,7 +342,7 @@ class Worker:
             poisoned = self.poisoned(job.keys, job.group)
             model, trained = train(pipeline, job.group, poisoned, job.role, progress)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
-        stored = packed(state_of(model))
+        stored = pipeline.trainer.packed(model)
         refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
         self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
 
@@ -493,7 +493,8 @@ class Worker:
 
     def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
         model = subject.model
-        files = {} if model is None else {"model.safetensors": packed(state_of(model))}
+        trainer = self.pipeline(job.keys).trainer
+        files = {} if model is None else {"model.safetensors": trainer.packed(model)}
         values = {"cost": vars(subject.cost), "note": subject.note}
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)

@@ -47,6 +47,7 @@ class Task(ABC):
         new_model: a freshly initialised model of the same architecture and device: seed → model.
         optimizer_for: the pipeline's optimiser over a model's parameters that are not frozen.
         held_out: the validation samples, which nobody trains on; None where the recipe holds none out.
+        packed: a model of this architecture as the bytes of a file that `load_model` reads.
         channels_last: whether images are laid out so, half again as fast through convolutions.
     """
 
@@ -55,6 +56,7 @@ class Task(ABC):
     new_model: NewModel | None = None
     optimizer_for: OptimizerFor | None = None
     held_out: Samples | None = None
+    packed: Callable[[nn.Module], bytes] | None = None
     channels_last: bool = True
 
     @abstractmethod

@@ -9,6 +9,7 @@ from marshtest.unlearning.base import Custom, Unlearner
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
 from marshtest.unlearning.last_layers import CFk, EUk
+from marshtest.unlearning.outside import Outside
 from marshtest.unlearning.retrain import Retrain
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
 
@@ -25,6 +26,7 @@ _ALL: tuple[type[Unlearner], ...] = (
     ScrubRepository,
     NegGradPlus,
     NegGradPlusRepository,
+    Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 

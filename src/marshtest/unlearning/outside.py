@@ -1,0 +1,112 @@
+"""A model unlearned elsewhere, by a program, a service, by hand: handed out and taken back as files.
+
+    FOLDER/DIGEST/initial.safetensors    what the unlearner is given: the model,
+    FOLDER/DIGEST/retain.safetensors     and both sets as x, y and ids
+    FOLDER/DIGEST/forget.safetensors
+    FOLDER/DIGEST/updated.safetensors    what somebody puts there
+
+DIGEST is of the model's weights, so an answer belongs to one model. An experiment with a clean twin
+hands out both models, and their folders do not tell which is which.
+"""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from marshtest.budget import Budget
+from marshtest.data import Samples
+from marshtest.errors import MarshtestError, first_line
+from marshtest.files import write
+from marshtest.models import restore, state_of
+from marshtest.sealed import Sealed
+from marshtest.tasks import Task
+from marshtest.unlearning.base import Unlearner
+
+UPDATED = "updated.safetensors"
+
+
+class Outside(Unlearner):
+    """Whatever is done outside: the first run hands models out, and the next takes the answers in."""
+
+    name: str = "outside"
+    folder: str = Field(min_length=1)  # of what is handed out and taken back
+    answers: str = ""  # eight hex digits of all answers that lie there; found by the tool
+
+    def imported(self) -> Self:
+        """The same, told apart by the answers that lie in its folder.
+
+        Raises:
+            MarshtestError: others lie there than those that the recipe was stored with.
+        """
+        found = sorted(Path(self.folder).glob(f"*/{UPDATED}"))
+        digests = [f"{file.parent.name} {_digest(file.read_bytes())}" for file in found]
+        answers = _digest("\n".join(digests).encode())[:8] if digests else ""
+        if self.answers not in ("", answers):
+            raise MarshtestError(
+                f"unlearners.outside: the answers in {self.folder} are not those that this recipe was "
+                "stored with. Leave out `answers` to take these."
+            )
+        return self.model_copy(update={"answers": answers})
+
+    def __call__(
+        self,
+        model: nn.Module,
+        retain: Samples,
+        forget: Samples,
+        *,
+        task: Task,
+        budget: Budget,
+        seed: int,
+    ) -> nn.Module:
+        state = state_of(model)
+        weights = b"".join(_bytes(state[name]) for name in sorted(state))
+        place = Path(self.folder) / _digest(weights)
+        if not (place / UPDATED).exists():
+            _hand_out(place, model, retain, forget, task)
+            raise MarshtestError(
+                f"waits for {place / UPDATED}, the model after unlearning, made from the files beside "
+                "it. Then run the same command again"
+            )
+        return _taken_back(place / UPDATED, model)
+
+
+def _hand_out(place: Path, model: nn.Module, retain: Samples, forget: Samples, task: Task) -> None:
+    if task.packed is None:
+        raise MarshtestError("outside: there is no recipe here whose models could be handed out.")
+    sets = {"retain": retain, "forget": forget}
+    for name, samples in sets.items():
+        if isinstance(samples.x, Sealed):
+            raise MarshtestError(
+                f"outside: the {name} set's poison lies in the model's embeddings, and no file of texts "
+                "holds it."
+            )
+        tensors = {"x": samples.x, "y": samples.y, "ids": samples.ids}
+        packed = save({key: of.cpu().contiguous() for key, of in tensors.items()})
+        write(packed, place / f"{name}.safetensors")
+    write(task.packed(model), place / "initial.safetensors")
+
+
+def _taken_back(file: Path, model: nn.Module) -> nn.Module:
+    made = copy.deepcopy(model)
+    try:
+        restore(made, load_file(file))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise MarshtestError(
+            f"{file}: holds no weights of this model ({first_line(error)}). Write its state_dict "
+            "with safetensors.torch.save_file"
+        ) from None
+    return made
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return save({"": tensor.detach().cpu().contiguous()})
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

@@ -1,0 +1,104 @@
+"""Models unlearned elsewhere: what is handed out suffices, what comes back is judged like any other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+
+import marshtest
+from marshtest.errors import MarshtestError
+from marshtest.models import MLP, load_model
+from marshtest.recipe import load_recipe
+from marshtest.results import Results
+
+
+def run(folder: Path, out: str, **change: Any) -> Results:
+    entry = {"name": "outside", "folder": str(folder / "exchange")}
+    recipe = {**TINY, "seeds": 1, "unlearners": [entry, "gd"], **change}
+    return marshtest.run(recipe, out=folder / out)
+
+
+def line(results: Results, unlearner: str) -> dict[str, Any]:
+    rows = results.rows[results.rows["unlearner"] == unlearner]
+    assert len(rows) == 1
+    return dict(rows.iloc[0])
+
+
+def answer_with_what_was_given(exchange: Path) -> None:
+    for place in exchange.iterdir():
+        model = load_model(place / "initial.safetensors")
+        save_file(model.state_dict(), place / "updated.safetensors")
+
+
+def test_a_model_that_comes_back_as_it_went_is_the_initial_one(tmp_path: Path) -> None:
+    waiting = line(run(tmp_path, "first"), "outside")
+    assert "updated.safetensors, the model after unlearning" in waiting["note"]
+    answer_with_what_was_given(tmp_path / "exchange")
+    results = run(tmp_path, "second")
+    outside, initial = line(results, "outside"), line(results, "none")
+    for column in ("test_accuracy", "gus_dependence", "rank_dependence"):
+        assert outside[column] == initial[column]
+    assert outside["passes"] == 0
+    summary = results.summary.set_index("unlearner")
+    assert summary.loc["outside", "verdict"] == summary.loc["none", "verdict"]
+
+
+def test_what_is_handed_out_suffices_to_retrain(tmp_path: Path) -> None:
+    """Somebody who has the files alone trains a new model on the retain set, and it is judged."""
+    run(tmp_path, "first")
+    (place,) = (tmp_path / "exchange").iterdir()
+    retain, forget = (load_file(place / f"{name}.safetensors") for name in ("retain", "forget"))
+    assert (len(retain["y"]), len(forget["y"])) == (160, 40)
+    assert not set(retain["ids"].tolist()) & set(forget["ids"].tolist())
+    torch.manual_seed(0)
+    model = MLP(width=32).build(tuple(retain["x"].shape[1:]), 10)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(retain["x"]), retain["y"]).backward()
+        optimizer.step()
+    save_file(model.state_dict(), place / "updated.safetensors")
+    found = line(run(tmp_path, "second"), "outside")
+    assert found["test_accuracy"] > 0.7
+    assert abs(found["rank_dependence"]) < 4 * found["rank_error"]
+
+
+def test_another_answer_is_another_experiment(tmp_path: Path) -> None:
+    run(tmp_path, "first")
+    answer_with_what_was_given(tmp_path / "exchange")
+    done = run(tmp_path, "second")
+    (place,) = (tmp_path / "exchange").iterdir()
+    weights = load_file(place / "updated.safetensors")
+    save_file({name: 0 * of for name, of in weights.items()}, place / "updated.safetensors")
+    with pytest.raises(MarshtestError, match="second"):
+        run(tmp_path, "second")
+    with pytest.raises(MarshtestError, match="not those that this recipe was stored with"):
+        done.recipe.imported()
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None])
+def test_an_answer_that_is_no_such_model_is_one_line_in_its_row(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    run(tmp_path, "first")
+    (place,) = (tmp_path / "exchange").iterdir()
+    if content is None:
+        save_file({"weight": torch.zeros(3)}, place / "updated.safetensors")
+    else:
+        (place / "updated.safetensors").write_bytes(content)
+    note = line(run(tmp_path, "second"), "outside")["note"]
+    assert "holds no weights of this model" in note
+
+
+def test_a_clean_twin_is_handed_out_beside(tmp_path: Path) -> None:
+    attack = {"name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 2}
+    run(tmp_path, "first", attack=attack, poison_budgets=0.1)
+    assert len(list((tmp_path / "exchange").iterdir())) == 2
+
+
+def test_a_folder_is_read_with_the_recipe(tmp_path: Path) -> None:
+    recipe = {**TINY, "unlearners": [{"name": "outside", "folder": str(tmp_path)}]}
+    assert load_recipe(recipe).unlearners[0][0].hyperparameters["answers"] == ""
