@@ -16,6 +16,7 @@ ORDER = [
     "data",
     "language",
     "models",
+    "flops",
     "budget",
     "tasks",
     "metrics",

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ class Outcome:
     Attributes:
         model: the updated model, or None.
         cost: measured by the harness.
-        note: "" or one line: stopped at the budget, raised, returned no sound model.
+        note: "" or one line: stopped at the budget, raised, returned no sound model, ran much that is not
+            counted.
     """
 
     model: nn.Module | None
@@ -105,7 +106,14 @@ def _run(
         milestone: _outcome(found, spent, "", given, retain, task)
         for milestone, (found, spent) in seen.items()
     }
-    return _outcome(updated, total, note, given, retain, task), on_the_way
+    last = _outcome(updated, total, note, given, retain, task)
+    return _noted(last, budget), {size: _noted(on, budget) for size, on in on_the_way.items()}
+
+
+def _noted(outcome: Outcome, budget: Budget) -> Outcome:
+    """With a note where much ran that the budget could not count."""
+    notes = [note for note in (outcome.note, budget.mismatch) if note]
+    return replace(outcome, note="; ".join(notes))
 
 
 def _outcome(
