@@ -37,9 +37,7 @@ from marshtest.flops import FORMULAS, Formula, formula_of
 
 T = TypeVar("T")
 
-OVERHEAD = 1e-4  # CPU seconds between two operations that need no explanation: honest code takes a tenth
-    1e-3  # CPU seconds between two operations that may pass unexplained: honest code takes a tenth
-)
+OVERHEAD = 1e-4  # CPU seconds an operation that need no explanation: honest code takes a tenth
 UNSEEN = "spent {:.1f} s of CPU time outside counted operations, where the initial training took {:.1f} s"
 
 
