@@ -560,6 +560,8 @@ FORMULAS: dict[str, Formula] = {
 
 # and all that PyTorch tags as pointwise, as a reduction or as a view
 _FREE_NAMES = """
+    _thnn_fused_lstm_cell_backward_impl glu_backward_jvp softmax log_softmax avg_pool1d
+    adaptive_avg_pool1d adaptive_avg_pool2d
     _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool2d
     adaptive_max_pool3d _add_relu allclose _aminmax _amp_foreach_non_finite_check_and_unscale
     _amp_update_scale as_strided_scatter _assert_async _assert_tensor_metadata avg_pool2d
