@@ -1,11 +1,21 @@
 """Counts are compared with closed forms; the limit is never passed."""
 
+import contextlib
 import copy
+import math
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from marshtest.budget import Budget, BudgetSpent, Meter, flops_of
 from marshtest.errors import MarshtestError
@@ -131,3 +141,99 @@ def test_what_a_budget_of_epochs_cannot_tell_is_one_clear_line(ask: Any, says: s
 def test_a_model_without_countable_work_is_refused() -> None:
     with pytest.raises(MarshtestError, match="budget: the model runs no matrix product"):
         flops_of(lambda: torch.ones(3) + 1)
+
+
+def by_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def by_pool(work: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+@pytest.mark.parametrize("elsewhere", [by_thread, by_pool])
+def test_threads_are_counted_and_stopped(elsewhere: Callable[[Callable[[], None]], None]) -> None:
+    layer, reached = nn.Linear(7, 5), []
+
+    def work() -> None:
+        while True:
+            layer(torch.ones(1, 7))
+
+    def unlearn() -> None:
+        elsewhere(work)
+        torch.ones(3) + 1  # is free, and stopped all the same
+        reached.append("the end")
+
+    budget = Budget(10.5, 2 * 7 * 5)
+    with pytest.raises(BudgetSpent), budget:
+        unlearn()
+    assert budget.spent == 10
+    assert not reached
+
+
+def test_many_threads_lose_no_count() -> None:
+    layer, budget = nn.Linear(7, 5), Budget(math.inf, 2 * 7 * 5)
+    with budget, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: layer(torch.ones(1, 7)), range(400)))
+    assert budget.spent == 400
+    assert not Meter.open
+
+
+def test_a_thread_outlives_its_budget_and_counts_in_the_next() -> None:
+    layer = nn.Linear(7, 5)
+    with ThreadPoolExecutor(1) as pool:
+        for samples in (2, 3):
+            budget = Budget(10, 2 * 7 * 5)
+            with budget:
+                pool.submit(layer, torch.ones(samples, 7)).result()
+            assert budget.spent == samples
+        pool.submit(layer, torch.ones(99, 7)).result()  # none is open
+
+
+def test_a_spent_budget_stops_even_what_caught_it() -> None:
+    with pytest.raises(BudgetSpent), Meter(limit=10), contextlib.suppress(BaseException):
+        torch.ones(9, 9) @ torch.ones(9, 9)
+
+
+def numpy_work() -> None:
+    start, a = time.process_time(), np.ones((200, 200))
+    while time.process_time() < start + 1.3:
+        a = a @ a / 200
+
+
+def work_of_a_process() -> None:
+    code = "import time\nwhile time.process_time() < 1.3: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def uncounted_work() -> None:
+    start, a = time.process_time(), torch.ones(200, 200)
+    while time.process_time() < start + 1.3:
+        with _disable_current_modes():
+            a = a @ a / 200
+
+
+@pytest.mark.parametrize("work", [numpy_work, work_of_a_process, uncounted_work])
+def test_work_that_is_not_counted_shows_in_the_time(work: Callable[[], None]) -> None:
+    budget = Budget(100, 1, training_seconds=0.2)
+    with budget:
+        work()
+    assert budget.mismatch.endswith(
+        "s of CPU time outside counted operations, where the initial training took 0.2 s"
+    )
+
+
+def test_small_steps_on_a_tiny_model_leave_no_time_unexplained() -> None:
+    model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    budget = Budget(math.inf, 1, training_seconds=0)
+    with budget:
+        for _ in range(500):
+            optimizer.zero_grad()
+            model(torch.ones(1, 7)).sum().backward()
+            optimizer.step()
+    assert budget.unseen_seconds < 0
+    assert budget.mismatch == ""

@@ -20,6 +20,7 @@ ORDER = [
     "sealed",
     "language",
     "models",
+    "flops",
     "budget",
     "tasks",
     "metrics",

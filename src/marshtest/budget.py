@@ -3,41 +3,42 @@
 The unit of compute is a *sample pass*: what the model's forward on one sample costs in floating-point
 operations. A backward then costs about 2, less where early layers are frozen, exactly as much as it
 does. Counting happens below autograd, so it holds for any code: a user's unlearner, a copied model,
-a new model, second derivatives.
+a new model, second derivatives, `torch.func`, `torch.jit`; what `torch.compile` compiled runs uncompiled
+meanwhile. `marshtest.flops` says what each operation costs, which are free and which are refused.
+
+Threads that start while a budget is open are counted with it, and all of them stop once it is spent.
+Nothing sees NumPy, other processes, threads that ran before, kernels that are called past PyTorch's
+dispatcher (Triton, AOTInductor) and code that switches the counting off. What of that runs on the CPU shows
+in the time: CPU seconds of no operation are noted where they exceed half of the initial training.
 
 A budget of epochs, as the paper's Table 2 counts, ends a stream of mini-batches after so many epochs of the
 set that the method goes through. Operations are counted as well, and limit nothing.
 """
 
 import math
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 from marshtest.errors import MarshtestError
-
-
-def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
-
-
-def _cpu_attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
-
-
-FORMULAS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
-}
-
+from marshtest.flops import FORMULAS, Formula, formula_of
 
 T = TypeVar("T")
+
+OVERHEAD = 1e-4  # CPU seconds an operation that need no explanation: honest code takes a tenth
+UNSEEN = "spent {:.1f} s of CPU time outside counted operations, where the initial training took {:.1f} s"
 
 
 class BudgetSpent(BaseException):
@@ -45,39 +46,127 @@ class BudgetSpent(BaseException):
 
 
 @cache
-def _is_composite(func: Any) -> bool:
+def _treatment(operation: Any) -> tuple[bool, Formula | None]:
+    """Whether an operation is to be taken apart, as inference mode does not; else its formula."""
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    return bool(func.has_kernel_for_dispatch_key(composite))
+    apart = (
+        isinstance(operation, torch._ops.OpOverload)
+        and operation.has_kernel_for_dispatch_key(composite)
+        and operation._schema.name not in FORMULAS
+    )
+    return apart, None if apart else formula_of(operation)
 
 
-class Meter(TorchDispatchMode):
-    """Counts the floating-point operations that run inside it, and stops at a limit.
+@cache
+def _is_made_of_others(kinds: tuple[type, ...]) -> bool:
+    """Whether some of these are kinds of tensors that do their operations on tensors inside them."""
+    opaque = torch._C._disabled_torch_dispatch_impl
+    return any(getattr(kind, "__torch_dispatch__", opaque) is not opaque for kind in kinds)
 
-    Attributes:
-        flops: counted so far; never above `limit`.
-    """
 
-    def __init__(self, limit: float = float("inf")) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.limit = limit
-        self.flops = 0
+class _Watch(TorchDispatchMode):
+    """Shows the operations of a thread to all open meters."""
+
+    supports_higher_order_operators = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if types and _is_made_of_others(tuple(types)):
+            return NotImplemented  # comes again, as what is done inside
         kwargs = kwargs or {}
-        if _is_composite(func):  # under inference mode these arrive whole
+        apart, formula = _treatment(func)
+        if apart:
             with self:
                 return func.decompose(*args, **kwargs)
+        for meter in Meter.open:
+            meter.stop_if_spent()
+        started = time.perf_counter()
         out = func(*args, **kwargs)
-        formula = FORMULAS.get(func._overloadpacket)
-        if formula is None:
-            return out
-        flops = formula(*args, **kwargs, out_val=out)
-        if self.flops + flops > self.limit:
-            raise BudgetSpent
-        self.flops += flops
+        seconds = time.perf_counter() - started
+        flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        for meter in Meter.open:
+            meter.add(flops, seconds)
         return out
+
+
+_start = threading.Thread.start
+
+
+def _start_watched(thread: threading.Thread) -> None:
+    """`Thread.start` while a meter is open: the new thread is watched too."""
+    run = thread.run
+
+    def watched() -> None:
+        _push_mode(_Watch())  # type: ignore[no-untyped-call]  # unlike `with`, changes no state that threads share
+        try:
+            run()
+        except BudgetSpent:
+            pass  # the thread that opened the budget is stopped at its next operation
+        finally:
+            _pop_mode()
+
+    thread.run = watched  # type: ignore[method-assign]
+    _start(thread)
+
+
+class Meter:
+    """Counts the floating-point operations that run inside it, and stops at a limit.
+
+    Attributes:
+        flops: counted so far; never above `limit`.
+        operations: that were seen, counted or free.
+        seconds: wall time within them.
+        spent: whether the limit would have been passed; no operation runs from then on.
+    """
+
+    open: ClassVar[tuple["Meter", ...]] = ()
+
+    def __init__(self, limit: float = math.inf) -> None:
+        self.limit = limit
+        self.flops = self.operations = 0
+        self.seconds = 0.0
+        self.spent = False
+        self._lock = threading.Lock()
+        self._watch: _Watch | None = None
+
+    def __enter__(self) -> Self:
+        if not any(isinstance(mode, _Watch) for mode in _get_current_dispatch_mode_stack()):
+            self._watch = _Watch()  # type: ignore[no-untyped-call]
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
+        Meter.open = (*Meter.open, self)
+        threading.Thread.start = _start_watched  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        Meter.open = tuple(meter for meter in Meter.open if meter is not self)
+        if not Meter.open:
+            threading.Thread.start = _start  # type: ignore[method-assign]
+        if self._watch is not None:
+            self._watch.__exit__(kind, *error)  # type: ignore[no-untyped-call]
+            self._watch = None
+        if self.spent and kind is not BudgetSpent:  # which another thread met, or the code caught
+            raise BudgetSpent
+
+    def stop_if_spent(self) -> None:
+        """Raises:
+        BudgetSpent: the limit was reached, in whichever thread.
+        """
+        if self.spent:
+            raise BudgetSpent
+
+    def add(self, flops: int, seconds: float) -> None:
+        """Count an operation.
+
+        Raises:
+            BudgetSpent: it passes the limit, and is not counted.
+        """
+        with self._lock:
+            self.spent = self.spent or self.flops + flops > self.limit
+            self.stop_if_spent()
+            self.flops += flops
+            self.operations += 1
+            self.seconds += seconds
 
 
 @dataclass(frozen=True)
@@ -102,6 +191,7 @@ class Budget:
         passes: the limit, in forward passes of one sample.
         flops_per_pass: what one such pass costs.
         epochs: the limit in epochs of the method's own training set instead; `passes` is infinite then.
+        training_seconds: what the initial training took, where it is known.
 
     Example:
         >>> import torch
@@ -113,27 +203,51 @@ class Budget:
     """
 
     def __init__(
-        self, passes: float, flops_per_pass: float, *, epochs: float | None = None
+        self,
+        passes: float,
+        flops_per_pass: float,
+        *,
+        epochs: float | None = None,
+        training_seconds: float = math.inf,
     ) -> None:
         self.passes = passes
         self.flops_per_pass = flops_per_pass
         self.epochs = epochs
+        self.training_seconds = training_seconds
+        self._cpu_seconds = 0.0
         self._passed = 0.0  # epochs
         self._milestones: list[float] = []
         self._reached: Callable[[float], None] | None = None
         self._meter = Meter(limit=passes * flops_per_pass)
 
     def __enter__(self) -> Self:
-        self._meter.__enter__()  # type: ignore[no-untyped-call]
+        self._cpu_seconds -= _cpu_seconds()
+        self._meter.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._meter.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._cpu_seconds += _cpu_seconds()
+        self._meter.__exit__(*error)
 
     @classmethod
-    def of_epochs(cls, epochs: float, flops_per_pass: float) -> Self:
+    def of_epochs(
+        cls, epochs: float, flops_per_pass: float, *, training_seconds: float = math.inf
+    ) -> Self:
         """A limit in epochs of the method's own training set."""
-        return cls(math.inf, flops_per_pass, epochs=epochs)
+        return cls(math.inf, flops_per_pass, epochs=epochs, training_seconds=training_seconds)
+
+    @property
+    def unseen_seconds(self) -> float:
+        """CPU seconds of the process, and of its children that ended, that no operation accounts for."""
+        within = self._meter.seconds * torch.get_num_threads()
+        return self._cpu_seconds - within - OVERHEAD * self._meter.operations
+
+    @property
+    def mismatch(self) -> str:
+        """One line where much ran that was not counted, once the budget is closed; else ""."""
+        if self.unseen_seconds < 1 + self.training_seconds / 2:  # a second for late imports
+            return ""
+        return UNSEEN.format(self.unseen_seconds, self.training_seconds)
 
     @property
     def size(self) -> float:
@@ -235,6 +349,10 @@ class Budget:
             milestone = self._milestones.pop(0)
             if self._reached is not None and self.spent <= milestone:
                 self._reached(milestone)
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def flops_of(work: Callable[[], object]) -> int:

@@ -375,12 +375,17 @@ def update(
     Args:
         model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
     """
-    recipe, unit = pipeline.recipe, trained.flops_per_pass
+    recipe, unit, seconds = pipeline.recipe, trained.flops_per_pass, trained.cost.seconds
     held_out = split(pipeline, group.seed)[0]
     if recipe.budget_unit == "epochs":
-        budgets = [Budget.of_epochs(share * recipe.training.epochs, unit) for share in shares]
+        budgets = [
+            Budget.of_epochs(share * recipe.training.epochs, unit, training_seconds=seconds)
+            for share in shares
+        ]
     else:
-        budgets = [Budget(share * trained.cost.passes, unit) for share in shares]
+        budgets = [
+            Budget(share * trained.cost.passes, unit, training_seconds=seconds) for share in shares
+        ]
     return unlearn(
         unlearner,
         model,

@@ -34,7 +34,8 @@ class Outcome:
     Attributes:
         model: the updated model, or None.
         cost: measured by the harness.
-        note: "" or one line: stopped at the budget, raised, returned no sound model, has hooks.
+        note: "" or one line: stopped at the budget, raised, returned no sound model, has hooks, ran much
+            that is not counted.
         trace: the traceback of what it raised.
     """
 
@@ -119,10 +120,18 @@ def _run(
     total = cost()
     if updated is not None and updated is not witness.last:
         seen = {}  # what was seen on the way is not what it returns
-    on_the_way = {of: judge(found, spent, "") for of, (found, spent) in seen.items()}
+    on_the_way = {
+        of: _noted(judge(found, spent, ""), budget) for of, (found, spent) in seen.items()
+    }
     if trace:
         return Outcome(None, total, note, trace), on_the_way
-    return judge(updated, total, note), on_the_way
+    return _noted(judge(updated, total, note), budget), on_the_way
+
+
+def _noted(outcome: Outcome, budget: Budget) -> Outcome:
+    """With a note where much ran that the budget could not count."""
+    notes = [note for note in (outcome.note, budget.mismatch) if note]
+    return replace(outcome, note="; ".join(notes))
 
 
 class _Judge:
