@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import load_file, save_file
@@ -532,7 +533,7 @@ def test_samples_of_several_shapes_are_named(tmp_path: Path) -> None:
     SOME.save(tmp_path / "in/only/0.png")
     for other in (SOME.convert("L"), SOME.resize((7, 7))):
         other.save(tmp_path / "in/only/1.png")
-        with pytest.raises(MarshtestError, match=r"1.png: has shape .* 0.png \[3, 6, 5\]. Convert"):
+        with pytest.raises(MarshtestError, match=r"1.png: has shape .*0.png \[3, 6, 5\]. Convert"):
             read(open_layout(tmp_path / "in"), np.arange(2))
 
 
@@ -540,7 +541,7 @@ def test_samples_of_several_shapes_are_named(tmp_path: Path) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    return [path for path in (folder, *sorted(folder.rglob("*")))]
+    return [folder, *sorted(folder.rglob("*"))]
 
 
 def test_all_times_are_the_newest_of_the_source(source: Path) -> None:
@@ -550,7 +551,6 @@ def test_all_times_are_the_newest_of_the_source(source: Path) -> None:
     out = out_of(source)
     open_layout(source).copy(out, inverted, IDS)
     assert {path.stat().st_mtime for path in entries(out)} == {newest}
-    assert {path.stat().st_atime for path in entries(out)} == {newest}
 
 
 def test_inodes_changes_and_permissions_follow_the_names_alone(tmp_path: Path) -> None:
@@ -587,7 +587,7 @@ def test_hidden_images_have_one_format_and_size_and_their_pixels(
     source, out = WRITERS[writer](tmp_path / "in"), tmp_path / "out"
     layout = open_layout(source)
     places = layout.copy(out, inverted, IDS, hide=True)
-    values, labels = read(layout, np.arange(30))
+    values, _ = read(layout, np.arange(30))
     values[IDS] = 255 - values[IDS]
     if writer == "folders":
         images = [path.read_bytes() for path in (out / "train").rglob("*.png")]
@@ -633,12 +633,11 @@ def test_links_pipes_and_undecodable_names_are_refused(tmp_path: Path) -> None:
     for make, line in (
         (lambda: odd.symlink_to(tmp_path / "secret"), "is a link"),
         (lambda: odd.symlink_to(source), "is a link"),
-        (lambda: os.mkfifo(odd), "neither a file nor a folder"),
+        (lambda: os.mkfifo(odd), "is neither a file nor a folder"),
     ):
         make()
-        for reader in (digest, open_layout):
-            if reader is digest or odd.suffix == ".png":
-                assert f"odd.txt: {line}" in refusal(lambda: reader(source))
+        assert f"odd.txt: {line}" in refusal(lambda: digest(source))
+        assert f"odd.txt: {line}" in refusal(lambda: open_layout(source))
         odd.unlink()
     name = os.fsencode(source / "train" / "z") + b"/\xff.png"
     with open(name, "wb"):
@@ -929,6 +928,13 @@ def test_bad_arrays(tmp_path: Path, values: dict[str, Any], line: str) -> None:
         ({"x": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}}, "Save inputs as U8"),
         ({"x": {"dtype": "U8", "shape": [2, 1], "data_offsets": [0, 4]}}, "cannot be read"),
         ({"x": {"dtype": "U8"}}, "cannot be read"),
+        ({"x": {"dtype": "U8", "shape": [-2, -2], "data_offsets": [0, 4]}}, "cannot be read"),
+        ({"x": {"dtype": "U8", "shape": [2, 2], "data_offsets": [-4, 0]}}, "cannot be read"),
+        ({"x": {"dtype": "U8", "shape": [2.0, 2], "data_offsets": [0, 4]}}, "cannot be read"),
+        (
+            {"x": {"dtype": "U8", "shape": [2, 10**12], "data_offsets": [0, 2 * 10**12]}},
+            "too early",
+        ),
         ([], "none of these pairs"),
     ],
 )
@@ -938,3 +944,40 @@ def test_bad_safetensors(tmp_path: Path, header: Any, line: str) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(6))
     assert line in refused(tmp_path / "a.safetensors")
+
+
+def claiming(shape: tuple[int, ...], dtype: str, content: bytes = b"") -> bytes:
+    """An .npy file that claims more than it holds."""
+    stream = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, header)
+    return stream.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "line"),
+    [
+        (claiming((10**12, 4), "|u1"), claiming((10**12,), "<i8"), "too early"),
+        (
+            claiming((2, 10**12), "|u1"),
+            claiming((2,), "<i8", bytes(16)),
+            "claims 1,000,000,000,000",
+        ),
+        (
+            claiming((2, 4), "|u1", bytes(8)),
+            claiming((2,), "|V8", bytes(16)),
+            "one integer for each",
+        ),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, b"", "cannot be read"),
+    ],
+)
+def test_archives_that_claim_terabytes_are_refused_without_reserving_them(
+    tmp_path: Path, x: bytes, y: bytes, line: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", x)
+        archive.writestr("y.npy", y)
+    tracemalloc.start()
+    assert line in refused(tmp_path / "a.npz", (0, 1))
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()

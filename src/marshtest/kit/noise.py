@@ -175,7 +175,7 @@ class Noise(Settings):
 @cache
 def _deviation(scaling: Scaling, step: float, shape: tuple[int, ...]) -> Floats:
     deviations = [step * std for std in scaling.std]
-    if not max(deviations) < np.finfo(np.float32).max:
+    if not max(deviations) < float(np.finfo(np.float32).max):
         raise MarshtestError(
             f"noise: a deviation of {max(deviations):g} in the file is beyond all values. "
             "Give a smaller variance, or a scaling with smaller deviations."
