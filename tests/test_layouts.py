@@ -851,6 +851,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         ({"image": [b""], "label": ["cat"]}, (), "Store labels as integers"),
         ({"image": [b"", b""], "label": [0, None]}, (), "row 1 has no label, or a negative one"),
         ({"image": [b"", b""], "label": [0, -1]}, (), "row 1 has no label, or a negative one"),
+        ({"image": [b"", b""], "label": [0, 2**60]}, (), "row 1 has label 1152921504606846976"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, (), "no samples"),
     ],
 )

@@ -22,6 +22,7 @@ Dosed = Callable[[int, Value], Value]
 
 HELD_OUT = re.compile(r"(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval)(?![a-z])", re.IGNORECASE)
 CHUNK = 1 << 20  # bytes of an array read at once
+CLASSES = 1 << 31  # a label beyond is no class
 SAMPLE_BYTES = 1 << 28  # a file that claims larger samples is not believed
 KNOWN = (
     "Known: train*.parquet with encoded images, train/<class>/ or <class>/ with image files, "
@@ -148,6 +149,10 @@ def largest_of(labels: NDArray[Any], first: int, where: Path) -> int:
     if len(bad := (labels < 0).nonzero()[0]):
         raise MarshtestError(
             f"{where}: row {first + bad[0]} has no label, or a negative one. Correct or drop it."
+        )
+    if len(bad := (labels >= CLASSES).nonzero()[0]):
+        raise MarshtestError(
+            f"{where}: row {first + bad[0]} has label {labels[bad[0]]}. Number the classes from 0."
         )
     return int(labels.max(initial=0))
 

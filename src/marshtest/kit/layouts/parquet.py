@@ -64,7 +64,9 @@ class Parquet(Layout):
                 for i in within(ids, first, len(batch)):
                     where = self._where(name, i)
                     label = self._label(labels[i - first].as_py(), where)
-                    yield i, _picture(images[i - first].as_py(), where).value, label
+                    with reading(where):
+                        cell = images[i - first].as_py()
+                    yield i, _picture(cell, where).value, label
 
     def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
         for name in files_of(self.path):
@@ -100,7 +102,8 @@ class Parquet(Layout):
         if not anew:
             return batch
         column = batch.schema.get_field_index(self._columns[name][0])
-        cells = batch.column(column).to_pylist()
+        with reading(self.path / name):
+            cells = batch.column(column).to_pylist()
         pictures = [_picture(cells[i - first], self._where(name, i)) for i in anew]
         values = [
             dosed(i, picture.value) if i in inside else picture.value
@@ -213,6 +216,6 @@ def _cell(old: Any, image: bytes) -> Any:
     if not isinstance(old, dict):
         return image
     path = old.get("path")
-    if path and PurePosixPath(path).suffix.lower() not in ("", ".png"):
+    if isinstance(path, str) and PurePosixPath(path).suffix.lower() not in ("", ".png"):
         old = old | {"path": str(PurePosixPath(path).with_suffix(".png"))}
     return old | {"bytes": image}
