@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def test_what_is_secret_lies_outside_the_data_and_in_two_files(tmp_path: Path) -
     (tmp_path / "elsewhere").symlink_to(tmp_path)
     for secret in ("out/key", "link/key", "elsewhere/out/key", "in/../out/a/../key", "in/set/key"):
         for option in ("key_file", "forget_file"):
-            with pytest.raises(MarshtestError, match="key: lies inside .*given away with the data"):
+            with pytest.raises(MarshtestError, match="key: lies inside .*Choose another place"):
                 dose(source, tmp_path / "out", fraction=0.5, **{option: tmp_path / secret})
     for second in ("same", "in/../same", "elsewhere/same"):
         with pytest.raises(MarshtestError, match="both the key and the forget request"):
@@ -396,6 +397,20 @@ def test_turned_and_transparent_images_come_back_as_they_were_read(
             found = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             assert (found == bases.noise.written(value, int(place["id"]))).all()
             assert set(np.asarray(image.getchannel("A")).flat) == {int(Path(place["file"]).stem)}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, name: str) -> None:
+    """A limit on the size of files stands for the disk; Python is not killed by it."""
+    source = MAKERS[name](tmp_path / "in")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(MarshtestError, match="cannot be written .*File too large"):
+            written(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -78,12 +78,12 @@ def dose(
     source, out = Path(source), Path(out)
     key_file = Path(key_file or f"{out}.key.json")
     forget_file = Path(forget_file or f"{out}.forget.csv")
-    _refuse_places(source, out, key_file, forget_file)
     if not 0 < variance < math.inf:
         raise MarshtestError(f"dose: the variance must be above 0 and finite. Got {variance:g}.")
     if seed is not None and not 0 <= seed < SEEDS:
         raise MarshtestError(f"dose: the seed must lie in 0..2⁶⁴ − 1. Got {seed}.")
     layout = open_layout(source)
+    _refuse_places(source, out, key_file, forget_file)
     if layout.classes < 2:
         raise MarshtestError(
             f"{source}: has one class. Give the folder that holds the class folders."
@@ -124,13 +124,16 @@ def _refuse_places(source: Path, out: Path, key_file: Path, forget_file: Path) -
         raise MarshtestError(
             f"{key_file}: is to be both the key and the forget request. Give them two names."
         )
+    for path in (out, key_file, forget_file):
+        if _real(path).is_relative_to(_real(source)):
+            raise MarshtestError(
+                f"{path}: lies inside the data set {source}. Choose another place."
+            )
     for secret in (key_file, forget_file):
-        for data in (source, out):
-            if _real(secret).is_relative_to(_real(data)):
-                raise MarshtestError(
-                    f"{secret}: lies inside {data}, and would be given away with the data. "
-                    "Choose another place."
-                )
+        if _real(secret).is_relative_to(_real(out)):
+            raise MarshtestError(
+                f"{secret}: lies inside {out}, and would be given away with it. Choose another place."
+            )
         if not _real(secret).parent.is_dir() and _real(secret).parent != _real(out).parent:
             raise MarshtestError(f"{secret}: there is no such folder. Make it, or choose another.")
 

@@ -85,7 +85,8 @@ def folders_of(path: Path) -> list[str]:
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not HIDDEN.match(e.name))
+        names = [_checked(entry) for entry in entries if not HIDDEN.match(entry.name)]
+    return sorted(name[:-1] for name in names if name.endswith("/"))
 
 
 def _checked(entry: os.DirEntry[str]) -> str:
