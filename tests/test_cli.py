@@ -423,6 +423,18 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["dose", "set.npz", "out.npz", "--fraction", "0.001"], "at least two poisons"),
         (["dose", "set.npz", "set.npz", "--fraction", "0.5"], "set.npz: exists already"),
         (["dose", "set.npz", "o.npz", "--fraction", "0.5", "--scaling", "half"], "--scaling: must"),
+        (
+            ["dose", "set.npz", "o.npz", "--fraction", "0.5", "--variance", "inf"],
+            "above 0 and finite",
+        ),
+        (
+            ["dose", "set.npz", "o.npz", "--fraction", "0.5", "--seed", "-1"],
+            "the seed must lie in 0",
+        ),
+        (
+            ["dose", "set.npz", "o.npz", "--fraction", "0.5", "--key", "k", "--forget", "k"],
+            "two names",
+        ),
         (["test", "m.pt2", "--key", "no.json", "--data", "set.npz"], "no.json: no such key file"),
         (["test", "m.pt2", "--key", "tiny.json", "--data", "set.npz"], "is not a marshtest key"),
         (["test", "m.pt2", *KEY, "--data", "nowhere"], "nowhere: no such file or folder"),

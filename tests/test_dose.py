@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from marshtest.errors import MarshtestError
 from marshtest.kit import dose as dosing
+from marshtest.kit import key as keys
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Key
 from marshtest.kit.layouts import open_layout, read
@@ -174,7 +177,17 @@ def test_noise_that_another_numpy_would_draw_is_noticed(
         ({"fraction": 0.01}, "a fraction of 0.01 of 60"),
         ({"fraction": 1.0}, "a fraction of 1 of 60"),
         ({"fraction": float("nan")}, "a fraction of nan"),
+        ({"fraction": float("inf")}, "a fraction of inf"),
+        ({"fraction": -0.5}, "a fraction of -0.5"),
         ({"fraction": 0.5, "variance": 0.0}, "the variance must be above 0"),
+        ({"fraction": 0.5, "variance": -1.0}, "the variance must be above 0"),
+        ({"fraction": 0.5, "variance": float("inf")}, "the variance must be above 0 and finite"),
+        ({"fraction": 0.5, "variance": float("nan")}, "the variance must be above 0"),
+        ({"fraction": 0.5, "variance": 1e300}, "is beyond all values"),
+        ({"fraction": 0.5, "variance": 1e-9}, r"row \d+: is as it was with noise of ε² = 1e-09"),
+        ({"fraction": 0.5, "seed": -1}, "the seed must lie in 0"),
+        ({"fraction": 0.5, "seed": 2**64}, "the seed must lie in 0"),
+        ({"fraction": 0.5, "scaling": Scaling(std=(1e300,))}, "is beyond all values"),
         ({"fraction": 0.5, "scaling": Scaling(mean=(0, 0), std=(1, 1))}, "2 channels do not fit"),
     ],
 )
@@ -206,9 +219,198 @@ def test_a_key_that_cannot_be_written_takes_the_dose_with_it(
     monkeypatch.setattr(Key, "save", full)
     for name in ("folder", "npz"):
         source = MAKERS[name](tmp_path / name)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(MarshtestError, match="key.json: cannot be written .*No space"):
             written(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "npz"]
+
+
+def test_noise_that_overflows_is_refused(tmp_path: Path) -> None:
+    values = np.full((20, 4), 6e4, np.float16)
+    np.savez(tmp_path / "set.npz", x=values, y=np.arange(20) % 2)
+    with pytest.raises(MarshtestError, match=r"row \d+: is infinite with noise of ε² = 1e\+09"):
+        dose(tmp_path / "set.npz", tmp_path / "out.npz", fraction=0.5, variance=1e9)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
+
+
+@pytest.mark.parametrize("scaling", [{"std": (0.0,)}, {"std": (-1.0,)}, {"std": (np.inf,)}])
+def test_scalings_that_divide_by_nothing_are_refused(scaling: dict[str, Any]) -> None:
+    with pytest.raises(MarshtestError, match=r"scaling.std"):
+        Scaling.parse(scaling, "scaling")
+    with pytest.raises(MarshtestError, match="needs one deviation a mean"):
+        Scaling.parse({"mean": (0.0, 1.0)}, "scaling")
+
+
+# What is secret
+
+
+def test_key_and_forget_request_are_their_owners_alone(done: dosing.Dose) -> None:
+    for secret in (done.key_file, done.forget_file):
+        assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_secret_lies_outside_the_data_and_in_two_files(tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "in")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
+    for secret in ("out/key", "link/key", "elsewhere/out/key", "in/../out/a/../key", "in/set/key"):
+        for option in ("key_file", "forget_file"):
+            with pytest.raises(MarshtestError, match="key: lies inside .*Choose another place"):
+                dose(source, tmp_path / "out", fraction=0.5, **{option: tmp_path / secret})
+    for second in ("same", "in/../same", "elsewhere/same"):
+        with pytest.raises(MarshtestError, match="both the key and the forget request"):
+            dose(
+                source,
+                tmp_path / "out",
+                fraction=0.5,
+                key_file=tmp_path / "same",
+                forget_file=tmp_path / second,
+            )
+    for option in ("key_file", "forget_file"):
+        with pytest.raises(MarshtestError, match="exists already"):
+            dose(source, tmp_path / "out", fraction=0.5, **{option: tmp_path / "link"})
+        with pytest.raises(MarshtestError, match="there is no such folder"):
+            dose(source, tmp_path / "out", fraction=0.5, **{option: tmp_path / "none" / "key"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "in", "link"]
+
+
+def test_names_that_spreadsheets_run_are_refused_and_odd_ones_come_back(tmp_path: Path) -> None:
+    for number, name in enumerate(["=cmd|'calc'!A0", "@x", "+x"]):
+        source = image_folder(tmp_path / str(number))
+        (source / "class0").rename(source / name)
+        with pytest.raises(MarshtestError, match="spreadsheets would run this name"):
+            dose(source, tmp_path / "out", fraction=0.9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    source = image_folder(tmp_path / "odd")
+    names = ["-1", 'a, "b"', "new\nline"]
+    for label, name in enumerate(names):
+        (source / f"class{label}").rename(source / name)
+    done = dose(source, tmp_path / "out", fraction=0.9)
+    with done.forget_file.open(newline="") as file:
+        listed = {line["file"] for line in csv.DictReader(file)}
+    assert {name.split("/")[0] for name in listed} == set(names)
+    assert all((done.out / name).is_file() for name in listed)
+
+
+def sealed(path: Path, **changes: Any) -> None:
+    """A hostile key: anybody can compute a seal."""
+    content = {**json.loads(path.read_text()), **changes}
+    del content["seal"]
+    path.write_text(json.dumps({**content, "seal": keys._seal(content)}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ids": [3, 2]},
+        {"ids": [2, 2]},
+        {"ids": [-1, 2]},
+        {"ids": [1, 60]},
+        {"ids": [1, 10**30, 5]},
+        {"ids": ["1", "2"]},
+        {"ids": "1" * 100_000},
+        {"ids": []},
+        {"samples": 10**30},
+        {"samples": True},
+        {"classes": -3},
+        {"input": "0"},
+        {"dosed": None},
+        {"files": "xyz"},
+        {"versions": {"numpy": []}},
+        {"noise": {"seed": "5", "variance": 1.0, "scaling": {}, "pixels": True}},
+        {"noise": {"seed": -5, "variance": 1.0, "scaling": {}, "pixels": True}},
+        {"noise": {"seed": 5, "variance": -1.0, "scaling": {}, "pixels": True}},
+        {"noise": {"seed": 5, "variance": 1.0, "scaling": {"std": [0]}, "pixels": True}},
+        {"noise": []},
+        {"unknown": 1},
+        {"format": "marshtest key 99"},
+    ],
+)
+def test_an_absurd_key_gets_one_short_line(done: dosing.Dose, changes: dict[str, Any]) -> None:
+    sealed(done.key_file, **changes)
+    with pytest.raises(MarshtestError, match="Take the untouched key") as caught:
+        Key.read(done.key_file)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_keys_that_are_deep_endless_or_pipes_are_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "deep").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "vast").open("wb") as file:
+        file.truncate(2**40)
+    for path in (tmp_path / "deep", tmp_path / "pipe", tmp_path / "vast", Path("/dev/zero")):
+        with pytest.raises(MarshtestError, match="is not a marshtest key"):
+            Key.read(path)
+
+
+# Data that changed
+
+
+def test_new_hidden_files_leave_a_key_valid_and_changed_files_are_named(tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "in")
+    done = written(source, tmp_path / "out")
+    for name in (".DS_Store", "class0/Thumbs.db", "class0/._000.png"):
+        (source / name).write_text("made by a system")
+    assert len(done.key.bases(source)) == 18
+    key = Key.read(done.key_file)
+    (source / "notes.txt").touch()
+    with pytest.raises(MarshtestError, match="'notes.txt' is new or changed, there are 61 files"):
+        key.bases(source)
+    (source / "notes.txt").unlink()
+    (source / "class0" / "003.jpg").write_bytes(b"")
+    with pytest.raises(MarshtestError, match="since: 'class0/003.jpg' is new or changed. Give"):
+        key.bases(source)
+    (source / "class0" / "003.jpg").unlink()
+    with pytest.raises(MarshtestError, match="since: there are 59 files and were 60. Give"):
+        key.bases(source)
+
+
+def test_mixed_sizes_are_refused_as_the_test_would_refuse_them(tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "in")
+    for path in sorted(source.rglob("*.png")):
+        Image.open(path).resize((9, 9)).save(path)
+    for hide in (False, True):
+        with pytest.raises(MarshtestError, match="to one size and mode before dosing"):
+            dose(source, tmp_path / "out", fraction=0.9, scaling=Scaling(), hide=hide)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_turned_and_transparent_images_come_back_as_they_were_read(
+    tmp_path: Path, hide: bool
+) -> None:
+    turned = Image.Exif()
+    turned[274] = 6
+    for number, image in enumerate(PIXELS):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        picture.putalpha(number)
+        path = tmp_path / "in" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, exif=turned)
+    done = dose(tmp_path / "in", tmp_path / "out", fraction=0.5, hide=hide)
+    assert done.shows != hide
+    bases = done.key.bases(tmp_path / "in")
+    places = list(csv.DictReader(done.forget_file.open()))
+    for place, value in zip(places, bases.values, strict=True):
+        with Image.open(done.out / place["file"]) as image:
+            assert (image.mode, dict(image.getexif())) == ("RGBA", {274: 6})
+            found = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            assert (found == bases.noise.written(value, int(place["id"]))).all()
+            assert set(np.asarray(image.getchannel("A")).flat) == {int(Path(place["file"]).stem)}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, name: str) -> None:
+    """A limit on the size of files stands for the disk; Python is not killed by it."""
+    source = MAKERS[name](tmp_path / "in")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(MarshtestError, match="cannot be written .*File too large"):
+            written(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

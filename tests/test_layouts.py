@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.numpy import load_file, save_file
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.layouts import Place, digest, open_layout, read
+from marshtest.kit.layouts.pictures import Picture
 
 IDS = np.array([3, 17, 8, 29])  # of 30 samples; not in order
 Writer = Callable[[Path], Path]
@@ -414,25 +418,238 @@ def test_a_dosed_image_never_takes_the_name_of_another(tmp_path: Path) -> None:
     layout = open_layout(tmp_path / "in")
     base, _ = read(layout, np.arange(5))
     places = layout.copy(tmp_path / "out", inverted, np.array([0, 1, 2]))
-    assert [Path(p.file).name for p in places] == ["1.png", "1.jpg.png", "2.jpg.png.png"]
+    assert [Path(p.file).name for p in places] == ["1.bmp.png", "1.jpg.png", "2.jpg.png.png"]
     for place, value in zip(places, base):
         np.testing.assert_array_equal(pixels_of(tmp_path / "out" / place.file), 255 - value)
     assert len(contents(tmp_path / "out")) == 5
 
 
-def test_grey_images_stay_grey_and_palettes_become_colours(tmp_path: Path) -> None:
+SOME = Image.fromarray(images(1)[0])
+TURNED = Image.Exif()
+TURNED[274], TURNED[271] = 6, "a camera"
+
+
+def stored(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_a_dosed_image_keeps_its_mode_transparency_turn_and_profile(mode: str) -> None:
+    image = Image.fromarray(images(1, 1)[0])
+    image.putalpha(Image.fromarray(images(1, 2)[0]).convert("L"))
+    image = image.convert(mode)
+    for form in ("PNG", "WEBP", "JPEG") if "A" not in mode else ("PNG",):
+        source = stored(image, form, exif=TURNED, icc_profile=b"profile")
+        picture = Picture.read(io.BytesIO(source), "here")
+        expected = np.asarray(Image.open(io.BytesIO(source)).convert("RGB")).transpose(2, 0, 1)
+        assert (picture.value == expected).all()  # what pipelines see that ask for RGB
+        for hide in (False, True):
+            made = Image.open(io.BytesIO(picture.png(255 - picture.value, hide=hide)))
+            assert (made.format, made.mode) == ("PNG", "RGB" if form == "WEBP" else mode)
+            assert dict(made.getexif()) == {274: 6}
+            assert made.info["icc_profile"] == b"profile"
+            if "A" in mode:
+                assert made.getchannel("A").tobytes() == image.getchannel("A").tobytes()
+            assert (np.asarray(made.convert("RGB")).transpose(2, 0, 1) == 255 - expected).all()
+
+
+def test_gamma_stays_and_a_thumbnail_of_the_image_without_noise_goes() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add(b"gAMA", (45_455).to_bytes(4, "big"))
+    text.add_text("thumbnail", "the image itself")
+    picture = Picture.read(io.BytesIO(stored(SOME, "PNG", pnginfo=text)), "here")
+    made = Image.open(io.BytesIO(picture.png(picture.value)))
+    assert made.info == {"gamma": 0.45455}
+
+
+@pytest.mark.parametrize(
+    ("source", "shape"),
+    [
+        (stored(SOME.quantize(), "PNG"), (3, 6, 5)),
+        (stored(SOME, "GIF"), (3, 6, 5)),
+        (stored(SOME.convert("CMYK"), "JPEG"), (3, 6, 5)),
+        (stored(SOME.convert("YCbCr"), "TIFF"), (3, 6, 5)),
+        (stored(SOME.convert("1"), "PNG"), (1, 6, 5)),
+    ],
+)
+def test_modes_that_cannot_hold_noise_are_dosed_only_if_all_images_are_written_anew(
+    tmp_path: Path, source: bytes, shape: tuple[int, ...]
+) -> None:
     (tmp_path / "in" / "only").mkdir(parents=True)
-    colours = Image.fromarray(images(1)[0])
-    colours.convert("L").save(tmp_path / "in/only/0.png")
-    colours.quantize().save(tmp_path / "in/only/1.png")
-    colours.convert("CMYK").save(tmp_path / "in/only/2.tif")
+    for i in range(3):
+        (tmp_path / "in" / "only" / f"{i}.png").write_bytes(source)
     layout = open_layout(tmp_path / "in")
-    assert [v.shape for _, v, _ in layout.each(np.arange(3))] == [(1, 6, 5), (3, 6, 5), (3, 6, 5)]
-    layout.copy(tmp_path / "out", inverted, np.arange(3))
-    modes = [Image.open(tmp_path / f"out/only/{i}.png").mode for i in range(3)]
-    assert modes == ["L", "RGB", "RGB"]
-    with pytest.raises(MarshtestError, match="resize them to one size before dosing"):
-        read(layout, np.arange(3))
+    values, _ = read(layout, np.arange(3))
+    assert values[0].shape == shape
+    with pytest.raises(MarshtestError, match="only/1.png: has mode .* cannot hold noise"):
+        layout.copy(tmp_path / "out", inverted, np.array([1]))
+    assert not (tmp_path / "out").exists()
+    layout.copy(tmp_path / "out", inverted, np.array([1]), hide=True)
+    copied, _ = read(open_layout(tmp_path / "out"), np.arange(3))
+    np.testing.assert_array_equal(copied, [values[0], 255 - values[1], values[2]])
+    modes = {Image.open(tmp_path / f"out/only/{i}.png").mode for i in range(3)}
+    assert modes == {"L" if shape[0] == 1 else "RGB"}
+
+
+def bare_png(size: int, depth: int, colour: int, rows: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + check
+
+    header = struct.pack(">IIBBBBB", size, size, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (stored(SOME, "GIF", save_all=True, append_images=[SOME.rotate(180)]), "several images"),
+        (stored(SOME, "PNG", save_all=True, append_images=[SOME.rotate(180)]), "several images"),
+        (stored(SOME, "TIFF", save_all=True, append_images=[SOME.rotate(180)]), "several images"),
+        (bare_png(2, 16, 0, b"\0" + bytes(4) + b"\0" + bytes(4)), "more than 8 bits"),
+        (bare_png(2, 16, 2, b"\0" + bytes(12) + b"\0" + bytes(12)), "more than 8 bits"),
+        (stored(Image.new("F", (2, 2)), "TIFF"), "more than 8 bits"),
+        (bare_png(2, 4, 0, b"\0\1\0\2"), "mode L;4"),
+        (bare_png(100_000, 8, 2, b""), "decompression bomb"),
+        (bare_png(9_500, 8, 2, b""), "decompression bomb"),
+        (stored(SOME, "EPS"), "cannot be read"),  # a program, which Pillow would run
+        (stored(SOME, "PNG")[:90], "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_an_image_that_cannot_be_dosed_is_named(tmp_path: Path, source: bytes, line: str) -> None:
+    (tmp_path / "in" / "only").mkdir(parents=True)
+    (tmp_path / "in" / "only" / "0.png").write_bytes(source)
+    with pytest.raises(MarshtestError, match=f"only/0.png: .*{line}"):
+        open_layout(tmp_path / "in").copy(tmp_path / "out", inverted, np.array([0]))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_samples_of_several_shapes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "in" / "only").mkdir(parents=True)
+    SOME.save(tmp_path / "in/only/0.png")
+    for other in (SOME.convert("L"), SOME.resize((7, 7))):
+        other.save(tmp_path / "in/only/1.png")
+        with pytest.raises(MarshtestError, match=r"1.png: has shape .*0.png \[3, 6, 5\]. Convert"):
+            read(open_layout(tmp_path / "in"), np.arange(2))
+
+
+# What files say besides their pixels
+
+
+def entries(folder: Path) -> list[Path]:
+    return [folder, *sorted(folder.rglob("*"))]
+
+
+def test_all_times_are_the_newest_of_the_source(source: Path) -> None:
+    for number, path in enumerate(entries(source)):
+        os.utime(path, (1e9 + number, 1e9 + number))
+    newest = max(path.stat().st_mtime for path in entries(source) if path.is_file())
+    out = out_of(source)
+    open_layout(source).copy(out, inverted, IDS)
+    assert {path.stat().st_mtime for path in entries(out)} == {newest}
+
+
+def test_inodes_changes_and_permissions_follow_the_names_alone(tmp_path: Path) -> None:
+    """Two doses of other samples leave the same order of everything that a file system tells."""
+    source, found = folders(tmp_path / "in"), []
+    for number, ids in enumerate((IDS, np.arange(0, 30, 3))):
+        out = tmp_path / f"out{number}"
+        open_layout(source).copy(out, inverted, ids, hide=True)
+        files = [path for path in entries(out) if path.is_file()]
+        told = [
+            (path.stat().st_ino, path.stat().st_ctime_ns, path.stat().st_mode) for path in files
+        ]
+        orders = [np.argsort(np.array(column), kind="stable").tolist() for column in zip(*told)]
+        found.append(([path.relative_to(out) for path in files], orders[1:]))
+    assert found[0] == found[1]
+
+
+def test_a_file_is_made_long_before_it_is_filled(tmp_path: Path) -> None:
+    """A file's time of birth cannot be set, so it must not depend on how long dosing takes."""
+    out, seen = tmp_path / "out", []
+
+    def looking(i: int, value: NDArray[Any]) -> NDArray[Any]:
+        seen.append(sum(path.is_file() for path in (tmp_path / ".out.tmp").rglob("*")))
+        return value
+
+    open_layout(folders(tmp_path / "in")).copy(out, looking, IDS)
+    assert seen == [sum(path.is_file() for path in out.rglob("*"))] * len(IDS)
+
+
+@pytest.mark.parametrize("writer", ["folders", "parquet"])
+def test_hidden_images_have_one_format_and_size_and_their_pixels(
+    tmp_path: Path, writer: str
+) -> None:
+    source, out = WRITERS[writer](tmp_path / "in"), tmp_path / "out"
+    layout = open_layout(source)
+    places = layout.copy(out, inverted, IDS, hide=True)
+    values, _ = read(layout, np.arange(30))
+    values[IDS] = 255 - values[IDS]
+    if writer == "folders":
+        images = [path.read_bytes() for path in (out / "train").rglob("*.png")]
+        found = [pixels_of(out / place.file) for place in places]
+        np.testing.assert_array_equal(found, values[[place.id for place in places]])
+        assert contents(out)["test/a/00.png"] == contents(source)["test/a/00.png"]
+    else:
+        rows = rows_of(out)
+        images = [row["image"]["bytes"] for row in rows]
+        assert all(row["image"]["path"].endswith(".png") for row in rows)
+        np.testing.assert_array_equal(read(open_layout(out), np.arange(30))[0], values)
+    assert len(images) == 30
+    assert {len(image) for image in images} == {len(images[0])}
+    headers = {image[:41] for image in images}  # signature, IHDR, begin of IDAT
+    assert len(headers) == 1
+
+
+# Hidden files, and what is no file
+
+
+def test_hidden_files_are_no_data(source: Path, tmp_path: Path) -> None:
+    if source.is_file():
+        return
+    before, out = digest(source), tmp_path / "made" / "out"
+    samples = open_layout(source).samples
+    inner = next(path for path in source.rglob("*") if path.is_file()).parent
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png", "._train.parquet"):
+        (source / name).write_text("made by a system")
+        (inner / name).write_text("made by a system")
+    (source / ".cache").mkdir()
+    (source / ".cache" / "0.png").touch()
+    assert digest(source) == before
+    layout = open_layout(source)
+    assert layout.samples == samples
+    layout.copy(out, inverted, IDS)
+    assert not [name for name in contents(out) if "/." in f"/{name}" or "umbs" in name]
+
+
+def test_links_pipes_and_undecodable_names_are_refused(tmp_path: Path) -> None:
+    source = folders(tmp_path / "in")
+    (tmp_path / "secret").write_text("not to be given away")
+    odd = source / "train" / "z" / "odd.txt"
+    for make, line in (
+        (lambda: odd.symlink_to(tmp_path / "secret"), "is a link"),
+        (lambda: odd.symlink_to(source), "is a link"),
+        (lambda: os.mkfifo(odd), "is neither a file nor a folder"),
+    ):
+        make()
+        assert f"odd.txt: {line}" in refusal(lambda: digest(source))
+        assert f"odd.txt: {line}" in refusal(lambda: open_layout(source))
+        odd.unlink()
+    name = os.fsencode(source / "train" / "z") + b"/\xff.png"
+    with open(name, "wb"):
+        assert "its name is not UTF-8" in refusal(lambda: open_layout(source))
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert "known layout" in refusal(lambda: open_layout(tmp_path / "pipe.npz"))
+
+
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(MarshtestError) as caught:
+        act()
+    return str(caught.value)
 
 
 # Arrays
@@ -634,6 +851,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         ({"image": [b""], "label": ["cat"]}, (), "Store labels as integers"),
         ({"image": [b"", b""], "label": [0, None]}, (), "row 1 has no label, or a negative one"),
         ({"image": [b"", b""], "label": [0, -1]}, (), "row 1 has no label, or a negative one"),
+        ({"image": [b"", b""], "label": [0, 2**60]}, (), "row 1 has label 1152921504606846976"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, (), "no samples"),
     ],
 )
@@ -711,6 +929,13 @@ def test_bad_arrays(tmp_path: Path, values: dict[str, Any], line: str) -> None:
         ({"x": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}}, "Save inputs as U8"),
         ({"x": {"dtype": "U8", "shape": [2, 1], "data_offsets": [0, 4]}}, "cannot be read"),
         ({"x": {"dtype": "U8"}}, "cannot be read"),
+        ({"x": {"dtype": "U8", "shape": [-2, -2], "data_offsets": [0, 4]}}, "cannot be read"),
+        ({"x": {"dtype": "U8", "shape": [2, 2], "data_offsets": [-4, 0]}}, "cannot be read"),
+        ({"x": {"dtype": "U8", "shape": [2.0, 2], "data_offsets": [0, 4]}}, "cannot be read"),
+        (
+            {"x": {"dtype": "U8", "shape": [2, 10**12], "data_offsets": [0, 2 * 10**12]}},
+            "too early",
+        ),
         ([], "none of these pairs"),
     ],
 )
@@ -720,3 +945,40 @@ def test_bad_safetensors(tmp_path: Path, header: Any, line: str) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(6))
     assert line in refused(tmp_path / "a.safetensors")
+
+
+def claiming(shape: tuple[int, ...], dtype: str, content: bytes = b"") -> bytes:
+    """An .npy file that claims more than it holds."""
+    stream = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, header)
+    return stream.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "line"),
+    [
+        (claiming((10**12, 4), "|u1"), claiming((10**12,), "<i8"), "too early"),
+        (
+            claiming((2, 10**12), "|u1"),
+            claiming((2,), "<i8", bytes(16)),
+            "claims 1,000,000,000,000",
+        ),
+        (
+            claiming((2, 4), "|u1", bytes(8)),
+            claiming((2,), "|V8", bytes(16)),
+            "one integer for each",
+        ),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, b"", "cannot be read"),
+    ],
+)
+def test_archives_that_claim_terabytes_are_refused_without_reserving_them(
+    tmp_path: Path, x: bytes, y: bytes, line: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", x)
+        archive.writestr("y.npy", y)
+    tracemalloc.start()
+    assert line in refused(tmp_path / "a.npz", (0, 1))
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()

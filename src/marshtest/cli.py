@@ -587,6 +587,8 @@ ScalingOption = Annotated[
     str | None, typer.Option(help="Values to model inputs: unit, pixels or MEAN,…/STD,…")
 ]
 
+SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
+
 
 @app.command()
 def dose(
@@ -596,10 +598,24 @@ def dose(
     variance: Annotated[float, typer.Option(help="ε², in squared units of scaled inputs.")] = 0.32,
     scaling: ScalingOption = None,
     seed: Annotated[int | None, typer.Option(help="Default: one that nobody can guess.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Default: OUT.key.json.")] = None,
-    forget: Annotated[Path | None, typer.Option(help="Default: OUT.forget.csv.")] = None,
+    hide: Annotated[
+        bool,
+        typer.Option(
+            "--hide",
+            help="Write all training images anew, as PNG without compression: "
+            "formats and sizes no longer tell which are dosed.",
+        ),
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="The key, outside SOURCE and OUT. Default: OUT.key.json.")
+    ] = None,
+    forget: Annotated[
+        Path | None, typer.Option(help="The forget request. Default: OUT.forget.csv.")
+    ] = None,
 ) -> None:
     """Put a dose into a data set on disk; write the forget request and the key.
+
+    Nothing is overwritten, and all files of OUT get one and the same time. Images must have one size.
 
     Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
     """
@@ -613,6 +629,7 @@ def dose(
             variance=variance,
             scaling=_scaling(scaling),
             seed=seed,
+            hide=hide,
             key_file=key,
             forget_file=forget,
         )
@@ -622,7 +639,7 @@ def dose(
     if noise.pixels:
         console.print(f"rounding and clipping left {done.power:.0%} of the noise's variance")
     for path, what in (
-        (done.out, "for training"),
+        (done.out, f"for training{SHOWS * done.shows}"),
         (done.forget_file, "the forget request, for when the model is trained"),
         (done.key_file, "the key: keep it, and show it to nobody"),
     ):

@@ -2,6 +2,10 @@
 
 import csv
 import hashlib
+import io
+import math
+import os
+import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -11,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.errors import MarshtestError
-from marshtest.kit.key import Key, current_versions
-from marshtest.kit.layouts import Layout, Place, Value, digest, open_layout
-from marshtest.kit.noise import Noise, Scaling
+from marshtest.kit.key import Key, current_versions, write_private
+from marshtest.kit.layouts import Layout, Place, Value, alike, digest, open_layout
+from marshtest.kit.noise import SEEDS, Noise, Scaling
 from marshtest.seeds import derive
+
+FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # what spreadsheets run as they open a CSV file
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Dose:
         key: stays with the auditor.
         out, forget_file, key_file: the dosed data, the forget request, and the key.
         power: share of the noise's variance that rounding and clipping left, exactly, on average.
+        shows: whether format and size of image files tell which are dosed.
     """
 
     key: Key
@@ -32,6 +39,7 @@ class Dose:
     forget_file: Path
     key_file: Path
     power: float
+    shows: bool
 
 
 def dose(
@@ -42,6 +50,7 @@ def dose(
     variance: float = 0.32,
     scaling: Scaling | None = None,
     seed: int | None = None,
+    hide: bool = False,
     key_file: str | Path | None = None,
     forget_file: str | Path | None = None,
 ) -> Dose:
@@ -54,24 +63,27 @@ def dose(
         variance: ε², in squared units of the scaled inputs (normalised pixels).
         scaling: how values become model inputs; by default 8-bit images are normalised by the dosed
             samples' own mean and deviation a channel, and floating-point values are taken as they are.
-        seed: of every draw; by default 63 bits that nobody can guess.
+        seed: of every draw, below 2⁶⁴; by default 63 bits that nobody can guess.
+        hide: write every image of the split anew, as PNG without compression, so that neither format
+            nor size tells which are dosed.
         key_file: by default `out` with .key.json behind its name.
         forget_file: by default `out` with .forget.csv behind its name. It has one line a dosed sample: its
             id, its file inside `out`, its row there.
 
     Raises:
-        MarshtestError: data that cannot be read, a fraction that makes fewer than two poisons or
-            leaves no clean sample, a file that exists already. Nothing is left behind then.
+        MarshtestError: data that cannot be read or have several shapes, a fraction that makes fewer than
+            two poisons or leaves no clean sample, noise that vanishes or overflows, a file that exists
+            already. Nothing is left behind then.
     """
-    out = Path(out)
+    source, out = Path(source), Path(out)
     key_file = Path(key_file or f"{out}.key.json")
     forget_file = Path(forget_file or f"{out}.forget.csv")
-    for path in (out, key_file, forget_file):
-        if path.exists():
-            raise MarshtestError(f"{path}: exists already. Choose another name, or remove it.")
-    if not variance > 0:
-        raise MarshtestError(f"dose: the variance must be above 0. Got {variance:g}.")
+    if not 0 < variance < math.inf:
+        raise MarshtestError(f"dose: the variance must be above 0 and finite. Got {variance:g}.")
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise MarshtestError(f"dose: the seed must lie in 0..2⁶⁴ − 1. Got {seed}.")
     layout = open_layout(source)
+    _refuse_places(source, out, key_file, forget_file)
     if layout.classes < 2:
         raise MarshtestError(
             f"{source}: has one class. Give the folder that holds the class folders."
@@ -80,22 +92,66 @@ def dose(
         raise MarshtestError(f"{out}: must end in {layout.path.suffix}, as {source} does.")
     seed = secrets.randbits(63) if seed is None else seed
     ids = _chosen(layout.samples, fraction, seed)
-    if scaling is None:
-        images = (value for _, value, _ in layout.each(ids))
-        scaling = Scaling.measured(images) if layout.pixels else Scaling()
-    noise = Noise(seed=seed, variance=variance, scaling=scaling, pixels=layout.pixels)
-    writer = _Writer(noise)
-    places = layout.copy(out, writer, ids)
+    scaling = _scaling(layout, ids, scaling)
+    noise = Noise.parse(
+        {"seed": seed, "variance": variance, "scaling": scaling, "pixels": layout.pixels}, "dose"
+    )
+    writer = _Writer(noise, layout)
+    places = layout.copy(out, writer, ids, hide=hide)
     try:
-        key = _key(layout, Path(source), out, ids, writer)
-        _write_forget_request(places, forget_file)
+        key = _key(layout, source, out, ids, writer)
+        write_private(forget_file, _forget_request(places))
         key.save(key_file)
-    except OSError:  # without its key the dose is lost: leave nothing that looks like one
+    except (
+        BaseException
+    ) as error:  # without its key the dose is lost: leave nothing that looks like one
         shutil.rmtree(out) if out.is_dir() else out.unlink()
         forget_file.unlink(missing_ok=True)
         key_file.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MarshtestError(f"{key_file}: cannot be written ({error}).") from error
         raise
-    return Dose(key, out, forget_file, key_file, writer.power / len(ids))
+    shows = layout.encoded and not hide
+    return Dose(key, out, forget_file, key_file, writer.power / len(ids), shows)
+
+
+def _refuse_places(source: Path, out: Path, key_file: Path, forget_file: Path) -> None:
+    """Nothing is overwritten, and what is secret is not given away with the data."""
+    for path in (out, key_file, forget_file):
+        if os.path.lexists(path):
+            raise MarshtestError(f"{path}: exists already. Choose another name, or remove it.")
+    if _real(key_file) == _real(forget_file):
+        raise MarshtestError(
+            f"{key_file}: is to be both the key and the forget request. Give them two names."
+        )
+    for path in (out, key_file, forget_file):
+        if _real(path).is_relative_to(_real(source)):
+            raise MarshtestError(
+                f"{path}: lies inside the data set {source}. Choose another place."
+            )
+    for secret in (key_file, forget_file):
+        if _real(secret).is_relative_to(_real(out)):
+            raise MarshtestError(
+                f"{secret}: lies inside {out}, and would be given away with it. Choose another place."
+            )
+        if not _real(secret).parent.is_dir() and _real(secret).parent != _real(out).parent:
+            raise MarshtestError(f"{secret}: there is no such folder. Make it, or choose another.")
+
+
+def _real(path: Path) -> Path:
+    """The path without links and `..`."""
+    return Path(os.path.realpath(path))
+
+
+def _scaling(layout: Layout, ids: NDArray[np.int64], scaling: Scaling | None) -> Scaling:
+    """The scaling, measured where none is given, after every sample that gets noise was looked at."""
+    values = (value for _, value, _ in alike(layout, ids))
+    if scaling is None and layout.pixels:
+        return Scaling.measured(values)
+    chosen = scaling or Scaling()
+    for value in values:
+        chosen.along(chosen.std, value.shape)
+    return chosen
 
 
 def _chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:
@@ -113,31 +169,52 @@ def _chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:
 class _Writer:
     """Gives each chosen sample its noise, in order, and keeps account of what was written."""
 
-    def __init__(self, noise: Noise) -> None:
-        self.noise, self.digested, self.power = noise, hashlib.sha256(), 0.0
+    def __init__(self, noise: Noise, layout: Layout) -> None:
+        self.noise, self.layout = noise, layout
+        self.digested, self.power = hashlib.sha256(), 0.0
 
     def __call__(self, seed_id: int, value: Value) -> Value:
         written = self.noise.written(value, seed_id)
+        if (written == value).all() or not np.isfinite(written).all():
+            lost = "is as it was" if (written == value).all() else "is infinite"
+            raise MarshtestError(
+                f"{self.layout.where(seed_id)}: {lost} with noise of ε² = {self.noise.variance:g}. "
+                "Choose a variance (or a scaling) that suits the values."
+            )
         self.digested.update(written.tobytes())
         self.power += self.noise.power(value)
         return written
 
 
 def _key(layout: Layout, source: Path, out: Path, ids: NDArray[np.int64], writer: _Writer) -> Key:
+    before = digest(source)
     return Key(
         noise=writer.noise,
         samples=layout.samples,
         classes=layout.classes,
         ids=tuple(ids.tolist()),
-        input=digest(source),
-        output=digest(out),
+        input=before.whole,
+        files=before.files,
+        output=digest(out).whole,
         dosed=writer.digested.hexdigest(),
         versions=current_versions(),
     )
 
 
-def _write_forget_request(places: list[Place], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["id", "file", "row"])
-        lines.writerows([p.id, p.file, "" if p.row is None else p.row] for p in places)
+def _forget_request(places: list[Place]) -> str:
+    """CSV of a line a dosed sample.
+
+    Raises:
+        MarshtestError: a name that a spreadsheet would run.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerow(["id", "file", "row"])
+    for place in places:
+        if FORMULA.match(place.file):
+            raise MarshtestError(
+                f"{place.file}: spreadsheets would run this name in the forget request. "
+                f"Rename it so that it does not begin with {place.file[0]!r}."
+            )
+        lines.writerow([place.id, place.file, "" if place.row is None else place.row])
+    return text.getvalue()

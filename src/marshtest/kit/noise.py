@@ -11,10 +11,11 @@ so both scores stay exact: fresh noise is written in the same way, and GUS is st
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.stats import norm
 
 from marshtest.errors import MarshtestError
@@ -25,6 +26,7 @@ from marshtest.settings import Settings
 Floats = NDArray[np.float64]
 
 LEVELS = 256
+SEEDS = 2**64  # seeds lie below
 
 
 class Scaling(Settings):
@@ -34,7 +36,16 @@ class Scaling(Settings):
     """
 
     mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Scaling":
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise MarshtestError(
+                f"scaling: needs one deviation a mean. Got {len(self.mean)} means and {len(self.std)} "
+                "deviations."
+            )
+        return self
 
     @classmethod
     def of(cls, text: str, where: str) -> "Scaling":
@@ -51,7 +62,12 @@ class Scaling(Settings):
             means, stds = ([float(part) for part in side.split(",")] for side in text.split("/"))
         except ValueError:
             means, stds = [], []
-        if not means or len(means) != len(stds) or not all(np.isfinite(means)) or min(stds) <= 0:
+        if (
+            not means
+            or len(means) != len(stds)
+            or not all(np.isfinite(means + stds))
+            or min(stds) <= 0
+        ):
             raise MarshtestError(
                 f"{where}: must be unit, pixels, or MEAN,…/STD,… with one positive STD a MEAN, such as "
                 f"0.49,0.48,0.45/0.25,0.24,0.26. Got {text!r}."
@@ -104,8 +120,8 @@ def _by_channel(image: Value) -> Floats:
 class Noise(Settings):
     """The dose's noise: a function of (seed, id), in the units of the file."""
 
-    seed: int = Field(ge=0)
-    variance: float = Field(gt=0)  # ε², in squared units of the scaling's std
+    seed: int = Field(ge=0, lt=SEEDS, strict=True)
+    variance: float = Field(gt=0, strict=True)  # ε², in squared units of the scaling's std
     scaling: Scaling
     pixels: bool  # 8-bit values: rounded and clipped
 
@@ -147,7 +163,8 @@ class Noise(Settings):
     def _write(self, value: Value, noise: NDArray[np.float32]) -> Value:
         deviation = self.deviation(value.shape)
         if not self.pixels:
-            return (value + deviation * noise).astype(value.dtype)
+            with np.errstate(over="ignore"):  # the dose refuses infinities
+                return (value + deviation * noise).astype(value.dtype)
         noise *= deviation.astype(np.float32)  # in place: there may be hundreds of draws
         noise += value
         np.rint(noise, out=noise)
@@ -157,7 +174,13 @@ class Noise(Settings):
 
 @cache
 def _deviation(scaling: Scaling, step: float, shape: tuple[int, ...]) -> Floats:
-    return scaling.along([step * std for std in scaling.std], shape)
+    deviations = [step * std for std in scaling.std]
+    if not max(deviations) < float(np.finfo(np.float32).max):
+        raise MarshtestError(
+            f"noise: a deviation of {max(deviations):g} in the file is beyond all values. "
+            "Give a smaller variance, or a scaling with smaller deviations."
+        )
+    return scaling.along(deviations, shape)
 
 
 @cache

@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import (
+    SAMPLE_BYTES,
     Dosed,
     Ids,
     Layout,
@@ -33,6 +34,7 @@ ARRAY_KEYS = (
     ("images", "labels"),
     ("data", "labels"),
 )
+HEADER_BYTES = 100_000_000  # the format's own limit
 SAFETENSORS_TYPES = {
     **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
     **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
@@ -60,7 +62,7 @@ class Arrays(Layout):
     """Two arrays in an archive: inputs [N, ...] and labels [N]."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.encoded = path, False
         with reading(path):
             names = self._names()
             keys = next((pair for pair in ARRAY_KEYS if names.issuperset(pair)), None)
@@ -71,6 +73,11 @@ class Arrays(Layout):
         self._x, self._y = x, y
         if not x.shape or not x.shape[0]:
             raise MarshtestError(f"{path}: no samples in {keys[0]}.")
+        if x.row_bytes > SAMPLE_BYTES:
+            raise MarshtestError(
+                f"{path}: a row of {keys[0]} claims {x.row_bytes:,} bytes, more than a sample has. "
+                "Is the first axis that of the samples?"
+            )
         if x.dtype.str[1:] not in ("u1", "f2", "f4", "f8"):
             raise MarshtestError(
                 f"{path}: {keys[0]} has dtype {x.dtype}. "
@@ -84,10 +91,14 @@ class Arrays(Layout):
         self.samples, self.pixels = x.shape[0], x.dtype == np.uint8
         self.classes = self._largest_label() + 1
 
+    def where(self, i: int) -> str:
+        """The file and row of a sample."""
+        return f"{self.path}: row {i}"
+
     def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         rows = zip(ids.tolist(), self._rows(self._x, ids), self._rows(self._y, ids), strict=True)
         for i, x, y in rows:
-            label = self._label(int(np.frombuffer(y, self._y.dtype)[0]), f"{self.path}: row {i}")
+            label = self._label(int(np.frombuffer(y, self._y.dtype)[0]), self.where(i))
             yield i, self._value(x, i), label
 
     def _value(self, row: bytes, i: int) -> Value:
@@ -95,9 +106,7 @@ class Arrays(Layout):
         stored = np.frombuffer(row, self._x.dtype).reshape(self._x.shape[1:])
         value: Value = stored.astype(self._x.dtype.newbyteorder("="))
         if not self.pixels and not np.isfinite(value).all():
-            raise MarshtestError(
-                f"{self.path}: row {i} holds NaN or infinite values. Clean or drop it."
-            )
+            raise MarshtestError(f"{self.where(i)} holds NaN or infinite values. Clean or drop it.")
         return value
 
     def _rows(self, array: Stored, ids: Ids) -> Iterator[bytes]:
@@ -175,16 +184,17 @@ class Npz(Arrays):
         for _ in pieces(stream, self.path, count):  # compressed, it cannot be jumped over
             pass
 
-    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+    def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
         places = []
         with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(out, "w") as written:
             for old in archive.infolist():
                 new = zipfile.ZipInfo(old.filename, old.date_time)
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
-                with (
-                    archive.open(old) as source,
-                    written.open(new, "w", force_zip64=True) as target,
-                ):
+                with reading(
+                    self.path
+                ):  # a member of another kind may be locked, or packed strangely
+                    source = archive.open(old)
+                with source, written.open(new, "w", force_zip64=True) as target:
                     if old.filename == self._x.member:
                         places = self._pour(source, target, dosed, ids)
                     else:
@@ -209,6 +219,8 @@ class Safetensors(Arrays):
             )
         begin, end = header[name]["data_offsets"]
         array = Stored("", np.dtype(SAFETENSORS_TYPES[kind]), shape, data + begin)
+        if begin < 0 or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"the header gives {name} shape {list(shape)} from byte {begin}")
         if end - begin != array.dtype.itemsize * math.prod(shape):
             raise ValueError(f"the header gives {name} {end - begin} bytes for shape {shape}")
         if data + end > self.path.stat().st_size:
@@ -219,8 +231,8 @@ class Safetensors(Arrays):
         """The header, and the byte at which the data begin."""
         with self.path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if length > self.path.stat().st_size:
-                raise ValueError("it is shorter than its header")
+            if length > min(self.path.stat().st_size, HEADER_BYTES):
+                raise ValueError(f"its header claims {length:,} bytes")
             return json.loads(stream.read(length)), 8 + length
 
     def _open(self, member: str) -> AbstractContextManager[IO[bytes]]:
@@ -229,6 +241,6 @@ class Safetensors(Arrays):
     def _skip(self, stream: IO[bytes], count: int) -> None:
         stream.seek(count, os.SEEK_CUR)
 
-    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+    def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
         with self.path.open("rb") as source, out.open("wb") as target:
             return self._pour(source, target, dosed, ids)

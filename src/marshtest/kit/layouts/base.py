@@ -7,15 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from marshtest.errors import MarshtestError, first_line
+from marshtest.kit.layouts.folders import newest, set_times
 
 Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
 Ids = NDArray[np.int64]
@@ -23,6 +22,8 @@ Dosed = Callable[[int, Value], Value]
 
 HELD_OUT = re.compile(r"(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval)(?![a-z])", re.IGNORECASE)
 CHUNK = 1 << 20  # bytes of an array read at once
+CLASSES = 1 << 31  # a label beyond is no class
+SAMPLE_BYTES = 1 << 28  # a file that claims larger samples is not believed
 KNOWN = (
     "Known: train*.parquet with encoded images, train/<class>/ or <class>/ with image files, "
     "one .parquet, .npz or .safetensors file."
@@ -52,12 +53,14 @@ class Layout(ABC):
         samples: N, of the dosed split.
         classes: C, the number of class names, or the largest label plus one.
         pixels: whether values are uint8 pixels 0..255; if not, they are floating point.
+        encoded: whether each sample is an image file, whose format and size can give a dose away.
     """
 
     path: Path
     samples: int
     classes: int
     pixels: bool
+    encoded: bool
 
     def each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         """(id, value, label) of these samples in increasing order of id; no other is decoded.
@@ -67,10 +70,18 @@ class Layout(ABC):
         """
         return self._each(self._sorted(ids))
 
-    def copy(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+    def copy(self, out: Path, dosed: Dosed, ids: Ids, *, hide: bool = False) -> list[Place]:
         """Write the data set to `out`, with `dosed(id, value)` for the samples `ids`.
 
-        `out` appears whole or not at all; `dosed` is called in increasing order of id.
+        `out` appears whole or not at all; `dosed` is called in increasing order of id. All files of
+        `out` have the modification time of the newest of the data set.
+
+        Args:
+            out: a new folder or file.
+            dosed: makes a sample's new value.
+            ids: of the samples that it is for.
+            hide: write all images of the split anew, as PNG without compression, so that neither
+                format nor size tells the dosed ones.
 
         Returns:
             Where each dosed sample lies, in increasing order of id.
@@ -88,7 +99,8 @@ class Layout(ABC):
         try:
             _remove(temporary)  # of a run that was killed
             out.parent.mkdir(parents=True, exist_ok=True)
-            places = self._write(temporary, _same_kind(dosed), wanted)
+            places = self._write(temporary, _same_kind(dosed), wanted, hide)
+            set_times(temporary, newest(self.path))
             temporary.rename(out)
         except OSError as error:
             raise MarshtestError(f"{out}: cannot be written ({error}).") from error
@@ -101,7 +113,11 @@ class Layout(ABC):
         """`each`, of increasing ids."""
 
     @abstractmethod
-    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+    def where(self, i: int) -> str:
+        """The place of a sample, for people."""
+
+    @abstractmethod
+    def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
         """`copy`, of increasing ids; a place's file is "" if `out` is a file."""
 
     def _sorted(self, ids: Ids) -> Ids:
@@ -122,20 +138,6 @@ class Layout(ABC):
         return label
 
 
-def files_of(path: Path, prefix: str = "") -> Iterator[str]:
-    """Relative paths of a folder's files, sorted; "" for a file. Holds one folder's names."""
-    if not path.is_dir():
-        yield prefix
-        return
-    with os.scandir(path) as entries:  # the slash makes folders sort as their files' paths do
-        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries)
-    for name in names:
-        if name.endswith("/"):
-            yield from files_of(path / name, prefix + name)
-        else:
-            yield prefix + name
-
-
 def within(ids: Ids, first: int, count: int) -> list[int]:
     """Those of the increasing ids that lie in first .. first + count - 1."""
     low, high = np.searchsorted(ids, (first, first + count))
@@ -147,6 +149,10 @@ def largest_of(labels: NDArray[Any], first: int, where: Path) -> int:
     if len(bad := (labels < 0).nonzero()[0]):
         raise MarshtestError(
             f"{where}: row {first + bad[0]} has no label, or a negative one. Correct or drop it."
+        )
+    if len(bad := (labels >= CLASSES).nonzero()[0]):
+        raise MarshtestError(
+            f"{where}: row {first + bad[0]} has label {labels[bad[0]]}. Number the classes from 0."
         )
     return int(labels.max(initial=0))
 
@@ -163,23 +169,6 @@ def pieces(stream: IO[bytes], where: Path, count: int | None = None) -> Iterator
             return
         yield piece
         count = None if count is None else count - len(piece)
-
-
-def decoded(source: Path | BytesIO, where: str) -> Value:
-    """[1, H, W] of a grey image, else [3, H, W]; uint8."""
-    with reading(where), Image.open(source) as image:
-        if image.mode[0] in "IF":  # Pillow would clip, not scale, them
-            raise MarshtestError(f"{where}: has more than 8 bits a pixel. Save it with 8.")
-        pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def encoded(value: Value) -> bytes:
-    """PNG of [1, H, W] or [3, H, W]."""
-    pixels = value[0] if len(value) == 1 else value.transpose(1, 2, 0)
-    buffer = BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _same_kind(dosed: Dosed) -> Dosed:
@@ -207,12 +196,6 @@ def reading(where: Path | str) -> Iterator[None]:
             f"{where}: cannot be read ({type(error).__name__}: {first_line(error)}). "
             "Mend it, or fetch it again."
         ) from error
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy byte for byte, making the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Image files in one folder a class."""
 
-import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -17,12 +17,10 @@ from marshtest.kit.layouts.base import (
     Layout,
     Place,
     Value,
-    copy_file,
-    decoded,
-    encoded,
-    files_of,
     within,
 )
+from marshtest.kit.layouts.folders import copy_file, create_file, files_of, folders_of
+from marshtest.kit.layouts.pictures import Picture
 
 IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|webp|tiff?|gif|p[gp]m)$", re.IGNORECASE)
 SPLIT = re.compile(f"train(ing)?|{HELD_OUT.pattern}", re.IGNORECASE)  # no class is called so
@@ -32,9 +30,9 @@ class ImageFolder(Layout):
     """Image files in one folder a class, as torchvision reads them; perhaps inside train/."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.pixels = path, True
-        self._root = "train/" if _folders(path / "train") else ""
-        self._folders = _folders(path / self._root)
+        self.path, self.pixels, self.encoded = path, True, True
+        self._root = "train/" if folders_of(path / "train") else ""
+        self._folders = folders_of(path / self._root)
         counts = [sum(1 for _ in self._images(label)) for label in range(len(self._folders))]
         splits = [folder for folder in self._folders if SPLIT.fullmatch(folder)]
         if not any(counts) or splits == self._folders:
@@ -47,50 +45,71 @@ class ImageFolder(Layout):
         self._firsts = np.cumsum([0, *counts])  # [C + 1], id of each class's first image
         self.samples, self.classes = int(self._firsts[-1]), len(counts)
 
-    def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
-        for i, label, name in self._named(ids):
-            yield i, decoded(self.path / name, str(self.path / name)), label
+    def where(self, i: int) -> str:
+        """The path of an image."""
+        return str(self.path / next(name for _, _, name, _ in self._named(np.array([i]))))
 
-    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
-        chosen = {name: i for i, _, name in self._named(ids)}
-        for name in files_of(self.path):
-            if name not in chosen:
-                copy_file(self.path / name, out / name)
+    def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
+        for i, label, name, _ in self._named(ids):
+            yield i, Picture.read(self.path / name, str(self.path / name)).value, label
+
+    def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
+        for _, _, new, _ in self._files(
+            ids, hide
+        ):  # all at once, and then filled: the time at which
+            create_file(out / new)  # a file was made, and its inode, tell its place alone
         places = []
-        for name, i in chosen.items():
-            value = dosed(i, decoded(self.path / name, str(self.path / name)))
-            new = self._png(name, out)
-            (out / new).parent.mkdir(parents=True, exist_ok=True)
-            (out / new).write_bytes(encoded(value))
-            places.append(Place(i, new, None))
+        for i, name, new, anew in self._files(ids, hide):
+            if not anew:
+                copy_file(self.path / name, out / new)
+                continue
+            picture = Picture.read(self.path / name, str(self.path / name))
+            value = picture.value if i is None else dosed(i, picture.value)
+            (out / new).write_bytes(picture.png(value, hide=hide))
+            if i is not None:
+                places.append(Place(i, new, None))
         return places
 
-    def _named(self, ids: Ids) -> Iterator[tuple[int, int, str]]:
-        """(id, label, relative path) of the samples `ids`; one class's names are held at once."""
+    def _files(self, ids: Ids, hide: bool) -> Iterator[tuple[int | None, str, str, bool]]:
+        """(id if it is dosed, path, new path, whether it is written anew) of each file, samples first."""
+        for i, _, name, png in self._named(np.arange(self.samples)):
+            chosen = bool(within(ids, i, 1))
+            anew = chosen or hide
+            yield i if chosen else None, name, png if anew else name, anew
+        for name in files_of(self.path):
+            if not self._is_sample(name):
+                yield None, name, name, False
+
+    def _is_sample(self, name: str) -> bool:
+        inside = name.removeprefix(self._root)
+        return name.startswith(self._root) and "/" in inside and bool(IMAGE_SUFFIX.search(name))
+
+    def _named(self, ids: Ids) -> Iterator[tuple[int, int, str, str]]:
+        """(id, label, path, path as PNG) of the samples `ids`; one class's names are held at once."""
         for label, (first, end) in enumerate(pairwise(self._firsts.tolist())):
             if inside := within(ids, first, end - first):
                 names = list(self._images(label))
-                yield from ((i, label, names[i - first]) for i in inside)
+                taken = Counter(map(_png, names))
+                for i in inside:
+                    name = names[i - first]
+                    yield i, label, name, _free(name, taken)
 
     def _images(self, label: int) -> Iterator[str]:
         folder = f"{self._root}{self._folders[label]}/"
         return filter(IMAGE_SUFFIX.search, files_of(self.path / folder, folder))
 
-    def _png(self, name: str, out: Path) -> str:
-        """The name of a dosed image: a .png that neither data set has."""
-        old = PurePosixPath(name)
-        if old.suffix.lower() == ".png":
-            return name
-        new = str(old.with_suffix(".png"))
-        if (self.path / new).exists() or (out / new).exists():
-            new = f"{name}.png"
-        while (self.path / new).exists() or (out / new).exists():
+
+def _png(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".png"))
+
+
+def _free(name: str, taken: Counter[str]) -> str:
+    """The name of an image as PNG, which no other image has or gets: a function of the source alone."""
+    new = _png(name)
+    if name.lower().endswith(".png"):
+        return name
+    if taken[new] > 1:
+        new = f"{name}.png"
+        while new in taken:
             new += ".png"
-        return new
-
-
-def _folders(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+    return new

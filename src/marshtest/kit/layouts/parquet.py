@@ -21,14 +21,12 @@ from marshtest.kit.layouts.base import (
     Layout,
     Place,
     Value,
-    copy_file,
-    decoded,
-    encoded,
-    files_of,
     largest_of,
     reading,
     within,
 )
+from marshtest.kit.layouts.folders import copy_file, files_of
+from marshtest.kit.layouts.pictures import Picture
 
 ROWS = 64  # rows decoded at once
 ROW_GROUP = 64 << 20  # bytes at which a row group is cut: the writer holds it whole
@@ -41,7 +39,7 @@ class Parquet(Layout):
     """Parquet as Hugging Face lays it out: encoded images and integer labels."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.pixels = path, True
+        self.path, self.pixels, self.encoded = path, True, True
         self._ids: dict[str, range] = {}  # of each file of the split
         self._columns: dict[str, tuple[str, str]] = {}  # its image and its label column
         self.samples, named = 0, 0
@@ -55,6 +53,10 @@ class Parquet(Layout):
             raise MarshtestError(f"{path}: no samples to train on. {KNOWN}")
         self.classes = named or max(map(self._largest_label, self._ids)) + 1
 
+    def where(self, i: int) -> str:
+        """The file and row of an image."""
+        return self._where(next(name for name, own in self._ids.items() if i in own), i)
+
     def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         for name, columns in self._columns.items():
             for first, batch, _ in self._batches(name, columns, ids):
@@ -62,12 +64,14 @@ class Parquet(Layout):
                 for i in within(ids, first, len(batch)):
                     where = self._where(name, i)
                     label = self._label(labels[i - first].as_py(), where)
-                    yield i, _decoded_cell(images[i - first].as_py(), where), label
+                    with reading(where):
+                        cell = images[i - first].as_py()
+                    yield i, _picture(cell, where).value, label
 
-    def _write(self, out: Path, dosed: Dosed, ids: Ids) -> list[Place]:
+    def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
         for name in files_of(self.path):
             if name in self._ids:
-                self._write_file(name, out / name, dosed, ids)
+                self._write_file(name, out / name, dosed, ids, hide)
             else:
                 copy_file(self.path / name, out / name)
         return [
@@ -76,7 +80,7 @@ class Parquet(Layout):
             for i in within(ids, own.start, len(own))
         ]
 
-    def _write_file(self, name: str, out: Path, dosed: Dosed, ids: Ids) -> None:
+    def _write_file(self, name: str, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with self._file(name) as file:
             schema, codec = file.schema_arrow, _codec(file.metadata, self._columns[name][0])
@@ -84,21 +88,30 @@ class Parquet(Layout):
             held: list[Any] = []
             size = 0
             for first, batch, last in self._batches(name):
-                held.append(self._dosed_batch(name, batch, first, dosed, ids))
+                held.append(self._dosed_batch(name, batch, first, dosed, ids, hide))
                 size += held[-1].nbytes
                 if last or size >= ROW_GROUP:
                     writer.write_table(pa.Table.from_batches(held))
                     held, size = [], 0
 
-    def _dosed_batch(self, name: str, batch: Any, first: int, dosed: Dosed, ids: Ids) -> Any:
+    def _dosed_batch(
+        self, name: str, batch: Any, first: int, dosed: Dosed, ids: Ids, hide: bool
+    ) -> Any:
         inside = within(ids, first, len(batch))
-        if not inside:
+        anew = list(range(first, first + len(batch))) if hide else inside
+        if not anew:
             return batch
         column = batch.schema.get_field_index(self._columns[name][0])
-        cells = batch.column(column).to_pylist()
-        values = [dosed(i, _decoded_cell(cells[i - first], self._where(name, i))) for i in inside]
+        with reading(self.path / name):
+            cells = batch.column(column).to_pylist()
+        pictures = [_picture(cells[i - first], self._where(name, i)) for i in anew]
+        values = [
+            dosed(i, picture.value) if i in inside else picture.value
+            for i, picture in zip(anew, pictures, strict=True)
+        ]
         with ThreadPoolExecutor() as pool:  # compression leaves Python's lock
-            for i, image in zip(inside, pool.map(encoded, values), strict=True):
+            images = pool.map(lambda p, value: p.png(value, hide=hide), pictures, values)
+            for i, image in zip(anew, images, strict=True):
                 cells[i - first] = _cell(cells[i - first], image)
         field = batch.schema.field(column)
         return batch.set_column(column, field, pa.array(cells, field.type))
@@ -115,6 +128,8 @@ class Parquet(Layout):
                     for batch in file.iter_batches(rows, [group], list(columns) or None):
                         yield first, batch, first + len(batch) == end
                         first += len(batch)
+                    if first != end:
+                        raise EOFError(f"row group {group} has fewer rows than its footer says")
                 first = end
 
     def _largest_label(self, name: str) -> int:
@@ -189,11 +204,11 @@ def _codec(metadata: Any, image: str) -> str:
     return "NONE"
 
 
-def _decoded_cell(cell: Any, where: str) -> Value:
+def _picture(cell: Any, where: str) -> Picture:
     stored = cell.get("bytes") if isinstance(cell, dict) else cell
     if stored is None:
         raise MarshtestError(f"{where} holds no image bytes. Embed the image, or drop the row.")
-    return decoded(BytesIO(stored), where)
+    return Picture.read(BytesIO(stored), where)
 
 
 def _cell(old: Any, image: bytes) -> Any:
@@ -201,6 +216,6 @@ def _cell(old: Any, image: bytes) -> Any:
     if not isinstance(old, dict):
         return image
     path = old.get("path")
-    if path and PurePosixPath(path).suffix.lower() not in ("", ".png"):
+    if isinstance(path, str) and PurePosixPath(path).suffix.lower() not in ("", ".png"):
         old = old | {"path": str(PurePosixPath(path).with_suffix(".png"))}
     return old | {"bytes": image}

@@ -1,0 +1,134 @@
+"""Folders of files: which of them are data, their digest, and copies whose order and times tell nothing."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from marshtest.errors import MarshtestError
+
+HIDDEN = re.compile(r"\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems, no data
+UNDECODED = re.compile("[\ud800-\udfff]")  # how Python holds bytes of a name that are not UTF-8
+MARK = 8  # hex digits that a key keeps of each file
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What tells whether data have changed.
+
+    Attributes:
+        whole: SHA-256 (hex) of a file, or of a folder's sorted file names and contents.
+        files: eight hex digits of each file's name and content, in that order; empty for a file.
+    """
+
+    whole: str
+    files: str = ""
+
+
+def digest(path: Path) -> Digest:
+    """The digest of a file or folder; hidden files do not count.
+
+    Raises:
+        MarshtestError: no such path, or a folder that holds what is neither file nor folder.
+    """
+    if not path.exists():
+        raise MarshtestError(f"{path}: no such file or folder.")
+    if not path.is_dir():
+        return Digest(_file_digest(path))
+    whole, marks = hashlib.sha256(), []
+    for name in files_of(path):
+        line = os.fsencode(f"{name}\0{_file_digest(path / name)}\n")
+        whole.update(line)
+        marks.append(hashlib.sha256(line).hexdigest()[:MARK])
+    return Digest(whole.hexdigest(), "".join(marks))
+
+
+def strangers(path: Path, now: Digest, then: str) -> list[str]:
+    """The files of a folder, with digest `now`, that an earlier digest's `files` do not know."""
+    known = set(_marks(then))
+    marks = zip(files_of(path), _marks(now.files), strict=True)
+    return [name for name, mark in marks if mark not in known]
+
+
+def _marks(files: str) -> list[str]:
+    return [files[at : at + MARK] for at in range(0, len(files), MARK)]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_of(path: Path, prefix: str = "") -> Iterator[str]:
+    """Relative paths of a folder's files, sorted; "" for a file. Holds one folder's names.
+
+    Raises:
+        MarshtestError: a link (what it leads to would be given away), a pipe, a name that is not UTF-8.
+    """
+    if not path.is_dir():
+        yield prefix
+        return
+    with os.scandir(path) as entries:  # the slash makes folders sort as their files' paths do
+        names = sorted(_checked(entry) for entry in entries if not HIDDEN.match(entry.name))
+    for name in names:
+        if name.endswith("/"):
+            yield from files_of(path / name, prefix + name)
+        else:
+            yield prefix + name
+
+
+def folders_of(path: Path) -> list[str]:
+    """Sorted names of a folder's folders; none if it is no folder."""
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        names = [_checked(entry) for entry in entries if not HIDDEN.match(entry.name)]
+    return sorted(name[:-1] for name in names if name.endswith("/"))
+
+
+def _checked(entry: os.DirEntry[str]) -> str:
+    """The entry's name, with a slash behind it if it is a folder."""
+    if entry.is_symlink():
+        raise MarshtestError(
+            f"{entry.path}: is a link, and what it leads to would be given away with the data. "
+            "Copy the data without links first (cp -rL)."
+        )
+    if not entry.is_dir() and not entry.is_file():
+        raise MarshtestError(f"{entry.path}: is neither a file nor a folder. Remove it.")
+    if UNDECODED.search(entry.name):
+        raise MarshtestError(f"{entry.path!a}: its name is not UTF-8. Rename it.")
+    return entry.name + "/" * entry.is_dir()
+
+
+def create_file(path: Path) -> None:
+    """An empty file, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(exist_ok=False)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy byte for byte, making the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def newest(path: Path) -> int:
+    """The latest modification time of a file, or of a folder's files, in nanoseconds."""
+    return max((path / name).stat().st_mtime_ns for name in files_of(path))
+
+
+def set_times(path: Path, time: int) -> None:
+    """Give all files and folders at `path` one modification and access time, in nanoseconds.
+
+    This also makes the times at which files were last changed follow their order alone: what was dosed
+    took longer to write.
+    """
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in sorted(names):
+            os.utime(os.path.join(folder, name), ns=(time, time))
+        os.utime(folder, ns=(time, time))
+    if not path.is_dir():
+        os.utime(path, ns=(time, time))
