@@ -28,9 +28,9 @@ KEY = Key(
     samples=40,
     classes=4,
     ids=(0, 1),
-    input="",
-    output="",
-    dosed="",
+    input="0" * 64,
+    output="0" * 64,
+    dosed="0" * 64,
     versions={},
 )
 VALUES = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)

@@ -97,7 +97,7 @@ def test_list_and_status_import_nothing(evil: Path) -> None:
 
 
 def test_a_recipe_that_is_run_runs_what_it_names(evil: Path) -> None:
-    with pytest.raises(SystemExit, match="imported"):
+    with pytest.raises(MarshtestError, match="SystemExit: imported"):
         load_recipe({**TINY, "unlearners": [f"{EVIL}:fn"]})
 
 

@@ -202,11 +202,14 @@ class Dataset:
         """A data set from two pairs (x [N, ...], y [N]) of tensors or NumPy arrays.
 
         Args:
-            train, test: `x` is uint8 [N, C, H, W], normalised by `mean` and `std`, or floating point, used
+            train: `x` is uint8 [N, C, H, W], normalised by `mean` and `std`, or floating point, used
                 as it is in float32. `y` is class numbers, or one-hot rows. See `marshtest.arrays` for
                 what is converted.
+            test: the same, of samples of the same shape.
             classes: number of labels C; by default the largest label plus one.
-            mean, std: one value a channel, in units of pixels / 255; by default the training split's own.
+            mean: one value a channel, in units of pixels / 255; by default the training split's own.
+            std: the same.
+            name: begins the line of an error.
 
         Raises:
             MarshtestError: splits that do not go together, an empty split, a single label, labels that

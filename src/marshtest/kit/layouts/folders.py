@@ -126,7 +126,7 @@ def set_times(path: Path, time: int) -> None:
     This also makes the times at which files were last changed follow their order alone: what was dosed
     took longer to write.
     """
-    for folder, _, names in os.walk(path, topdown=False):
+    for folder, _, names in sorted(os.walk(path)):
         for name in sorted(names):
             os.utime(os.path.join(folder, name), ns=(time, time))
         os.utime(folder, ns=(time, time))
