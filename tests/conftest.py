@@ -1,7 +1,12 @@
 """Small shared settings: one run of a tiny recipe serves many tests."""
 
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # read as the library is imported; a hub that is not there costs minutes
+)
 
 import pytest
 import torch

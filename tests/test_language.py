@@ -272,9 +272,8 @@ def test_wrong_columns_and_wrong_pairs_are_refused(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "pickled"])
 def test_a_source_that_cannot_be_loaded_is_one_line(
-    kind: str, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, texts: Texts, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     source = tmp_path / "model"
     if kind != "missing":
         source.mkdir()

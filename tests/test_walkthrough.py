@@ -44,7 +44,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(folder: Path, *words: str, code: int) -> dict[str, object]:
-    key = ["--key", "dosed.key.json", "--data", "digits", "--scaling", "unit", "--json"]
+    key = [
+        "--key",
+        "dosed.key.json",
+        "--data",
+        "digits",
+        "--scaling",
+        "unit",
+        "--draws",
+        "19",
+        "--json",
+    ]
     told = run(folder, sys.executable, "-m", "marshtest", "test", *words, *key, code=code)
     return json.loads(told)  # type: ignore[no-any-return]
 
@@ -64,14 +74,14 @@ def test_continued_training_keeps_the_dose_and_retraining_removes_it(folder: Pat
 def test_onnx_runtime_as_a_black_box_gives_the_programs_rank_score(folder: Path) -> None:
     run(folder, sys.executable, str(EXAMPLES / "to_onnx.py"), "before.pt2", "before.onnx")
     box = f"cmd:{sys.executable} {EXAMPLES / 'onnx_box.py'} before.onnx {{inputs}} {{outputs}}"
-    (onnx,) = asked(folder, box, "--draws", "19", code=1)["models"]  # type: ignore[misc]
-    (exported,) = asked(folder, "before.pt2", "--draws", "19", code=1)["models"]  # type: ignore[misc]
+    (onnx,) = asked(folder, box, code=1)["models"]  # type: ignore[misc]
+    (exported,) = asked(folder, "before.pt2", code=1)["models"]  # type: ignore[misc]
     assert abs(onnx["rank_dependence"] - exported["rank_dependence"]) < 0.01
     assert "gus_dependence" not in onnx
 
 
 def test_a_model_fed_with_the_wrong_scaling_is_noticed(folder: Path) -> None:
-    key = ["--key", "dosed.key.json", "--data", "digits", "--scaling", "0/10000"]
+    key = ["--key", "dosed.key.json", "--data", "digits", "--scaling", "0/10000", "--draws", "3"]
     words = [sys.executable, "-m", "marshtest", "test", "before.pt2", "after.pt2", *key]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
