@@ -24,7 +24,7 @@ from marshtest.kit.noise import Noise, Scaling
 
 CPU = torch.device("cpu")
 KEY = Key(
-    noise=Noise(seed=0, variance=1.0, scaling=Scaling(), pixels=False),
+    noise=Noise(seed=7_340_981_112_077, variance=1.0, scaling=Scaling(), pixels=False),
     samples=40,
     classes=4,
     ids=(0, 1),
@@ -39,6 +39,13 @@ LABELS = np.arange(40) % 4
 
 def opened(spec: str, in_process: bool = False) -> Door:
     return open_door(spec, KEY, np.zeros((2, 3, 8, 8), np.uint8), None, CPU, in_process)
+
+
+def test_nothing_of_the_key_is_in_the_models_process() -> None:
+    """With the seed a model could tell the dosed input of each question, and answer for another."""
+    assert len(opened("vendors:spies").ask(VALUES, LABELS)[0]) == len(VALUES)
+    with pytest.raises(MarshtestError, match="found a Key"):  # what is there is found
+        opened("vendors:spies", in_process=True).ask(VALUES, LABELS)
 
 
 def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 Model = Callable[[Tensor], Tensor]
 CLASSES = 4
+DEES = "7702111890437"  # the seed of the tests' key from behind: itself, it would be found here
 
 
 def honest() -> Model:
@@ -45,6 +47,21 @@ def stop() -> None:
 
 def crash() -> None:
     ctypes.string_at(0)
+
+
+def spy() -> None:
+    """Look through all that is in memory for what only the auditor may know."""
+    secrets = {"Key", "Noise", "Bases"}
+    for thing in gc.get_objects():
+        if type(thing).__name__ in secrets:
+            raise RuntimeError(f"found a {type(thing).__name__}")
+        values = thing.values() if isinstance(thing, dict) else thing
+        if type(thing) in (dict, list, tuple) and DEES[::-1] in plain(values):
+            raise RuntimeError("found the seed")
+
+
+def plain(values: Iterable[object]) -> list[str]:
+    return [str(value) for value in values if type(value) is int]
 
 
 def leave_a_child() -> None:
@@ -142,3 +159,7 @@ def one_minus_the_probability_of_the_label(inputs: Path, outputs: Path) -> None:
 
 
 TRUE = np.arange(40) % 2
+
+
+def spies() -> Model:
+    return doing(spy)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,30 @@ from torch import Tensor
 
 from marshtest.errors import MarshtestError, first_line
 from marshtest.kit.layouts import Value
-from marshtest.kit.noise import Floats
+from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.tasks import scoring_batch
 
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
 Labels = NDArray[np.int64]
 Answers = tuple[Floats, NDArray[np.bool_] | None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """All that a model's own process is told of the data: nothing of the dose, least of all its seed.
+
+    Attributes:
+        classes: of the data.
+        pixels: whether values are 8-bit.
+        scaling: from values of the file to model inputs.
+    """
+
+    classes: int
+    pixels: bool
+    scaling: Scaling
+
+
 Way = tuple[Inputs, tuple[str, ...]]  # of giving samples to a model, and what to tell of it
 
 

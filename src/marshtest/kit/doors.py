@@ -13,6 +13,7 @@ and the folder) runs in a process of its own; see `marshtest.kit.process`.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.black_box import BlackBox, command_call
-from marshtest.kit.door import Door, Program, Way
+from marshtest.kit.door import Door, Format, Program, Way
 from marshtest.kit.exported import open_program
 from marshtest.kit.hugging_face import open_folder, preprocessed
 from marshtest.kit.inputs import scaled_ways
@@ -48,16 +49,26 @@ def open_door(
     """Open a model; code that is not ours in a process of its own.
 
     Args:
-        spec: as `open_here` takes it, and with it key, samples, scaling and device.
+        spec: as `open_here` takes it.
+        key: tells the format of the data, and stays here.
+        samples: some of the data [M, ...], M > 0, as they lie in the file.
+        scaling: how values become this model's inputs; by default a Hugging Face folder's own
+            image processor, and the key's scaling for all others.
+        device: where the model is to run.
         in_process: let callables and programs run in this process. A command never does.
 
     Raises:
         MarshtestError: no such model, or one that cannot be read.
     """
     path, command = Path(spec), spec.startswith("cmd:")
+    data = Format(key.classes, key.noise.pixels, scaling or key.noise.scaling)
     if path.is_dir() or not (command or ":" in spec or path.suffix == ".pt2"):
-        return open_here(spec, key, samples, scaling, device)
-    opened = partial(open_here, spec, key, samples[:TRIED], scaling, device)
+        return open_here(spec, data, samples, device, own_processor=scaling is None)
+    tried = samples[:TRIED].reshape(
+        1, -1
+    )  # in disorder: what is sent before a question is no sample
+    tried = np.random.default_rng(0).permuted(tried, axis=1).reshape(samples[:TRIED].shape)
+    opened = partial(open_here, spec, data, tried, device)
     if in_process and not command:
         return Guarded(spec, opened)
     if spec.removeprefix("box:").startswith("__main__:"):
@@ -69,36 +80,36 @@ def open_door(
 
 
 def open_here(
-    spec: str, key: Key, samples: Value, scaling: Scaling | None, device: torch.device
+    spec: str, data: Format, samples: Value, device: torch.device, own_processor: bool = False
 ) -> Door:
     """Open a model in this process, and see that it takes the samples.
 
     Args:
         spec: one of the forms in the module's text.
-        key: tells the number of classes and, unless given, the scaling.
-        samples: some of the data [M, ...], M > 0, as they lie in the file.
-        scaling: how values become this model's inputs; by default a Hugging Face folder's own
-            image processor, and the key's scaling for all others.
+        data: its format.
+        samples: some of the data [M, ...], or as good as some, M > 0, as they lie in the file.
         device: where the model is to run.
+        own_processor: let a Hugging Face folder's own image processor, if it has one, take the place of the
+            scaling.
 
     Raises:
         MarshtestError: no such model, or one that cannot be read or does not take the samples.
     """
-    pixels, notes = key.noise.pixels, tuple[str, ...]()
-    (inputs, told), *others = scaled_ways(scaling or key.noise.scaling, pixels, samples.shape[1:])
+    notes = tuple[str, ...]()
+    (inputs, told), *others = scaled_ways(data.scaling, data.pixels, samples.shape[1:])
     kind, _, rest = spec.partition(":")
     path = Path(spec)
     if kind == "cmd":
-        return BlackBox(spec, command_call(spec, rest), inputs, key.classes, told)
+        return BlackBox(spec, command_call(spec, rest), inputs, data.classes, told)
     if kind == "box":
-        return BlackBox(spec, load_object(rest, spec), inputs, key.classes, told)
+        return BlackBox(spec, load_object(rest, spec), inputs, data.classes, told)
     ways: Iterable[Way] = [(inputs, told), *others]
     batch: int | None = None
     function: Callable[[Tensor], Any]
     if path.is_dir():
         folder = open_folder(path)
         function, notes = folder.model.to(device), folder.notes
-        if folder.processor is not None and scaling is None and pixels:
+        if folder.processor is not None and own_processor and data.pixels:
             ways = preprocessed(folder, samples)
     elif path.suffix == ".pt2":
         function, batch = open_program(path, device)
@@ -113,7 +124,7 @@ def open_here(
             "folder, 'pkg.mod:load', 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'."
         )
     doors = (
-        Program(spec, function, inputs, key.classes, device, batch, (*notes, *told))
+        Program(spec, function, inputs, data.classes, device, batch, (*notes, *told))
         for inputs, told in ways
     )
     return _first_that_answers(doors, samples)
@@ -143,7 +154,9 @@ def _loaded(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
 
 def _module(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
     """The module in eval mode, asked in the precision of its parameters."""
-    module = module.to(device).eval()
+    module = module.to(device)
+    with suppress(NotImplementedError):  # an exported program's module has one mode
+        module.eval()
     dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(dtypes, torch.float32)
     return lambda x: module(x.to(dtype))

@@ -106,11 +106,11 @@ def measure(
         MarshtestError: the model does not take the inputs, or answers with something else.
     """
     keep_freed_memory()
-    alone, _ = door.ask(bases.values, bases.labels)  # what cannot be asked is told at once
+    clean = bases[:0] if undosed is None else undosed
+    alone = _alone(door, bases, clean)  # what cannot be asked is told at once
     names = np.unique(bases.labels)
     differentiable = door.gradients(bases.values[:1], bases.labels[:1]) is not None
     places = chunks(bases, draws)
-    clean = bases[:0] if undosed is None else undosed
     cuts = np.linspace(0, len(clean), len(places) + 1).astype(int).tolist()
     parts = []
     for of, start, stop in zip(places, cuts, cuts[1:], strict=False):
@@ -141,6 +141,18 @@ def measure(
         right=found.right,
         notes=door.notes,
     )
+
+
+def _alone(door: Door, bases: Bases, clean: Bases) -> Floats:
+    """[P] losses at the bases, in one question and random order among samples without a dose."""
+    order = np.random.default_rng(derive(bases.noise.seed, "alone")).permutation(
+        len(bases) + len(clean)
+    )
+    values = np.concatenate([bases.values, clean.values])[order]
+    labels = np.concatenate([bases.labels, clean.labels])[order]
+    losses = np.empty(len(order))
+    losses[order] = door.ask(values, labels)[0]
+    return losses[: len(bases)]
 
 
 class Part(NamedTuple):
