@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 import marshtest
 from marshtest.errors import MarshtestError
 from marshtest.models import MLP, load_model
+from marshtest.ranking import leaderboard
 from marshtest.recipe import load_recipe
+from marshtest.report.tables import explained
 from marshtest.results import Results
 
 
@@ -66,6 +68,19 @@ def test_what_is_handed_out_suffices_to_retrain(tmp_path: Path) -> None:
     assert abs(found["rank_dependence"]) < 4 * found["rank_error"]
 
 
+def test_the_same_command_goes_on_with_the_answers(tmp_path: Path) -> None:
+    """In the folder that waits: models are there already, and answered rows replace those that waited."""
+    waiting = run(tmp_path, "run")
+    assert "there is no model to be asked (waits for" in " ".join(explained(waiting))
+    answer_with_what_was_given(tmp_path / "exchange")
+    results = run(tmp_path, "run")
+    assert line(results, "outside")["note"] == ""
+    assert line(results, "outside")["rank_dependence"] == line(results, "none")["rank_dependence"]
+    assert line(results, "none")["seconds"] == line(waiting, "none")["seconds"]  # not trained again
+    board = leaderboard([waiting, results]).set_index("unlearner")
+    assert "outside" in board.index
+
+
 def test_another_answer_is_another_experiment(tmp_path: Path) -> None:
     run(tmp_path, "first")
     answer_with_what_was_given(tmp_path / "exchange")
@@ -73,7 +88,9 @@ def test_another_answer_is_another_experiment(tmp_path: Path) -> None:
     (place,) = (tmp_path / "exchange").iterdir()
     weights = load_file(place / "updated.safetensors")
     save_file({name: 0 * of for name, of in weights.items()}, place / "updated.safetensors")
-    with pytest.raises(MarshtestError, match="second"):
+    with pytest.raises(
+        MarshtestError, match="second: holds results of this recipe with other code"
+    ):
         run(tmp_path, "second")
     with pytest.raises(MarshtestError, match="not those that this recipe was stored with"):
         done.recipe.imported()

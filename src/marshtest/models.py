@@ -398,20 +398,23 @@ def _is_weight(module: nn.Module) -> bool:
 def save_model(
     model: nn.Module,
     path: str | Path,
-    settings: ModelSettings,
+    settings: ModelSettings | str | Mapping[str, Any],
     input_shape: tuple[int, ...],
     classes: int,
 ) -> None:
     """Write a model as one safetensors file that says how to build it again.
 
     Args:
-        settings: of the model.
+        settings: what a recipe says of the model: "pkg.mod:fn" for one that your factory builds, or a
+            mapping with its name and options.
         input_shape: of one sample's x.
         classes: number of labels C.
 
     Raises:
         MarshtestError: the file cannot be written.
     """
+    if not isinstance(settings, ModelSettings):
+        settings = parse_model(settings)
     write(checkpoint(model, settings, input_shape, classes), Path(path))
 
 

@@ -195,11 +195,23 @@ def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | N
 
 
 def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
-    """Raise where the folder holds another recipe's results, or what is no run."""
+    """Raise where the folder holds another recipe's results, or what is no run.
+
+    Where unlearners raised, the recipe may go on with their code mended, or with answers from outside.
+    """
     about = folder / "run.json"
     if about.exists():
         found = _read_about(about)
         if {key: found.get(key) for key in identity} != identity:
+            values = [_but_for_code(of) for of in (found.get("values"), _values(recipe))]
+            same = values[0] == values[1] and found.get("data") == identity["data"]
+            if same and (folder / RAISED).exists():
+                return
+            if same:
+                raise MarshtestError(
+                    f"{folder}: holds results of this recipe with other code of yours, or other answers "
+                    "from outside. Choose another --out, or remove the folder."
+                )
             raise MarshtestError(
                 f"{folder}: holds results of another recipe ({found.get('name')}-"
                 f"{found.get('recipe')}; this one is {recipe.name}-{recipe.hash}). "
@@ -230,7 +242,8 @@ def claim(folder: Path, recipe: Named, identity: dict[str, Any]) -> None:
     about = folder / "run.json"
     if about.exists():
         refuse_anothers(folder, recipe, identity)  # another command may have made it meanwhile
-        return
+        if _read_about(about).get("recipe") == identity["recipe"]:
+            return
     write(recipe.to_yaml().encode(), folder / "recipe.yaml")
     started = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
     values = {"name": recipe.name, **identity, **started, **describe(recipe, identity["data"])}
@@ -250,5 +263,22 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "values": recipe.model_dump(mode="json", exclude={"data": {"path"}}),
+        "values": _values(recipe),
     }
+
+
+def _values(recipe: Named) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"data": {"path"}})
+
+
+def _but_for_code(values: Any) -> Any:
+    """A recipe's values without what tells versions of unlearners' code, or of answers, apart."""
+    if not isinstance(values, dict) or not isinstance(values.get("unlearners"), list):
+        return values
+    beside = {"source", "answers"}
+    trials = [
+        [{key: of[key] for key in of.keys() - beside} for of in trials if isinstance(of, dict)]
+        for trials in values["unlearners"]
+        if isinstance(trials, list)
+    ]
+    return {**values, "unlearners": trials}

@@ -64,10 +64,8 @@ def open_door(
     data = Format(key.classes, key.noise.pixels, scaling or key.noise.scaling)
     if path.is_dir() or not (command or ":" in spec or path.suffix == ".pt2"):
         return open_here(spec, data, samples, device, own_processor=scaling is None)
-    tried = samples[:TRIED].reshape(
-        1, -1
-    )  # in disorder: what is sent before a question is no sample
-    tried = np.random.default_rng(0).permuted(tried, axis=1).reshape(samples[:TRIED].shape)
+    first = samples[:TRIED]  # in disorder: what is sent before a question is no sample
+    tried = np.random.default_rng(0).permutation(first.reshape(-1)).reshape(first.shape)
     opened = partial(open_here, spec, data, tried, device)
     if in_process and not command:
         return Guarded(spec, opened)

@@ -189,6 +189,8 @@ def why(line: Any, results: Results) -> str:
         return str(line["reasons"])
     if line["verdict"] == "NOT REMOVED":
         return "what is left is surely not nothing, and not surely within the margin"
+    if pd.isna(line["test_accuracy"]):
+        return f"there is no model to be asked ({line['note'] or 'it was not returned'})"
     return f"too few {results.unit} for either answer"
 
 

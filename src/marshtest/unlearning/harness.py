@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from marshtest.budget import Budget, BudgetSpent, Cost
 from marshtest.data import Samples
+from marshtest.errors import MarshtestError
 from marshtest.models import copied, restore, state_of
 from marshtest.seeds import seeded
 from marshtest.tasks import Task
@@ -114,6 +115,8 @@ def _run(
             )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
+    except MarshtestError as error:  # it says itself what is to be done
+        note, trace = str(error), traceback.format_exc()
     except (Exception, SystemExit) as error:
         note = f"raised {type(error).__name__}: {_one_line(error)} ({_place(error)})"
         trace = traceback.format_exc()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from marshtest.budget import Budget
 from marshtest.data import Samples
-from marshtest.errors import MarshtestError, first_line
+from marshtest.errors import MarshtestError
 from marshtest.files import write
 from marshtest.models import restore, state_of
 from marshtest.sealed import Sealed
@@ -70,8 +70,8 @@ class Outside(Unlearner):
         if not (place / UPDATED).exists():
             _hand_out(place, model, retain, forget, task)
             raise MarshtestError(
-                f"waits for {place / UPDATED}, the model after unlearning, made from the files beside "
-                "it. Then run the same command again"
+                f"waits for {place / UPDATED}, the model after unlearning, made from the files "
+                "beside it. Then run the same command again."
             )
         return _taken_back(place / UPDATED, model)
 
@@ -98,8 +98,8 @@ def _taken_back(file: Path, model: nn.Module) -> nn.Module:
         restore(made, load_file(file))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise MarshtestError(
-            f"{file}: holds no weights of this model ({first_line(error)}). Write its state_dict "
-            "with safetensors.torch.save_file"
+            f"{file}: holds no weights of this model ({' '.join(str(error).split())[:300]}). Write its "
+            "state_dict with safetensors.torch.save_file."
         ) from None
     return made
 
