@@ -172,7 +172,7 @@ def test_every_command_that_reads_rows_says_so_in_one_line(
     assert "Traceback" not in said.output
 
 
-@pytest.mark.parametrize("run", ["tiny_run", "matching"])
+@pytest.mark.parametrize("run", ["tiny_run"])
 def test_rows_without_any_one_column_are_refused_or_reported_whole(
     run: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
