@@ -12,7 +12,7 @@ from conftest import TINY
 from scipy import stats
 
 import marshtest
-from marshtest.comparison import compare, sentences
+from marshtest.comparison import _names, compare, sentences
 from marshtest.errors import MarshtestError
 from marshtest.metrics.verdict import holm
 from marshtest.ranking import Measure, Trial, _error_of_share, _worst, leaderboard
@@ -324,3 +324,15 @@ def test_without_controls_or_an_effect_nothing_is_ranked(tiny_run: Results) -> N
         **{c: rows[c].mask(initial, 0.0) for c in ("gus_dependence", "rank_dependence")}
     )
     assert leaderboard([replace(tiny_run, rows=flat)]).empty
+
+
+def test_two_versions_are_told_apart_by_what_they_differ_in() -> None:
+    def cell(name: str, given: str) -> tuple[str, str]:
+        return name, given
+
+    mine = [f'{{"options": {{"lr": {lr}, "k": 3}}, "source": "0a"}}' for lr in (0.02, 0.08)]
+    one, two = (cell("myunl:mine", given) for given in mine)
+    assert _names(one, two) == ("myunl:mine lr=0.02", "myunl:mine lr=0.08")
+    changed = cell("myunl:mine", mine[0].replace("0a", "0b"))
+    assert _names(one, changed) == ("myunl:mine source=0a", "myunl:mine source=0b")
+    assert _names(cell("gd", '{"lr": 1}'), cell("ga", '{"lr": 2}')) == ("gd", "ga")

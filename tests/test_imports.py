@@ -40,6 +40,7 @@ ORDER = [
     "engines",
     "examples",
     "prospects",
+    "columns",
     "rows",
     "results",
     "hypotheses",

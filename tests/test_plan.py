@@ -5,11 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from marshtest.cli import app
 from marshtest.errors import MarshtestError
 from marshtest.metrics.dependence import dependence
 from marshtest.metrics.verdict import Evidence, rests_on, verdicts
-from marshtest.plan import Plan, effects_of, poisons_of_one_run, save_plan, trainings_table
+from marshtest.plan import (
+    EFFECTS,
+    FAMILY,
+    Plan,
+    effects_of,
+    poisons_of_one_run,
+    save_plan,
+    trainings_table,
+)
 from marshtest.results import Results
 
 PLAN = Plan({"gus": 0.5, "rank": 0.8}, unlearners=4)
@@ -87,7 +97,11 @@ def test_what_cannot_be_planned_is_refused() -> None:
         ({"effects": {}}, "give an expected effect"),
         ({"effects": {"gus": 1.0}, "power": 1.0}, "power must lie between 0 and 1. Got 1"),
         ({"effects": {"gus": 1.0}, "power": 0.95}, "power must be below 1 − alpha = 0.95"),
-        ({"effects": {"gus": 1.0}, "unlearners": 0}, "at least one unlearner"),
+        ({"effects": {"gus": 1.0}, "unlearners": 0}, "unlearners must be from 1 to"),
+        ({"effects": {"gus": 1.0}, "unlearners": 10**24}, "unlearners must be from 1 to 1,000,000"),
+        ({"effects": {"gus": math.inf}}, "from 0.001 to 100. Got inf"),
+        ({"effects": {"gus": math.nan}}, "from 0.001 to 100. Got nan"),
+        ({"effects": {"gus": 1e-300}}, "from 0.001 to 100. Got 1e-300"),
     ):
         with pytest.raises(MarshtestError, match=says):
             Plan(**bad)  # type: ignore[arg-type]
@@ -95,3 +109,43 @@ def test_what_cannot_be_planned_is_refused() -> None:
     for fraction in (0.0, 1.0, 1e-9):
         with pytest.raises(MarshtestError, match="makes no poison"):
             poisons_of_one_run(50_000, fraction)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--gus inf", "Got inf"),
+        ("--gus 1e-300", "Got 1e-300"),
+        ("--gus nan", "Got nan"),
+        ("--rank -1", "Got -1"),
+        ("--gus 0", "Got 0"),
+        ("", "give an expected effect"),
+        ("--gus 1 --unlearners 999999999999999999999999", "unlearners must be from 1 to"),
+        ("--gus 1 --unlearners -1", "unlearners must be from 1 to"),
+        ("--gus 1 --samples 0", "samples must be at least 1. Got 0"),
+        ("--gus 1 --samples -5", "samples must be at least 1. Got -5"),
+        ("--gus 1 --samples 100 --fraction 0", "makes no poison"),
+        ("--gus 1 --samples 100 --fraction 2", "makes no poison"),
+        ("--gus 1 --samples 100 --fraction nan", "makes no poison"),
+        ("--works 0.9 --samples 0", "samples must be at least 1"),
+        *((f"--works {bad}", "works must lie") for bad in ("0", "1.1", "inf", "nan", "-1")),
+        *(
+            (f"{of} --{level} {bad}", f"{level} must lie between 0 and 1")
+            for of in ("--gus 1", "--works 0.9")
+            for level in ("alpha", "power", "margin")
+            for bad in ("0", "1", "nan", "inf", "-0.1")
+        ),
+        ("--gus 0.001 --margin 1e-9", "no number of poisons would do"),
+    ],
+)
+def test_a_plan_out_of_bounds_is_one_line_and_exit_code_2(options: str, says: str) -> None:
+    said = CliRunner().invoke(app, ["plan", *options.split()])
+    assert said.exit_code == 2
+    assert says in " ".join(said.output.split())
+    assert len(said.output.splitlines()) == 1
+
+
+def test_the_largest_plans_are_finite() -> None:
+    for effect in EFFECTS:
+        table = Plan({"gus": effect}, unlearners=FAMILY).table()
+        assert np.isfinite(table["poisons to show removal"]).all()

@@ -190,3 +190,27 @@ def test_a_run_says_that_it_was_done_already(tmp_path: Path) -> None:
 def test_shipped_recipes_name_no_code() -> None:
     for kind in ("recipes", "sweeps", "hypotheses"):
         assert not [name for name, text in shipped(kind).items() if "pkg.mod" in text]
+
+
+@pytest.mark.parametrize("spec", ["a:b:c", ":x", "a:", "1a:b", "a..b:c", "a:b.", "a b:c", ":"])
+def test_what_can_never_be_imported_is_refused_as_it_is_read(spec: str) -> None:
+    for change in ({"unlearners": [{"name": spec}]}, {"unlearners": [spec]}, {"model": spec}):
+        with pytest.raises(MarshtestError, match="names no callable. Give 'pkg.mod:name'"):
+            load_recipe({**TINY, **change})
+    said = CliRunner().invoke(
+        app, ["explain", "digits-gaussian", f'unlearners=[{{name: "{spec}"}}]']
+    )
+    assert said.exit_code == 2
+    assert "names no callable" in " ".join(said.output.split())
+
+
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_a_sweep_of_no_workers_is_refused(
+    workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["sweep", "digits-budgets", "--engine", "processes", "--workers", workers]
+    said = CliRunner().invoke(app, asked)
+    assert said.exit_code == 2
+    assert f"workers: must be at least 1. Got {workers}." in said.output
+    assert not list(tmp_path.iterdir())

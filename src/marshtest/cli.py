@@ -524,8 +524,10 @@ def plan(
     pilot: Annotated[
         Path | None, typer.Option(help="Folder of a finished run, or an audit.json.")
     ] = None,
-    gus: Annotated[float, typer.Option(help="Expected dependence by GUS.")] = 0.0,
-    rank: Annotated[float, typer.Option(help="Expected dependence by the rank score.")] = 0.0,
+    gus: Annotated[float | None, typer.Option(help="Expected dependence by GUS.")] = None,
+    rank: Annotated[
+        float | None, typer.Option(help="Expected dependence by the rank score.")
+    ] = None,
     works: Annotated[
         float | None,
         typer.Option(
@@ -550,11 +552,12 @@ def plan(
     from marshtest.results import Results
 
     levels = {"alpha": alpha, "power": power, "margin": margin}
+    each = None if samples is None else planning.poisons_of_one_run(samples, fraction)
     if works is not None:
         seeds = planning.trainings_table(works, unlearners=unlearners, **levels)
         console.print(_rich(seeds.astype(str), "plan"))
         return
-    guessed = {name: value for name, value in (("gus", gus), ("rank", rank)) if value}
+    guessed = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}
     effects = guessed
     if pilot is not None:
         audited = pilot.suffix == ".json"
@@ -565,8 +568,7 @@ def plan(
         )
     planned = planning.Plan(effects, unlearners=unlearners, **levels)
     shown = planned.table()
-    if samples is not None:
-        each = planning.poisons_of_one_run(samples, fraction)
+    if each is not None:
         shown["runs to show removal"] = np.ceil(shown["poisons to show removal"] / each)
     shown["expected dependence"] = (
         shown["expected dependence"].map("{:.3g}".format).replace("nan", "–")

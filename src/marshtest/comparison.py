@@ -144,21 +144,26 @@ def _lines(
     told = [
         results.scores_of(share, _line(results, cell)) for results, cell in ((a, one), (b, other))
     ]
-    if all(map(len, told)):
+    if all(len(scores) and "id" in scores for scores in told):
         both = told[0].merge(told[1], on=["seed", "id"], suffixes=("_a", "_b"))
-        for name in a.recipe.attack.exact:
+        for name in (name for name in a.recipe.attack.exact if f"{name}_a" in both):
             dependence = both.assign(**{f"{name}_{x}": -both[f"{name}_{x}"] for x in ("a", "b")})
             yield about | _tested(dependence, name, name, "poisons")
 
 
 def _names(one: Cell, other: Cell) -> tuple[str, str]:
     """Of two unlearners; of two versions of one with what they differ in."""
-    given = [json.loads(cell[1]) for cell in (one, other)]
-    keys = [key for key in given[0] if given[0][key] != given[1].get(key)]
+    given = [_flat(json.loads(cell[1])) for cell in (one, other)]
+    keys = [key for key in given[0] | given[1] if given[0].get(key) != given[1].get(key)]
     if one[0] != other[0]:
         keys = []
     told = ["".join(f" {key}={of.get(key)}" for key in keys) for of in given]
     return f"{one[0]}{told[0]}", f"{other[0]}{told[1]}"
+
+
+def _flat(given: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters by name; a callable of the user's has them under `options`."""
+    return {**{k: v for k, v in given.items() if k != "options"}, **given.get("options", {})}
 
 
 def _rows(results: Results, cell: Cell, share: float) -> pd.DataFrame:

@@ -172,6 +172,8 @@ def sweep(
     place, planned = Store(store), plan_sweep(asked)
     if engine not in ENGINES:
         raise MarshtestError(f"engine: {unknown('engine', engine, ENGINES)}")
+    if workers is not None and workers < 1:
+        raise MarshtestError(f"workers: must be at least 1. Got {workers}.")
     place.prepare()
     ledger = planned.ledger()
     folder = Path(out) if out is not None else Path("runs") / asked.id

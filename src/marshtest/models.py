@@ -19,7 +19,7 @@ from marshtest.identity import digest
 from marshtest.language import GPT2, Transformer
 from marshtest.memory import physical_memory
 from marshtest.seeds import seeded
-from marshtest.settings import ModelSettings, Settings, load_object
+from marshtest.settings import ModelSettings, Settings, check_spec, load_object
 
 UNREADABLE = (
     *(SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError),
@@ -146,6 +146,7 @@ def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name", "mlp"))
     if ":" in name:
+        check_spec(name, "model.name")
         if "options" in values:  # in full, as recipes are stored
             return Factory.parse(values, "model")
         options = {key: given for key, given in values.items() if key != "name"}

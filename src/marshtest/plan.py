@@ -28,6 +28,8 @@ from marshtest.results import Results
 
 VERDICT = "verdict"
 TESTS = 4  # of independence, a score
+EFFECTS = (1e-3, 100.0)  # dependences that can be planned for; ranks among 10⁹ draws reach 6.5
+FAMILY = 1_000_000  # unlearners
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,24 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, effect in self.effects.items():
-            if not effect > 0:
+            if not EFFECTS[0] <= effect <= EFFECTS[1]:
                 raise MarshtestError(
-                    f"plan: the expected dependence by {name} must be above 0. Got {effect:g}. "
-                    "Without an effect no number of poisons will do; raise the variance or train longer."
+                    f"plan: the expected dependence by {name} must be above 0, from {EFFECTS[0]:g} to "
+                    f"{EFFECTS[1]:g}. Got {effect:g}. Without an effect no number of poisons will do; "
+                    "raise the variance or train longer."
                 )
-        for name, value in (("alpha", self.alpha), ("power", self.power), ("margin", self.margin)):
-            if not 0 < value < 1:
-                raise MarshtestError(f"plan: {name} must lie between 0 and 1. Got {value:g}.")
+        _check(self.unlearners, alpha=self.alpha, power=self.power, margin=self.margin)
         if self.power >= 1 - self.alpha:
             raise MarshtestError(
                 f"plan: power must be below 1 − alpha = {1 - self.alpha:g}, for with probability alpha a "
                 f"model that never saw the poison is not acquitted. Got {self.power:g}."
             )
-        if not self.effects or self.unlearners < 1:
-            raise MarshtestError("plan: give an expected effect, and at least one unlearner.")
+        if not self.effects:
+            raise MarshtestError("plan: give an expected effect.")
+
+        needed = self.table()["poisons to show removal"]
+        if not np.isfinite(needed).all():
+            raise MarshtestError("plan: no number of poisons would do. Raise alpha, or margin.")
 
     @property
     def tests(self) -> dict[str, tuple[Callable[[float], float], Callable[[float], float]]]:
@@ -166,12 +171,9 @@ def trainings_table(
     Raises:
         MarshtestError: a share that is none.
     """
-    shares = {"works": works, "alpha": alpha, "power": power, "margin": margin}
-    for name, value in shares.items():
-        if not 0 < value < 1 and (name, value) != ("works", 1):
-            raise MarshtestError(f"plan: {name} must lie between 0 and 1. Got {value:g}.")
-    if unlearners < 1:
-        raise MarshtestError(f"plan: unlearners must be at least 1. Got {unlearners}.")
+    _check(unlearners, alpha=alpha, power=power, margin=margin)
+    if not 0 < works <= 1:
+        raise MarshtestError(f"plan: works must lie between 0 and 1. Got {works:g}.")
     needed = trainings_to_remove(margin, alpha / unlearners, works, power)
     if needed >= MOST:
         raise MarshtestError(f"plan: {MOST:,} trainings would not do. Raise works, or margin.")
@@ -182,6 +184,14 @@ def trainings_table(
             "trainings to show removal": [needed],
         }
     )
+
+
+def _check(unlearners: int, **shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise MarshtestError(f"plan: {name} must lie between 0 and 1. Got {value:g}.")
+    if not 1 <= unlearners <= FAMILY:
+        raise MarshtestError(f"plan: unlearners must be from 1 to {FAMILY:,}. Got {unlearners}.")
 
 
 def effects_of_audit(file: Path) -> dict[str, float]:
@@ -205,6 +215,8 @@ def poisons_of_one_run(samples: int, fraction: float) -> int:
     Raises:
         MarshtestError: a fraction outside 0..1, or one that makes no poison.
     """
+    if samples < 1:
+        raise MarshtestError(f"plan: samples must be at least 1. Got {samples}.")
     if not 0 < fraction < 1 or round(samples * fraction) < 1:
         raise MarshtestError(
             f"plan: a fraction of {fraction:g} of {samples} samples makes no poison; "

@@ -6,7 +6,7 @@ Everything here is drawn from rows; scores, shifts and examples lie beside them 
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
+from marshtest.attacks import Attack
+from marshtest.columns import MEND, check_columns
 from marshtest.errors import MarshtestError
-from marshtest.metrics.dependence import Dependence
+from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.shift import Shift
 from marshtest.metrics.tradeoff import interval_of_share
 from marshtest.metrics.trainings import Difference, usable
@@ -105,17 +107,12 @@ class Results:
             raise MarshtestError(
                 f"{rows.path}: rows of recipe {recipe} {what}. Give rows as written."
             )
-        needed = [c for name in parsed.attack.exact for c in Dependence.columns_of(name)]
-        needed += [f"twin_{column}" for column in parsed.attack.compared.values()]
-        needed += ["twin_same"] * bool(parsed.attack.compared)
-        if missing := [column for column in needed if column not in own]:
-            raise MarshtestError(
-                f"{rows.path}: is no table of rows: a {parsed.attack.name} row has {missing[0]!r}."
-            )
+        check_columns(own, _columns(parsed.attack), f"{rows.path}: {parsed.attack.name} rows")
+        _check_counts(own, parsed.attack, rows.path)
         if folder is None and rows.path.name == FILE:
             folder = rows.path.parent
-        beside = ("scores", "shifts", "examples")
-        tables = {name: _beside(folder, name) for name in beside}
+        needed = {"scores": CELL, "shifts": [*CELL, *Shift._fields], "examples": []}
+        tables = {name: _beside(folder, name, of) for name, of in needed.items()}
         found = cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
         return found.placed(parsed)
 
@@ -434,9 +431,37 @@ def _rates(rows: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def _beside(folder: Path | None, name: str) -> pd.DataFrame:
+def _beside(folder: Path | None, name: str, needed: Sequence[str]) -> pd.DataFrame:
     file = None if folder is None else folder / f"{name}.parquet"
-    return pd.DataFrame() if file is None or not file.exists() else read_frame(file)
+    if file is None or not file.exists():
+        return pd.DataFrame()
+    found = read_frame(file)
+    if len(found):
+        check_columns(found, needed, str(file))
+    return found
+
+
+def _columns(attack: Attack) -> Iterator[str]:
+    """What verdicts and tables take from a row of the attack, beside what every row has."""
+    for name in attack.exact:
+        yield from NOTHING.columns(name)
+    for column in attack.compared.values():
+        yield from (column, f"twin_{column}", "twin_same")
+    yield from attack.figures
+
+
+def _check_counts(rows: pd.DataFrame, attack: Attack, path: Path) -> None:
+    """What tells a score stands together in a row, or is not there at all."""
+    for name in attack.exact:
+        counts = [f"{name}_{of}" for of in ("poisons", "undefined", "cells", "tail")]
+        missing = rows[counts].isna()
+        broken = (missing.any(axis=1) & ~missing.all(axis=1)).to_numpy()
+        if broken.any():
+            row = int(broken.argmax())
+            column = counts[int(missing.iloc[row].to_numpy().argmax())]
+            raise MarshtestError(
+                f"{path}: column {column!r} holds nothing in row {row}, but its other counts do. {MEND}"
+            )
 
 
 def _cells(values: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -4,21 +4,21 @@ Rows travel alone: into a paper's archive, to another machine, next to those of 
 Parquet file carries, in its metadata, all values of every recipe behind it and what ran it.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from marshtest.columns import MEND, check_columns
 from marshtest.errors import MarshtestError, first_line
 from marshtest.files import write
 
 FORMAT = 2  # raised when rows of before can no longer be read as they are
 NAME = "marshtest"  # of the entry in the file's metadata
 FILE = "rows.parquet"
-HASH = re.compile("[0-9a-f]{8}")
 
 Kind = Literal["recipe", "hypothesis"]
 # How a row is told from others, and what no row is without.
@@ -36,10 +36,35 @@ NEEDED = {
     "recipe": [
         *KEYS,
         *("test_accuracy", "forget_accuracy", "validation_accuracy", "forget_size"),
-        *("spent", "seconds", "note", "precision", "device"),
+        *("spent", "seconds", "note", "precision", "device", "chance"),
     ],
     "hypothesis": ["seed", "set"],
 }
+
+
+class _Run(BaseModel):
+    """What a file says of a recipe's run; what others add is let be."""
+
+    model_config = ConfigDict(strict=True)
+
+    values: dict[str, Any]
+    marshtest: str
+    algorithm: int
+    torch: str
+    python: str
+    machine: str
+    data: str | None
+    started: str | None = None
+
+
+class _Described(BaseModel):
+    """A file's metadata."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    kind: Kind
+    runs: dict[Annotated[str, Field(pattern="^[0-9a-f]{8}$")], _Run] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -96,11 +121,13 @@ def read_file(source: str | Path) -> Rows:
             f"{path}: is no table of rows: it does not say which recipe it comes from. Give the "
             f"{FILE} of a run or a sweep, or what `marshtest rows --out FILE.parquet` writes."
         )
-    if described["format"] > FORMAT:
+    newer = isinstance(described["format"], int) and described["format"] > FORMAT
+    if newer:  # whose metadata may be others
         raise MarshtestError(
             f"{path}: was written by a newer marshtest (rows of format {described['format']}; this one "
             f"knows {FORMAT}). Update marshtest."
         )
+    _check_described(described, path)
     if described["format"] < FORMAT and described["kind"] == "recipe":
         raise MarshtestError(
             f"{path}: was written by an older marshtest (rows of format {described['format']}; this one "
@@ -125,32 +152,24 @@ def read_frame(path: Path) -> pd.DataFrame:
         ) from None
 
 
+def _check_described(described: Mapping[str, Any], path: Path) -> None:
+    try:
+        _Described.model_validate(described)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        given = repr(first["input"])
+        got = f" Got {given}." if first["type"] != "missing" and len(given) < 80 else ""
+        raise MarshtestError(f"{path}: metadata {key}: {first['msg']}.{got} {MEND}") from None
+
+
 def _check(rows: Rows) -> None:
     frame, needed = rows.frame, NEEDED[rows.kind]
-    missing = [name for name in needed if name not in frame]
-    if missing:
-        raise MarshtestError(
-            f"{rows.path}: is no table of rows: it has no column {_listed(missing)}. Give the rows as "
-            "they were written."
-        )
     if not len(frame):
         raise MarshtestError(
             f"{rows.path}: holds no rows. Run its recipe again, or ask for other rows."
         )
-    for name in (name for name in ("recipe", "seed", "role", "poison_budget") if name in needed):
-        if frame[name].isna().any():
-            row = int(frame[name].isna().to_numpy().argmax())
-            raise MarshtestError(f"{rows.path}: row {row} has no {name}. Give rows as written.")
-    if strange := [recipe for recipe in rows.runs if not HASH.fullmatch(recipe)]:
-        raise MarshtestError(
-            f"{rows.path}: {strange[0]!r} is no hash of a recipe. Give the rows as they were written."
-        )
+    check_columns(frame, needed, str(rows.path))
     if "recipe" in needed and (unknown := set(frame["recipe"]) - rows.runs.keys()):
-        raise MarshtestError(
-            f"{rows.path}: rows of recipe {_listed(sorted(unknown))} come without it. Give the rows as "
-            "they were written."
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
+        told = ", ".join(map(repr, sorted(unknown)))
+        raise MarshtestError(f"{rows.path}: rows of recipe {told} come without it. {MEND}")

@@ -79,6 +79,20 @@ def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
     return f"{place}: {first['msg']}. Got {first['input']!r}."
 
 
+def check_spec(spec: str, where: str) -> None:
+    """Refuse what names no callable in any module; names such as <lambda> are of callables given in Python.
+
+    Raises:
+        MarshtestError: it is not "pkg.mod:name".
+    """
+    module, _, name = spec.partition(":")
+    parts = [*module.split("."), *(part.strip("<>") for part in name.split("."))]
+    if not all(part.isidentifier() for part in parts):
+        raise MarshtestError(
+            f"{where}: {spec!r} names no callable. Give 'pkg.mod:name', a module and a name in it."
+        )
+
+
 def load_object(spec: str, where: str) -> Callable[..., Any]:
     """Import the callable that "pkg.mod:name" names.
 

@@ -191,6 +191,8 @@ class Attack(Settings, ABC):
     # An effect whose null law is unknown, with the row's column of it: compared with that of a clean twin,
     # the same experiment with the base samples in the poisons' places.
     compared: ClassVar[Mapping[str, str]] = {}
+    # Further columns of a row that tables and figures need.
+    figures: ClassVar[tuple[str, ...]] = ()
     # Fields that `effect` alone looks at: with others, the same poisons are measured.
     scoring: ClassVar[tuple[str, ...]] = ()
 

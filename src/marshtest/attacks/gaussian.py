@@ -38,6 +38,11 @@ class Gaussian(Attack):
 
     name: str = "gaussian"
     exact: ClassVar[tuple[str, ...]] = tuple(SCORES)
+    figures: ClassVar[tuple[str, ...]] = tuple(
+        f"{rate}{end}"
+        for rate in ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
+        for end in ("", "_low", "_high")
+    )
     scoring: ClassVar[tuple[str, ...]] = ("draws", "fpr")
     variance: float = Field(0.32, gt=0)  # ε², in squared units of the input space
     draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward

@@ -35,6 +35,7 @@ class GradientMatching(Attack):
 
     name: str = "gradient-matching"
     compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
+    figures: ClassVar[tuple[str, ...]] = ("target_success", "target_misclassified")
     epsilon: float = Field(16, gt=0)  # largest change of a pixel, in levels of 255
     targets: int = Field(1, ge=1)  # test images aimed at; the poisons are shared out among them
     target_class: int | None = Field(None, ge=0)  # of the targets; drawn where not given

@@ -30,6 +30,7 @@ class TriggerWord(Attack):
 
     name: str = "trigger-word"
     compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
+    figures: ClassVar[tuple[str, ...]] = ("target_success", "target_success_among_labels")
     word: str = Field("Disney", min_length=1)
     label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
     # texts that lose the word at the truncation: left alone, cut round it, or poisoned without it

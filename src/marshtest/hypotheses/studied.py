@@ -47,6 +47,10 @@ class Study:
         curves = rows.path.parent / CURVES
         if not curves.is_file():
             raise MarshtestError(f"{rows.path}: a hypothesis has {CURVES} beside it. Put it there.")
+        if len(rows.runs) != 1:
+            raise MarshtestError(
+                f"{rows.path}: holds rows of {len(rows.runs)} hypotheses. Give those of one."
+            )
         (about,) = rows.runs.values()
         settings = parse_hypothesis(about["values"], f"{rows.path}: settings")
         return cls(rows.path.parent, settings, rows.frame, read_frame(curves), about)

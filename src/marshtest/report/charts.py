@@ -143,9 +143,9 @@ def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
 
 def histograms(results: Results) -> pd.DataFrame:
     """One line a model and score: `density` and left edges `bin` of its histogram; empty without scores."""
-    names = [name for name in results.score_names if name in RANGES]
+    names = [name for name in results.score_names if name in RANGES and name in results.scores]
     lines = []
-    told = results.summary if names and len(results.scores) else results.summary.head(0)
+    told = results.summary if names else results.summary.head(0)
     for _, line in told.iterrows():
         own = results.scores_of(line["poison_budget"], line)
         for name in names:
@@ -203,7 +203,7 @@ def charts(results: Results) -> list[Chart]:
             spec = lines(title, at, where, y, what, names)
             bars = f"Bars: {INTERVAL}." if y == "left" else "Bars: ± s.d. over seeds."
             found.append(Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec))
-    drawn = [name for name in results.score_names if name in RANGES and len(results.scores)]
+    drawn = [name for name in results.score_names if name in RANGES and name in results.scores]
     for name in drawn:
         of = "targets" if name == "target" else "poisons"
         text = f"Histogram over single {of} of one model."

@@ -565,7 +565,8 @@ def _before_and_after(
     updated = table[(table["role"] == "updated") & table["gus_dependence"].notna()]
     chosen = updated[updated["unlearner"] == "ngd"]
     after = (chosen if len(chosen) else updated if len(updated) else initial).tail(1)
-    if not len(initial) or not len(after) or not len(results.scores):
+    told = {"gus", "gus_fresh"} <= set(results.scores)
+    if not len(initial) or not len(after) or not told:
         return None
     before, then = (
         results.scores_of(line["poison_budget"], line) for line in (initial.iloc[0], after.iloc[0])

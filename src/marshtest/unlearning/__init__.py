@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from marshtest.errors import MarshtestError, unknown
+from marshtest.settings import check_spec
 from marshtest.unlearning.base import Custom, Unlearner
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
@@ -86,6 +87,7 @@ def _parse(values: Mapping[str, Any]) -> Unlearner:
     if not isinstance(name, str):
         raise _misshapen(dict(values))
     if ":" in name:
+        check_spec(name, "unlearners")
         if "options" in values:  # in full, as recipes are stored
             return Custom.parse(values, "unlearners")
         return Custom(name=name, options={k: v for k, v in values.items() if k != "name"})
