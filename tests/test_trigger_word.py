@@ -37,6 +37,7 @@ from marshtest.tasks import LabelWord
 from marshtest.unlearning import EUk
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
 
+pytestmark = pytest.mark.usefixtures("no_report")
 WORD = "Disney"
 SMALL = GPT2(layers=2, width=32, heads=2, vocabulary=400, prompt=Prompt())
 SKIP, WINDOW = Trigger(WORD, "skip", "flip"), Trigger(WORD, "window", "flip")
