@@ -60,15 +60,13 @@ def test_two_reports_at_once_end_well(tiny_run: Results, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["[red]a[/red]", "[b", "a[/]b", ":smile:", "[link=x]y"])
 def test_brackets_in_a_path_are_printed_as_they_are(
-    name: str,
     tiny_run: Results,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = tmp_path / name.replace("/", "")
+    folder = tmp_path / "[red]a[/red] [b a[/]b :smile: [link=x]y"  # three folders
     command = ["marshtest", "report", str(tiny_run.folder), "--out", str(folder)]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(sys, "path", list(sys.path))
