@@ -237,7 +237,7 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
 
 
 def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path: Path) -> None:
-    said = marshtest("check", "gd", "lr=0.05", "batch_size=32", "--on", "features")
+    said = marshtest("check", "gd", "lr=0.05", "batch_size=128", "--on", "features")
     assert said.code == 0
     assert "9 of 9 facts hold on features.\nNot asked: images, text.\n" in said.out
     far = marshtest("check", "gd", "lr=1e-12", "batch_size=320", "--on", "features")
