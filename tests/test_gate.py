@@ -56,7 +56,7 @@ def shares_the_weights(
 
 
 def ascends(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
-    return descend(copy.deepcopy(model).train(), retain, task, budget, seed, sign=-1.0)
+    return descend(copy.deepcopy(model).train(), retain, task, budget, seed, sign=-1.0, size=160)
 
 
 def overspends(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
@@ -178,7 +178,7 @@ def test_the_readmes_own_unlearner_passes() -> None:
     assert [fact for fact in check_unlearner(found["my_unlearner"]) if not fact.holds] == []
 
 
-@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("size", [64, 256])
 @pytest.mark.parametrize("lr", [1e-3, 1e-2, 0.05, 0.1])
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_plain_fine_tuning_goes_the_right_way_at_every_usual_rate(
