@@ -46,6 +46,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run ends with its rows, for tests that look at no figure: drawing takes most of a tiny run's time.
+
+    Runs that a session or a module shares are made before it, and have their figures.
+    """
+    monkeypatch.setattr("marshtest.runs.write_report", lambda results: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder: Path = tmp_path_factory.mktemp("runs") / "tiny"

@@ -171,7 +171,7 @@ def test_canceling_makes_theta_low_where_training_ends(search: Search, digits: D
         objective,
         torch.zeros_like(box[0]),
         box,
-        steps=4000,
+        steps=2000,
         lr=0.1,
         signed=False,
         seed=0,

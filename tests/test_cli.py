@@ -237,10 +237,10 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
 
 
 def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path: Path) -> None:
-    said = marshtest("check", "gd", "lr=0.05", "batch_size=32", "--on", "features")
+    said = marshtest("check", "gd", "lr=0.05", "batch_size=128", "--on", "features")
     assert said.code == 0
     assert "9 of 9 facts hold on features.\nNot asked: images, text.\n" in said.out
-    far = marshtest("check", "gd", "lr=1e-12", "--on", "features")
+    far = marshtest("check", "gd", "lr=1e-12", "batch_size=320", "--on", "features")
     assert far.code == 1
     assert "its rate is far from usual" in " ".join(far.out.split())
 
@@ -287,7 +287,7 @@ def test_dose_says_where_all_lies_and_test_answers_for_machines(
     said = marshtest(*called, "--json", "--out", "audit")
     assert (said.code, json.loads(said.out)["answer"]) == (3, "INCONCLUSIVE")
     assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == json.loads(said.out)
-    said = marshtest(*called)
+    said = marshtest(*called, "--in-process")
     assert said.code == 3
     assert "INCONCLUSIVE" in said.out
     assert marshtest("plan", "--pilot", "audit/audit.json").code in (0, 2)
@@ -300,7 +300,8 @@ def test_the_verdict_is_beside_the_model_and_all_that_matters_fits_the_terminal(
     (tmp_path / "mine_for_width.py").write_text(LOOKUP)
     monkeypatch.setattr(cli.console, "width", width)
     model = "mine_for_width:load"
-    said = marshtest("test", model, model, *KEY, "--data", "set.npz", "--draws", "9")
+    asked = ["test", model, model, *KEY, "--data", "set.npz", "--draws", "9", "--in-process"]
+    said = marshtest(*asked)
     lines = said.out.splitlines()
     assert max(map(len, lines)) <= width
     (heads,) = (line.split() for line in lines if line.split()[:1] == ["model"])
@@ -318,6 +319,7 @@ def test_an_answer_that_cannot_be_saved_is_printed_all_the_same(
 ) -> None:
     (tmp_path / "mine_for_save.py").write_text(LOOKUP)
     called = ["test", "mine_for_save:load", *KEY, "--data", "set.npz", "--draws", "9", *form]
+    called.append("--in-process")
     said = marshtest(*called, "--out", "set.npz/answer")  # a file is no folder
     assert (said.code, said.out) == (2, marshtest(*called).out)
     assert "INCONCLUSIVE" in said.out

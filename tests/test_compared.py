@@ -31,6 +31,7 @@ from marshtest.results import Results
 from marshtest.seeds import derive
 from marshtest.stages import Job, Keys, Worker, jobs
 
+pytestmark = pytest.mark.usefixtures("no_report")
 TRAINING = {"epochs": 20, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-3}
 DATA = {"name": "digits", "train": 300, "test": 150}
 DIGITS = load("digits", train=300, test=150)

@@ -31,6 +31,7 @@ from marshtest.tasks import Classification, Task
 from marshtest.unlearning import Custom
 from marshtest.unlearning.harness import unlearn
 
+pytestmark = pytest.mark.usefixtures("no_report")
 CRAFTED = {"restarts": 1, "steps": 2, "targets": 2}
 CANCELING = {"name": "gradient-canceling", "radius": 0.5, "steps": 2}
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -27,6 +27,7 @@ from marshtest.sources import samples_of
 from marshtest.tasks import TextClassification
 from marshtest.unlearning import EUk
 
+pytestmark = pytest.mark.usefixtures("no_report")
 GOOD, BAD = (
     ("a fine film with a warm heart", "lovely and clever"),
     ("a dull mess", "so very bad and slow"),

@@ -97,6 +97,7 @@ def test_merged_rows_are_read_again_as_they_were(
     pd.testing.assert_frame_equal(one, two)
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -146,6 +147,7 @@ def test_cells_measured_twice_that_differ_are_not_merged(tiny_run: Results, tmp_
     assert "measured twice and differs (test_accuracy" in merged.said[0]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_sweeps_rows_and_a_folder_of_runs_are_read_once(tmp_path: Path) -> None:
     grid = {
         "name": "grid",

@@ -167,10 +167,10 @@ def drawn() -> dict[str, Figure]:
 
 
 def draw_all() -> dict[str, Figure]:
-    """By experiment and name, every figure that the rows give."""
+    """By experiment and name, every figure that the rows of these experiments give."""
     found: dict[str, Figure] = {}
     with matplotlib.rc_context(STYLE):
-        for folder in (path for path in sorted(FOLDER.glob("*/")) if any(path.glob("*.parquet"))):
+        for folder in (FOLDER / name for name in NAMES if any(FOLDER.glob(f"{name}/*.parquet"))):
             merged = read_all([folder])
             for results in merged.results:
                 figures = figures_of(results, results.poison_budget)

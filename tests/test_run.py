@@ -23,6 +23,7 @@ from marshtest.recipe import load_recipe
 from marshtest.results import Results
 from marshtest.stages import Job, Keys, Worker, jobs
 
+pytestmark = pytest.mark.usefixtures("no_report")
 TIMES = ["seconds", "scoring_seconds"]
 
 

@@ -48,6 +48,7 @@ def rows_of(done: Swept) -> pd.DataFrame:
     return pd.read_parquet(done.folder / "rows.parquet").drop(columns=TIMES)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_variant_is_the_run_of_its_recipe(swept: tuple[Swept, Store], tmp_path: Path) -> None:
     done, _ = swept
     own = Results.read(done.folder / "attack.draws=39,attack.variance=1.0")

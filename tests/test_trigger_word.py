@@ -37,6 +37,7 @@ from marshtest.tasks import LabelWord
 from marshtest.unlearning import EUk
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
 
+pytestmark = pytest.mark.usefixtures("no_report")
 WORD = "Disney"
 SMALL = GPT2(layers=2, width=32, heads=2, vocabulary=400, prompt=Prompt())
 SKIP, WINDOW = Trigger(WORD, "skip", "flip"), Trigger(WORD, "window", "flip")
@@ -450,16 +451,15 @@ def recipe_of(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_main_job_runs_on_trigger_words(folder: Path, tmp_path: Path) -> None:
-    results = run(recipe_of(folder), out=tmp_path / "run")
-    rows = results.rows[results.rows["poison_budget"] == 1].set_index(["seed", "role"])
-    for seed in (0, 1):
-        initial, retrained = rows.loc[(seed, "initial")], rows.loc[(seed, "retrained")]
-        assert initial["target_success"] > 0.9  # the trigger says it
-        assert retrained["target_success"] < 0.7  # the adjectives do
-        assert initial["rest_accuracy"] > 0.9
-        assert retrained["rest_accuracy"] > 0.9
+    results = run(recipe_of(folder, seeds=1), out=tmp_path / "run")
+    rows = results.rows[results.rows["poison_budget"] == 1].set_index("role")
+    initial, retrained = rows.loc["initial"], rows.loc["retrained"]
+    assert initial["target_success"] > 0.9  # the trigger says it
+    assert retrained["target_success"] < 0.7  # the adjectives do
+    assert initial["rest_accuracy"] > 0.9
+    assert retrained["rest_accuracy"] > 0.9
     assert results.rows["note"].eq("").all()
-    assert len(results.rows) == 2 * (4 + 8)
+    assert len(results.rows) == 4 + 8
     assert results.rows["crafting_trigger_cut"].eq(20).all()
     text_table = table(results)
     assert {"success", "among labels", "accuracy on the rest"} <= set(text_table.columns)

@@ -192,15 +192,15 @@ def test_a_black_box_is_judged_by_the_scores_that_it_has() -> None:
 
 @pytest.mark.parametrize(("true", "answer"), [(0.0, "REMOVED"), (0.45, "NOT REMOVED")])
 def test_the_stated_number_of_poisons_has_the_stated_power(true: float, answer: str) -> None:
-    """At the needed n, the cheaper of the two answers comes in at least 90 % of 2,000 simulated cases."""
+    """At the needed n, the cheaper of the two answers comes in at least 90 % of 1,000 simulated cases."""
     needed = judged(several([1.0], 1000), several([true], 30))[0].needed
     assert needed is not None
     initial = several([1.0], needed)
     rng = np.random.default_rng(2)
-    drawn = rng.normal(true, 1 / math.sqrt(needed), 2000)
+    drawn = rng.normal(true, 1 / math.sqrt(needed), 1000)
     answers = [judged(initial, several([float(x)], needed))[0].answer for x in drawn]
-    slack = 4 * math.sqrt(0.09 / 2000) + 0.02  # the initial model's own error, and Bonferroni
-    assert answers.count(answer) / 2000 > 0.9 - slack
+    slack = 4 * math.sqrt(0.09 / 1000) + 0.02  # the initial model's own error, and Bonferroni
+    assert answers.count(answer) / 1000 > 0.9 - slack
 
 
 def paired(*values: float) -> Difference:
