@@ -267,7 +267,7 @@ def test_another_scaling_under_which_the_model_is_better_is_named() -> None:
         return Program("m", model, inputs, 10, cpu)
 
     def said(given: Scaling) -> str:
-        return suspected(fed_with(given), fed_with, given, case.bases, clean())
+        return suspected(fed_with(given), given, case.bases, clean())
 
     assert said(Scaling()) == ""
     wrong = Scaling(mean=(1.0,), std=(0.5,))

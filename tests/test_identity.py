@@ -4,12 +4,17 @@ import functools
 import subprocess
 import sys
 import threading
+import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from marshtest.errors import MarshtestError
@@ -113,6 +118,121 @@ def a_local_helper(value: Any) -> Callable[..., Any]:
     return inner
 
 
+def by_a_decorator_that_copies_names(value: Any) -> Callable[..., Any]:
+    class Wrapped:
+        def __init__(self, function: Callable[..., Any]) -> None:
+            functools.update_wrapper(self, function)
+            self.value = value
+
+        def __call__(self) -> Any:
+            return self.value
+
+    return Wrapped(linear)
+
+
+def by_a_dunder(value: Any) -> Callable[..., Any]:
+    class Called:
+        def step(self, rate: Any) -> Any:
+            return rate
+
+        __call__ = functools.partialmethod(step, value)
+
+    return Called()
+
+
+def of_a_metaclass(value: Any) -> Callable[..., Any]:
+    class Meta(type):
+        rate = value
+
+    class Made(metaclass=Meta):
+        def __call__(self) -> Any:
+            return type(self).rate
+
+    return Made()
+
+
+def behind_a_state(value: Any) -> Callable[..., Any]:
+    class Hides:
+        def __init__(self) -> None:
+            self.value = value
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+        def __call__(self) -> Any:
+            return self.value
+
+    return Hides()
+
+
+def in_a_module(value: Any) -> Callable[..., Any]:
+    module = types.ModuleType("a_users_settings")
+    vars(module)["rate"] = value
+    return captures(module)
+
+
+def on_a_tensor(value: Any) -> Callable[..., Any]:
+    tensor = torch.zeros(2)
+    tensor.rate = value  # type: ignore[attr-defined]
+    return captures(tensor)
+
+
+def first_of_a_dict(value: Any) -> Callable[..., Any]:
+    return captures(dict.fromkeys([0.1, 0.2] if value == 0.1 else [0.2, 0.1]))
+
+
+@dataclass
+class Plan:
+    rate: float = 0.1
+
+    def __call__(self) -> float:
+        return self.rate
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+
+class Rows(torch.utils.data.Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Given(BaseModel):
+    rate: float = 0.1
+
+    def __call__(self) -> float:
+        return self.rate
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def step(self) -> None: ...
+
+
+class Kind(Enum):
+    ONE = 1
+
+
+def test_usual_classes_can_be_told() -> None:
+    kinds = [
+        Plan,
+        Plan(),
+        Given,
+        Given(),
+        Net,
+        Rows,
+        Abstract,
+        Kind,
+        Kind.ONE,
+        Plan(0.2),
+        Given(rate=0.2),
+    ]
+    assert len({told(captures(kind)) for kind in kinds}) == len(kinds)
+
+
 def linear(value: float) -> nn.Module:
     module = nn.Linear(2, 2)
     nn.init.constant_(module.weight, value)
@@ -130,6 +250,8 @@ WAYS = [
     lambda value: captures(linear(value)),
     lambda value: Method(Method(value)),
     lambda value: captures({value, "other"}),
+    *(by_a_decorator_that_copies_names, by_a_dunder, of_a_metaclass, behind_a_state),
+    *(in_a_module, on_a_tensor, first_of_a_dict),
 ]
 
 

@@ -29,7 +29,14 @@ from marshtest.errors import MarshtestError, first_line
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 # Entries of a class that are made anew with it, or say nothing of what it does.
 BESIDE = (types.MemberDescriptorType, types.GetSetDescriptorType, type(NotImplemented))
+MADE = {  # names that Python and libraries give to a class
+    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
+    *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
+    *("__dataclass_fields__", "__dataclass_params__", "__signature__", "__class_vars__"),
+    *("__orig_bases__", "__parameters__"),
+}
 BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+CACHED = type(functools.cache(str))
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
 INSTALLED = {"site-packages", "dist-packages"}
 
@@ -95,8 +102,10 @@ class _Digest:
             yield from self._code(value)
         elif isinstance(value, type):
             yield from self._class(value)
-        elif isinstance(value, types.ModuleType | logging.Logger):
-            yield value.__name__ if isinstance(value, types.ModuleType) else value.name
+        elif isinstance(value, types.ModuleType):
+            yield from self._module(value)
+        elif isinstance(value, logging.Logger):
+            yield value.name
         elif isinstance(value, types.MethodType):
             yield from map(self.of, (value.__func__, value.__self__))
         elif isinstance(value, BUILTIN):
@@ -115,7 +124,16 @@ class _Digest:
             yield from map(self.of, self._state(value))
 
     def _mapping(self, values: Mapping[Any, Any]) -> Iterator[bytes]:
-        yield from sorted(self.of(key) + self.of(value) for key, value in values.items())
+        yield from (self.of(key) + self.of(value) for key, value in values.items())
+
+    def _module(self, module: types.ModuleType) -> Iterator[str | bytes]:
+        """A module held as a value: of the user's, all that is in it, since any of it may be asked for."""
+        yield module.__name__
+        if self._is_own(module.__name__):
+            for name, value in sorted(vars(module).items()):
+                if not name.startswith("__"):
+                    yield name
+                    yield self.of(value)
 
     def _function(self, function: types.FunctionType) -> Iterator[str | bytes]:
         home = str(function.__globals__.get("__name__"))
@@ -166,20 +184,18 @@ class _Digest:
             yield from self._installed(cls.__module__, cls.__qualname__)
             return
         yield f"{cls.__module__}:{cls.__qualname__}"
-        yield from map(self.of, cls.__bases__)
+        yield from map(self.of, (*cls.__bases__, type(cls)))
         for name, value in sorted(vars(cls).items()):
-            dunder = name.startswith("__") and name.endswith("__")
             value = _unbound(value)
-            if isinstance(value, BESIDE) or name == "_abc_impl":
-                continue
-            if dunder and not isinstance(value, types.FunctionType):
+            if isinstance(value, BESIDE) or name in MADE or name.startswith("__pydantic"):
                 continue
             yield name
             yield self.of(value)
 
     def _builtin(self, function: Any) -> Iterator[str | bytes]:
         owner = getattr(function, "__self__", None)
-        if self._is_own(getattr(function, "__module__", None) or ""):
+        home = getattr(function, "__module__", None)
+        if home and self._is_own(home):
             raise TypeError(f"{function.__qualname__} is compiled, and its code cannot be read")
         yield f"{getattr(function, '__module__', '')}:{function.__qualname__}"
         if owner is not None and not isinstance(owner, types.ModuleType):
@@ -189,13 +205,14 @@ class _Digest:
         yield f"{tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}"
         whole = tensor.detach().cpu().contiguous().flatten()
         yield whole.view(sys.modules["torch"].uint8).numpy().tobytes()
+        yield self.of(vars(tensor))
 
     def _state(self, value: Any) -> Iterator[Any]:
         """What an object would be copied from."""
         if isinstance(value, functools.cached_property):
             yield value.func
-        elif hasattr(value, "__wrapped__") and not isinstance(value, type):
-            yield value.__wrapped__  # functools.lru_cache's
+        elif isinstance(value, CACHED):
+            yield from (value.__wrapped__, value.cache_parameters())
         elif isinstance(value, enum.Enum):
             yield from (type(value), value.name, value.value)
         else:
@@ -204,7 +221,7 @@ class _Digest:
                 yield from (type(value), made)
                 return
             make, given, *rest = made
-            yield from (make, given)
+            yield from (make, given, vars(value) if hasattr(value, "__dict__") else None)
             for part in rest:
                 yield list(part) if isinstance(part, Iterator) else part
 

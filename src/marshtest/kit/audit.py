@@ -15,7 +15,6 @@ from marshtest.device import pick_device
 from marshtest.errors import MarshtestError
 from marshtest.files import write
 from marshtest.kit.controls import undosed
-from marshtest.kit.door import Door
 from marshtest.kit.doors import open_door
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
@@ -257,9 +256,6 @@ def audit(
     specs = [before, *after, *([retrained] if retrained else [])]
     doors = [open_door(spec, key, bases.values, scaling, chosen, in_process) for spec in specs]
 
-    def fed_with(other: Scaling) -> Door:
-        return open_door(before, key, bases.values, other, chosen, in_process)
-
     measured = []
     for place, door in enumerate(doors):
         done = partial(_advance, report, door.name, place, len(doors))
@@ -268,7 +264,7 @@ def audit(
         own_processor = scaling is None and Path(before).is_dir()
         if place == 0 and not own_processor:
             given = scaling or key.noise.scaling
-            found = replace(found, misfed=suspected(door, fed_with, given, bases, clean))
+            found = replace(found, misfed=suspected(door, given, bases, clean))
         if place == 0 and (found.controls.near_chance or (found.misfed and found.guesses)):
             raise MarshtestError(f"{before}: {'; '.join(found.doubts)}. It cannot be tested.")
         measured.append(found)

@@ -5,8 +5,6 @@ another scaling, at bases with fresh noise and at samples without a dose, the on
 that is as good under either cannot tell them apart, and its ranks are little changed.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -22,18 +20,11 @@ LEVEL = 0.001  # p-value of a difference by chance, for all scalings together
 LEAST = 0.02  # difference that counts
 
 
-def suspected(
-    door: Door,
-    fed_with: Callable[[Scaling], Door],
-    given: Scaling,
-    bases: Bases,
-    clean: Bases,
-) -> str:
+def suspected(door: Door, given: Scaling, bases: Bases, clean: Bases) -> str:
     """Empty, or that another scaling than the one given makes a better model.
 
     Args:
         door: the model before unlearning, fed with the scaling given.
-        fed_with: opens the same model to be fed with another.
         given: that scaling.
         bases: the dosed samples' bases, of which up to 200 are asked with fresh noise.
         clean: samples without a dose.
@@ -45,7 +36,7 @@ def suspected(
     right = _right(door, values, labels, others)
     shares = {}
     for name, scaling in usual.items():
-        found = _right(fed_with(scaling), values, labels, others)
+        found = _right(door, _as_if(values, scaling, given, bases.noise.pixels), labels, others)
         won, lost = int((found & ~right).sum()), int((right & ~found).sum())
         more = won - lost >= LEAST * len(found)
         if more and binomtest(won, won + lost).pvalue <= LEVEL / len(usual):
@@ -57,6 +48,14 @@ def suspected(
         f"seems to be fed with wrongly scaled inputs: right for {right.mean():.1%} of {len(right)} "
         f"samples, and for {max(shares.values()):.1%} with {best}"
     )
+
+
+def _as_if(values: Value, wanted: Scaling, given: Scaling, pixels: bool) -> Value:
+    """The values that a model fed with the scaling given sees as these values in the scaling wanted."""
+    shape, unit = values.shape[1:], 255 if pixels else 1
+    scaled = values / unit - wanted.along(wanted.mean, shape)
+    scaled *= given.along(given.std, shape) / wanted.along(wanted.std, shape)
+    return (unit * (scaled + given.along(given.mean, shape))).astype(np.float32)
 
 
 def _questions(bases: Bases, clean: Bases) -> tuple[Value, Labels, Labels]:
