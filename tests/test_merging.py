@@ -231,7 +231,7 @@ def no_seed(path: Path, rows: Rows) -> None:
 
 
 def no_recipe(path: Path, rows: Rows) -> None:
-    write_rows(rows.frame, path, {})
+    write_rows(rows.frame.assign(recipe="0" * 8), path, rows.runs)
 
 
 def text(path: Path, rows: Rows) -> None:
@@ -243,8 +243,8 @@ BAD = [
     (newer, "was written by a newer marshtest"),
     (empty, "holds no rows"),
     (no_column, "has no column 'test_accuracy'"),
-    (no_score, "a gaussian row has 'rank_hidden'"),
-    (no_seed, "row 3 has no seed"),
+    (no_score, "gaussian rows: .* has no column 'rank_hidden'"),
+    (no_seed, "column 'seed' .* holds nan in row 3"),
     (no_recipe, "come without it"),
     (text, "not a readable Parquet file"),
 ]

@@ -93,7 +93,7 @@ def test_a_pilots_effects_are_its_initial_models(tiny_run: Results, tmp_path: Pa
 
 def test_what_cannot_be_planned_is_refused() -> None:
     for bad, says in (
-        ({"effects": {"gus": 0.0}}, "must be above 0. Got 0"),
+        ({"effects": {"gus": 0.0}}, "must be above 0, from 0.001 to 100. Got 0"),
         ({"effects": {}}, "give an expected effect"),
         ({"effects": {"gus": 1.0}, "power": 1.0}, "power must lie between 0 and 1. Got 1"),
         ({"effects": {"gus": 1.0}, "power": 0.95}, "power must be below 1 − alpha = 0.95"),

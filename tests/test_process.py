@@ -44,7 +44,7 @@ def opened(spec: str, in_process: bool = False) -> Door:
 def test_nothing_of_the_key_is_in_the_models_process() -> None:
     """With the seed a model could tell the dosed input of each question, and answer for another."""
     assert len(opened("vendors:spies").ask(VALUES, LABELS)[0]) == len(VALUES)
-    with pytest.raises(MarshtestError, match="found a Key"):  # what is there is found
+    with pytest.raises(MarshtestError, match="found a (Key|Noise|Bases)"):  # what is there is found
         opened("vendors:spies", in_process=True).ask(VALUES, LABELS)
 
 

@@ -77,7 +77,7 @@ def test_a_rows_file_whose_recipe_is_a_path_is_refused(tiny_run: Results, tmp_pa
     (about,) = tiny_run.runs.values()
     rows = tiny_run.rows.assign(recipe="../../elsewhere")
     write_rows(rows, tmp_path / "rows.parquet", {"../../elsewhere": about})
-    with pytest.raises(MarshtestError, match="metadata runs.*'../../elsewhere'"):
+    with pytest.raises(MarshtestError, match="elsewhere: String should match pattern"):
         read_all([tmp_path / "rows.parquet"])
 
 

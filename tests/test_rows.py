@@ -157,7 +157,8 @@ def test_metadata_that_say_something_else_are_named(
 
 
 @pytest.mark.parametrize(
-    "command", [["report"], ["leaderboard"], ["compare", "same"], ["plan", "--pilot"]]
+    "command",
+    [["report", "--out", "out"], ["leaderboard"], ["compare", "same"], ["plan", "--pilot"]],
 )
 def test_every_command_that_reads_rows_says_so_in_one_line(
     command: list[str], tiny_run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -42,7 +42,7 @@ NEEDED = {
 }
 
 
-class _Run(BaseModel):
+class Run(BaseModel):
     """What a file says of a recipe's run; what others add is let be."""
 
     model_config = ConfigDict(strict=True)
@@ -64,7 +64,7 @@ class _Described(BaseModel):
 
     format: int
     kind: Kind
-    runs: dict[Annotated[str, Field(pattern="^[0-9a-f]{8}$")], _Run] = Field(min_length=1)
+    runs: dict[Annotated[str, Field(pattern="^[0-9a-f]{8}$")], Run] = Field(min_length=1)
 
 
 @dataclass(frozen=True)

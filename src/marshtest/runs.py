@@ -204,7 +204,8 @@ def refuse_anothers(folder: Path, recipe: Named, identity: dict[str, Any]) -> No
         found = _read_about(about)
         if {key: found.get(key) for key in identity} != identity:
             values = [_but_for_code(of) for of in (found.get("values"), _values(recipe))]
-            same = values[0] == values[1] and found.get("data") == identity["data"]
+            other = found.get("recipe") != recipe.hash
+            same = other and values[0] == values[1] and found.get("data") == identity.get("data")
             if same and (folder / RAISED).exists():
                 return
             if same:
