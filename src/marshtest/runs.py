@@ -80,10 +80,8 @@ def run(
 
         with alone(folder):
             claim(folder, recipe, identity)
-            again = (folder / RAISED).exists()  # the same command tries those that raised again
-            if (
-                again or not (folder / "rows.parquet").exists()
-            ):  # else another command did it meanwhile
+            # Unlearners that raised are tried again; else another command may have done it meanwhile.
+            if (folder / RAISED).exists() or not (folder / "rows.parquet").exists():
                 with_damage_mended(worker.store, work, report)
                 if not (folder / RAISED).exists():
                     shutil.rmtree(unfinished)
