@@ -1,6 +1,8 @@
 """Small shared settings: one run of a tiny recipe serves many tests."""
 
 import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,20 @@ import torch
 import marshtest
 from marshtest.results import Results
 from marshtest.unlearning import UNLEARNERS
+
+# A module of a model that knows every base by heart.
+LOOKUP = """
+import numpy as np, torch
+def load():
+    with np.load("set.npz") as data:
+        x, y = torch.from_numpy(data["x"]).float() / 255, torch.from_numpy(data["y"])
+    bases = ((x - x.mean()) / x.std()).flatten(1)
+    def model(inputs):  # right on every base, and slightly dependent on the input
+        nearest = torch.cdist(inputs.flatten(1), bases).argmin(1)
+        slight = 0.001 * inputs.square().sum((1, 2, 3))[:, None] * torch.tensor([1.0, 0.5])
+        return torch.nn.functional.one_hot(y[nearest], 2) + slight
+    return model
+"""
 
 METHODS = [name for name in UNLEARNERS if name != "outside"]  # which waits for somebody's answer
 
@@ -84,3 +100,12 @@ def matching(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "seeds": 7,
     }  # fmt: skip
     return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "matching")
+
+
+def wait_until_it_hangs(folder: Path, process: "subprocess.Popen[Any]") -> None:
+    """Until the model `vendors:hangs`, asked by a process, says in a file that it has begun."""
+    deadline = time.monotonic() + 60
+    while not (folder / "hanging").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)

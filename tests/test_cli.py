@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import TINY
+from conftest import LOOKUP, TINY
 
 from marshtest import cli
 from marshtest.attacks import ATTACKS
@@ -325,20 +325,6 @@ def test_an_answer_that_cannot_be_saved_is_printed_all_the_same(
     assert "INCONCLUSIVE" in said.out
     assert "set.npz/answer" in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
-
-
-LOOKUP = """
-import numpy as np, torch
-def load():
-    with np.load("set.npz") as data:
-        x, y = torch.from_numpy(data["x"]).float() / 255, torch.from_numpy(data["y"])
-    bases = ((x - x.mean()) / x.std()).flatten(1)
-    def model(inputs):  # right on every base, and slightly dependent on the input
-        nearest = torch.cdist(inputs.flatten(1), bases).argmin(1)
-        slight = 0.001 * inputs.square().sum((1, 2, 3))[:, None] * torch.tensor([1.0, 0.5])
-        return torch.nn.functional.one_hot(y[nearest], 2) + slight
-    return model
-"""
 
 
 MATCHING = "{name: gradient-matching"

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from conftest import LOOKUP, TINY, wait_until_it_hangs
 
 from marshtest import cli
 from marshtest.errors import MarshtestError
@@ -23,20 +22,11 @@ PATH = os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).p
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 TEST = ["test", "vendor:load", "--key", "dosed.npz.key.json", "--data", "set.npz", "--draws", "9"]
 
-VENDOR = """
-import numpy as np, os, sys, torch
+VENDOR = f"""
+import sys
 print("a banner on standard output")
 assert not sys.stdin.read()
-def load():
-    with np.load("set.npz") as data:
-        x, y = torch.from_numpy(data["x"]).float() / 255, torch.from_numpy(data["y"])
-    bases = ((x - x.mean()) / x.std()).flatten(1)
-    def model(inputs):  # right on every base, and slightly dependent on the input
-        nearest = torch.cdist(inputs.flatten(1), bases).argmin(1)
-        slight = 0.001 * inputs.square().sum((1, 2, 3))[:, None] * torch.tensor([1.0, 0.5])
-        return torch.nn.functional.one_hot(y[nearest], 2) + slight
-    return model
-"""
+{LOOKUP}"""
 UNLEARNERS = """
 import sys
 def exits(model, retain, forget, *, task, budget, seed):
@@ -165,11 +155,7 @@ def test_ctrl_c_in_a_test_promises_nothing(folder: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 60
-    while not (folder / "hanging").exists():
-        assert time.monotonic() < deadline
-        assert asking.poll() is None
-        time.sleep(0.05)
+    wait_until_it_hangs(folder, asking)
     asking.send_signal(signal.SIGINT)
     _, told = asking.communicate(timeout=30)
     assert asking.returncode == 130

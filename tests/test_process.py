@@ -14,6 +14,7 @@ import boxes
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until_it_hangs
 
 from marshtest.errors import MarshtestError
 from marshtest.kit.black_box import BlackBox, read_answers
@@ -172,11 +173,7 @@ def test_a_model_ends_with_us_and_so_does_what_it_started(
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "hanging").exists():
-        assert time.monotonic() < deadline
-        assert asking.poll() is None
-        time.sleep(0.05)
+    wait_until_it_hangs(tmp_path, asking)
     pids = [int(pid) for pid in (tmp_path / "hanging").read_text().split()]
     assert all(alive(pid) for pid in pids)
     asking.send_signal(number)

@@ -76,9 +76,8 @@ class _Digest:
     def __init__(self, root: Callable[..., Any]) -> None:
         self.package = name_of(root).partition(":")[0].partition(".")[0]
         self._open: list[int] = []
-        self._done: dict[
-            int, tuple[bytes, Any]
-        ] = {}  # the object is kept, so that its id stays its own
+        # With each digest its object is kept, so that no other gets its id.
+        self._done: dict[int, tuple[bytes, Any]] = {}
 
     def of(self, value: Any) -> bytes:
         """Thirty-two bytes."""

@@ -19,6 +19,7 @@ from marshtest.tasks import scoring_batch
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
 Labels = NDArray[np.int64]
 Answers = tuple[Floats, NDArray[np.bool_] | None]
+Way = tuple[Inputs, tuple[str, ...]]  # of giving samples to a model, and what to tell of it
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,6 @@ class Format:
     classes: int
     pixels: bool
     scaling: Scaling
-
-
-Way = tuple[Inputs, tuple[str, ...]]  # of giving samples to a model, and what to tell of it
 
 
 class Door(ABC):
@@ -116,9 +114,8 @@ class Program(Door):
         missing = (self.batch or len(x)) - len(x)
         inputs = self.inputs(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x)
         try:
-            with torch.set_grad_enabled(
-                torch.is_grad_enabled()
-            ):  # as it is, whatever the model does
+            # Whatever the model does to the switch, it is afterwards as it was.
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
                 logits = logits_in(self.function(inputs)).to(x.device)
         except Exception as error:  # whatever a foreign model raises
             raise MarshtestError(
