@@ -33,10 +33,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from marshtest.kit.controls import agreement, unlike
-from marshtest.kit.door import Door
 from marshtest.kit.judging import Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
+from marshtest.kit.model import Door
 from marshtest.kit.noise import Noise, Scaling
 
 DRAWS = 19

@@ -30,12 +30,13 @@ from torch.nn import functional as F
 from marshtest.attacks import crafting
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import MICRO_BATCH, Kernel
-from marshtest.data import Dataset, Samples, load
-from marshtest.memory import keep_freed_memory
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples
 from marshtest.metrics.accuracy import probabilities
-from marshtest.seeds import generator
-from marshtest.tasks import Classification
-from marshtest.training import Training, fit
+from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.seeds import generator
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
 
 REPEATS, PASSES, TARGETS, EPSILON = 3, 30, 4, 16
 

@@ -27,15 +27,15 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from marshtest.kit.door import Program
 from marshtest.kit.dose import dose
 from marshtest.kit.inputs import scaled
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import measure
+from marshtest.kit.model import Program
 from marshtest.kit.noise import Noise, Scaling
-from marshtest.memory import keep_freed_memory
-from marshtest.models import build, parse_model
-from marshtest.tasks import scoring_batch
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.training.tasks import scoring_batch
 
 SCALING = Scaling(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 

@@ -28,20 +28,16 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from marshtest.data import Dataset, Samples, Texts, Trigger, load_texts
-from marshtest.language import (
-    GPT2,
-    LanguageModel,
-    Prompt,
-    TextClassifier,
-    Transformer,
-    tokenised,
-)
-from marshtest.models import build, load_model, save_model
-from marshtest.runs import run
-from marshtest.seeds import generator
-from marshtest.tasks import LabelWord, Language, TextClassification
-from marshtest.training import Training, chosen_precision, fit
+from marshtest.commands.run import run
+from marshtest.data.samples import Dataset, Samples, Trigger
+from marshtest.data.texts import Texts, load_texts
+from marshtest.models.checkpoint import load_model, save_model
+from marshtest.models.language import GPT2, LanguageModel, Prompt, TextClassifier, Transformer
+from marshtest.models.table import build
+from marshtest.models.tokens import tokenised
+from marshtest.plumbing.seeds import generator
+from marshtest.training.loop import Training, chosen_precision, fit
+from marshtest.training.tasks import LabelWord, Language, TextClassification
 
 LENGTH, BATCH, STEPS, SEEDS, EPOCHS = 128, 32, 10, 3, 5
 FEW = 32  # tokens of a text for the large model

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 import marshtest
-from marshtest.recipe import Recipe, load_recipe
-from marshtest.rows import write_rows
-from marshtest.runs import describe
+from marshtest.experiment.recipe import Recipe, load_recipe
+from marshtest.experiment.row_file import write_rows
+from marshtest.sweeps.run_folder import describe
 
 SHARES, SEEDS, BUDGETS = (0.1, 0.2, 0.3), 25, (0.02, 0.04, 0.06, 0.08, 0.1, 0.2)
 NAMES = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")

@@ -8,8 +8,8 @@ cold    seconds from zero to ‖∇F‖₂ ≤ 1e-6, 50,000 × 512 and a constan
 path    the eleven problems of β = 0, 0.1, ..., 1 of 384 samples taken out, each from the last solution,
         the joint factor's making included, in cold solutions.
 
-Without --features (a file that marshtest.data.save_dataset wrote) they are those of a random network of
-two ReLU layers, for noise round class means.
+Without --features (a file that marshtest.data.load.save_dataset wrote) they are those of a random
+network of two ReLU layers, for noise round class means.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from marshtest.data import load
+from marshtest.data.load import load
 from marshtest.hypotheses.solvers import SoftmaxRegression
-from marshtest.seeds import generator
+from marshtest.plumbing.seeds import generator
 
 ROWS, INPUTS, SIZE, CLASSES = 50_000, 64, 512, 10
 REMOVED, TOLERANCE = 384, 1e-6

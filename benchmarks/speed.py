@@ -20,14 +20,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from marshtest.budget import Budget
-from marshtest.data import Samples, load
+from marshtest.data.load import load
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.gus import input_directions
-from marshtest.models import build, parse_model
-from marshtest.seeds import generator
-from marshtest.tasks import Classification
-from marshtest.training import Training, chosen_precision, descend, fit
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.seeds import generator
+from marshtest.training.budget import Budget
+from marshtest.training.loop import Training, chosen_precision, descend, fit
+from marshtest.training.tasks import Classification
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 REPEATS = 5

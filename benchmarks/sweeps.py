@@ -24,11 +24,12 @@ from typing import Any
 import torch
 import yaml
 
-from marshtest.data import load
-from marshtest.driving import plan_sweep, sweep
-from marshtest.grid import read_sweep
-from marshtest.protocol import Subject, groups, measure, poison, set_up, train, update
-from marshtest.recipe import load_recipe
+from marshtest.commands.sweep import sweep
+from marshtest.data.load import load
+from marshtest.experiment.protocol import Subject, groups, measure, poison, set_up, train, update
+from marshtest.experiment.recipe import load_recipe
+from marshtest.sweeps.planned import plan_sweep
+from marshtest.sweeps.settings import read_sweep
 
 RATES = [0.01, 0.03, 0.1]
 NAMES = ["gd", "ngd", "ga", "scrub", "scrub-repository", "neggrad+", "neggrad+-repository"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import marshtest
-from marshtest.results import Results
+from marshtest.results.summary import Results
 from marshtest.unlearning import UNLEARNERS
 
 # A module of a model that knows every base by heart.
@@ -68,7 +68,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Runs that a session or a module shares are made before it, and have their figures.
     """
-    monkeypatch.setattr("marshtest.runs.write_report", lambda results: None)
+    monkeypatch.setattr("marshtest.commands.run.write_report", lambda results: None)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from marshtest.driving import sweep
-from marshtest.store import Store
+from marshtest.commands.sweep import sweep
+from marshtest.sweeps.store import Store
 
 
 def main(store: str, out: str, asked: str, kills: int, drivers: int, seed: int) -> None:

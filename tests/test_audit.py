@@ -14,15 +14,15 @@ from torch import nn
 
 from marshtest.attacks.base import Poisoned
 from marshtest.attacks.gaussian import Gaussian
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Samples
 from marshtest.kit.audit import Audit, audit
-from marshtest.kit.door import Program
 from marshtest.kit.judging import Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
+from marshtest.kit.model import Program
 from marshtest.kit.noise import Noise, Scaling
-from marshtest.tasks import Classification
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.tasks import Classification
 
 DRAWS = 39
 

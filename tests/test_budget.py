@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from marshtest.budget import Budget, BudgetSpent, Meter, flops_of
-from marshtest.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.budget import Budget, BudgetSpent, Meter, flops_of
 
 
 def test_forward_of_a_linear_layer_costs_two_operations_a_weight_and_sample() -> None:

@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 from subjects import SOUND, audited
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.calibration import Calibration, calibrate, cheats
 from marshtest.kit.judging import Question
 from marshtest.kit.measure import Measured
 from marshtest.kit.noise import Scaling
+from marshtest.plumbing.errors import MarshtestError
 
 
 @cache

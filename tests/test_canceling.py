@@ -15,13 +15,14 @@ from marshtest.attacks.crafting import Crafted, craft
 from marshtest.attacks.gradient_canceling import canceling
 from marshtest.attacks.gradpc import Search, centred, limits
 from marshtest.attacks.kernel import Kernel
-from marshtest.data import Dataset, Samples, load
-from marshtest.errors import MarshtestError
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples
 from marshtest.metrics.accuracy import accuracy
-from marshtest.models import build, parse_model
-from marshtest.seeds import generator
-from marshtest.tasks import Classification
-from marshtest.training import Training, fit
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
 
 DECAY = 5e-3
 TRAINING = Training(epochs=40, batch_size=64, lr=0.1, weight_decay=DECAY)

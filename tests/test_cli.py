@@ -11,13 +11,13 @@ import pytest
 import yaml
 from conftest import LOOKUP, TINY
 
-from marshtest import cli
 from marshtest.attacks import ATTACKS
-from marshtest.data import LOADERS
-from marshtest.documents import shipped
-from marshtest.models import MODELS
-from marshtest.results import Results
-from marshtest.rows import read_file, write_rows
+from marshtest.cli import app as cli
+from marshtest.data.load import LOADERS
+from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.models.table import MODELS
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.results.summary import Results
 from marshtest.unlearning import UNLEARNERS
 
 
@@ -139,9 +139,9 @@ def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
 
 
 def test_explain_expects_as_many_stages_as_run_does() -> None:
-    from marshtest.driving import plan_sweep
-    from marshtest.explain import expected_cost
-    from marshtest.grid import read_sweep
+    from marshtest.commands.explain import expected_cost
+    from marshtest.sweeps.planned import plan_sweep
+    from marshtest.sweeps.settings import read_sweep
 
     cost = expected_cost(plan_sweep(read_sweep(TINY))).set_index("stage")
     assert cost["count"].to_dict() == {"train": 4, "unlearn": 6, "score": 10}

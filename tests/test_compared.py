@@ -18,18 +18,21 @@ from test_run import TIMES
 
 import marshtest
 from marshtest.attacks import Gaussian, Poisoned, gradient_matching
-from marshtest.data import Samples, load
-from marshtest.errors import MarshtestError
+from marshtest.commands.plan import effects_of
+from marshtest.data.load import load
+from marshtest.data.samples import Samples
+from marshtest.experiment.protocol import Trainer
+from marshtest.experiment.recipe import Recipe
 from marshtest.metrics import power
 from marshtest.metrics.trainings import Difference
-from marshtest.plan import effects_of
-from marshtest.protocol import Trainer
-from marshtest.recipe import Recipe
-from marshtest.report.figures import figures_of
-from marshtest.report.tables import label, table2, table2_caption
-from marshtest.results import Results
-from marshtest.seeds import derive
-from marshtest.stages import Job, Keys, Worker, jobs
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive
+from marshtest.reporting.figures import figures_of
+from marshtest.reporting.tables import label, table2, table2_caption
+from marshtest.results.summary import Results
+from marshtest.sweeps.jobs import Job, jobs
+from marshtest.sweeps.keys import Keys
+from marshtest.sweeps.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_report")
 TRAINING = {"epochs": 20, "batch_size": 32, "lr": 0.1, "weight_decay": 5e-3}

@@ -12,13 +12,13 @@ from conftest import TINY
 from scipy import stats
 
 import marshtest
-from marshtest.comparison import _names, compare, sentences
-from marshtest.errors import MarshtestError
 from marshtest.metrics.verdict import holm
-from marshtest.ranking import Measure, Trial, _error_of_share, _worst, leaderboard
-from marshtest.report import charts
-from marshtest.report.tables import SCORE_NAMES
-from marshtest.results import Results
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.reporting import charts
+from marshtest.reporting.tables import SCORE_NAMES
+from marshtest.results.comparison import _names, compare, sentences
+from marshtest.results.leaderboard import Measure, Trial, _error_of_share, _worst, leaderboard
+from marshtest.results.summary import Results
 
 
 @pytest.fixture(scope="module")

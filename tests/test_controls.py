@@ -27,11 +27,11 @@ from marshtest.kit.controls import (
     told_apart,
     undosed,
 )
-from marshtest.kit.door import Door, Program
 from marshtest.kit.inputs import scaled
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
+from marshtest.kit.model import Door, Program
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.scalings import suspected
 

@@ -16,11 +16,11 @@ from marshtest.attacks.gradient_canceling import cancel
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.gradpc import Search, ascend, centred
 from marshtest.attacks.kernel import Kernel
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.models import build, parse_model
-from marshtest.seeds import derive, generator
-from marshtest.tasks import Classification, Task
+from marshtest.data.samples import Samples
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive, generator
+from marshtest.training.tasks import Classification, Task
 
 DECAY = 0.05
 

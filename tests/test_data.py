@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from marshtest.data import Dataset, Samples, load, save_dataset
-from marshtest.errors import MarshtestError
-from marshtest.sources import digest
+from marshtest.data.load import load, save_dataset
+from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.recipe_data import digest
+from marshtest.plumbing.errors import MarshtestError
 
 
 def some(count: int = 6) -> Samples:

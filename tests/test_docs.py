@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from marshtest import cli
-from marshtest.documents import shipped
-from marshtest.results import Results
+from marshtest.cli import app as cli
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.results.summary import Results
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

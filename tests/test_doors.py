@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from marshtest import load_model, save_model
-from marshtest.errors import MarshtestError
-from marshtest.kit.doors import open_door
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
-from marshtest.models import parse_model
+from marshtest.kit.open_model import open_door
+from marshtest.models.table import parse_model
+from marshtest.plumbing.errors import MarshtestError
 
 CPU = torch.device("cpu")
 HALF = Scaling(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

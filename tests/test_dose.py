@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from marshtest.errors import MarshtestError
 from marshtest.kit import dose as dosing
 from marshtest.kit import key as keys
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Key
 from marshtest.kit.layouts import open_layout, read
 from marshtest.kit.noise import Noise, Scaling
+from marshtest.plumbing.errors import MarshtestError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from conftest import LOOKUP, TINY, wait_until_it_hangs
 
-from marshtest import cli
-from marshtest.errors import MarshtestError
+from marshtest.cli import app as cli
 from marshtest.kit.dose import dose
-from marshtest.settings import load_object
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.imports import load_object
 
 PATH = os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).parent)])
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}

@@ -10,12 +10,13 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from marshtest.data import Dataset, load
-from marshtest.examples import COUNT, examples
-from marshtest.protocol import Group, groups, poison, set_up
-from marshtest.recipe import load_recipe
-from marshtest.results import Results
-from marshtest.sources import data_of
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset
+from marshtest.experiment.poison_examples import COUNT, examples
+from marshtest.experiment.protocol import Group, groups, poison, set_up
+from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.recipe_data import data_of
+from marshtest.results.summary import Results
 
 REVIEWS = {
     "data": {"name": "imdb", "length": 32},

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from test_sweep import GRID, rows_of, swept  # noqa: F401 a fixture
 
-from marshtest import ledger
-from marshtest.driving import Swept, sweep
-from marshtest.store import Store
+from marshtest.commands.sweep import Swept, sweep
+from marshtest.sweeps import ledger
+from marshtest.sweeps.store import Store
 
 Done = tuple[Swept, Store]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -133,7 +133,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
 
 
 def _here() -> str:
-    from marshtest import claims
+    from marshtest.sweeps import locks as claims
 
     return claims._place()
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from marshtest.data import Dataset, Samples, load
-from marshtest.errors import MarshtestError
-from marshtest.features import FeatureSettings, apart, by_features, featured, network
-from marshtest.recipe import load_recipe
-from marshtest.sources import data_of
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.features import FeatureSettings, apart, by_features, featured, network
+from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.recipe_data import data_of
+from marshtest.plumbing.errors import MarshtestError
 
 CPU = torch.device("cpu")
 SETTINGS = FeatureSettings.parse(

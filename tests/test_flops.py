@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from marshtest.budget import Meter
-from marshtest.errors import MarshtestError
-from marshtest.flops import FORMULAS, formula_of, is_free
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.budget import Meter
+from marshtest.training.flops import FORMULAS, formula_of, is_free
 
 REFUSED = """
     _cslt_sparse_mm_search _foobar _slow_conv2d_backward cudnn_affine_grid_generator_backward

@@ -18,30 +18,24 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
 import marshtest
-from marshtest import ledger
-from marshtest.budget import Budget
-from marshtest.data import Samples, load
-from marshtest.driving import sweep
-from marshtest.errors import MarshtestError
-from marshtest.gate import images
+from marshtest.commands.sweep import sweep
+from marshtest.data.load import load
+from marshtest.data.samples import Samples
+from marshtest.experiment.protocol import Trainer, set_up
+from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.gus import input_directions
-from marshtest.models import (
-    build,
-    copied,
-    logits_in,
-    parse_model,
-    restore,
-    state_of,
-    takes_channels_last,
-)
-from marshtest.protocol import Trainer, set_up
-from marshtest.recipe import load_recipe
-from marshtest.seeds import SWITCHES, seeded
-from marshtest.store import Store
-from marshtest.tasks import Classification
-from marshtest.training import Training, fit
+from marshtest.models.state import copied, logits_in, restore, state_of, takes_channels_last
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import SWITCHES, seeded
+from marshtest.sweeps import ledger
+from marshtest.sweeps.store import Store
+from marshtest.training.budget import Budget
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
 from marshtest.unlearning import Custom
+from marshtest.unlearning.check import images
 from marshtest.unlearning.harness import Outcome, unlearn
 
 SMALL: dict[str, Any] = {

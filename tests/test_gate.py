@@ -9,10 +9,11 @@ import torch
 from conftest import METHODS
 from torch import nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.gate import (
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.budget import Budget
+from marshtest.unlearning import Custom, parse_trials
+from marshtest.unlearning.check import (
     KINDS,
     NEARS,
     RUNS,
@@ -22,7 +23,6 @@ from marshtest.gate import (
     nears_retraining,
     objective,
 )
-from marshtest.unlearning import Custom, parse_trials
 from marshtest.unlearning.harness import unlearn
 
 

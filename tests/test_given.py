@@ -18,17 +18,25 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import marshtest
 from marshtest.attacks import Attack, Poisoned
-from marshtest.budget import Budget
-from marshtest.data import Dataset, Samples
-from marshtest.errors import MarshtestError
-from marshtest.gate import Problem, images, text
-from marshtest.protocol import Pipeline, groups, poison, set_up, train, train_clean, update
-from marshtest.recipe import Recipe, load_recipe
-from marshtest.sealed import Sealed
-from marshtest.sources import data_of
-from marshtest.stages import MODELS, Worker
-from marshtest.tasks import Classification, Task
+from marshtest.data.samples import Dataset, Samples
+from marshtest.data.sealed import Sealed
+from marshtest.experiment.protocol import (
+    Pipeline,
+    groups,
+    poison,
+    set_up,
+    train,
+    train_clean,
+    update,
+)
+from marshtest.experiment.recipe import Recipe, load_recipe
+from marshtest.experiment.recipe_data import data_of
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.sweeps.worker import MODELS, Worker
+from marshtest.training.budget import Budget
+from marshtest.training.tasks import Classification, Task
 from marshtest.unlearning import Custom
+from marshtest.unlearning.check import Problem, images, text
 from marshtest.unlearning.harness import unlearn
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -13,11 +13,11 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from marshtest.errors import MarshtestError
-from marshtest.kit.door import Program
-from marshtest.kit.doors import open_door
 from marshtest.kit.hugging_face import open_folder, preprocessed
+from marshtest.kit.model import Program
 from marshtest.kit.noise import Noise, Scaling
+from marshtest.kit.open_model import open_door
+from marshtest.plumbing.errors import MarshtestError
 
 CPU = torch.device("cpu")
 KEY: Any = SimpleNamespace(

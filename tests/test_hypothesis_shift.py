@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from marshtest import cli
 from marshtest.attacks.base import choose
-from marshtest.data import Dataset, load, save_dataset
-from marshtest.errors import MarshtestError
+from marshtest.cli import app as cli
+from marshtest.commands.study import Study, study
+from marshtest.data.load import load, save_dataset
+from marshtest.data.samples import Dataset
 from marshtest.hypotheses.shift import Problem, Shift
-from marshtest.seeds import derive
-from marshtest.studies import Study, study
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive
 
 SMALL: dict[str, Any] = {
     "name": "small",

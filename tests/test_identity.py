@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from marshtest.errors import MarshtestError
-from marshtest.identity import digest
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.identity import digest
 
 RATE = 0.1
 
@@ -318,7 +318,8 @@ def digests(folder: Path, used: str = "step", comment: str = "") -> dict[str, st
     """Of functions of modules in a folder, in a fresh process."""
     (folder / "mine.py").write_text(MAIN.format(used=used, comment=comment))
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import mine; from marshtest.identity import digest\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import mine\n"
+        "from marshtest.plumbing.identity import digest\n"
         "for name in ('f', 'local', 'notes'): print(name, digest(getattr(mine, name), ''))"
     )
     command = [sys.executable, "-B", "-c", script, str(folder)]

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marshtest.attacks import kernel as kernels
-from marshtest.attacks.gates import Bits, Gates
 from marshtest.attacks.gradient_canceling import canceling
 from marshtest.attacks.gradient_matching import matching
+from marshtest.attacks.held_activations import Bits, Gates
 from marshtest.attacks.kernel import Kernel, Objective, cosine
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.models import build, parse_model
-from marshtest.seeds import seeded
-from marshtest.tasks import Classification
+from marshtest.data.samples import Samples
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import seeded
+from marshtest.training.tasks import Classification
 
 TASK = Classification()
 

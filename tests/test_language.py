@@ -15,16 +15,21 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from marshtest.attacks import Gaussian
 from marshtest.attacks.base import Poisoned
-from marshtest.data import Dataset, Samples, Texts, load, load_texts
-from marshtest.errors import MarshtestError
-from marshtest.language import GPT2, TextClassifier, Transformer, tokenised
+from marshtest.commands.run import run
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples
+from marshtest.data.texts import Texts, load_texts
+from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.gus import input_directions
-from marshtest.models import build, load_model, parse_model, save_model, weight_layers
-from marshtest.recipe import load_recipe
-from marshtest.runs import run
-from marshtest.sources import samples_of
-from marshtest.tasks import TextClassification
+from marshtest.models.checkpoint import load_model, save_model
+from marshtest.models.language import GPT2, TextClassifier, Transformer
+from marshtest.models.layers import weight_layers
+from marshtest.models.table import build, parse_model
+from marshtest.models.tokens import tokenised
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.tasks import TextClassification
 from marshtest.unlearning import EUk
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -265,7 +270,7 @@ def test_wrong_columns_and_wrong_pairs_are_refused(folder: Path, tmp_path: Path)
     on_text = recipe.data.model_copy(update={"name": "imdb", "path": str(folder)})
     with pytest.raises(MarshtestError, match="imdb is text, for a language model"):
         samples_of(on_text, recipe.model)
-    with pytest.raises(MarshtestError, match="imdb is text; marshtest.data.load_texts"):
+    with pytest.raises(MarshtestError, match="imdb is text; marshtest.data.texts.load_texts"):
         load("imdb", str(folder))
     with pytest.raises(MarshtestError, match="gpt2 is for texts, and digits is none"):
         samples_of(recipe.data, SMALL)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.models import weight_layers
-from marshtest.seeds import seeded
-from marshtest.tasks import Classification
+from marshtest.data.samples import Samples
+from marshtest.models.layers import weight_layers
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import seeded
+from marshtest.training.budget import Budget
+from marshtest.training.tasks import Classification
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.last_layers import CFk, EUk
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import load_file, save_file
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts import Place, digest, open_layout, read
 from marshtest.kit.layouts.pictures import Picture
+from marshtest.plumbing.errors import MarshtestError
 
 IDS = np.array([3, 17, 8, 29])  # of 30 samples; not in order
 Writer = Callable[[Path], Path]

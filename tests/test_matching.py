@@ -13,13 +13,14 @@ from marshtest.attacks import GradientMatching, Victim, parse_attack
 from marshtest.attacks.crafting import craft
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import Kernel
-from marshtest.data import Dataset, Samples, load
-from marshtest.errors import MarshtestError
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples
 from marshtest.metrics.accuracy import probabilities
-from marshtest.models import build, parse_model
-from marshtest.seeds import generator
-from marshtest.tasks import Classification
-from marshtest.training import Training, fit
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
 
 TRAINING = Training(epochs=15, batch_size=64, lr=0.1)
 

@@ -13,12 +13,12 @@ import pytest
 from conftest import TINY
 
 import marshtest
-from marshtest.driving import sweep
-from marshtest.errors import MarshtestError
-from marshtest.merging import read_all, read_one
-from marshtest.results import Results
-from marshtest.rows import FORMAT, Rows, read_file, write_rows
-from marshtest.runs import describe
+from marshtest.commands.sweep import sweep
+from marshtest.experiment.row_file import FORMAT, Rows, read_file, write_rows
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.results.merging import read_all, read_one
+from marshtest.results.summary import Results
+from marshtest.sweeps.run_folder import describe
 
 Change = Callable[[Path, Rows], object]
 

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from marshtest.errors import MarshtestError
-from marshtest.models import build, load_model, parse_model, save_model, weight_layers
+from marshtest.models.checkpoint import load_model, save_model
+from marshtest.models.layers import weight_layers
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
 
 
 def count(modules: list[nn.Module]) -> int:

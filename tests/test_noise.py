@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.noise import Noise, Scaling, clipped_moments
+from marshtest.plumbing.errors import MarshtestError
 
 
 def noise_of(variance: float = 1.0, pixels: bool = True, **scaling: tuple[float, ...]) -> Noise:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from marshtest import cli
-from marshtest.errors import MarshtestError
+from marshtest.cli import app as cli
+from marshtest.commands.study import Study, study
+from marshtest.experiment.recipe import load_recipe
 from marshtest.hypotheses.base import norms
 from marshtest.hypotheses.orthogonality import Orthogonality, Problem
 from marshtest.hypotheses.solvers import Moments, least_squares
-from marshtest.recipe import load_recipe
-from marshtest.seeds import generator
-from marshtest.studies import Study, study
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
 
 SMALL: dict[str, Any] = {
     "name": "small",

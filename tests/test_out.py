@@ -12,10 +12,10 @@ from conftest import TINY
 from test_faults import ENVIRONMENT, MARSHTEST, in_a_small_disk
 
 import marshtest
-from marshtest.cli import main
-from marshtest.errors import MarshtestError
-from marshtest.files import alone
-from marshtest.results import Results
+from marshtest.cli.app import main
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.whole_files import alone
+from marshtest.results.summary import Results
 
 ONE = {**TINY, "seeds": 1, "unlearners": ["gd"]}
 
@@ -110,7 +110,7 @@ def test_out_may_be_no_file(tmp_path: Path) -> None:
 
 def named(results: Results, name: str, folder: Path) -> Path:
     """A copy of a run under another name, of other settings, so that it is not merged."""
-    from marshtest.rows import write_rows
+    from marshtest.experiment.row_file import write_rows
 
     alpha = 0.05 if results.recipe.name == "tiny" and len(results.seeds) == 2 else 0.04
     runs: dict[str, Any] = {

@@ -9,12 +9,13 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 import marshtest
-from marshtest.errors import MarshtestError
-from marshtest.models import MLP, load_model
-from marshtest.ranking import leaderboard
-from marshtest.recipe import load_recipe
-from marshtest.report.tables import explained
-from marshtest.results import Results
+from marshtest.experiment.recipe import load_recipe
+from marshtest.models.checkpoint import load_model
+from marshtest.models.networks import MLP
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.reporting.tables import explained
+from marshtest.results.leaderboard import leaderboard
+from marshtest.results.summary import Results
 
 
 def run(folder: Path, out: str, **change: Any) -> Results:

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from marshtest.cli import app
-from marshtest.errors import MarshtestError
-from marshtest.metrics.dependence import dependence
-from marshtest.metrics.verdict import Evidence, rests_on, verdicts
-from marshtest.plan import (
+from marshtest.cli.app import app
+from marshtest.commands.plan import (
     EFFECTS,
     FAMILY,
     Plan,
@@ -20,7 +17,10 @@ from marshtest.plan import (
     save_plan,
     trainings_table,
 )
-from marshtest.results import Results
+from marshtest.metrics.dependence import dependence
+from marshtest.metrics.verdict import Evidence, rests_on, verdicts
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.results.summary import Results
 
 PLAN = Plan({"gus": 0.5, "rank": 0.8}, unlearners=4)
 

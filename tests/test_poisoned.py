@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
-from marshtest.data import Dataset, Marked, Samples, load
-from marshtest.errors import MarshtestError
-from marshtest.models import build, parse_model
-from marshtest.tasks import Classification
-from marshtest.training import Training, fit
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Marked, Samples
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
 
 ATTACKS: list[dict[str, Any]] = [
     {"name": "gaussian"},

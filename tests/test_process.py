@@ -16,12 +16,12 @@ import pytest
 import torch
 from conftest import wait_until_it_hangs
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.black_box import BlackBox, read_answers
-from marshtest.kit.door import Door
-from marshtest.kit.doors import open_door
 from marshtest.kit.key import Key
+from marshtest.kit.model import Door
 from marshtest.kit.noise import Noise, Scaling
+from marshtest.kit.open_model import open_door
+from marshtest.plumbing.errors import MarshtestError
 
 CPU = torch.device("cpu")
 KEY = Key(

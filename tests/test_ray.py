@@ -13,9 +13,9 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_sweep import GRID, rows_of, swept  # noqa: F401 a fixture
 
-from marshtest.driving import Swept, sweep
-from marshtest.errors import MarshtestError
-from marshtest.store import Store
+from marshtest.commands.sweep import Swept, sweep
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.sweeps.store import Store
 
 Done = tuple[Swept, Store]
 

@@ -12,15 +12,15 @@ from conftest import TINY
 from typer.testing import CliRunner
 
 import marshtest
-from marshtest.cli import app
-from marshtest.comparison import compare
-from marshtest.documents import shipped
-from marshtest.errors import MarshtestError
-from marshtest.merging import read_all, read_one
-from marshtest.ranking import leaderboard
-from marshtest.recipe import Recipe, load_recipe
-from marshtest.results import Results
-from marshtest.rows import read_file, write_rows
+from marshtest.cli.app import app
+from marshtest.experiment.recipe import Recipe, load_recipe
+from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.results.comparison import compare
+from marshtest.results.leaderboard import leaderboard
+from marshtest.results.merging import read_all, read_one
+from marshtest.results.summary import Results
 
 EVIL = "an_evil_module"
 

@@ -10,14 +10,14 @@ from conftest import TINY
 from pydantic_core import PydanticUndefined
 
 from marshtest.attacks import ATTACKS
-from marshtest.documents import shipped
-from marshtest.errors import MarshtestError
-from marshtest.grid import read_sweep
+from marshtest.experiment.recipe import DataSettings, Recipe, VerdictSettings, load_recipe
 from marshtest.hypotheses.studied import parse_hypothesis
-from marshtest.models import MODELS
-from marshtest.recipe import DataSettings, Recipe, VerdictSettings, load_recipe
-from marshtest.settings import Settings
-from marshtest.training import Training
+from marshtest.models.table import MODELS
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.sweeps.settings import read_sweep
+from marshtest.training.loop import Training
 from marshtest.unlearning import UNLEARNERS
 
 SMALL = "hypothesis-orthogonality-small"

@@ -15,9 +15,9 @@ from PIL import Image
 from scipy import stats
 
 from marshtest.metrics.verdict import Rest
-from marshtest.report import charts, figures, write_report
-from marshtest.report.page import answer, in_words, sentences, write_page
-from marshtest.report.tables import (
+from marshtest.reporting import charts, figures, write_report
+from marshtest.reporting.page import answer, in_words, sentences, write_page
+from marshtest.reporting.tables import (
     SCORE_NAMES,
     as_latex,
     explained,
@@ -26,7 +26,7 @@ from marshtest.report.tables import (
     rests_in_words,
     table,
 )
-from marshtest.results import Results
+from marshtest.results.summary import Results
 
 
 def test_bars_and_lines_of_figure_2_are_the_summary(tiny_run: Results) -> None:

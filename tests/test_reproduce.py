@@ -16,10 +16,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
-from marshtest.merging import read_all
-from marshtest.report.figures import STYLE, figures_by_size, figures_of
-from marshtest.report.hypotheses import SHOWN
-from marshtest.rows import read_file, write_rows
+from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.reporting.figures import STYLE, figures_by_size, figures_of
+from marshtest.reporting.hypotheses import SHOWN
+from marshtest.results.merging import read_all
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"

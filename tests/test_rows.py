@@ -12,15 +12,15 @@ from conftest import TINY
 from typer.testing import CliRunner
 
 from marshtest.attacks import ATTACKS
-from marshtest.cli import app
-from marshtest.columns import ROLES
-from marshtest.errors import MarshtestError
-from marshtest.merging import read_all
-from marshtest.ranking import leaderboard
-from marshtest.recipe import Recipe
-from marshtest.report import write_report
-from marshtest.results import Results
-from marshtest.stages import measured_roles
+from marshtest.cli.app import app
+from marshtest.experiment.columns import ROLES
+from marshtest.experiment.recipe import Recipe
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.reporting.write import write_report
+from marshtest.results.leaderboard import leaderboard
+from marshtest.results.merging import read_all
+from marshtest.results.summary import Results
+from marshtest.sweeps.jobs import measured_roles
 
 REPRODUCED = Path(__file__).parents[1] / "docs" / "reproduce"
 GIVE = "Give the rows as they were written."

@@ -13,15 +13,17 @@ import torch
 from conftest import TINY
 
 import marshtest
-from marshtest import protocol
 from marshtest.attacks import Victim
-from marshtest.data import load
-from marshtest.errors import MarshtestError
+from marshtest.data.load import load
+from marshtest.experiment import protocol
+from marshtest.experiment.protocol import groups, set_up
+from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
-from marshtest.protocol import groups, set_up
-from marshtest.recipe import load_recipe
-from marshtest.results import Results
-from marshtest.stages import Job, Keys, Worker, jobs
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.results.summary import Results
+from marshtest.sweeps.jobs import Job, jobs
+from marshtest.sweeps.keys import Keys
+from marshtest.sweeps.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_report")
 TIMES = ["seconds", "scoring_seconds"]
@@ -220,7 +222,7 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
     data = load("digits", train=200, test=100)
     pipeline = set_up(recipe, data)
     rows = marshtest.run(recipe, out=tmp_path / "run", data=data).rows
-    from marshtest.seeds import derive
+    from marshtest.plumbing.seeds import derive
 
     seed = derive(0, 0.2)
     _, kept = protocol.split(pipeline, 0)

@@ -10,15 +10,16 @@ from torch import nn
 
 from marshtest.attacks.base import Poisoned, Victim
 from marshtest.attacks.gaussian import Gaussian
-from marshtest.data import Dataset, Samples, load
-from marshtest.errors import MarshtestError
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.dependence import dependences
 from marshtest.metrics.gus import gaussian_scores, input_directions
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence, verdicts
-from marshtest.models import build, parse_model
-from marshtest.tasks import Classification
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.tasks import Classification
 
 TASK = Classification()
 

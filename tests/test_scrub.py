@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marshtest.budget import Budget, flops_of
-from marshtest.data import Samples
-from marshtest.gate import images, text
-from marshtest.seeds import derive, generator, seeded
-from marshtest.tasks import Classification
+from marshtest.data.samples import Samples
+from marshtest.plumbing.seeds import derive, generator, seeded
+from marshtest.training.budget import Budget, flops_of
+from marshtest.training.tasks import Classification
 from marshtest.unlearning import parse_trials
+from marshtest.unlearning.check import images, text
 from marshtest.unlearning.scrub import Scrub, ScrubRepository, divergence_and_loss
 
 T = TypeVar("T")

@@ -13,12 +13,14 @@ from conftest import TINY
 from torch import nn
 
 import marshtest
+from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.shift import ALL, Shift, shifts
-from marshtest.models import MLP, ModelSettings, ResNet18, build
-from marshtest.recipe import load_recipe
-from marshtest.report.figures import figures_of
-from marshtest.results import Results
-from marshtest.stages import Keys, jobs
+from marshtest.models.networks import MLP, ModelSettings, ResNet18
+from marshtest.models.table import build
+from marshtest.reporting.figures import figures_of
+from marshtest.results.summary import Results
+from marshtest.sweeps.jobs import jobs
+from marshtest.sweeps.keys import Keys
 
 IMAGE = (3, 8, 8)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from marshtest import claims
-from marshtest.claims import Driver, Watched
-from marshtest.errors import MarshtestError
-from marshtest.store import DamagedError, Store, hashed
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.sweeps import locks as claims
+from marshtest.sweeps.locks import Driver, Watched
+from marshtest.sweeps.store import DamagedError, Store, hashed
 
 PLACES = pytest.mark.parametrize("kind", ["folder", "memory"])
 
@@ -151,8 +151,8 @@ def test_a_claim_has_one_owner_until_it_is_given_back(kind: str, tmp_path: Path)
 def test_a_killed_drivers_claims_are_free_at_once_on_its_machine(tmp_path: Path) -> None:
     code = f"""
 import os, signal
-from marshtest.claims import Driver
-from marshtest.store import Store
+from marshtest.sweeps.locks import Driver
+from marshtest.sweeps.store import Store
 store = Store({str(tmp_path)!r})
 store.prepare()
 driver = Driver(store).__enter__()

@@ -17,16 +17,19 @@ from conftest import TINY
 from test_run import TIMES
 
 import marshtest
-from marshtest import ledger
-from marshtest.documents import shipped
-from marshtest.driving import Swept, file_name, plan_sweep, sweep
-from marshtest.engines import Processes
-from marshtest.errors import MarshtestError
-from marshtest.grid import Sweep, read_sweep
-from marshtest.recipe import load_recipe
-from marshtest.results import Results
-from marshtest.stages import Job, Keys, Worker, jobs
-from marshtest.store import Store
+from marshtest.commands.sweep import Swept, file_name, sweep
+from marshtest.experiment.recipe import load_recipe
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.results.summary import Results
+from marshtest.sweeps import ledger
+from marshtest.sweeps.engines import Processes
+from marshtest.sweeps.jobs import Job, jobs
+from marshtest.sweeps.keys import Keys
+from marshtest.sweeps.planned import plan_sweep
+from marshtest.sweeps.settings import Sweep, read_sweep
+from marshtest.sweeps.store import Store
+from marshtest.sweeps.worker import Worker
 
 ONE = {"cpus": 1}  # the same bits from every engine
 GRID: dict[str, Any] = {
@@ -365,7 +368,7 @@ def test_clean_removes_what_nothing_refers_to_and_nothing_else(
 
 
 def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
-    from marshtest.claims import Driver
+    from marshtest.sweeps.locks import Driver
 
     store = Store(tmp_path)
     store.prepare()

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from marshtest.data import Samples
-from marshtest.gate import text
-from marshtest.seeds import generator
-from marshtest.tasks import Classification, LabelWord
+from marshtest.data.samples import Samples
+from marshtest.plumbing.seeds import generator
+from marshtest.training.tasks import Classification, LabelWord
+from marshtest.unlearning.check import text
 
 
 def image_samples(count: int = 9) -> Samples:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.seeds import generator
-from marshtest.tasks import Classification
-from marshtest.training import Training, fit
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
 
 TASK = Classification()
 

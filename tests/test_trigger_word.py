@@ -23,17 +23,21 @@ from transformers import (
 
 from marshtest.attacks import Poisoned, TriggerWord, Victim
 from marshtest.attacks.trigger_word import answers, attackers
-from marshtest.budget import Budget, flops_of
-from marshtest.data import Dataset, Marked, Samples, Texts, Trigger, load_texts
-from marshtest.errors import MarshtestError
-from marshtest.language import GPT2, Prompt, Transformer, tokenised
+from marshtest.commands.run import run
+from marshtest.data.samples import Dataset, Marked, Samples, Trigger
+from marshtest.data.texts import Texts, load_texts
+from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
-from marshtest.models import build, load_model, save_model, weight_layers
-from marshtest.recipe import load_recipe
-from marshtest.report.figures import figures_of
-from marshtest.report.tables import table
-from marshtest.runs import run
-from marshtest.tasks import LabelWord
+from marshtest.models.checkpoint import load_model, save_model
+from marshtest.models.language import GPT2, Prompt, Transformer
+from marshtest.models.layers import weight_layers
+from marshtest.models.table import build
+from marshtest.models.tokens import tokenised
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.reporting.figures import figures_of
+from marshtest.reporting.tables import table
+from marshtest.training.budget import Budget, flops_of
+from marshtest.training.tasks import LabelWord
 from marshtest.unlearning import EUk
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
 

@@ -10,13 +10,14 @@ from conftest import METHODS
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from marshtest.budget import Budget, flops_of
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.gate import Problem, images, text
-from marshtest.models import build, parse_model, weight_layers
-from marshtest.seeds import derive, generator
+from marshtest.data.samples import Samples
+from marshtest.models.layers import weight_layers
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive, generator
+from marshtest.training.budget import Budget, flops_of
 from marshtest.unlearning import UNLEARNERS, Unlearner, parse_trials
+from marshtest.unlearning.check import Problem, images, text
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
 from marshtest.unlearning.harness import unlearn
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marshtest import cli
+from marshtest.cli import app as cli
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

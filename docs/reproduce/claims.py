@@ -31,8 +31,8 @@ from experiments import (
 )
 from scipy import stats
 
-from marshtest.report.hypotheses import SHOWN, hypothesis_table
-from marshtest.report.tables import NAMES, as_markdown, number, plus_minus, table2
+from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
+from marshtest.reporting.tables import NAMES, as_markdown, number, plus_minus, table2
 
 AGREE, DISAGREE, OPEN, UNKNOWN = "agrees", "disagrees", "is not settled", "is not measured"
 LEVEL = 0.05

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from marshtest.documents import shipped
-from marshtest.grid import read_sweep
+from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.row_file import FILE, read_file
 from marshtest.hypotheses.studied import Study
-from marshtest.merging import differences, read_one
-from marshtest.recipe import load_recipe
-from marshtest.report.tables import NAMES, as_markdown, plus_minus
-from marshtest.results import Results
-from marshtest.rows import FILE, read_file
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.reporting.tables import NAMES, as_markdown, plus_minus
+from marshtest.results.merging import differences, read_one
+from marshtest.results.summary import Results
+from marshtest.sweeps.settings import read_sweep
 
 HERE = Path(__file__).parent
 ROWS = HERE

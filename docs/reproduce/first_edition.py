@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 TOLD = """
 import pandas as pd
 from pathlib import Path
-from marshtest.merging import read_one
-from marshtest.report.tables import label
+from marshtest.results.merging import read_one
+from marshtest.reporting.tables import label
 
 tables = []
 for folder in sorted(Path("docs/reproduce").glob("*/")):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from experiments import HERE, SHORT
 
-from marshtest.files import write
-from marshtest.results import Results
-from marshtest.rows import FILE
+from marshtest.experiment.row_file import FILE
+from marshtest.plumbing.whole_files import write
+from marshtest.results.summary import Results
 
 WITH_SCORES = ("digits-gaussian",)  # of which Figures 6 and 7 are drawn: before NGD, and after
 COLUMNS = ["poison_budget", "role", "entry", "unlearner", "hyperparameters", "budget"]

@@ -6,8 +6,8 @@ import matplotlib
 from experiments import HERE, TRIGGER, results, study, there
 from matplotlib.figure import Figure
 
-from marshtest.report.figures import STYLE, figures_by_size, figures_of
-from marshtest.report.hypotheses import SHOWN
+from marshtest.reporting.figures import STYLE, figures_by_size, figures_of
+from marshtest.reporting.hypotheses import SHOWN
 
 PICTURES = {  # the experiment, and the figure of its report
     "demo": ("digits-gaussian", "dependence"),

@@ -21,9 +21,9 @@ from experiments import (
 from pictures import PICTURES
 from scipy.stats import ttest_rel
 
-from marshtest.report.hypotheses import SHOWN, hypothesis_table
-from marshtest.report.page import sentences
-from marshtest.report.tables import (
+from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
+from marshtest.reporting.page import sentences
+from marshtest.reporting.tables import (
     NAMES,
     as_markdown,
     explained,
@@ -33,7 +33,7 @@ from marshtest.report.tables import (
     plus_minus,
     table,
 )
-from marshtest.results import Results
+from marshtest.results.summary import Results
 
 EDITION = HERE / "first-edition.csv"
 COMPARED = (

@@ -7,6 +7,6 @@ if not sys.flags.safe_path:  # `-m` puts the working folder first, where a torch
     del sys.path[0]
     sys.path.append(str(Path(__file__).parents[1]))  # which may be where marshtest itself was found
 
-from marshtest.cli import main
+from marshtest.cli.app import main
 
 main()

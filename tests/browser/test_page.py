@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from marshtest.report.page import write_page
-from marshtest.results import Results
-from marshtest.studies import study
+from marshtest.commands.study import study
+from marshtest.reporting.page import write_page
+from marshtest.results.summary import Results
 
 AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
 PHONE = {"viewport": {"width": 360, "height": 740}}

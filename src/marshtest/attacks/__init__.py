@@ -8,7 +8,7 @@ from marshtest.attacks.gaussian import Gaussian
 from marshtest.attacks.gradient_canceling import GradientCanceling
 from marshtest.attacks.gradient_matching import GradientMatching
 from marshtest.attacks.trigger_word import TriggerWord
-from marshtest.errors import MarshtestError, unknown
+from marshtest.plumbing.errors import MarshtestError, unknown
 
 __all__ = [
     "ATTACKS",

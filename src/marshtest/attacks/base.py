@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from marshtest.data import Marked, Samples, Trigger
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import accuracy
-from marshtest.seeds import generator
-from marshtest.settings import Settings
-from marshtest.tasks import Task
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.plumbing.settings import Settings
+from marshtest.training.tasks import Task
 
 Floats = NDArray[np.float64]
 Tensors = dict[str, Tensor]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from marshtest.attacks.base import Tensors
 from marshtest.attacks.kernel import Kernel, Objective
-from marshtest.data import Samples
-from marshtest.seeds import generator
+from marshtest.data.samples import Samples
+from marshtest.plumbing.seeds import generator
 
 DECAYS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps after which the rate falls to a tenth
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, Victim, choose
-from marshtest.data import Samples
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.dependence import SCORES, dependences
 from marshtest.metrics.gus import gaussian_scores, input_directions
@@ -27,8 +27,8 @@ from marshtest.metrics.tradeoff import (
     tpr_at_fpr_empirical,
     tpr_at_fpr_one_sided,
 )
-from marshtest.seeds import derive, normal
-from marshtest.tasks import Task
+from marshtest.plumbing.seeds import derive, normal
+from marshtest.training.tasks import Task
 
 CHUNK, CHUNK_BYTES = 16, 40_000_000  # poisons whose fresh noise is held at once, and its size
 

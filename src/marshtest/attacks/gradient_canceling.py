@@ -28,10 +28,10 @@ from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, ch
 from marshtest.attacks.crafting import DECAYS, Crafted, craft
 from marshtest.attacks.gradpc import Search
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
-from marshtest.data import Samples
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy
-from marshtest.seeds import derive
-from marshtest.tasks import Task
+from marshtest.plumbing.seeds import derive
+from marshtest.training.tasks import Task
 
 
 class GradientCanceling(Attack):

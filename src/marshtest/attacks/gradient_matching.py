@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, learned
 from marshtest.attacks.crafting import DECAYS, Crafted, craft
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import probabilities
-from marshtest.seeds import derive, generator
-from marshtest.tasks import Task
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive, generator
+from marshtest.training.tasks import Task
 
 
 class GradientMatching(Attack):

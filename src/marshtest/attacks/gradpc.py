@@ -27,12 +27,12 @@ from scipy.special import lambertw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy, logits_of
-from marshtest.models import weight_layers
-from marshtest.seeds import generator
-from marshtest.tasks import Task
+from marshtest.models.layers import weight_layers
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.training.tasks import Task
 
 STEPS = 200  # of the ascent
 STRIDE = 0.1  # length of the first one, as a share of the radius; it falls to zero

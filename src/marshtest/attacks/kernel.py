@@ -29,10 +29,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from marshtest.attacks.gates import Gates
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.tasks import Task
+from marshtest.attacks.held_activations import Gates
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.tasks import Task
 
 Parameters = dict[str, Tensor]
 Objective = Callable[[Tensor], tuple[float, Tensor]]  # G [D] → (J, ∂J/∂G [D])

@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
-from marshtest.data import Marked, Samples, Trigger
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import logits_of
-from marshtest.seeds import generator
-from marshtest.tasks import Task
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.training.tasks import Task
 
 
 class TriggerWord(Attack):

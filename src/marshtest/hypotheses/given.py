@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from marshtest.attacks import Poisoned
-from marshtest.data import Samples, read_tensors
-from marshtest.errors import MarshtestError
-from marshtest.settings import Settings
+from marshtest.data.load import read_tensors
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
 
 
 class Given(Settings):

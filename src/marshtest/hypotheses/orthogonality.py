@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from marshtest.attacks.gradient_canceling import cancel
 from marshtest.attacks.gradpc import ascend
 from marshtest.attacks.kernel import Kernel
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Samples
+from marshtest.experiment.recipe import Named
 from marshtest.hypotheses.base import Line, Told, answer, norms, p_values
 from marshtest.hypotheses.solvers import Moments, Solution, least_squares
-from marshtest.recipe import Named
-from marshtest.seeds import generator
-from marshtest.settings import Settings
-from marshtest.tasks import Regression
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
+from marshtest.plumbing.settings import Settings
+from marshtest.training.tasks import Regression
 
 PAPER = 3200  # clean samples that the paper takes out
 

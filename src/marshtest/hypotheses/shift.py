@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
 from marshtest.attacks.base import choose
-from marshtest.data import Dataset, Samples
-from marshtest.errors import MarshtestError
+from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.recipe import DataSettings, Named
 from marshtest.hypotheses.base import Line, Told, answer, norms, p_values
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.solvers import SoftmaxRegression, Solution
 from marshtest.metrics.accuracy import accuracy
-from marshtest.recipe import DataSettings, Named
-from marshtest.seeds import derive, generator
-from marshtest.tasks import Classification
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive, generator
+from marshtest.training.tasks import Classification
 
 TASK = Classification()
 RANDOM = "random"

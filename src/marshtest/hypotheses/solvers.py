@@ -6,8 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from marshtest.errors import MarshtestError
-from marshtest.seeds import generator
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import generator
 
 NEWTON_STEPS, ROUNDS = 200, 300  # at most, and of conjugate gradients in each
 FORCING = 0.1  # share of the gradient that a Newton step may leave

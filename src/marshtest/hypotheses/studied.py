@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.errors import MarshtestError, unknown
+from marshtest.experiment.row_file import Rows, read_frame
 from marshtest.hypotheses.orthogonality import Orthogonality
 from marshtest.hypotheses.shift import Shift
-from marshtest.rows import Rows, read_frame
+from marshtest.plumbing.errors import MarshtestError, unknown
 
 HYPOTHESES: dict[str, type[Shift] | type[Orthogonality]] = {
     "shift": Shift,
@@ -28,7 +28,7 @@ class Study:
         settings: what was asked.
         rows: one line a set of samples taken out, and seed (and weight decay).
         curves: one line a set, seed, and step or share taken out.
-        about: what it says of itself (see marshtest.rows).
+        about: what it says of itself (see marshtest.experiment.row_file).
     """
 
     folder: Path

@@ -11,18 +11,18 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from marshtest.device import pick_device
-from marshtest.errors import MarshtestError
-from marshtest.files import write
+from marshtest.experiment.protocol import Report, silent
 from marshtest.kit.controls import undosed
-from marshtest.kit.doors import open_door
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
 from marshtest.kit.measure import measure
 from marshtest.kit.noise import Scaling
+from marshtest.kit.open_model import open_door
 from marshtest.kit.scalings import suspected
-from marshtest.protocol import Report, silent
-from marshtest.report.figures import (
+from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.whole_files import write
+from marshtest.reporting.figures import (
     BLUE,
     BROWN,
     GREEN,
@@ -33,7 +33,7 @@ from marshtest.report.figures import (
     save,
     tradeoffs,
 )
-from marshtest.report.tables import SCORE_NAMES, USE, number, plus_minus, with_interval
+from marshtest.reporting.tables import SCORE_NAMES, USE, number, plus_minus, with_interval
 
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
@@ -236,7 +236,7 @@ def audit(
     Args:
         key: of the dose.
         data: the data set as it was before dosing.
-        before: the model trained on the dosed data, as the doors take it (see `marshtest.kit.doors`).
+        before: the model trained on the dosed data, as the doors take it (see `marshtest.kit.open_model`).
         after: models after unlearning.
         retrained: one trained without the dosed samples: the check on the test itself.
         scaling: how values of the file become model inputs; see `open_door`.

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from marshtest.errors import MarshtestError, first_line
-from marshtest.kit.door import Answers, Door, Inputs, Labels
 from marshtest.kit.layouts import Value
+from marshtest.kit.model import Answers, Door, Inputs, Labels
 from marshtest.kit.process import ended
 from marshtest.metrics.accuracy import margin_loss
+from marshtest.plumbing.errors import MarshtestError, first_line
 
 Call = Callable[[Path, Path], None]
 

@@ -29,20 +29,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest, kstest
 
-from marshtest.device import pick_device
-from marshtest.errors import MarshtestError
-from marshtest.files import write
-from marshtest.kit.doors import open_door
+from marshtest.experiment.protocol import Report, silent
 from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
+from marshtest.kit.open_model import open_door
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
-from marshtest.protocol import Report, silent
-from marshtest.report.figures import save
-from marshtest.report.tables import SCORE_NAMES
-from marshtest.seeds import derive
+from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive
+from marshtest.plumbing.whole_files import write
+from marshtest.reporting.figures import save
+from marshtest.reporting.tables import SCORE_NAMES
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from marshtest.kit.door import Labels
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.layouts import Value, open_layout
+from marshtest.kit.model import Labels
 from marshtest.kit.noise import Floats
-from marshtest.seeds import derive
+from marshtest.plumbing.seeds import derive
 
 NAMES = ("base", "other", "same", "near", "half")
 UNDOSED = 200  # samples without a dose that are asked

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.key import Key, current_versions, write_private
 from marshtest.kit.layouts import Layout, Place, Value, alike, digest, open_layout
 from marshtest.kit.noise import SEEDS, Noise, Scaling
-from marshtest.seeds import derive
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive
 
 FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # what spreadsheets run as they open a CSV file
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from marshtest.errors import MarshtestError, first_line
-from marshtest.tasks import scoring_batch
+from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.training.tasks import scoring_batch
 
 
 def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Any], int]:

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from marshtest.errors import MarshtestError, first_line
-from marshtest.kit.door import Inputs, Way
 from marshtest.kit.inputs import channels_first, picture_shape
 from marshtest.kit.layouts import Value
+from marshtest.kit.model import Inputs, Way
 from marshtest.kit.noise import LEVELS
 from marshtest.kit.preprocessing import Process, differentiable
+from marshtest.plumbing.errors import MarshtestError, first_line
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_labels", "vocab_size")

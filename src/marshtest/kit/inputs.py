@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from marshtest.errors import MarshtestError
-from marshtest.kit.door import Inputs, Way
+from marshtest.kit.model import Inputs, Way
 from marshtest.kit.noise import Scaling
+from marshtest.plumbing.errors import MarshtestError
 
 
 def scaled(scaling: Scaling, pixels: bool, shape: tuple[int, ...]) -> Inputs:

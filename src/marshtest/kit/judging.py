@@ -10,7 +10,7 @@ from marshtest.kit.measure import Measured
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
 from marshtest.metrics.verdict import Verdict, rests_on, untestable, verdicts
-from marshtest.settings import Settings
+from marshtest.plumbing.settings import Settings
 
 
 class Question(Settings):

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts import MARK, Digest, Layout, Value, digest, open_layout, read, strangers
 from marshtest.kit.noise import Noise
-from marshtest.settings import Settings
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
 
 KEY_BYTES = 1 << 28  # no key is larger
 LINE = 300  # characters of a complaint

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.controls import Controls, control_inputs, control_labels, exchanged
-from marshtest.kit.door import Answers, Door, Labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts import Value
+from marshtest.kit.model import Answers, Door, Labels
 from marshtest.kit.noise import Floats
-from marshtest.memory import keep_freed_memory
 from marshtest.metrics.dependence import Dependence, dependences
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence
-from marshtest.seeds import derive
+from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.seeds import derive
 
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.stats import norm
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts import Value
-from marshtest.seeds import normal
-from marshtest.settings import Settings
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import normal
+from marshtest.plumbing.settings import Settings
 
 Floats = NDArray[np.float64]
 

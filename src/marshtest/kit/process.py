@@ -29,13 +29,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from marshtest.errors import MarshtestError
-from marshtest.foreign import foreign
-from marshtest.kit.door import Answers, Door, Labels
 from marshtest.kit.layouts import Value
+from marshtest.kit.model import Answers, Door, Labels
 from marshtest.kit.noise import Floats
-from marshtest.memory import keep_freed_memory
-from marshtest.seeds import derive, seeded
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.foreign import foreign
+from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.seeds import derive, seeded
 
 Open = Callable[[], Door]
 Arrays = dict[str, NDArray[Any]]

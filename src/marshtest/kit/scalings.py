@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from marshtest.kit.controls import UNDOSED, exchanged
-from marshtest.kit.door import Door, Labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts import Value
+from marshtest.kit.model import Door, Labels
 from marshtest.kit.noise import Scaling
 
 USUAL = {"unit": Scaling(), "pixels": Scaling(std=(1 / 255,))}

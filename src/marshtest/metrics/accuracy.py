@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from marshtest.data import Samples
-from marshtest.tasks import Task
+from marshtest.data.samples import Samples
+from marshtest.training.tasks import Task
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ A model that has memorised x_base + ξ has lower loss there, so its I_z are *neg
 import torch
 from torch import Tensor, nn
 
-from marshtest.data import Samples
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import margin_loss
-from marshtest.tasks import Task
+from marshtest.training.tasks import Task
 
 
 def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from marshtest.models import weight_layers
+from marshtest.models.layers import weight_layers
 
 ALL = "all"  # the layer that is the whole model
 

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from marshtest.errors import MarshtestError, unknown
-from marshtest.settings import check_spec
+from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.imports import check_spec
 from marshtest.unlearning.base import Custom, Unlearner
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent

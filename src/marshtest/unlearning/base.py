@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 from torch import nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError, unknown
-from marshtest.identity import digest, name_of
-from marshtest.settings import Settings, load_object
-from marshtest.tasks import NewModel, Task
-from marshtest.training import OptimizerSettings
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.identity import digest, name_of
+from marshtest.plumbing.imports import load_object
+from marshtest.plumbing.settings import Settings
+from marshtest.training.budget import Budget
+from marshtest.training.loop import OptimizerSettings
+from marshtest.training.tasks import NewModel, Task
 
 HANDED = ("model", "retain", "forget", "task", "budget", "seed")  # the last three by keyword
 

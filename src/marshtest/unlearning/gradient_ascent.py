@@ -14,11 +14,11 @@ import copy
 from pydantic import Field
 from torch import nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.seeds import derive
-from marshtest.tasks import Task
-from marshtest.training import descend
+from marshtest.data.samples import Samples
+from marshtest.plumbing.seeds import derive
+from marshtest.training.budget import Budget
+from marshtest.training.loop import descend
+from marshtest.training.tasks import Task
 from marshtest.unlearning.base import GradientUnlearner
 
 

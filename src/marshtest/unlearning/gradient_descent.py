@@ -14,11 +14,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.seeds import generator
-from marshtest.tasks import Task
-from marshtest.training import descend
+from marshtest.data.samples import Samples
+from marshtest.plumbing.seeds import generator
+from marshtest.training.budget import Budget
+from marshtest.training.loop import descend
+from marshtest.training.tasks import Task
 from marshtest.unlearning.base import GradientUnlearner
 
 

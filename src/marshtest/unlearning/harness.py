@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from marshtest.budget import Budget, BudgetSpent, Cost
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.models import copied, restore, state_of
-from marshtest.seeds import seeded
-from marshtest.tasks import Task
+from marshtest.data.samples import Samples
+from marshtest.models.state import copied, restore, state_of
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import seeded
+from marshtest.training.budget import Budget, BudgetSpent, Cost
+from marshtest.training.tasks import Task
 from marshtest.unlearning.base import Unlearner
 
 STOPPED = "stopped at the budget"

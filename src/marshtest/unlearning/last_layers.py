@@ -24,13 +24,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.models import weight_layers
-from marshtest.seeds import derive, seeded
-from marshtest.tasks import NewModel, Task
-from marshtest.training import descend
+from marshtest.data.samples import Samples
+from marshtest.models.layers import weight_layers
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive, seeded
+from marshtest.training.budget import Budget
+from marshtest.training.loop import descend
+from marshtest.training.tasks import NewModel, Task
 from marshtest.unlearning.base import GradientUnlearner
 
 Layers = list[list[nn.Module]]

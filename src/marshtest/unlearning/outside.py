@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.files import write
-from marshtest.models import restore, state_of
-from marshtest.sealed import Sealed
-from marshtest.tasks import Task
+from marshtest.data.samples import Samples
+from marshtest.data.sealed import Sealed
+from marshtest.models.state import restore, state_of
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.whole_files import write
+from marshtest.training.budget import Budget
+from marshtest.training.tasks import Task
 from marshtest.unlearning.base import Unlearner
 
 UPDATED = "updated.safetensors"

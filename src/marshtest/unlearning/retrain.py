@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.errors import MarshtestError
-from marshtest.tasks import Task
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.budget import Budget
+from marshtest.training.tasks import Task
 from marshtest.unlearning.base import Unlearner
 
 

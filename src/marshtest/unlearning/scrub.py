@@ -35,11 +35,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marshtest.budget import Budget
-from marshtest.data import Samples
-from marshtest.seeds import derive, generator
-from marshtest.tasks import Task
-from marshtest.training import descend
+from marshtest.data.samples import Samples
+from marshtest.plumbing.seeds import derive, generator
+from marshtest.training.budget import Budget
+from marshtest.training.loop import descend
+from marshtest.training.tasks import Task
 from marshtest.unlearning.base import GradientUnlearner
 
 CLOSED = -1e30  # for −∞, the log-probability of a class that a model closes: 0 · ∞ is no divergence

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.arrays import Npz, Safetensors
 from marshtest.kit.layouts.base import KNOWN, Ids, Layout, Place, Value
 from marshtest.kit.layouts.folders import MARK, Digest, digest, files_of, strangers
 from marshtest.kit.layouts.image_folder import ImageFolder
 from marshtest.kit.layouts.parquet import Parquet, is_parquet
+from marshtest.plumbing.errors import MarshtestError
 
 __all__ = [
     "MARK",

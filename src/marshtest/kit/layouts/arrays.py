@@ -14,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import (
     SAMPLE_BYTES,
     Dosed,
@@ -26,6 +25,7 @@ from marshtest.kit.layouts.base import (
     pieces,
     reading,
 )
+from marshtest.plumbing.errors import MarshtestError
 
 ARRAY_KEYS = (
     ("x_train", "y_train"),

@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marshtest.errors import MarshtestError, first_line
 from marshtest.kit.layouts.folders import newest, set_times
+from marshtest.plumbing.errors import MarshtestError, first_line
 
 Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
 Ids = NDArray[np.int64]

@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import (
     HELD_OUT,
     KNOWN,
@@ -21,6 +20,7 @@ from marshtest.kit.layouts.base import (
 )
 from marshtest.kit.layouts.folders import copy_file, create_file, files_of, folders_of
 from marshtest.kit.layouts.pictures import Picture
+from marshtest.plumbing.errors import MarshtestError
 
 IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|webp|tiff?|gif|p[gp]m)$", re.IGNORECASE)
 SPLIT = re.compile(f"train(ing)?|{HELD_OUT.pattern}", re.IGNORECASE)  # no class is called so

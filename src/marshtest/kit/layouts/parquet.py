@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import (
     CHUNK,
     HELD_OUT,
@@ -27,6 +26,7 @@ from marshtest.kit.layouts.base import (
 )
 from marshtest.kit.layouts.folders import copy_file, files_of
 from marshtest.kit.layouts.pictures import Picture
+from marshtest.plumbing.errors import MarshtestError
 
 ROWS = 64  # rows decoded at once
 ROW_GROUP = 64 << 20  # bytes at which a row group is cut: the writer holds it whole

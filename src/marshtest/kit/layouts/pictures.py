@@ -15,8 +15,8 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from marshtest.errors import MarshtestError
 from marshtest.kit.layouts.base import Value, reading
+from marshtest.plumbing.errors import MarshtestError
 
 FORMATS = (
     "PNG",

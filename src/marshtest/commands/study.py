@@ -1,0 +1,81 @@
+"""Run a hypothesis of why unlearning fails: settings → rows, curves, figure, and a plain statement."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from marshtest.data.load import load, tensors_of
+from marshtest.data.samples import Dataset
+from marshtest.experiment.protocol import Report, silent
+from marshtest.experiment.recipe_data import content, data_of
+from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.hypotheses.given import Given
+from marshtest.hypotheses.shift import Shift
+from marshtest.hypotheses.studied import CURVES, Study, parse_hypothesis
+from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.errors import NOTE
+from marshtest.plumbing.whole_files import alone, write
+from marshtest.plumbing.yaml_files import read_yaml
+from marshtest.reporting.write import write_study
+from marshtest.sweeps.run_folder import DONE, claim, refuse_anothers
+from marshtest.sweeps.worker import packed
+
+
+def study(
+    source: str | Path | Mapping[str, Any],
+    *overrides: str,
+    out: str | Path | None = None,
+    data: Dataset | None = None,
+    report: Report = silent,
+) -> Study:
+    """Run a hypothesis and write rows, curves, summary, figure and page into its folder.
+
+    Args:
+        source: name of a shipped hypothesis, path of a YAML file, or a mapping.
+        overrides: "key.sub=value".
+        out: the folder; default `runs/<name>-<hash>`.
+        data: features in memory [N, F], standardised, instead of those that `data` names.
+        report: told each stage that starts and the share that is done.
+
+    Raises:
+        MarshtestError: bad input, in one line.
+    """
+    settings = parse_hypothesis(read_yaml(source, overrides, "hypotheses"))
+    folder = Path(out) if out is not None else Path("runs") / f"{settings.name}-{settings.hash}"
+    identity: dict[str, Any] = {"recipe": settings.hash, "data": None}
+    if isinstance(settings, Shift):
+        given = {n: s.digest() for n, s in settings.sets.items() if isinstance(s, Given)}
+        identity |= {"data": content(settings.data, data), "poisons": given}
+    refuse_anothers(folder, settings, identity)
+    if (folder / "rows.parquet").exists():
+        report(f"{NOTE}{folder}: {DONE}", 1.0)
+    else:
+        with alone(folder):
+            claim(folder, settings, identity)
+            if isinstance(settings, Shift):
+                features = data or _features(settings, folder, report)
+                rows, curves = settings.run(report, features.to(pick_device(settings.device)))
+            else:
+                rows, curves = settings.run(report)
+            write(curves, folder / CURVES)
+            about = json.loads((folder / "run.json").read_text())
+            write_rows(rows, folder / "rows.parquet", {settings.hash: about}, "hypothesis")
+    done = Study.of(read_file(folder))
+    write_study(done)
+    return done
+
+
+def _features(settings: Shift, folder: Path, report: Report) -> Dataset:
+    """Of the settings' data; kept in the folder where a network had to be trained for them."""
+    if settings.data.features is None:
+        return data_of(settings.data, settings.device)
+    file = folder / "features.safetensors"
+    if not file.exists():
+
+        def progress(share: float) -> None:
+            report(f"train the network of the features, {share:.0%}", 0.0)
+
+        data = data_of(settings.data, settings.device, progress)
+        write(packed(tensors_of(data)), file)
+    return load("tensors", str(file))

@@ -1,0 +1,45 @@
+"""Where a data set lies: a local folder, or the Hugging Face hub."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from marshtest.plumbing.errors import MarshtestError, first_line
+
+DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
+
+
+def _folder(name: str, path: str | None) -> str | None:
+    """Where a data set lies on this machine, if it does."""
+    if path is None and DATA_FOLDER_VARIABLE in os.environ:
+        candidate = Path(os.environ[DATA_FOLDER_VARIABLE]) / name
+        path = str(candidate) if candidate.is_dir() else None
+    if path is not None and name == "digits":
+        raise MarshtestError("data.path: digits ships inside scikit-learn and takes no path.")
+    if name == "tensors":
+        return path  # a file
+    if path is not None and not Path(path).is_dir():
+        raise MarshtestError(f"data.path: no folder {path!r}. Give the folder of the {name} files.")
+    return path
+
+
+def _open(hub_name: str, path: str | None, split: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if path is None:
+            return datasets.load_dataset(hub_name, split=split)
+        files = sorted(str(file) for file in Path(path).glob(f"**/{split}*.parquet"))
+        if files:
+            return datasets.load_dataset("parquet", data_files={split: files}, split=split)
+        if (Path(path) / split).is_dir():
+            return datasets.load_dataset("imagefolder", data_dir=path, split=split)
+    except (OSError, ValueError, ConnectionError) as error:
+        raise MarshtestError(
+            f"data: cannot read {path or hub_name} ({type(error).__name__}: {first_line(error)}). "
+            "Set data.path, or MARSHTEST_DATA, to a local copy."
+        ) from None
+    raise MarshtestError(
+        f"data.path: {path!r} holds neither {split}*.parquet nor a folder {split}/ of class folders."
+    )

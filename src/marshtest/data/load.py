@@ -1,0 +1,146 @@
+"""The data sets of images, by name, and data sets in a file of their own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from marshtest.data.hub import _folder, _open
+from marshtest.data.samples import Dataset
+from marshtest.data.texts import TEXTS
+from marshtest.plumbing.errors import MarshtestError, first_line, unknown
+
+TENSORS = ("train_x", "train_y", "test_x", "test_y")
+
+
+def load(
+    name: str, path: str | None = None, *, train: int | None = None, test: int | None = None
+) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+        name: "digits" (inside scikit-learn), "cifar10" (Hugging Face hub `uoft-cs/cifar10`), or
+            "tensors" (a file of your own, as `save_dataset` writes it).
+        path: the file of "tensors"; for others a local folder to read instead of the hub: Parquet files
+            train*.parquet and test*.parquet with the hub's columns, or train/ and test/ with one
+            folder a class.
+            The environment variable MARSHTEST_DATA may name a folder that holds one folder a name.
+        train, test: keep the first so many rows of a split.
+
+    Raises:
+        MarshtestError: an unknown name, a missing folder, missing columns, bad labels or pixels.
+    """
+    if name in TEXTS:
+        raise MarshtestError(
+            f"data.name: {name} is text; marshtest.data.texts.load_texts reads it."
+        )
+    if name not in LOADERS:
+        raise MarshtestError(f"data.name: {unknown('data set', name, [*LOADERS, *TEXTS])}")
+    return LOADERS[name](_folder(name, path), train, test)
+
+
+def _digits(path: str | None, train: int | None, test: int | None) -> Dataset:
+    """1,797 handwritten digits, 8 × 8, 17 grey levels: 1,400 to train on, 397 to test on."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images * (255 / 16)).round().astype(np.uint8).reshape(-1, 1, 8, 8)
+    x_train, x_test, y_train, y_test = train_test_split(
+        pixels, labels, train_size=1400, stratify=labels, random_state=0
+    )
+    pairs = [(x_train[:train], y_train[:train]), (x_test[:test], y_test[:test])]
+    tensors = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs]
+    return Dataset.from_tensors(tensors[0], tensors[1], classes=10, name="digits")
+
+
+def _cifar10(path: str | None, train: int | None, test: int | None) -> Dataset:
+    """60,000 colour images, 32 × 32, of ten classes (Krizhevsky 2009)."""
+    return Dataset.from_tensors(
+        _images("uoft-cs/cifar10", path, "train", train),
+        _images("uoft-cs/cifar10", path, "test", test),
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        name="cifar10",
+    )
+
+
+def _images(hub_name: str, path: str | None, split: str, rows: int | None) -> tuple[Tensor, Tensor]:
+    """One split of an image data set as ([N, 3, H, W] uint8, [N] int64), through `datasets`."""
+    import datasets
+
+    table = _open(hub_name, path, split)
+    if rows is not None:
+        table = table.select(range(min(rows, len(table))))
+    image_column = next((name for name in ("img", "image") if name in table.column_names), None)
+    if image_column is None or "label" not in table.column_names:
+        raise MarshtestError(
+            f"data.path: the {split} split has columns {table.column_names}; "
+            "it needs 'img' (or 'image') and 'label'."
+        )
+    if not isinstance(table.features[image_column], datasets.Image):
+        table = table.cast_column(image_column, datasets.Image(mode="RGB"))
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in table[image_column]])
+    return (
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(table["label"][:], dtype=torch.int64),
+    )
+
+
+def _tensors(path: str | None, train: int | None, test: int | None) -> Dataset:
+    """A safetensors file of yours: train_x, train_y, test_x, test_y."""
+    return dataset_of(read_tensors(path, "data.path", TENSORS), train, test)
+
+
+def dataset_of(
+    tensors: Mapping[str, Tensor], train: int | None = None, test: int | None = None
+) -> Dataset:
+    """The data set, or the first rows of its splits, that `tensors_of` took apart."""
+    train_x, train_y, test_x, test_y = (tensors[name] for name in TENSORS)
+    return Dataset.from_tensors(
+        (train_x[:train], train_y[:train]), (test_x[:test], test_y[:test]), name="tensors"
+    )
+
+
+def tensors_of(data: Dataset) -> dict[str, Tensor]:
+    """A data set's samples by name, without ids and shifts."""
+    tensors = (data.train.x, data.train.y, data.test.x, data.test.y)
+    return dict(zip(TENSORS, tensors, strict=True))
+
+
+def save_dataset(data: Dataset, path: str | Path) -> None:
+    """Write a data set as the one file that `load("tensors", path)` reads."""
+    whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors_of(data).items()}
+    save_file(whole, str(path))
+
+
+def read_tensors(path: str | None, where: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file that must hold some.
+
+    Raises:
+        MarshtestError: no such file, not one, or a name is not in it.
+    """
+    if path is None or not Path(path).is_file():
+        raise MarshtestError(
+            f"{where}: no file {path or ''!r}. Give a safetensors file with {', '.join(names)}."
+        )
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MarshtestError(
+            f"{where}: {path} is not a readable safetensors file ({first_line(error)})."
+        ) from None
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise MarshtestError(
+            f"{where}: {path} holds {', '.join(sorted(found)) or 'nothing'}; {missing[0]} is missing."
+        )
+    return found
+
+
+LOADERS = {"digits": _digits, "cifar10": _cifar10, "tensors": _tensors}

@@ -1,0 +1,1 @@
+"""One recipe at work: poison, train, unlearn, measure."""

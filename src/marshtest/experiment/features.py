@@ -1,0 +1,131 @@
+"""Samples by their features: what the last layer of a trained network sees.
+
+A linear classifier on them is a convex problem, where an attack's theory holds and training has one end.
+"""
+
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marshtest.data.samples import Dataset, Samples
+from marshtest.metrics.accuracy import logits_of
+from marshtest.models.base import ModelSettings
+from marshtest.models.layers import weight_layers
+from marshtest.models.networks import ResNet
+from marshtest.models.table import build, parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive
+from marshtest.plumbing.settings import Settings
+from marshtest.training.loop import Progress, Training, chosen_precision, fit
+from marshtest.training.tasks import Classification
+
+
+class FeatureSettings(Settings):
+    """The network whose features are taken, and what it is trained on."""
+
+    model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
+    training: Training
+    train: int | None = Field(
+        None, ge=2
+    )  # rows after the experiment's own; default those very rows
+    grid: tuple[int, int] | None = (
+        None  # take the last feature map, averaged to this size, unpooled
+    )
+
+
+def apart(data: Dataset, rows: int) -> tuple[Dataset, Samples]:
+    """The data without the last rows of its training split, and those rows for the network.
+
+    Raises:
+        MarshtestError: too few rows.
+    """
+    if rows >= len(data.train):
+        raise MarshtestError(
+            f"data.features.train: asks for {rows} rows beside the experiment's own; the training "
+            f"split has {len(data.train)} in all. Lower it, or data.train."
+        )
+    return replace(data, train=data.train[:-rows]), data.train[-rows:]
+
+
+def network(
+    data: Dataset, settings: FeatureSettings, device: torch.device
+) -> tuple[nn.Module, Classification]:
+    """The network as initialised, and its task."""
+    shape = tuple(data.train.x.shape[1:])
+    model = build(settings.model, shape, data.classes, derive(0, "features")).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = Classification(
+        precision=chosen_precision(settings.training, model, device),
+        mean=data.mean,
+        std=data.std,
+        augment=settings.training.augment,
+    )
+    return model, task
+
+
+def featured(
+    data: Dataset,
+    others: Samples,
+    settings: FeatureSettings,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The data by the features of a network trained on `others`, by a seed of its own."""
+    model, task = network(data, settings, device)
+    fit(model, others.to(device), task, settings.training, derive(0, "features"), progress)
+    return by_features(data, others, model, task, settings.grid)
+
+
+def by_features(
+    data: Dataset,
+    others: Samples,
+    model: nn.Module,
+    task: Classification,
+    grid: tuple[int, int] | None = None,
+) -> Dataset:
+    """The data with features [F] in the place of pixels: what the model's last layer is given.
+
+    Features are standardised by the mean and deviation that they have on `others`.
+
+    Args:
+        grid: take the last feature map [C, H, W] instead, averaged to this height and width.
+
+    Raises:
+        MarshtestError: the model has no feature map.
+    """
+    known = _seen(model, task, others, grid)
+    centre, spread = known.mean(0), known.std(0).clamp(min=1e-6)
+
+    def of(samples: Samples) -> Samples:
+        found = known if samples is others else _seen(model, task, samples, grid)
+        return replace(samples, x=(found - centre) / spread)
+
+    name = f"{data.name} by features"
+    return replace(data, name=name, train=of(data.train), test=of(data.test), mean=None, std=None)
+
+
+def _seen(
+    model: nn.Module, task: Classification, samples: Samples, grid: tuple[int, int] | None
+) -> Tensor:
+    """[N, F] features as they are."""
+    samples = samples.to(next(model.parameters()).device)
+    seen: list[Tensor] = []
+    if grid is None:
+        last = weight_layers(model)[-1][0]
+        hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    else:
+        if not isinstance(model, ResNet):
+            raise MarshtestError(
+                "data.features.grid: only resnet18 has a feature map. Leave grid out, or use resnet18."
+            )
+        hook = model.blocks.register_forward_hook(
+            lambda _, given, found: seen.append(F.adaptive_avg_pool2d(found, grid).flatten(1))
+        )
+    for _ in logits_of(model, task, samples):
+        pass
+    hook.remove()
+    return torch.cat(seen).cpu()

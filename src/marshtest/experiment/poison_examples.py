@@ -1,0 +1,101 @@
+"""A few poisons beside what they were made of, for people to look at: examples.parquet of a run."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from marshtest.attacks import Poisoned
+from marshtest.data.samples import Samples
+from marshtest.data.texts import TEXTS, Texts, load_texts
+from marshtest.experiment.protocol import Pipeline
+from marshtest.models.language import LanguageModel
+
+COUNT = 6  # poisons that are shown
+CHARACTERS = 280  # of a text
+
+
+def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
+    """The first poisons, one a line: `id`, `label` before, `given` label, and what can be shown.
+
+    Labels are numbers, or of a model that answers with words these.
+
+    Of images `base`, `dosed` and `noise` (PNG bytes; the noise on grey, its largest value `largest`, in
+    pixel values of 255, drawn as white or black); of texts `text`. Empty of what is neither.
+    """
+    ids = poisoned.forget_ids[:COUNT].cpu()
+    samples = poisoned.samples.to("cpu")
+    dosed = samples[samples.positions(ids)]
+    before = dosed.y if poisoned.true_labels is None else poisoned.true_labels[:COUNT].cpu()
+    shown = pd.DataFrame({"id": ids.numpy(), "label": before.numpy(), "given": dosed.y.numpy()})
+    if pipeline.recipe.data.name in TEXTS:
+        read = _read(pipeline)
+        shown["text"] = _texts(pipeline, read, ids)
+        words = _words(pipeline, read, samples)
+        return shown.assign(
+            **{name: shown[name].map(words) for name in ("label", "given") if words}
+        )
+    if dosed.x.dtype == torch.uint8 and dosed.x.dim() == 4 and dosed.x.shape[1] in (1, 3):
+        return shown.join(pd.DataFrame(_images(pipeline, dosed)))
+    return pd.DataFrame()
+
+
+def _read(pipeline: Pipeline) -> Texts:
+    settings, trigger = pipeline.recipe.data, pipeline.recipe.attack.trigger()
+    word = None if trigger is None else trigger.word
+    return load_texts(
+        settings.name, settings.path, train=settings.train, test=settings.test, word=word
+    )
+
+
+def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
+    """What each label's token says; the one that no text has of its own is the attacker's."""
+    model, attack = pipeline.recipe.model, pipeline.recipe.attack
+    prompt = model.prompt if isinstance(model, LanguageModel) else None
+    if prompt is None:
+        return {}
+    words = {int(token): str(getattr(attack, "label", "")) for token in samples.y.unique()}
+    true = dict(zip(read.train_ids.tolist(), read.train_y.tolist(), strict=True))
+    clean = pipeline.data.train
+    own = zip(clean.ids.tolist(), clean.y.tolist(), strict=True)
+    return words | {token: prompt.labels[true[id]] for id, token in own}
+
+
+def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
+    """As they were read, cut round the attack's word where it has one."""
+    trigger = pipeline.recipe.attack.trigger()
+    word = None if trigger is None else trigger.word
+    by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))
+    found = []
+    for text in (by_id[i] for i in ids.tolist()):
+        at = 0 if word is None else max(0, text.find(word) - CHARACTERS // 2)
+        end = at + CHARACTERS
+        found.append(("… " if at else "") + text[at:end] + (" …" if end < len(text) else ""))
+    return found
+
+
+def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:
+    shift, std = dosed.shift(), pipeline.data.std
+    assert shift is not None
+    assert std is not None
+    noise = 255 * shift * torch.tensor(std).view(1, -1, 1, 1)  # in pixel values
+    largest = noise.abs().flatten(1).amax(1).clamp(min=1e-6)
+    enlarged = 128 + 127 * noise / largest.view(-1, 1, 1, 1)
+    return {
+        "base": [_png(x) for x in dosed.x],
+        "dosed": [_png(x) for x in dosed.x + noise],
+        "noise": [_png(x) for x in enlarged],
+        "largest": [float(value) for value in largest],
+    }
+
+
+def _png(pixels: Tensor) -> bytes:
+    """[C, H, W] pixel values, clipped to what can be shown."""
+    values = pixels.clamp(0, 255).round().byte().numpy()
+    picture = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, -1))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

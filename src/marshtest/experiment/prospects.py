@@ -1,0 +1,84 @@
+"""Which answers a recipe's numbers of poisons and trainings allow: said before anything is trained."""
+
+from collections.abc import Iterator
+
+from scipy.stats import norm
+
+from marshtest.experiment.recipe import Recipe
+from marshtest.metrics.power import poisons_for, removal
+from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
+from marshtest.metrics.verdict import POWER
+
+WORKS = 0.9  # share of the trainings in which an attack may be expected to work
+
+
+def family_of(recipe: Recipe) -> int:
+    """Unlearners, each at each compute budget, that are judged together."""
+    return len(recipe.unlearners) * len(recipe.budgets)
+
+
+def needs(recipe: Recipe, family: int) -> str:
+    """What verdicts need, in words.
+
+    Args:
+        family: unlearners that are judged together.
+    """
+    if not recipe.attack.compared:
+        return (
+            f"REMOVED of {_models(family)} needs {_poisons(recipe, family):,} poisons over all seeds if a "
+            "model knows each by heart, and more if it does not: `marshtest plan` tells how many."
+        )
+    reject, sure, likely = _trainings(recipe, family)
+    return (
+        f"NOT REMOVED needs {reject} trainings (seeds); REMOVED of {_models(family)} needs {sure}, or "
+        f"{likely} if the attack works in {WORKS:.0%} of them. Each unlearner runs twice: on the initial "
+        "model, and on its clean twin."
+    )
+
+
+def prospects(recipe: Recipe, family: int, seeds: int, poisons: int | None) -> Iterator[str]:
+    """What cannot be answered, whatever the models show; one sentence each.
+
+    Args:
+        family: unlearners that are judged together.
+        seeds: trainings.
+        poisons: of one training; None if that is not known yet.
+    """
+    if recipe.attack.compared:
+        reject, sure, _ = _trainings(recipe, family)
+        if seeds < reject:
+            yield f"{_count(seeds)} can give no verdict: NOT REMOVED needs {reject} at least. Raise seeds."
+        elif seeds < sure:
+            yield (
+                f"{_count(seeds)} cannot give REMOVED of {_models(family)}, but for one that never looks "
+                f"at the poisoned model: it needs {sure}. Raise seeds."
+            )
+    elif poisons is not None and poisons * seeds < (needed := _poisons(recipe, family)):
+        yield (
+            f"{poisons * seeds:,} poisons in all cannot give REMOVED of {_models(family)}: even if the "
+            f"model knew each by heart, {needed:,} would be needed. Raise poison_budgets or seeds."
+        )
+
+
+def _trainings(recipe: Recipe, family: int) -> tuple[int, int, int]:
+    """For NOT REMOVED; for REMOVED if the attack always works; and if it works as often as WORKS."""
+    alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
+    level = alpha / max(1, family)
+    sure, likely = (trainings_to_remove(margin, level, works) for works in (1.0, WORKS))
+    return trainings_to_reject(alpha), sure, likely
+
+
+def _poisons(recipe: Recipe, family: int) -> int:
+    """For REMOVED, where the initial model ranks each poison first among its fresh draws."""
+    draws = int(getattr(recipe.attack, "draws", 199))
+    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))  # the mean score then
+    margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
+    return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} training{'s' * (seeds != 1)}"
+
+
+def _models(family: int) -> str:
+    return f"{family} unlearners judged together" if family > 1 else "one unlearner"

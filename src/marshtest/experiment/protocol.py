@@ -1,0 +1,516 @@
+"""The four steps of paper §4.4 for one poison budget and seed, each a function of what it is given.
+
+    1  poison             attack.poison            forget set = the poisons, retain set = the rest
+    2  train, measure     initial model            and, from scratch on the retain set, the retrained
+    3  unlearn            each unlearner, under each compute budget
+    4  measure again      test accuracy, the attack's effect, cost, how far the model moved
+
+An attack whose effect has no known null law gets a *clean twin*: the same experiment, with the same draws,
+on the base samples in the poisons' places. Each unlearner runs on the initial model and on its twin, and
+what is left is the difference of the two. The control, full retraining, takes other draws in the twin's
+arm: with the same ones both arms would be one model. A second control is trained on the poisons' shifts
+shuffled.
+
+What each step draws depends on the seed, the poison budget and its own name, and on no other step: so steps
+can be done in any order, anywhere, and shared.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from marshtest.attacks import Effect, Poisoned, Victim
+from marshtest.attacks.base import Tensors, ignore, make_anew
+from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.recipe import Recipe
+from marshtest.metrics.accuracy import accuracy, logits_of
+from marshtest.metrics.shift import shifts
+from marshtest.models.base import ModelSettings
+from marshtest.models.checkpoint import checkpoint
+from marshtest.models.language import GPT2, LanguageModel
+from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.state import (
+    attributes_that_differ,
+    copied,
+    restore,
+    state_of,
+    takes_channels_last,
+)
+from marshtest.models.table import build
+from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.seeds import derive, generator, seeded
+from marshtest.training.budget import Budget, Cost
+from marshtest.training.loop import Fit, Progress, Training, chosen_precision, fit, fit_within
+from marshtest.training.tasks import Classification, LabelWord, Precision, Task, TextClassification
+from marshtest.unlearning import Unlearner
+from marshtest.unlearning.harness import Outcome, unlearn
+
+Row = dict[str, Any]
+Report = Callable[[str, float], None]  # told what is going on, and the share of it all that is done
+
+OWN = (MLP, ResNet18, GPT2)  # models of which all is known
+TRIED = 4  # samples of another's model's trial
+UNTREATED = ("initial", "twin", "shuffled")  # roles of models from which nothing was taken
+TWINS = {
+    "initial": "twin",
+    "shuffled": "twin",
+    "retrained": "reference",
+}  # by role, that of the clean twin
+CELL = ["poison_budget", "seed", "role", "entry", "unlearner", "hyperparameters", "budget"]
+
+
+def silent(stage: str, done: float) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One poison budget and seed."""
+
+    poison_budget: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.poison_budget:g}-{self.seed}"
+
+    @property
+    def draws(self) -> int:
+        """The seed of its steps."""
+        return derive(self.seed, self.poison_budget)
+
+
+def groups(recipe: Recipe) -> list[Group]:
+    """All groups of a recipe, in the order in which they run."""
+    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
+
+
+def from_scratch(recipe: Recipe) -> list[str]:
+    """Roles of the models that are trained from scratch beside the initial one."""
+    twins = bool(recipe.attack.compared)
+    asked = {
+        "twin": twins,
+        "shuffled": twins,
+        "retrained": True,
+        "reference": twins or recipe.reference,
+    }
+    return [role for role, wanted in asked.items() if wanted]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a recipe makes a model from samples, without its data; an unlearner finds it as `task.train`.
+
+    Attributes:
+        input_shape: of one sample's x.
+    """
+
+    model: ModelSettings
+    training: Training
+    task: Task
+    device: torch.device
+    input_shape: tuple[int, ...]
+    classes: int
+
+    def new_model(self, seed: int) -> nn.Module:
+        """A freshly initialised model on the device."""
+        made = build(self.model, self.input_shape, self.classes, derive(seed, "initialisation"))
+        made = made.to(self.device)
+        if self.task.channels_last:
+            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return made
+
+    def packed(self, model: nn.Module) -> bytes:
+        """A model of this kind as a file that `load_model` reads."""
+        return checkpoint(model, self.model, self.input_shape, self.classes)
+
+    def fit(
+        self, samples: Samples, seed: int, progress: Progress | None = None
+    ) -> tuple[nn.Module, Fit]:
+        """The recipe's whole training, from scratch."""
+        model = self.new_model(seed)
+        return model, fit(model, samples, self.task, self.training, seed, progress)
+
+    def __call__(self, samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
+        """The same from scratch, compressed into a budget where one is given."""
+        if budget is None:
+            return self.fit(samples, seed)[0]
+        model = self.new_model(seed)
+        fit_within(model, samples, self.task, self.training, seed, budget)
+        return model
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A recipe at work: its data, on the device, and its training."""
+
+    recipe: Recipe
+    data: Dataset
+    trainer: Trainer
+    input_shape: tuple[int, ...]  # of one sample in input space
+
+    @property
+    def task(self) -> Task:
+        """What training and scoring ask of a model."""
+        return self.trainer.task
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.trainer.device
+
+
+def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
+    """Put the data on the device, and refuse what cannot work before anything is trained.
+
+    Raises:
+        MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
+            poison budget makes no poison.
+    """
+    keep_freed_memory()
+    device = pick_device(recipe.device)
+    torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
+    data = data.to(device)
+    shape = tuple(data.train.x.shape[1:])
+    model = copied(build(recipe.model, shape, data.classes, 0))
+    for unlearner in (trial for trials in recipe.unlearners for trial in trials):
+        unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
+    if recipe.training.augment and len(shape) != 3:
+        raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
+    for share in recipe.poison_budgets:
+        if poison_count(recipe, share, data) < 2:
+            possible = len(recipe.attack.candidates(data.train, data.marked))
+            raise MarshtestError(
+                f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
+                "two poisons. Raise it, or use more data."
+            )
+    precision = chosen_precision(recipe.training, model, device)
+    task: Task
+    if data.padding is not None:
+        task = _language(recipe.model, data.padding, data.prompted, precision)
+    else:
+        task = Classification(
+            precision=precision,
+            mean=data.mean,
+            std=data.std,
+            augment=recipe.training.augment,
+            channels_last=isinstance(recipe.model, OWN) or takes_channels_last(model, shape),
+        )
+    inputs = task.inputs(model, data.train[:1].to("cpu"))
+    trainer = Trainer(recipe.model, recipe.training, task, device, shape, data.classes)
+    if not isinstance(recipe.model, OWN):
+        _try_out(trainer, data.train[:TRIED])
+    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]))
+
+
+def _try_out(trainer: Trainer, samples: Samples) -> None:
+    """Train another's model a step or two, so that what it cannot do is told before hours are spent."""
+    few = {
+        "epochs": 1,
+        "batch_size": max(2, len(samples) // 2),
+        "lr": min(trainer.training.lr, 1e-3),
+    }
+    trial = replace(trainer, training=trainer.training.model_copy(update=few))
+    try:
+        model, _ = trial.fit(samples, 0)
+    except MarshtestError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise MarshtestError(
+            f"model: {trainer.model.name} cannot be trained ({type(error).__name__}: {first_line(error)})."
+        ) from None
+    refuse_lost_state(trainer, model, state_of(model), samples)
+
+
+def refuse_lost_state(
+    trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
+) -> None:
+    """Raise where a trained model, built anew from what is stored of it, is another one.
+
+    Args:
+        state: what is stored.
+        samples: those that both are asked about.
+
+    Raises:
+        MarshtestError: the answers differ; the line names what was lost.
+    """
+    again = trainer.new_model(0)
+    restore(again, state)
+    with seeded(0):
+        was, is_now = (
+            torch.cat([logits for _, logits in logits_of(of, trainer.task, samples)])
+            for of in (model, again)
+        )
+        if torch.allclose(was, is_now, rtol=1e-3, atol=1e-4, equal_nan=True):
+            return
+    lost = ", ".join(attributes_that_differ(model, again)) or "something outside its tensors"
+    raise MarshtestError(
+        f"model: {trainer.model.name} answers otherwise when it is built again from its state_dict. "
+        f"Training changed {lost}, and that is not stored. Make it a buffer (register_buffer)."
+    )
+
+
+def _language(
+    model: ModelSettings, padding: int, prompted: bool, precision: Precision
+) -> LabelWord | TextClassification:
+    prompt = model.prompt if isinstance(model, LanguageModel) else None
+    if prompted != (prompt is not None):
+        raise MarshtestError(
+            "model.prompt: these texts were tokenised "
+            f"{'within a prompt' if prompted else 'without one'}, by another model. Give that one."
+        )
+    if prompt is None:
+        return TextClassification(precision, padding=padding)
+    return LabelWord(precision, padding=padding, label_only=prompt.loss == "label")
+
+
+def kept_count(recipe: Recipe, data: Dataset) -> int:
+    """Training samples left when the validation share is held out."""
+    return len(data.train) - round(recipe.data.validation * len(data.train))
+
+
+def poison_count(recipe: Recipe, share: float, data: Dataset) -> int:
+    """About how many poisons a budget makes: candidates may be among those held out."""
+    kept = kept_count(recipe, data) / len(data.train)
+    return round(share * kept * len(recipe.attack.candidates(data.train, data.marked)))
+
+
+def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
+    """(held out, kept) of the training split; what is held out is neither trained on nor poisoned."""
+    train = pipeline.data.train
+    count = len(train) - kept_count(pipeline.recipe, pipeline.data)
+    order = torch.randperm(len(train), generator=generator(seed, "validation"))
+    held_out = train.ids[order[:count].to(train.ids.device)]
+    return train.only(held_out), train.without(held_out)
+
+
+def train_clean(
+    pipeline: Pipeline, seed: int, progress: Progress | None = None
+) -> tuple[nn.Module, Fit]:
+    """The model that crafted attacks start from; it serves all poison budgets of a seed."""
+    return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
+
+
+def _no_clean_model() -> nn.Module:
+    raise AssertionError("an attack that crafts nothing asked for a clean model")
+
+
+def poison(
+    pipeline: Pipeline,
+    group: Group,
+    clean: Callable[[], nn.Module] = _no_clean_model,
+    kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew,
+    progress: Callable[[float, str], None] = ignore,
+) -> Poisoned:
+    """Step 1.
+
+    Args:
+        clean: the clean model, where the attack asks for one.
+        kept: keeps what the crafting has made so far, by name, across interruptions.
+        progress: told the share of the crafting that is done, and how it stands.
+    """
+    recipe = pipeline.recipe
+    samples = split(pipeline, group.seed)[1]
+    possible = recipe.attack.candidates(samples, pipeline.data.marked)
+    training = recipe.training
+    victim = Victim(
+        task=pipeline.task,
+        test=pipeline.data.test,
+        clean=clean,
+        input_shape=pipeline.input_shape,
+        marked=pipeline.data.marked,
+        weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
+        kept=lambda name, make: {
+            key: tensor.to(pipeline.device) for key, tensor in kept(name, make).items()
+        },
+        progress=progress,
+    )
+    count = round(group.poison_budget * len(possible))
+    return recipe.attack.poison(samples, count, victim, derive(group.draws, "attack"))
+
+
+def train(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    role: str,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Fit]:
+    """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws."""
+    if role == "initial":
+        samples = poisoned.samples
+    elif role == "twin":
+        samples = poisoned.unpoisoned
+    elif role == "shuffled":
+        samples = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
+    else:
+        samples = poisoned.retain
+    draws = "initial" if role in UNTREATED else role
+    return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
+
+
+def update(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    model: nn.Module,
+    trained: Fit,
+    unlearner: Unlearner,
+    shares: Sequence[float],
+    role: str = "initial",
+) -> list[Outcome]:
+    """Step 3: one outcome a budget, each a share of what the initial training cost, or of its epochs.
+
+    Args:
+        model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
+    """
+    recipe, unit, seconds = pipeline.recipe, trained.flops_per_pass, trained.cost.seconds
+    held_out = split(pipeline, group.seed)[0]
+    if recipe.budget_unit == "epochs":
+        budgets = [
+            Budget.of_epochs(share * recipe.training.epochs, unit, training_seconds=seconds)
+            for share in shares
+        ]
+    else:
+        budgets = [
+            Budget(share * trained.cost.passes, unit, training_seconds=seconds) for share in shares
+        ]
+    return unlearn(
+        unlearner,
+        model,
+        poisoned.retain,
+        poisoned.forgotten_bases if role == "twin" else poisoned.forget,
+        task=replace(
+            pipeline.task,
+            train=pipeline.trainer,
+            new_model=pipeline.trainer.new_model,
+            packed=pipeline.trainer.packed,
+            optimizer_for=recipe.training.optimizer_for,
+            held_out=held_out if len(held_out) else None,
+        ),
+        budgets=budgets,
+        seed=derive(group.draws, unlearner.name),
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured, and how it came about; None is one that does not exist."""
+
+    role: str
+    unlearner: str
+    budget: float
+    model: nn.Module | None
+    cost: Cost
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    trace: str = ""  # the traceback of what its unlearner raised
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Step 4.
+
+    Attributes:
+        row: columns as in docs/rows.md; `recipe` and `entry` are the collector's to fill in.
+        scores: one line a poison, or target.
+        shifts: one line a layer; none of a model that is not compared with the retrained one.
+    """
+
+    row: Row
+    scores: pd.DataFrame
+    shifts: list[Row]
+
+
+def measure(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    subject: Subject,
+    trained: Fit,
+    between: tuple[nn.Module, nn.Module] | None,
+    twin: nn.Module | None = None,
+) -> Measured:
+    """Step 4: accuracy, what is left of the poison, cost, and the way that the model went.
+
+    Args:
+        trained: what the initial training cost.
+        twin: the same on the clean twin, where the attack's effect is compared with it.
+        between: the initial and the retrained model; None where the way is not asked for.
+    """
+    recipe, data, model = pipeline.recipe, pipeline.data, subject.model
+    share = 0.0 if subject.role in UNTREATED else subject.cost.passes / trained.cost.passes
+    labels = data.test.y.unique(return_counts=True)[1]
+    row: Row = {
+        "recipe": "",
+        "data": data.name,
+        "model": recipe.model.name,
+        "attack": recipe.attack.name,
+        "forget_size": len(poisoned.forget_ids),
+        "poison_budget": group.poison_budget,
+        "seed": group.seed,
+        "role": subject.role,
+        "entry": -1,
+        "unlearner": subject.unlearner,
+        "hyperparameters": json.dumps(dict(subject.parameters), sort_keys=True),
+        "budget": subject.budget,
+        **asdict(subject.cost),
+        "spent": share,
+        "epochs": share * recipe.training.epochs,
+        "precision": pipeline.task.precision,
+        "device": pipeline.device.type,
+        "note": subject.note,
+        "chance": float(labels.max() / len(data.test)),
+        **{f"crafting_{name}": value for name, value in poisoned.figures.items()},
+    }
+    if model is None:
+        return Measured(row, pd.DataFrame(), [])
+    with seeded(derive(group.draws, "measure")):
+        if twin is not None:
+            row |= _of_twin(pipeline, poisoned, model, twin)
+        figures, effect = _effect(pipeline, group, poisoned, model)
+    moved = [] if between is None else [of._asdict() for of in shifts(model, *between)]
+    return Measured(row | figures, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
+
+
+def _effect(
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module
+) -> tuple[dict[str, float], Effect]:
+    task, started = pipeline.task, time.perf_counter()
+    effect = pipeline.recipe.attack.effect(model, poisoned, task)
+    parts = {
+        "test_accuracy": pipeline.data.test,
+        "forget_accuracy": poisoned.forget,
+        "validation_accuracy": split(pipeline, group.seed)[0],
+    }
+    measured = {
+        name: accuracy(model, task, samples)
+        for name, samples in parts.items()
+        if name not in effect.figures
+    }
+    seconds = {"scoring_seconds": time.perf_counter() - started}
+    return measured | dict(effect.figures) | seconds, effect
+
+
+def _of_twin(
+    pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, twin: nn.Module
+) -> dict[str, float]:
+    """The effect's columns and the test accuracy of the clean twin, and whether it is the same model."""
+    attack, task = pipeline.recipe.attack, pipeline.task
+    figures = attack.effect(twin, poisoned, task).figures
+    if "test_accuracy" not in figures:
+        figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
+    columns = ("test_accuracy", *attack.compared.values())
+    own, other = model.state_dict(), twin.state_dict()
+    same = own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+    return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

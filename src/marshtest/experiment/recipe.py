@@ -1,0 +1,199 @@
+"""A recipe: everything that determines a run, in YAML, validated, named by the hash of its values."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+
+from marshtest.attacks import Attack, parse_attack
+from marshtest.experiment.features import FeatureSettings
+from marshtest.models.base import ModelSettings
+from marshtest.models.table import parse_model
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
+from marshtest.plumbing.yaml_files import file_name, read_yaml
+from marshtest.training.loop import Training
+from marshtest.unlearning import Custom, Unlearner, parse_trials
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, AfterValidator(file_name)]
+
+
+def _many(given: Any) -> Any:
+    return given if isinstance(given, list | tuple) else (given,)
+
+
+def _entries(given: Any) -> Any:
+    if not isinstance(given, list | tuple):
+        raise MarshtestError(f"unlearners: a list of unlearners is needed. Got {given!r}.")
+    return tuple(parse_trials(entry) for entry in given)
+
+
+class DataSettings(Settings):
+    """Which data, and how much of it."""
+
+    name: str = "digits"
+    path: str | None = None  # a local copy; see marshtest.data.load.load
+    train: int | None = Field(None, ge=2)  # keep the first so many rows
+    test: int | None = Field(None, ge=1)
+    features: FeatureSettings | None = None  # take a network's features for the samples
+    length: int = Field(128, ge=2)  # tokens of a text that are kept
+    validation: float = Field(0.0, ge=0, lt=1)  # share of train held out to choose rates by
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class VerdictSettings(Settings):
+    """What counts as removed, and how sure to be."""
+
+    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
+    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
+    accuracy: float = Field(0.05, gt=0, lt=1)  # that may be lost against full retraining
+
+
+class Named(Settings):
+    """What a YAML file describes in full, named by the hash of its values."""
+
+    name: Name
+    description: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits of the canonical JSON of all values that can change a result."""
+        beside: dict[str, Any] = {"name": True, "description": True, "data": {"path": True}}
+        values = self.model_dump(mode="json", exclude=beside)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        """All values, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class Recipe(Named):
+    """One experiment: the four steps of paper §4.4 for every seed, poison budget and unlearner.
+
+    `poison_budgets` are shares of the training samples, `budgets` of the initial training's compute; with
+    `budget_unit: epochs` of its epochs, each one then of the method's own training set. An entry of
+    `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
+    """
+
+    data: DataSettings = DataSettings()
+    model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
+    training: Training  # of the initial and of the retrained model
+    attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
+    poison_budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
+    unlearners: Annotated[
+        tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
+    ]
+    budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
+    budget_unit: Literal["compute", "epochs"] = "compute"  # what `budgets` are shares of
+    seeds: int = Field(1, ge=1, le=100_000)  # repetitions of all of it
+    first_seed: int = Field(0, ge=0, le=10**12)
+    reference: bool = False  # train a second retrained model even where no clean twin needs one
+    verdict: VerdictSettings = VerdictSettings()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def imported(self) -> Self:
+        """The same with the user's callables that it names, each told from others by what it does.
+
+        Reading a recipe imports nothing; running one runs what it names.
+
+        Raises:
+            MarshtestError: one cannot be imported, or is not the one that the recipe was stored with.
+        """
+        data = self.data
+        if data.features is not None:
+            network = data.features.model.imported()
+            features = data.features.model_copy(update={"model": network})
+            data = data.model_copy(update={"features": features})
+        unlearners = [[trial.imported() for trial in trials] for trials in self.unlearners]
+        own = {"data": data, "model": self.model.imported(), "unlearners": unlearners}
+        return self.parse({**dict(self), **own}, "")
+
+    @model_validator(mode="after")
+    def _something_is_retained(self) -> Self:
+        if 1 in self.poison_budgets and self.attack.trigger() is None:
+            raise ValueError("poison_budgets: 1 leaves no sample to retain. Lower it.")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_twice(self) -> Self:
+        trials = [(t.name, t.hyperparameters) for entry in self.unlearners for t in entry]
+        asked: dict[str, Sequence[Any]] = {
+            "unlearners": trials,
+            "budgets": self.budgets,
+            "poison_budgets": self.poison_budgets,
+        }
+        for key, values in asked.items():
+            twice = [value for place, value in enumerate(values) if value in values[:place]]
+            if twice:
+                told = twice[0][0] if key == "unlearners" else twice[0]
+                raise ValueError(
+                    f"{key}: {told} is given twice with the same values. Leave one out."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _searches_need_validation(self) -> Self:
+        searched = [trials[0].name for trials in self.unlearners if len(trials) > 1]
+        if searched and not self.data.validation:
+            raise ValueError(
+                f"unlearners: {searched[0]} is given several values to choose from, and the choice "
+                "is made on held-out training data. Set data.validation, for example to 0.02."
+            )
+        return self
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    unlearners: Sequence[str | Callable[..., Any]] = (),
+    imports: bool = True,
+) -> Recipe:
+    """Make a recipe, and import the user's callables that it names.
+
+    Args:
+        source: name of a shipped recipe, path of a YAML file, or a mapping.
+        overrides: "key.sub=value", the value in YAML. A section's name alone is short for its
+            `name`, and for `data` also for its `path`.
+        unlearners: further unlearners beside the recipe's own, callables included; one that a stored
+            recipe names takes its place there.
+        imports: whether to import them; without, the recipe can be looked at, not run.
+
+    Raises:
+        MarshtestError: anything wrong with it, in one line.
+    """
+    values = read_yaml(source, overrides, "recipes")
+    recipe = Recipe.parse(values, "")
+    if unlearners:
+        own = _with(recipe.unlearners, [parse_trials(given) for given in unlearners])
+        recipe = recipe.parse({**dict(recipe), "unlearners": own}, "")
+    return recipe.imported() if imports else recipe
+
+
+Entries = Sequence[tuple[Unlearner, ...]]
+
+
+def _with(entries: Entries, given: Entries) -> Entries:
+    """Entries with further ones: a callable in the place of the one that was stored, or at the end."""
+    places = {(t.name, t.source): i for i, (t,) in enumerate(given) if isinstance(t, Custom)}
+    taken: set[int] = set()
+
+    def own(trial: Unlearner) -> Unlearner:
+        place = places.get((trial.name, trial.source)) if isinstance(trial, Custom) else None
+        if place is None:
+            return trial
+        taken.add(place)
+        return given[place][0].model_copy(update={"options": trial.options})  # type: ignore[attr-defined]
+
+    found = [tuple(map(own, trials)) for trials in entries]
+    return [*found, *(trials for i, trials in enumerate(given) if i not in taken)]

@@ -1,0 +1,81 @@
+"""The data that a recipe names."""
+
+import hashlib
+
+from marshtest.data.load import load
+from marshtest.data.samples import Dataset, Samples, Trigger
+from marshtest.data.texts import TEXTS, load_texts
+from marshtest.experiment.features import apart, featured
+from marshtest.experiment.recipe import DataSettings
+from marshtest.models.base import ModelSettings
+from marshtest.models.language import LanguageModel
+from marshtest.models.tokens import tokenised
+from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.loop import Progress
+
+
+def samples_of(
+    settings: DataSettings, model: ModelSettings | None = None, trigger: Trigger | None = None
+) -> tuple[Dataset, Samples]:
+    """The data, and the samples that the network of its features is trained on, if it has one.
+
+    Args:
+        model: the recipe's, which brings the tokenizer of texts.
+        trigger: a word of texts that its attack looks for; texts that hold it are all kept.
+    """
+    if settings.name in TEXTS:
+        if not isinstance(model, LanguageModel):
+            raise MarshtestError(
+                f"model: {settings.name} is text, for a language model. Use gpt2, or transformer."
+            )
+        texts = load_texts(
+            settings.name,
+            settings.path,
+            train=settings.train,
+            test=settings.test,
+            word=None if trigger is None else trigger.word,
+        )
+        data = tokenised(texts, model, settings.length, trigger)
+        return data, data.train
+    if isinstance(model, LanguageModel):
+        raise MarshtestError(
+            f"model: {model.name} is for texts, and {settings.name} is none. Use imdb."
+        )
+    more = 0 if settings.features is None else settings.features.train or 0
+    rows = None if settings.train is None else settings.train + more
+    data = load(settings.name, settings.path, train=rows, test=settings.test)
+    return apart(data, more) if more else (data, data.train)
+
+
+def data_of(
+    settings: DataSettings,
+    device: str,
+    progress: Progress | None = None,
+    model: ModelSettings | None = None,
+    trigger: Trigger | None = None,
+) -> Dataset:
+    """The data, by features where that is asked for (which trains a network)."""
+    data, others = samples_of(settings, model, trigger)
+    if settings.features is None:
+        return data
+    return featured(data, others, settings.features, pick_device(device), progress)
+
+
+def content(settings: DataSettings, data: Dataset | None) -> str | None:
+    """Digest of data that a recipe does not determine: in memory, or in a file of the user's."""
+    if data is None and settings.name == "tensors":
+        data = samples_of(settings)[0]
+    return None if data is None else digest(data)
+
+
+def digest(data: Dataset) -> str:
+    """Sixteen hex digits of a data set's samples, and of all that turns them into a model's inputs."""
+    digested = hashlib.sha256()
+    about = (data.classes, data.mean, data.std, data.padding, data.prompted)
+    digested.update(repr(about).encode())
+    for split in (data.train, data.test):
+        for tensor in (split.x, split.y, split.ids):
+            digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digested.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digested.hexdigest()[:16]

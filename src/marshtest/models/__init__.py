@@ -1,0 +1,1 @@
+"""Networks, language models, their layers and their files."""

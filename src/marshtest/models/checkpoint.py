@@ -1,0 +1,163 @@
+"""Model files: safetensors that say how to build what they hold."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+
+from marshtest.models.base import ModelSettings
+from marshtest.models.state import restore, state_of
+from marshtest.models.table import (
+    BUILT_FROM_A_FILE,
+    MODELS,
+    UNREADABLE,
+    outline,
+    parse_model,
+    refuse_too_large,
+)
+from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.imports import load_object
+from marshtest.plumbing.settings import Settings
+from marshtest.plumbing.whole_files import write
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    settings: ModelSettings | str | Mapping[str, Any],
+    input_shape: tuple[int, ...],
+    classes: int,
+) -> None:
+    """Write a model as one safetensors file that says how to build it again.
+
+    Args:
+        settings: what a recipe says of the model: "pkg.mod:fn" for one that your factory builds, or a
+            mapping with its name and options.
+        input_shape: of one sample's x.
+        classes: number of labels C.
+
+    Raises:
+        MarshtestError: the file cannot be written.
+    """
+    if not isinstance(settings, ModelSettings):
+        settings = parse_model(settings)
+    write(checkpoint(model, settings, input_shape, classes), Path(path))
+
+
+def checkpoint(
+    model: nn.Module, settings: ModelSettings, input_shape: tuple[int, ...], classes: int
+) -> bytes:
+    """The bytes that `save_model` writes."""
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state_of(model).items()}
+    about = {
+        "settings": settings.model_dump(),
+        "input_shape": list(input_shape),
+        "classes": classes,
+    }
+    return save(tensors, {"marshtest": json.dumps(about)})
+
+
+class About(Settings):
+    """What a checkpoint says of its model."""
+
+    settings: dict[str, Any]
+    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    classes: int = Field(ge=1)
+
+
+def load_model(
+    path: str | Path, factory: str | Callable[..., nn.Module] | None = None
+) -> nn.Module:
+    """The model that `save_model` wrote, in eval mode.
+
+    A file chooses neither what is run nor what else is read: it brings sizes and weights of our own
+    kinds of model, and of all others only weights.
+
+    Args:
+        factory: builds a model of another kind: a function (input_shape, classes, **options) → model, or
+            its name "pkg.mod:fn"; options are the numbers that the checkpoint was saved with.
+
+    Raises:
+        MarshtestError: no such file, not one of ours, corrupt, or of a kind that needs a factory.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MarshtestError(f"{path}: no such checkpoint.")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            about = About.parse(json.loads(metadata["marshtest"]), str(path))
+            model = _rebuilt(about, shapes, factory, path)
+            restore(model, {name: file.get_tensor(name) for name in shapes})
+    except UNREADABLE as error:
+        if isinstance(error, MarshtestError):
+            raise
+        raise MarshtestError(
+            f"{path}: not a readable marshtest checkpoint ({type(error).__name__}: {first_line(error)}). "
+            "Write it with marshtest.save_model."
+        ) from None
+    return model.eval()
+
+
+def _rebuilt(
+    about: About,
+    shapes: Mapping[str, list[int]],
+    factory: str | Callable[..., nn.Module] | None,
+    path: Path,
+) -> nn.Module:
+    """A model for tensors of these shapes."""
+    if factory is not None:
+        return _by_factory(about, factory, path)
+    kind = MODELS.get(str(about.settings.get("name", "mlp")))
+    if kind not in BUILT_FROM_A_FILE:
+        raise MarshtestError(
+            f"{path}: holds a model of kind {str(about.settings.get('name'))[:100]!r}, and a file is not "
+            "trusted to choose what is run or downloaded. Name the factory that builds it, if you trust "
+            f"it: marshtest.load_model(path, factory='pkg.mod:fn'), or {path.name}@pkg.mod:fn as a model "
+            "to test."
+        )
+    settings = parse_model(about.settings)
+    expected = state_of(outline(settings, about.input_shape, about.classes))
+    differing = [n for n, t in expected.items() if list(t.shape) != shapes.get(n)]
+    if differing or shapes.keys() - expected.keys():
+        name = (differing or sorted(shapes.keys() - expected.keys()))[0]
+        given, needed = (
+            shapes.get(name, "missing"),
+            list(expected[name].shape) if differing else "none",
+        )
+        raise MarshtestError(
+            f"{path}: its tensors are not those of the {settings.name} that it says it holds ({name} is "
+            f"{given}, expected {needed}). Write it with marshtest.save_model."
+        )
+    refuse_too_large(settings, about.input_shape, about.classes)
+    return settings.build(about.input_shape, about.classes)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an option is a number, a truth value, nothing, or a list of such."""
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return value is None or isinstance(value, int | float)
+
+
+def _by_factory(about: About, factory: str | Callable[..., nn.Module], path: Path) -> nn.Module:
+    make = load_object(factory, str(path)) if isinstance(factory, str) else factory
+    given = about.settings.get("options", {})
+    texts = [key for key, value in given.items() if not _is_number(value)]
+    if texts:
+        raise MarshtestError(
+            f"{path}: its option {texts[0]!r} is no number, and a file is not trusted to choose it. Bind "
+            "it yourself: factory=functools.partial(fn, …)."
+        )
+    made = make(about.input_shape, about.classes, **given)
+    if not isinstance(made, nn.Module):
+        raise MarshtestError(
+            f"{path}: {factory} returned {type(made).__name__}, not a torch.nn.Module."
+        )
+    return made

@@ -1,0 +1,256 @@
+"""Language models that tell a text's label, and the tokenizers that make samples of texts.
+
+Without a prompt a linear head reads the label off the last real token (paper §5.1, Gaussian poisons).
+With one the model stays a causal one and answers with a word (paper §5.1, targeted poisons):
+
+    [text]. The sentiment of the review is: [label]
+
+The training split may be written by a template of its own: the paper's has no colon.
+
+Texts are cut to length, never the prompt round them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from marshtest.data.texts import Texts
+from marshtest.models.base import ModelSettings
+from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.settings import Settings
+
+FUSED_GELU = "gelu_pytorch_tanh"  # what "gelu_new" computes, in one kernel
+
+
+class TextClassifier(nn.Module):
+    """A linear head on what a transformer says at the last real token (paper §5.1).
+
+    Called as `transformers` models are, with token ids or with their embeddings.
+
+    Attributes:
+        causal: the backbone reads nothing behind a token, so no padding; its attention is faster unmasked.
+    """
+
+    def __init__(self, backbone: nn.Module, width: int, classes: int, *, causal: bool) -> None:
+        super().__init__()
+        self.backbone, self.causal = backbone, causal
+        self.head = nn.Linear(width, classes, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        found: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        return found
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        masked = attention_mask is not None and not self.causal
+        given = {"attention_mask": attention_mask} if masked else {}
+        states = self.backbone(inputs_embeds=inputs_embeds, **given).last_hidden_state  # [B, T, D]
+        last = -1 if attention_mask is None else attention_mask.sum(1) - 1
+        return self.head(states[torch.arange(len(states), device=states.device), last])  # type: ignore[no-any-return]
+
+
+class Prompt(Settings):
+    """How a causal model is asked for the label, and the words that it may answer (paper §5.1)."""
+
+    template: str = "{text}. The sentiment of the review is: {label}"
+    training_template: str | None = None  # of the training split; None is the same
+    labels: tuple[str, ...] = Field(("negative", "positive"), min_length=2)  # of label 0, 1, …
+    loss: Literal["all", "label"] = "all"  # the tokens that training learns to say
+
+    @field_validator("template", "training_template")
+    @classmethod
+    def _has_both(cls, given: str | None, info: ValidationInfo) -> str | None:
+        question = "" if given is None else given.partition("{text}")[2]
+        if given is not None and (not question.endswith("{label}") or given.count("{") != 2):
+            raise ValueError(
+                f"model.prompt.{info.field_name}: must hold {{text}} once, and end with {{label}}. "
+                f"Got {given!r}."
+            )
+        return given
+
+    def parts(self, split: str) -> tuple[str, str]:
+        """What stands before the text, and between text and label, in "train" or "test"."""
+        own = self.training_template if split == "train" else None
+        before, _, question = (own or self.template).removesuffix("{label}").partition("{text}")
+        return before, question
+
+
+class LanguageModel(ModelSettings, ABC):
+    """A transformer for texts, and its tokenizer."""
+
+    prompt: Prompt | None = None  # None: a classification head instead of words
+
+    @abstractmethod
+    def tokenizer(self, texts: Texts) -> Any:
+        """A `transformers` tokenizer; one that has yet to be trained is trained on the training split."""
+
+    @abstractmethod
+    def transformer(self, length: int, *, causal: bool) -> nn.Module:
+        """For up to `length` tokens: the transformer alone, or with its own head over the vocabulary."""
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        if self.prompt is not None:
+            return self.transformer(input_shape[0] + 1, causal=True)  # the label comes behind
+        made = self.transformer(input_shape[0], causal=False)
+        causal = not self._reads_ahead(made)
+        return TextClassifier(made, int(made.config.hidden_size), classes, causal=causal)  # type: ignore[union-attr, arg-type]
+
+    def answer(self, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+        if self.prompt is not None and self._reads_ahead(model):
+            raise MarshtestError(
+                f"model: {self.name} reads tokens ahead, so it is no causal language model. "
+                "Leave out model.prompt, or choose another."
+            )
+        tokens = torch.zeros(2, *input_shape, dtype=torch.int64)
+        return model(inputs_embeds=model.get_input_embeddings()(tokens))  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _reads_ahead(self, model: nn.Module) -> bool:
+        """Whether a token changes what a transformer says before it."""
+        training = model.training
+        model.eval()
+        before: Tensor = model.get_input_embeddings()(torch.zeros(1, 4, dtype=torch.int64))  # type: ignore[operator]
+        after = before.clone()
+        after[:, -1, ::2] += 10  # every other one: a LayerNorm takes out what all share
+        try:
+            said = [model(inputs_embeds=inputs) for inputs in (before, after)]
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise MarshtestError(
+                f"model: {self.name} does not run from token embeddings, inputs_embeds "
+                f"({first_line(error)}). Choose another."
+            ) from None
+        model.train(training)
+        one, other = (
+            of["logits" if "logits" in of else "last_hidden_state"][:, :-1] for of in said
+        )
+        return not torch.allclose(one, other, atol=1e-4)
+
+    def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
+        if self.prompt is None:
+            return super().fits(logits, input_shape, classes)
+        return logits[:-1] == (2, *input_shape) and logits[-1] >= classes  # some are padded
+
+
+class GPT2(LanguageModel):
+    """A small GPT-2 from scratch, with a byte-level BPE trained on the training split."""
+
+    name: str = "gpt2"
+    layers: int = Field(2, ge=1, le=1000)
+    width: int = Field(128, ge=1)
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    vocabulary: int = Field(4000, ge=258)  # 256 bytes and two special tokens at the least
+    embedding_deviation: float = Field(0.14, gt=0)  # of tokens, as in the pretrained GPT-2
+
+    def tokenizer(self, texts: Texts) -> Any:
+        from tokenizers import ByteLevelBPETokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        written: Sequence[str] = texts.train
+        if self.prompt is not None:  # so that each label is one token
+            before, question = self.prompt.parts("train")
+            labels = [self.prompt.labels[label] for label in texts.train_y.tolist()]
+            written = [
+                before + text + question + label
+                for text, label in zip(texts.train, labels, strict=True)
+            ]
+        trained = ByteLevelBPETokenizer()
+        trained.train_from_iterator(
+            written,
+            vocab_size=self.vocabulary,
+            special_tokens=["<pad>", "<unk>"],
+            show_progress=False,
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=trained._tokenizer, pad_token="<pad>", unk_token="<unk>"
+        )
+
+    def transformer(self, length: int, *, causal: bool) -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+        config = GPT2Config(
+            vocab_size=self.vocabulary,
+            n_positions=length,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            resid_pdrop=self.dropout,
+            embd_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
+            activation_function=FUSED_GELU,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        model = GPT2LMHeadModel(config) if causal else GPT2Model(config)
+        nn.init.normal_(model.get_input_embeddings().weight, std=self.embedding_deviation)  # type: ignore[arg-type]
+        return model
+
+    def _reads_ahead(self, model: nn.Module) -> bool:
+        return False  # by its making; so it can be built without values too
+
+
+class Transformer(LanguageModel):
+    """Any `transformers` model by hub name or local folder; safetensors only, no remote code."""
+
+    name: str = "transformer"
+    source: str  # "gpt2-medium", or a folder
+
+    def tokenizer(self, texts: Texts) -> Any:
+        from transformers import AutoTokenizer
+
+        found = self._open(AutoTokenizer)
+        if not found("a")["input_ids"]:  # what is made up where a folder has none
+            raise MarshtestError(f"model.source: {self.source} holds no tokenizer. Save it there.")
+        if found.pad_token is None:
+            found.pad_token = found.eos_token
+        if found.pad_token is None:
+            raise MarshtestError(
+                f"model.source: the tokenizer of {self.source} has no padding token."
+            )
+        return found
+
+    def transformer(self, length: int, *, causal: bool) -> nn.Module:
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+        config = self._open(AutoConfig)
+        for key in ("activation_function", "hidden_act"):
+            if getattr(config, key, None) == "gelu_new":
+                setattr(config, key, FUSED_GELU)
+        kind = AutoModelForCausalLM if causal else AutoModel
+        model: nn.Module = self._open(
+            kind, config=config, use_safetensors=True, dtype=torch.float32
+        )
+        limit = getattr(config, "max_position_embeddings", None)
+        if isinstance(limit, int) and 0 < limit < length:  # −1 means none
+            raise MarshtestError(
+                f"data.length: {length} tokens are more than the {limit} that {self.source} takes."
+            )
+        return model
+
+    def _open(self, kind: Any, **options: Any) -> Any:
+        local = Path(self.source).is_dir()
+        try:
+            return kind.from_pretrained(self.source, trust_remote_code=False, **options)
+        except (OSError, ValueError, ImportError) as error:
+            mend = (
+                "It must hold config.json, a tokenizer and safetensors weights."
+                if local
+                else "Give a hub name that can be reached, or a local folder."
+            )
+            raise MarshtestError(
+                f"model.source: cannot load {self.source!r} ({type(error).__name__}: {first_line(error)}). "
+                f"{mend}"
+            ) from None

@@ -1,0 +1,144 @@
+"""The models, by the name that a recipe gives them."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from marshtest.models.base import ModelSettings
+from marshtest.models.language import GPT2, Transformer
+from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.state import logits_in
+from marshtest.plumbing.errors import MarshtestError, first_line, unknown
+from marshtest.plumbing.identity import digest
+from marshtest.plumbing.imports import check_spec, load_object
+from marshtest.plumbing.malloc import physical_memory
+from marshtest.plumbing.seeds import seeded
+
+UNREADABLE = (
+    *(SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError),
+    OverflowError,
+)
+
+
+class Factory(ModelSettings):
+    """A user's factory "pkg.mod:fn", called as fn(input_shape, classes, **options)."""
+
+    name: str
+    source: str = ""  # eight hex digits of what it does; none before it is imported
+    options: dict[str, Any] = {}
+
+    def imported(self) -> Self:
+        """The same with the digest of the factory.
+
+        Raises:
+            MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+        """
+        source = digest(load_object(self.name, "model.name"), "model.name")
+        if self.source not in ("", source):
+            raise MarshtestError(
+                f"model.name: {self.name} is not what it was when this recipe was stored (source "
+                f"{self.source}, now {source}). Leave out `source` to run it as it is now."
+            )
+        return self.model_copy(update={"source": source})
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        made = load_object(self.name, "model.name")(input_shape, classes, **self.options)
+        if not isinstance(made, nn.Module):
+            raise MarshtestError(
+                f"model.name: {self.name} returned {type(made).__name__}, not a torch.nn.Module."
+            )
+        return made
+
+
+# Kinds of which a file may say the sizes; all others run a user's code or read a folder.
+BUILT_FROM_A_FILE = (MLP, ResNet18, GPT2)
+MODELS: dict[str, type[ModelSettings]] = {
+    "mlp": MLP,
+    "resnet18": ResNet18,
+    "gpt2": GPT2,
+    "transformer": Transformer,
+}
+
+
+def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings:
+    """Settings of the model that a recipe names, by a name alone or with its options."""
+    if isinstance(value, ModelSettings):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise MarshtestError(f"model: a name, or a mapping with a name, is needed. Got {value!r}.")
+    values = {"name": value} if isinstance(value, str) else dict(value)
+    name = str(values.get("name", "mlp"))
+    if ":" in name:
+        check_spec(name, "model.name")
+        if "options" in values:  # in full, as recipes are stored
+            return Factory.parse(values, "model")
+        options = {key: given for key, given in values.items() if key != "name"}
+        return Factory.parse({"name": name, "options": options}, "model")
+    if name not in MODELS:
+        raise MarshtestError(
+            f"model.name: {unknown('model', name, MODELS)} Or a factory of yours, 'pkg.mod:fn'."
+        )
+    return MODELS[name].parse(values, "model")
+
+
+def build(
+    settings: ModelSettings, input_shape: tuple[int, ...], classes: int, seed: int
+) -> nn.Module:
+    """Build the model from a seed and try it on zeros, without touching the global random state.
+
+    Raises:
+        MarshtestError: the model does not turn [2, *input_shape] into logits [2, classes].
+    """
+    refuse_too_large(settings, input_shape, classes)
+    with seeded(seed):
+        model = settings.build(input_shape, classes)
+        model.eval()
+        try:
+            with torch.no_grad():
+                output = settings.answer(model, input_shape)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, MarshtestError):
+                raise
+            raise MarshtestError(
+                f"model: {settings.name} cannot take inputs {list(input_shape)}: {first_line(error)}"
+            ) from None
+    logits = logits_in(output)
+    if not settings.fits(tuple(logits.shape), input_shape, classes):
+        raise MarshtestError(
+            f"model: {settings.name} must turn [2, {', '.join(map(str, input_shape))}] into logits "
+            f"[2, {classes}], or more than {classes}. Got {list(logits.shape)}."
+        )
+    return model
+
+
+def outline(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One of our own models without its values, which takes no memory.
+
+    Raises:
+        MarshtestError: its sizes are beyond what a tensor can have, or do not fit each other.
+    """
+    try:
+        with torch.device("meta"):
+            return settings.build(input_shape, classes)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, MarshtestError):
+            raise
+        raise MarshtestError(
+            f"model: {settings.name} of these sizes cannot be built ({first_line(error)})."
+        ) from None
+
+
+def refuse_too_large(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> None:
+    """Raise MarshtestError where one of our own models is larger than this machine's memory."""
+    if not isinstance(settings, BUILT_FROM_A_FILE):
+        return
+    model, memory = outline(settings, input_shape, classes), physical_memory()
+    needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    if needed > memory:
+        raise MarshtestError(
+            f"model: {settings.name} of these sizes takes {needed / 1e9:,.0f} GB, and this machine has "
+            f"{memory / 1e9:,.0f} GB. Choose a smaller one."
+        )

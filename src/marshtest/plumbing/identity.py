@@ -1,0 +1,313 @@
+"""What tells a user's callable from every other: a digest of all that decides what it does.
+
+    function     bytecode, constants, defaults, attributes, captured variables, and globals that it names
+    object       its class and its state; a bound method or partial: the parts that it is made of
+    class        its methods and attributes, and its bases
+    module       of the user's own, the names that the function uses of it
+
+Libraries (what is installed, and the standard library) are told by their names; a callable that is itself
+installed, by all source files of its package. Files that a callable opens, environment variables and names
+that are looked up while it runs are not seen.
+"""
+
+import dis
+import enum
+import functools
+import hashlib
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+from marshtest.plumbing.errors import MarshtestError, first_line
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+# Entries of a class that are made anew with it, or say nothing of what it does.
+BESIDE = (types.MemberDescriptorType, types.GetSetDescriptorType, type(NotImplemented))
+MADE = {  # names that Python and libraries give to a class
+    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
+    *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
+    *("__dataclass_fields__", "__dataclass_params__", "__signature__", "__class_vars__"),
+    *("__orig_bases__", "__parameters__"),
+}
+BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+CACHED = type(functools.cache(str))
+STANDARD_LIBRARY = str(Path(os.__file__).parent)
+INSTALLED = {"site-packages", "dist-packages"}
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name "pkg.mod:name" of a callable; of an object, its class's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def digest(function: Callable[..., Any], where: str) -> str:
+    """Eight hex digits that two callables share only if they do the same.
+
+    Raises:
+        MarshtestError: a part of it cannot be told from another, such as an open file or compiled code.
+    """
+    try:
+        if isinstance(function, BUILTIN):
+            raise TypeError("it is compiled, and its code cannot be read")
+        return _Digest(function).of(function).hex()[:8]
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except Exception as error:  # whatever a user's object raises as its state is asked for
+        reason = first_line(error)
+    raise MarshtestError(
+        f"{where}: {name_of(function)} cannot be told from another of its name ({reason}), so its rows "
+        "could be given for those of another. Make it a Python function of numbers, texts and tensors, and "
+        "open files and locks inside it."
+    )
+
+
+class _Digest:
+    """Digests of a callable's parts; a part that is met within itself is told by how far up it stands."""
+
+    def __init__(self, root: Callable[..., Any]) -> None:
+        self.package = name_of(root).partition(":")[0].partition(".")[0]
+        self._open: list[int] = []
+        # With each digest its object is kept, so that no other gets its id.
+        self._done: dict[int, tuple[bytes, Any]] = {}
+
+    def of(self, value: Any) -> bytes:
+        """Thirty-two bytes."""
+        if isinstance(value, PLAIN) and type(value) in PLAIN:
+            return _hashed(type(value).__name__, repr(value))
+        if id(value) in self._open:
+            return _hashed("above", str(len(self._open) - self._open.index(id(value))))
+        if id(value) not in self._done:
+            self._open.append(id(value))
+            found = _hashed(*self._parts(value))
+            self._open.pop()
+            self._done[id(value)] = found, value
+        return self._done[id(value)][0]
+
+    def _parts(self, value: Any) -> Iterator[str | bytes]:
+        """A value's kind, and what it consists of."""
+        yield type(value).__qualname__
+        if isinstance(value, types.FunctionType):
+            yield from self._function(value)
+        elif isinstance(value, types.CodeType):
+            yield from self._code(value)
+        elif isinstance(value, type):
+            yield from self._class(value)
+        elif isinstance(value, types.ModuleType):
+            yield from self._module(value)
+        elif isinstance(value, logging.Logger):
+            yield value.name
+        elif isinstance(value, types.MethodType):
+            yield from map(self.of, (value.__func__, value.__self__))
+        elif isinstance(value, BUILTIN):
+            yield from self._builtin(value)
+        elif type(value) in (list, tuple):
+            yield from map(self.of, value)
+        elif type(value) in (set, frozenset):
+            yield from sorted(map(self.of, value))
+        elif isinstance(value, dict | types.MappingProxyType):
+            yield from self._mapping(value)
+            if type(value) not in (dict, types.MappingProxyType):
+                yield self.of(type(value))
+        elif _is_tensor(value):
+            yield from self._tensor(value)
+        else:
+            yield from map(self.of, self._state(value))
+
+    def _mapping(self, values: Mapping[Any, Any]) -> Iterator[bytes]:
+        yield from (self.of(key) + self.of(value) for key, value in values.items())
+
+    def _module(self, module: types.ModuleType) -> Iterator[str | bytes]:
+        """A module held as a value: of the user's, all that is in it, since any of it may be asked for."""
+        yield module.__name__
+        if self._is_own(module.__name__):
+            for name, value in sorted(vars(module).items()):
+                if not name.startswith("__"):
+                    yield name
+                    yield self.of(value)
+
+    def _function(self, function: types.FunctionType) -> Iterator[str | bytes]:
+        home = str(function.__globals__.get("__name__"))
+        if self._is_own(home):
+            yield self.of(function.__code__)
+            attributes = _names(function.__code__)
+            for name in sorted(_names(function.__code__, "LOAD_GLOBAL", "LOAD_NAME")):
+                if name in function.__globals__:
+                    yield name
+                    yield from self._used(function.__globals__[name], attributes)
+            for name in _imported(function):  # as it runs
+                yield from self._used(
+                    import_module(name) if self._is_own(name) else name, attributes
+                )
+        else:
+            yield from self._installed(home, function.__qualname__)
+        yield self.of((function.__defaults__, function.__kwdefaults__, vars(function)))
+        yield from (self.of(_content(cell)) for cell in function.__closure__ or ())
+
+    def _used(self, value: Any, attributes: set[str]) -> Iterator[str | bytes]:
+        """A value; of a module of the user's, the attributes that a function names."""
+        if not isinstance(value, types.ModuleType) or not self._is_own(value.__name__):
+            yield self.of(value)
+            return
+        yield value.__name__
+        if id(value) in self._open:
+            return
+        self._open.append(id(value))
+        for name in sorted(attributes & vars(value).keys()):
+            yield name
+            yield from self._used(vars(value)[name], attributes)
+        self._open.pop()
+
+    def _installed(self, module: str, name: str) -> Iterator[str | bytes]:
+        """A library's function or class; of the callable's own package with that package's source."""
+        yield f"{module}:{name}"
+        if module.partition(".")[0] == self.package:
+            yield _source_of(self.package)
+
+    def _code(self, code: types.CodeType) -> Iterator[str | bytes]:
+        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        yield code.co_code
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        yield from map(self.of, (counts, names, code.co_consts, code.co_exceptiontable))
+
+    def _class(self, cls: type) -> Iterator[str | bytes]:
+        if not self._is_own(cls.__module__):
+            yield from self._installed(cls.__module__, cls.__qualname__)
+            return
+        yield f"{cls.__module__}:{cls.__qualname__}"
+        yield from map(self.of, (*cls.__bases__, type(cls)))
+        for name, value in sorted(vars(cls).items()):
+            value = _unbound(value)
+            if isinstance(value, BESIDE) or name in MADE or name.startswith("__pydantic"):
+                continue
+            yield name
+            yield self.of(value)
+
+    def _builtin(self, function: Any) -> Iterator[str | bytes]:
+        owner = getattr(function, "__self__", None)
+        home = getattr(function, "__module__", None)
+        if home and self._is_own(home):
+            raise TypeError(f"{function.__qualname__} is compiled, and its code cannot be read")
+        yield f"{getattr(function, '__module__', '')}:{function.__qualname__}"
+        if owner is not None and not isinstance(owner, types.ModuleType):
+            yield self.of(owner)
+
+    def _tensor(self, tensor: Any) -> Iterator[str | bytes]:
+        yield f"{tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}"
+        whole = tensor.detach().cpu().contiguous().flatten()
+        yield whole.view(sys.modules["torch"].uint8).numpy().tobytes()
+        yield self.of(vars(tensor))
+
+    def _state(self, value: Any) -> Iterator[Any]:
+        """What an object would be copied from."""
+        if isinstance(value, functools.cached_property):
+            yield value.func
+        elif isinstance(value, CACHED):
+            yield from (value.__wrapped__, value.cache_parameters())
+        elif isinstance(value, enum.Enum):
+            yield from (type(value), value.name, value.value)
+        else:
+            made = value.__reduce_ex__(4)
+            if isinstance(made, str):
+                yield from (type(value), made)
+                return
+            make, given, *rest = made
+            yield from (make, given, vars(value) if hasattr(value, "__dict__") else None)
+            for part in rest:
+                yield list(part) if isinstance(part, Iterator) else part
+
+    def _is_own(self, module: str) -> bool:
+        """Whether a module is the user's, neither installed nor of the standard library."""
+        top = module.partition(".")[0]
+        return top != "marshtest" and not _is_installed(top)
+
+
+def _hashed(*parts: str | bytes) -> bytes:
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        found.update(len(data).to_bytes(8, "big") + data)
+    return found.digest()
+
+
+@functools.cache
+def _is_installed(top: str) -> bool:
+    """Whether a top-level module is of the standard library or lies where packages are installed."""
+    return any(
+        place in ("built-in", "frozen")
+        or place.startswith(STANDARD_LIBRARY)
+        or INSTALLED.intersection(Path(place).parts)
+        for place in _places(top)
+    )
+
+
+def _places(top: str) -> list[str]:
+    """Files and folders of a top-level module."""
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):  # made while running, such as __main__
+        return []
+    return [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
+
+
+@functools.cache
+def _source_of(top: str) -> bytes:
+    """All source files of a package, or of a module that is none."""
+    places = [Path(place) for place in _places(top)]
+    files = [file for place in places for file in (place, *place.rglob("*.py")) if file.is_file()]
+    return _hashed(*(file.read_bytes() for file in sorted(set(files))))
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _unbound(value: Any) -> Any:
+    """The functions behind an entry of a class."""
+    if isinstance(value, staticmethod | classmethod):
+        return value.__func__
+    if isinstance(value, property):
+        return (value.fget, value.fset, value.fdel)
+    return value
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not set yet
+        return None
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code and that of the functions within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _names(code: types.CodeType, *operations: str) -> set[str]:
+    """The names in a function's code, of globals and attributes alike, or of some operations alone."""
+    if not operations:
+        return {name for one in _codes(code) for name in one.co_names}
+    steps = (step for one in _codes(code) for step in dis.get_instructions(one))
+    return {str(step.argval) for step in steps if step.opname in operations}
+
+
+def _imported(function: types.FunctionType) -> Iterator[str]:
+    """The modules that a function imports as it runs."""
+    for code in _codes(function.__code__):
+        steps = list(dis.get_instructions(code))
+        for place, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                name = "." * steps[place - 2].argval + step.argval  # the level is loaded before
+                yield resolve_name(name, function.__globals__.get("__package__") or "")

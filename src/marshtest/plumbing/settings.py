@@ -1,0 +1,45 @@
+"""What every configuration object shares: frozen, typed, and closed to unknown keys."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from marshtest.plumbing.errors import MarshtestError, unknown
+
+if TYPE_CHECKING:  # what only describes is read without torch
+    pass
+
+
+class Settings(BaseModel):
+    """Base of recipes, attacks, unlearners and models: the configuration is the object that computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validate `values`; a failure is one line that starts with the key's full name.
+
+        Raises:
+            MarshtestError: an unknown key (with the nearest known one) or a bad value.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise MarshtestError(_first_line(cls, error, where)) from None
+
+
+def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
+    """Pydantic's first complaint as one line: key, what is wrong, what was given."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    if first["type"] == "extra_forbidden":
+        owner: Any = cls
+        for part in first["loc"][:-1]:
+            fields = getattr(owner, "model_fields", {})
+            owner = fields[part].annotation if part in fields else [owner, *get_args(owner)][-1]
+        known = getattr(owner, "model_fields", cls.model_fields)
+        return f"{place}: {unknown('key', str(first['loc'][-1]), known)}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])  # ours, and it names its place
+    return f"{place}: {first['msg']}. Got {first['input']!r}."

@@ -1,0 +1,205 @@
+"""YAML files that describe what to run, shipped or a user's, and changes to their raw values."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from marshtest.plumbing.errors import MarshtestError, unknown
+
+KINDS = {"recipes": "recipe", "hypotheses": "hypothesis", "sweeps": "sweep"}  # folders, and names
+COMMANDS = {"recipes": "run", "hypotheses": "hypotheses", "sweeps": "sweep"}
+MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
+LONGEST_NAME = 100
+DATA_SETS = ("cifar10", "digits", "imdb", "tensors")  # names; anything else after `data=` is a path
+
+
+def shipped(kind: str = "recipes") -> dict[str, str]:
+    """Text of each recipe, hypothesis or sweep that ships with the package, by name."""
+    folder = resources.files("marshtest") / "shipped" / kind
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
+
+
+def read_yaml(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
+) -> dict[str, Any]:
+    """The raw values of a recipe, hypothesis or sweep, overrides applied.
+
+    A recipe's `unlearners: "@FILE"` is the list in that YAML file, its path from the recipe's folder; in an
+    override, from the current one.
+    """
+    values = _read(source, kind)
+    for override in overrides:
+        set_key(values, *parse_override(override))
+    return values
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of "key.sub=value", the value in YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MarshtestError(f"{override!r}: an override has the form key=value or key.sub=value.")
+    if key == "unlearners" and text.startswith("@"):
+        return key, _listed(text, Path())
+    return key, parse_yaml(text, repr(_short(override)))
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """What YAML says: texts, numbers, truth values, and lists and mappings of them.
+
+    Raises:
+        MarshtestError: it is no YAML in UTF-8 or UTF-16, gives a key twice, holds something else, or is
+            far larger or deeper than any recipe.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        raise MarshtestError(
+            f"{where}: is not text in UTF-8 ({error.reason}, at position {error.position}). "
+            "Save it as UTF-8."
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # of a value: a date that there is not
+        if isinstance(error, MarshtestError):
+            raise MarshtestError(f"{where}: {error}") from None
+        raise MarshtestError(f"{where}: not YAML ({' '.join(str(error).split())}).") from None
+    except RecursionError:
+        raise MarshtestError(f"{where}: is nested too deeply. Flatten it.") from None
+    _check(value, where)
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise MarshtestError(f"line {line} has a key that is no text. Give it a name.")
+            if key.value in seen:
+                raise MarshtestError(f"line {line} gives {key.value!r} twice. Leave one out.")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check(value: Any, where: str) -> None:
+    """Raise where a value is not plain, or grows beyond MOST values as aliases are followed."""
+    left, todo = MOST, [(value, "", 0)]
+    while todo:
+        value, place, depth = todo.pop()
+        left -= 1
+        if depth > DEEPEST or left < 0:
+            raise MarshtestError(
+                f"{where}: {place.split('.')[0] or 'it'} is nested too deeply, or holds more than {MOST:,} "
+                "values once its aliases are followed. Write out what is needed."
+            )
+        if isinstance(value, dict):
+            strange = [key for key in value if not isinstance(key, str)]
+            if strange:
+                raise MarshtestError(
+                    f"{where}: the key {strange[0]!r} is no text. Put it in quotes."
+                )
+            todo += [(of, f"{place}{key}.", depth + 1) for key, of in value.items()]
+        elif isinstance(value, list):
+            todo += [(of, place, depth + 1) for of in value]
+        elif value is not None and not isinstance(value, str | int | float):
+            at = f"{where}: {place}".rstrip(".: ")
+            raise MarshtestError(
+                f"{at}: is a {type(value).__name__}, not a text or a number. Put it in quotes."
+            )
+
+
+def _listed(reference: str, folder: Path) -> list[Any]:
+    """The list in the YAML file that "@FILE" names."""
+    path = folder / reference.removeprefix("@")
+    found = parse_yaml(_bytes(path, f"unlearners: no file {str(path)!r}"), str(path))
+    if not isinstance(found, list):
+        raise MarshtestError(f"{path}: a file of unlearners holds a list of them.")
+    return found
+
+
+def _bytes(path: Path, missing: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError):  # a NUL in its name
+        raise MarshtestError(f"{missing}. Give the path of a YAML file.") from None
+
+
+def file_name(name: str) -> str:
+    """A name that a file or a folder can bear.
+
+    Raises:
+        MarshtestError: it is none: it could lie elsewhere, or nowhere.
+    """
+    bad = [character for character in name if character in "/\\" or not character.isprintable()]
+    if bad or not name.strip(". ") or len(name) > LONGEST_NAME:
+        raise MarshtestError(
+            f"name: {_short(name)!r} cannot be the name of a folder. Give at most {LONGEST_NAME} "
+            "characters without slashes and line breaks."
+        )
+    return name
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set "key.sub" of the raw values; a section's name alone is short for its `name`.
+
+    For `data` it is also short for its `path`.
+    """
+    *sections, last = key.split(".")
+    for name in sections:
+        values = _section(values, name, key)
+    if last == "data" and isinstance(value, str):
+        _section(values, "data", key)["name" if value in DATA_SETS else "path"] = value
+    elif isinstance(values.get(last), dict) and isinstance(value, str):
+        values[last] = {"name": value}
+    else:
+        values[last] = value
+
+
+def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return {"name": "unnamed", **copy.deepcopy(source)}
+    known = shipped(kind)
+    text: str | bytes | None = known.get(str(source))
+    if text is None:
+        path = Path(source)
+        for other in KINDS.keys() - {kind}:
+            if str(source) in shipped(other):
+                raise MarshtestError(
+                    f"{source}: is a {KINDS[other]}, not a {KINDS[kind]}. "
+                    f"Use `marshtest {COMMANDS[other]} {source}`."
+                )
+        text = _bytes(path, unknown(KINDS[kind], _short(str(source)), known).rstrip("."))
+    values = parse_yaml(text, str(source))
+    if not isinstance(values, dict):
+        raise MarshtestError(f"{source}: a {KINDS[kind]} is a mapping of keys to values.")
+    _include(values, Path(source).parent)
+    return {"name": Path(source).stem, **values}
+
+
+def _include(values: dict[str, Any], folder: Path) -> None:
+    """Put lists of unlearners that lie in files of their own in their places, of a sweep's recipe too."""
+    for section in (values, values.get("change"), values.get("recipe")):
+        if isinstance(section, dict):
+            given = section.get("unlearners")
+            if isinstance(given, str) and given.startswith("@"):
+                section["unlearners"] = _listed(given, folder)
+
+
+def _section(values: dict[str, Any], name: str, key: str) -> dict[str, Any]:
+    """The mapping below a key of the raw values; a bare name becomes one."""
+    section = values.setdefault(name, {})
+    if isinstance(section, str):
+        section = values[name] = {"name": section}
+    if not isinstance(section, dict):
+        raise MarshtestError(f"{key}: {name} has no keys below it.")
+    return section

@@ -1,0 +1,411 @@
+"""Interactive charts of the page, as Vega-Lite: hover tells the numbers, the page's controls choose.
+
+All charts of some results read two tables that the page embeds once, `models` (one line a model) and
+`scores` (one line a histogram), and four signals that its controls set: `shown` (names), `budget` and
+`poison` (compute and poison budget), and the histogram's `model`. A model has the same look in all of
+them. Colours stand out from white and from black, text takes the page's colour, and shapes and dashes
+say again what colours say.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import vl_convert
+from scipy.stats import norm
+
+from marshtest.reporting.tables import SCORE_NAMES, label
+from marshtest.results.summary import Results
+
+Spec = dict[str, Any]
+
+
+class Chart(NamedTuple):
+    """A chart of the page; `chooses` where the choice of one model stands above it."""
+
+    title: str
+    text: str
+    spec: Spec
+    chooses: bool = False
+
+
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#B0478C", "#7E6BC4", "#A0722A", "#D1495B", "#5F7F8F"]
+SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right"]
+DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [12, 4]]
+VERDICTS = {
+    "NOT REMOVED": ("#D55E00", "diamond"),
+    "INCONCLUSIVE": ("#767676", "square"),
+    "REMOVED": ("#009E73", "circle"),
+}
+SHOWN_OF_A_MODEL = [
+    *("model", "order", "control", "role", "poison_budget", "forget_size", "of_training", "seeds"),
+    *("test_accuracy", "test_accuracy_sd", "accuracy_low", "accuracy_high", "accuracy_cost"),
+    *(
+        "usable",
+        "spent",
+        "verdict",
+        "removed_in",
+        "trainings",
+        "left",
+        "left_low",
+        "left_high",
+        "by",
+    ),
+]
+OF_A_SCORE = ("dependence", "error", "low", "high", "margin", "poisons", "trainings")
+OF_TRAININGS = ("trainings_error", "trainings_low", "trainings_high")
+RATES = [f"{rate}{end}" for rate in ("tpr", "tpr_rank") for end in ("", "_low", "_high")]
+BINS = 40
+STEP = 26  # pixels a model, in a chart with one line each
+RANGES = {"gus": (-5.0, 5.0), "rank": (-5.0, 5.0), "target": (0.0, 1.0)}  # of histograms
+# What the page's controls have chosen, as Vega's conditions on a line.
+AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
+AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
+SHOWN = "indexof(shown, datum.model) >= 0"
+CHOSEN = f"{SHOWN} && {AT_BUDGET} && {AT_POISON}"
+INK = "currentColor"
+CONFIG = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "gridColor": INK,
+        "gridOpacity": 0.15,
+        "domainColor": INK,
+        "tickColor": INK,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelLimit": 150,
+        "labelFlush": False,
+        "labelSeparation": 4,
+    },
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 150},
+    "title": {"color": INK, "fontSize": 12, "fontWeight": "normal"},
+}
+
+
+def models(results: Results) -> pd.DataFrame:
+    """One line a model: what charts, table and controls of the page read.
+
+    `of_training` is the compute budget, null of controls, which stay at every setting; `left`, with
+    `_low` and `_high`, is the dependence as a share of the initial model's, by the score that has most
+    left of those that REMOVED rests on. Its interval speaks of trainings to come where there are two seeds
+    or more.
+    """
+    summary = results.summary
+    lines = summary.assign(
+        model=[label(x, results.recipe, with_budget=False) for _, x in summary.iterrows()]
+    )
+    lines["order"] = lines.groupby("poison_budget", sort=False)["model"].transform(
+        lambda names: pd.factorize(names)[0]
+    )
+    lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
+    lines["control"] = lines["role"] != "updated"
+    lines["accuracy_low"] = lines["test_accuracy"] - lines["test_accuracy_sd"].fillna(0)
+    lines["accuracy_high"] = lines["test_accuracy"] + lines["test_accuracy_sd"].fillna(0)
+    shares: dict[str, pd.DataFrame] = {}
+    initial = lines[lines["role"] == "initial"].set_index("poison_budget")
+    for name in results.score_names:
+        effect = lines["poison_budget"].map(initial[f"{name}_dependence"])
+        lines[f"{name}_margin"] = results.recipe.verdict.margin * effect
+        low, high = _widest(lines, name)
+        parts = {"dependence": lines[f"{name}_dependence"], "low": low, "high": high}
+        shares[name] = pd.DataFrame({part: of / effect for part, of in parts.items()})
+    most = pd.DataFrame({name: of["dependence"].abs() for name, of in shares.items()})
+    for share in results.poison_budgets:
+        weak = set(most) - set(results.telling(share) or most)
+        most.loc[lines["poison_budget"] == share, list(weak)] = -1.0
+    worst = most.fillna(-1).idxmax(axis=1)
+    for part, column in (("dependence", "left"), ("low", "left_low"), ("high", "left_high")):
+        of_part = np.stack([of[part] for of in shares.values()])
+        lines[column] = of_part[most.columns.get_indexer(pd.Index(worst)), np.arange(len(lines))]
+    lines["by"] = worst.map(SCORE_NAMES)
+    columns = [*OF_A_SCORE, *OF_TRAININGS]
+    kept = [f"{name}_{part}" for name in results.score_names for part in columns]
+    return lines[[*SHOWN_OF_A_MODEL, *(c for c in [*kept, *RATES] if c in lines)]]
+
+
+def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
+    """The interval of trainings to come; where nothing tells it, the one given these models."""
+    low, high = (lines[f"{name}_{end}"] for end in ("low", "high"))
+    if f"{name}_trainings_low" in lines:
+        low = lines[f"{name}_trainings_low"].fillna(low)
+        high = lines[f"{name}_trainings_high"].fillna(high)
+    return low, high
+
+
+def histograms(results: Results) -> pd.DataFrame:
+    """One line a model and score: `density` and left edges `bin` of its histogram; empty without scores."""
+    names = [name for name in results.score_names if name in RANGES and name in results.scores]
+    lines = []
+    told = results.summary if names else results.summary.head(0)
+    for _, line in told.iterrows():
+        own = results.scores_of(line["poison_budget"], line)
+        for name in names:
+            values = own[name].dropna().clip(*RANGES[name])
+            if not len(values):
+                continue
+            density, edges = np.histogram(values, BINS, RANGES[name], density=True)
+            lines.append(
+                {
+                    "model": label(line, results.recipe, with_budget=False),
+                    "poison_budget": line["poison_budget"],
+                    "of_training": line["budget"] if line["role"] == "updated" else None,
+                    "score": name,
+                    "count": len(values),
+                    "mean": round(float(values.mean()), 4),
+                    "density": density.round(4).tolist(),
+                    "bin": edges[:-1].round(4).tolist(),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def charts(results: Results) -> list[Chart]:
+    """In the page's order."""
+    names = list(dict.fromkeys(models(results).sort_values("order")["model"]))
+    found = [
+        Chart(
+            f"What is left, by {SCORE_NAMES[name]}",
+            f"Dependence of each model on the poison. {OF_BARS[name in results.recipe.attack.compared]} "
+            "The shaded band is the margin of REMOVED.",
+            left(name, names, _bars(name, results)),
+        )
+        for name in results.score_names
+    ]
+    found.append(
+        Chart(
+            "What is left, and what it cost",
+            "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
+            "Left: the share of the initial effect, by the score that shows most of those that REMOVED "
+            f"rests on, {INTERVAL}.",
+            left_and_cost(names),
+        )
+    )
+    axes = []
+    if len(results.budgets) > 1:
+        # controls have no budget, and are at every one
+        at = f"datum.control ? [0, {max(results.budgets)}] : [datum.of_training]"
+        text = "One line a model; level ones are controls, which need no budget."
+        axes.append(("compute budget", at, AT_POISON, text))
+    if len(results.poison_budgets) > 1:
+        title, text = "size of the forget set", "One line a model."
+        axes.append((title, "[datum.forget_size]", AT_BUDGET, text))
+    for title, at, where, text in axes:
+        for y, what in (("left", "share of the effect left"), ("test_accuracy", "test accuracy")):
+            spec = lines(title, at, where, y, what, names)
+            bars = f"Bars: {INTERVAL}." if y == "left" else "Bars: ± s.d. over seeds."
+            found.append(Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec))
+    drawn = [name for name in results.score_names if name in RANGES and name in results.scores]
+    for name in drawn:
+        of = "targets" if name == "target" else "poisons"
+        text = f"Histogram over single {of} of one model."
+        if name != "target":
+            text += " Dashed: the law where a model does not depend on the poison."
+        title = f"Scores of single {of}, {SCORE_NAMES[name]}"
+        found.append(Chart(title, text, histogram(name, names), chooses=name == drawn[0]))
+    return found
+
+
+INTERVAL = "95 % interval of trainings to come (of one seed, given these models)"
+OF_BARS = (
+    "Thick bars: 95 % interval given these models; thin ones: of trainings to come, from two seeds on.",
+    "Bars: 95 % interval of trainings to come.",
+)  # where the score's law is known, and where it is not
+THICK: dict[str, Any] = {"strokeWidth": 7, "opacity": 0.3}
+THIN: dict[str, Any] = {"strokeWidth": 1.5}
+
+
+def _bars(name: str, results: Results) -> dict[str, Any]:
+    """Beginnings of the columns of a score's intervals, and how their bars look."""
+    if name in results.recipe.attack.compared:
+        return {name: THIN}
+    several = (
+        results.summary[f"{name}_trainings_low"].notna().any()
+    )  # trainings: one has no interval
+    return {name: THICK, **({f"{name}_trainings": THIN} if several else {})}
+
+
+def left(name: str, names: Sequence[str], bars: Mapping[str, Any]) -> Spec:
+    """Dependence by one score, one line a model.
+
+    Args:
+        bars: by beginning of the columns of an interval, how it looks.
+    """
+    shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.{name}_dependence)")
+    y = alt.Y("model:N", sort=alt.EncodingSortField("order", op="min"), title=None)
+    x = alt.X(f"{name}_dependence:Q", title=f"dependence, {SCORE_NAMES[name]}")
+    band = (  # stays when the initial model is hidden
+        _models()
+        .transform_filter(f"{AT_POISON} && datum.role == 'initial'")
+        .transform_calculate(low=f"-datum.{name}_margin")
+        .mark_rect(color=PALETTE[2], opacity=0.18)
+        .encode(x=alt.X("low:Q"), x2=alt.X2(f"{name}_margin:Q"))
+    )
+    zero = alt.Chart(alt.InlineData([{}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.datum(0))
+    drawn = [
+        shown.transform_filter(f"isValid(datum.{of}_low)")
+        .mark_rule(color=INK, **look)
+        .encode(x=alt.X(f"{of}_low:Q"), x2=alt.X2(f"{of}_high:Q"), y=y)
+        for of, look in bars.items()
+    ]
+    point = shown.mark_point(filled=True, size=90, opacity=1).encode(
+        x=x, y=y, **_verdict(), tooltip=_tooltip(name, bars)
+    )
+    return _spec(alt.layer(band, zero, *drawn, point), STEP * len(names), names)
+
+
+def left_and_cost(names: Sequence[str]) -> Spec:
+    """Share of the effect left against the accuracy lost, one point a model."""
+    shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.left)")
+    x = alt.X("accuracy_cost:Q", title="test accuracy lost against retraining")
+    y = alt.Y("left:Q", title="share of the effect left").axis(format="~%")
+    bar = shown.mark_rule(color=INK, opacity=0.5).encode(
+        x=x, y=alt.Y("left_low:Q"), y2=alt.Y2("left_high:Q")
+    )
+    by = _model(names)
+    point = shown.mark_point(filled=True, size=90, opacity=1).encode(
+        x=x, y=y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
+    )
+    return _spec(alt.layer(bar, point), 320, names)
+
+
+def lines(title: str, at: str, where: str, y: str, what: str, names: Sequence[str]) -> Spec:
+    """A line a model, along the compute budget or the size of the forget set: `at`, an expression."""
+    shown = (
+        _models()
+        .transform_filter(f"{SHOWN} && {where} && isValid(datum.{y})")
+        .transform_calculate(at=at)
+        .transform_flatten(["at"])
+    )
+    by = _model(names)
+    low, high = ("left_low", "left_high") if y == "left" else ("accuracy_low", "accuracy_high")
+    x, of_y = alt.X("at:Q", title=title), alt.Y(f"{y}:Q", title=what)
+    if where == AT_POISON:
+        x = x.axis(format="~%")
+    of_y = of_y.axis(format="~%") if y == "left" else of_y.scale(zero=False)
+    bar = shown.mark_rule(opacity=0.4).encode(
+        x=x, y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q"), color=by["color"]
+    )
+    line = shown.mark_line().encode(x=x, y=of_y, color=by["color"], strokeDash=by["strokeDash"])
+    point = shown.mark_point(filled=True, size=60, opacity=1).encode(
+        x=x, y=of_y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
+    )
+    return _spec(alt.layer(bar, line, point), 320, names)
+
+
+def histogram(name: str, names: Sequence[str]) -> Spec:
+    """Scores of one model by one score."""
+    low, high = RANGES[name]
+    width = (high - low) / BINS
+    title = alt.Title(alt.ExprRef("model"))  # said once more where the choice is not in sight
+    shown = (
+        alt.Chart(alt.NamedData(name="scores"))
+        .transform_filter(f"datum.score == '{name}' && datum.model == model && {CHOSEN}")
+        .transform_flatten(["density", "bin"])
+        .transform_calculate(end=f"datum.bin + {width}")
+    )
+    bars = shown.mark_bar(color=PALETTE[0], opacity=0.75).encode(
+        x=alt.X("bin:Q", title=SCORE_NAMES[name]),
+        x2=alt.X2("end:Q"),
+        y=alt.Y("density:Q", title="density"),
+        y2=alt.Y2(datum=0),
+        tooltip=["model:N", "count:Q", "mean:Q", "bin:Q", "density:Q"],
+    )
+    if name == "target":
+        return _spec(bars.properties(title=title), 240, names)
+    x = np.linspace(low, high, 81)
+    law = [{"x": round(at, 3), "y": round(float(norm.pdf(at)), 4)} for at in x.tolist()]
+    null = alt.Chart(alt.InlineData(law)).mark_line(color=INK, strokeDash=[5, 3])
+    both = alt.layer(bars, null.encode(x="x:Q", y="y:Q"))
+    return _spec(both.properties(title=title), 240, names)
+
+
+@cache
+def prepare() -> Future[str]:
+    """Begin to make the library; a thread has it ready in a second or two, beside other work."""
+    return ThreadPoolExecutor(1).submit(_bundle)
+
+
+def library() -> str:
+    """The JavaScript that draws: Vega, Vega-Lite and Vega-Embed in one piece, fit to stand in a page."""
+    return prepare().result()
+
+
+def _bundle() -> str:
+    bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None: all of it
+    return bundle.replace("</script", r"<\/script")
+
+
+def _models() -> alt.Chart:
+    return alt.Chart(alt.NamedData(name="models"))
+
+
+def _model(names: Sequence[str]) -> dict[str, Any]:
+    """A model by colour, by shape and by dashes."""
+    legend = alt.Legend(
+        orient="bottom",
+        columns=2 if max(map(len, names)) <= 20 else 1,  # as there is room on a phone
+        title=None,
+        symbolLimit=0,
+        symbolOpacity=1,
+        symbolStrokeWidth=0,
+        values=alt.ExprRef("shown"),
+    )
+    return {
+        "color": alt.Color("model:N", legend=legend).scale(domain=names, range=PALETTE),
+        "shape": alt.Shape("model:N", legend=legend).scale(domain=names, range=SHAPES),
+        "strokeDash": alt.StrokeDash("model:N", legend=legend).scale(domain=names, range=DASHES),
+    }
+
+
+def _verdict() -> dict[str, Any]:
+    """A verdict by colour and by shape."""
+    names = list(VERDICTS)
+    colours, shapes = ([look[i] for look in VERDICTS.values()] for i in (0, 1))
+    legend = alt.Legend(orient="bottom", columns=2, title=None)
+    return {
+        "color": alt.Color("verdict:N", legend=legend).scale(domain=names, range=colours),
+        "shape": alt.Shape("verdict:N", legend=legend).scale(domain=names, range=shapes),
+    }
+
+
+def _tooltip(name: str = "", bars: Collection[str] = ()) -> list[alt.Tooltip]:
+    parts = {f"{name}_dependence": "dependence"} if name else {}
+    for of, title in zip(bars, ("", ", trainings to come"), strict=False):
+        parts |= {f"{of}_low": f"from{title}", f"{of}_high": f"to{title}"}
+    of_score = [
+        alt.Tooltip(f"{part}:Q", title=title, format=".3f") for part, title in parts.items()
+    ]
+    return [
+        alt.Tooltip("model:N"),
+        alt.Tooltip("verdict:N"),
+        alt.Tooltip("usable:N"),
+        alt.Tooltip("removed_in:Q", title="trainings within the margin"),
+        *of_score,
+        alt.Tooltip("left:Q", title="share of the effect left", format=".1%"),
+        alt.Tooltip("test_accuracy:Q", title="test accuracy", format=".3f"),
+        alt.Tooltip("accuracy_cost:Q", title="lost against retraining", format="+.3f"),
+        alt.Tooltip("of_training:Q", title="compute budget", format=".1%"),
+        alt.Tooltip("spent:Q", title="spent", format=".1%"),
+        alt.Tooltip("forget_size:Q", title="poisons", format=",.0f"),
+        alt.Tooltip("seeds:Q"),
+    ]
+
+
+def _spec(chart: Any, height: int, names: Sequence[str]) -> Spec:
+    signals = {"shown": names, "budget": 0, "poison": 0, "model": ""}
+    params = [alt.param(name=name, value=value) for name, value in signals.items()]
+    sized = chart.properties(width="container", height=height).add_params(*params)
+    made: Spec = sized.to_dict()
+    made["config"] = CONFIG
+    # resize: a legend that grows or shrinks changes the height
+    made["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
+    return made

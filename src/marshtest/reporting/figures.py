@@ -1,0 +1,574 @@
+"""The paper's Figures 2, 3 and 6 to 10, drawn from rows and scores, and figures of the verdicts.
+
+What the rows do not hold is named in the figure, and nothing is put in its place.
+
+Colours are Okabe and Ito's, told apart by the colour-blind; hatches and line styles repeat what
+colours say, so that grey prints stay legible.
+"""
+
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from marshtest.data.texts import TEXTS
+from marshtest.metrics.shift import ALL
+from marshtest.metrics.tradeoff import (
+    gaussian_tradeoff,
+    gaussian_tradeoff_two_sided,
+    tpr_at_fpr,
+    tpr_at_fpr_one_sided,
+    tradeoff,
+)
+from marshtest.plumbing.whole_files import write
+from marshtest.reporting.tables import SCORE_NAMES, label
+from marshtest.results.summary import Results, wider_error
+
+Floats = NDArray[np.float64]
+Column = tuple[str, str, str, str]  # of the effect: name, title, colour, hatch
+BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
+RED = "#B2182B"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+}
+
+
+def draw_all(results: Results, folder: Path, before: str = "") -> dict[str, Path]:
+    """Draw every figure that the rows can fill, as PNG and PDF; their PNG paths by figure name.
+
+    Those of one poison budget show `results.poison_budget`; Figures 9 and 10 show all.
+
+    Args:
+        before: beginning of the files' names.
+    """
+    with matplotlib.rc_context(STYLE):
+        figures = figures_of(results, results.poison_budget)
+        if len(results.poison_budgets) > 1:
+            figures |= figures_by_size(results)
+        return {name: save(of, folder / f"{before}{name}") for name, of in figures.items()}
+
+
+def figures_of(results: Results, share: float) -> dict[str, Figure]:
+    """The figures of one poison budget; of several compute budgets at `results.budget`."""
+    every, names = _table(results, share), results.score_names
+    table = every[(every["role"] != "updated") | (every["budget"] == results.budget)]
+    columns, what, nothing = _effect(results)
+    drawn = {"dependence": dependence(table, names, results.recipe.verdict.margin)}
+    if len(moved := results.moved):
+        moved = moved[moved["poison_budget"] == share]
+        labels = [label(line, results.recipe) for _, line in moved.iterrows()]
+        drawn["shift"] = shift(moved.assign(label=labels))
+    if len(results.budgets) > 1:
+        drawn["figure8"] = by_unlearner(every, "budget", columns, what, nothing)
+        drawn["left-by-budget"] = ablation(results, "budget", "poison_budget", share)
+    if "target" in names:
+        drawn["figure3"] = accuracy_and(table, columns, what)
+        drawn["figure3"].axes[1].set_ylim(0, 1.05)
+    if "gus" in names:
+        drawn["figure2"] = accuracy_and(table, columns, what, nothing)
+    if "gus" in names and (told := _before_and_after(results, table)):
+        initial, updated, name = told
+        parts = [
+            ("fresh noise, initial model", initial["gus_fresh"], BROWN),
+            ("poisons, initial model", initial["gus"], ORANGE),
+            (f"poisons, after {name}", updated["gus"], BLUE),
+        ]
+        drawn["figure6"] = histograms(parts)
+        curves = [("no unlearning", initial, ORANGE), (name, updated, BLUE)]
+        drawn["figure7"] = tradeoffs(curves, _fpr(results))
+    return drawn
+
+
+def figures_by_size(results: Results) -> dict[str, Figure]:
+    """The paper's Figure 9, of texts its Figure 10, and what is left by size of the forget set."""
+    table, budget = _table(results), results.budget
+    table = table[(table["role"] != "updated") | (table["budget"] == budget)]
+    drawn = {"left-by-size": ablation(results, "forget_size", "budget", budget)}
+    if results.budgets:  # else there is no unlearner
+        name = "figure10" if results.recipe.data.name in TEXTS else "figure9"
+        drawn[name] = by_unlearner(table, "forget_size", *_effect(results))
+    return drawn
+
+
+def _effect(results: Results) -> tuple[Sequence[Column], str, float | None]:
+    """The attack's effect as the paper draws it: columns, its axis, and its value where nothing is left."""
+    if "gus" in results.score_names:
+        fpr = _fpr(results)
+        return RATES, f"TPR at FPR = {fpr:g}", fpr
+    if "target" in results.score_names:
+        texts = "rest_accuracy" in results.rows
+        return TRIGGERED if texts else TARGETED, "share of targets", None
+    return [], "", None
+
+
+def _fpr(results: Results) -> float:
+    """The FPR at which the attack's TPRs are."""
+    return float(getattr(results.recipe.attack, "fpr", 0.01))
+
+
+def save(figure: Figure, stem: Path) -> Path:
+    """Write a figure as PNG and PDF, the same bytes each time; the PNG's path."""
+    box = figure.get_tightbbox().padded(0.1)  # of all that is drawn, legends outside the axes too
+    for suffix in ("png", "pdf"):
+        meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, dpi=140, bbox_inches=box, metadata=meta)
+        write(drawn.getvalue(), Path(f"{stem}.{suffix}"))
+    return Path(f"{stem}.png")
+
+
+GIVEN, COMING = "95 % interval given these models", "95 % interval of trainings to come"
+
+
+def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figure:
+    """What is left in each model by each score, with both 95 % intervals and the margin of REMOVED.
+
+    Args:
+        table: one line a model, the initial one first: `label`, `verdict`, and each score's
+            dependence and intervals.
+        names: of the scores.
+        margin: share of the initial effect.
+    """
+    figure = Figure(figsize=(3.6 * max(len(names), 1.5), 0.9 + 0.28 * len(table)))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
+    places = np.arange(len(table))[::-1]
+    for panel, name in zip(panels[0], names, strict=True):
+        value = table[f"{name}_dependence"]
+        if "role" not in table or table["role"].iloc[0] == "initial":
+            half = margin * value.iloc[0]
+            panel.axvspan(-half, half, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
+        panel.axvline(0, color=GREY, lw=0.8)
+        for verdict, colour, marker in _verdict_styles():
+            of = (table["verdict"] == verdict).to_numpy()
+            for bar, (low, high) in _intervals(table[of], name).items():
+                panel.hlines(places[of], low, high, color=colour, **BARS[bar])
+            panel.plot(value[of], places[of], marker, color=colour, ms=5, label=verdict)
+        panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
+    panels[0][0].set_yticks(places, table["label"])
+    if "role" in table:
+        pooled = f"{names[0]}_poisons" in table
+        _footnote(figure, table, "Mean over the poisons of" if pooled else "Mean over")
+    handles = panels[0][0].get_legend_handles_labels()[0]
+    drawn = {bar: None for name in names for bar in _intervals(table, name)}
+    handles += [Line2D([], [], color=GREY, label=bar, **BARS[bar]) for bar in drawn]
+    figure.legend(handles=handles, **LEGEND)
+    figure.tight_layout()
+    return figure
+
+
+BARS: dict[str, dict[str, Any]] = {GIVEN: {"lw": 5, "alpha": 0.4}, COMING: {"lw": 1.2}}
+LEGEND: dict[str, Any] = {
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1.0),
+    "ncols": 3,
+    "frameon": False,
+}
+
+
+def _intervals(table: pd.DataFrame, name: str) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """The ends of a score's 95 % intervals, by what they speak of; without those that nothing tells."""
+    own = f"{name}_poisons" in table  # else its law is unknown, and only trainings tell
+    columns = {GIVEN if own else COMING: name}
+    if own and f"{name}_trainings_low" in table:
+        columns[COMING] = f"{name}_trainings"
+    ends = {bar: (table[f"{of}_low"], table[f"{of}_high"]) for bar, of in columns.items()}
+    return {bar: both for bar, both in ends.items() if both[0].notna().any()}
+
+
+def _verdict_styles() -> list[tuple[str, str, str]]:
+    return [("REMOVED", GREEN, "o"), ("NOT REMOVED", ORANGE, "D"), ("INCONCLUSIVE", GREY, "s")]
+
+
+RATES = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
+ACCURACY: Column = ("test_accuracy", "test accuracy", BLUE, "")
+REFERENCES = {"retrained": ("retraining", "--"), "initial": ("no unlearning", "-")}
+TARGETED = [
+    ("target_misclassified", "misclassified (paper)", ORANGE, ""),
+    ("target_success", "as the attacker wants", BROWN, "//"),
+]
+TRIGGERED = [
+    ("target_success", "the attacker's label (paper)", ORANGE, ""),
+    ("target_success_among_labels", "among the label words", BROWN, "//"),
+]
+
+
+def accuracy_and(
+    table: pd.DataFrame,
+    columns: Sequence[Column],
+    what: str,
+    nothing: float | None = None,
+) -> Figure:
+    """Figures 2 and 3: test accuracy and the attack's effect, mean ± s.d. over seeds; retraining dashed.
+
+    Args:
+        table: one line a model.
+        columns: of the effect.
+        what: the effect's axis.
+        nothing: value where nothing is left of the poison, if it is known.
+    """
+    bars = table[table["role"] == "updated"]
+    figure = Figure(figsize=(7.2, 4.4))
+    top, bottom = panels = figure.subplots(2, 1, sharex=True)
+    places = np.arange(len(bars))
+    _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
+    _references(top, table, "test_accuracy", BLUE)
+    for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
+        _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
+        _references(bottom, table, column, colour, labels=False)
+    _footnote(figure, table, "Mean ± s.d. over")
+    top.set_ylabel("test accuracy")
+    top.set_ylim(0, 1)
+    bottom.set_ylabel(what)
+    if nothing is not None:
+        bottom.axhline(nothing, color=GREY, lw=0.8, ls=":", label="FPR: nothing left")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
+    for panel in panels:
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def differences(table: pd.DataFrame) -> Figure:
+    """B − A of two runs with 95 % intervals, one panel a measure, one line a pair of unlearners.
+
+    Args:
+        table: lines of one unit of `marshtest.results.comparison.compare`, with a `label`.
+    """
+    measures = table["measure"].unique().tolist()
+    names = table["label"].unique().tolist()
+    figure = Figure(figsize=(3.0 * max(len(measures), 1.5), 0.9 + 0.28 * len(names)))
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for panel, measure in zip(panels, measures, strict=True):
+        own = table[table["measure"] == measure].set_index("label").reindex(names)
+        half = [own["difference"] - own["low"], own["high"] - own["difference"]]
+        places = np.arange(len(names))[::-1]
+        panel.errorbar(own["difference"], places, xerr=half, fmt="o", color=BLUE, ms=5, capsize=2)
+        panel.axvline(0, color=GREY, lw=0.8)
+        panel.set_xlabel(f"{SCORE_NAMES.get(measure, 'test accuracy')}, B − A")
+    panels[0].set_yticks(np.arange(len(names))[::-1], names)
+    text = f"Mean difference with its 95 % interval (paired t) over {table['unit'].iloc[0]}."
+    figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
+    figure.tight_layout()
+    return figure
+
+
+def shift(moved: pd.DataFrame) -> Figure:
+    """How far models moved from the initial one and whether towards the retrained one, ± s.d. over seeds.
+
+    Args:
+        moved: one line a model and layer, the retrained model's included, with a `label`.
+    """
+    moved = moved[moved["role"] != "retrained"]
+    whole, parts = moved[moved["layer"] == ALL], moved[moved["layer"] != ALL]
+    layers = parts["layer"].unique().tolist()
+    figure = Figure(figsize=(7.2, 0.9 + 0.28 * len(whole) + (2.6 if len(layers) > 1 else 0)))
+    rows = 2 if len(layers) > 1 else 1
+    panels = figure.subplots(rows, 2, squeeze=False, height_ratios=[len(whole) + 1, 9][:rows])
+    far, way = panels[0]
+    places = np.arange(len(whole))[::-1]
+    for panel, column in ((far, "travelled"), (way, "cosine")):
+        spread = whole[f"{column}_sd"].fillna(0)
+        panel.errorbar(whole[column], places, xerr=spread, fmt="o", color=BLUE, ms=4, capsize=2)
+        panel.set_yticks(places, whole["label"] if panel is far else [""] * len(whole))
+    far.axvline(1, color=GREY, lw=0.8, ls="--")
+    way.axvline(0, color=GREY, lw=0.8)
+    far.set(xscale="log", xlabel="share of the way moved")
+    way.set(xlabel="cosine with the way")
+    if rows == 2:
+        for panel in panels[1]:
+            panel.remove()
+        below = figure.add_subplot(2, 1, 2)
+        styles = zip(
+            parts.groupby("label", sort=False), itertools.cycle("osDv^<>PX*"), strict=False
+        )
+        for (name, lines), marker in styles:
+            below.plot(lines["layer"], lines["cosine"], marker=marker, ms=4, lw=1, label=name)
+        below.axhline(0, color=GREY, lw=0.8)
+        below.set_ylabel("cosine, by layer")
+        below.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
+        below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "#333333"]
+AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
+
+
+def by_unlearner(
+    table: pd.DataFrame,
+    by: str,
+    columns: Sequence[Column],
+    what: str,
+    nothing: float | None,
+) -> Figure:
+    """Figures 8 to 10: accuracy and the attack's effect of each unlearner, by budget or forget-set size.
+
+    Bars are means ± s.d. over seeds, dashed lines retraining and solid ones no unlearning; by size these
+    are short, one over each bar.
+
+    Args:
+        table: one line a model.
+        by: `budget` or `forget_size`.
+        columns, what, nothing: of the effect, as in `accuracy_and`; without columns accuracy alone.
+    """
+    updated = table[table["role"] == "updated"]
+    names, values = updated["name"].unique().tolist(), np.sort(updated[by].unique())
+    cells = pd.MultiIndex.from_product([names, values], names=["name", by])
+    bars = updated.set_index(["name", by]).reindex(cells).reset_index()
+    step = len(values) + 0.8  # between an unlearner's first bar and the next one's
+    places = np.concatenate([i * step + np.arange(len(values)) for i in range(len(names))])
+    rows = 2 if columns else 1
+    figure = Figure(figsize=(1.2 + max(0.16 * step, 0.9) * len(names), 0.9 + 1.5 * rows))
+    panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    drawn: list[tuple[Column, float, float]] = [(ACCURACY, 0.0, 0.8)]
+    drawn += [(c, o, 0.4) for c, o in zip(columns, (-0.2, 0.2), strict=False)]
+    for spec, offset, width in drawn:
+        column, title, colour, hatch = spec
+        panel = panels[0 if spec is ACCURACY else 1]
+        _bars(panel, places + offset, bars, column, colour, hatch, width, title)
+        if by == "budget":
+            _references(panel, table, column, colour, labels=spec is ACCURACY)
+            continue
+        for role, (name, style) in REFERENCES.items():  # each size has controls of its own
+            own = table[table["role"] == role].set_index(by)[column]
+            at, half = places + offset, width / 2 + 0.1
+            levels = own.reindex(bars[by]).to_numpy()
+            text = name if spec is ACCURACY else ""
+            panel.hlines(
+                levels, at - half, at + half, color=colour, ls=style, lw=1.2, zorder=3, label=text
+            )
+    for i, name in enumerate(names):
+        middle = i * step + (len(values) - 1) / 2
+        where = panels[0].get_xaxis_transform()
+        panels[0].text(middle, 1.02, name, transform=where, ha="center", fontsize=8)
+    titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in bars[by]]
+    panels[-1].set_xticks(places, titles, rotation=90, fontsize=7)
+    panels[-1].set_xlabel(AXES[by])
+    panels[0].set(ylabel="test accuracy", ylim=(0, 1))
+    if columns:
+        panels[1].set_ylabel(what)
+        panels[1].set_ylim(bottom=0)
+    if columns and nothing is not None:
+        panels[1].axhline(nothing, color=GREY, lw=0.8, ls=":", label="nothing left")
+    told = [panel.get_legend_handles_labels() for panel in panels]
+    handles, labels = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
+    figure.legend(
+        handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.94), ncols=3, frameon=False
+    )
+    _footnote(figure, table, "Mean ± s.d. over")
+    return figure
+
+
+def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
+    """Accuracy ± s.d. over seeds and what is left ± its wider standard error, by unlearner, as lines.
+
+    Args:
+        by: the column along which it is drawn, `budget` or `forget_size`.
+        fixed, at: the other one of compute and poison budget, and its value.
+    """
+    table, names = _table(results), results.score_names
+    wider = {f"{n}_wider": [wider_error(x, n) for _, x in table.iterrows()] for n in names}
+    table = table.assign(**wider)
+    updated = table[(table["role"] == "updated") & (table[fixed] == at)]
+    styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
+    series: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
+        (str(name), lines.sort_values(by), {"color": colour, "marker": marker, "ls": "-"})
+        for (name, lines), (colour, marker) in zip(
+            updated.groupby("name", sort=False), styles, strict=False
+        )
+    ]
+    whole = table[table["poison_budget"] == at] if fixed == "poison_budget" else table
+    for role, (name, dashes) in REFERENCES.items():
+        if role in set(whole["role"]):
+            series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
+    columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
+    columns += [(f"{n}_dependence", f"{n}_wider", f"dependence, {SCORE_NAMES[n]}") for n in names]
+    figure = Figure(figsize=(3.4 * len(columns), 3.0))
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for panel, (column, error, what) in zip(panels, columns, strict=True):
+        for name, lines, style in series:
+            if "marker" not in style and by == "budget":  # a reference, at no budget
+                panel.axhline(lines[column].iloc[0], lw=1, label=name, **style)
+            else:
+                spread = lines[error].fillna(0)
+                panel.errorbar(
+                    lines[by], lines[column], spread, ms=4, lw=1, capsize=2, label=name, **style
+                )
+        panel.set(xlabel=AXES[by], ylabel=what)
+    panels[0].set_ylim(0, 1)
+    _footnote(figure, whole, "Accuracy ± s.d., dependence ± standard error, over")
+    handles, titles = panels[0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(
+        handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
+    )
+    return figure
+
+
+def _bars(
+    panel: Axes,
+    places: np.ndarray,
+    table: pd.DataFrame,
+    column: str,
+    colour: str,
+    hatch: str,
+    width: float,
+    name: str,
+) -> None:
+    panel.bar(
+        places,
+        table[column],
+        width,
+        yerr=table[f"{column}_sd"].fillna(0),
+        color=colour,
+        hatch=hatch,
+        edgecolor="white",
+        capsize=2,
+        label=name,
+    )
+
+
+def _references(
+    panel: Axes, table: pd.DataFrame, column: str, colour: str, labels: bool = True
+) -> None:
+    """Retraining dashed and no unlearning solid, as far as they are there."""
+    for role, (name, style) in REFERENCES.items():
+        found = table.loc[table["role"] == role, column]
+        if len(found):
+            panel.axhline(
+                found.iloc[0],
+                color=colour,
+                ls=style,
+                lw=1.2,
+                zorder=3,
+                label=name if labels else None,
+            )
+
+
+def _footnote(figure: Figure, table: pd.DataFrame, what: str) -> None:
+    """What is drawn over how many seeds, and what is not there."""
+    fewest, most = table["seeds"].min(), table["seeds"].max()
+    seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
+    text = f"{what} {seeds} seed{'s' if most > 1 else ''}."
+    figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
+    missing = [name for role, (name, _) in REFERENCES.items() if role not in set(table["role"])]
+    if missing:
+        text = f"Not among the rows: {', '.join(missing)}."
+        figure.text(0.99, -0.05, text, ha="right", va="top", fontsize=8, color=RED)
+
+
+def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") -> Figure:
+    """Figure 6: scores of several groups (title, scores, colour), with the fitted and the null density."""
+    figure = Figure(figsize=(2.4 * len(parts), 2.4))
+    panels = figure.subplots(1, len(parts), sharey=True, sharex=True, squeeze=False)[0]
+    grid = np.linspace(-5, 5, 201)
+    for panel, (title, scores, colour) in zip(panels, parts, strict=True):
+        scores = scores.dropna()
+        mean, deviation = scores.mean(), scores.std(ddof=1)
+        panel.hist(scores, bins=40, range=(-5, 5), density=True, color=colour, alpha=0.6)
+        panel.plot(grid, norm.pdf(grid, mean, deviation), color=colour, lw=1.5, label="fitted")
+        panel.plot(grid, norm.pdf(grid), color="black", lw=1, ls="--", label="N(0, 1)")
+        panel.set_title(f"{title}\nmean {mean:+.2f}, s.d. {deviation:.2f}", fontsize=8)
+        panel.set_xlabel(score)
+        panel.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel("density")
+    figure.tight_layout()
+    return figure
+
+
+class Test(NamedTuple):
+    """A test of the scores I: its title, statistic, analytic curve, and the TPR that tables tell."""
+
+    title: str
+    statistic: Callable[[Floats], Floats]
+    analytic: Callable[[float, Floats], Floats]
+    tpr: Callable[[Floats, float], float]
+
+
+TESTS = (
+    Test("two-sided, |I| > τ (paper)", np.abs, gaussian_tradeoff_two_sided, tpr_at_fpr),
+    Test("one-sided, −I > τ", np.negative, gaussian_tradeoff, tpr_at_fpr_one_sided),
+)
+
+
+def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]], fpr: float) -> Figure:
+    """Figure 7: trade-off curves of several models (title, scores, colour), empirical and Gaussian.
+
+    Args:
+        fpr: at which the TPR of the tables is marked.
+    """
+    figure = Figure(figsize=(6.4, 3.2))
+    panels = figure.subplots(1, len(TESTS), sharey=True)
+    for panel, test in zip(panels, TESTS, strict=True):
+        for title, scores, colour in curves:
+            _curves(panel, test, title, scores, colour, fpr)
+        panel.plot([1e-3, 1], [1e-3, 1], color=GREY, lw=0.8, ls=":", label="nothing left")
+        panel.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
+        panel.set(xlabel="FPR")
+        panel.set_title(test.title, fontsize=9)
+    panels[0].set_ylabel("TPR")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, **LEGEND)
+    figure.tight_layout()
+    return figure
+
+
+def _curves(
+    panel: Axes, test: Test, title: str, scores: pd.DataFrame, colour: str, fpr: float
+) -> None:
+    """One model's curves of a test, and its TPR at the FPR of the tables."""
+    own, fresh = (scores[name].to_numpy() for name in ("gus", "gus_fresh"))
+    at, tpr = tradeoff(test.statistic(own), test.statistic(fresh))
+    panel.plot(at, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
+    grid = np.logspace(-3, 0, 200)
+    analytic = test.analytic(-float(np.nanmean(own)), grid)
+    panel.plot(grid, analytic, color=colour, lw=1.2, ls="--", label=f"{title}, Gaussian")
+    told = f"{title}, TPR at FPR {fpr:g}"
+    panel.plot([fpr], [test.tpr(own, fpr)], "D", color=colour, mec="black", ms=5, label=told)
+
+
+def _table(results: Results, share: float | None = None) -> pd.DataFrame:
+    """The summary (at one poison budget), with a `label` a line, and a `name` without its budget."""
+    table = results.summary
+    if share is not None:
+        table = table[table["poison_budget"] == share].reset_index(drop=True)
+    told = [
+        [label(line, results.recipe, with_budget=with_budget) for _, line in table.iterrows()]
+        for with_budget in (True, False)
+    ]
+    return table.assign(label=told[0], name=told[1])
+
+
+def _before_and_after(
+    results: Results, table: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, str] | None:
+    """Scores of the initial model and of one updated model: NGD as in the paper, or the first.
+
+    None where rows came without scores.
+    """
+    initial = table[table["role"] == "initial"]
+    updated = table[(table["role"] == "updated") & table["gus_dependence"].notna()]
+    chosen = updated[updated["unlearner"] == "ngd"]
+    after = (chosen if len(chosen) else updated if len(updated) else initial).tail(1)
+    told = {"gus", "gus_fresh"} <= set(results.scores)
+    if not len(initial) or not len(after) or not told:
+        return None
+    before, then = (
+        results.scores_of(line["poison_budget"], line) for line in (initial.iloc[0], after.iloc[0])
+    )
+    return (before, then, str(after["label"].iloc[0])) if len(before) and len(then) else None

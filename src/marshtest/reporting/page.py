@@ -1,0 +1,377 @@
+"""One self-contained HTML page: the verdicts in words, then the evidence, then how it came about.
+
+Nothing is loaded from anywhere: scripts, styles, pictures and downloads are in the file, and its own
+content security policy forbids the browser to ask for more.
+"""
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from marshtest.hypotheses.studied import Study
+from marshtest.metrics.verdict import ANSWERS
+from marshtest.plumbing.whole_files import frame_bytes, write
+from marshtest.reporting import charts
+from marshtest.reporting.tables import (
+    RATES,
+    SCORE_NAMES,
+    USE,
+    dependence_text,
+    errors,
+    label,
+    legend,
+    number,
+    plus_minus,
+    shift_table,
+    table2,
+    table2_caption,
+    why,
+    with_interval,
+)
+from marshtest.results.summary import Results
+
+CAPTIONS = {
+    "dependence": "What is left of the poison in each model, by each score, with its 95 % intervals "
+    "given these models and of trainings to come, as far as either is known. The band is "
+    "the margin of REMOVED.",
+    "shift": "How far each model moved from the initial one, as a share of the retrained model's "
+    "distance, and whether it went that way: over all parameters, mean ± s.d. over seeds, and by layer, "
+    "mean (the paper's section 6, on this model).",
+    "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
+    "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
+    "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
+    "fitted and the null density (the paper's Figure 6).",
+    "figure7": "Trade-off curves of telling poisons from fresh noise, by the paper's two-sided test and by "
+    "the one-sided one, with the TPRs of the tables (the paper's Figure 7).",
+    "figure8": "Test accuracy and the attack's effect, mean ± s.d. over seeds, by compute budget (the "
+    "paper's Figure 8).",
+    "figure9": "The same by the size of the forget set (the paper's Figure 9).",
+    "figure10": "The same by the size of the forget set (the paper's Figure 10).",
+    "left-by-budget": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
+    "standard error (the larger of the one given these models and that of trainings to come), by compute "
+    "budget.",
+    "left-by-size": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
+    "standard error (the larger of the one given these models and that of trainings to come), by the size "
+    "of the forget set.",
+}
+KINDS = {  # of attacks, in words
+    "gaussian": "Gaussian poisons",
+    "gradient-matching": "targeted poisons (gradient matching)",
+    "gradient-canceling": "indiscriminate poisons (gradient canceling)",
+    "trigger-word": "targeted poisons (a trigger word)",
+}
+SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page: its name, what it shows, and its files."""
+
+    name: str
+    caption: str
+    png: Path
+
+    @property
+    def pdf(self) -> Path:
+        """The same for a paper."""
+        return self.png.with_suffix(".pdf")
+
+
+def sentences(results: Results) -> list[str]:
+    """The verdicts in words, at the compute budget that figures show."""
+    said = list(results.warnings)
+    several = len(results.budgets) > 1
+    for share, lines in results.summary.groupby("poison_budget", sort=False):
+        updated = lines[(lines["role"] == "updated") & (lines["budget"] == results.budget)]
+        at = f"Poison budget {share:g}" + (f", compute budget {results.budget:g}" * several)
+        for answer in ANSWERS:
+            names = [
+                label(x, results.recipe, with_budget=False)
+                for _, x in updated[updated["verdict"] == answer].iterrows()
+            ]
+            if names:
+                said.append(f"{at} – {answer}: {', '.join(names)}.")
+    return said
+
+
+def answer(results: Results) -> str:
+    """The whole result in a few sentences: who removed the poison, for what, and who did not.
+
+    At the budgets that figures show.
+    """
+    shown = results.summary[results.summary["role"] == "updated"]
+    shown = shown[shown["budget"] == results.budget]
+    shown = shown[shown["poison_budget"] == results.poison_budget]
+    if not len(shown):
+        return "No unlearner is among the rows."
+    told: dict[str, list[str]] = {verdict: [] for verdict in ANSWERS}
+    rivals = []
+    for _, line in shown.iterrows():
+        name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
+        of = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
+        if line["unlearner"] == "retrain":
+            rivals.append(f"{of}: {verdict}")
+        else:
+            told[verdict].append(of if verdict == "REMOVED" else name)
+    kind = KINDS.get(results.recipe.attack.name, results.recipe.attack.name)
+    words = {
+        "REMOVED": f"removed the {kind}",
+        "NOT REMOVED": "did not",
+        "INCONCLUSIVE": "cannot be told",
+    }
+    total = sum(map(len, told.values()))
+    parts = [
+        f"{len(told[verdict]) or 'none'} of {total} {word}"
+        + (f": {', '.join(told[verdict])}" if told[verdict] else "")
+        for verdict, word in words.items()
+        if told[verdict] or verdict == "REMOVED"
+    ]
+    several = len(results.poison_budgets) > 1
+    at = f", at a poison budget of {100 * results.poison_budget:g} %" if several else ""
+    spent = f"{results.budget:.0%} of the training's {results.recipe.budget_unit}"
+    text = f"With {spent}{at}, {'; '.join(parts)}. "
+    return text + "".join(f"For comparison, {rival}. " for rival in rivals)
+
+
+def _points(cost: float) -> str:
+    """Test accuracy lost against retraining, in words."""
+    if math.isnan(cost):
+        return "at an unknown cost in accuracy"
+    return f"{100 * abs(cost):.1f} points {'below' if cost >= 0 else 'above'} retraining"
+
+
+def in_words(results: Results) -> Iterator[dict[str, Any]]:
+    """A sentence a model after unlearning: what is left, what it cost, what speaks against REMOVED."""
+    shown = charts.models(results)
+    summary = results.summary
+    for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows(), strict=True):
+        if line["role"] != "updated":
+            continue
+        left = "an unknown share" if math.isnan(of["left"]) else f"{round(of['left'], 2) + 0:.0%}"
+        values = [_value(line, name) for name in results.score_names]
+        text = (
+            f"{left} of the effect is left ({'; '.join(values)}), within the margin in "
+            f"{line['removed_in']} of {line['trainings']} trainings; test accuracy "
+            f"{number(line['test_accuracy'], 3)}, {_points(of['accuracy_cost'])}: "
+            f"{USE[line['usable']]}; {line['spent']:.1%} of the training's compute."
+        )
+        if line["verdict"] != "REMOVED":
+            text += f" Against REMOVED – {why(line, results)}."
+        if not pd.isna(line["needed"]):
+            text += f" About {line['needed']:,.0f} {results.unit} would settle it."
+        if line["note"]:
+            text += f" Note: {line['note']}."
+        yield {
+            "model": of["model"],
+            "poison": line["poison_budget"],
+            "budget": line["budget"],
+            "verdict": line["verdict"],
+            "text": text,
+        }
+
+
+def _value(line: pd.Series, name: str) -> str:
+    """What is left by a score, and what each of its errors speaks of."""
+    given, coming = errors(line, name)
+    told = {"given these models": given, "of trainings to come": coming}
+    bars = [f"±{error:.3f} {what}" for what, error in told.items() if not math.isnan(error)]
+    value = f"{SCORE_NAMES[name]} {number(line[f'{name}_dependence'], 3)}"
+    return f"{value} {' and '.join(bars)}".strip()
+
+
+def examples(results: Results) -> list[dict[str, Any]]:
+    """The poisons to look at, pictures as data URIs."""
+    found = []
+    for _, line in results.examples.iterrows():
+        shown: dict[str, Any] = {"id": line["id"], "label": line["label"], "given": line["given"]}
+        if "base" in line:
+            names = ("base", "dosed", "noise")
+            shown |= {name: data_uri(line[name], "image/png") for name in names}
+            shown["largest"] = line["largest"]
+        else:
+            shown["text"] = line["text"]
+        found.append(shown)
+    return found
+
+
+def about_runs(results: Results) -> list[dict[str, str]]:
+    """Recipe, seeds, versions and machine of each run behind the rows."""
+    found = []
+    for recipe, about in results.runs.items():
+        rows = results.rows[results.rows["recipe"] == recipe]
+        seeds = sorted(rows["seed"].unique().tolist())
+        found.append(
+            {
+                "recipe": f"{about['values']['name']}-{recipe}",
+                "seeds": ", ".join(map(str, seeds)),
+                "models": f"{len(rows):,}",
+                "precision, device": ", ".join(
+                    sorted(
+                        {
+                            f"{p}, {d}"
+                            for p, d in zip(rows["precision"], rows["device"], strict=True)
+                        }
+                    )
+                ),
+                "started": str(about.get("started", "in a sweep")),
+                "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",
+                "torch, Python": f"{about['torch']}, {about['python']}",
+                "machine": str(about["machine"]),
+            }
+        )
+    return found
+
+
+def costs(results: Results) -> str:
+    """What it all took, in words."""
+    rows = results.rows
+    hours = (rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()) / 3600
+    return (
+        f"{len(rows):,} models were trained or updated and measured in {hours:.2f} hours of work "
+        f"({rows['flops'].sum():.2g} floating-point operations beside measuring)."
+    )
+
+
+def yaml_of(about: Mapping[str, Any]) -> str:
+    """A run's recipe."""
+    return yaml.safe_dump(dict(about["values"]), sort_keys=False, allow_unicode=True)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes as something that a link or a picture can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def embedded(value: Any) -> str:
+    """JSON that cannot end the script it stands in; what is undefined is null."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Lines of a table for JSON."""
+    return [
+        {str(name): _plain(value) for name, value in line.items()}
+        for line in frame.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A number short and finite, or null."""
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value
+
+
+def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[str, Any]:
+    """What the template shows of some results."""
+    models, drawn = charts.models(results), charts.charts(results)
+    words = list(in_words(results))
+    tables = [(shift_table(results), "shift")] if len(results.moved) else []
+    if "error" in results.score_names:
+        tables.append((table2(results), table2_caption(results)))
+    first = results.poison_budget
+    return {
+        "id": f"results-{place}",
+        "results": results,
+        "kind": KINDS.get(results.recipe.attack.name, results.recipe.attack.name),
+        "answer": answer(results),
+        "words": words,
+        "models": list(dict.fromkeys(models.sort_values("order")["model"])),
+        "shown": models,
+        "poisons": [
+            (share, models.loc[models["poison_budget"] == share, "forget_size"].mean())
+            for share in results.poison_budgets
+        ],
+        "first": first,
+        "start": results.budgets.index(results.budget) if results.budgets else 0,
+        "charts": drawn,
+        "data": {
+            "models": embedded(records(models)),
+            "scores": embedded(records(charts.histograms(results))),
+            "charts": embedded([chart.spec for chart in drawn]),
+            "budgets": embedded(results.budgets),
+            "poison": embedded(first),
+        },
+        "legend": legend(results),
+        "tables": tables,
+        "examples": examples(results),
+        "pictures": pictures,
+        "runs": about_runs(results),
+        "yaml": "\n---\n".join(yaml_of(about) for about in results.runs.values()),
+        "costs": costs(results),
+        "rows": data_uri(frame_bytes(results.rows), "application/vnd.apache.parquet"),
+        "summary": data_uri(frame_bytes(results.summary, ".csv"), "text/csv"),
+    }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A hypothesis on the page."""
+
+    study: Study
+    table: pd.DataFrame
+    legend: str
+    picture: Picture
+
+
+def write_page(
+    path: Path,
+    title: str,
+    results: Sequence[tuple[Results, Sequence[Picture]]],
+    *,
+    studies: Sequence[Shown] = (),
+    ranking: tuple[pd.DataFrame, str] | None = None,
+    said: Sequence[str] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        title: above it all.
+        results: with the figures drawn of each.
+        studies: of the hypotheses.
+        ranking: the leaderboard, and what its columns mean.
+        said: how rows of several runs were put together.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("marshtest", "reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    files = resources.files("marshtest.reporting")
+    text = environment.get_template("page.html.j2").render(
+        title=title,
+        sections=[_section(of, pictures, place) for place, (of, pictures) in enumerate(results)],
+        studies=studies,
+        studied=[yaml_of(shown.study.about) for shown in studies],
+        ranking=ranking,
+        said=said,
+        signs=SIGNS,
+        cited="; ".join(
+            f"{run['recipe']}, marshtest {run['marshtest']}"
+            for of, _ in results
+            for run in about_runs(of)
+        ),
+        css=(files / "page.css").read_text(),
+        js=(files / "page.js").read_text(),
+        library=charts.library() if results else "",
+        uri=lambda file, kind: data_uri(Path(file).read_bytes(), kind),
+        number=number,
+        plus_minus=plus_minus,
+        dependence_text=dependence_text,
+        with_interval=with_interval,
+        score_names=SCORE_NAMES,
+        rates=RATES,
+    )
+    write(text.encode(), path)

@@ -1,0 +1,425 @@
+"""The summary as tables: for the terminal, Markdown, CSV, LaTeX and HTML."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from marshtest.experiment.recipe import Recipe
+from marshtest.metrics.dependence import SCORES
+from marshtest.metrics.shift import ALL
+from marshtest.metrics.verdict import TRAININGS, Rest
+from marshtest.plumbing.whole_files import write
+from marshtest.results.summary import Results
+
+SCORE_NAMES = {
+    **SCORES,
+    "target": "adversarial probability",
+    "error": "test error",
+}
+REFERENCE = "second retrained"
+NAMES = {
+    "none": "no unlearning",
+    "shuffled": "shuffled poisons",
+    "retrain": "retrain in budget",
+    "gd": "GD",
+    "ngd": "NGD",
+    "ga": "GA",
+    "euk": "EUk",
+    "cfk": "CFk",
+    "scrub": "SCRUB",
+    "scrub-repository": "SCRUB (repository)",
+    "neggrad+": "NegGrad+",
+    "neggrad+-repository": "NegGrad+ (repository)",
+}
+
+
+ATTACKS = {
+    "gaussian": "Gaussian",
+    "gradient-matching": "targeted",
+    "gradient-canceling": "indiscriminate",
+    "trigger-word": "trigger word",
+}
+TABLE_2 = {  # by the unit of the budgets
+    "epochs": "by epochs of the method's own training set, as the paper counts",
+    "compute": "by equal compute, in epochs of the initial training",
+}
+SHIFTS = (
+    "How far each model lies from the initial one, over all parameters: L2 distance, the same as a share "
+    "of the retrained model's, the cosine with the way to the retrained model, and the L2 distance left "
+    "to it; mean ± s.d. over seeds."
+)
+BY_CHANCE = " The second retrained model shows how far two seeds differ by chance."
+MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "left"}
+_TWIN = (
+    "Difference to the clean twin (the same run with the base samples in the poisons' places): mean, and "
+    "(±) its standard error over seeds. "
+)
+_BLIND = "Shuffled poisons: the same perturbations, each in random order."
+LEFT = {
+    "gus": "GUS, rank score: what is left of the poison (dependence) over the poisons of all seeds, ± its "
+    "standard error given these models and (±) of trainings to come, over seeds; 0 in expectation where a "
+    "model does not depend on the poison. TPR: share of the poisons with |I| > τ, as in the paper; rank "
+    "TPR: by the one-sided test of the rank score; both at FPR {fpr:g} with the exact 95 % interval over "
+    "the poisons of all seeds.",
+    "target": "Adversarial probability: of the attacker's label on the targets. "
+    + _TWIN
+    + _BLIND
+    + " Success: share of targets that get this label, with Wilson's 95 % interval.",
+    "error": "Test error: " + _TWIN[0].lower() + _TWIN[1:] + _BLIND,
+    "trigger-word": "Adversarial probability: of the attacker's label on test texts with the trigger. "
+    + _TWIN
+    + "Shuffled poisons: as many wrong labels, on other texts. Success: share of test texts with the "
+    "trigger that get the attacker's label, of the whole vocabulary as in the paper, and among the label "
+    "words alone; mean ± s.d. over seeds.",
+}
+EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
+RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
+USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
+LATEX = {  # what titles and captions hold that a plain LaTeX does not
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "‖": r"$\|$",
+    "τ": r"$\tau$",
+    "θ": r"$\theta$",
+    "λ": r"$\lambda$",
+    "β": r"$\beta$",
+    "ε": r"$\varepsilon$",
+    "§": r"\S",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\dots",
+}
+TRIGGERED = {
+    "target_success": "success",
+    "target_success_among_labels": "among labels",
+    "rest_accuracy": "accuracy on the rest",
+}  # shares of texts, with and without the trigger
+
+
+def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
+    """Name of a line: the unlearner, and what tells it from others of its name in the recipe."""
+    name = str(NAMES.get(line["unlearner"], line["unlearner"]))
+    if line["role"] == "reference":
+        return REFERENCE
+    if line["role"] != "updated":
+        return name
+    budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
+    given = json.loads(line["hyperparameters"])
+    entries = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
+    # what an entry searches tells its trials apart, and not the entry from others
+    asked = [[trial.model_dump() for trial in trials] for trials in entries]
+    differing = {
+        key: value
+        for key, value in given.items()
+        if any([r[key] for r in of] != [r[key] for r in asked[0]] for of in asked)
+    }
+    return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
+
+
+def table(results: Results) -> pd.DataFrame:
+    """The summary as text, one line a model: accuracy, use, dependence, TPR, verdict."""
+    lines, varied = [], results.summary["seeds"].nunique() > 1
+    for _, line in results.summary.iterrows():
+        text = {"model": label(line, results.recipe)}
+        if len(results.poison_budgets) > 1:
+            text["poison"] = f"{100 * line['poison_budget']:g}%"
+        if varied:
+            text["seeds"] = str(line["seeds"])
+        text |= {
+            "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
+            "cost": number(line["accuracy_cost"], 3, "+"),
+            "usable": line["usable"],
+            "spent": f"{line['spent']:.1%}",
+        }
+        lines.append(text | _of_effect(line, results))
+    return pd.DataFrame(lines)
+
+
+def _of_effect(line: Any, results: Results) -> dict[str, str]:
+    """Cells on what is left of the poison, and the verdict."""
+    text = {SCORE_NAMES[name]: dependence_text(line, name) for name in results.score_names}
+    text["trainings"] = f"{line['removed_in']} of {line['trainings']}"
+    for column, title in RATES.items():
+        if column in line:
+            text[title] = with_interval(line, column, 3)
+    if "target_success_low" in line:
+        text["success"] = with_interval(line, "target_success", 2)
+    if "rest_accuracy" in line:
+        for column, title in TRIGGERED.items():
+            text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
+    text["verdict"] = line["verdict"]
+    if not pd.isna(line["needed"]):
+        needed = f"{line['needed']:,.0f} {results.unit}"
+        text["verdict"] += f" ({needed} would settle it)"
+    if line["note"]:
+        text["verdict"] += f" [{line['note']}]"
+    return text
+
+
+def dependence_text(line: Any, name: str) -> str:
+    """What is left by a score, ± given these models where that is known, (±) of trainings to come."""
+    given, coming = errors(line, name)
+    text = plus_minus(line[f"{name}_dependence"], given, 3)
+    return text if math.isnan(coming) else f"{text} (±{coming:.3f})"
+
+
+def errors(line: Any, name: str) -> tuple[float, float]:
+    """Standard errors of a score: given these models, and of trainings to come; nan where unknown."""
+    if f"{name}_poisons" in line:
+        return line[f"{name}_error"], line.get(f"{name}_trainings_error", math.nan)
+    return math.nan, line[f"{name}_error"]
+
+
+def with_interval(line: Any, column: str, digits: int) -> str:
+    """A share with its interval, or a dash."""
+    if math.isnan(line.get(column, math.nan)):
+        return "–"
+    low, high = (number(line[f"{column}_{end}"], digits) for end in ("low", "high"))
+    return f"{number(line[column], digits)} [{low}, {high}]"
+
+
+def why(line: Any, results: Results) -> str:
+    """What speaks against REMOVED, in words."""
+    if line["reasons"]:
+        return str(line["reasons"])
+    if line["verdict"] == "NOT REMOVED":
+        return "what is left is surely not nothing, and not surely within the margin"
+    if pd.isna(line["test_accuracy"]):
+        return f"there is no model to be asked ({line['note'] or 'it was not returned'})"
+    return f"too few {results.unit} for either answer"
+
+
+def explained(results: Results) -> list[str]:
+    """Why models are not REMOVED, one sentence each; the initial model, which must not be, is left out."""
+    said = []
+    for _, line in results.summary.iterrows():
+        due = line["role"] == "initial" and line["verdict"] == "NOT REMOVED"
+        if due or line["verdict"] == "REMOVED":
+            continue
+        several = len(results.poison_budgets) > 1
+        at = f" at {100 * line['poison_budget']:g}% poison" if several else ""
+        said.append(f"{label(line, results.recipe)}{at}, {line['verdict']}: {why(line, results)}.")
+    return said
+
+
+def table2(results: Results) -> pd.DataFrame:
+    """The paper's Table 2: test accuracy in %, mean ± s.d. over seeds.
+
+    One line a budget, in epochs; one column an unlearner and poison budget.
+    """
+    lines = results.summary[results.summary["role"] == "updated"]
+    accuracy = [
+        plus_minus(100 * mean, 100 * spread, 2)
+        for mean, spread in zip(lines["test_accuracy"], lines["test_accuracy_sd"], strict=True)
+    ]
+    long = pd.DataFrame(
+        {
+            "epochs": lines["budget"] * results.recipe.training.epochs,
+            "column": [
+                f"{label(line, results.recipe, with_budget=False)}, {100 * line['poison_budget']:g}%"
+                for _, line in lines.iterrows()
+            ],
+            "accuracy": accuracy,
+        }
+    )
+    if not len(long):
+        return pd.DataFrame()
+    wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
+    columns = {str(name): str(name).rpartition(", ")[0] for name in wide}
+    by_unlearner = dict.fromkeys(columns.values())  # as the paper has it
+    wide = wide[[name for of in by_unlearner for name, own in columns.items() if own == of]]
+    wide.index = pd.Index([f"{epochs:.3g}" for epochs in wide.index], name="epochs")
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def table2_caption(results: Results) -> str:
+    """What it is by, and the accuracy of the poisoned models, as in the paper's caption."""
+    lines = results.summary[results.summary["role"] == "initial"]
+    accuracies = [
+        f"{plus_minus(100 * mean, 100 * spread, 2)} % with {size:.0f} poisons"
+        for mean, spread, size in zip(
+            lines["test_accuracy"], lines["test_accuracy_sd"], lines["forget_size"], strict=True
+        )
+    ]
+    poisoned = f" The poisoned models have {', '.join(accuracies)}." if accuracies else ""
+    by = TABLE_2[results.recipe.budget_unit]
+    return f"The paper's Table 2: test accuracy in %, mean ± s.d. over seeds, {by}.{poisoned}"
+
+
+def shift_table(results: Results) -> pd.DataFrame:
+    """How far each model moved from the initial one as text, all layers together; one line a model."""
+    moved = results.moved
+    if not len(moved):
+        return moved
+    lines = []
+    for _, line in moved[moved["layer"] == ALL].iterrows():
+        text = {"model": label(line, results.recipe)}
+        if len(results.poison_budgets) > 1:
+            text["poison"] = f"{100 * line['poison_budget']:g}%"
+        for column, title in MOVED.items():
+            text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
+        lines.append(text)
+    return pd.DataFrame(lines)
+
+
+def shift_legend(results: Results) -> str:
+    """The meaning of the shift table's columns."""
+    return SHIFTS + (BY_CHANCE if "reference" in set(results.moved["role"]) else "")
+
+
+def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
+    """A leaderboard as text."""
+    lines = []
+    for line in board.to_dict("records"):
+        text = {
+            "rank": number(line["rank"], 0),
+            "unlearner": NAMES.get(line["unlearner"], line["unlearner"]),
+            "misses": plus_minus(line["misses"], line["misses_error"], 2),
+            "left": plus_minus(line["left"], line["left_error"], 2),
+            "lost": plus_minus(line["lost"], line["lost_error"], 2),
+            "spent": f"{line['spent']:.1%}",
+            "experiments": str(line["experiments"]),
+        }
+        attacks = list(line)[list(line).index("spent") + 1 :]
+        lines.append(text | {ATTACKS.get(str(attack), attack): line[attack] for attack in attacks})
+    return pd.DataFrame(lines)
+
+
+def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """A comparison of two runs as text."""
+    lines = []
+    for line in compared.to_dict("records"):
+        names = [NAMES.get(line[side], line[side]) for side in ("a", "b")]
+        lines.append(
+            {
+                "unlearner": names[0] if names[0] == names[1] else " → ".join(names),
+                "poison": f"{100 * line['poison_budget']:g}%",
+                "budget": f"{line['budget']:.0%}",
+                "measure": SCORE_NAMES.get(line["measure"], "accuracy"),
+                "A": number(line["mean_a"], 3),
+                "B": number(line["mean_b"], 3),
+                "B − A": number(line["difference"], 3, "+"),
+                "95 % interval": "–"
+                if math.isnan(line["low"])
+                else f"[{line['low']:+.3f}, {line['high']:+.3f}]",
+                "p": "–" if math.isnan(line["p"]) else f"{line['p']:.2g}",
+                "over": f"{line['n']:,} {line['unit']}",
+                "better": line["better"] or "–",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def markdown(results: Results) -> str:
+    """The tables in Markdown, with what columns mean; of test errors the paper's Table 2 too."""
+    parts = [f"# {results.recipe.name}", as_markdown(table(results))]
+    parts += [f"**{warning}**" for warning in results.warnings]
+    parts += ["\n".join(f"- {line}" for line in said)] if (said := explained(results)) else []
+    text = "\n\n".join([*parts, legend(results)]) + "\n"
+    if "error" in results.score_names:
+        text += f"\n{table2_caption(results)}\n\n{as_markdown(table2(results))}\n"
+    if len(moved := shift_table(results)):
+        text += f"\n{shift_legend(results)}\n\n{as_markdown(moved)}\n"
+    return text
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A table of text in Markdown."""
+    rows = [frame.columns.tolist(), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows
+    )
+
+
+def as_latex(frame: pd.DataFrame, caption: str) -> str:
+    """A table of text in LaTeX, with booktabs."""
+    styled = frame.style.hide(axis="index").format(escape="latex")
+    styled = styled.format_index(escape="latex", axis="columns")
+    text = styled.to_latex(hrules=True, caption=_in_latex(caption), position_float="centering")
+    return f"% needs \\usepackage{{booktabs}}\n{_symbols(text)}"
+
+
+def _in_latex(text: str) -> str:
+    return "".join(rf"\{c}" if c in "%&#_$" else c for c in text)
+
+
+def _symbols(text: str) -> str:
+    for symbol, command in LATEX.items():
+        text = text.replace(symbol, command)
+    return text
+
+
+def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
+    """Write a table of text as CSV, Markdown and LaTeX."""
+    texts = {"md": f"{as_markdown(frame)}\n\n{caption}\n", "tex": as_latex(frame, caption)}
+    write(frame, Path(f"{stem}.csv"))  # the stem may hold dots
+    for ending, text in texts.items():
+        write(text.encode(), Path(f"{stem}.{ending}"))
+
+
+def legend(results: Results) -> str:
+    """What the numbers are."""
+    verdict, seeds = results.recipe.verdict, len(results.seeds)
+    measure = LEFT.get(results.recipe.attack.name, LEFT[results.score_names[0]])
+    measure = measure.format(fpr=getattr(results.recipe.attack, "fpr", 0.01))
+    answers = _of_twins(results) if results.recipe.attack.compared else _of_poisons(results)
+    return (
+        f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
+        f"accuracy lost against full retraining; usable: the cost is surely at most "
+        f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
+        "Spent: share of the initial training's compute. "
+        f"{measure} Trainings: those in which what is left is within REMOVED's margin. {answers}"
+    )
+
+
+def _of_poisons(results: Results) -> str:
+    """The verdicts' meaning, by scores with a known null law."""
+    verdict = results.recipe.verdict
+    rests = {share: rests_in_words(results.rests(share)) for share in results.poison_budgets}
+    if len(set(rests.values())) == 1:
+        told = next(iter(rests.values()))
+    else:
+        told = "; ".join(f"at {100 * share:g} % poison, {words}" for share, words in rests.items())
+    coming = f", the mean from {TRAININGS} seeds on in trainings to come too"
+    return (
+        f"REMOVED: surely within ± {verdict.margin:.0%} of the initial model's{coming}, and no other exact "
+        f"test rejects independence; it rests on {told}. NOT REMOVED: independence is rejected. Both at "
+        f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
+    )
+
+
+def rests_in_words(rests: Sequence[Rest]) -> str:
+    """What REMOVED rests on."""
+    effects: dict[str, list[str]] = {}
+    for score, effect in rests:
+        effects.setdefault(score, []).append(EFFECTS[effect])
+    told = [f"{SCORE_NAMES[score]} ({', '.join(names)})" for score, names in effects.items()]
+    return " and ".join(told) or "nothing, as the initial model shows no poison"
+
+
+def _of_twins(results: Results) -> str:
+    """The verdicts' meaning, by differences to a clean twin."""
+    verdict = results.recipe.verdict
+    return (
+        f"REMOVED: the difference is surely within ± {verdict.margin:.0%} of the initial model's, and half "
+        f"of that or more is surely left in under {verdict.margin:.0%} of the trainings where the attack "
+        f"works (Holm-corrected over the unlearners). NOT REMOVED: the difference is not zero (sign flips, "
+        f"step-down over the unlearners). Both at level {verdict.alpha:g}."
+    )
+
+
+def plus_minus(value: float, error: float, digits: int) -> str:
+    """A value with its error, or a dash."""
+    if math.isnan(value):
+        return "–"
+    return number(value, digits) + ("" if math.isnan(error) else f"±{error:.{digits}f}")
+
+
+def number(value: float, digits: int, sign: str = "") -> str:
+    """A number, or a dash."""
+    return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"

@@ -1,0 +1,167 @@
+"""Tables, figures and pages, all drawn from rows."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+from marshtest.experiment.row_file import write_rows
+from marshtest.hypotheses.studied import Study
+from marshtest.plumbing.whole_files import write
+from marshtest.reporting import charts
+from marshtest.reporting.figures import STYLE, differences, draw_all, save
+from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
+from marshtest.reporting.page import CAPTIONS, Picture, Shown, write_page
+from marshtest.reporting.tables import (
+    as_markdown,
+    comparison_table,
+    legend,
+    markdown,
+    ranking_table,
+    shift_legend,
+    shift_table,
+    table,
+    table2,
+    table2_caption,
+    write_table,
+)
+from marshtest.results.comparison import LEGEND as COMPARISON
+from marshtest.results.leaderboard import LEGEND, leaderboard
+from marshtest.results.merging import Merged, read_all
+from marshtest.results.summary import Results
+
+BY_SIZE = ("figure9", "figure10", "left-by-size")
+BY_BUDGET = ("figure8", "left-by-budget", "shift")
+
+
+def write_report(results: Results) -> Path:
+    """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into a run's folder; the page."""
+    charts.prepare()
+    folder = results.folder
+    write(results.summary, folder / "summary.csv")
+    if len(results.moved):
+        write(results.moved, folder / "shifts.csv")
+    if "error" in results.score_names:
+        write(table2(results), folder / "table2.csv")
+    write(markdown(results).encode(), folder / "summary.md")
+    page = folder / "report.html"
+    write_page(page, results.recipe.name, [(results, _pictures(results, folder / "figures"))])
+    return page
+
+
+def write_study(study: Study) -> Path:
+    """Write the figure, summary.md and report.html into a hypothesis's folder; the page."""
+    shown = _shown(study, study.folder / "figures")
+    title = study.settings.name
+    parts = [f"# {title}", as_markdown(shown.table), shown.legend, f"**{study.statement}**"]
+    write(("\n\n".join(parts) + "\n").encode(), study.folder / "summary.md")
+    page = study.folder / "report.html"
+    write_page(page, title, [], studies=[shown])
+    return page
+
+
+def report_rows(*sources: str | Path, out: str | Path) -> Merged:
+    """Draw every figure and table that rows can fill, and one page of them all.
+
+    Args:
+        sources: runs, sweeps, hypotheses, files of rows, or folders of them; rows that can be compared are
+            merged.
+        out: folder of report.html, figures/, tables/ and the merged rows/.
+
+    Returns:
+        What was read; `said` tells what was merged and what was not, `gaps` of each result what is missing.
+
+    Raises:
+        MarshtestError: a source holds no rows, or cannot be read.
+    """
+    merged = read_all(sources)
+    write_all(merged, Path(out))
+    return merged
+
+
+def write_all(merged: Merged, folder: Path) -> Path:
+    """Write tables/, figures/, the merged rows and report.html of all that rows hold; the page."""
+    charts.prepare()
+    figures, tables = folder / "figures", folder / "tables"
+    sections = []
+    stems = _stems(
+        [*(of.recipe.name for of in merged.results), *(of.settings.name for of in merged.studies)]
+    )
+    for results, stem in zip(merged.results, stems, strict=False):
+        sections.append((results, _pictures(results, figures, f"{stem}-")))
+        write(results.summary, tables / f"{stem}-summary.csv")
+        write_table(table(results), tables / f"{stem}-table", legend(results))
+        if "error" in results.score_names:
+            write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
+        if len(results.moved):
+            write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
+        write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
+    kinds = [study.settings.hypothesis for study in merged.studies]
+    studies = [
+        _shown(study, figures, f"{stem}-" if kinds.count(study.settings.hypothesis) > 1 else "")
+        for study, stem in zip(merged.studies, stems[len(merged.results) :], strict=True)
+    ]
+    for shown, stem in zip(studies, stems[len(merged.results) :], strict=True):
+        write_table(shown.table, tables / f"{stem}-table", shown.legend)
+    ranking = None
+    several = len({results.recipe.attack.name for results in merged.results}) > 1
+    if several and not (board := leaderboard(merged.results)).empty:
+        ranking = (ranking_table(board), LEGEND)
+        write_table(ranking[0], tables / "leaderboard", LEGEND)
+    names = [of.recipe.name for of, _ in sections] + [of.study.settings.name for of in studies]
+    title = names[0] if len(names) == 1 else f"{len(names)} experiments"
+    page = folder / "report.html"
+    write_page(page, title, sections, studies=studies, ranking=ranking, said=merged.said)
+    return page
+
+
+def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
+    """Write compare.csv, the same as a table of text, and a figure a unit that differences are over."""
+    write(compared, folder / "compare.csv")
+    shown = comparison_table(compared)
+    write_table(shown, folder / "compare-table", COMPARISON)
+    named = compared.assign(label=shown[["unlearner", "poison", "budget"]].agg(" ".join, axis=1))
+    with matplotlib.rc_context(STYLE):
+        for unit, own in named.groupby("unit", sort=False):
+            save(differences(own), folder / f"compare-{unit}")
+
+
+def file_stem(name: str) -> str:
+    """A name as that of a file."""
+    return "".join(c if c.isalnum() or c in "=.-_" else "_" for c in name)[:100]
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """Beginnings of files' names, no two alike, nor where a file system knows no capitals."""
+    found: list[str] = []
+    for stem in map(file_stem, names):
+        more = ("" if n == 1 else f"-{n}" for n in itertools.count(1))
+        taken = {other.casefold() for other in found}
+        found.append(next(stem + m for m in more if (stem + m).casefold() not in taken))
+    return found
+
+
+def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Picture]:
+    drawn = draw_all(results, folder, before)
+    return [Picture(name, _caption(name, results), file) for name, file in drawn.items()]
+
+
+def _caption(name: str, results: Results) -> str:
+    """With the budgets that a figure of one budget shows, where there are several."""
+    at = []
+    if len(results.poison_budgets) > 1 and name not in BY_SIZE:
+        at.append(f"poison budget {100 * results.poison_budget:g} %")
+    if len(results.budgets) > 1 and name not in BY_BUDGET:
+        at.append(f"compute budget {100 * results.budget:g} %")
+    return f"{CAPTIONS[name]} At {' and '.join(at)}." if at else CAPTIONS[name]
+
+
+def _shown(study: Study, folder: Path, before: str = "") -> Shown:
+    kind = study.settings.hypothesis
+    told = SHOWN[kind]
+    with matplotlib.rc_context(STYLE):
+        picture = save(told.figure(study.curves), folder / f"{before}{told.name}")
+    frame: pd.DataFrame = hypothesis_table(kind, study.rows)
+    return Shown(study, frame, told.legend, Picture(told.name, told.caption, picture))

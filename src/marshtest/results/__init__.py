@@ -1,0 +1,1 @@
+"""What rows say: summary, comparison, leaderboard."""

@@ -1,0 +1,193 @@
+"""Unlearners ranked over attacks, by what is left and what it cost.
+
+    left   = |dependence| / the initial model's, by the score that shows most *      1: as before
+    lost   = (accuracy retrained − accuracy) / (accuracy retrained − chance)         1: a model that guesses
+    misses = the larger of both                                                      0: as retraining
+
+    * of those that REMOVED rests on: a share of a weak score is mostly noise
+
+So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An unlearner's figure is
+the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
+compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
+that overlap are ties. Only those that were tried in every experiment have a rank: means over other
+data would be compared with each other.
+
+Of an attack the worst verdict is shown. INCONCLUSIVE does not count from an experiment that was too small
+to acquit full retraining: nobody could have passed there, though NOT REMOVED can be shown.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from scipy.stats import norm
+
+from marshtest.metrics.verdict import ANSWERS
+from marshtest.results.summary import Results, wider_error
+
+LEGEND = (
+    "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
+    "most of those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is "
+    "lost); 0 is retraining, 1 is as bad as doing nothing or as guessing. Mean over attacks ± standard "
+    "error (the larger of the one given these models and that of trainings to come). Rank: one more "
+    "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. Of "
+    "several entries of an unlearner in one experiment the first counts; poison budgets without an "
+    "effect do not. Who was not tried in every experiment, and the controls, have no rank. Verdicts: the "
+    "worst of an attack; INCONCLUSIVE does not count where full retraining is not REMOVED either."
+)
+CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value and its standard error."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def mean(cls, parts: Sequence["Measure"]) -> "Measure":
+        """Of independent parts."""
+        value = sum(part.value for part in parts) / len(parts)
+        return cls(value, math.hypot(*(part.error for part in parts)) / len(parts))
+
+    def interval(self) -> tuple[float, float]:
+        """95 %; everything, where the error is not known."""
+        if math.isnan(self.error):
+            return -math.inf, math.inf
+        half = float(norm.isf(0.025)) * self.error
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One unlearner in one experiment, at one poison budget."""
+
+    left: Measure
+    lost: Measure
+    spent: float
+    verdict: str
+    powered: bool  # full retraining came out REMOVED
+
+    @property
+    def misses(self) -> Measure:
+        """The worse of both."""
+        return max(self.left, self.lost, key=lambda measure: measure.value)
+
+
+def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
+    """One line an unlearner, best first, controls last.
+
+    Columns: `rank` (nan without one), `unlearner`, `experiments` (one a poison budget) in which it was
+    tried, `misses`, `left` and `lost` with `_error`, `spent`, and by attack the worst verdict.
+
+    Empty where no experiment has an effect, and an initial and a retrained model to measure it by.
+    """
+    attacks = list(dict.fromkeys(results.recipe.attack.name for results in experiments))
+    tried: dict[str, dict[str, list[Trial]]] = {}
+    for results in experiments:
+        for name, trials in _trials(results).items():
+            tried.setdefault(name, {}).setdefault(results.recipe.attack.name, []).extend(trials)
+    if not tried:
+        return pd.DataFrame()
+    lines = [_line(name, by_attack, attacks) for name, by_attack in tried.items()]
+    table = pd.DataFrame(lines)
+    whole = table["experiments"] == table["experiments"].max()  # the controls are in every one
+    ranked = whole & ~table["unlearner"].isin(CONTROLS.values())
+    intervals = [
+        Measure(m, e).interval()
+        for m, e in zip(table["misses"], table["misses_error"], strict=True)
+    ]
+    highs = [high for (_, high), of in zip(intervals, ranked, strict=True) if of]
+    table.insert(
+        0,
+        "rank",
+        [
+            1 + sum(high < low for high in highs) if of else math.nan
+            for (low, _), of in zip(intervals, ranked, strict=True)
+        ],
+    )
+    order = table.assign(control=table["unlearner"].isin(CONTROLS.values()))
+    order = order.sort_values(["control", "rank", "misses"], na_position="last", kind="stable")
+    return table.loc[order.index].reset_index(drop=True)
+
+
+def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:
+    tried = sum(len(trials) for trials in by_attack.values())
+    line: dict[str, Any] = {"unlearner": name, "experiments": tried}
+    for what in ("misses", "left", "lost"):
+        parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
+        mean = Measure.mean(parts)
+        line |= {what: mean.value, f"{what}_error": mean.error}
+    spent = [trial.spent for of in by_attack.values() for trial in of]
+    line["spent"] = sum(spent) / len(spent)
+    for attack in attacks:
+        line[attack] = _worst(by_attack.get(attack, ()))
+    return line
+
+
+def _worst(trials: Sequence[Trial]) -> str:
+    """The worst verdict, without what an experiment could not tell of anybody."""
+    telling = [t.verdict for t in trials if t.powered or t.verdict == "NOT REMOVED"]
+    answers = telling or [trial.verdict for trial in trials]
+    return next((answer for answer in ANSWERS if answer in answers), "–")
+
+
+def _trials(results: Results) -> dict[str, list[Trial]]:
+    """By unlearner, one trial a poison budget; of several entries of one name the first."""
+    found: dict[str, list[Trial]] = {}
+    for share in results.poison_budgets:
+        table, names = (
+            results.summary[results.summary["poison_budget"] == share],
+            results.telling(share),
+        )
+        controls = {role: table[table["role"] == role] for role in CONTROLS}
+        if not all(map(len, controls.values())):
+            continue  # nothing to be measured against
+        if not names or controls["initial"]["verdict"].iloc[0] != "NOT REMOVED":
+            continue  # no effect to take a share of
+        initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
+        updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
+        updated = updated[updated["test_accuracy"].notna()]  # of a model that there is
+        shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])
+        for _, line in shown.iterrows():
+            trial = _trial(results, names, line, initial, retrained)
+            if not math.isnan(trial.misses.value):
+                found.setdefault(str(line["unlearner"]), []).append(trial)
+    return found
+
+
+def _trial(
+    results: Results,
+    names: Sequence[str],
+    line: pd.Series,
+    initial: pd.Series,
+    retrained: pd.Series,
+) -> Trial:
+    shares = [
+        Measure(
+            abs(line[f"{name}_dependence"]) / initial[f"{name}_dependence"],
+            _error_of_share(line, initial, name),
+        )
+        for name in names
+    ]
+    chance = results.rows["chance"].mean()
+    room = retrained["test_accuracy"] - chance
+    errors = [of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained)]
+    lost = Measure(
+        (retrained["test_accuracy"] - line["test_accuracy"]) / room, math.hypot(*errors) / room
+    )
+    left = max(shares, key=lambda measure: measure.value)
+    powered = retrained["verdict"] == "REMOVED"
+    return Trial(left, lost, float(line["spent"]), str(line["verdict"]), powered)
+
+
+def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:
+    """Standard error of D / D₀ by the delta method, from the wider errors of both; D₀ / D₀ has none."""
+    if line["role"] == "initial":
+        return 0.0
+    value, error = initial[f"{name}_dependence"], wider_error(initial, name)
+    share = line[f"{name}_dependence"] / value
+    return float(math.hypot(wider_error(line, name), share * error) / abs(value))

@@ -1,0 +1,232 @@
+"""Rows of several runs put together where they can be compared, and kept apart where they cannot.
+
+Rows can be compared where data, model, training, attack and verdict settings are the same, the code
+that made them gives the same results (its algorithm number), and they were trained in the same
+precision on the same kind of device. They may differ in seeds, poison and compute budgets, and
+unlearners.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.row_file import FILE, Rows, read_file
+from marshtest.hypotheses.studied import Study
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.results.summary import CELL, Results
+
+VARIED = {"name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"}
+OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What files of rows hold.
+
+    Attributes:
+        results: each of rows that can be compared with each other.
+        studies: of the hypotheses.
+        said: what was put together, and what was kept apart and why.
+    """
+
+    results: Sequence[Results]
+    studies: Sequence[Study]
+    said: Sequence[str] = field(default_factory=list)
+
+
+def read_all(sources: Sequence[str | Path]) -> Merged:
+    """Read runs, sweeps, hypotheses, files of rows, or folders of them.
+
+    Raises:
+        MarshtestError: a source holds no rows, or cannot be read.
+    """
+    studies, parts = [], []
+    for source in sources:
+        for file in files_of(source):
+            rows = read_file(file)
+            if rows.kind == "hypothesis":
+                studies.append(Study.of(rows))
+            else:
+                parts += list(_parts(rows))
+    results, said = _merge(parts)
+    return Merged(_told_apart(results), studies, said)
+
+
+def read_one(source: str | Path) -> Results:
+    """Rows that can all be compared with each other.
+
+    Raises:
+        MarshtestError: there are none, or of several settings.
+    """
+    merged = read_all([source])
+    if len(merged.results) != 1:
+        names = "; ".join(results.recipe.name for results in merged.results)
+        raise MarshtestError(
+            f"{source}: holds rows of {len(merged.results)} settings ({names or 'hypotheses only'}). Give "
+            "those of one."
+        )
+    return merged.results[0]
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """The files of rows in a folder: its own, or else those of its folders; a file is itself.
+
+    Raises:
+        MarshtestError: there is none.
+    """
+    path = Path(source)
+    if not path.is_dir() or (path / FILE).exists():
+        return [path]
+    every = sorted(path.rglob(FILE))
+    found = [f for f in every if not any((p / FILE).exists() for p in _between(f, path))]
+    if not found:
+        raise MarshtestError(f"{path}: holds no rows (no {FILE}, and no folder with one).")
+    return found
+
+
+def _between(file: Path, top: Path) -> list[Path]:
+    """The folders above a file's own, up to the top: a sweep's own file has its variants' rows."""
+    above = file.parent.parents
+    return [p for p in above if p != top and top in p.parents]
+
+
+def _parts(rows: Rows) -> Iterator[Results]:
+    """The rows of each recipe in a file."""
+    if len(rows.runs) == 1:
+        yield Results.of(rows, next(iter(rows.runs)))
+        return
+    beside: dict[str, Path] = {}  # the variants' own folders, where they are whole
+    if rows.path.name == FILE:
+        for file in sorted(rows.path.parent.glob(f"*/{FILE}")):
+            beside |= dict.fromkeys(read_file(file).runs, file.parent)
+    for recipe in rows.frame["recipe"].unique():
+        yield Results.of(rows, recipe, beside.get(recipe, rows.path.parent / recipe))
+
+
+def setting(results: Results) -> dict[str, Any]:
+    """What two rows must share to be compared."""
+    values = results.recipe.model_dump(mode="json", exclude={*VARIED, "device"})
+    values["data"].pop("path")
+    about = next(iter(results.runs.values()))
+    first = results.rows.iloc[0]
+    return {
+        **values,
+        "content of the data": about["data"],
+        "algorithm": about["algorithm"],
+        "precision": first["precision"],
+        "device": first["device"],
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys, with dots, at which two settings differ, and both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*one, *other]):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= {f"{key}.{sub}": both for sub, both in differences(a, b).items()}
+        elif a != b:
+            found[key] = (a, b)
+    return found
+
+
+def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
+    found: list[Results] = []
+    said: list[str] = []
+    for part in parts:
+        name, reasons = part.recipe.name, list[str]()
+        for i, other in enumerate(found):
+            differing = differences(setting(other), setting(part))
+            clash = None if differing else _clash(other, part)
+            if not differing and clash is None:
+                found[i] = _together(other, part)
+                said.append(
+                    f"{part.folder}: {len(part.rows):,} rows merged with those of {other.recipe.name} in "
+                    f"{other.folder} ({len(found[i].rows):,} in all, what is twice there once)."
+                )
+                break
+            if clash is not None:
+                reasons.append(clash)
+            elif other.recipe.name == name:
+                told = [f"{key} is {b}, not {a}" for key, (a, b) in differing.items()]
+                reasons.append("; ".join(told[:3]) + ("; …" if len(told) > 3 else ""))
+        else:
+            found.append(part)
+            if reasons:
+                said.append(f"{part.folder}: rows of {name} kept apart: {reasons[0]}.")
+    return found, said
+
+
+def _clash(one: Results, other: Results) -> str | None:
+    """Why rows of the same cells do not agree."""
+    columns = [c for c in one.rows if c in other.rows and c not in [*CELL, *OF_THE_RUN]]
+    both = one.rows.merge(other.rows, on=CELL, suffixes=("", " again"))
+    for column in columns:
+        a, b = both[column], both[f"{column} again"]
+        differs = ~((a == b) | (a.isna() & b.isna()))
+        if differs.any():
+            line = both[differs].iloc[0]
+            return (
+                f"{line['unlearner']} at poison budget {line['poison_budget']:g}, seed {line['seed']} was "
+                f"measured twice and differs ({column} {a[differs].iloc[0]} and {b[differs].iloc[0]})"
+            )
+    return None
+
+
+def _together(one: Results, other: Results) -> Results:
+    """Both, without what is there twice."""
+    added = [trials for trials in other.recipe.unlearners if trials not in one.recipe.unlearners]
+    update = {
+        "unlearners": (*one.recipe.unlearners, *added),
+        "poison_budgets": _union(one.recipe.poison_budgets, other.recipe.poison_budgets),
+        "budgets": _union(one.recipe.budgets, other.recipe.budgets),
+    }
+    recipe: Recipe = one.recipe.model_copy(update=update)
+    there = pd.MultiIndex.from_frame(one.rows[CELL])
+
+    def both(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+        if not len(others):
+            return mine
+        new = others[~pd.MultiIndex.from_frame(others[CELL]).isin(there)]
+        return pd.concat([mine, new], ignore_index=True) if len(mine) else new
+
+    merged = replace(
+        one,
+        rows=both(one.rows, other.rows),
+        scores=both(one.scores, other.scores),
+        shifts=both(one.shifts, other.shifts),
+        runs={**one.runs, **other.runs},
+        examples=one.examples if len(one.examples) else other.examples,
+    )
+    return merged.placed(recipe)
+
+
+def _union(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    return tuple(np.union1d(one, other).tolist())
+
+
+def _told_apart(results: Sequence[Results]) -> list[Results]:
+    """Names that tell what those of one name differ in."""
+    named = []
+    for own in results:
+        name = own.recipe.name
+        alike = [r for r in results if r.recipe.name == name and r is not own]
+        keys = {key for other in alike for key in differences(setting(own), setting(other))}
+        flat = {key: value for key, value in _flat(setting(own)) if key in keys}
+        if alike:
+            told = [f"{key.removeprefix('attack.')}={value}" for key, value in flat.items()]
+            name = ", ".join([name, *told]) if told else f"{name} ({results.index(own) + 1})"
+        named.append(replace(own, recipe=own.recipe.model_copy(update={"name": name})))
+    return named
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        yield before + key, value
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")

@@ -1,0 +1,498 @@
+"""What rows say: means over seeds, what is left of the poison, and the verdicts that follow.
+
+Everything here is drawn from rows; scores, shifts and examples lie beside them where a run wrote them.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binomtest, t
+
+from marshtest.attacks import Attack
+from marshtest.experiment.columns import MEND, check_columns
+from marshtest.experiment.prospects import prospects
+from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
+from marshtest.metrics.dependence import NOTHING, Dependence
+from marshtest.metrics.shift import Shift
+from marshtest.metrics.tradeoff import interval_of_share
+from marshtest.metrics.trainings import Difference, usable
+from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.sweeps.jobs import NAMES, RETRAINED, measured_roles
+
+GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
+# CELL identifies one model. `entry` is not part of it: it is an index into one recipe's `unlearners`, and
+# recipes number them differently.
+CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
+RATES = ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
+CONTROLS = {
+    "initial": "initial model (no unlearning)",
+    "retrained": "retrained model",
+    "reference": "second retrained model",
+    "shuffled": "model of shuffled poisons",
+}
+
+
+def read_rows(folder: str | Path) -> pd.DataFrame:
+    """The rows of a finished run: one line a (poison budget, seed, unlearner, trial, budget).
+
+    Raises:
+        MarshtestError: the folder holds no finished run.
+    """
+    return read_file(folder).frame
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows that can be compared: of one run, or of several that differ in seeds, unlearners or budgets.
+
+    Attributes:
+        folder: where they lie.
+        recipe: what was run; of several runs, all of it.
+        rows: one line a model; columns as in docs/rows.md.
+        scores: one line a poison and model; empty where the rows came without.
+        runs: by hash of recipe, what each run says of itself (see marshtest.experiment.row_file).
+        shifts: one line a layer and model; may be empty.
+        examples: a few poisons, to look at; may be empty.
+    """
+
+    folder: Path
+    recipe: Recipe
+    rows: pd.DataFrame
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    examples: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @classmethod
+    def read(cls, source: str | Path) -> "Results":
+        """Read a finished run from its folder, or rows of one recipe from a file.
+
+        Raises:
+            MarshtestError: it is none.
+        """
+        rows = read_file(source)
+        if rows.kind != "recipe" or len(rows.runs) != 1:
+            found = "a hypothesis" if rows.kind != "recipe" else f"{len(rows.runs)} recipes"
+            raise MarshtestError(f"{rows.path}: holds rows of {found}, not of one recipe.")
+        return cls.of(rows, next(iter(rows.runs)))
+
+    @classmethod
+    def of(cls, rows: Rows, recipe: str, folder: Path | None = None) -> "Results":
+        """The rows of one recipe among those of a file.
+
+        Args:
+            recipe: its hash.
+            folder: where scores, shifts and examples lie; default beside the rows, of a run.
+        """
+        about = rows.runs[recipe]
+        parsed = Recipe.parse(about["values"], f"{rows.path}: recipe")
+        own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
+        if not len(own[own["role"] != "reference"]) or own.duplicated(CELL).any():
+            what = (
+                "stand there twice"
+                if own.duplicated(CELL).any()
+                else "are of no model but the reference"
+            )
+            raise MarshtestError(
+                f"{rows.path}: rows of recipe {recipe} {what}. Give rows as written."
+            )
+        check_columns(own, _columns(parsed.attack), f"{rows.path}: {parsed.attack.name} rows")
+        _check_counts(own, parsed.attack, rows.path)
+        if folder is None and rows.path.name == FILE:
+            folder = rows.path.parent
+        needed = {"scores": CELL, "shifts": [*CELL, *Shift._fields], "examples": []}
+        tables = {name: _beside(folder, name, of) for name, of in needed.items()}
+        found = cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
+        return found.placed(parsed)
+
+    def placed(self, recipe: Recipe) -> "Results":
+        """The same as rows of `recipe`, each `entry` its place there: merged rows may have others'."""
+        places: dict[tuple[str, str], int] = {}
+        for place, trials in enumerate(recipe.unlearners):
+            for trial in trials:
+                given = json.dumps(trial.hyperparameters, sort_keys=True)
+                places.setdefault((trial.name, given), place)
+
+        def of(frame: pd.DataFrame) -> pd.DataFrame:
+            if not len(frame):
+                return frame
+            told = zip(frame["unlearner"], frame["hyperparameters"], strict=True)
+            return frame.assign(entry=[places.get(cell, -1) for cell in told])
+
+        rows, scores, shifts = map(of, (self.rows, self.scores, self.shifts))
+        return replace(self, recipe=recipe, rows=rows, scores=scores, shifts=shifts)
+
+    @cached_property
+    def score_names(self) -> list[str]:
+        """The scores that verdicts rest on."""
+        attack = self.recipe.attack
+        return [*attack.exact, *attack.compared]
+
+    @property
+    def unit(self) -> str:
+        """What a score is averaged over."""
+        return "trainings" if self.recipe.attack.compared else "poisons"
+
+    @cached_property
+    def poison_budgets(self) -> list[float]:
+        """Those that there are rows of."""
+        return sorted(self.rows["poison_budget"].unique().tolist())
+
+    @cached_property
+    def budgets(self) -> list[float]:
+        """The compute budgets that there are rows of."""
+        return sorted(self.rows.loc[self.rows["role"] == "updated", "budget"].unique().tolist())
+
+    @property
+    def budget(self) -> float:
+        """The one that figures of a single budget show: the paper's 10 %, or else the largest."""
+        return 0.1 if 0.1 in self.budgets else max(self.budgets, default=math.nan)
+
+    @property
+    def poison_budget(self) -> float:
+        """The one that figures of a single poison budget show: the largest."""
+        return self.poison_budgets[-1]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that there are rows of."""
+        return sorted(self.rows["seed"].unique().tolist())
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One line a (poison budget, unlearner, budget): means over seeds, pooled scores, verdict.
+
+        Of an entry with several trials only the one chosen on held-out data is here.
+        """
+        tables = [self._summarise(share) for share in self.poison_budgets]
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def moved(self) -> pd.DataFrame:
+        """How far models moved: one line a (poison budget, unlearner, budget, layer), means over seeds.
+
+        Columns are those of shifts.parquet and `travelled`, the distance as a share of the retrained
+        model's, each with its deviation `_sd`. Empty where the rows came without shifts.
+        """
+        if not len(self.shifts):
+            return pd.DataFrame()
+        tables = []
+        for share in self.poison_budgets:
+            keys = ["poison_budget", "seed", *GROUP]
+            lines = self.shifts.merge(self.chosen(share)[keys], on=keys)
+            goal = lines.loc[lines["role"] == "retrained", ["seed", "layer", "l2"]]
+            lines = lines.merge(goal, on=["seed", "layer"], suffixes=("", "_needed"))
+            lines["travelled"] = lines["l2"] / lines.pop("l2_needed")
+            cells = ["poison_budget", *GROUP, "layer", "parameters"]
+            by_cell = lines.groupby(cells, sort=False)[[*Shift._fields[2:], "travelled"]]
+            spread = by_cell.std(ddof=1).add_suffix("_sd")
+            tables.append(by_cell.mean().join(spread).reset_index())
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def gaps(self) -> list[str]:
+        """What the recipes ask for and no row tells, in words; nothing is put in its place."""
+        asked = {cell: None for about in self.runs.values() for cell in _cells(about["values"])}
+        there = set(self.rows[CELL].itertuples(index=False, name=None))
+        missing: dict[tuple[Any, ...], list[int]] = {}
+        for share, seed, *rest in asked:
+            if (share, seed, *rest) not in there:
+                missing.setdefault((share, *rest), []).append(seed)
+        known = set(self.rows[[*CELL[:1], *CELL[2:]]].itertuples(index=False, name=None))
+        said = []
+        for (share, role, unlearner, hyperparameters, budget), seeds in missing.items():
+            what = CONTROLS.get(role, f"{unlearner} at compute budget {budget:g}")
+            where = f"poison budget {share:g}"
+            if (share, role, unlearner, hyperparameters, budget) in known:
+                listed = ", ".join(map(str, seeds))
+                said.append(f"{where}: {what}: seed{'s' * (len(seeds) > 1)} {listed} missing")
+            else:
+                said.append(f"{where}: there is no {what}")
+        return said
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Why verdicts cannot be trusted, where the controls do not come out as they must."""
+        said = []
+        stopped = self.rows.get("crafting_stopped", pd.Series(0.0, self.rows.index)) > 0
+        for share, rows in self.rows[stopped].groupby("poison_budget", sort=False):
+            said.append(
+                f"Poison budget {share:g}: the attack's objective turned NaN in "
+                f"{rows['seed'].nunique()} seeds, and the best poisons before were kept. Lower attack.lr."
+            )
+        for share, table in self.summary.groupby("poison_budget", sort=False):
+            controls = table.set_index("role")["verdict"]
+            absent = [role for role in ("initial", "retrained") if role not in controls]
+            if absent:
+                names = " and no ".join(CONTROLS[role] for role in absent)
+                said.append(
+                    f"Poison budget {share:g}: there is no {names} among the rows, so the test itself is "
+                    "unchecked here. Add its rows."
+                )
+            elif controls["initial"] != "NOT REMOVED" or controls["retrained"] != "REMOVED":
+                judged = table["role"].isin(["initial", "retrained"])
+                needed = table.loc[judged, "needed"].max()
+                more = ""
+                if not pd.isna(needed):
+                    more = f" About {needed:,.0f} {self.unit} in all would do."
+                said.append(
+                    f"Poison budget {share:g}: too small for a verdict. The initial model came out "
+                    f"{controls['initial']} (it must be NOT REMOVED) and the retrained model "
+                    f"{controls['retrained']} (it must be REMOVED).{more} "
+                    "Raise seeds, poison_budgets or the attack's strength."
+                )
+            said += [f"Poison budget {share:g}: {line}" for line in self._prospects(table)]
+        return said
+
+    def _prospects(self, table: pd.DataFrame) -> list[str]:
+        """Answers that the numbers of poisons or trainings rule out."""
+        initial = table[table["role"] == "initial"]
+        if not len(initial):
+            return []
+        seeds, poisons = int(initial["seeds"].iloc[0]), float(initial["forget_size"].iloc[0])
+        family = int((table["role"] == "updated").sum())
+        return list(prospects(self.recipe, family, seeds, round(poisons)))
+
+    def rests(self, share: float) -> tuple[Rest, ...]:
+        """What verdicts of REMOVED rest on at a poison budget; nothing of effects without a null law."""
+        return self._judged[share][0]
+
+    def telling(self, share: float) -> list[str]:
+        """The scores whose mean REMOVED rests on; empty where no mean shows the poison."""
+        compared = list(self.recipe.attack.compared)
+        return compared or [score for score, effect in self.rests(share) if effect == "mean"]
+
+    def chosen(self, share: float) -> pd.DataFrame:
+        """Rows at one poison budget, of each entry and budget only the chosen trial."""
+        rows = self.rows[self.rows["poison_budget"] == share]
+        pooled = pd.DataFrame(rows.groupby(GROUP, sort=False)["validation_accuracy"].mean())
+        order = (
+            pooled["validation_accuracy"].fillna(-1.0).sort_values(ascending=False, kind="stable")
+        )
+        best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
+        return rows.merge(best[GROUP], on=GROUP, how="inner")
+
+    def scores_of(self, share: float, line: Mapping[Any, Any] | pd.Series) -> pd.DataFrame:
+        """The scores of a line of the summary; empty where the rows came without."""
+        if not len(self.scores):
+            return self.scores
+        found = self.scores[self.scores["poison_budget"] == share]
+        for column in GROUP:
+            found = found[found[column] == line[column]]
+        return found
+
+    def _summarise(self, share: float) -> pd.DataFrame:
+        chosen = self.chosen(share)
+        cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+        keys = list(cells.groups)
+        answers = self._judged[share][1]
+        numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(chosen)]
+        means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
+        of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
+        table = pd.concat([*of_cells, means, spreads], axis=1).loc[keys].reset_index()
+        table.insert(len(GROUP), "poison_budget", share)
+        full = chosen[chosen["role"] == "retrained"].set_index("seed")["test_accuracy"]
+        table["accuracy_cost"] = full.mean() - table["test_accuracy"]
+        told = [self._told(rows, answers[key], full) for key, rows in cells]
+        return pd.concat([table, pd.DataFrame(told)], axis=1)
+
+    def _told(self, rows: pd.DataFrame, verdict: Verdict, full: pd.Series) -> dict[str, Any]:
+        """A summary line's scores, intervals and verdict.
+
+        Args:
+            rows: of one cell, one a seed.
+            full: test accuracy of the retrained model, by seed.
+        """
+        settings, targets = self.recipe.verdict, getattr(self.recipe.attack, "targets", 0)
+        line: dict[str, Any] = _success(rows, targets) if targets > 0 else {}
+        shown = self._shown(rows)
+        if isinstance(shown, Difference):
+            for name in self.recipe.attack.compared:
+                line |= shown.columns(name)
+        else:
+            for name, score in shown.pooled.items():
+                means = np.array([scores[name].value for scores in shown.trainings.values()])
+                line |= score.columns(name) | _over_trainings(name, score.value, means)
+            line |= _rates(rows)
+        reference = rows["role"].iloc[0] == "retrained"
+        cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
+        return line | {
+            "verdict": verdict.answer,
+            "usable": "yes" if reference else usable(cost, settings.accuracy, settings.alpha),
+            "removed_in": verdict.removed_in,
+            "trainings": verdict.trainings,
+            "p_removed": verdict.p_removed,
+            "p_not_removed": verdict.p_not_removed,
+            "needed": verdict.needed,
+            "reasons": "; ".join(verdict.reasons),
+            "note": "; ".join(sorted({note for note in rows["note"] if note})),
+        }
+
+    def _shown(self, rows: pd.DataFrame) -> "Evidence | Difference":
+        """What the models of one cell show of the poison; its rows are one a seed."""
+        attack = self.recipe.attack
+        if attack.compared:
+            (column,) = attack.compared.values()
+            left = (rows[column] - rows[f"twin_{column}"]).to_numpy(dtype=np.float64)
+            return Difference(left, same=bool((rows["twin_same"] == 1).all()))
+        fpr = float(getattr(attack, "fpr", 0.01))
+        return Evidence(
+            {
+                int(line["seed"]): {name: Dependence.of(line, name, fpr) for name in attack.exact}
+                for _, line in rows.iterrows()
+            }
+        )
+
+    @cached_property
+    def _judged(self) -> dict[float, tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]]:
+        """By poison budget, what verdicts rest on, and the verdict of each cell."""
+        return {share: self._judge(share) for share in self.poison_budgets}
+
+    def _judge(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:
+        """What verdicts rest on, and by cell the verdict: controls each alone, unlearners together."""
+        chosen = self.chosen(share)
+        seeds = chosen["seed"].unique()
+        shown = {
+            key: self._shown(_aligned(rows, seeds))
+            for key, rows in chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+        }
+        family = [key for key in shown if key[0] == "updated"]
+        levels = self.recipe.verdict.model_dump(include={"alpha", "margin"})
+        initial = next((of for key, of in shown.items() if key[0] == "initial"), None)
+        alone = [[key] for key in shown.keys() - family]
+        answers: dict[tuple[Any, ...], Verdict] = {}
+        if self.recipe.attack.compared:
+            before = (
+                initial
+                if isinstance(initial, Difference)
+                else Difference(np.full(len(seeds), np.nan))
+            )
+            for keys in (family, *alone):
+                of = [one for key in keys if isinstance(one := shown[key], Difference)]
+                answers |= zip(keys, paired_verdicts(before, of, **levels), strict=True)
+            return (), answers
+        first = initial if isinstance(initial, Evidence) else Evidence({})
+        rests = rests_on(first, family=max(1, len(family)), **levels)
+        for keys in (family, *alone):
+            given = [one for key in keys if isinstance(one := shown[key], Evidence)]
+            answers |= zip(keys, verdicts(first, given, rests=rests, **levels), strict=True)
+        return rests, answers
+
+
+def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
+    """One row a seed, in the order of `seeds`; all nan where there is none."""
+    return rows.set_index("seed").reindex(seeds).reset_index()
+
+
+def wider_error(line: Any, name: str) -> float:
+    """The larger standard error of a score: given these models, or of trainings to come (≥ 2 seeds)."""
+    return float(np.fmax(line[f"{name}_error"], line.get(f"{name}_trainings_error", math.nan)))
+
+
+def _over_trainings(name: str, value: float, means: NDArray[np.float64]) -> dict[str, float]:
+    """Columns of a score's error between trainings, and the t interval of trainings to come.
+
+    Args:
+        name: of the score.
+        value: pooled over all poisons.
+        means: [S] of each training; nan where there is none.
+    """
+    told = means[~np.isnan(means)]
+    n, several = len(told), len(told) > 1
+    error = float(told.std(ddof=1)) / math.sqrt(n) if several else math.nan
+    half = float(t.isf(0.025, n - 1)) * error if several else math.nan
+    return {
+        f"{name}_trainings": float(n),
+        f"{name}_trainings_error": error,
+        f"{name}_trainings_low": value - half,
+        f"{name}_trainings_high": value + half,
+    }
+
+
+def _rates(rows: pd.DataFrame) -> dict[str, float]:
+    """Exact 95 % intervals of the TPRs over the poisons of all seeds."""
+    found: dict[str, float] = {}
+    for rate in (column for column in RATES if column in rows):
+        n = rows["rank_poisons" if rate == "tpr_rank" else "gus_poisons"]
+        share = float((rows[rate] * n).sum() / n.sum()) if n.sum() else math.nan
+        low, high = interval_of_share(share, float(n.sum()))
+        found |= {f"{rate}_low": low, f"{rate}_high": high}
+    return found
+
+
+def _beside(folder: Path | None, name: str, needed: Sequence[str]) -> pd.DataFrame:
+    file = None if folder is None else folder / f"{name}.parquet"
+    if file is None or not file.exists():
+        return pd.DataFrame()
+    found = read_frame(file)
+    if len(found):
+        check_columns(found, needed, str(file))
+    return found
+
+
+def _columns(attack: Attack) -> Iterator[str]:
+    """What verdicts and tables take from a row of the attack, beside what every row has."""
+    for name in attack.exact:
+        yield from NOTHING.columns(name)
+    for column in attack.compared.values():
+        yield from (column, f"twin_{column}", "twin_same")
+    yield from attack.figures
+
+
+def _check_counts(rows: pd.DataFrame, attack: Attack, path: Path) -> None:
+    """What tells a score stands together in a row, or is not there at all."""
+    for name in attack.exact:
+        counts = [f"{name}_{of}" for of in ("poisons", "undefined", "cells", "tail")]
+        missing = rows[counts].isna()
+        broken = (missing.any(axis=1) & ~missing.all(axis=1)).to_numpy()
+        if broken.any():
+            row = int(broken.argmax())
+            column = counts[int(missing.iloc[row].to_numpy().argmax())]
+            raise MarshtestError(
+                f"{path}: column {column!r} holds nothing in row {row}, but its other counts do. {MEND}"
+            )
+
+
+def _cells(values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The cells that a recipe asks for."""
+    recipe = Recipe.parse(values, "recipe")
+    roles = measured_roles(recipe)
+    found: list[tuple[Any, ...]] = []
+    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    for share, seed in itertools.product(recipe.poison_budgets, seeds):
+        for role in roles:
+            name, budget = NAMES.get(role, RETRAINED), float(role not in NAMES)
+            found.append((share, seed, role, name, "{}", budget))
+        for trial in (trial for trials in recipe.unlearners for trial in trials):
+            given = json.dumps(trial.hyperparameters, sort_keys=True)
+            cell = (share, seed, "updated", trial.name, given)
+            found += [(*cell, budget) for budget in recipe.budgets]
+    return found
+
+
+def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:
+    """Wilson's 95 % interval of the share of targets, of all seeds, that get the attacker's label."""
+    measured = rows["target_success"].dropna()
+    tried = len(measured) * targets
+    if not tried:
+        return {"target_success_low": float("nan"), "target_success_high": float("nan")}
+    found = binomtest(round(measured.sum() * targets), tried).proportion_ci(method="wilson")
+    return {"target_success_low": float(found.low), "target_success_high": float(found.high)}
+
+
+def _figures(rows: pd.DataFrame) -> list[str]:
+    """Columns of which a summary gives mean and deviation over seeds."""
+    ends = ("_low", "_high")  # intervals are pooled, not averaged
+    starts = ("tpr", "target", "rest")
+    return [c for c in rows.columns if c.startswith(starts) and not c.endswith(ends)]

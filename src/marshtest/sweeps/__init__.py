@@ -1,0 +1,1 @@
+"""Pieces of work, the store that keeps them, and who does them."""

@@ -1,0 +1,92 @@
+"""Stages: pieces of work named by all that they depend on, so that what is equal is done once.
+
+    features     the data by a network's features, where the recipe asks for them
+    clean        the model that crafted attacks start from         one serves all poison budgets of a seed
+    dose         the crafted poisons                               other doses are functions of their seed
+    initial, twin, shuffled, retrained, reference                  models from scratch
+    updated      a model after unlearning, a budget                of the initial model, and of its twin
+    score        a model's row, scores and shifts                  with the effect on its clean twin
+
+A stage's key is its kind and the hash of what it depends on: of the recipe only that, the keys of the
+stages before it, and ALGORITHM. A *job* is what is scheduled: it makes one stage, or, where an unlearner's
+smaller budgets lie on the way to its largest, the updated models of all budgets and their scores.
+"""
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from marshtest.experiment.protocol import (
+    TWINS,
+    Group,
+)
+from marshtest.experiment.recipe import Recipe
+from marshtest.sweeps.ledger import ALGORITHM
+from marshtest.sweeps.store import hashed
+from marshtest.unlearning import Unlearner
+
+
+class Keys:
+    """The keys of one recipe's stages.
+
+    Args:
+        content: digest of data that the recipe does not determine.
+    """
+
+    def __init__(self, recipe: Recipe, content: str | None = None) -> None:
+        self.recipe, self.content = recipe, content
+        values = recipe.model_dump(mode="json", include={"model", "training", "device"})
+        data = recipe.data.model_dump(mode="json", exclude={"path"})
+        measured_by = recipe.attack.model_dump(mode="json")
+        made_by = {k: v for k, v in measured_by.items() if k not in recipe.attack.scoring}
+        trigger = recipe.attack.trigger()
+        read_for = None if trigger is None else asdict(trigger)
+        seen = {k: v for k, v in data.items() if k != "validation"}
+        self._features = hashed([seen, content, recipe.device])
+        self._world = hashed([values, data, content, read_for])
+        self._made_by, self._measured_by = hashed(made_by), hashed(measured_by)
+
+    @cached_property
+    def features(self) -> str:
+        """Of the data by features."""
+        return _key("features", of=self._features)
+
+    def clean(self, seed: int) -> str:
+        """Of a seed's clean model."""
+        return _key("clean", world=self._world, seed=seed)
+
+    def dose(self, group: Group) -> str:
+        """Of a group's poisons."""
+        share, seed = group.poison_budget, group.seed
+        return _key("dose", world=self._world, attack=self._made_by, share=share, seed=seed)
+
+    def model(self, role: str, group: Group) -> str:
+        """Of a model from scratch."""
+        return _key(role, dose=self.dose(group))
+
+    def updated(
+        self, group: Group, unlearner: Unlearner, budget: float, role: str = "initial"
+    ) -> str:
+        """Of a model after unlearning, from the model of `role`."""
+        unit = self.recipe.budget_unit
+        of: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
+        by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
+        return _key("updated", initial=initial, by=by, budget=budget, **of)
+
+    def arms(self, unlearner: Unlearner) -> tuple[str, ...]:
+        """Roles of the models that an unlearner starts from."""
+        twins = bool(self.recipe.attack.compared) and unlearner.looks_back
+        return ("initial", "twin") if twins else ("initial",)
+
+    def twin(self, role: str, group: Group) -> str | None:
+        """Of the model from scratch that one of `role` is compared with."""
+        other = TWINS.get(role) if self.recipe.attack.compared else None
+        return None if other is None else self.model(other, group)
+
+    def score(self, model: str) -> str:
+        """Of a model's measures; its clean twin is determined by it."""
+        return _key("score", model=model, attack=self._measured_by)
+
+
+def _key(kind: str, **of: Any) -> str:
+    return f"{kind}-{hashed({'kind': kind, 'algorithm': ALGORITHM, **of})}"

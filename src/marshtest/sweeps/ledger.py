@@ -1,0 +1,292 @@
+"""What a sweep consists of and how far it is, from the store alone: no model, no data, no torch.
+
+The ledger of a sweep is one file of its store, `sweeps/NAME-HASH.json`: its variants, its cells (a cell is
+one row to be) with the keys of their scores, and its jobs with the keys of what they make.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from statistics import fmean
+from typing import Any
+
+from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.whole_files import TEMPORARY
+from marshtest.plumbing.yaml_files import parse_override
+from marshtest.sweeps.locks import Watched
+from marshtest.sweeps.settings import Sweep
+from marshtest.sweeps.store import DamagedError, Store
+
+ALGORITHM = 3  # raised whenever a change of the code changes what a recipe gives
+SAMPLED = 30  # finished stages of a kind that the remaining time is judged by
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job: its kind, in words, and the keys of the stages that it makes."""
+
+    kind: str
+    label: str
+    makes: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row to be: the key of its score, its variant, and its place in the recipe's unlearners."""
+
+    key: str
+    variant: int
+    entry: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A sweep as it was planned.
+
+    Attributes:
+        id: its name and the hash of what was asked for.
+        made_by: of the code that planned it.
+        variants, recipes: the values of each one's axes, and the hash of its recipe.
+        runs: by that hash what its rows say of themselves, as in marshtest.experiment.row_file.
+        cells, jobs: in their order.
+    """
+
+    id: str
+    made_by: str
+    variants: Sequence[Mapping[str, Any]]
+    recipes: Sequence[str]
+    runs: Mapping[str, Mapping[str, Any]]
+    cells: Sequence[Cell]
+    jobs: Sequence[Entry]
+
+    def write(self, store: Store) -> None:
+        """Into the store."""
+        store.write(f"sweeps/{self.id}.json", json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def read(cls, store: Store, id: str) -> "Ledger":
+        """Out of the store.
+
+        Raises:
+            FileNotFoundError: no such sweep.
+            MarshtestError: the file cannot be read.
+        """
+        name = f"sweeps/{id}.json"
+        try:
+            values = json.loads(store.read(name))
+            cells = [Cell(**cell) for cell in values.pop("cells")]
+            entries = [
+                Entry(job["kind"], job["label"], tuple(job["makes"]), tuple(job["needs"]))
+                for job in values.pop("jobs")
+            ]
+            return cls(**values, cells=cells, jobs=entries)
+        except (ValueError, KeyError, TypeError):
+            raise MarshtestError(
+                f"store: {store.url}/{name} cannot be read. Start the sweep again; it is made anew."
+            ) from None
+
+    @property
+    def keys(self) -> set[str]:
+        """Of all stages that it makes."""
+        return {key for job in self.jobs for key in job.makes}
+
+
+def sweeps(store: Store) -> list[str]:
+    """Ids of the sweeps of a store."""
+    names = store.names("sweeps")
+    return sorted(n.removesuffix(".json") for n in names if n.endswith(".json") and n[0] != ".")
+
+
+def find(store: Store, name: str | None) -> str:
+    """The id that a name, or its beginning, stands for; of a store's only sweep without one.
+
+    Raises:
+        MarshtestError: none, or several.
+    """
+    known = sweeps(store)
+    if not known:
+        raise MarshtestError(
+            f"store: {store.url} holds no sweep. Start one: marshtest sweep RECIPE."
+        )
+    found = [id for id in known if name is None or id == name or id.startswith(f"{name}-")]
+    if not found:
+        raise MarshtestError(f"store: {store.url}: {unknown('sweep', str(name), known)}")
+    if len(found) > 1:
+        raise MarshtestError(f"store: {store.url} holds several: {', '.join(found)}. Name one.")
+    return found[0]
+
+
+@dataclass
+class Standing:
+    """How many jobs of a kind are where, and how long one takes.
+
+    Attributes:
+        seconds: mean of finished ones; None where none is.
+    """
+
+    done: int = 0
+    running: int = 0
+    failed: int = 0
+    waiting: int = 0
+    seconds: float | None = None
+    at_work: list[str] = field(default_factory=list)  # labels of the running ones
+
+    @property
+    def all(self) -> int:
+        """How many there are."""
+        return self.done + self.running + self.failed + self.waiting
+
+
+def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
+    """How far a sweep is, by kind of job."""
+    recorded, watched = store.recorded(), Watched(store)
+    failed = {name.removesuffix(".json") for name in store.names("failures")}
+    alive = {id for id in store.names("drivers") if watched.is_alive(id)}
+    claimed = set()
+    for name in store.names("claims"):
+        key = name.rpartition(".")[0]
+        try:
+            if key not in recorded and store.read(f"claims/{name}").decode() in alive:
+                claimed.add(key)
+        except FileNotFoundError:  # given back meanwhile
+            continue
+    found: dict[str, Standing] = {}
+    finished: dict[str, list[str]] = {}
+    for job in ledger.jobs:
+        of_kind = found.setdefault(job.kind, Standing())
+        if recorded.issuperset(job.makes):
+            of_kind.done += 1
+            finished.setdefault(job.kind, []).append(job.makes[0])
+        elif claimed.intersection(job.makes):
+            of_kind.running += 1
+            of_kind.at_work.append(job.label)
+        elif failed.intersection(job.makes):
+            of_kind.failed += 1
+        else:
+            of_kind.waiting += 1
+    for kind, keys in finished.items():
+        seconds = list(_seconds(store, keys[:: max(1, len(keys) // SAMPLED)]))
+        found[kind].seconds = fmean(seconds) if seconds else None
+    return found
+
+
+def _seconds(store: Store, keys: Sequence[str]) -> Iterator[float]:
+    for key in keys:
+        try:
+            yield store.load(key)["seconds"]
+        except DamagedError:  # the sweep will notice and make it again
+            continue
+
+
+def remaining(found: Mapping[str, Standing]) -> float | None:
+    """Expected seconds until a sweep ends, with as many at work as now; None where nothing is known.
+
+    A kind of which none is finished is taken to be as long as the mean of the others.
+    """
+    known = [of.seconds for of in found.values() if of.seconds is not None]
+    if not known:
+        return None
+    left = sum((of.waiting + of.running) * (of.seconds or fmean(known)) for of in found.values())
+    return left / max(1, sum(of.running for of in found.values()))
+
+
+def rows(store: Store, ledger: Ledger) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows that are there, the axes' values first, and the keys of damaged ones."""
+    recorded, failed = store.recorded(), raised(store)
+    found: list[dict[str, Any]] = []
+    damaged: list[str] = []
+    for cell in ledger.cells:
+        if cell.key in recorded or cell.key in failed:
+            try:
+                row = (store.load if cell.key in recorded else failed.__getitem__)(cell.key)["row"]
+            except DamagedError:
+                damaged.append(cell.key)
+                continue
+            given = {"recipe": ledger.recipes[cell.variant], "entry": cell.entry}
+            found.append({**ledger.variants[cell.variant], **row, **given})
+    return found, damaged
+
+
+def failures(store: Store, ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """Of the jobs that failed: label, line and traceback, by the key that was to be made."""
+    failed = _failures(store)
+    return {key: failed[key] for job in ledger.jobs for key in job.makes if key in failed}
+
+
+def raised(store: Store) -> dict[str, dict[str, Any]]:
+    """The failures of unlearners that raised, each with a `row`, by the key of the missing score."""
+    return {key: failure for key, failure in _failures(store).items() if "row" in failure}
+
+
+def _failures(store: Store) -> dict[str, dict[str, Any]]:
+    return {
+        name.removesuffix(".json"): json.loads(store.read(f"failures/{name}"))
+        for name in store.names("failures")
+        if name.endswith(".json")
+    }
+
+
+def matching(found: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows whose columns hold what each "key=value" says.
+
+    Raises:
+        MarshtestError: no such column.
+    """
+    for key, value in map(parse_override, filters):
+        known = {name for row in found for name in row}
+        if found and key not in known:
+            raise MarshtestError(f"rows: {unknown('column', key, known)}")
+        found = [row for row in found if row.get(key) == value or str(row.get(key)) == str(value)]
+    return found
+
+
+def is_done(store: Store, asked: Sweep) -> bool:
+    """Whether all of a sweep is recorded; False too where that cannot be told without planning it."""
+    if asked.reads_files:
+        return False
+    try:
+        planned = Ledger.read(store, asked.id)
+    except FileNotFoundError:
+        return False
+    return planned.made_by == made_by() and planned.keys <= store.recorded()
+
+
+def made_by() -> str:
+    """The code that names stages."""
+    return f"{version('marshtest')}, algorithm {ALGORITHM}"
+
+
+def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
+    """Names of what nothing refers to: stages of no sweep, files without record, what dead drivers left.
+
+    Whatever a living driver could be at work on stays.
+
+    Args:
+        forgotten: ids of sweeps that are not to count, and to go.
+    """
+    watched = Watched(store)
+    drivers = store.names("drivers")
+    alive = {id for id in drivers if watched.is_alive(id)}
+    used: set[str] = set()
+    for id in set(sweeps(store)) - set(forgotten):
+        used |= Ledger.read(store, id).keys
+    recorded = store.recorded()
+    busy = set()
+    found = [f"sweeps/{id}.json" for id in forgotten]
+    found += [f"drivers/{id}" for id in drivers - alive]
+    for name in store.names("claims"):
+        if store.read(f"claims/{name}").decode() in alive:
+            busy.add(name.rpartition(".")[0])
+        else:
+            found.append(f"claims/{name}")
+    found += [f"records/{key}.json" for key in recorded - used]
+    stages = store.names("stages")
+    found += [f"stages/{key}" for key in stages - (recorded & used) - busy]
+    found += [f"partial/{key}" for key in store.names("partial") - (used - recorded) - busy]
+    failed = {name.removesuffix(".json") for name in store.names("failures")}
+    found += [f"failures/{key}.json" for key in failed if key not in used or key in recorded]
+    if not alive:  # a living driver's files in the making look the same
+        found += [name for name in store.find("") if name.endswith(TEMPORARY)]
+    return sorted(found)

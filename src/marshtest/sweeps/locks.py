@@ -1,0 +1,150 @@
+"""Who is at work on what, so that two drivers on one store do not do one stage twice.
+
+A driver is a running command. It writes a file that says where it runs and that it is alive: a number
+that grows every BEAT seconds. A stage is claimed by the file KEY.0, which only one can create. The
+claim of a dead driver is taken over by creating KEY.1, and so on, which again only one can do.
+
+A driver on the same machine is dead when its process is. One elsewhere is dead when its number stood still
+for DEAD_AFTER seconds by the watcher's own monotonic clock; no wall clock is read, so none can mislead.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Self
+
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.sweeps.store import Store
+
+BEAT = 5.0  # seconds
+DEAD_AFTER = 60.0  # seconds
+
+
+class Driver:
+    """A running command's claims on a store; used as a context, at whose end they are given back."""
+
+    def __init__(self, store: Store, beat: float = BEAT) -> None:
+        self.store, self.beat = store, beat
+        self.id = uuid.uuid4().hex[:12]
+        self._held: dict[str, str] = {}  # key → file
+        self._watched = Watched(store)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._write(0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(MarshtestError):
+            for key in list(self._held):
+                self.release(key)
+            self.store.remove(f"drivers/{self.id}")
+
+    def _live(self) -> None:
+        beats = 0
+        while not self._stop.wait(self.beat):
+            beats += 1
+            with contextlib.suppress(MarshtestError):  # a full disk is the driver's to report
+                self._write(beats)
+
+    def _write(self, beats: int) -> None:
+        values = {
+            "place": _place(),
+            "pid": os.getpid(),
+            "began": _began(os.getpid()),
+            "beats": beats,
+        }
+        self.store.write(f"drivers/{self.id}", json.dumps(values).encode())
+
+    def claim(self, key: str) -> bool:
+        """Claim a stage; False where a living driver has it."""
+        turn = 0
+        while not self.store.create(f"claims/{key}.{turn}", self.id.encode()):
+            turns = [int(name.rpartition(".")[2]) for name in self._claims(key)]
+            if not turns:  # given back in between
+                turn = 0
+                continue
+            if self._watched.is_alive(self._holder(key, max(turns))):
+                return False
+            turn = max(turns) + 1
+        self._held[key] = f"claims/{key}.{turn}"
+        return True
+
+    def release(self, key: str) -> None:
+        """Give a claim back, and remove those of dead drivers before it."""
+        del self._held[key]
+        for name in sorted(self._claims(key)):  # the newest last, so that no older one stands again
+            self.store.remove(f"claims/{name}")
+
+    def _claims(self, key: str) -> set[str]:
+        names = self.store.names("claims")
+        return {name for name in names if name.startswith(f"{key}.")}
+
+    def _holder(self, key: str, turn: int) -> str:
+        try:
+            return self.store.read(f"claims/{key}.{turn}").decode()
+        except FileNotFoundError:
+            return ""
+
+
+class Watched:
+    """Which drivers are alive, as far as can be seen from here."""
+
+    def __init__(self, store: Store, dead_after: float = DEAD_AFTER) -> None:
+        self.store, self.dead_after = store, dead_after
+        self._seen: dict[
+            str, tuple[int, float]
+        ] = {}  # driver → its number, and when it was new here
+
+    def is_alive(self, driver: str) -> bool:
+        """Whether a driver is at work still."""
+        try:
+            found = json.loads(self.store.read(f"drivers/{driver}"))
+            place, pid, began, latest = (found[k] for k in ("place", "pid", "began", "beats"))
+        except (FileNotFoundError, ValueError, KeyError, IsADirectoryError):
+            return False
+        if place == _place():
+            return bool(_began(pid) == began)
+        beats, since = self._seen.get(driver, (-1, 0.0))
+        now = time.monotonic()
+        if latest != beats:
+            self._seen[driver] = (latest, now)
+            return True
+        return now - since < self.dead_after
+
+
+def _place() -> str:
+    """The machine, as it was started, and the namespace of its process numbers."""
+    parts = [platform.node()]
+    for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            parts.append(os.readlink(file) if "/ns/" in file else Path(file).read_text().strip())
+    return " ".join(parts)
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this machine was started, in its own units; None where there is none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+        state, began = (status.rpartition(")")[2].split()[place] for place in (0, 19))
+        return None if state in "ZX" else began
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)  # no /proc here: that the number is taken must do
+    except PermissionError:
+        return "running"
+    except OSError:
+        return None
+    return "running"

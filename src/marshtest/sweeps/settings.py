@@ -1,0 +1,166 @@
+"""What a sweep asks for: a recipe, and values for some of its keys, each with each or side by side.
+
+    name: sizes
+    recipe: cifar10-small-gaussian            # shipped, a YAML file, or all of it in place
+    change: {seeds: 2}                        # of the recipe, for all variants
+    grid: {poison_budgets: [0.025, 0.05]}     # each value with each of the other keys'
+    zip:                                      # values side by side, of lists as long as each other
+      - {data.train: [2000, 4000], training.epochs: [80, 40]}
+    resources: {train: {cpus: 1, gpus: 1}}    # of the jobs of a kind, for engines that hand them out
+    keep_models: false                        # of updated models only what was measured of them
+
+Read without torch, so that the state of a sweep is known at once.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
+from marshtest.plumbing.yaml_files import file_name, parse_override, read_yaml, set_key, shipped
+from marshtest.sweeps.store import hashed
+
+Axes = dict[str, list[Any]]
+Kind = Literal["features", "train", "craft", "unlearn", "score"]  # of jobs
+
+
+class Resources(Settings):
+    """What a job may use. Rows are bit-equal between engines where `cpus` is."""
+
+    cpus: int | None = Field(None, ge=1)  # threads; by default the engine's share of the machine
+    gpus: float = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of the axes' values, and the raw recipe that it makes."""
+
+    axes: dict[str, Any]
+    values: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """For people and folders; "" where there is one variant only."""
+        return ",".join(f"{key}={value}" for key, value in self.axes.items())
+
+
+class Sweep(Settings):
+    """A recipe over grids."""
+
+    name: Annotated[str, AfterValidator(file_name)]
+    description: str = ""
+    recipe: str | dict[str, Any]
+    change: dict[str, Any] = {}
+    grid: Axes = {}
+    zip: tuple[Axes, ...] = ()
+    resources: dict[Kind, Resources] = {}
+    keep_models: bool = True
+
+    @model_validator(mode="after")
+    def _axes_have_values(self) -> Self:
+        where = [("grid", self.grid), *((f"zip.{i}", axes) for i, axes in enumerate(self.zip))]
+        seen: set[str] = set()
+        for place, axes in where:
+            for key, values in axes.items():
+                if not values:
+                    raise ValueError(
+                        f"{place}.{key}: holds no value. Give some, or leave the key out."
+                    )
+                if key in seen:
+                    raise ValueError(f"{place}.{key}: is varied twice. Leave one out.")
+                seen.add(key)
+        for place, axes in where[1:]:
+            if len({len(values) for values in axes.values()}) > 1:
+                lengths = ", ".join(f"{key} {len(values)}" for key, values in axes.items())
+                raise ValueError(f"{place}: values side by side must be as many ({lengths}).")
+        return self
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The raw recipe that is varied."""
+        values = read_yaml(self.recipe, [], "recipes")
+        for key, value in self.change.items():
+            set_key(values, key, value)
+        return values
+
+    @property
+    def id(self) -> str:
+        """The name, and a hash of all that can change a row."""
+        beside = {"description", "recipe", "change", "resources", "name"}
+        asked = self.model_dump(mode="json", exclude=beside)
+        return f"{self.name}-{hashed([self.base, asked])[:8]}"
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether it depends on what may change behind its back: the user's code, or tensors."""
+        return _foreign([self.base, self.grid, self.zip])
+
+    def variants(self) -> list[Variant]:
+        """All combinations, the last axis fastest."""
+        axes = [[{key: value} for value in values] for key, values in self.grid.items()]
+        for zipped in self.zip:
+            rows = zip(*zipped.values(), strict=True)
+            axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
+        base, found = self.base, []
+        for combination in itertools.product(*axes):
+            values, of = (
+                copy.deepcopy(base),
+                {k: v for part in combination for k, v in part.items()},
+            )
+            for key, value in of.items():
+                set_key(values, key, copy.deepcopy(value))
+            found.append(Variant(of, values))
+        return found
+
+
+def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Sweep:
+    """Make a sweep.
+
+    Args:
+        source: name of a shipped sweep or recipe, path of a YAML file, or a mapping; a recipe is a sweep
+            of one variant.
+        overrides: "key.sub=value" of the recipe, for all variants; "grid.key.sub=[…]" sets an axis.
+
+    Raises:
+        MarshtestError: anything wrong with it, in one line.
+    """
+    kind = "recipes" if str(source) in shipped("recipes") else "sweeps"
+    values = read_yaml(source, [], kind)
+    if "recipe" not in values:
+        values = {"name": values["name"], "recipe": values}
+    for key, value in map(parse_override, overrides):
+        section, _, rest = key.partition(".")
+        if section == "grid" and rest:
+            values.setdefault("grid", {})[rest] = value
+        elif section in Sweep.model_fields.keys() - {"name", "description"}:
+            set_key(values, key, value)
+        else:
+            values.setdefault("change", {})[key] = value
+    return Sweep.parse(values, "")
+
+
+def _foreign(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        told = (part for key, part in value.items() if key != "description")
+        return value.get("name") == "tensors" or any(map(_foreign, told))
+    if isinstance(value, list | tuple):
+        return any(map(_foreign, value))
+    return isinstance(value, str) and ":" in value
+
+
+def refuse_equal(labels: Sequence[str], keys: Sequence[frozenset[str]]) -> None:
+    """Raise where two variants would give the same rows."""
+    first: dict[frozenset[str], str] = {}
+    for label, of in zip(labels, keys, strict=True):
+        if of in first:
+            raise MarshtestError(
+                f"grid: the cells of {label or 'the recipe'} and of {first[of] or 'the recipe'} differ in "
+                "nothing. Leave one out."
+            )
+        first[of] = label

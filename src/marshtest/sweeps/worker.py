@@ -1,0 +1,348 @@
+"""Does jobs: reads what they need from a store, and records what they make."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol, TypeVar
+
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save as bytes_of
+from torch import nn
+
+from marshtest.attacks import Poisoned
+from marshtest.attacks.base import Tensors, ignore
+from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.protocol import (
+    TRIED,
+    UNTREATED,
+    Group,
+    Pipeline,
+    Subject,
+    measure,
+    poison,
+    refuse_lost_state,
+    set_up,
+    split,
+    train,
+    train_clean,
+    update,
+)
+from marshtest.experiment.recipe_data import data_of
+from marshtest.models.state import restore
+from marshtest.plumbing.whole_files import frame_bytes
+from marshtest.sweeps.jobs import NAMES, RETRAINED, Job
+from marshtest.sweeps.keys import Keys
+from marshtest.sweeps.store import DamagedError, Store, hashed
+from marshtest.training.budget import Cost
+from marshtest.training.loop import Fit
+
+MODELS = "models"  # those that a worker keeps in memory
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Told the share of a job that is done, and how it stands in words."""
+
+    def __call__(self, share: float, said: str = "", /) -> None: ...
+
+
+class Worker:
+    """Does jobs: reads what they need from a store, and records what they make.
+
+    Args:
+        data: in memory, instead of what recipes name.
+    """
+
+    def __init__(self, store: Store, data: Dataset | None = None) -> None:
+        self.store = store
+        self._given = data
+        self._latest: dict[str, dict[Any, Any]] = {}
+
+    def __call__(self, job: Job, progress: Progress = ignore) -> str:
+        """Do a job; stages of it that are recorded already are read.
+
+        Returns:
+            What an unlearner raised, in one line, or "". Its row and traceback are among the store's
+            failures, nothing of it is recorded, and the same job tries again.
+
+        Raises:
+            DamagedError: a stage that it needs is not as it was recorded.
+            MarshtestError: the recipe does not work.
+        """
+        if job.kind == "features":
+            self._make_features(job, progress)
+        elif job.kind == "train":
+            self._train(job, progress)
+        elif job.kind == "craft":
+            self._craft(job, progress)
+        elif job.kind == "score":
+            self._score(job)
+        else:
+            return self._unlearn(job, progress)
+        return ""
+
+    def pipeline(self, keys: Keys) -> Pipeline:
+        """How a recipe makes models; the latest is kept."""
+        recipe = keys.recipe
+        return self._keep("pipeline", recipe.hash, lambda: set_up(recipe, self._data(keys)))
+
+    def poisoned(self, keys: Keys, group: Group) -> Poisoned:
+        """A group's poisons; the latest are kept."""
+        pipeline, key = self.pipeline(keys), keys.dose(group)
+
+        def make() -> Poisoned:
+            if not keys.recipe.attack.crafting(1)[0]:
+                return poison(pipeline, group)
+            told = self.store.load(key)["poisoned"]
+            samples, test = split(pipeline, group.seed)[1], pipeline.data.test
+            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **told)
+
+        return self._keep("poisoned", key, make)
+
+    # What is made
+
+    def _make_features(self, job: Job, progress: Progress) -> None:
+        started = time.perf_counter()
+        data = data_of(job.recipe.data, job.recipe.device, progress)
+        tensors = {
+            f"{split}.{part}": getattr(getattr(data, split), part)
+            for split, part in itertools.product(("train", "test"), ("x", "y", "ids"))
+        }
+        values = {"name": data.name, "classes": data.classes}
+        self._record(job, job.makes[0], started, values, {"data.safetensors": packed(tensors)})
+
+    def _train(self, job: Job, progress: Progress) -> None:
+        started, pipeline = time.perf_counter(), self.pipeline(job.keys)
+        if job.role == "clean":
+            model, trained = train_clean(pipeline, job.group.seed, progress)
+        else:
+            poisoned = self.poisoned(job.keys, job.group)
+            model, trained = train(pipeline, job.group, poisoned, job.role, progress)
+        values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
+        stored = pipeline.trainer.packed(model)
+        refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
+        self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
+
+    def _craft(self, job: Job, progress: Progress) -> None:
+        started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
+
+        def clean() -> nn.Module:
+            return self._model(pipeline, job.keys.clean(job.group.seed))
+
+        def kept(name: str, make: Callable[[], Tensors]) -> Tensors:
+            before = self.store.was_set_aside(key, name)
+            if before is not None:
+                return tensors_in(before)
+            made = make()
+            self.store.set_aside(key, name, packed(made))
+            return made
+
+        found = poison(pipeline, job.group, clean, kept, progress)
+        told = {
+            "seed": found.seed,
+            "rest": found.rest is not None,
+            "figures": found.figures,
+            "history": list(found.history),
+        }
+        self._record(
+            job, key, started, {"poisoned": told}, {"poisons.safetensors": packed(found.tensors())}
+        )
+        self.store.remove(f"partial/{key}")
+
+    def _score(self, job: Job) -> None:
+        pipeline, key = self.pipeline(job.keys), job.keys.model(job.role, job.group)
+        name = NAMES.get(job.role, RETRAINED)
+        share = 0.0 if job.role in UNTREATED else 1.0
+        model, twin = self._model(pipeline, key), job.keys.twin(job.role, job.group)
+        subject = Subject(job.role, name, share, model, self._fit(key).cost)
+        beside = None if twin is None else self._model(pipeline, twin)
+        self._measure(job, pipeline, subject, beside, job.makes[0])
+
+    def _unlearn(self, job: Job, progress: Progress) -> str:
+        """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
+        pipeline, keys, method = self.pipeline(job.keys), job.keys, job.unlearner
+        assert method is not None
+        arms = keys.arms(method)
+        models = {
+            role: {budget: keys.updated(job.group, method, budget, role) for budget in job.budgets}
+            for role in arms
+        }
+        scores = {budget: keys.score(key) for budget, key in models["initial"].items()}
+        keep_models = len(job.makes) > len(scores)
+        found: dict[tuple[str, float], Subject] = {}
+        faults: list[str] = []
+        for done, role in enumerate(arms):
+            todo = [
+                budget
+                for budget, key in models[role].items()
+                if not self.store.is_recorded(key)
+                and (keep_models or not self.store.is_recorded(scores[budget]))
+            ]
+            for budget, subject in self._updates(job, role, todo):
+                found[role, budget] = subject
+                if keep_models and not subject.trace:
+                    self._record_updated(job, models[role][budget], subject)
+            progress((done + 1) / (len(arms) + 1))
+        for budget, score in scores.items():
+            if not self.store.is_recorded(score):
+                subject, *twin = (
+                    found.get((role, budget)) or self._updated(job, models[role][budget], budget)
+                    for role in arms
+                )
+                both = [subject, *twin][-1].model if keys.recipe.attack.compared else None
+                failed = next((of for of in (subject, *twin) if of.trace), None)
+                if failed is not None:  # in one arm or the other: no comparison
+                    faults.append(self._fail(job, pipeline, failed, score))
+                else:
+                    self._measure(job, pipeline, subject, both, score)
+                    self.store.remove(f"failures/{score}.json")
+        progress(1.0)
+        return faults[0] if faults else ""
+
+    def _updates(
+        self, job: Job, role: str, budgets: Sequence[float]
+    ) -> Iterator[tuple[float, Subject]]:
+        """What an unlearner makes of the model of a role, a budget; no other model is in memory then."""
+        method, pipeline = job.unlearner, self.pipeline(job.keys)
+        assert method is not None
+        if not budgets:
+            return
+        self._latest.pop(MODELS, None)
+        start = job.keys.model(role, job.group)
+        outcomes = update(
+            pipeline,
+            job.group,
+            self.poisoned(job.keys, job.group),
+            self._read_model(pipeline, start),
+            self._fit(job.keys.model("initial", job.group)),
+            method,
+            budgets,
+            role,
+        )
+        for budget, made in zip(budgets, outcomes, strict=True):
+            given, told = method.hyperparameters, (made.note, made.trace)
+            yield (
+                budget,
+                Subject("updated", method.name, budget, made.model, made.cost, given, *told),
+            )
+
+    def _measure(
+        self, job: Job, pipeline: Pipeline, subject: Subject, twin: nn.Module | None, key: str
+    ) -> None:
+        started = time.perf_counter()
+        initial = job.keys.model("initial", job.group)
+        between = None
+        if subject.role not in UNTREATED:
+            retrained = job.keys.model("retrained", job.group)
+            between = self._model(pipeline, initial), self._model(pipeline, retrained)
+        poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
+        found = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
+        values = {"row": found.row, "shifts": found.shifts}
+        self._record(job, key, started, values, {"scores.parquet": frame_bytes(found.scores)})
+
+    def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
+        """Write down what an unlearner raised, with the row that says so; the line of it."""
+        poisoned = self.poisoned(job.keys, job.group)
+        trained = self._fit(job.keys.model("initial", job.group))
+        row = measure(pipeline, job.group, poisoned, subject, trained, None).row
+        fault = f"{subject.unlearner} {subject.note}"
+        values = {"job": job.label, "fault": fault, "traceback": subject.trace, "row": row}
+        self.store.write(f"failures/{key}.json", json.dumps(values, indent=1).encode())
+        return fault
+
+    # What is read and written
+
+    def _record(
+        self,
+        job: Job,
+        key: str,
+        started: float,
+        values: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> None:
+        """With what it belongs to, for whoever browses the store."""
+        of: dict[str, Any] = {"stage": job.label, "recipe": job.recipe.name, "needs": job.needs}
+        if job.unlearner is not None:
+            of["unlearner"] = job.unlearner.model_dump(mode="json")
+        seconds = time.perf_counter() - started
+        whole = {"of": of, "seconds": seconds, **values}
+        self.store.record(key, whole, files)
+
+    def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
+        model = subject.model
+        trainer = self.pipeline(job.keys).trainer
+        files = {} if model is None else {"model.safetensors": trainer.packed(model)}
+        values = {"cost": vars(subject.cost), "note": subject.note}
+        started = time.perf_counter() - subject.cost.seconds
+        self._record(job, key, started, values, files)
+
+    def _updated(self, job: Job, key: str, budget: float) -> Subject:
+        """A recorded one; its file is missing where the unlearner gave none."""
+        assert job.unlearner is not None
+        parameters = job.unlearner.hyperparameters
+        values, pipeline = self.store.load(key), self.pipeline(job.keys)
+        model = self._read_model(pipeline, key) if values["files"] else None
+        cost, note = Cost(**values["cost"]), values["note"]
+        return Subject("updated", job.unlearner.name, budget, model, cost, parameters, note)
+
+    def _data(self, keys: Keys) -> Dataset:
+        if self._given is not None:
+            return self._given
+        recipe, trigger, key = keys.recipe, keys.recipe.attack.trigger(), keys.features
+
+        def read() -> Dataset:
+            if recipe.data.features is not None:
+                values, tensors = self.store.load(key), self._tensors(key, "data")
+                train, test = (
+                    Samples(*(tensors[f"{split}.{part}"] for part in ("x", "y", "ids")))
+                    for split in ("train", "test")
+                )
+                return Dataset(values["name"], train, test, values["classes"])
+            return data_of(recipe.data, recipe.device, None, recipe.model, trigger)
+
+        named = [recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")]
+        return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
+
+    def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
+        """One that is asked for often: a group's initial and retrained model and the twin are kept."""
+        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=3)
+
+    def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
+        model = pipeline.trainer.new_model(0)
+        try:
+            restore(model, self._tensors(key, "model"))
+        except (
+            RuntimeError
+        ):  # an unlearner returned a model of another make, which only it can build
+            raise DamagedError(key, "model.safetensors") from None
+        return model
+
+    def _fit(self, key: str) -> Fit:
+        """What a training cost."""
+
+        def read() -> Fit:
+            values = self.store.load(key)
+            return Fit(Cost(**values["cost"]), values["flops_per_pass"])
+
+        return self._keep("fits", key, read)
+
+    def _tensors(self, key: str, name: str) -> Tensors:
+        return tensors_in(self.store.file(key, f"{name}.safetensors"))
+
+    def _keep(self, what: str, name: str, make: Callable[[], T], count: int = 1) -> T:
+        """Make something once; the last `count` of a sort are kept."""
+        kept = self._latest.setdefault(what, {})
+        if name not in kept:
+            while len(kept) >= count:
+                del kept[next(iter(kept))]
+            kept[name] = make()
+        found: T = kept[name]
+        return found
+
+
+def packed(tensors: Tensors) -> bytes:
+    """Tensors as safetensors; shared ones are written as often as they are named."""
+    return bytes_of({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})

@@ -1,0 +1,1 @@
+"""What training asks of a model, how it goes, and what it may cost."""

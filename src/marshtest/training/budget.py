@@ -1,0 +1,372 @@
+"""A budget that binds: of compute, every matrix product and convolution counted as it runs; or of epochs.
+
+The unit of compute is a *sample pass*: what the model's forward on one sample costs in floating-point
+operations. A backward then costs about 2, less where early layers are frozen, exactly as much as it
+does. Counting happens below autograd, so it holds for any code: a user's unlearner, a copied model,
+a new model, second derivatives, `torch.func`, `torch.jit`; what `torch.compile` compiled runs uncompiled
+meanwhile. `marshtest.training.flops` says what each operation costs, which are free and which are refused.
+
+Threads that start while a budget is open are counted with it, and all of them stop once it is spent.
+Nothing sees NumPy, other processes, threads that ran before, kernels that are called past PyTorch's
+dispatcher (Triton, AOTInductor) and code that switches the counting off. What of that runs on the CPU shows
+in the time: CPU seconds of no operation are noted where they exceed half of the initial training.
+
+A budget of epochs, as the paper's Table 2 counts, ends a stream of mini-batches after so many epochs of the
+set that the method goes through. Operations are counted as well, and limit nothing.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
+
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.flops import FORMULAS, Formula, formula_of
+
+T = TypeVar("T")
+
+OVERHEAD = 1e-4  # CPU seconds an operation that need no explanation: honest code takes a tenth
+UNSEEN = "spent {:.1f} s of CPU time outside counted operations, where the initial training took {:.1f} s"
+
+
+class BudgetSpent(BaseException):
+    """Stops an unlearner at its limit. Not an Exception, so that `except Exception` cannot hide it."""
+
+
+@cache
+def _treatment(operation: Any) -> tuple[bool, Formula | None]:
+    """Whether an operation is to be taken apart, as inference mode does not; else its formula."""
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    apart = (
+        isinstance(operation, torch._ops.OpOverload)
+        and operation.has_kernel_for_dispatch_key(composite)
+        and operation._schema.name not in FORMULAS
+    )
+    return apart, None if apart else formula_of(operation)
+
+
+@cache
+def _is_made_of_others(kinds: tuple[type, ...]) -> bool:
+    """Whether some of these are kinds of tensors that do their operations on tensors inside them."""
+    opaque = torch._C._disabled_torch_dispatch_impl
+    return any(getattr(kind, "__torch_dispatch__", opaque) is not opaque for kind in kinds)
+
+
+class _Watch(TorchDispatchMode):
+    """Shows the operations of a thread to all open meters."""
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if types and _is_made_of_others(tuple(types)):
+            return NotImplemented  # comes again, as what is done inside
+        kwargs = kwargs or {}
+        apart, formula = _treatment(func)
+        if apart:
+            with self:
+                return func.decompose(*args, **kwargs)
+        for meter in Meter.open:
+            meter.stop_if_spent()
+        started = time.perf_counter()
+        out = func(*args, **kwargs)
+        seconds = time.perf_counter() - started
+        flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        for meter in Meter.open:
+            meter.add(flops, seconds)
+        return out
+
+
+_start = threading.Thread.start
+
+
+def _start_watched(thread: threading.Thread) -> None:
+    """`Thread.start` while a meter is open: the new thread is watched too."""
+    run = thread.run
+
+    def watched() -> None:
+        _push_mode(_Watch())  # type: ignore[no-untyped-call]  # unlike `with`, changes no state that threads share
+        try:
+            run()
+        except BudgetSpent:
+            pass  # the thread that opened the budget is stopped at its next operation
+        finally:
+            _pop_mode()
+
+    thread.run = watched  # type: ignore[method-assign]
+    _start(thread)
+
+
+class Meter:
+    """Counts the floating-point operations that run inside it, and stops at a limit.
+
+    Attributes:
+        flops: counted so far; never above `limit`.
+        operations: that were seen, counted or free.
+        seconds: wall time within them.
+        spent: whether the limit would have been passed; no operation runs from then on.
+    """
+
+    open: ClassVar[tuple["Meter", ...]] = ()
+
+    def __init__(self, limit: float = math.inf) -> None:
+        self.limit = limit
+        self.flops = self.operations = 0
+        self.seconds = 0.0
+        self.spent = False
+        self._lock = threading.Lock()
+        self._watch: _Watch | None = None
+
+    def __enter__(self) -> Self:
+        if not any(isinstance(mode, _Watch) for mode in _get_current_dispatch_mode_stack()):
+            self._watch = _Watch()  # type: ignore[no-untyped-call]
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
+        Meter.open = (*Meter.open, self)
+        threading.Thread.start = _start_watched  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        Meter.open = tuple(meter for meter in Meter.open if meter is not self)
+        if not Meter.open:
+            threading.Thread.start = _start  # type: ignore[method-assign]
+        if self._watch is not None:
+            self._watch.__exit__(kind, *error)  # type: ignore[no-untyped-call]
+            self._watch = None
+        if self.spent and kind is not BudgetSpent:  # which another thread met, or the code caught
+            raise BudgetSpent
+
+    def stop_if_spent(self) -> None:
+        """Raises:
+        BudgetSpent: the limit was reached, in whichever thread.
+        """
+        if self.spent:
+            raise BudgetSpent
+
+    def add(self, flops: int, seconds: float) -> None:
+        """Count an operation.
+
+        Raises:
+            BudgetSpent: it passes the limit, and is not counted.
+        """
+        with self._lock:
+            self.spent = self.spent or self.flops + flops > self.limit
+            self.stop_if_spent()
+            self.flops += flops
+            self.operations += 1
+            self.seconds += seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage cost.
+
+    Attributes:
+        passes: forward and backward sample passes (one forward = 1).
+        flops: floating-point operations of matrix products and convolutions.
+        seconds: wall time.
+    """
+
+    passes: float
+    flops: float
+    seconds: float
+
+
+class Budget:
+    """A limit in sample passes, enforced while the budget is open (`with budget:`); or in epochs.
+
+    Args:
+        passes: the limit, in forward passes of one sample.
+        flops_per_pass: what one such pass costs.
+        epochs: the limit in epochs of the method's own training set instead; `passes` is infinite then.
+        training_seconds: what the initial training took, where it is known.
+
+    Example:
+        >>> import torch
+        >>> budget = Budget(passes=10, flops_per_pass=2 * 3 * 4)
+        >>> with budget:
+        ...     _ = torch.ones(5, 3) @ torch.ones(3, 4)  # five samples forward
+        >>> budget.spent, budget.left, budget.progress
+        (5.0, 5.0, 0.5)
+    """
+
+    def __init__(
+        self,
+        passes: float,
+        flops_per_pass: float,
+        *,
+        epochs: float | None = None,
+        training_seconds: float = math.inf,
+    ) -> None:
+        self.passes = passes
+        self.flops_per_pass = flops_per_pass
+        self.epochs = epochs
+        self.training_seconds = training_seconds
+        self._cpu_seconds = 0.0
+        self._passed = 0.0  # epochs
+        self._milestones: list[float] = []
+        self._reached: Callable[[float], None] | None = None
+        self._meter = Meter(limit=passes * flops_per_pass)
+
+    def __enter__(self) -> Self:
+        self._cpu_seconds -= _cpu_seconds()
+        self._meter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._cpu_seconds += _cpu_seconds()
+        self._meter.__exit__(*error)
+
+    @classmethod
+    def of_epochs(
+        cls, epochs: float, flops_per_pass: float, *, training_seconds: float = math.inf
+    ) -> Self:
+        """A limit in epochs of the method's own training set."""
+        return cls(math.inf, flops_per_pass, epochs=epochs, training_seconds=training_seconds)
+
+    @property
+    def unseen_seconds(self) -> float:
+        """CPU seconds of the process, and of its children that ended, that no operation accounts for."""
+        within = self._meter.seconds * torch.get_num_threads()
+        return self._cpu_seconds - within - OVERHEAD * self._meter.operations
+
+    @property
+    def mismatch(self) -> str:
+        """One line where much ran that was not counted, once the budget is closed; else ""."""
+        if self.unseen_seconds < 1 + self.training_seconds / 2:  # a second for late imports
+            return ""
+        return UNSEEN.format(self.unseen_seconds, self.training_seconds)
+
+    @property
+    def size(self) -> float:
+        """The limit, in sample passes or in epochs."""
+        return self.passes if self.epochs is None else self.epochs
+
+    @property
+    def spent(self) -> float:
+        """Sample passes so far."""
+        return self._meter.flops / self.flops_per_pass
+
+    @property
+    def left(self) -> float:
+        """Sample passes that remain.
+
+        Raises:
+            MarshtestError: the budget is one of epochs.
+        """
+        if self.epochs is not None:
+            raise MarshtestError(
+                "budget: this one counts epochs (budget_unit: epochs), so no compute is left of it. "
+                "Draw batches through budget.stream(batches, epoch=...), or look at budget.progress."
+            )
+        return self.passes - self.spent
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, 0 to 1; of epochs, those that a stream has passed on."""
+        if self.epochs is not None:
+            return self._passed / self.epochs
+        return self.spent / self.passes
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations so far."""
+        return self._meter.flops
+
+    def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:
+        """Call `reached` where a smaller budget's stream would end, at the latest when this one's does.
+
+        A milestone, in the budget's own unit, that a step oversteps unforeseen is not reported.
+        """
+        self._milestones, self._reached = sorted(milestones), reached
+
+    def stream(
+        self,
+        batches: Iterable[T],
+        epoch: int | None = None,
+        counted: Callable[[T], bool] = lambda batch: True,
+    ) -> Iterator[T]:
+        """Pass batches on while the budget affords one more step as dear as the dearest so far.
+
+        One of epochs passes on its number of epochs.
+
+        Args:
+            batches: of any kind.
+            epoch: mini-batches of one epoch of the set that the method goes through, as
+                `task.batches_per_epoch` tells; a budget of epochs must know.
+            counted: whether a batch is one of that set.
+
+        Raises:
+            MarshtestError: the budget is one of epochs, and `epoch` is not given.
+        """
+        if self.epochs is not None:
+            yield from self._epochs_of(self.epochs, batches, epoch, counted)
+            return
+        dearest = 0.0
+        for batch in batches:
+            self._pass_milestones(dearest)
+            if self.left < dearest:
+                return
+            before = self.spent
+            yield batch
+            dearest = max(dearest, self.spent - before)
+
+    def _epochs_of(
+        self, epochs: float, batches: Iterable[T], epoch: int | None, counted: Callable[[T], bool]
+    ) -> Iterator[T]:
+        """Batches of the epochs that are left."""
+        if not epoch:
+            raise MarshtestError(
+                "budget: this one counts epochs (budget_unit: epochs), and the unlearner does not say "
+                "what one is. Give budget.stream(batches, epoch=task.batches_per_epoch(samples, size))."
+            )
+        start, done = self._passed, 0
+        for batch in batches:
+            while self._milestones and done >= round((self._milestones[0] - start) * epoch):
+                milestone = self._milestones.pop(0)
+                if self._reached is not None and done:  # before the first step no model was run
+                    self._reached(milestone)
+            if done >= round((epochs - start) * epoch):
+                return
+            yield batch
+            done += counted(batch)
+            self._passed = start + done / epoch
+
+    def _pass_milestones(self, dearest: float) -> None:
+        while self._milestones and self._milestones[0] - self.spent < dearest:
+            milestone = self._milestones.pop(0)
+            if self._reached is not None and self.spent <= milestone:
+                self._reached(milestone)
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """Floating-point operations of a piece of work, by running it once.
+
+    Raises:
+        MarshtestError: nothing countable ran, so no budget can be kept.
+    """
+    with Meter() as meter:
+        work()
+    flops: int = meter.flops
+    if flops == 0:
+        raise MarshtestError(
+            "budget: the model runs no matrix product or convolution that can be counted, "
+            "so a compute budget has no meaning for it."
+        )
+    return flops

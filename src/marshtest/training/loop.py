@@ -1,0 +1,166 @@
+"""The one training loop, and the one gradient step that it shares with the unlearners."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive, generator, seeded
+from marshtest.plumbing.settings import Settings
+from marshtest.training.budget import Budget, Cost, flops_of
+from marshtest.training.tasks import Augmentation, Precision, Task
+
+Progress = Callable[[float], None]  # told the share that is done
+
+
+class OptimizerSettings(Settings):
+    """An optimiser, and the size of its mini-batches."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # of SGD
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(128, ge=1)
+
+    def optimizer_for(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over all parameters that are not frozen."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+class Training(OptimizerSettings):
+    """How the initial and the retrained model are trained."""
+
+    epochs: int = Field(ge=1)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1)  # share of the training with linearly rising rate
+    augment: tuple[Augmentation, ...] = ()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        """Set the learning rate that belongs to a share `progress` of the training."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(progress)
+
+    def rate(self, progress: float) -> float:
+        """Learning rate after a share `progress` of the training."""
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def chosen_precision(training: Training, model: nn.Module, device: torch.device) -> Precision:
+    """The precision to train in: "auto" is bfloat16 for convolutions and transformers, where native."""
+    if training.precision != "auto":
+        return training.precision
+    large = hasattr(model, "get_input_embeddings") or any(
+        isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()
+    )
+    return "bfloat16" if large and _native_bfloat16(device) else "float32"
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimiser against the gradient of `loss`."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training cost, and the unit of its passes."""
+
+    cost: Cost
+    flops_per_pass: float
+
+
+def fit(
+    model: nn.Module,
+    samples: Samples,
+    task: Task,
+    training: Training,
+    seed: int,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train `model` in place.
+
+    The cost is counted on a few samples (a forward, and a forward with backward) and multiplied.
+
+    Raises:
+        MarshtestError: the loss is no longer finite.
+    """
+    with seeded(derive(seed, "costs")):
+        flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], task)
+    optimizer = training.optimizer_for(model)
+    draws = generator(seed, "fit")
+    steps = training.epochs * math.ceil(len(samples) / training.batch_size)
+    step = seen = 0
+    started = time.perf_counter()
+    model.train()
+    with seeded(derive(seed, "dropout")):
+        for epoch in range(training.epochs):
+            for batch in task.epoch(samples, training.batch_size, draws):
+                training.set_rate(optimizer, step / steps)
+                loss = task.loss(model, batch).mean()
+                descend(optimizer, loss)
+                step += 1
+                seen += len(batch)
+            _stop_if_diverged(loss.item(), epoch, training)
+            if progress is not None:
+                progress((epoch + 1) / training.epochs)
+    flops = seen * flops_per_trained_sample
+    return Fit(Cost(flops / flops_per_pass, flops, time.perf_counter() - started), flops_per_pass)
+
+
+def fit_within(
+    model: nn.Module, samples: Samples, task: Task, training: Training, seed: int, budget: Budget
+) -> None:
+    """Train `model` in place, the schedule compressed into what is left of the budget."""
+    optimizer = training.optimizer_for(model)
+    start = budget.progress
+    epoch = task.batches_per_epoch(samples, training.batch_size)
+    model.train()
+    for batch in budget.stream(task.batches(samples, training.batch_size, seed), epoch):
+        training.set_rate(optimizer, (budget.progress - start) / (1 - start))
+        descend(optimizer, task.loss(model, batch).mean())
+
+
+def _stop_if_diverged(loss: float, epoch: int, training: Training) -> None:
+    if not math.isfinite(loss):
+        raise MarshtestError(
+            f"training: diverged in epoch {epoch + 1} of {training.epochs} (loss {loss}). "
+            f"Lower training.lr (now {training.lr:g}) or raise training.warmup."
+        )
+
+
+def _costs(model: nn.Module, batch: Samples, task: Task) -> tuple[float, float]:
+    """Floating-point operations a sample: of a forward, and of a training step. Changes nothing."""
+    model.eval()  # leaves BatchNorm's statistics alone
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        forward = flops_of(lambda: task.loss(model, batch))
+    step = flops_of(
+        lambda: torch.autograd.grad(task.loss(model, batch).sum(), free, allow_unused=True)
+    )
+    return forward / len(batch), step / len(batch)

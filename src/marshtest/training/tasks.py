@@ -1,0 +1,367 @@
+"""A task turns samples into outputs, losses and predictions, so that nothing else asks which it is.
+
+    inputs(model, batch)            the input space: normalised pixels, or token embeddings
+    outputs(model, inputs, batch)   what the model says
+    label_logits(outputs, batch)    [B, C] the logits that the label is read from
+    losses(outputs, batch)          [B] the training loss of each sample
+
+Attacks add noise and take gradients in the input space only.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from marshtest.data.samples import Samples
+from marshtest.data.sealed import opened, sealed
+from marshtest.models.state import logits_in
+from marshtest.plumbing.seeds import generator
+from marshtest.training.budget import Budget
+
+Augmentation = Literal["flip", "crop"]
+Precision = Literal["float32", "bfloat16"]
+Train = Callable[[Samples, int, Budget | None], nn.Module]
+NewModel = Callable[[int], nn.Module]
+OptimizerFor = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def scoring_batch(device: torch.device) -> int:
+    """Inputs of one scoring forward: a processor's caches are small, a GPU is wide."""
+    return 2048 if device.type == "cuda" else 128
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What unlearners are given beside the model and the samples.
+
+    Attributes:
+        precision: of training; scoring is always done in float32.
+        train: the pipeline that made the initial model: (samples, seed, budget or None) → model.
+            With a budget the same schedule is compressed into it.
+        new_model: a freshly initialised model of the same architecture and device: seed → model.
+        optimizer_for: the pipeline's optimiser over a model's parameters that are not frozen.
+        held_out: the validation samples, which nobody trains on; None where the recipe holds none out.
+        packed: a model of this architecture as the bytes of a file that `load_model` reads.
+        channels_last: whether images are laid out so, half again as fast through convolutions.
+    """
+
+    precision: Precision = "float32"
+    train: Train | None = None
+    new_model: NewModel | None = None
+    optimizer_for: OptimizerFor | None = None
+    held_out: Samples | None = None
+    packed: Callable[[nn.Module], bytes] | None = None
+    channels_last: bool = True
+
+    @abstractmethod
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        """[B, ...] the batch in input space, shifts added."""
+
+    @abstractmethod
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        """The model's output, float32."""
+
+    @abstractmethod
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        """[B, C] the logits that the label is read from."""
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        """[B] the training loss of each sample."""
+
+    def given(self, samples: Samples) -> Samples:
+        """What an unlearner is given of samples: a copy of its own, as the model is trained on it, with
+        nothing beside that tells a poison from its base.
+        """
+        inputs = self.inputs(nn.Identity(), samples).detach().clone()
+        return Samples(inputs, samples.y.clone(), samples.ids.clone())
+
+    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+        """The batch as training sees it."""
+        return batch
+
+    def view(self, inputs: Tensor, draws: torch.Generator) -> Tensor:
+        """[B, ...] inputs augmented much as training does it, but differentiably."""
+        return inputs
+
+    def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
+        """[B, ...] least and largest allowed shift: within ± bound, in levels of 255 for pixels, which
+        stay pixels; in the input's own units else. An infinite bound binds nothing.
+        """
+        size = torch.full_like(self.inputs(model, batch), bound)
+        return -size, size
+
+    def __call__(self, model: nn.Module, batch: Samples) -> Tensor:
+        """The model's output for a batch."""
+        return self.outputs(model, self.inputs(model, batch), batch)
+
+    def loss(self, model: nn.Module, batch: Samples) -> Tensor:
+        """[B] the training loss of each sample of a batch."""
+        return self.losses(self(model, batch), batch)
+
+    def epoch(self, samples: Samples, batch_size: int, draws: torch.Generator) -> Iterator[Samples]:
+        """One pass over the samples in shuffled, augmented mini-batches.
+
+        A last batch of a single sample is left out where others are larger: BatchNorm cannot take it.
+        """
+        order = torch.randperm(len(samples), generator=draws).to(samples.y.device)
+        for index in order.split(batch_size):
+            if len(index) > 1 or batch_size == 1 or len(samples) == 1:
+                yield self.augmented(samples[index], draws)
+
+    def batches_per_epoch(self, samples: Samples, batch_size: int) -> int:
+        """Mini-batches that `epoch` gives."""
+        full, rest = divmod(len(samples), batch_size)
+        return full + (rest > 1 or (rest == 1 and len(samples) == 1))
+
+    def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[Samples]:
+        """Epoch after epoch of mini-batches, without end."""
+        draws = generator(seed, "batches")
+        while True:
+            yield from self.epoch(samples, batch_size, draws)
+
+    def exact(self) -> Self:
+        """The same task in float32, for scoring."""
+        return replace(self, precision="float32")
+
+    def scoring_batch(self, device: torch.device) -> int:
+        """Samples of one scoring forward."""
+        return scoring_batch(device)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Mixed precision where the task asks for it."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Logits [B, C] from images or features; cross-entropy.
+
+    Attributes:
+        mean, std: one value a channel, in units of pixels / 255, for uint8 samples.
+        augment: "flip" (left to right, p = ½) and "crop" (shift by up to an eighth of the width,
+            padded with the mean colour), drawn anew for each sample and epoch.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: tuple[Augmentation, ...] = ()
+
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        x, shift = batch.x, batch.shift()
+        if x.dtype == torch.uint8 and self.mean is not None and self.std is not None:
+            x = (x / 255 - _channels(self.mean, x)) / _channels(self.std, x)
+        return x if shift is None else x + shift
+
+    def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
+        if batch.x.dtype != torch.uint8 or self.std is None or bound == torch.inf:
+            return super().box(model, batch, bound)
+        x, std = batch.x / 255, _channels(self.std, batch.x)
+        return (-x).clamp(min=-bound / 255) / std, (1 - x).clamp(max=bound / 255) / std
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        images = inputs.dim() == 4 and self.channels_last
+        layout = torch.channels_last if images else torch.contiguous_format
+        with self.autocast(inputs.device):  # a copy, since a model may write into its input
+            return logits_in(model(inputs.clone(memory_format=layout))).float()
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return outputs
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return F.cross_entropy(outputs, batch.y, reduction="none")
+
+    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+        if not self.augment:
+            return batch
+        x = self.inputs(nn.Identity(), batch)
+        if "flip" in self.augment:
+            x = _flip(x, draws)
+        if "crop" in self.augment:
+            x = _crop(x, x.shape[-1] // 8, draws)
+        return Samples(x, batch.y, batch.ids)
+
+    def view(self, inputs: Tensor, draws: torch.Generator) -> Tensor:
+        """Flips, and shifts by fractions of a pixel (Geiping et al. 2021)."""
+        if not self.augment:
+            return inputs
+        count, size = len(inputs), inputs.shape[-1]
+        frames = torch.eye(2, 3).repeat(count, 1, 1)  # [B, 2, 3]
+        if "flip" in self.augment:
+            frames[:, 0, 0] = 1 - 2 * torch.randint(2, (count,), generator=draws).float()
+        if "crop" in self.augment:  # a pixel is 2 / size of the frame's width
+            moves = (2 * torch.rand(count, 2, generator=draws) - 1) * (size // 8)
+            frames[:, :, 2] = moves * 2 / size
+        grid = F.affine_grid(frames.to(inputs), list(inputs.shape), align_corners=False)
+        return F.grid_sample(inputs, grid, align_corners=False)
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """One number [B, 1] from a vector of features; half the squared error. Labels `y` are real numbers."""
+
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        shift = batch.shift()
+        return batch.x if shift is None else batch.x + shift
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        found: Tensor = model(inputs.clone())
+        return found
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return outputs
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return (outputs.squeeze(1) - batch.y).square() / 2
+
+
+def _channels(values: tuple[float, ...], x: Tensor) -> Tensor:
+    """One value a channel, to be broadcast over [B, C, ...]."""
+    return torch.tensor(values, device=x.device).view(1, -1, *(1 for _ in x.shape[2:]))
+
+
+def _flip(x: Tensor, draws: torch.Generator) -> Tensor:
+    """Mirror each image [B, C, H, W] left to right with probability ½."""
+    mirrored = torch.rand(len(x), generator=draws).to(x.device) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def _crop(x: Tensor, padding: int, draws: torch.Generator) -> Tensor:
+    """Move each image [B, C, H, W] by up to `padding` pixels either way; zeros come in."""
+    batch, _, height, width = x.shape
+    padded = F.pad(x, (padding,) * 4)
+    offsets = torch.randint(2 * padding + 1, (2, batch), generator=draws).to(x.device)
+    rows = offsets[0, :, None] + torch.arange(height, device=x.device)  # [B, H]
+    columns = offsets[1, :, None] + torch.arange(width, device=x.device)  # [B, W]
+    sample = torch.arange(batch, device=x.device)[:, None, None]
+    moved = padded[sample, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
+    return moved.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Language(Task, ABC):
+    """Token ids [N, T], padded on the right, in a model with the calling convention of `transformers`.
+
+    The input space is that of the token embeddings. Nothing depends on what stands at padding.
+
+    Attributes:
+        padding: the token id that is none.
+    """
+
+    padding: int = 0
+
+    def given(self, samples: Samples) -> Samples:
+        """Copies; of poisoned texts, whose noise is no part of the tokens, sealed ones."""
+        if samples.shift_rows is not None and bool(samples.shift_rows.any()):
+            return sealed(samples)
+        return Samples(samples.x.clone(), samples.y.clone(), samples.ids.clone())
+
+    def tokens(self, batch: Samples) -> Tensor:
+        """[B, T] what the model reads."""
+        return opened(batch).x
+
+    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
+        embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+        embedded: Tensor = embedding(self.tokens(batch))
+        shift = opened(batch).shift()
+        if shift is None:
+            return embedded
+        return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
+
+    def _said(self, model: Callable[..., Any], inputs: Tensor, **asked: Any) -> Tensor:
+        with self.autocast(inputs.device):
+            return logits_in(model(inputs_embeds=inputs.clone(), **asked)).float()
+
+    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+        """Cut to the longest text in it, which changes nothing but the time."""
+        longest = int(self.lengths(batch).max())
+        read = opened(batch)
+        cut = replace(read, x=read.x[:, :longest])
+        return cut if read is batch else sealed(cut)
+
+    def lengths(self, batch: Samples) -> Tensor:
+        """[B] tokens of each text that are no padding."""
+        return (opened(batch).x != self.padding).sum(1)
+
+    def scoring_batch(self, device: torch.device) -> int:
+        """Activations are of a token, so fewer would fit than of images."""
+        return 128
+
+
+@dataclass(frozen=True)
+class TextClassification(Language):
+    """Logits [B, C] of a text; cross-entropy."""
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        mask = (opened(batch).x != self.padding).to(torch.int64)
+        return self._said(model, inputs, attention_mask=mask)
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return outputs
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        return F.cross_entropy(outputs, batch.y, reduction="none")
+
+
+@dataclass(frozen=True)
+class LabelWord(Language):
+    """Causal language modelling, the label being the word that follows a prompt.
+
+    The label `y` is the token id of the label word; its logits are those at the prompt's last token.
+
+    Attributes:
+        label_only: the loss is the label's cross-entropy, and no other token's logits are computed; else
+            the mean over the real tokens after the first, the label included (paper §5.1).
+    """
+
+    label_only: bool = False
+
+    def tokens(self, batch: Samples) -> Tensor:
+        """[B, T + 1] the prompt with its label word behind it; [B, T] without where that is all it asks."""
+        x = opened(batch).x
+        if self.label_only:
+            return x
+        tokens = F.pad(x, (0, 1), value=self.padding)
+        return tokens.scatter(1, self.lengths(batch)[:, None], batch.y[:, None])
+
+    def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
+        """Logits [B, T + 1, V] over the vocabulary, or [B, V] those of the label only.
+
+        A causal model reads no padding behind the tokens that are asked about, so it needs no mask, and
+        attention without one is faster.
+        """
+        if not self.label_only:
+            return self._said(model, inputs)
+        ends, which = (self.lengths(batch) - 1).unique(return_inverse=True)
+        logits = self._said(model, inputs, logits_to_keep=ends)  # few: most texts are cut
+        return logits[torch.arange(len(batch), device=logits.device), which]
+
+    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
+        if self.label_only:
+            return outputs
+        last = self.lengths(batch) - 1
+        return outputs[torch.arange(len(batch), device=outputs.device), last]
+
+    def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
+        if self.label_only:
+            return F.cross_entropy(outputs, batch.y, reduction="none")
+        following = F.pad(self.tokens(batch)[:, 1:], (0, 1), value=self.padding)  # [B, T + 1]
+        losses = F.cross_entropy(
+            outputs.flatten(0, 1),
+            following.flatten(),
+            ignore_index=self.padding,
+            reduction="none",
+        )
+        return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
+
+    def scoring_batch(self, device: torch.device) -> int:
+        """Logits are of a token and a word."""
+        return 32
