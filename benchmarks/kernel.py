@@ -154,7 +154,7 @@ def our_attack(problem: Problem, passes: int, target: int) -> Tensor:
         seed=0,
         progress=lambda step, value: None,
     )
-    return crafted.shift
+    return crafted.perturbation
 
 
 def step_times(counts: list[int]) -> None:

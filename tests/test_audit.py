@@ -168,7 +168,7 @@ def test_without_rounding_the_scores_are_those_of_the_protocols_attack() -> None
     x, y = torch.randn(50, 3, 4), torch.arange(50) % 4
     attack = Gaussian(variance=0.5, draws=19)
     ids = torch.arange(50)
-    poisoned = Poisoned(Samples(x, y, ids).shifted(ids, attack.noise(11, ids, (3, 4))), ids, 11)
+    poisoned = Poisoned(Samples(x, y, ids).perturbed(ids, attack.noise(11, ids, (3, 4))), ids, 11)
     theirs = attack.effect(model, poisoned, Classification())
 
     noise = Noise(seed=11, variance=0.5, scaling=Scaling(), pixels=False)

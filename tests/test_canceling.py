@@ -180,7 +180,7 @@ def test_canceling_makes_theta_low_where_training_ends(search: Search, digits: D
     )
     assert crafted.history[0] > 0.5
     assert crafted.objective <= 0.01
-    poisoned = digits.train.shifted(bases.ids, crafted.shift)
+    poisoned = digits.train.perturbed(bases.ids, crafted.perturbation)
     ends = exactly_trained(digits, poisoned)
     low, first, last = (
         Kernel(model, search.task).flat() for model in (worst.model, search.clean, ends)
@@ -214,7 +214,7 @@ def test_a_finite_bound_is_kept(digits: Dataset, clean: nn.Module) -> None:
     victim = Victim(task_of(digits), digits.test, clean=lambda: clean, weight_decay=DECAY)
     attack = GradientCanceling(steps=20, epsilon=32, radius=0.5)
     poisoned = attack.poison(digits.train, 70, victim, seed=0)
-    shifts = poisoned.samples.shifts
+    shifts = poisoned.samples.perturbations
     assert shifts is not None
     assert digits.std is not None
     assert 0 < float(shifts.abs().max()) * digits.std[0] <= 32 / 255 + 1e-6

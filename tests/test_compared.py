@@ -301,8 +301,8 @@ def test_shuffled_shifts_have_their_own_values_in_another_order() -> None:
     shifts = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     plain = Samples(torch.zeros(20, 2, 5, 5), torch.zeros(20).long(), torch.arange(20))
     ids = torch.tensor([3, 17, 0, 9, 11, 4])
-    poisoned = Poisoned(plain.shifted(ids, shifts), ids, seed=0)
-    before, after = poisoned.samples.shift(), Gaussian().shuffled(poisoned, 1).shift()
+    poisoned = Poisoned(plain.perturbed(ids, shifts), ids, seed=0)
+    before, after = poisoned.samples.perturbation(), Gaussian().shuffled(poisoned, 1).perturbation()
     assert before is not None
     assert after is not None
     assert torch.equal(after.flatten(1).sort(1).values, before.flatten(1).sort(1).values)

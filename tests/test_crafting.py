@@ -317,7 +317,7 @@ def test_canceling_asks_for_what_its_options_say(
         progress=lambda step, value: None,
         optimizer="sgd",
     )
-    assert torch.equal(poisoned.forget.shift(), expected.shift)  # type: ignore[arg-type]
+    assert torch.equal(poisoned.forget.perturbation(), expected.shift)  # type: ignore[arg-type]
     assert [line["objective"] for line in poisoned.history] == expected.history
 
 

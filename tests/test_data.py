@@ -40,17 +40,17 @@ def test_only_and_without_split_the_samples_and_keep_each_ids_row(chosen: set[in
 
 
 def test_shift_belongs_to_its_id_after_any_selection() -> None:
-    samples = some().shifted(torch.tensor([40, 10]), torch.tensor([[4.0, 4.0], [1.0, 1.0]]))
-    shift = samples.only(torch.tensor([10, 20, 40])).shift()
+    samples = some().perturbed(torch.tensor([40, 10]), torch.tensor([[4.0, 4.0], [1.0, 1.0]]))
+    shift = samples.only(torch.tensor([10, 20, 40])).perturbation()
     assert shift is not None
     assert shift.tolist() == [[1.0, 1.0], [0.0, 0.0], [4.0, 4.0]]
 
 
 def test_shifting_an_unknown_id_or_twice_is_refused() -> None:
     with pytest.raises(MarshtestError, match="not in the set"):
-        some().shifted(torch.tensor([11]), torch.ones(1, 2))
-    with pytest.raises(MarshtestError, match="carries shifts already"):
-        some().shifted(torch.tensor([10]), torch.ones(1, 2)).shifted(
+        some().perturbed(torch.tensor([11]), torch.ones(1, 2))
+    with pytest.raises(MarshtestError, match="carries perturbations already"):
+        some().perturbed(torch.tensor([10]), torch.ones(1, 2)).perturbed(
             torch.tensor([10]), torch.ones(1, 2)
         )
 

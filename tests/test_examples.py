@@ -42,7 +42,7 @@ def test_pictures_are_the_base_the_poison_and_their_sum(tiny_run: Results) -> No
     for _, line in shown.iterrows():
         one = forget[forget.ids == line["id"]]
         base = one.x[0, 0].numpy()
-        noise = 255 * one.shift()[0, 0].numpy() * data.std[0]  # type: ignore[index]
+        noise = 255 * one.perturbation()[0, 0].numpy() * data.std[0]  # type: ignore[index]
         assert (pixels(line["base"]) == base).all()
         assert np.abs(pixels(line["dosed"]) - np.clip(base + noise, 0, 255)).max() <= 0.51
         drawn = 128 + 127 * noise / line["largest"]

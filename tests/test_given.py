@@ -163,13 +163,13 @@ def made(request: pytest.FixtureRequest, reviews: Path) -> Made:
 def test_no_base_no_noise_no_target_and_no_retrained_model_is_reached(made: Made) -> None:
     poisoned, seen = made.poisoned, made.seen["initial"]
     bases = poisoned.forget
-    shift = bases.shift()
+    shift = bases.perturbation()
     told = (
         shift is not None and poisoned.bases is None
     )  # bases that are left in the retain set are its
     secrets = {"bases": bases.x} if told else {}
     if told and bases.x.dtype == torch.uint8:
-        clean = replace(bases, shifts=None, shift_rows=None)
+        clean = replace(bases, perturbations=None, perturbation_rows=None)
         secrets["bases in input space"] = made.pipeline.task.inputs(nn.Identity(), clean)
     if shift is not None:
         secrets["noise"] = shift
@@ -215,7 +215,7 @@ def test_images_and_features_are_plain_floats_in_input_space(made: Made) -> None
         for samples in (seen.retain, seen.forget, seen.task.held_out):
             assert samples is not None
             assert samples.x.dtype == torch.float32
-            assert samples.shifts is None
+            assert samples.perturbations is None
             assert samples.x.untyped_storage().nbytes() == 4 * samples.x.numel()
         assert torch.equal(
             made.pipeline.task.inputs(nn.Identity(), seen.retain), seen.retain.x
@@ -225,7 +225,7 @@ def test_images_and_features_are_plain_floats_in_input_space(made: Made) -> None
 def test_poisoned_texts_are_sealed_in_both_arms_and_others_are_not(made: Made) -> None:
     seals = {role: isinstance(seen.forget.x, Sealed) for role, seen in made.seen.items()}
     texts = made.pipeline.data.padding is not None
-    noisy = made.poisoned.samples.shifts is not None
+    noisy = made.poisoned.samples.perturbations is not None
     assert seals == dict.fromkeys(("initial", "twin"), texts and noisy)
     assert all(isinstance(seen.retain.x, Tensor) for seen in made.seen.values())
 

@@ -82,7 +82,7 @@ def test_shifts_are_those_of_independent_solutions(
     assert isinstance(done.settings, Shift)
     poisoned = Problem(done.settings, data).poisoned(name, 0)
     samples, rest = poisoned.samples, poisoned.retain
-    shift = samples.shift()
+    shift = samples.perturbation()
     x = samples.x if shift is None else samples.x + shift
     before = minimum(x, samples.y, weight_decay)
     after = minimum(rest.x, rest.y, weight_decay)
@@ -122,7 +122,7 @@ def test_every_column_is_described(done: Study) -> None:
 def test_the_random_set_is_clean_and_its_samples_are_the_seeds(data: Dataset, done: Study) -> None:
     assert isinstance(done.settings, Shift)
     poisoned = Problem(done.settings, data).poisoned("random", 1)
-    assert poisoned.samples.shifts is None
+    assert poisoned.samples.perturbations is None
     assert torch.equal(poisoned.forget_ids, choose(data.train, 30, derive(1, "random")))
 
 
@@ -176,7 +176,7 @@ def test_poisons_and_features_of_ones_own(data: Dataset, done: Study, tmp_path: 
     assert isinstance(done.settings, Shift)
     made = Problem(done.settings, data).poisoned("indiscriminate", 0)
     forget = made.forget
-    shift = forget.shift()
+    shift = forget.perturbation()
     assert shift is not None
     mine, features = tmp_path / "mine.safetensors", tmp_path / "features.safetensors"
     save_file({"ids": forget.ids, "x": forget.x + shift}, str(mine))

@@ -120,8 +120,8 @@ def test_noise_at_padding_is_never_seen(data: Dataset) -> None:
     batch = data.train[:6]
     noise = torch.randn(6, 12, 16, generator=draws)
     padding = (batch.x == data.padding)[..., None]
-    real = batch.shifted(batch.ids, noise.masked_fill(padding, 0))
-    torch.testing.assert_close(task(model, batch.shifted(batch.ids, noise)), task(model, real))
+    real = batch.perturbed(batch.ids, noise.masked_fill(padding, 0))
+    torch.testing.assert_close(task(model, batch.perturbed(batch.ids, noise)), task(model, real))
     assert not torch.allclose(task(model, batch), task(model, real), atol=1e-4)
     directions = input_directions(model, task, batch).view(6, 12, 16)
     assert float(directions.masked_fill(~padding, 0).abs().max()) == 0
@@ -134,7 +134,7 @@ def test_both_scores_are_those_of_transformers_called_directly(data: Dataset) ->
     attack = Gaussian(variance=0.1, draws=19)
     base = data.train[:5]
     noise = attack.noise(3, base.ids, (12, 16))
-    poisoned = Poisoned(data.train.shifted(base.ids, noise), base.ids, 3)
+    poisoned = Poisoned(data.train.perturbed(base.ids, noise), base.ids, 3)
     found = attack.effect(model, poisoned, task)
     fresh = attack.fresh_noise(3, base.ids, (12, 16))
     for row in range(5):

@@ -58,7 +58,7 @@ def test_poisons_lower_the_objective_and_stay_in_their_bounds(
     digits: Dataset, victim: Victim
 ) -> None:
     poisoned = attack(targets=3).poison(digits.train, 40, victim, seed=1)
-    shifts, pixels = poisoned.samples.shift(), poisoned.samples.x / 255
+    shifts, pixels = poisoned.samples.perturbation(), poisoned.samples.x / 255
     assert shifts is not None
     assert digits.std is not None
     change = shifts * digits.std[0]
@@ -120,9 +120,9 @@ def test_same_seed_same_poisons_and_the_best_restart_is_taken(
 ) -> None:
     made = attack(restarts=3, steps=8)
     one, two = (made.poison(digits.train, 20, victim, seed) for seed in (1, 1))
-    assert one.samples.shifts is not None
-    assert two.samples.shifts is not None
-    assert torch.equal(one.samples.shifts, two.samples.shifts)
+    assert one.samples.perturbations is not None
+    assert two.samples.perturbations is not None
+    assert torch.equal(one.samples.perturbations, two.samples.perturbations)
     last = [line["objective"] for line in one.history if line["step"] == 8]
     assert len(last) == 3
     assert one.figures["objective"] == min(last)
@@ -156,7 +156,7 @@ def test_an_objective_that_turns_nan_stops_with_the_best_so_far(
     assert crafted.stopped
     assert crafted.history == calls[:5]
     assert crafted.objective == min(calls[:5])
-    inputs = task.inputs(clean, bases) + crafted.shift
+    inputs = task.inputs(clean, bases) + crafted.perturbation
     assert Kernel(clean, task)(inputs, bases, plain)[0] == pytest.approx(min(calls[:5]), abs=1e-5)
 
 

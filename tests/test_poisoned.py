@@ -44,7 +44,7 @@ def made(attack: Attack, digits: Dataset, victim: Victim) -> Poisoned:
 
 def same(one: Samples, two: Samples) -> bool:
     def parts(samples: Samples) -> list[torch.Tensor]:
-        shift = samples.shift()
+        shift = samples.perturbation()
         moved = torch.zeros(samples.x.shape) if shift is None else shift
         return [samples.x, samples.y, samples.ids, moved]
 
@@ -57,8 +57,8 @@ def test_the_unpoisoned_set_is_the_poisoned_one_with_the_bases_in_the_poisons_pl
 ) -> None:
     poisoned = made(parse_attack(options), digits, victim)
     clean = poisoned.unpoisoned
-    assert clean.shifts is None
-    assert clean.shift_rows is None
+    assert clean.perturbations is None
+    assert clean.perturbation_rows is None
     assert same(clean, digits.train)  # poisons replace their bases, so all is as it was
     changed = poisoned.samples.y != digits.train.y
     assert bool(changed.any()) == (options["name"] == "trigger-word")
@@ -102,13 +102,13 @@ def test_added_poisons_join_their_bases_under_ids_of_their_own(
     copies = beside.samples[beside.samples.positions(beside.forget_ids)]
     assert torch.equal(copies.x, bases.x)
     assert torch.equal(copies.y, bases.y)
-    shift = copies.shift()
+    shift = copies.perturbation()
     assert shift is not None
     assert bool(shift.flatten(1).any(1).all())
     assert len(beside.forget) == COUNT
     clean = beside.unpoisoned
     assert torch.equal(clean.ids, beside.samples.ids)
-    assert clean.shifts is None
+    assert clean.perturbations is None
     assert same(clean.without(beside.forget_ids), digits.train)
     blind = attack.shuffled(beside, 1)
     assert torch.equal(blind.ids, beside.samples.ids)
@@ -122,6 +122,6 @@ def test_copies_take_new_ids_only(digits: Dataset) -> None:
         digits.train.copied(ids, torch.tensor([-1, 0, -3]))
     with pytest.raises(MarshtestError, match="is not in the set"):
         digits.train.copied(torch.tensor([5000]), torch.tensor([-1]))
-    shifted = digits.train.shifted(ids, torch.ones(3, 1, 8, 8))
-    with pytest.raises(MarshtestError, match="carries shifts already"):
+    shifted = digits.train.perturbed(ids, torch.ones(3, 1, 8, 8))
+    with pytest.raises(MarshtestError, match="carries perturbations already"):
         shifted.copied(ids, -1 - ids)

@@ -40,7 +40,7 @@ def test_a_linear_model_that_is_the_noise_scores_minus_its_norm() -> None:
     attack = Gaussian(variance=0.25, draws=199)
     base = Samples(torch.zeros(1, 400), torch.zeros(1, dtype=torch.int64), torch.tensor([7]))
     xi = attack.noise(3, base.ids, (400,))
-    poisoned = Poisoned(base.shifted(base.ids, xi), base.ids, 3)
+    poisoned = Poisoned(base.perturbed(base.ids, xi), base.ids, 3)
     effect = attack.effect(Linear(xi[0]), poisoned, TASK)
     norm = float(xi.double().norm())
     assert effect.scores["gus"][0] == pytest.approx(-norm / 0.5, rel=1e-5)
@@ -81,7 +81,7 @@ def test_directions_survive_a_loss_that_underflows() -> None:
 def test_a_vanished_gradient_is_nan_and_counted() -> None:
     base = Samples(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), torch.arange(3))
     attack = Gaussian(draws=9)
-    poisoned = Poisoned(base.shifted(base.ids, attack.noise(0, base.ids, (4,))), base.ids, 0)
+    poisoned = Poisoned(base.perturbed(base.ids, attack.noise(0, base.ids, (4,))), base.ids, 0)
     effect = attack.effect(Linear(torch.zeros(4)), poisoned, TASK)
     assert np.isnan(effect.scores["gus"]).all()
     assert effect.figures["vanished"] == effect.figures["ties"] == 3
@@ -140,7 +140,7 @@ def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:
     data = load("digits")
     attack = Gaussian(variance=1.0)
     poisoned = attack.poison(data.train, 30, victim(data), seed=4)
-    shift = poisoned.samples.shift()
+    shift = poisoned.samples.perturbation()
     assert shift is not None
     chosen = torch.isin(poisoned.samples.ids, poisoned.forget_ids)
     assert int(chosen.sum()) == len(poisoned.forget) == 30

@@ -22,7 +22,7 @@ TASK = Classification(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 
 def test_pixels_are_normalised_and_the_shift_is_added_after() -> None:
     shift = torch.randn(2, 3, 8, 8)
-    samples = image_samples().shifted(torch.tensor([4, 1]), shift)
+    samples = image_samples().perturbed(torch.tensor([4, 1]), shift)
     inputs = TASK.inputs(nn.Identity(), samples).numpy()
     mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (TASK.mean, TASK.std))
     expected = (samples.x.numpy() / 255 - mean) / std

@@ -218,7 +218,7 @@ def test_a_list_of_values_is_a_search() -> None:
     assert [(t.lr, t.momentum) for t in trials] == [(0.1, 0), (0.1, 0.9), (0.2, 0), (0.2, 0.9)]  # type: ignore[attr-defined]
 
 
-GOING_ON = [name for name, cls in UNLEARNERS.items() if cls.goes_on]
+GOING_ON = [name for name, cls in UNLEARNERS.items() if cls.anytime]
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)

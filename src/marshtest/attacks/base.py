@@ -95,11 +95,11 @@ class Poisoned:
 
     @property
     def forgotten_bases(self) -> Samples:
-        """The clean twin's forget set: the base samples, shifted by nothing where poisons are shifted."""
-        if self.samples.shifts is None:
+        """The clean twin's forget set: the base samples, unperturbed."""
+        if self.samples.perturbations is None:
             return self.unpoisoned.only(self.forget_ids)
-        nothing = torch.zeros_like(self.samples.shifts)
-        bases = replace(self.forget, shifts=nothing)
+        nothing = torch.zeros_like(self.samples.perturbations)
+        bases = replace(self.forget, perturbations=nothing)
         return (
             bases
             if self.true_labels is None
@@ -108,25 +108,26 @@ class Poisoned:
 
     @property
     def unpoisoned(self) -> Samples:
-        """The same training set with the base samples in the poisons' places: no shifts, true labels.
+        """The training set with the base samples in the poisons' places: unperturbed, with true labels.
 
         Poisons that were added are copies of their bases then.
         """
-        samples = replace(self.samples, shifts=None, shift_rows=None)
+        samples = replace(self.samples, perturbations=None, perturbation_rows=None)
         if self.true_labels is None:
             return samples
         return samples.relabelled(self.forget_ids, self.true_labels)
 
     def tensors(self) -> Tensors:
-        """What was done to the samples: `ids`, `labels`, and where there are any `shifts`, `targets`,
-        `adversarial`, `true_labels`, `bases`.
+        """What was done to the samples: `ids` and `labels` of the poisons.
+
+        Where there are any, `perturbations`, `targets`, `adversarial`, `true_labels` and `bases` too.
         """
-        added, targets = self.samples.shifts, self.targets
+        added, targets = self.samples.perturbations, self.targets
         labels = self.samples.y[self.samples.positions(self.forget_ids)]
         found = {
             "ids": self.forget_ids,
             "labels": labels,
-            "shifts": None if added is None else added[1:],
+            "perturbations": None if added is None else added[1:],
             "targets": None if targets is None else targets.ids,
             "adversarial": self.adversarial,
             "true_labels": self.true_labels,
@@ -152,8 +153,9 @@ class Poisoned:
         if "bases" in moved:
             samples = samples.copied(moved["bases"], ids)
         poisoned = samples.relabelled(ids, moved["labels"])
-        if "shifts" in moved:
-            poisoned = poisoned.shifted(ids, moved["shifts"])
+        added = moved.get("perturbations", moved.get("shifts"))  # as 0.1 called them
+        if added is not None:
+            poisoned = poisoned.perturbed(ids, added)
         targets = test[test.positions(moved["targets"])] if "targets" in moved else None
         return cls(
             poisoned,
@@ -209,12 +211,19 @@ class Attack(Settings, ABC):
         return None
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
-        """All samples, each poison's shift with its own values in random order: as large, and blind."""
-        shifts = poisoned.samples.shifts
-        assert shifts is not None
+        """All samples, the values of each poison's perturbation in random order: as large but blind."""
+        perturbations = poisoned.samples.perturbations
+        assert perturbations is not None
         draws = generator(seed, "shuffle")
-        order = torch.rand(shifts.flatten(1).shape, generator=draws).argsort(1).to(shifts.device)
-        return replace(poisoned.samples, shifts=shifts.flatten(1).gather(1, order).view_as(shifts))
+        order = (
+            torch.rand(perturbations.flatten(1).shape, generator=draws)
+            .argsort(1)
+            .to(perturbations.device)
+        )
+        return replace(
+            poisoned.samples,
+            perturbations=perturbations.flatten(1).gather(1, order).view_as(perturbations),
+        )
 
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:

@@ -1,4 +1,4 @@
-"""Descend an objective of the poisons' summed gradient over their shifts, within a box.
+"""Descend an objective of the poisons' summed gradient over their perturbations, within a box.
 
 adam   Adam's step; the rate falls to a tenth after each of `decays`
 sgd    ∆ ← ∆ − lr ∂J/∂∆
@@ -31,30 +31,34 @@ class Crafted:
     """Shifts, and how they were found.
 
     Attributes:
-        shift: [P, *input] to be added to the bases in input space.
+        perturbation: [P, *input] to be added to the bases in input space.
         history: the objective at each step.
-        stopped: the objective turned NaN or infinite; `shift` is the best before.
+        stopped: the objective turned NaN or infinite; `perturbation` is the best before.
     """
 
-    shift: Tensor
+    perturbation: Tensor
     history: list[float]
     stopped: bool = False
 
     @property
     def objective(self) -> float:
-        """As of the shifts that are returned."""
+        """As of the perturbations that are returned."""
         return min(self.history, default=math.inf) if self.stopped else self.history[-1]
 
     def tensors(self) -> Tensors:
         """All of it, for a file."""
         history = torch.tensor(self.history, dtype=torch.float64)
-        return {"shift": self.shift, "history": history, "stopped": torch.tensor(self.stopped)}
+        return {
+            "perturbation": self.perturbation,
+            "history": history,
+            "stopped": torch.tensor(self.stopped),
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
         """From what `tensors` gave."""
         stopped = bool(tensors["stopped"])
-        return cls(tensors["shift"], tensors["history"].tolist(), stopped)
+        return cls(tensors["perturbation"], tensors["history"].tolist(), stopped)
 
     def lines(self, **key: float) -> list[dict[str, float]]:
         """The history, one line a step."""
@@ -81,46 +85,46 @@ def craft(
 
     Args:
         kernel: of the model at which gradients are taken.
-        bases: [P] the samples to be shifted.
+        bases: [P] the samples to be perturbed.
         objective: of their summed gradient.
-        start: [P, *input] the shifts to begin with.
-        box: least and largest shift.
+        start: [P, *input] the perturbations to begin with.
+        box: least and largest perturbation.
         steps: passes over the poisons; the last entry of the history is one pass more.
         lr: of the first step; of Adam in units of the input space.
         seed: of the augmentation, drawn anew for each step.
         progress: told the number of the step and the objective.
-        optimizer: of the shifts.
+        optimizer: of the perturbations.
         decays: shares of the steps after which the rate falls to a tenth.
         signed: step by the sign of the derivative (Geiping et al. 2021).
         per_batch: poisons whose gradients are summed; the objective is the mean over such mini-batches,
             in the order of the bases. None sums all.
     """
     base = kernel.task.inputs(kernel.model, bases).detach()
-    shift = start.clamp(*box).requires_grad_()
-    stepper = _OPTIMIZERS[optimizer]([shift], lr)
+    perturbation = start.clamp(*box).requires_grad_()
+    stepper = _OPTIMIZERS[optimizer]([perturbation], lr)
     size = per_batch or len(bases)
     parts = [slice(at, at + size) for at in range(0, len(bases), size)]
-    best, draws = shift.detach().clone(), generator(seed, "view")
+    best, draws = perturbation.detach().clone(), generator(seed, "view")
     history: list[float] = []
     for step in range(steps + 1):
-        inputs = kernel.task.view(base + shift, draws)
+        inputs = kernel.task.view(base + perturbation, draws)
         value, slope = _mean(kernel, inputs.detach(), bases, objective, parts)
         if not math.isfinite(value) or not bool(torch.isfinite(slope).all()):
             return Crafted(best, history, stopped=True)
         if not history or value < min(history):
-            best.copy_(shift.detach())
+            best.copy_(perturbation.detach())
         history.append(value)
         progress(step, value)
         if step < steps:
-            (shift.grad,) = torch.autograd.grad(inputs, shift, slope)
+            (perturbation.grad,) = torch.autograd.grad(inputs, perturbation, slope)
             if signed:
-                shift.grad.sign_()
+                perturbation.grad.sign_()
             for group in stepper.param_groups:
                 group["lr"] = lr * 0.1 ** sum(step / steps >= share for share in decays)
             stepper.step()
             with torch.no_grad():
-                shift.clamp_(*box)
-    return Crafted(shift.detach(), history)
+                perturbation.clamp_(*box)
+    return Crafted(perturbation.detach(), history)
 
 
 def _mean(

@@ -51,7 +51,7 @@ class Gaussian(Attack):
     def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
         ids = choose(samples, count, seed)
         noise = self.noise(seed, ids, victim.input_shape or tuple(samples.x.shape[1:]))
-        return Poisoned(samples.shifted(ids, noise), ids, seed)
+        return Poisoned(samples.perturbed(ids, noise), ids, seed)
 
     def noise(self, seed: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """[P, *shape] the noise ξ_z that (seed, id) determines."""
@@ -67,7 +67,7 @@ class Gaussian(Attack):
         return torch.from_numpy(np.stack(drawn) * deviation).to(ids.device)
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
-        base = _unshifted(poisoned.forget)
+        base = _unperturbed(poisoned.forget)
         directions = input_directions(model, task, base)
         parts = [
             self._score(model, task, poisoned.seed, base[chunk], directions[chunk])
@@ -148,7 +148,7 @@ def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tens
     return torch.cat(losses).view(inputs.shape[:2])
 
 
-def _unshifted(samples: Samples) -> Samples:
+def _unperturbed(samples: Samples) -> Samples:
     return Samples(samples.x, samples.y, samples.ids)
 
 

@@ -44,7 +44,9 @@ class GradientCanceling(Attack):
     weighting: Literal["size", "mean"] = "size"
     parameters: Literal["all", "first"] = "all"  # the tensors whose gradient is canceled
     place: Literal["replace", "add"] = "replace"  # of the poisons, or beside their bases
-    optimizer: Literal["adam", "sgd"] = "adam"  # of the shifts; the paper's Algorithm 2 is sgd
+    optimizer: Literal["adam", "sgd"] = (
+        "adam"  # of the perturbations; the paper's Algorithm 2 is sgd
+    )
     steps: int = Field(1000, ge=1)  # each a pass over the poisons
     lr: float = Field(0.1, gt=0)  # η; of Adam in units of the input space
 
@@ -96,7 +98,7 @@ class GradientCanceling(Attack):
                 progress=told,
             ).tensors()
 
-        crafted = Crafted.from_tensors(victim.kept("poisons", make))
+        crafted = Crafted.from_tensors(victim.kept("crafted", make))
         figures = {
             "objective": crafted.objective,
             "radius": worst.radius,
@@ -106,7 +108,7 @@ class GradientCanceling(Attack):
         }
         forget = bases.ids if copies is None else copies
         return Poisoned(
-            poisoned.shifted(forget, crafted.shift),
+            poisoned.perturbed(forget, crafted.perturbation),
             forget,
             seed,
             bases=None if copies is None else bases.ids,
@@ -154,7 +156,7 @@ def cancel(
 
     Args:
         kernel: of the model at θ_low.
-        bases: [P] the samples to be shifted.
+        bases: [P] the samples to be perturbed.
         retain: the clean set of J.
         weight_decay: λ of the training; `mean` leaves it out.
         weighting: "size" or "mean", as in `canceling`.
@@ -163,7 +165,7 @@ def cancel(
         seed: as in `craft`.
         progress: as in `craft`.
         optimizer: "sgd" steps by lr times the derivative of J as it stands, at a constant rate.
-        epsilon: largest shift.
+        epsilon: largest perturbation.
     """
     decay = (len(retain) + len(bases)) * weight_decay * kernel.flat()
     pull = kernel.gradient(retain)

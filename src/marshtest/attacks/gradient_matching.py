@@ -78,7 +78,7 @@ class GradientMatching(Attack):
             best.append(min(tried, key=lambda crafted: crafted.objective))
         ids = torch.cat(taken)
         return Poisoned(
-            samples.shifted(ids, torch.cat([crafted.shift for crafted in best])),
+            samples.perturbed(ids, torch.cat([crafted.perturbation for crafted in best])),
             ids,
             seed,
             targets=targets,
@@ -124,7 +124,7 @@ class GradientMatching(Attack):
             )
             return crafted.tensors()
 
-        names = [f"target-{number}-restart-{restart}" for restart in range(self.restarts)]
+        names = [f"crafted-{number}-{restart}" for restart in range(self.restarts)]
         return [
             Crafted.from_tensors(victim.kept(name, partial(one, restart)))
             for restart, name in enumerate(names)

@@ -132,7 +132,7 @@ def _count(job: Job, kind: str, data: Dataset) -> int:
             0
         ]
     if kind == "unlearn" and job.unlearner is not None:
-        runs = 1 if job.unlearner.goes_on else len(job.budgets)
+        runs = 1 if job.unlearner.anytime else len(job.budgets)
         return runs * len(job.keys.arms(job.unlearner))
     return len(job.budgets) or 1
 

@@ -108,7 +108,7 @@ def dataset_of(
 
 
 def tensors_of(data: Dataset) -> dict[str, Tensor]:
-    """A data set's samples by name, without ids and shifts."""
+    """A data set's samples by name, without ids and perturbations."""
     tensors = (data.train.x, data.train.y, data.test.x, data.test.y)
     return dict(zip(TENSORS, tensors, strict=True))
 

@@ -1,7 +1,7 @@
 """Samples held as tensors, and the data sets they come from.
 
 A data set is decoded once. Images stay uint8; floating-point tensors are taken to be in the model's
-input space already. Poisons are not written into `x`: a sample may carry a *shift*, added in the
+input space already. Poisons are not written into `x`: a sample may carry a *perturbation*, added in the
 model's input space (normalised pixels, token embeddings), so one mechanism serves images and text.
 """
 
@@ -28,15 +28,15 @@ class Samples:
         x: [N, ...] uint8 pixels, or floating-point inputs, or int64 token ids.
         y: [N] int64 labels.
         ids: [N] int64, unique, and stable under `only`, `without` and `shifted`.
-        shifts: [P + 1, *input] added in input space; row 0 is zero.
-        shift_rows: [N] int64, the row of `shifts` that belongs to each sample.
+        perturbations: [P + 1, *input] added in input space; row 0 is zero.
+        perturbation_rows: [N] int64, the row of `perturbations` that belongs to each sample.
     """
 
     x: Tensor
     y: Tensor
     ids: Tensor
-    shifts: Tensor | None = None
-    shift_rows: Tensor | None = None
+    perturbations: Tensor | None = None
+    perturbation_rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.ids):
@@ -49,8 +49,10 @@ class Samples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        rows = None if self.shift_rows is None else self.shift_rows[index]
-        return replace(self, x=self.x[index], y=self.y[index], ids=self.ids[index], shift_rows=rows)
+        rows = None if self.perturbation_rows is None else self.perturbation_rows[index]
+        return replace(
+            self, x=self.x[index], y=self.y[index], ids=self.ids[index], perturbation_rows=rows
+        )
 
     def only(self, ids: Tensor) -> Self:
         """The samples with these ids, in this set's order."""
@@ -60,18 +62,24 @@ class Samples:
         """The samples with other ids, in this set's order."""
         return self[~torch.isin(self.ids, ids.to(self.ids.device))]
 
-    def shifted(self, ids: Tensor, shifts: Tensor) -> Self:
-        """Add `shifts` [P, *input] to the samples `ids` [P], in input space.
+    def perturbed(self, ids: Tensor, perturbations: Tensor) -> Self:
+        """Add `perturbations` [P, *input] to the samples `ids` [P], in input space.
 
         Raises:
-            MarshtestError: an id is not in the set, or the set carries shifts already.
+            MarshtestError: an id is not in the set, or the set carries perturbations already.
         """
-        if self.shifts is not None:
-            raise MarshtestError("samples: this set carries shifts already; poison the clean one.")
+        if self.perturbations is not None:
+            raise MarshtestError(
+                "samples: this set carries perturbations already; poison the clean one."
+            )
         rows = torch.zeros(len(self), dtype=torch.int64, device=self.ids.device)
         rows[self.positions(ids)] = torch.arange(1, len(ids) + 1, device=rows.device)
-        zero = torch.zeros_like(shifts[:1])
-        return replace(self, shifts=torch.cat([zero, shifts]).to(rows.device), shift_rows=rows)
+        zero = torch.zeros_like(perturbations[:1])
+        return replace(
+            self,
+            perturbations=torch.cat([zero, perturbations]).to(rows.device),
+            perturbation_rows=rows,
+        )
 
     def relabelled(self, ids: Tensor, labels: Tensor) -> Self:
         """Give the samples `ids` [P] other labels [P].
@@ -87,10 +95,12 @@ class Samples:
         """Append copies of the samples `ids` [P], under the ids `copies` [P].
 
         Raises:
-            MarshtestError: an id is not in the set, or a copy's is; the set carries shifts already.
+            MarshtestError: an id is not in the set, or a copy's is; the set carries perturbations already.
         """
-        if self.shifts is not None:
-            raise MarshtestError("samples: this set carries shifts already; poison the clean one.")
+        if self.perturbations is not None:
+            raise MarshtestError(
+                "samples: this set carries perturbations already; poison the clean one."
+            )
         copies, at = copies.to(self.ids.device), self.positions(ids)
         if bool(torch.isin(copies, self.ids).any()):
             raise MarshtestError("samples: an id of a copy is in the set already. Give others.")
@@ -114,9 +124,9 @@ class Samples:
             raise MarshtestError("samples: an id to be poisoned is not in the set.")
         return positions
 
-    def shift(self) -> Tensor | None:
-        """[N, *input] the shift of each sample, or None where the set carries none."""
-        return None if self.shifts is None else self.shifts[self.shift_rows]
+    def perturbation(self) -> Tensor | None:
+        """[N, *input] the perturbation of each sample, or None where the set carries none."""
+        return None if self.perturbations is None else self.perturbations[self.perturbation_rows]
 
     def to(self, device: torch.device | str) -> Self:
         """The same samples on another device."""

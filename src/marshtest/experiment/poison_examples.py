@@ -78,10 +78,10 @@ def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
 
 
 def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:
-    shift, std = dosed.shift(), pipeline.data.std
-    assert shift is not None
+    perturbation, std = dosed.perturbation(), pipeline.data.std
+    assert perturbation is not None
     assert std is not None
-    noise = 255 * shift * torch.tensor(std).view(1, -1, 1, 1)  # in pixel values
+    noise = 255 * perturbation * torch.tensor(std).view(1, -1, 1, 1)  # in pixel values
     largest = noise.abs().flatten(1).amax(1).clamp(min=1e-6)
     enlarged = 128 + 127 * noise / largest.view(-1, 1, 1, 1)
     return {

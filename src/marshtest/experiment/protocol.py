@@ -8,8 +8,8 @@
 An attack whose effect has no known null law gets a *clean twin*: the same experiment, with the same draws,
 on the base samples in the poisons' places. Each unlearner runs on the initial model and on its twin, and
 what is left is the difference of the two. The control, full retraining, takes other draws in the twin's
-arm: with the same ones both arms would be one model. A second control is trained on the poisons' shifts
-shuffled.
+arm: with the same ones both arms would be one model. A second control is trained on the poisons'
+perturbations shuffled.
 
 What each step draws depends on the seed, the poison budget and its own name, and on no other step: so steps
 can be done in any order, anywhere, and shared.

@@ -188,7 +188,7 @@ class Problem:
             ),
         )
         rest = Moments.of(self.x[kept], self.y[kept])
-        added = Moments.of(self.x[bases] + crafted.shift, self.y[bases])
+        added = Moments.of(self.x[bases] + crafted.perturbation, self.y[bases])
         corrupted = Moments(len(self.x), rest.xx + added.xx, rest.xy + added.xy)
         before, after = self.solve(corrupted), self.solve(rest)
         return self._measured("poisons", seed, count, kept, before, after, crafted.objective)

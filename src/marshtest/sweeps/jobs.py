@@ -145,6 +145,6 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None
-    share = max(job.budgets) if job.unlearner.goes_on else sum(job.budgets)
+    share = max(job.budgets) if job.unlearner.anytime else sum(job.budgets)
     share *= len(job.keys.arms(job.unlearner))
     return {"unlearn": share * full * kept, "score": len(job.budgets) * measured}

@@ -61,7 +61,7 @@ class Task(ABC):
 
     @abstractmethod
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
-        """[B, ...] the batch in input space, shifts added."""
+        """[B, ...] the batch in input space, perturbations added."""
 
     @abstractmethod
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
@@ -91,8 +91,10 @@ class Task(ABC):
         return inputs
 
     def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
-        """[B, ...] least and largest allowed shift: within ± bound, in levels of 255 for pixels, which
-        stay pixels; in the input's own units else. An infinite bound binds nothing.
+        """[B, ...] least and largest allowed perturbation, within ± bound.
+
+        The bound is in levels of 255 for pixels, which stay pixels, and in the input's own units else. An
+        infinite bound binds nothing.
         """
         size = torch.full_like(self.inputs(model, batch), bound)
         return -size, size
@@ -156,10 +158,10 @@ class Classification(Task):
     augment: tuple[Augmentation, ...] = ()
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
-        x, shift = batch.x, batch.shift()
+        x, perturbation = batch.x, batch.perturbation()
         if x.dtype == torch.uint8 and self.mean is not None and self.std is not None:
             x = (x / 255 - _channels(self.mean, x)) / _channels(self.std, x)
-        return x if shift is None else x + shift
+        return x if perturbation is None else x + perturbation
 
     def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
         if batch.x.dtype != torch.uint8 or self.std is None or bound == torch.inf:
@@ -209,8 +211,8 @@ class Regression(Task):
     """One number [B, 1] from a vector of features; half the squared error. Labels `y` are real numbers."""
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
-        shift = batch.shift()
-        return batch.x if shift is None else batch.x + shift
+        perturbation = batch.perturbation()
+        return batch.x if perturbation is None else batch.x + perturbation
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         found: Tensor = model(inputs.clone())
@@ -260,7 +262,7 @@ class Language(Task, ABC):
 
     def given(self, samples: Samples) -> Samples:
         """Copies; of poisoned texts, whose noise is no part of the tokens, sealed ones."""
-        if samples.shift_rows is not None and bool(samples.shift_rows.any()):
+        if samples.perturbation_rows is not None and bool(samples.perturbation_rows.any()):
             return sealed(samples)
         return Samples(samples.x.clone(), samples.y.clone(), samples.ids.clone())
 
@@ -271,10 +273,10 @@ class Language(Task, ABC):
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
         embedded: Tensor = embedding(self.tokens(batch))
-        shift = opened(batch).shift()
-        if shift is None:
+        perturbation = opened(batch).perturbation()
+        if perturbation is None:
             return embedded
-        return embedded + F.pad(shift, (0, 0, 0, embedded.shape[1] - shift.shape[1]))
+        return embedded + F.pad(perturbation, (0, 0, 0, embedded.shape[1] - perturbation.shape[1]))
 
     def _said(self, model: Callable[..., Any], inputs: Tensor, **asked: Any) -> Tensor:
         with self.autocast(inputs.device):

@@ -25,7 +25,7 @@ class Unlearner(Settings, ABC):
     name: str
     # Whether a run under a smaller budget is the beginning of one under a larger: the method draws from
     # `budget.stream` and looks at nothing else of the budget.
-    goes_on: ClassVar[bool] = False
+    anytime: ClassVar[bool] = False
     # Whether the method looks at the model passed in or at the forget set. One that does not gives the same
     # model in both arms of an experiment with a clean twin, and runs once.
     looks_back: ClassVar[bool] = True

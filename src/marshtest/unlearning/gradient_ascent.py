@@ -25,7 +25,7 @@ from marshtest.unlearning.base import GradientUnlearner
 class GradientAscent(GradientUnlearner):
     """GA (Jang et al. 2022; paper A.2.3): raise the loss on the forget set."""
 
-    goes_on = True
+    anytime = True
     name: str = "ga"
     lr: float = Field(1e-5, gt=0)  # the paper: 5e-6 to 1e-5
 
@@ -50,7 +50,7 @@ class GradientAscent(GradientUnlearner):
 class NegGradPlus(GradientUnlearner):
     """NegGrad+ (Kurmanji et al. 2024; paper A.2.7): lower the retain loss, raise the forget loss."""
 
-    goes_on = True
+    anytime = True
     name: str = "neggrad+"
     beta: float = Field(0.999, gt=0, lt=1)  # weight of the retain loss
 

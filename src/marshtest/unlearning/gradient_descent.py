@@ -25,7 +25,7 @@ from marshtest.unlearning.base import GradientUnlearner
 class GradientDescent(GradientUnlearner):
     """GD (Neel et al. 2021; paper A.2.1): continue training on the retain set."""
 
-    goes_on = True
+    anytime = True
     name: str = "gd"
 
     def __call__(
@@ -49,7 +49,7 @@ class GradientDescent(GradientUnlearner):
 class NoisyGradientDescent(GradientUnlearner):
     """NGD (Chien et al. 2024; paper A.2.2): the same, with noise on every gradient."""
 
-    goes_on = True
+    anytime = True
     name: str = "ngd"
     noise_variance: float = Field(1e-7, gt=0)  # σ²; the paper uses 1e-7 and 1e-6
 

@@ -59,7 +59,7 @@ def unlearn(
     """Run `unlearner` on copies of all it is given, one outcome a budget; never raises for what it does.
 
     One that would overspend is stopped at the limit, and its model as of then is the outcome. Where the
-    method `goes_on`, the outcomes of smaller budgets are taken on the way to the largest's.
+    method `anytime`, the outcomes of smaller budgets are taken on the way to the largest's.
 
     Raises:
         MarshtestError: the model cannot be copied.
@@ -68,7 +68,7 @@ def unlearn(
     for budget in sorted(budgets, key=lambda of: of.size, reverse=True):
         if budget.size not in given:
             others = [of.size for of in budgets if of.size < budget.size]
-            milestones = others if unlearner.goes_on else []
+            milestones = others if unlearner.anytime else []
             last, on_the_way = _run(
                 unlearner, model, retain, forget, task, budget, seed, milestones
             )

@@ -37,7 +37,7 @@ Layers = list[list[nn.Module]]
 
 
 class _LastLayers(GradientUnlearner, ABC):
-    goes_on = True
+    anytime = True
     k: int = Field(3, ge=1)  # layers, counted from the output
     # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains by whatever optimiser trained the model
 

@@ -48,7 +48,7 @@ CLOSED = -1e30  # for −∞, the log-probability of a class that a model closes
 class Scrub(GradientUnlearner):
     """SCRUB in its joint form (paper A.2.6): one objective, its three terms in every step."""
 
-    goes_on = True
+    anytime = True
     name: str = "scrub"
     lr: float = Field(5e-4, gt=0)
     loss_weight: float = Field(0.99, ge=0)  # γ, of the loss on the retain set
