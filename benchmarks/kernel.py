@@ -152,7 +152,6 @@ def our_attack(problem: Problem, passes: int, target: int) -> Tensor:
         lr=0.1,
         signed=True,
         seed=0,
-        progress=lambda step, value: None,
     )
     return crafted.perturbation
 

@@ -26,7 +26,8 @@ import yaml
 
 from marshtest.commands.sweep import sweep
 from marshtest.data.load import load
-from marshtest.experiment.protocol import Subject, groups, measure, poison, set_up, train, update
+from marshtest.experiment.cells import groups
+from marshtest.experiment.protocol import Subject, measure, poison, set_up, train, update
 from marshtest.experiment.recipe import load_recipe
 from marshtest.sweeps.planned import plan_sweep
 from marshtest.sweeps.settings import read_sweep

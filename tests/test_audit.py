@@ -111,7 +111,7 @@ def test_gradients_that_are_refused_now_and_then_count_as_hidden() -> None:
 
 def test_progress_is_told_from_nothing_to_all() -> None:
     told: list[tuple[str, float]] = []
-    asked("before", "retrained", report=lambda stage, share: told.append((stage, share)))
+    asked("before", "retrained", progress=lambda share, stage="": told.append((stage, share)))
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0, 1)

@@ -176,7 +176,6 @@ def test_canceling_makes_theta_low_where_training_ends(search: Search, digits: D
         lr=0.1,
         signed=False,
         seed=0,
-        progress=lambda step, value: None,
     )
     assert crafted.history[0] > 0.5
     assert crafted.objective <= 0.01
@@ -224,7 +223,7 @@ def test_a_finite_bound_is_kept(digits: Dataset, clean: nn.Module) -> None:
 def test_crafted_survives_its_file_form() -> None:
     made = Crafted(torch.ones(2, 3), [0.5, 0.25], stopped=True)
     again = Crafted.from_tensors(made.tensors())
-    assert torch.equal(again.shift, made.shift)
+    assert torch.equal(again.perturbation, made.perturbation)
     assert (again.history, again.stopped) == (made.history, made.stopped)
 
 

@@ -245,8 +245,8 @@ def test_saved_poisons_stay_within_epsilon_and_the_range_of_pixels(seed: int, ru
     data, results = DIGITS, runs["matching"].results
     saved = load_file(results.folder / "poisons" / f"0.1-{seed}.safetensors")
     assert data.std is not None
-    assert saved["shifts"].shape == (30, 1, 8, 8)
-    change = saved["shifts"] * data.std[0]
+    assert saved["perturbations"].shape == (30, 1, 8, 8)
+    change = saved["perturbations"] * data.std[0]
     assert 0.1 < float(change.abs().max()) <= 96 / 255 + 1e-6
     pixels = data.train.x[saved["ids"]] / 255 + change
     assert -1e-6 <= float(pixels.min()) <= float(pixels.max()) <= 1 + 1e-6

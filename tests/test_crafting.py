@@ -96,7 +96,6 @@ def canceled(small: Small, steps: int, **options: Any) -> Crafted:
         DECAY,
         steps=steps,
         seed=0,
-        progress=lambda step, value: None,
         **given,
     )
 
@@ -113,7 +112,7 @@ def test_sgd_on_the_mean_objective_is_algorithm_2(small: Small, lr: float, steps
     start = torch.zeros_like(small.bases.x)
     expected = descended(loss, start, lambda at, slope, _: at - lr * slope, steps)
     found = canceled(small, steps, lr=lr)
-    assert off(found.shift, expected) <= 1e-6
+    assert off(found.perturbation, expected) <= 1e-6
     before, after = (math.sqrt(2 * float(loss(at).detach())) for at in (start, expected))
     assert found.history[0] == pytest.approx(before / float(clean.norm()))
     assert found.objective == pytest.approx(after / float(clean.norm()))
@@ -131,13 +130,13 @@ def test_sgd_by_size_descends_the_training_gradient_with_weight_decay(small: Sma
     expected = descended(
         loss, torch.zeros_like(small.bases.x), lambda at, slope, _: at - 2.0 * slope, 20
     )
-    assert off(canceled(small, 20, lr=2.0, weighting="size").shift, expected) <= 1e-6
+    assert off(canceled(small, 20, lr=2.0, weighting="size").perturbation, expected) <= 1e-6
 
 
 def test_sgd_keeps_to_a_bound(small: Small) -> None:
     free, bound = canceled(small, 30, lr=20.0), canceled(small, 30, lr=20.0, epsilon=0.05)
-    assert float(free.shift.abs().max()) > 0.05
-    assert float(bound.shift.abs().max()) == pytest.approx(0.05)
+    assert float(free.perturbation.abs().max()) > 0.05
+    assert float(bound.perturbation.abs().max()) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -164,11 +163,10 @@ def test_the_gradient_of_the_first_tensor_alone_is_canceled(small: Small, fast: 
         steps=5,
         lr=20.0,
         seed=0,
-        progress=lambda step, value: None,
         optimizer="sgd",
     )
-    assert off(found.shift, expected) <= (1e-3 if fast else 1e-6)
-    assert off(canceled(small, 5, lr=20.0).shift, expected) > 0.1  # of all tensors: another
+    assert off(found.perturbation, expected) <= (1e-3 if fast else 1e-6)
+    assert off(canceled(small, 5, lr=20.0).perturbation, expected) > 0.1  # of all tensors: another
 
 
 def test_the_mean_objective_is_taken_at_the_clean_model_as_it_stands(small: Small) -> None:
@@ -211,7 +209,6 @@ def matched(small: Small, start: Tensor, steps: int, **options: Any) -> Crafted:
         steps=steps,
         lr=0.1,
         seed=0,
-        progress=lambda step, value: None,
         **options,
     )
 
@@ -254,7 +251,7 @@ def test_matching_is_torchs_adam_on_phi_written_out(
     found = matched(
         small, start, steps, signed=signed, decays=DECAYS if decay else (), per_batch=per_batch
     )
-    torch.testing.assert_close(found.shift, shift.detach(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.perturbation, shift.detach(), rtol=0, atol=1e-7)
     assert found.history == pytest.approx(values, abs=1e-7)
 
 
@@ -278,12 +275,11 @@ def test_the_attacks_options_reach_the_descent(small: Small, options: dict[str, 
         steps=5,
         lr=0.1,
         seed=derive(0, "views", 0),
-        progress=lambda step, value: None,
         signed=not options,
         decays=() if options else DECAYS,
         per_batch=options.get("per_batch"),
     )
-    assert torch.equal(found.shift, expected.shift)
+    assert torch.equal(found.perturbation, expected.perturbation)
     assert found.history == expected.history
 
 
@@ -314,10 +310,9 @@ def test_canceling_asks_for_what_its_options_say(
         steps=3,
         lr=0.5,
         seed=0,
-        progress=lambda step, value: None,
         optimizer="sgd",
     )
-    assert torch.equal(poisoned.forget.perturbation(), expected.shift)  # type: ignore[arg-type]
+    assert torch.equal(poisoned.forget.perturbation(), expected.perturbation)  # type: ignore[arg-type]
     assert [line["objective"] for line in poisoned.history] == expected.history
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset
+from marshtest.experiment.cells import Group, groups
 from marshtest.experiment.poison_examples import COUNT, examples
-from marshtest.experiment.protocol import Group, groups, poison, set_up
+from marshtest.experiment.protocol import poison, set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.recipe_data import data_of
 from marshtest.results.summary import Results

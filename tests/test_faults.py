@@ -100,7 +100,10 @@ def test_a_flipped_bit_is_noticed_and_what_it_hit_is_made_again(
                 store.forget(key)
     said: list[str] = []
     again = sweep(
-        GRID, store=store.url, out=tmp_path / "new", report=lambda text, share: said.append(text)
+        GRID,
+        store=store.url,
+        out=tmp_path / "new",
+        progress=lambda share, text="": said.append(text),
     )
     damaged = [line for line in said if "is damaged, so it is made again" in line]
     assert len(damaged) == 1

@@ -268,7 +268,7 @@ def test_what_raises_has_a_row_with_file_and_line_and_its_traceback_is_kept_and_
             {**SMALL, "unlearners": ["gd"]},
             unlearners=[broken],
             out=tmp_path / "run",
-            report=lambda text, share: said.append(text),
+            progress=lambda share, text="": said.append(text),
         )
 
     line = broken.__code__.co_firstlineno + 2

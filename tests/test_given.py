@@ -20,9 +20,9 @@ import marshtest
 from marshtest.attacks import Attack, Poisoned
 from marshtest.data.samples import Dataset, Samples
 from marshtest.data.sealed import Sealed
+from marshtest.experiment.cells import groups
 from marshtest.experiment.protocol import (
     Pipeline,
-    groups,
     poison,
     set_up,
     train,

@@ -151,7 +151,6 @@ def test_an_objective_that_turns_nan_stops_with_the_best_so_far(
         lr=0.1,
         signed=True,
         seed=0,
-        progress=lambda step, value: None,
     )
     assert crafted.stopped
     assert crafted.history == calls[:5]

@@ -15,6 +15,7 @@ from marshtest.hypotheses.base import norms
 from marshtest.hypotheses.orthogonality import Orthogonality, Problem
 from marshtest.hypotheses.solvers import Moments, least_squares
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import silent
 from marshtest.plumbing.seeds import generator
 
 SMALL: dict[str, Any] = {
@@ -125,7 +126,7 @@ def test_poisons_weighted_by_size_put_the_minimum_at_the_radius() -> None:
     settings = Orthogonality.parse(
         SMALL | {"canceling": canceling, "poisons": 200, "dimension": 5, "tail_variance": 1.0}, ""
     )
-    line, _ = Problem.draw(settings).poisoned(0, lambda said: None)
+    line, _ = Problem.draw(settings).poisoned(0, silent)
     assert float(line["objective"]) < 0.1  # of the pull is left, so θ_low is all but the minimum
     assert float(line["l2"]) == pytest.approx(0.4, abs=0.1)  # from that of all, not of the rest
 

@@ -183,7 +183,7 @@ def test_a_factory_counts_in_the_hash_by_what_it_does(monkeypatch: pytest.Monkey
 def test_a_run_says_that_it_was_done_already(tmp_path: Path) -> None:
     said: list[str] = []
     for _ in range(2):
-        marshtest.run(ONE, out=tmp_path / "run", report=lambda text, share: said.append(text))
+        marshtest.run(ONE, out=tmp_path / "run", progress=lambda share, text="": said.append(text))
     assert [text for text in said if "done already; nothing was run" in text] == [said[-1]]
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from marshtest.metrics.verdict import Rest
-from marshtest.reporting import charts, figures, write_report
+from marshtest.reporting import charts, figures
 from marshtest.reporting.page import answer, in_words, sentences, write_page
 from marshtest.reporting.tables import (
     SCORE_NAMES,
@@ -26,6 +26,7 @@ from marshtest.reporting.tables import (
     rests_in_words,
     table,
 )
+from marshtest.reporting.write import write_report
 from marshtest.results.summary import Results
 
 

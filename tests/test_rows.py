@@ -15,12 +15,12 @@ from marshtest.attacks import ATTACKS
 from marshtest.cli.app import app
 from marshtest.experiment.columns import ROLES
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.roles import measured
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.write import write_report
 from marshtest.results.leaderboard import leaderboard
 from marshtest.results.merging import read_all
 from marshtest.results.summary import Results
-from marshtest.sweeps.jobs import measured_roles
 
 REPRODUCED = Path(__file__).parents[1] / "docs" / "reproduce"
 GIVE = "Give the rows as they were written."
@@ -228,4 +228,4 @@ def test_rows_that_lie_in_the_project_are_read() -> None:
 def test_every_role_of_a_recipe_is_known() -> None:
     for attack in ATTACKS:
         recipe = Recipe.parse({**TINY, "attack": attack, "reference": True}, "")
-        assert set(measured_roles(recipe)) | {"updated"} <= set(ROLES)
+        assert set(measured(recipe)) | {"updated"} <= set(ROLES)

@@ -16,7 +16,8 @@ import marshtest
 from marshtest.attacks import Victim
 from marshtest.data.load import load
 from marshtest.experiment import protocol
-from marshtest.experiment.protocol import groups, set_up
+from marshtest.experiment.cells import CELL, groups
+from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
@@ -38,7 +39,7 @@ def test_there_is_one_row_a_model(tiny_run: Results) -> None:
     )
     assert (rows["forget_size"] == 40).all()
     assert rows["test_accuracy"].between(0, 1).all()
-    assert not rows.duplicated(protocol.CELL).any()
+    assert not rows.duplicated(CELL).any()
     csv = pd.read_csv(tiny_run.folder / "rows.csv", dtype={"recipe": str}).drop(
         columns="note"
     )  # "" reads as nan
@@ -54,7 +55,7 @@ def test_no_unlearner_overspends_and_costs_are_shares_of_training(tiny_run: Resu
 
 
 def test_scores_are_the_rows_figures(tiny_run: Results) -> None:
-    keys = protocol.CELL
+    keys = CELL
     means = tiny_run.scores.groupby(keys, sort=False)["gus"].mean().reset_index()
     joined = tiny_run.rows.merge(means, on=keys, suffixes=("", "_mean"))
     assert len(joined) == len(tiny_run.rows)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import generator
 from marshtest.plumbing.settings import Settings
 from marshtest.training.tasks import Task
@@ -24,10 +25,6 @@ Tensors = dict[str, Tensor]
 def make_anew(name: str, make: Callable[[], Tensors]) -> Tensors:
     """Keep nothing."""
     return make()
-
-
-def ignore(share: float, said: str = "") -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Victim:
     marked: Marked | None = None
     weight_decay: float = 0.0
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew
-    progress: Callable[[float, str], None] = ignore
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from marshtest.attacks.base import Tensors
 from marshtest.attacks.kernel import Kernel, Objective
 from marshtest.data.samples import Samples
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import generator
 
 DECAYS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps after which the rate falls to a tenth
@@ -75,7 +76,7 @@ def craft(
     steps: int,
     lr: float,
     seed: int,
-    progress: Callable[[int, float], None],
+    progress: Progress = silent,
     optimizer: Literal["adam", "sgd"] = "adam",
     decays: Sequence[float] = DECAYS,
     signed: bool = False,
@@ -92,7 +93,7 @@ def craft(
         steps: passes over the poisons; the last entry of the history is one pass more.
         lr: of the first step; of Adam in units of the input space.
         seed: of the augmentation, drawn anew for each step.
-        progress: told the number of the step and the objective.
+        progress: told the share of the steps that is done, and the objective.
         optimizer: of the perturbations.
         decays: shares of the steps after which the rate falls to a tenth.
         signed: step by the sign of the derivative (Geiping et al. 2021).
@@ -114,7 +115,8 @@ def craft(
         if not history or value < min(history):
             best.copy_(perturbation.detach())
         history.append(value)
-        progress(step, value)
+        at_first = f"; {kernel.way}" if step == 0 else ""
+        progress(step / (steps + 1), f"objective {value:.3f}{at_first}")
         if step < steps:
             (perturbation.grad,) = torch.autograd.grad(inputs, perturbation, slope)
             if signed:

@@ -16,7 +16,7 @@ of their own; then the clean set of J is the whole training set.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from marshtest.attacks.gradpc import Search
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.training.tasks import Task
 
@@ -73,15 +74,11 @@ class GradientCanceling(Attack):
         worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
 
         kernel = Kernel(worst.model, victim.task, first=self.parameters == "first")
-        found = (
+        victim.progress(
+            0.0,
             f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
-            f"{worst.least_share:.1%} of poisons at least, has {share:.1%}"
+            f"{worst.least_share:.1%} of poisons at least, has {share:.1%}",
         )
-
-        def told(step: int, value: float) -> None:
-            text = f"{value:.3f} of the gradient left"
-            at_first = f"; {found}; {kernel.way}" if step == 0 else ""
-            victim.progress(step / (self.steps + 1), text + at_first)
 
         def make() -> Tensors:
             return cancel(
@@ -95,7 +92,7 @@ class GradientCanceling(Attack):
                 steps=self.steps,
                 lr=self.lr,
                 seed=derive(seed, "views"),
-                progress=told,
+                progress=victim.progress,
             ).tensors()
 
         crafted = Crafted.from_tensors(victim.kept("crafted", make))
@@ -148,7 +145,7 @@ def cancel(
     steps: int,
     lr: float,
     seed: int,
-    progress: Callable[[int, float], None],
+    progress: Progress = silent,
     optimizer: Literal["adam", "sgd"] = "adam",
     epsilon: float = math.inf,
 ) -> Crafted:

@@ -26,6 +26,7 @@ from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import probabilities
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import part
 from marshtest.plumbing.seeds import derive, generator
 from marshtest.training.tasks import Task
 
@@ -96,15 +97,10 @@ class GradientMatching(Attack):
         """All restarts for one target; each is kept as it ends."""
         objective = matching(kernel.gradient(aim))
         box = victim.task.box(kernel.model, bases, self.epsilon)
-        total = self.targets * self.restarts * (self.steps + 1)
+        total = self.targets * self.restarts
 
         def one(restart: int) -> Tensors:
-            before = (number * self.restarts + restart) * (self.steps + 1)
-
-            def told(step: int, value: float) -> None:
-                said = f"1 − cosine {value:.3f}" + (f"; {kernel.way}" if step == 0 else "")
-                victim.progress((before + step) / total, said)
-
+            before = number * self.restarts + restart
             draws = generator(seed, "start", number, restart)
             where = torch.rand(box[0].shape, generator=draws).to(box[0].device)
             start = box[0] + where * (box[1] - box[0])
@@ -117,7 +113,7 @@ class GradientMatching(Attack):
                 steps=self.steps,
                 lr=self.lr,
                 seed=derive(seed, "views", number),
-                progress=told,
+                progress=part(victim.progress, before / total, 1 / total),
                 decays=DECAYS if self.decay else (),
                 signed=self.sign,
                 per_batch=self.per_batch,

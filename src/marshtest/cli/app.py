@@ -7,7 +7,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
+from marshtest.plumbing.progress import Progress as Told
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.sweeps import ledger
 from marshtest.sweeps.settings import read_sweep
@@ -121,8 +122,8 @@ def run(
     from marshtest.reporting.tables import explained, legend, table
 
     resolved = load_recipe(recipe, overrides or [])
-    with _progress() as report:
-        results = run_recipe(resolved, out=out, report=report)
+    with _progress() as progress:
+        results = run_recipe(resolved, out=out, progress=progress)
     console.print(_rich(_fitting(table(results)), resolved.name))
     console.print(legend(results), style="dim")
     for sentence in sentences(results):
@@ -146,8 +147,8 @@ def hypotheses(
     from marshtest.commands.study import study
     from marshtest.reporting.hypotheses import hypothesis_table
 
-    with _progress() as report:
-        done = study(hypothesis, *(overrides or []), out=out, report=report)
+    with _progress() as progress:
+        done = study(hypothesis, *(overrides or []), out=out, progress=progress)
     console.print(_rich(hypothesis_table(done.settings.hypothesis, done.rows), done.settings.name))
     console.print(done.statement, style="bold")
     console.print(f"  {done.folder / 'figures'}", soft_wrap=True)
@@ -309,7 +310,7 @@ def sweep(
         return
     from marshtest.commands.sweep import sweep as drive
 
-    with _progress() as report:
+    with _progress() as progress:
         done = drive(
             asked,
             store=store,
@@ -318,7 +319,7 @@ def sweep(
             address=address,
             retry_failed=retry_failed,
             out=out,
-            report=report,
+            progress=progress,
         )
     counts = f"{done.done:,} jobs done, {done.reused:,} were done before"
     console.print(f"{asked.id}: {counts}; {done.seconds:,.1f} s.")
@@ -678,7 +679,7 @@ def ask(
     if out is not None:
         refuse_used(out)
     asked = {"draws": draws, "alpha": alpha, "margin": margin, "delta": delta}
-    with _progress() as report:
+    with _progress() as progress:
         done = audit(
             key,
             data,
@@ -688,7 +689,7 @@ def ask(
             scaling=_scaling(scaling),
             device=device,
             in_process=in_process,
-            report=report,
+            progress=progress,
             **asked,
         )
     if as_json:  # printed before it is saved: a full disk does not lose the answer
@@ -725,7 +726,7 @@ def calibrate(
     from marshtest.kit.calibration import calibrate as count_errors
     from marshtest.reporting.tables import SCORE_NAMES
 
-    with _progress() as report:
+    with _progress() as progress:
         done = count_errors(
             key,
             data,
@@ -734,7 +735,7 @@ def calibrate(
             scaling=_scaling(scaling),
             device=device,
             in_process=in_process,
-            report=report,
+            progress=progress,
             draws=draws,
             alpha=alpha,
             margin=margin,
@@ -824,12 +825,12 @@ def _rich(frame: "pd.DataFrame", title: str) -> Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
+def _progress() -> Iterator[Told]:
     """A bar over the whole run; plain lines where there is no terminal."""
     if not console.is_terminal:
         last, due = "", 0.0
 
-        def line(stage: str, done: float) -> None:
+        def line(done: float, stage: str = "", /) -> None:
             nonlocal last, due
             name, _, said = stage.partition(": ")
             now = time.monotonic()
@@ -849,7 +850,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("loading data", total=1.0)
 
-        def told(stage: str, done: float) -> None:
+        def told(done: float, stage: str = "", /) -> None:
             if stage.startswith(NOTE):
                 bars.console.print(stage, markup=False, highlight=False)
             else:

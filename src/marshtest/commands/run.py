@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.protocol import Report, silent
 from marshtest.experiment.recipe import Recipe, load_recipe
 from marshtest.experiment.recipe_data import content
 from marshtest.plumbing.errors import NOTE, MarshtestError
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import alone
 from marshtest.reporting.write import write_report
 from marshtest.results.summary import Results
@@ -33,7 +33,7 @@ def run(
     out: str | Path | None = None,
     data: Dataset | None = None,
     unlearners: Sequence[str | Callable[..., Any]] = (),
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Results:
     """Run a recipe and write rows, summary, figures and page into its folder.
 
@@ -47,7 +47,7 @@ def run(
         data: a data set in memory instead of the recipe's.
         unlearners: further unlearners beside the recipe's own: names or callables
             (model, retain, forget, *, task, budget, seed) → model.
-        report: told each stage that starts and the share of the run that is done.
+        progress: told each stage that starts and the share of the run that is done.
 
     Raises:
         MarshtestError: bad input, in one line.
@@ -62,7 +62,7 @@ def run(
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
     refuse_anothers(folder, recipe, identity)
     if (folder / "rows.parquet").exists() and not (folder / RAISED).exists():
-        report(f"{NOTE}{folder}: {DONE}", 1.0)
+        progress(1.0, f"{NOTE}{folder}: {DONE}")
     else:
         keys, unfinished = Keys(recipe, identity["data"]), folder / "stages"
         worker = Worker(Store(unfinished), data)
@@ -70,14 +70,14 @@ def run(
             worker.pipeline(keys)  # refuses what cannot work before anything is written
 
         def work() -> None:
-            do_all(worker, keys, report)
+            do_all(worker, keys, progress)
             write_results(worker, keys, folder)
 
         with alone(folder):
             claim(folder, recipe, identity)
             # Unlearners that raised are tried again; else another command may have done it meanwhile.
             if (folder / RAISED).exists() or not (folder / "rows.parquet").exists():
-                with_damage_mended(worker.store, work, report)
+                with_damage_mended(worker.store, work, progress)
                 if not (folder / RAISED).exists():
                     shutil.rmtree(unfinished)
     results = Results.read(folder)

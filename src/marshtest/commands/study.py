@@ -7,7 +7,6 @@ from typing import Any
 
 from marshtest.data.load import load, tensors_of
 from marshtest.data.samples import Dataset
-from marshtest.experiment.protocol import Report, silent
 from marshtest.experiment.recipe_data import content, data_of
 from marshtest.experiment.row_file import read_file, write_rows
 from marshtest.hypotheses.given import Given
@@ -15,6 +14,7 @@ from marshtest.hypotheses.shift import Shift
 from marshtest.hypotheses.studied import CURVES, Study, parse_hypothesis
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import NOTE
+from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import alone, write
 from marshtest.plumbing.yaml_files import read_yaml
 from marshtest.reporting.write import write_study
@@ -27,7 +27,7 @@ def study(
     *overrides: str,
     out: str | Path | None = None,
     data: Dataset | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Study:
     """Run a hypothesis and write rows, curves, summary, figure and page into its folder.
 
@@ -36,7 +36,7 @@ def study(
         overrides: "key.sub=value".
         out: the folder; default `runs/<name>-<hash>`.
         data: features in memory [N, F], standardised, instead of those that `data` names.
-        report: told each stage that starts and the share that is done.
+        progress: told each stage that starts and the share that is done.
 
     Raises:
         MarshtestError: bad input, in one line.
@@ -49,15 +49,15 @@ def study(
         identity |= {"data": content(settings.data, data), "poisons": given}
     refuse_anothers(folder, settings, identity)
     if (folder / "rows.parquet").exists():
-        report(f"{NOTE}{folder}: {DONE}", 1.0)
+        progress(1.0, f"{NOTE}{folder}: {DONE}")
     else:
         with alone(folder):
             claim(folder, settings, identity)
             if isinstance(settings, Shift):
-                features = data or _features(settings, folder, report)
-                rows, curves = settings.run(report, features.to(pick_device(settings.device)))
+                features = data or _features(settings, folder, progress)
+                rows, curves = settings.run(progress, features.to(pick_device(settings.device)))
             else:
-                rows, curves = settings.run(report)
+                rows, curves = settings.run(progress)
             write(curves, folder / CURVES)
             about = json.loads((folder / "run.json").read_text())
             write_rows(rows, folder / "rows.parquet", {settings.hash: about}, "hypothesis")
@@ -66,16 +66,16 @@ def study(
     return done
 
 
-def _features(settings: Shift, folder: Path, report: Report) -> Dataset:
+def _features(settings: Shift, folder: Path, progress: Progress) -> Dataset:
     """Of the settings' data; kept in the folder where a network had to be trained for them."""
     if settings.data.features is None:
         return data_of(settings.data, settings.device)
     file = folder / "features.safetensors"
     if not file.exists():
-
-        def progress(share: float) -> None:
-            report(f"train the network of the features, {share:.0%}", 0.0)
-
-        data = data_of(settings.data, settings.device, progress)
+        data = data_of(
+            settings.data,
+            settings.device,
+            part(progress, 0.0, 0.0, "train the network of the features"),
+        )
         write(packed(tensors_of(data)), file)
     return load("tensors", str(file))

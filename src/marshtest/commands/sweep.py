@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.experiment.protocol import Report, silent
 from marshtest.experiment.row_file import write_rows
 from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import collect
 from marshtest.sweeps.engines import Engine, InProcess, Processes, Ray
@@ -70,7 +70,7 @@ def sweep(
     address: str | None = None,
     retry_failed: bool = False,
     out: str | Path | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Swept:
     """Run a sweep on a store; what is recorded there already is not done again.
 
@@ -84,7 +84,7 @@ def sweep(
         retry_failed: try again what failed before.
         out: folder of the rows; default `runs/<id of the sweep>`. Of one variant it is a run's folder; of
             several there is one such folder each beside the rows of all.
-        report: told how many jobs are done, and their share.
+        progress: told how many jobs are done, and their share.
 
     Raises:
         MarshtestError: bad input, in one line.
@@ -101,12 +101,12 @@ def sweep(
     folder = Path(out) if out is not None else Path("runs") / asked.id
     drives: list[Driving] = []
     for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
-        report(line, 0.0)
+        progress(0.0, line)
     with Driver(place) as driver, _terminated_as_interrupted():
         ledger.write(place)
 
         def drive() -> None:
-            driving = Driving(place, driver, planned.jobs, asked, report)
+            driving = Driving(place, driver, planned.jobs, asked, progress)
             driving.begin(retry_failed)
             drives.append(driving)
             if driving.can_go_on:
@@ -117,7 +117,7 @@ def sweep(
                     made.close()
             gather(place, planned, ledger, folder)
 
-        damaged = with_damage_mended(place, drive, report)
+        damaged = with_damage_mended(place, drive, progress)
     failed = {_name(planned.jobs, i): line for i, line in drives[-1].failed.items()}
     seconds = time.monotonic() - started
     done = sum(driving.done for driving in drives)

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from marshtest.experiment.roles import Role
 from marshtest.plumbing.errors import MarshtestError
 
-ROLES = ("initial", "retrained", "updated", "shuffled", "reference")
+ROLES = tuple(role.value for role in Role if role != Role.TWIN)
 MEND = "Give the rows as they were written."
 
 

@@ -18,9 +18,10 @@ from marshtest.models.layers import weight_layers
 from marshtest.models.networks import ResNet
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.plumbing.settings import Settings
-from marshtest.training.loop import Progress, Training, chosen_precision, fit
+from marshtest.training.loop import Training, chosen_precision, fit
 from marshtest.training.tasks import Classification
 
 
@@ -72,7 +73,7 @@ def featured(
     others: Samples,
     settings: FeatureSettings,
     device: torch.device,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Dataset:
     """The data by the features of a network trained on `others`, by a seed of its own."""
     model, task = network(data, settings, device)

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from marshtest.attacks import Effect, Poisoned, Victim
-from marshtest.attacks.base import Tensors, ignore, make_anew
+from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.cells import Group
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.shift import shifts
 from marshtest.models.base import ModelSettings
@@ -46,65 +48,18 @@ from marshtest.models.table import build
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost
-from marshtest.training.loop import Fit, Progress, Training, chosen_precision, fit, fit_within
+from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
 from marshtest.training.tasks import Classification, LabelWord, Precision, Task, TextClassification
 from marshtest.unlearning import Unlearner
 from marshtest.unlearning.harness import Outcome, unlearn
 
 Row = dict[str, Any]
-Report = Callable[[str, float], None]  # told what is going on, and the share of it all that is done
 
 OWN = (MLP, ResNet18, GPT2)  # models of which all is known
 TRIED = 4  # samples of another's model's trial
-UNTREATED = ("initial", "twin", "shuffled")  # roles of models from which nothing was taken
-TWINS = {
-    "initial": "twin",
-    "shuffled": "twin",
-    "retrained": "reference",
-}  # by role, that of the clean twin
-CELL = ["poison_budget", "seed", "role", "entry", "unlearner", "hyperparameters", "budget"]
-
-
-def silent(stage: str, done: float) -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """One poison budget and seed."""
-
-    poison_budget: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return f"{self.poison_budget:g}-{self.seed}"
-
-    @property
-    def draws(self) -> int:
-        """The seed of its steps."""
-        return derive(self.seed, self.poison_budget)
-
-
-def groups(recipe: Recipe) -> list[Group]:
-    """All groups of a recipe, in the order in which they run."""
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
-    return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
-
-
-def from_scratch(recipe: Recipe) -> list[str]:
-    """Roles of the models that are trained from scratch beside the initial one."""
-    twins = bool(recipe.attack.compared)
-    asked = {
-        "twin": twins,
-        "shuffled": twins,
-        "retrained": True,
-        "reference": twins or recipe.reference,
-    }
-    return [role for role, wanted in asked.items() if wanted]
 
 
 @dataclass(frozen=True)
@@ -135,7 +90,7 @@ class Trainer:
         return checkpoint(model, self.model, self.input_shape, self.classes)
 
     def fit(
-        self, samples: Samples, seed: int, progress: Progress | None = None
+        self, samples: Samples, seed: int, progress: Progress = silent
     ) -> tuple[nn.Module, Fit]:
         """The recipe's whole training, from scratch."""
         model = self.new_model(seed)
@@ -295,7 +250,7 @@ def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
 
 
 def train_clean(
-    pipeline: Pipeline, seed: int, progress: Progress | None = None
+    pipeline: Pipeline, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
     """The model that crafted attacks start from; it serves all poison budgets of a seed."""
     return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
@@ -310,7 +265,7 @@ def poison(
     group: Group,
     clean: Callable[[], nn.Module] = _no_clean_model,
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew,
-    progress: Callable[[float, str], None] = ignore,
+    progress: Progress = silent,
 ) -> Poisoned:
     """Step 1.
 
@@ -343,19 +298,19 @@ def train(
     pipeline: Pipeline,
     group: Group,
     poisoned: Poisoned,
-    role: str,
-    progress: Progress | None = None,
+    role: Role,
+    progress: Progress = silent,
 ) -> tuple[nn.Module, Fit]:
     """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws."""
-    if role == "initial":
+    if role == Role.INITIAL:
         samples = poisoned.samples
-    elif role == "twin":
+    elif role == Role.TWIN:
         samples = poisoned.unpoisoned
-    elif role == "shuffled":
+    elif role == Role.SHUFFLED:
         samples = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
     else:
         samples = poisoned.retain
-    draws = "initial" if role in UNTREATED else role
+    draws = Role.INITIAL if role in UNTREATED else role
     return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
@@ -367,7 +322,7 @@ def update(
     trained: Fit,
     unlearner: Unlearner,
     shares: Sequence[float],
-    role: str = "initial",
+    role: Role = Role.INITIAL,
 ) -> list[Outcome]:
     """Step 3: one outcome a budget, each a share of what the initial training cost, or of its epochs.
 
@@ -389,7 +344,7 @@ def update(
         unlearner,
         model,
         poisoned.retain,
-        poisoned.forgotten_bases if role == "twin" else poisoned.forget,
+        poisoned.forgotten_bases if role == Role.TWIN else poisoned.forget,
         task=replace(
             pipeline.task,
             train=pipeline.trainer,
@@ -407,7 +362,7 @@ def update(
 class Subject:
     """A model that is measured, and how it came about; None is one that does not exist."""
 
-    role: str
+    role: Role
     unlearner: str
     budget: float
     model: nn.Module | None
@@ -459,7 +414,7 @@ def measure(
         "forget_size": len(poisoned.forget_ids),
         "poison_budget": group.poison_budget,
         "seed": group.seed,
-        "role": subject.role,
+        "role": subject.role.value,
         "entry": -1,
         "unlearner": subject.unlearner,
         "hyperparameters": json.dumps(dict(subject.parameters), sort_keys=True),

@@ -12,7 +12,7 @@ from marshtest.models.language import LanguageModel
 from marshtest.models.tokens import tokenised
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.training.loop import Progress
+from marshtest.plumbing.progress import Progress, silent
 
 
 def samples_of(
@@ -51,7 +51,7 @@ def samples_of(
 def data_of(
     settings: DataSettings,
     device: str,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     model: ModelSettings | None = None,
     trigger: Trigger | None = None,
 ) -> Dataset:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from marshtest.experiment.cells import CELL
 from marshtest.experiment.columns import MEND, check_columns
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
@@ -22,16 +23,7 @@ FILE = "rows.parquet"
 
 Kind = Literal["recipe", "hypothesis"]
 # How a row is told from others, and what no row is without.
-KEYS = [
-    "recipe",
-    "poison_budget",
-    "seed",
-    "role",
-    "entry",
-    "unlearner",
-    "hyperparameters",
-    "budget",
-]
+KEYS = ["recipe", *CELL, "entry"]
 NEEDED = {
     "recipe": [
         *KEYS,

@@ -1,14 +1,12 @@
 """What the hypotheses share."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ttest_1samp
 from torch import Tensor
 
-Told = Callable[..., None]  # told the stage and, as `done`, the share of the run
 Line = dict[str, float | str]
 ALPHA = 0.05  # level of the tests behind a statement
 

@@ -11,9 +11,9 @@ and, as a reference, of descent from a random θ, with v = θ_random − θ(S_co
 by gradient canceling, or is a random part of the samples that follow w₂, as many as shift θ as far.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import pandas as pd
@@ -26,9 +26,10 @@ from marshtest.attacks.gradpc import ascend
 from marshtest.attacks.kernel import Kernel
 from marshtest.data.samples import Samples
 from marshtest.experiment.recipe import Named
-from marshtest.hypotheses.base import Line, Told, answer, norms, p_values
+from marshtest.hypotheses.base import Line, answer, norms, p_values
 from marshtest.hypotheses.solvers import Moments, Solution, least_squares
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress, part
 from marshtest.plumbing.seeds import generator
 from marshtest.plumbing.settings import Settings
 from marshtest.training.tasks import Regression
@@ -70,18 +71,18 @@ class Orthogonality(Named):
     descent: Descent = Descent()
     seeds: int = Field(5, ge=1)
 
-    def run(self, told: Told) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def run(self, progress: Progress) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(one line a set and seed, one line a set, curve, seed and step)."""
         problem = Problem.draw(self)
         lines: list[Line] = []
         curves: list[Line] = []
         for seed in range(self.seeds):
-            told(f"cancel gradients, seed {seed}", seed / (self.seeds + 1))
-            removed = partial(told, done=seed / (self.seeds + 1))
-            line, curve = problem.poisoned(seed, removed)
+            share = 1 / (self.seeds + 1)
+            of_seed = part(progress, seed * share, share, f"cancel gradients, seed {seed}")
+            line, curve = problem.poisoned(seed, of_seed)
             lines.append(line)
             curves += curve
-        told("match random samples", self.seeds / (self.seeds + 1))
+        progress(self.seeds / (self.seeds + 1), "match random samples")
         wanted = sum(float(line[self.norm]) for line in lines) / self.seeds
         for line, curve in problem.random(wanted):
             lines.append(line)
@@ -161,7 +162,7 @@ class Problem:
         settings = self.settings
         return least_squares(moments, settings.ridge, minimum_norm=settings.minimum_norm)
 
-    def poisoned(self, seed: int, told: Callable[[str], None]) -> tuple[Line, list[Line]]:
+    def poisoned(self, seed: int, progress: Progress) -> tuple[Line, list[Line]]:
         """Poisons by gradient canceling, from another start each seed."""
         settings = self.settings
         asked, count = settings.canceling, settings.poisons
@@ -183,9 +184,7 @@ class Problem:
             steps=asked.steps,
             lr=asked.lr,
             seed=seed,
-            progress=lambda step, value: told(
-                f"cancel gradients, seed {seed}: {value:.3f} of the gradient left"
-            ),
+            progress=progress,
         )
         rest = Moments.of(self.x[kept], self.y[kept])
         added = Moments.of(self.x[bases] + crafted.perturbation, self.y[bases])

@@ -25,11 +25,12 @@ from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
 from marshtest.attacks.base import choose
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.recipe import DataSettings, Named
-from marshtest.hypotheses.base import Line, Told, answer, norms, p_values
+from marshtest.hypotheses.base import Line, answer, norms, p_values
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.solvers import SoftmaxRegression, Solution
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress
 from marshtest.plumbing.seeds import derive, generator
 from marshtest.training.tasks import Classification
 
@@ -78,14 +79,16 @@ class Shift(Named):
             )
         return self
 
-    def run(self, told: Told, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def run(self, progress: Progress, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(one line a set, seed and λ, one line a set, seed, λ and β) for samples x [N, F]."""
         problem = Problem(self, data)
         names = [*self.sets, RANDOM]
         lines: list[Line] = []
         for seed in range(self.seeds):
             for number, name in enumerate(names):
-                told(f"{name}, seed {seed}", (seed * len(names) + number) / self.seeds / len(names))
+                progress(
+                    (seed * len(names) + number) / self.seeds / len(names), f"{name}, seed {seed}"
+                )
                 lines += problem.measured(name, seed)
         curves = pd.DataFrame(lines)
         whole, none = curves[curves["beta"] == 1], curves[curves["beta"] == 0]

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from marshtest.experiment.protocol import Report, silent
 from marshtest.kit.controls import undosed
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
@@ -21,6 +20,7 @@ from marshtest.kit.open_model import open_door
 from marshtest.kit.scalings import suspected
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import (
     BLUE,
@@ -228,7 +228,7 @@ def audit(
     scaling: Scaling | None = None,
     device: str = "auto",
     in_process: bool = False,
-    report: Report = silent,
+    progress: Progress = silent,
     **question: Any,
 ) -> Audit:
     """Ask whether the dose is still there.
@@ -242,7 +242,7 @@ def audit(
         scaling: how values of the file become model inputs; see `open_door`.
         device: auto, cpu or cuda.
         in_process: let foreign callables and .pt2 programs run in this process; see `open_door`.
-        report: told each model that is asked and the share of the work that is done.
+        progress: told each model that is asked and the share of the work that is done.
         question: fields of `Question`.
 
     Raises:
@@ -258,7 +258,7 @@ def audit(
 
     measured = []
     for place, door in enumerate(doors):
-        done = partial(_advance, report, door.name, place, len(doors))
+        done = part(progress, place / len(doors), 1 / len(doors), f"ask {door.name}")
         done(0.0)
         found = measure(door, bases, undosed=clean, draws=asked.draws, fpr=asked.fpr, progress=done)
         own_processor = scaling is None and Path(before).is_dir()
@@ -270,10 +270,6 @@ def audit(
         measured.append(found)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, asked, tuple(judge(roles, measured, asked)))
-
-
-def _advance(report: Report, name: str, place: int, count: int, share: float) -> None:
-    report(f"ask {name}", (place + share) / count)
 
 
 def _defined(value: Any) -> Any:

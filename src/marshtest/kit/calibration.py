@@ -29,7 +29,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest, kstest
 
-from marshtest.experiment.protocol import Report, silent
 from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
@@ -39,6 +38,7 @@ from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import save
@@ -138,7 +138,7 @@ def calibrate(
     scaling: Scaling | None = None,
     device: str = "auto",
     in_process: bool = False,
-    report: Report = silent,
+    progress: Progress = silent,
     **question: Any,
 ) -> Calibration:
     """Test the test on a model that was trained on the dose.
@@ -151,7 +151,7 @@ def calibrate(
         scaling: as in `audit`.
         device: as in `audit`.
         in_process: as in `audit`.
-        report: told each measurement that starts and the share that is done.
+        progress: told each measurement that starts and the share that is done.
         question: as in `audit`.
 
     Raises:
@@ -167,7 +167,7 @@ def calibrate(
     rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
     lines = []
     for number in range(keys):
-        report(f"null key {number + 1} of {keys}", number / keys)
+        progress(number / keys, f"null key {number + 1} of {keys}")
         other = key.noise.model_copy(update={"seed": derive(key.noise.seed, "null", number)})
         null = measure(
             door,

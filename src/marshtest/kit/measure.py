@@ -10,7 +10,7 @@ variance 1, exactly, if the model does not depend on ξ_z. Control questions (`m
 mixed in.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from marshtest.metrics.dependence import Dependence, dependences
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence
 from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
@@ -90,7 +91,7 @@ def measure(
     undosed: Bases | None = None,
     draws: int = 199,
     fpr: float = 0.01,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Progress = silent,
 ) -> Measured:
     """Measure the dose in one model.
 

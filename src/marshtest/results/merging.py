@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from marshtest.experiment.cells import CELL
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.row_file import FILE, Rows, read_file
 from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.results.summary import CELL, Results
+from marshtest.results.summary import Results
 
 VARIED = {"name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"}
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ

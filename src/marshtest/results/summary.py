@@ -3,7 +3,6 @@
 Everything here is drawn from rows; scores, shifts and examples lie beside them where a run wrote them.
 """
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
 from marshtest.attacks import Attack
+from marshtest.experiment.cells import CELL, cells, groups
 from marshtest.experiment.columns import MEND, check_columns
 from marshtest.experiment.prospects import prospects
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
 from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.shift import Shift
@@ -28,18 +29,14 @@ from marshtest.metrics.tradeoff import interval_of_share
 from marshtest.metrics.trainings import Difference, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.sweeps.jobs import NAMES, RETRAINED, measured_roles
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
-# CELL identifies one model. `entry` is not part of it: it is an index into one recipe's `unlearners`, and
-# recipes number them differently.
-CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
 RATES = ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
-CONTROLS = {
-    "initial": "initial model (no unlearning)",
-    "retrained": "retrained model",
-    "reference": "second retrained model",
-    "shuffled": "model of shuffled poisons",
+CONTROLS: dict[str, str] = {
+    Role.INITIAL: "initial model (no unlearning)",
+    Role.RETRAINED: "retrained model",
+    Role.REFERENCE: "second retrained model",
+    Role.SHUFFLED: "model of shuffled poisons",
 }
 
 
@@ -464,21 +461,11 @@ def _check_counts(rows: pd.DataFrame, attack: Attack, path: Path) -> None:
             )
 
 
-def _cells(values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _cells(values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     """The cells that a recipe asks for."""
     recipe = Recipe.parse(values, "recipe")
-    roles = measured_roles(recipe)
-    found: list[tuple[Any, ...]] = []
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
-    for share, seed in itertools.product(recipe.poison_budgets, seeds):
-        for role in roles:
-            name, budget = NAMES.get(role, RETRAINED), float(role not in NAMES)
-            found.append((share, seed, role, name, "{}", budget))
-        for trial in (trial for trials in recipe.unlearners for trial in trials):
-            given = json.dumps(trial.hyperparameters, sort_keys=True)
-            cell = (share, seed, "updated", trial.name, given)
-            found += [(*cell, budget) for budget in recipe.budgets]
-    return found
+    for group in groups(recipe):
+        yield from (cell.key for cell in cells(recipe, group))
 
 
 def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:

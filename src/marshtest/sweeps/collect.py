@@ -7,11 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.experiment.protocol import (
-    CELL,
-    Row,
-    groups,
-)
+from marshtest.experiment.cells import CELL, groups
+from marshtest.experiment.protocol import Row
 from marshtest.sweeps.jobs import lines
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import raised
@@ -60,7 +57,7 @@ def collect(store: Store, keys: Keys) -> Collected:
             continue
         values = store.load(line.key)
         row: Row = values["row"] | of_recipe
-        cell = {name: row[name] for name in CELL}
+        cell = {name: row[name] for name in (*CELL, "entry")}
         found = pd.read_parquet(io.BytesIO(store.file(line.key, "scores.parquet")))
         if len(found):
             scores.append(pd.concat([pd.DataFrame(cell, found.index), found], axis=1))

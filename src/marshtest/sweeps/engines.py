@@ -21,10 +21,11 @@ from typing import Protocol
 import torch
 
 from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.settings import Resources
 from marshtest.sweeps.store import DamagedError, Store, StoreError
-from marshtest.sweeps.worker import Progress, Worker
+from marshtest.sweeps.worker import Worker
 
 REACHABLE_WITHIN = 5.0  # seconds, a Ray cluster
 GONE_WITHIN = 5.0  # a worker that is told to end
@@ -251,11 +252,7 @@ def work(url: str, job: Job, threads: int, folder: str) -> Ended:
     if os.path.isdir(folder):
         os.chdir(folder)
     torch.set_num_threads(threads)
-    return attempt(_worker(url), job, _unheard)
-
-
-def _unheard(share: float, said: str = "", /) -> None:
-    pass
+    return attempt(_worker(url), job, silent)
 
 
 def _obey_the_driver(environment: Mapping[str, str]) -> None:

@@ -5,20 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.protocol import (
-    UNTREATED,
-    Group,
-    from_scratch,
-    groups,
-    kept_count,
-    poison_count,
-)
+from marshtest.experiment.cells import Group, cells, groups
+from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.roles import UNTREATED, Role, measured, trained
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
-
-NAMES = {"initial": "none", "shuffled": "shuffled"}  # in rows, of models that no unlearner made
-RETRAINED = "retrain (full)"
 
 
 @dataclass(frozen=True)
@@ -31,7 +23,7 @@ class Job:
         makes: keys of the stages that it records.
         needs: keys of those that must be recorded before.
         keys, group: of the recipe that it belongs to, and where in it.
-        role: of the model that is trained or scored.
+        role: of the model that is trained or scored; None of the clean one that crafting starts from.
         budgets: of the scores that it makes, in the order of `makes`.
     """
 
@@ -41,7 +33,7 @@ class Job:
     needs: tuple[str, ...]
     keys: "Keys" = field(repr=False)
     group: Group
-    role: str = ""
+    role: Role | None = None
     unlearner: Unlearner | None = None
     budgets: tuple[float, ...] = ()
 
@@ -64,19 +56,15 @@ class Line:
     entry: int
 
 
-def measured_roles(recipe: Recipe) -> list[str]:
-    """Roles of the models from scratch that have rows; a twin's measures stand in the other arm's."""
-    return [role for role in ("initial", *from_scratch(recipe)) if role != "twin"]
-
-
 def lines(keys: Keys, group: Group) -> Iterator[Line]:
     """The rows of a group, in their order."""
-    recipe = keys.recipe
-    for role in measured_roles(recipe):
-        yield Line(keys.score(keys.model(role, group)), -1)
-    for entry, trials in enumerate(recipe.unlearners):
-        for trial, budget in itertools.product(trials, recipe.budgets):
-            yield Line(keys.score(keys.updated(group, trial, budget)), entry)
+    for cell in cells(keys.recipe, group):
+        if cell.role == Role.UPDATED:
+            unlearner = keys.recipe.unlearners[cell.entry][cell.trial]
+            model = keys.updated(group, unlearner, cell.budget)
+        else:
+            model = keys.model(cell.role, group)
+        yield Line(keys.score(model), cell.entry)
 
 
 def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
@@ -101,14 +89,14 @@ def _jobs_of_group(
     of = f"(poison {group.poison_budget:g}, seed {group.seed})"
     if recipe.attack.crafting(1)[0]:
         clean, dose = keys.clean(group.seed), keys.dose(group)
-        yield Job("train", f"clean model {of}", (clean,), first, keys, group, "clean")
+        yield Job("train", f"clean model {of}", (clean,), first, keys, group)
         yield Job("craft", f"poisons {of}", (dose,), (*first, clean), keys, group)
         first = (*first, dose)
-    initial, retrained = keys.model("initial", group), keys.model("retrained", group)
-    for role in ("initial", *from_scratch(recipe)):
+    initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
+    for role in trained(recipe):
         model = keys.model(role, group)
         yield Job("train", f"{role} model {of}", (model,), first, keys, group, role)
-    for role in measured_roles(recipe):
+    for role in measured(recipe):
         model, twin = keys.model(role, group), keys.twin(role, group)
         beside = [] if role in UNTREATED else [retrained]
         beside += [] if twin is None else [twin]
@@ -123,7 +111,7 @@ def _jobs_of_group(
         starts = tuple(keys.model(role, group) for role in arms)
         needs = (*first, *starts, retrained)
         what = f"{trial.name} {of}"
-        yield Job("unlearn", what, made, needs, keys, group, "updated", trial, tuple(budgets))
+        yield Job("unlearn", what, made, needs, keys, group, Role.UPDATED, trial, tuple(budgets))
 
 
 def passes(job: Job, data: Dataset) -> dict[str, float]:
@@ -140,8 +128,8 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
         return {"craft": steps * each}
     if job.kind == "train":
         added = recipe.attack.added(poisons)
-        of = {"clean": kept, **dict.fromkeys(UNTREATED, kept + added)}
-        return {"train": full * of.get(job.role, kept + added - poisons)}
+        samples: dict[Role | None, int] = {None: kept, **dict.fromkeys(UNTREATED, kept + added)}
+        return {"train": full * samples.get(job.role, kept + added - poisons)}
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None

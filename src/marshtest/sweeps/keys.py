@@ -16,11 +16,9 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from marshtest.experiment.protocol import (
-    TWINS,
-    Group,
-)
+from marshtest.experiment.cells import Group
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.roles import TWINS, Role
 from marshtest.sweeps.ledger import ALGORITHM
 from marshtest.sweeps.store import hashed
 from marshtest.unlearning import Unlearner
@@ -60,12 +58,12 @@ class Keys:
         share, seed = group.poison_budget, group.seed
         return _key("dose", world=self._world, attack=self._made_by, share=share, seed=seed)
 
-    def model(self, role: str, group: Group) -> str:
+    def model(self, role: Role, group: Group) -> str:
         """Of a model from scratch."""
         return _key(role, dose=self.dose(group))
 
     def updated(
-        self, group: Group, unlearner: Unlearner, budget: float, role: str = "initial"
+        self, group: Group, unlearner: Unlearner, budget: float, role: Role = Role.INITIAL
     ) -> str:
         """Of a model after unlearning, from the model of `role`."""
         unit = self.recipe.budget_unit
@@ -73,12 +71,12 @@ class Keys:
         by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
         return _key("updated", initial=initial, by=by, budget=budget, **of)
 
-    def arms(self, unlearner: Unlearner) -> tuple[str, ...]:
+    def arms(self, unlearner: Unlearner) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""
         twins = bool(self.recipe.attack.compared) and unlearner.looks_back
-        return ("initial", "twin") if twins else ("initial",)
+        return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 
-    def twin(self, role: str, group: Group) -> str | None:
+    def twin(self, role: Role, group: Group) -> str | None:
         """Of the model from scratch that one of `role` is compared with."""
         other = TWINS.get(role) if self.recipe.attack.compared else None
         return None if other is None else self.model(other, group)

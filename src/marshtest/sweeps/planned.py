@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from marshtest.experiment.protocol import groups
+from marshtest.experiment.cells import groups
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.recipe_data import content
 from marshtest.plumbing.errors import MarshtestError

@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +12,14 @@ import pandas as pd
 import torch
 
 from marshtest.data.samples import Dataset
+from marshtest.experiment.cells import groups
 from marshtest.experiment.poison_examples import examples
 from marshtest.experiment.prospects import family_of, prospects
-from marshtest.experiment.protocol import Report, groups, poison_count
+from marshtest.experiment.protocol import poison_count
 from marshtest.experiment.recipe import Named, Recipe
 from marshtest.experiment.row_file import write_rows
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
+from marshtest.plumbing.progress import Progress, part
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import Collected, collect
 from marshtest.sweeps.jobs import jobs, passes
@@ -31,7 +32,7 @@ RAISED = "raised.log"  # in a run's folder, where unlearners raised: their trace
 DONE = "is done already; nothing was run."
 
 
-def with_damage_mended(store: Store, work: Callable[[], object], report: Report) -> list[str]:
+def with_damage_mended(store: Store, work: Callable[[], object], progress: Progress) -> list[str]:
     """Do it; where a stored stage turns out to be damaged, say so, forget it, and do it again.
 
     Returns:
@@ -42,14 +43,14 @@ def with_damage_mended(store: Store, work: Callable[[], object], report: Report)
         try:
             work()
         except DamagedError as error:
-            report(f"{error.key} {error.what} is damaged, so it is made again", 0.0)
+            progress(0.0, f"{error.key} {error.what} is damaged, so it is made again")
             damaged.append(f"{error.key} {error.what}")
             store.forget(error.key)
         else:
             return damaged
 
 
-def do_all(worker: Worker, keys: Keys, report: Report) -> None:
+def do_all(worker: Worker, keys: Keys, progress: Progress) -> None:
     """All jobs of a recipe that are not done yet, one after the other.
 
     Raises:
@@ -59,17 +60,19 @@ def do_all(worker: Worker, keys: Keys, report: Report) -> None:
     store, todo = worker.store, list(jobs(keys, keep_models=False))
     store.prepare()
     if todo[0].kind == "features" and not store.is_recorded(keys.features):
-        worker(todo[0], lambda share, said="": report(f"{todo[0].label}, {share:.0%}", 0.0))
+        worker(todo[0], part(progress, 0.0, 0.0, todo[0].label))
     data = worker.pipeline(keys).data
     for line in foreseen(keys.recipe, data):
-        report(line, 0.0)
+        progress(0.0, line)
     weights = [sum(passes(job, data).values()) for job in todo]
     total, done = sum(weights), 0.0
     for job, weight in zip(todo, weights, strict=True):
         if not all(map(store.is_recorded, job.makes)):
-            fault = worker(job, _Share(report, job.label, done / total, weight / total))
+            of_job = part(progress, done / total, weight / total, job.label)
+            of_job(0.0)
+            fault = worker(job, of_job)
             if fault:
-                report(f"{NOTE}{fault}; the traceback is in {RAISED}", done / total)
+                progress(done / total, f"{NOTE}{fault}; the traceback is in {RAISED}")
         done += weight
 
 
@@ -79,23 +82,6 @@ def foreseen(recipe: Recipe, data: Dataset | None = None) -> Iterator[str]:
         poisons = None if data is None else poison_count(recipe, share, data)
         for line in prospects(recipe, family_of(recipe), recipe.seeds, poisons):
             yield f"{NOTE}{recipe.name}, poison budget {share:g}: {line}"
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Reports a job's progress as the whole run's."""
-
-    report: Report
-    label: str
-    start: float
-    weight: float
-
-    def __post_init__(self) -> None:
-        self(0.0)
-
-    def __call__(self, share: float, said: str = "", /) -> None:
-        text = f"{self.label}: {said}" if said else self.label
-        self.report(text, self.start + share * self.weight)
 
 
 def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | None = None) -> None:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from marshtest.experiment.protocol import Report
+from marshtest.plumbing.progress import Progress
 from marshtest.sweeps.engines import Ended, Engine
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.locks import Driver
@@ -23,13 +23,13 @@ class Driving:
 
     Args:
         jobs: each behind those that it needs.
-        report: told how many are done, and their share.
+        progress: told how many are done, and their share.
     """
 
     def __init__(
-        self, store: Store, driver: Driver, jobs: Sequence[Job], asked: Sweep, report: Report
+        self, store: Store, driver: Driver, jobs: Sequence[Job], asked: Sweep, progress: Progress
     ) -> None:
-        self.store, self.driver, self.jobs, self.report = store, driver, jobs, report
+        self.store, self.driver, self.jobs, self.progress = store, driver, jobs, progress
         self.name = asked.name
         self.resources = {str(kind): of for kind, of in asked.resources.items()}
         self.reused = self.done = 0
@@ -120,7 +120,7 @@ class Driving:
         done = len(self.jobs) - len(self.open)
         failed = f", {len(self.failed)} failed" if self.failed else ""
         text = f"{self.name}: {done} of {len(self.jobs)} jobs{failed}; {self.jobs[i].label}"
-        self.report(f"{text}, {said}" if said else text, done / len(self.jobs))
+        self.progress(done / len(self.jobs), f"{text}, {said}" if said else text)
 
     def _claim(self, i: int) -> bool:
         """Claim all that a job makes, or nothing."""
@@ -178,7 +178,7 @@ class Driving:
 
     def _again(self, i: int, key: str, what: str) -> None:
         """A stage is damaged: make it again, and then what needed it."""
-        self.report(f"{key} {what} is damaged, so it is made again", self.share)
+        self.progress(self.share, f"{key} {what} is damaged, so it is made again")
         self.damaged.append(f"{key} {what}")
         self._release(i)
         self.store.forget(key)

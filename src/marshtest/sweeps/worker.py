@@ -5,19 +5,18 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save as bytes_of
 from torch import nn
 
 from marshtest.attacks import Poisoned
-from marshtest.attacks.base import Tensors, ignore
+from marshtest.attacks.base import Tensors
 from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.cells import Group
 from marshtest.experiment.protocol import (
     TRIED,
-    UNTREATED,
-    Group,
     Pipeline,
     Subject,
     measure,
@@ -30,9 +29,11 @@ from marshtest.experiment.protocol import (
     update,
 )
 from marshtest.experiment.recipe_data import data_of
+from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
 from marshtest.models.state import restore
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
-from marshtest.sweeps.jobs import NAMES, RETRAINED, Job
+from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.store import DamagedError, Store, hashed
 from marshtest.training.budget import Cost
@@ -41,12 +42,6 @@ from marshtest.training.loop import Fit
 MODELS = "models"  # those that a worker keeps in memory
 
 T = TypeVar("T")
-
-
-class Progress(Protocol):
-    """Told the share of a job that is done, and how it stands in words."""
-
-    def __call__(self, share: float, said: str = "", /) -> None: ...
 
 
 class Worker:
@@ -61,7 +56,7 @@ class Worker:
         self._given = data
         self._latest: dict[str, dict[Any, Any]] = {}
 
-    def __call__(self, job: Job, progress: Progress = ignore) -> str:
+    def __call__(self, job: Job, progress: Progress = silent) -> str:
         """Do a job; stages of it that are recorded already are read.
 
         Returns:
@@ -116,7 +111,7 @@ class Worker:
 
     def _train(self, job: Job, progress: Progress) -> None:
         started, pipeline = time.perf_counter(), self.pipeline(job.keys)
-        if job.role == "clean":
+        if job.role is None:
             model, trained = train_clean(pipeline, job.group.seed, progress)
         else:
             poisoned = self.poisoned(job.keys, job.group)
@@ -153,8 +148,9 @@ class Worker:
         self.store.remove(f"partial/{key}")
 
     def _score(self, job: Job) -> None:
+        assert job.role is not None
         pipeline, key = self.pipeline(job.keys), job.keys.model(job.role, job.group)
-        name = NAMES.get(job.role, RETRAINED)
+        name = ROW_NAMES[job.role]
         share = 0.0 if job.role in UNTREATED else 1.0
         model, twin = self._model(pipeline, key), job.keys.twin(job.role, job.group)
         subject = Subject(job.role, name, share, model, self._fit(key).cost)
@@ -170,9 +166,9 @@ class Worker:
             role: {budget: keys.updated(job.group, method, budget, role) for budget in job.budgets}
             for role in arms
         }
-        scores = {budget: keys.score(key) for budget, key in models["initial"].items()}
+        scores = {budget: keys.score(key) for budget, key in models[Role.INITIAL].items()}
         keep_models = len(job.makes) > len(scores)
-        found: dict[tuple[str, float], Subject] = {}
+        found: dict[tuple[Role, float], Subject] = {}
         faults: list[str] = []
         for done, role in enumerate(arms):
             todo = [
@@ -203,7 +199,7 @@ class Worker:
         return faults[0] if faults else ""
 
     def _updates(
-        self, job: Job, role: str, budgets: Sequence[float]
+        self, job: Job, role: Role, budgets: Sequence[float]
     ) -> Iterator[tuple[float, Subject]]:
         """What an unlearner makes of the model of a role, a budget; no other model is in memory then."""
         method, pipeline = job.unlearner, self.pipeline(job.keys)
@@ -217,7 +213,7 @@ class Worker:
             job.group,
             self.poisoned(job.keys, job.group),
             self._read_model(pipeline, start),
-            self._fit(job.keys.model("initial", job.group)),
+            self._fit(job.keys.model(Role.INITIAL, job.group)),
             method,
             budgets,
             role,
@@ -226,17 +222,17 @@ class Worker:
             given, told = method.hyperparameters, (made.note, made.trace)
             yield (
                 budget,
-                Subject("updated", method.name, budget, made.model, made.cost, given, *told),
+                Subject(Role.UPDATED, method.name, budget, made.model, made.cost, given, *told),
             )
 
     def _measure(
         self, job: Job, pipeline: Pipeline, subject: Subject, twin: nn.Module | None, key: str
     ) -> None:
         started = time.perf_counter()
-        initial = job.keys.model("initial", job.group)
+        initial = job.keys.model(Role.INITIAL, job.group)
         between = None
         if subject.role not in UNTREATED:
-            retrained = job.keys.model("retrained", job.group)
+            retrained = job.keys.model(Role.RETRAINED, job.group)
             between = self._model(pipeline, initial), self._model(pipeline, retrained)
         poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
         found = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
@@ -246,7 +242,7 @@ class Worker:
     def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
         """Write down what an unlearner raised, with the row that says so; the line of it."""
         poisoned = self.poisoned(job.keys, job.group)
-        trained = self._fit(job.keys.model("initial", job.group))
+        trained = self._fit(job.keys.model(Role.INITIAL, job.group))
         row = measure(pipeline, job.group, poisoned, subject, trained, None).row
         fault = f"{subject.unlearner} {subject.note}"
         values = {"job": job.label, "fault": fault, "traceback": subject.trace, "row": row}
@@ -286,7 +282,7 @@ class Worker:
         values, pipeline = self.store.load(key), self.pipeline(job.keys)
         model = self._read_model(pipeline, key) if values["files"] else None
         cost, note = Cost(**values["cost"]), values["note"]
-        return Subject("updated", job.unlearner.name, budget, model, cost, parameters, note)
+        return Subject(Role.UPDATED, job.unlearner.name, budget, model, cost, parameters, note)
 
     def _data(self, keys: Keys) -> Dataset:
         if self._given is not None:
@@ -301,7 +297,7 @@ class Worker:
                     for split in ("train", "test")
                 )
                 return Dataset(values["name"], train, test, values["classes"])
-            return data_of(recipe.data, recipe.device, None, recipe.model, trigger)
+            return data_of(recipe.data, recipe.device, model=recipe.model, trigger=trigger)
 
         named = [recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")]
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)

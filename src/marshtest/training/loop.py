@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +11,11 @@ from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.plumbing.settings import Settings
 from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.tasks import Augmentation, Precision, Task
-
-Progress = Callable[[float], None]  # told the share that is done
 
 
 class OptimizerSettings(Settings):
@@ -101,7 +99,7 @@ def fit(
     task: Task,
     training: Training,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Fit:
     """Train `model` in place.
 
@@ -127,8 +125,7 @@ def fit(
                 step += 1
                 seen += len(batch)
             _stop_if_diverged(loss.item(), epoch, training)
-            if progress is not None:
-                progress((epoch + 1) / training.epochs)
+            progress((epoch + 1) / training.epochs)
     flops = seen * flops_per_trained_sample
     return Fit(Cost(flops / flops_per_pass, flops, time.perf_counter() - started), flops_per_pass)
 

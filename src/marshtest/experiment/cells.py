@@ -1,0 +1,106 @@
+"""Which rows a recipe gives: the one list that jobs, rows and reports follow."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from marshtest.experiment.roles import ROW_NAMES, Role, Roles, measured
+from marshtest.plumbing.seeds import derive
+
+# The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
+# `unlearners`, and recipes number them differently.
+CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
+
+
+class _Trial(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]: ...
+
+
+class Asked(Roles, Protocol):
+    """What a recipe says of its rows; a recipe that was read from rows says it too."""
+
+    @property
+    def poison_budgets(self) -> Sequence[float]: ...
+
+    @property
+    def first_seed(self) -> int: ...
+
+    @property
+    def seeds(self) -> int: ...
+
+    @property
+    def unlearners(self) -> Sequence[Sequence[_Trial]]: ...
+
+    @property
+    def budgets(self) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """One poison budget and seed."""
+
+    poison_budget: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.poison_budget:g}-{self.seed}"
+
+    @property
+    def draws(self) -> int:
+        """The seed of its steps."""
+        return derive(self.seed, self.poison_budget)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row to be.
+
+    Attributes:
+        group: its poison budget and seed.
+        role: of its model.
+        unlearner: what the row's column says; the unlearner's name, of an updated model.
+        hyperparameters: of the unlearner, in JSON.
+        budget: share of the initial training's compute.
+        entry: place in the recipe's `unlearners`; -1 of a model that no unlearner made.
+        trial: place among that entry's trials.
+    """
+
+    group: Group
+    role: Role
+    unlearner: str
+    hyperparameters: str
+    budget: float
+    entry: int = -1
+    trial: int = 0
+
+    @property
+    def key(self) -> tuple[float, int, str, str, str, float]:
+        """The values of the columns CELL."""
+        group = self.group
+        beside = (self.role.value, self.unlearner, self.hyperparameters, self.budget)
+        return (group.poison_budget, group.seed, *beside)
+
+
+def groups(recipe: Asked) -> list[Group]:
+    """All groups of a recipe, in the order in which they run."""
+    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
+
+
+def cells(recipe: Asked, group: Group) -> Iterator[Cell]:
+    """The rows of a group, in their order: models from scratch, then each unlearner at each budget."""
+    for role in measured(recipe):
+        spent = 0.0 if role in (Role.INITIAL, Role.SHUFFLED) else 1.0
+        yield Cell(group, role, ROW_NAMES[role], "{}", spent)
+    for entry, trials in enumerate(recipe.unlearners):
+        for (place, trial), budget in itertools.product(enumerate(trials), recipe.budgets):
+            given = json.dumps(dict(trial.hyperparameters), sort_keys=True)
+            yield Cell(group, Role.UPDATED, trial.name, given, budget, entry, place)
