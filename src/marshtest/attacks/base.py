@@ -1,7 +1,7 @@
 """What an attack gives: poisoned samples, and what it can measure of itself on a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from marshtest.attacks.presentation import Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
@@ -185,15 +186,20 @@ class Attack(Settings, ABC):
     """How poison is made, and how its effect on a model is measured."""
 
     name: str
-    # Scores that are N(0, 1), each poison's by itself, where the model does not depend on the poison.
-    exact: ClassVar[tuple[str, ...]] = ()
-    # An effect whose null law is unknown, with the row's column of it: compared with that of a clean twin,
-    # the same experiment with the base samples in the poisons' places.
-    compared: ClassVar[Mapping[str, str]] = {}
-    # Further columns of a row that tables and figures need.
-    figures: ClassVar[tuple[str, ...]] = ()
+    # What a report must know of it; see marshtest.attacks.presentation.
+    presentation: ClassVar[Presentation]
     # Fields that `effect` alone looks at: with others, the same poisons are measured.
     scoring: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def needs_twin(self) -> bool:
+        """Whether the effect has no known null law, and is compared with that of a clean twin."""
+        return self.presentation.needs_twin
+
+    @property
+    def shown(self) -> Presentation:
+        """The presentation with this attack's own options in it."""
+        return self.presentation.filled(self.model_dump())
 
     @abstractmethod
     def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:

@@ -465,7 +465,7 @@ def _of_twin(
     figures = attack.effect(twin, poisoned, task).figures
     if "test_accuracy" not in figures:
         figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
-    columns = ("test_accuracy", *attack.compared.values())
+    columns = ("test_accuracy", *attack.presentation.reference_columns.values())
     own, other = model.state_dict(), twin.state_dict()
     same = own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, mod
 
 from marshtest.attacks import Attack, parse_attack
 from marshtest.experiment.features import FeatureSettings
+from marshtest.experiment.verdict_settings import VerdictSettings
 from marshtest.models.base import ModelSettings
 from marshtest.models.table import parse_model
 from marshtest.plumbing.errors import MarshtestError
@@ -48,14 +49,6 @@ class DataSettings(Settings):
     @classmethod
     def _by_name(cls, given: Any) -> Any:
         return {"name": given} if isinstance(given, str) else given
-
-
-class VerdictSettings(Settings):
-    """What counts as removed, and how sure to be."""
-
-    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
-    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
-    accuracy: float = Field(0.05, gt=0, lt=1)  # that may be lost against full retraining
 
 
 class Named(Settings):

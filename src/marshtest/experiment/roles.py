@@ -32,7 +32,7 @@ ROW_NAMES = {  # in the rows' column `unlearner`, of models that no unlearner ma
 
 class _Attack(Protocol):
     @property
-    def compared(self) -> object: ...
+    def needs_twin(self) -> bool: ...
 
 
 class Roles(Protocol):
@@ -51,7 +51,7 @@ class Roles(Protocol):
 
 def trained(recipe: Roles) -> Sequence[Role]:
     """Roles of the models that are trained from scratch, the initial one first."""
-    twins = bool(recipe.attack.compared)
+    twins = recipe.attack.needs_twin
     wanted = {
         Role.INITIAL: True,
         Role.TWIN: twins,

@@ -98,7 +98,7 @@ def write_results(worker: Worker, keys: Keys, folder: Path, found: Collected | N
     shown = examples(worker.pipeline(keys), worker.poisoned(keys, groups(recipe)[0]))
     if len(shown):
         write(shown, folder / "examples.parquet")
-    for group in groups(recipe) if recipe.attack.compared else ():
+    for group in groups(recipe) if recipe.attack.needs_twin else ():
         poisoned = worker.poisoned(keys, group)
         write(packed(poisoned.tensors()), folder / "poisons" / f"{group.name}.safetensors")
         of = {"poison_budget": group.poison_budget, "seed": group.seed}
