@@ -189,7 +189,13 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": _values(recipe),
+        **(_shown(recipe) if isinstance(recipe, Recipe) else {}),
     }
+
+
+def _shown(recipe: Recipe) -> dict[str, Any]:
+    """What a report must know of the rows' attack and metrics, so that nobody's code is needed for it."""
+    return {"presentation": recipe.attack.shown.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _values(recipe: Named) -> dict[str, Any]:
