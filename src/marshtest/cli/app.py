@@ -249,8 +249,8 @@ def explain(
             console.print(f"  {variant.label}", highlight=False, markup=False)
     if (factory := foreign_model(planned)) is not None:
         console.print(
-            f"What it costs cannot be told: {factory} builds its model, and explaining a recipe runs "
-            "nothing that it names."
+            f"What it costs cannot be told: it rests on {factory}, and explaining a recipe runs nothing of "
+            "yours."
         )
         return
     costs = expected_cost(planned)

@@ -91,6 +91,16 @@ KINDS = {  # by the name's pattern; the first that fits. What fits none is an ax
 }
 
 
+BESIDE = (
+    "recipe|data|model|attack|epochs|passes|flops|note|crafting_.*"  # what is looked at nowhere
+)
+
+
+def is_known(column: str) -> bool:
+    """Whether a column's name has a meaning in rows, so that no metric may take it."""
+    return any(re.fullmatch(pattern, column) for pattern in (*KINDS, BESIDE))
+
+
 def check_columns(frame: pd.DataFrame, needed: Iterable[str], where: str) -> None:
     """Look whether the needed columns are there, and whether all known ones hold what they must.
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
-from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
+from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
 from marshtest.attacks.base import choose
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.recipe import DataSettings, Named
@@ -188,10 +188,10 @@ class Problem:
         if isinstance(attack, Given):
             return attack.poison(train, settings.poisons)
         theta = self.clean(settings.weight_decay)[0].theta
-        victim = Victim(
+        knowledge = Knowledge(
             TASK, self.data.test, lambda: self.model(theta), weight_decay=settings.weight_decay
         )
-        return attack.poison(train, settings.poisons, victim, derive(seed, name))
+        return attack.poison(train, settings.poisons, knowledge, derive(seed, name))
 
     def measured(self, name: str, seed: int) -> Iterator[Line]:
         """One line a λ and β."""

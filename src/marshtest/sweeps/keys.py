@@ -83,7 +83,9 @@ class Keys:
 
     def score(self, model: str) -> str:
         """Of a model's measures; its clean twin is determined by it."""
-        return _key("score", model=model, attack=self._measured_by)
+        metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
+        beside = {"metrics": metrics} if metrics else {}
+        return _key("score", model=model, attack=self._measured_by, **beside)
 
 
 def _key(kind: str, **of: Any) -> str:

@@ -189,7 +189,16 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": _values(recipe),
+        **_columns(recipe),
     }
+
+
+def _columns(recipe: Named) -> dict[str, Any]:
+    """What a report must know of the columns of the recipe's metrics, if it has any."""
+    metrics = recipe.metrics if isinstance(recipe, Recipe) else ()
+    columns = {name: column for metric in metrics for name, column in metric.columns.items()}
+    named = {name: column.model_dump(mode="json") for name, column in columns.items()}
+    return {"metrics": named} if named else {}
 
 
 def _values(recipe: Named) -> dict[str, Any]:

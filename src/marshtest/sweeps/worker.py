@@ -89,11 +89,12 @@ class Worker:
         pipeline, key = self.pipeline(keys), keys.dose(group)
 
         def make() -> Poisoned:
-            if not keys.recipe.attack.crafting(1)[0]:
+            if not keys.recipe.attack.crafted:
                 return poison(pipeline, group)
-            told = self.store.load(key)["poisoned"]
+            stored = self.store.load(key)["poisoned"]
+            about = {name: stored[name] for name in ("seed", "figures", "history")}
             samples, test = split(pipeline, group.seed)[1], pipeline.data.test
-            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **told)
+            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **about)
 
         return self._keep("poisoned", key, make)
 
@@ -136,14 +137,13 @@ class Worker:
             return made
 
         found = poison(pipeline, job.group, clean, kept, progress)
-        told = {
+        about = {
             "seed": found.seed,
-            "rest": found.rest is not None,
-            "figures": found.figures,
-            "history": list(found.history),
+            "figures": dict(found.figures),
+            "history": [dict(line) for line in found.history],
         }
         self._record(
-            job, key, started, {"poisoned": told}, {"poisons.safetensors": packed(found.tensors())}
+            job, key, started, {"poisoned": about}, {"poisons.safetensors": packed(found.tensors())}
         )
         self.store.remove(f"partial/{key}")
 
