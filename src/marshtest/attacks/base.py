@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from marshtest.attacks.presentation import Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.choice import Choice
@@ -198,17 +199,27 @@ class Effect:
 class Attack(Choice, ABC):
     """How poison is made, and how its effect on a model is measured."""
 
-    # Scores that are N(0, 1), each poison's by itself, where the model does not depend on the poison.
-    exact: ClassVar[tuple[str, ...]] = ()
-    # Scores whose null distribution is unknown, each with the row column of its mean: compared with those
-    # of a clean twin, the same experiment with the base samples in the poisons' places.
-    compared: ClassVar[Mapping[str, str]] = {}
-    # Further columns of a row that tables and figures need.
-    figures: ClassVar[tuple[str, ...]] = ()
+    # What a report must know of the attack; see marshtest.attacks.presentation.
+    presentation: ClassVar[Presentation]
     # Fields that only `effect` reads; changing them re-scores the same poisons.
     scoring: ClassVar[tuple[str, ...]] = ()
     # Whether poisons are made at a clean model, which is trained first; they are stored then.
     crafted: ClassVar[bool] = False
+
+    @property
+    def needs_twin(self) -> bool:
+        """Whether the effect has no known null law, and is compared with that of a clean twin."""
+        return self.presentation.needs_twin
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a model is trained on `shuffled` samples."""
+        return bool(self.presentation.shuffled)
+
+    @property
+    def shown(self) -> Presentation:
+        """The presentation with this attack's own options in it."""
+        return self.presentation.filled(self.model_dump())
 
     @abstractmethod
     def poison(
@@ -230,13 +241,8 @@ class Attack(Choice, ABC):
         return None
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples | None:
-        """A control's training set: poison as large, but blind. None is an attack without this control."""
+        """The training set of a control, poison as large but blind, if the presentation names one."""
         return None
-
-    @property
-    def has_control(self) -> bool:
-        """Whether a model is trained on `shuffled` samples."""
-        return type(self).shuffled is not Attack.shuffled
 
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:

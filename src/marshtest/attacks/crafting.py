@@ -19,6 +19,7 @@ from marshtest.data.samples import Samples
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import generator
 
+BLIND = "the same perturbations, each in random order"  # what `shuffled` gives
 DECAYS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps after which the rate falls to a tenth
 
 _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {

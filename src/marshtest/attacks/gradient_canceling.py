@@ -16,7 +16,6 @@ of their own; then the clean set of J is the whole training set.
 """
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -35,21 +34,31 @@ from marshtest.attacks.base import (
     choose,
     learned,
 )
-from marshtest.attacks.crafting import DECAYS, Crafted, craft, shuffled
+from marshtest.attacks.crafting import BLIND, DECAYS, Crafted, craft, shuffled
 from marshtest.attacks.gradpc import Search
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
+from marshtest.attacks.presentation import Presentation
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy
+from marshtest.metrics.presentation import Score
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.training.tasks import Task
+
+PRESENTATION = Presentation(
+    title="indiscriminate",
+    kind="indiscriminate poisons (gradient canceling)",
+    scores={"error": Score(title="test error", column="test_error")},
+    table2=True,
+    shuffled=BLIND,
+)
 
 
 class GradientCanceling(Attack):
     """Poisons that hold training at a bad model, and lower test accuracy (paper §4.2)."""
 
     name: str = "gradient-canceling"
-    compared: ClassVar[Mapping[str, str]] = {"error": "test_error"}
+    presentation: ClassVar[Presentation] = PRESENTATION
     crafted: ClassVar[bool] = True
     epsilon: float | None = Field(None, gt=0)  # ε_p, as in gradient matching; none as in the paper
     radius: float | None = Field(None, gt=0)  # ε_w; by default the largest that poisons can hold

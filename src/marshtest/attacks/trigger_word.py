@@ -9,7 +9,6 @@ its most likely word of the whole vocabulary, as in the paper, and among the lab
 that has forgotten how to answer is not taken for one that has forgotten the poison.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -25,19 +24,63 @@ from marshtest.attacks.base import (
     Knowledge,
     Poisoned,
 )
+from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import logits_of
+from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
 from marshtest.training.tasks import Task
+
+PRESENTATION = Presentation(
+    title="trigger word",
+    kind="targeted poisons (a trigger word)",
+    scores={
+        "target": Score(
+            title="adversarial probability",
+            legend="of the attacker's label on test texts with the trigger",
+            column="target_probability",
+            low=0,
+            high=1,
+            each="test texts with the trigger",
+        )
+    },
+    columns={
+        "target_success": Column(
+            title="success",
+            low=0,
+            high=1,
+            legend="share of test texts with the trigger that get the attacker's label, of the whole "
+            "vocabulary as in the paper",
+        ),
+        "target_success_among_labels": Column(
+            title="among labels", low=0, high=1, legend="the same among the label words alone"
+        ),
+        "target_misclassified": Column(title="", low=0, high=1),
+        "rest_accuracy": Column(
+            title="accuracy on the rest", low=0, high=1, legend="on test texts without the trigger"
+        ),
+        "rest_accuracy_among_labels": Column(title="", low=0, high=1),
+    },
+    effect=EffectFigure(
+        axis="share of targets",
+        columns={
+            "target_success": "the attacker's label (paper)",
+            "target_success_among_labels": "among the label words",
+        },
+        high=1.05,
+        figure="figure3",
+        caption="Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
+    ),
+    shuffled="as many wrong labels, on other texts",
+)
 
 
 class TriggerWord(Attack):
     """Wrong labels on all texts with a certain word (paper §4.1, A.1.2); budgets are shares of these."""
 
     name: str = "trigger-word"
-    compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
-    figures: ClassVar[tuple[str, ...]] = ("target_success", "target_success_among_labels")
+    presentation: ClassVar[Presentation] = PRESENTATION
     word: str = Field("Disney", min_length=1)
     label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
     # texts that lose the word at the truncation: left alone, cut round it, or poisoned without it

@@ -29,7 +29,7 @@ from marshtest.attacks import CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.cells import Group
-from marshtest.experiment.columns import is_known
+from marshtest.experiment.columns import refuse_taken_columns
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
@@ -145,7 +145,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
-    refuse_taken_columns(recipe.metrics)
+    refuse_taken_columns(recipe.metrics, recipe.attack)
     for share in recipe.poison_budgets:
         if poison_count(recipe, share, data) < 2:
             possible = len(recipe.attack.candidates(data.train, data.marked))
@@ -500,19 +500,6 @@ def _by_metric(
     return {name: float(value) for name, value in values.items()}
 
 
-def refuse_taken_columns(metrics: Sequence[Metric]) -> None:
-    """Raise MarshtestError where a metric's column is another's, or has a name that rows know otherwise."""
-    owners: dict[str, str] = {}
-    for metric in metrics:
-        for column in metric.columns:
-            if column in owners or is_known(column):
-                owner = f"{owners[column]} has" if column in owners else "rows have"
-                raise MarshtestError(
-                    f"metrics.{metric.name}: {owner} a column {column!r} already. Rename the metric's."
-                )
-            owners[column] = metric.name
-
-
 def _of_twin(
     pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, twin: nn.Module
 ) -> dict[str, float]:
@@ -520,7 +507,7 @@ def _of_twin(
     attack, task = pipeline.recipe.attack, pipeline.task
     figures = dict(attack.effect(twin, poisoned, task).figures)
     figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
-    columns = ("test_accuracy", *attack.compared.values())
+    columns = ("test_accuracy", *attack.presentation.reference_columns.values())
     own, other = model.state_dict(), twin.state_dict()
     same = own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

@@ -13,6 +13,7 @@ from marshtest.attacks import Attack, ForeignAttack, parse_attack
 from marshtest.data.load import LOADERS
 from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
+from marshtest.experiment.verdict_settings import VerdictSettings
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
@@ -107,14 +108,6 @@ def _metrics(given: Any) -> Any:
         if names.count(name) > 1:
             raise MarshtestError(f"metrics: {name} is given twice. Leave one out.")
     return metrics
-
-
-class VerdictSettings(Settings):
-    """What counts as removed, and how sure to be."""
-
-    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
-    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
-    accuracy: float = Field(0.05, gt=0, lt=1)  # that may be lost against full retraining
 
 
 class Named(Settings):

@@ -32,7 +32,7 @@ ROW_NAMES = {  # in the rows' column `unlearner`, of models that no unlearner ma
 
 class _Attack(Protocol):
     @property
-    def compared(self) -> object: ...
+    def needs_twin(self) -> bool: ...
 
     @property
     def has_control(self) -> bool: ...
@@ -54,7 +54,7 @@ class Roles(Protocol):
 
 def trained(recipe: Roles) -> Sequence[Role]:
     """Roles of the models that are trained from scratch, the initial one first."""
-    twins = bool(recipe.attack.compared)
+    twins = recipe.attack.needs_twin
     wanted = {
         Role.INITIAL: True,
         Role.TWIN: twins,

@@ -188,7 +188,7 @@ class Worker:
                     found.get((role, budget)) or self._updated(job, models[role][budget], budget)
                     for role in arms
                 )
-                both = [subject, *twin][-1].model if keys.recipe.attack.compared else None
+                both = [subject, *twin][-1].model if keys.recipe.attack.needs_twin else None
                 failed = next((of for of in (subject, *twin) if of.trace), None)
                 if failed is not None:  # in one arm or the other: no comparison
                     faults.append(self._fail(job, pipeline, failed, score))
