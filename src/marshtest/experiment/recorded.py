@@ -36,7 +36,7 @@ class RecordedNamed(_Part):
 class RecordedTraining(_Part):
     """The training of the initial and of the retrained model."""
 
-    epochs: float = Field(gt=0)
+    epochs: int | float = Field(gt=0)
 
 
 class RecordedAttack(RecordedNamed):
