@@ -45,9 +45,8 @@ from marshtest.models.state import (
     takes_channels_last,
 )
 from marshtest.models.table import build
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
-from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost
@@ -125,6 +124,7 @@ class Pipeline:
         return self.trainer.device
 
 
+@exact_float32()
 def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     """Put the data on the device, and refuse what cannot work before anything is trained.
 
@@ -132,9 +132,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
             poison budget makes no poison.
     """
-    keep_freed_memory()
     device = pick_device(recipe.device)
-    torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
     model = copied(build(recipe.model, shape, data.classes, 0))
@@ -187,6 +185,7 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
     refuse_lost_state(trainer, model, state_of(model), samples)
 
 
+@exact_float32()
 def refuse_lost_state(
     trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
 ) -> None:
@@ -249,6 +248,7 @@ def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
     return train.only(held_out), train.without(held_out)
 
 
+@exact_float32()
 def train_clean(
     pipeline: Pipeline, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
@@ -260,6 +260,7 @@ def _no_clean_model() -> nn.Module:
     raise AssertionError("an attack that crafts nothing asked for a clean model")
 
 
+@exact_float32()
 def poison(
     pipeline: Pipeline,
     group: Group,
@@ -294,6 +295,7 @@ def poison(
     return recipe.attack.poison(samples, count, victim, derive(group.draws, "attack"))
 
 
+@exact_float32()
 def train(
     pipeline: Pipeline,
     group: Group,
@@ -314,6 +316,7 @@ def train(
     return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
+@exact_float32()
 def update(
     pipeline: Pipeline,
     group: Group,
@@ -387,6 +390,7 @@ class Measured:
     shifts: list[Row]
 
 
+@exact_float32()
 def measure(
     pipeline: Pipeline,
     group: Group,

@@ -22,6 +22,7 @@ from marshtest.models.table import (
 )
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
+from marshtest.plumbing.seeds import seeded
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.whole_files import write
 
@@ -89,7 +90,7 @@ def load_model(
     if not path.is_file():
         raise MarshtestError(f"{path}: no such checkpoint.")
     try:
-        with safe_open(str(path), "pt") as file:
+        with safe_open(str(path), "pt") as file, seeded(0):  # a new model draws its first weights
             metadata = file.metadata() or {}
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             about = About.parse(json.loads(metadata["marshtest"]), str(path))
