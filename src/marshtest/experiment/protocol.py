@@ -33,6 +33,7 @@ from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.shift import shifts
+from marshtest.models.answers import takes_channels_last
 from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
@@ -42,7 +43,6 @@ from marshtest.models.state import (
     copied,
     restore,
     state_of,
-    takes_channels_last,
 )
 from marshtest.models.table import build
 from marshtest.plumbing.device import exact_float32, pick_device
