@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +12,10 @@ from marshtest.plumbing.seeds import seeded
 
 
 def logits_in(answer: object) -> Tensor:
-    """The logits in what a model answers: a tensor, `.logits`, the key "logits", or the first of several.
+    """The logits in what a model answers: a tensor or array, `.logits`, "logits", or the first of several.
 
     Raises:
-        MarshtestError: no tensor stands there.
+        MarshtestError: neither a tensor nor an array stands there.
     """
     found = getattr(answer, "logits", answer)
     if isinstance(found, Mapping):
@@ -23,6 +24,8 @@ def logits_in(answer: object) -> Tensor:
         found = found[0]
     if isinstance(found, Tensor):
         return found
+    if hasattr(found, "__array__"):  # NumPy's, or what other frameworks answer with
+        return torch.from_numpy(np.array(found))
     what = f"a dict of {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
     raise MarshtestError(
         f"model: answers with {what or type(found).__name__}, in which no logits are found. Let forward "
