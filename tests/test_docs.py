@@ -4,10 +4,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import TINY
 from typer.testing import CliRunner
 
+import marshtest
 from marshtest.cli import app as cli
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.results.summary import Results
@@ -107,3 +110,26 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), (page, target)
+
+
+def test_the_examples_of_contributing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unlearner that passes; an attack, a metric and a data set, through a run to its page."""
+    unlearner, *others = blocks(ROOT / "CONTRIBUTING.md", "python")
+    found: dict[str, Any] = {"__name__": "contributing"}
+    exec(unlearner, found)
+    assert all(fact.holds for fact in marshtest.check_unlearner(found["LastStep"](), ["features"]))
+    for name, block in zip(("flips", "member", "mydata"), others, strict=True):
+        (tmp_path / f"{name}.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = TINY | {
+        "data": {"name": "mydata:load", "samples": 400},
+        "attack": {"name": "flips:LabelFlips"},
+        "metrics": ["member:LossGap"],
+        "unlearners": ["gd"],
+    }
+    results = marshtest.run(recipe, out=tmp_path / "run")
+    assert {"flip_probability", "loss_gap"} <= set(results.rows.columns)
+    page = (results.folder / "report.html").read_text()
+    assert "label flips" in page
+    assert "loss gap" in page
