@@ -168,13 +168,14 @@ def test_the_statement_follows_the_shifts(poison: list[float], answer: str) -> N
     ignored = [
         {"set": name, "seed": 0, "weight_decay": 1e-9, "l1": 1.0} for name in ("mine", "random")
     ]
-    said = Shift.statement(pd.DataFrame(lines + ignored))
+    said = STATEMENTS["shift"](pd.DataFrame(lines + ignored))
     assert said.startswith(f"Hypothesis 1 {answer} here for mine")
 
 
 def test_poisons_and_features_of_ones_own(data: Dataset, done: Study, tmp_path: Path) -> None:
-    assert isinstance(done.settings, Shift)
-    made = Problem(done.settings, data).poisoned("indiscriminate", 0)
+    asked = parse_hypothesis(done.about["values"])
+    assert isinstance(asked, Shift)
+    made = Problem(asked, data).poisoned("indiscriminate", 0)
     forget = made.forget
     shift = forget.perturbation()
     assert shift is not None

@@ -12,7 +12,7 @@ from marshtest.models.language import GPT2, Transformer
 from marshtest.models.networks import MLP, ResNet18
 from marshtest.models.state import logits_in
 from marshtest.plumbing.errors import MarshtestError, first_line, unknown
-from marshtest.plumbing.identity import digest
+from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, load_object
 from marshtest.plumbing.malloc import physical_memory
 from marshtest.plumbing.seeds import seeded
@@ -36,12 +36,7 @@ class Factory(ModelSettings):
         Raises:
             MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
         """
-        source = digest(load_object(self.name, "model.name"), "model.name")
-        if self.source not in ("", source):
-            raise MarshtestError(
-                f"model.name: {self.name} is not what it was when this recipe was stored (source "
-                f"{self.source}, now {source}). Leave out `source` to run it as it is now."
-            )
+        _, source = load_same(self.name, self.source, "model.name")
         return self.model_copy(update={"source": source})
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:

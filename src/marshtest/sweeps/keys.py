@@ -73,17 +73,19 @@ class Keys:
 
     def arms(self, unlearner: Unlearner) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""
-        twins = bool(self.recipe.attack.compared) and unlearner.looks_back
+        twins = self.recipe.attack.needs_twin and unlearner.looks_back
         return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 
     def twin(self, role: Role, group: Group) -> str | None:
         """Of the model from scratch that one of `role` is compared with."""
-        other = TWINS.get(role) if self.recipe.attack.compared else None
+        other = TWINS.get(role) if self.recipe.attack.needs_twin else None
         return None if other is None else self.model(other, group)
 
     def score(self, model: str) -> str:
         """Of a model's measures; its clean twin is determined by it."""
-        return _key("score", model=model, attack=self._measured_by)
+        metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
+        beside = {"metrics": metrics} if metrics else {}
+        return _key("score", model=model, attack=self._measured_by, **beside)
 
 
 def _key(kind: str, **of: Any) -> str:

@@ -89,11 +89,12 @@ class Worker:
         pipeline, key = self.pipeline(keys), keys.dose(group)
 
         def make() -> Poisoned:
-            if not keys.recipe.attack.crafting(1)[0]:
+            if not keys.recipe.attack.crafted:
                 return poison(pipeline, group)
-            told = self.store.load(key)["poisoned"]
+            stored = self.store.load(key)["poisoned"]
+            about = {name: stored[name] for name in ("seed", "figures", "history")}
             samples, test = split(pipeline, group.seed)[1], pipeline.data.test
-            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **told)
+            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **about)
 
         return self._keep("poisoned", key, make)
 
@@ -136,14 +137,13 @@ class Worker:
             return made
 
         found = poison(pipeline, job.group, clean, kept, progress)
-        told = {
+        about = {
             "seed": found.seed,
-            "rest": found.rest is not None,
-            "figures": found.figures,
-            "history": list(found.history),
+            "figures": dict(found.figures),
+            "history": [dict(line) for line in found.history],
         }
         self._record(
-            job, key, started, {"poisoned": told}, {"poisons.safetensors": packed(found.tensors())}
+            job, key, started, {"poisoned": about}, {"poisons.safetensors": packed(found.tensors())}
         )
         self.store.remove(f"partial/{key}")
 
@@ -188,7 +188,7 @@ class Worker:
                     found.get((role, budget)) or self._updated(job, models[role][budget], budget)
                     for role in arms
                 )
-                both = [subject, *twin][-1].model if keys.recipe.attack.compared else None
+                both = [subject, *twin][-1].model if keys.recipe.attack.needs_twin else None
                 failed = next((of for of in (subject, *twin) if of.trace), None)
                 if failed is not None:  # in one arm or the other: no comparison
                     faults.append(self._fail(job, pipeline, failed, score))
