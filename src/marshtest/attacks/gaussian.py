@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, Victim, choose
+from marshtest.attacks.base import (
+    ALONE,
+    Attack,
+    CraftingContext,
+    Effect,
+    Floats,
+    Knowledge,
+    Poisoned,
+    choose,
+)
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import margin_loss
@@ -74,10 +83,17 @@ class Gaussian(Attack):
     draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward
     fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
 
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
         ids = choose(samples, count, seed)
-        noise = self.noise(seed, ids, victim.input_shape or tuple(samples.x.shape[1:]))
-        return Poisoned(samples.perturbed(ids, noise), ids, seed)
+        shape = knowledge.input_shape or tuple(samples.x.shape[1:])
+        return Poisoned(samples, ids, seed, perturbations=self.noise(seed, ids, shape))
 
     def noise(self, seed: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """[P, *shape] the noise ξ_z that (seed, id) determines."""
@@ -124,7 +140,7 @@ class Gaussian(Attack):
         losses = _losses(model, task, base, inputs[:, None] + noise)
         return scores[:, 0], scores[:, 1:], losses[:, 0], losses[:, 1:]
 
-    def passes(self, poisons: int) -> float:
+    def passes(self, poisons: int, tests: int) -> float:
         return poisons * (self.draws + 1 + 3)  # ranks, and one forward and backward
 
 

@@ -63,7 +63,7 @@ class Presentation(Settings):
         fpr: false positive rate of the tail test and of all TPRs.
         draws: fresh draws among which a score ranks each poison, which bounds the score; None for no bound.
         table2: whether the rows fill the paper's Table 2, test accuracy by compute budget.
-        shuffled: what its control of shuffled poisons is, in words.
+        shuffled: what its control of shuffled poisons is, in words; "" for an attack without one.
         on_texts: what was done to a text beside its label, in words.
     """
 
@@ -75,7 +75,7 @@ class Presentation(Settings):
     fpr: float | str = 0.01
     draws: int | str | None = None
     table2: bool = False
-    shuffled: Text = "the same perturbations, each in random order"
+    shuffled: Text = ""
     on_texts: Text = ""
 
     @model_validator(mode="after")

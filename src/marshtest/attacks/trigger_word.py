@@ -16,7 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
+from marshtest.attacks.base import (
+    ALONE,
+    Attack,
+    CraftingContext,
+    Effect,
+    Knowledge,
+    Poisoned,
+)
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import logits_of
@@ -89,8 +96,15 @@ class TriggerWord(Attack):
             )
         return samples.only(marked.train[0])
 
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
-        possible, marked = self.candidates(samples, victim.marked), victim.marked
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
+        possible, marked = self.candidates(samples, knowledge.marked), knowledge.marked
         assert marked is not None
         if not 0 < count <= len(possible):
             raise MarshtestError(
@@ -99,15 +113,15 @@ class TriggerWord(Attack):
             )
         order = torch.randperm(len(possible), generator=generator(seed, "choose"))[:count]
         bases = possible[order.to(possible.y.device)]
-        words, targets = samples.y.unique(), victim.test.only(marked.test[0])
+        words, targets = samples.y.unique(), knowledge.test.only(marked.test[0])
         return Poisoned(
-            samples.relabelled(bases.ids, attackers(bases.y, marked.label, words)),
+            samples,
             bases.ids,
             seed,
+            labels=attackers(bases.y, marked.label, words),
             targets=targets,
             adversarial=attackers(targets.y, marked.label, words),
-            rest=victim.test.without(targets.ids),
-            true_labels=bases.y,
+            rest=knowledge.test.without(targets.ids),
             figures={
                 "with_trigger": float(len(possible)),
                 "trigger_cut": float(marked.train[1]),
@@ -118,12 +132,10 @@ class TriggerWord(Attack):
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         """All samples, the wrong labels given to as many that are no poisons, drawn at random."""
-        true = poisoned.true_labels
-        assert true is not None
-        wrong = poisoned.samples.y[poisoned.samples.positions(poisoned.forget_ids)]
-        others = poisoned.retain
+        true, wrong = poisoned.true_labels, poisoned.labels
+        assert wrong is not None
+        samples, others = poisoned.unpoisoned, poisoned.retain
         draws = generator(seed, "shuffle")
-        samples = poisoned.samples.relabelled(poisoned.forget_ids, true)
         # each poison's change of label goes to another sample of the same label
         for label in true.unique().tolist():
             of = others.ids[others.y == label]
@@ -140,9 +152,7 @@ class TriggerWord(Attack):
         words = torch.cat([poisoned.samples.y, targets.y, wanted]).unique()
         chance, says, says_word = answers(model, task, replace(targets, y=wanted), words)
         _, rest_says, rest_says_word = answers(model, task, rest, words)
-        right = torch.cat([says == targets.y, rest_says == rest.y])
         figures = {
-            "test_accuracy": _share(right),
             "target_probability": float(chance.mean()),
             "target_success": _share(says == wanted),
             "target_success_among_labels": _share(says_word == wanted),
@@ -152,8 +162,8 @@ class TriggerWord(Attack):
         }
         return Effect(targets.ids.cpu().numpy(), {"target": chance.double().cpu().numpy()}, figures)
 
-    def passes(self, poisons: int) -> float:
-        return 0.0  # targets and rest are the test samples, whose accuracy is measured anyway
+    def passes(self, poisons: int, tests: int) -> float:
+        return tests  # targets and rest
 
 
 def attackers(labels: Tensor, label: int | None, words: Tensor) -> Tensor:

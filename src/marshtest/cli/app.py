@@ -23,6 +23,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
+from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress as Told
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.sweeps import ledger
@@ -249,8 +250,8 @@ def explain(
             console.print(f"  {variant.label}", highlight=False, markup=False)
     if (factory := foreign_model(planned)) is not None:
         console.print(
-            f"What it costs cannot be told: {factory} builds its model, and explaining a recipe runs "
-            "nothing that it names."
+            f"What it costs cannot be told: it rests on {factory}, and explaining a recipe runs nothing of "
+            "yours."
         )
         return
     costs = expected_cost(planned)
@@ -861,6 +862,7 @@ def _progress() -> Iterator[Told]:
 
 def main() -> None:
     """Entry point."""
+    keep_freed_memory()
     app()
 
 

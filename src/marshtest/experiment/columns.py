@@ -5,15 +5,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
+from marshtest.attacks.presentation import Presentation, refuse_taken
 from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
-from marshtest.metrics.presentation import Column
+from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError
 
 ROLES = tuple(role.value for role in Role if role != Role.TWIN)
@@ -104,6 +106,48 @@ def kinds_of(recipe: Recorded) -> dict[str, Kind]:
         kinds[f"{name}_(poisons|undefined|cells|tail)"] = COUNT
         kinds[f"{name}(_[a-z_]+)?"] = NUMBER
     return kinds | dict.fromkeys(shown.reference_columns.values(), NUMBER)
+
+
+class _Measuring(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, Column]: ...
+
+
+class _Shown(Protocol):
+    @property
+    def presentation(self) -> Presentation: ...
+
+
+def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
+    """Look whether the columns of metrics have names of their own, before anything is measured.
+
+    Raises:
+        MarshtestError: a column is not named as columns are, or its name is taken.
+    """
+    shown, owners = attack.presentation, dict[str, str]()
+    for metric in metrics:
+        where = f"metrics.{metric.name}"
+        try:
+            TypeAdapter(dict[Name, Column]).validate_python(dict(metric.columns))
+            refuse_taken(shown.scores, metric.columns, where)
+        except ValidationError as error:
+            told = error.errors(include_url=False)[0]
+            raise MarshtestError(
+                f"{where}: columns: {told['msg']}. Got {told['loc'][0]!r}."
+            ) from None
+        except ValueError as error:
+            raise MarshtestError(str(error)) from None
+        for name in metric.columns:
+            known = any(re.fullmatch(of, name) for of in (*KINDS, *shown.columns))
+            if known or name in owners:
+                owner = "another metric" if name in owners else "every row"
+                raise MarshtestError(
+                    f"{where}: {name!r} is a column of {owner}. Take another name."
+                )
+            owners[name] = metric.name
 
 
 def _in_range(column: Column) -> Kind:

@@ -49,6 +49,11 @@ class RecordedAttack(RecordedNamed):
         """Whether the effect has no known null law, and is compared with that of a clean twin."""
         return self.shown.needs_twin
 
+    @property
+    def has_control(self) -> bool:
+        """Whether a model was trained on shuffled poisons."""
+        return bool(self.shown.shuffled)
+
 
 class Recorded(_Part):
     """A recipe that was read from rows; fields are those of marshtest.experiment.recipe.Recipe.

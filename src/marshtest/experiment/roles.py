@@ -34,13 +34,16 @@ class _Attack(Protocol):
     @property
     def needs_twin(self) -> bool: ...
 
+    @property
+    def has_control(self) -> bool: ...
+
 
 class Roles(Protocol):
     """What decides which models an experiment trains."""
 
     @property
     def attack(self) -> _Attack:
-        """Whether its effect is compared with that of a clean twin."""
+        """Whether its effect is compared with that of a clean twin, and whether it has a blind control."""
         ...
 
     @property
@@ -55,7 +58,7 @@ def trained(recipe: Roles) -> Sequence[Role]:
     wanted = {
         Role.INITIAL: True,
         Role.TWIN: twins,
-        Role.SHUFFLED: twins,
+        Role.SHUFFLED: twins and recipe.attack.has_control,
         Role.RETRAINED: True,
         Role.REFERENCE: twins or recipe.reference,
     }

@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
-from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
+from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
 from marshtest.attacks.base import choose
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.recipe import DataSettings, Named
@@ -146,7 +147,7 @@ class Problem:
 
     def model(self, theta: Tensor) -> nn.Module:
         """θ as a linear layer, in the features' precision."""
-        model = nn.Linear(theta.shape[1] - 1, theta.shape[0])
+        model: nn.Linear = skip_init(nn.Linear, theta.shape[1] - 1, theta.shape[0])  # draws nothing
         with torch.no_grad():
             model.weight.copy_(theta[:, :-1])
             model.bias.copy_(theta[:, -1])
@@ -161,10 +162,10 @@ class Problem:
         if isinstance(attack, Given):
             return attack.poison(train, settings.poisons)
         theta = self.clean(settings.weight_decay)[0].theta
-        victim = Victim(
+        knowledge = Knowledge(
             TASK, self.data.test, lambda: self.model(theta), weight_decay=settings.weight_decay
         )
-        return attack.poison(train, settings.poisons, victim, derive(seed, name))
+        return attack.poison(train, settings.poisons, knowledge, derive(seed, name))
 
     def measured(self, name: str, seed: int) -> Iterator[Line]:
         """One line a λ and β."""
