@@ -236,7 +236,9 @@ def test_check_tells_by_what_it_is_given(thing: Any, kinds: list[str], fact: str
 def test_check_hands_options_on() -> None:
     assert failed(check("homemade:blobs", classes=4)) == []
     assert failed(check("homemade:fine_tuned", on=["features"], lr=0.01)) == []
-    with pytest.raises(MarshtestError, match="attack.place: unknown key .place.. Did you mean 'places'"):
+    with pytest.raises(
+        MarshtestError, match="attack.place: unknown key .place.. Did you mean 'places'"
+    ):
         check("homemade:LabelFlipping", place=2)
     with pytest.raises(MarshtestError, match="unknown name 'gausian'. Did you mean 'gaussian'"):
         check("gausian")
