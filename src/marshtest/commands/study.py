@@ -10,7 +10,8 @@ from marshtest.experiment.recipe_data import content, data_of
 from marshtest.experiment.row_file import FILE, read_file, write_rows
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.shift import Shift
-from marshtest.hypotheses.studied import CURVES, Study, parse_hypothesis
+from marshtest.hypotheses.studied import CURVES, Study
+from marshtest.hypotheses.table import parse_hypothesis
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import NOTE
 from marshtest.plumbing.progress import Progress, part, silent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role, Roles, measured
-from marshtest.plumbing.seeds import derive
+from marshtest.plumbing.derived import derive
 
 # The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
 # `unlearners`, and recipes number them differently.

@@ -18,6 +18,7 @@ from marshtest.kit.measure import measure
 from marshtest.kit.noise import Scaling
 from marshtest.kit.open_model import open_door
 from marshtest.kit.scalings import suspected
+from marshtest.metrics.dependence import SCORES
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
@@ -33,7 +34,7 @@ from marshtest.reporting.figures import (
     save,
     tradeoffs,
 )
-from marshtest.reporting.tables import SCORE_NAMES, USE, number, plus_minus, with_interval
+from marshtest.reporting.tables import USE, number, plus_minus, with_interval
 
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
@@ -85,7 +86,7 @@ class Audit:
     def names(self) -> list[str]:
         """The scores that every model has: a black box has no GUS."""
         found = [set(judged.measured.dependences()) for judged in self.models]
-        return [name for name in SCORE_NAMES if all(name in names for names in found)]
+        return [name for name in SCORES if all(name in names for names in found)]
 
     def table(self) -> pd.DataFrame:
         """One line a model, as text, without the columns that no model has anything for."""
@@ -100,11 +101,11 @@ class Audit:
             "accuracy": number(measured.accuracy, 3),
             "usable": judged.usable,
         }
-        for name, short in SCORE_NAMES.items():
+        for name, shown in SCORES.items():
             value, error = (
                 figures.get(f"{name}_{part}", math.nan) for part in ("dependence", "error")
             )
-            text[short] = plus_minus(value, error, 3)
+            text[shown.title] = plus_minus(value, error, 3)
         return text | {
             "TPR": with_interval(figures, "tpr", 3),
             "rank TPR": with_interval(figures, "tpr_rank", 3),
@@ -126,7 +127,7 @@ class Audit:
             for name, score in judged.measured.dependences().items():
                 low, high = score.interval()
                 where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
-                line += f"; {SCORE_NAMES[name]} {where}"
+                line += f"; {SCORES[name].title} {where}"
             said.append(f"{'; '.join([line, *judged.reasons])}.")
         notes = {
             note: judged.measured.name for judged in self.models for note in judged.measured.notes
@@ -156,7 +157,8 @@ class Audit:
             }
             for j in self.models
         ]
-        found = {"dependence": dependence(pd.DataFrame(lines), self.names, self.question.margin)}
+        scores = {name: SCORES[name] for name in self.names}
+        found = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
         drawn = [
             (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
@@ -166,9 +168,13 @@ class Audit:
         for name in self.names:
             told = [part for part in drawn if part[1][name].notna().any()]
             parts = [(title, scores[name], colour) for title, scores, colour in told]
-            found[f"scores-{name}"] = histograms(parts, SCORE_NAMES[name])
-            if name == "gus":
-                found["tradeoff"] = tradeoffs(told, self.question.fpr)
+            found[f"scores-{name}"] = histograms(parts, SCORES[name].title)
+            if fresh := SCORES[name].fresh:
+                curves = [
+                    (title, of[[name, fresh]].set_axis(["own", "fresh"], axis=1), colour)
+                    for title, of, colour in told
+                ]
+                found["tradeoff"] = tradeoffs(curves, self.question.fpr)
         return found
 
     def to_json(self) -> str:

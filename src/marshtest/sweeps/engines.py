@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 
 from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.settings import Resources
@@ -259,6 +260,7 @@ def work(url: str, job: Job, threads: int, folder: str) -> Ended:
     if os.path.isdir(folder):
         os.chdir(folder)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return attempt(_worker(url), job, silent)
 
 

@@ -98,7 +98,7 @@ def _jobs_of_group(
     keys: Keys, group: Group, first: tuple[str, ...], keep_models: bool
 ) -> Iterator[Job]:
     recipe, place = keys.recipe, f"(poison {group.poison_budget:g}, seed {group.seed})"
-    if recipe.attack.crafting(1)[0]:
+    if recipe.attack.crafted:
         clean, dose = keys.clean(group.seed), keys.dose(group)
         yield Job("train", f"clean model {place}", (clean,), first, keys, group)
         yield Job("craft", f"poisons {place}", (dose,), (*first, clean), keys, group)
@@ -151,7 +151,8 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     kept, poisons = kept_count(recipe, data), poison_count(recipe, job.group.poison_budget, data)
     full = 3.0 * recipe.training.epochs
     held_out = len(data.train) - kept
-    measured = recipe.attack.passes(poisons) + len(data.test) + poisons + held_out
+    tests = len(data.test)
+    measured = recipe.attack.passes(poisons, tests) + tests + poisons + held_out
     if job.kind == "features":
         return {"features": 0.0}
     if job.kind == "craft":

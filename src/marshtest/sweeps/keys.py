@@ -78,7 +78,9 @@ class Keys:
 
     def score(self, model: str) -> str:
         """The key of a model's measures; its clean twin is determined by it."""
-        return _key("score", model=model, attack=self._measured_by)
+        metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
+        beside = {"metrics": metrics} if metrics else {}
+        return _key("score", model=model, attack=self._measured_by, **beside)
 
     # What a recipe makes of them
 
@@ -98,12 +100,12 @@ class Keys:
 
     def arms(self, unlearner: Unlearner) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""
-        twins = bool(self.recipe.attack.compared) and unlearner.looks_back
+        twins = self.recipe.attack.needs_twin and unlearner.looks_back
         return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 
     def twin(self, role: Role, group: Group) -> str | None:
         """The key of the model from scratch that one of `role` is compared with, if with any."""
-        other = TWINS.get(role) if self.recipe.attack.compared else None
+        other = TWINS.get(role) if self.recipe.attack.needs_twin else None
         return None if other is None else self.model(other, group)
 
 

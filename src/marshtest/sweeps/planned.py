@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marshtest.experiment.cells import cells, groups
-from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.recipe import ForeignData, load_recipe
 from marshtest.experiment.recipe_data import content
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.sweeps.jobs import Job, distinct, jobs
@@ -76,4 +76,5 @@ def _keys(variant: Variant, imports: bool) -> Keys:
         if not variant.axes:
             raise
         raise MarshtestError(f"grid, at {variant.label}: {error}") from None
-    return Keys(recipe, content(recipe.data, None))
+    foreign = isinstance(recipe.data, ForeignData)
+    return Keys(recipe, None if foreign and not imports else content(recipe.data, None))

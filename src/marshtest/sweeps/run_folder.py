@@ -136,7 +136,21 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": _values(recipe),
+        **_shown(recipe),
     }
+
+
+def _shown(recipe: Named) -> dict[str, Any]:
+    """What a report must know of a recipe's attack, and of the columns of its metrics if it has any."""
+    if not isinstance(recipe, Recipe):
+        return {}
+    columns = {
+        name: column.model_dump(mode="json")
+        for metric in recipe.metrics
+        for name, column in metric.columns.items()
+    }
+    presentation = {"presentation": recipe.attack.presentation.model_dump(mode="json")}
+    return presentation | ({"metrics": columns} if columns else {})
 
 
 def _values(recipe: Named) -> dict[str, Any]:
@@ -204,11 +218,11 @@ def _write_poisons(worker: Worker, keys: Keys, folder: Path) -> None:
     shown = examples(worker.pipeline(keys), worker.poisoned(keys, groups(recipe)[0]))
     if len(shown):
         write(shown, folder / "examples.parquet")
-    for group in groups(recipe) if recipe.attack.compared else ():
+    for group in groups(recipe) if recipe.attack.needs_twin else ():
         poisoned = worker.poisoned(keys, group)
         write(packed(poisoned.tensors()), folder / "poisons" / f"{group.name}.safetensors")
         place = {"poison_budget": group.poison_budget, "seed": group.seed}
-        history += [place | line for line in poisoned.history]
+        history += [place | dict(line) for line in poisoned.history]
     if history:
         write(pd.DataFrame(history), folder / "crafting.parquet")
 

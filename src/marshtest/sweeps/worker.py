@@ -89,11 +89,12 @@ class Worker:
         pipeline, key = self.pipeline(keys), keys.dose(group)
 
         def make() -> Poisoned:
-            if not keys.recipe.attack.crafting(1)[0]:
+            if not keys.recipe.attack.crafted:
                 return poison(pipeline, group)
             record = self.store.load(key)["poisoned"]
+            about = {name: record[name] for name in ("seed", "figures", "history")}
             samples, test = split(pipeline, group.seed)[1], pipeline.data.test
-            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **record)
+            return Poisoned.of(self._tensors(key, "poisons"), samples, test, **about)
 
         return self._keep("poisoned", key, make)
 
@@ -138,9 +139,8 @@ class Worker:
         poisoned = poison(pipeline, job.group, clean, resumed, progress)
         record = {
             "seed": poisoned.seed,
-            "rest": poisoned.rest is not None,
-            "figures": poisoned.figures,
-            "history": list(poisoned.history),
+            "figures": dict(poisoned.figures),
+            "history": [dict(line) for line in poisoned.history],
         }
         files = {"poisons.safetensors": packed(poisoned.tensors())}
         self._record(job, key, started, {"poisoned": record}, files)
@@ -191,7 +191,7 @@ class Worker:
         if failed is not None:  # in one arm or the other: no comparison
             return self._fail(job, pipeline, failed, score)
         # An unlearner that looks at no model has one arm, and would give the twin's the same model.
-        twin = arms[-1].model if job.recipe.attack.compared else None
+        twin = arms[-1].model if job.recipe.attack.needs_twin else None
         self._measure(job, pipeline, arms[0], twin, score)
         self.store.remove(f"failures/{score}.json")
         return ""
