@@ -1,3 +1,5 @@
+from .attacks.check import check_attack as check_attack
+from .commands.check import check as check
 from .commands.explain import Explanation as Explanation
 from .commands.explain import explain as explain
 from .commands.plan import Plan as Plan
