@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 
 from marshtest.attacks.base import choose
 from marshtest.cli import app as cli
-from marshtest.commands.study import Study, study
+from marshtest.commands.study import study
 from marshtest.data.load import load, save_dataset
 from marshtest.data.samples import Dataset
 from marshtest.hypotheses.shift import Problem, Shift
+from marshtest.hypotheses.statements import STATEMENTS
+from marshtest.hypotheses.studied import Study
+from marshtest.hypotheses.table import parse_hypothesis
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
+from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress as Told
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.sweeps import ledger
@@ -861,6 +862,7 @@ def _progress() -> Iterator[Told]:
 
 def main() -> None:
     """Entry point."""
+    keep_freed_memory()
     app()
 
 

@@ -33,7 +33,7 @@ from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
-from marshtest.kit.open_model import open_door
+from marshtest.kit.open_model import open_model
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
@@ -162,7 +162,7 @@ def calibrate(
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     asked = Question.parse(question, "calibrate")
     bases = key.bases(data)
-    door = open_door(model, key, bases.values, scaling, pick_device(device), in_process)
+    door = open_model(model, key, bases.values, scaling, pick_device(device), in_process)
     true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
     rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
     lines = []
