@@ -177,7 +177,7 @@ def check_columns(
     """
     if missing := [name for name in needed if name not in frame]:
         told = ", ".join(map(repr, missing))
-        raise MarshtestError(f"{where}: is no table of rows: it has no column {told}. {MEND}")
+        raise MarshtestError(f"{where}: has no column {told}. {MEND}")
     if len(twice := frame.columns[frame.columns.duplicated()]):
         raise MarshtestError(f"{where}: column {twice[0]!r} is there twice. {MEND}")
     for name in frame:
