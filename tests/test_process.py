@@ -18,9 +18,9 @@ from conftest import wait_until_it_hangs
 
 from marshtest.kit.black_box import BlackBox, read_answers
 from marshtest.kit.key import Key
-from marshtest.kit.model import Door
+from marshtest.kit.model import AskedModel
 from marshtest.kit.noise import Noise, Scaling
-from marshtest.kit.open_model import open_door
+from marshtest.kit.open_model import open_model
 from marshtest.plumbing.errors import MarshtestError
 
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ VALUES = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
 LABELS = np.arange(40) % 4
 
 
-def opened(spec: str, in_process: bool = False) -> Door:
-    return open_door(spec, KEY, np.zeros((2, 3, 8, 8), np.uint8), None, CPU, in_process)
+def opened(spec: str, in_process: bool = False) -> AskedModel:
+    return open_model(spec, KEY, np.zeros((2, 3, 8, 8), np.uint8), None, CPU, in_process)
 
 
 def test_nothing_of_the_key_is_in_the_models_process() -> None:
@@ -106,7 +106,9 @@ def test_in_one_process_too_as_far_as_one_can(model: str) -> None:
 
 def test_draws_are_the_same_in_every_run_and_others_at_every_question() -> None:
     runs = [opened("vendors:draws"), opened("vendors:draws"), opened("vendors:draws", True)]
-    first, again, here = ([door.ask(VALUES, LABELS)[0] for _ in range(2)] for door in runs)
+    first, again, here = (
+        [asked_model.ask(VALUES, LABELS)[0] for _ in range(2)] for asked_model in runs
+    )
     for one, other, third in zip(first, again, here):
         assert (one == other).all()
         assert (one == third).all()
@@ -124,9 +126,9 @@ def test_nothing_of_ours_is_touched(in_process: bool) -> None:
         return torch.get_default_dtype(), torch.is_grad_enabled(), *drawn
 
     before = state()
-    door = opened("vendors:meddles", in_process)
-    assert door.gradients(VALUES, LABELS) is not None
-    assert door.ask(VALUES, LABELS)[0].shape == (40,)
+    asked_model = opened("vendors:meddles", in_process)
+    assert asked_model.gradients(VALUES, LABELS) is not None
+    assert asked_model.ask(VALUES, LABELS)[0].shape == (40,)
     assert state() == before
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from marshtest.kit.layouts import Value
-from marshtest.kit.model import Answers, Door, Inputs, Labels
+from marshtest.kit.model import Answers, AskedModel, Inputs, Labels
 from marshtest.kit.process import ended
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -27,7 +27,7 @@ from marshtest.plumbing.errors import MarshtestError, first_line
 Call = Callable[[Path, Path], None]
 
 
-class BlackBox(Door):
+class BlackBox(AskedModel):
     """Whatever maps a file of inputs to a file of losses, probabilities or logits."""
 
     def __init__(

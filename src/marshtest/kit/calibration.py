@@ -33,7 +33,8 @@ from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
-from marshtest.kit.open_model import open_door
+from marshtest.kit.open_model import open_model
+from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import pick_device
@@ -42,7 +43,6 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import save
-from marshtest.reporting.tables import SCORE_NAMES
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Calibration:
             _share("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
         ]
         for name, p in self.null_p_values().items():
-            lines.append(_share("null", f"{SCORE_NAMES[name]}: p ≤ {alpha:g}", p <= alpha, alpha))
+            lines.append(_share("null", f"{SCORES[name].title}: p ≤ {alpha:g}", p <= alpha, alpha))
         return pd.DataFrame(lines)
 
     def _promised(self, cheat: str) -> float:
@@ -102,7 +102,7 @@ class Calibration:
         for panel, (name, values) in zip(panels, p_values.items(), strict=True):
             panel.hist(values, bins=20, range=(0, 1), color="#0072B2", alpha=0.7)
             panel.axhline(len(values) / 20, color="black", lw=1, ls="--", label="uniform")
-            panel.set_xlabel(f"p-value, {SCORE_NAMES[name]}")
+            panel.set_xlabel(f"p-value, {SCORES[name].title}")
             panel.legend(frameon=False, fontsize=7)
         panels[0].set_ylabel("null keys")
         figure.tight_layout()
@@ -162,7 +162,7 @@ def calibrate(
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     asked = Question.parse(question, "calibrate")
     bases = key.bases(data)
-    door = open_door(model, key, bases.values, scaling, pick_device(device), in_process)
+    door = open_model(model, key, bases.values, scaling, pick_device(device), in_process)
     true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
     rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
     lines = []
@@ -221,7 +221,7 @@ def _mixed(true: Measured, others: Measured, kept: NDArray[np.bool_]) -> dict[st
 
 
 def _mirrored(true: Measured) -> Measured:
-    scores = {name: -true.scores[name] for name in SCORE_NAMES if name in true.scores}
+    scores = {name: -true.scores[name] for name in SCORES if name in true.scores}
     return replace(true, scores=true.scores | scores)
 
 
@@ -230,6 +230,6 @@ def _balanced(scores: dict[str, Floats], kept: NDArray[np.bool_]) -> dict[str, F
     moved = {
         name: np.where(kept, x, x - np.nansum(x) / (~kept).sum())
         for name, x in scores.items()
-        if name in SCORE_NAMES
+        if name in SCORES
     }
     return scores | moved

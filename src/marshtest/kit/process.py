@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from marshtest.kit.layouts import Value
-from marshtest.kit.model import Answers, Door, Labels
+from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.seeds import derive, seeded
 
-Open = Callable[[], Door]
+Open = Callable[[], AskedModel]
 Arrays = dict[str, NDArray[Any]]
 START = (
     "import sys; sys.path[:] = sys.argv[1:]; del sys.argv[1:]; "
@@ -49,7 +49,7 @@ SLACK = 1 << 16  # bytes that an answer may have beside its numbers
 MOST_NOTED = 1000  # bytes of its notes
 
 
-class Guarded(Door):
+class GuardedModel(AskedModel):
     """A door in this process: one line whatever the model raises, our seeds before, our state after.
 
     Nothing here helps against `os._exit`, a crash, or what the model does as Python ends.
@@ -76,7 +76,7 @@ class Guarded(Door):
             return call()
 
 
-class Apart(Door):
+class SeparateModel(AskedModel):
     """A door that is opened and asked in a process of its own.
 
     Args:
@@ -217,12 +217,12 @@ def serve() -> None:
     keep_freed_memory()
     own = seeded(derive(0, "foreign", 0))
     own.__enter__()  # and never left: the switches that loading turns are the model's own
-    doors: list[Door] = []
+    doors: list[AskedModel] = []
 
     def opening() -> Arrays:
         with foreign(name):
-            door: Door = opened()
-        doors.append(Guarded(name, lambda: door))
+            door: AskedModel = opened()
+        doors.append(GuardedModel(name, lambda: door))
         return _noted(door)
 
     _answer(answers, opening)
@@ -258,7 +258,7 @@ def _answer(answers: IO[bytes], work: Callable[[], Arrays]) -> None:
     _send(answers, told)
 
 
-def _answered(door: Door, what: str, values: Value, labels: Labels) -> Arrays:
+def _answered(door: AskedModel, what: str, values: Value, labels: Labels) -> Arrays:
     """The answers that there are, by name."""
     if what == "gradients":
         gradients = door.gradients(values, labels)
@@ -268,5 +268,5 @@ def _answered(door: Door, what: str, values: Value, labels: Labels) -> Arrays:
     return told if right is None else told | {"right": right}
 
 
-def _noted(door: Door) -> Arrays:
+def _noted(door: AskedModel) -> Arrays:
     return {"notes": np.frombuffer("\n".join(door.notes).encode(), np.uint8)} if door.notes else {}
