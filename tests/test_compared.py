@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TIMES
 from safetensors.torch import load_file
 from scipy import stats
-from test_run import TIMES
 
 import marshtest
 from marshtest.attacks import Poisoned, gradient_matching

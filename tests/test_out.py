@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import TINY
-from test_faults import ENVIRONMENT, MARSHTEST, in_a_small_disk
+from conftest import ENVIRONMENT, MARSHTEST, TINY, in_a_small_disk
 
 import marshtest
 from marshtest.cli.app import main
