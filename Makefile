@@ -14,7 +14,7 @@ demo: $(VENV)/installed ## the main job on digits: a minute or two after install
 	$(BIN)/marshtest run digits-gaussian
 
 test: $(VENV)/installed ## all tests but those of the page in a browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The wheel is made from the source distribution, so that both are whole.
 wheel: PARTS = $(VENV)/wheel

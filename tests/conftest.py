@@ -80,9 +80,9 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run ends with its rows, for tests that look at no figure: drawing takes most of a tiny run's time.
+    """A run ends with its rows where a command or another function starts it, and no figure matters.
 
-    Runs that a session or a module shares are made before it, and have their figures.
+    Drawing takes most of a tiny run's time; tests that call `run` themselves give report=False.
     """
     monkeypatch.setattr("marshtest.commands.run.write_report", lambda results: None)
 
@@ -90,7 +90,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder: Path = tmp_path_factory.mktemp("runs") / "tiny"
-    return marshtest.run(TINY, out=folder)
+    return marshtest.run(TINY, out=folder, report=False)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +98,7 @@ def ablated(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Two compute budgets and two sizes of the forget set."""
     recipe = {**TINY, "seeds": 1, "budgets": [0.25, 0.5], "poison_budgets": [0.1, 0.2]}
     folder = tmp_path_factory.mktemp("runs") / "ablated"
-    return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder)
+    return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder, report=False)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +115,7 @@ def matching(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "unlearners": ["gd"],
         "seeds": 7,
     }  # fmt: skip
-    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "matching")
+    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "matching", report=False)
 
 
 @pytest.fixture(scope="session")

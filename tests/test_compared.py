@@ -80,7 +80,7 @@ def watched(recipe: dict[str, Any], folder: Path) -> Watched:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "__call__", beginning)
         patch.setattr(Trainer, "fit", fitting)
-        return Watched(marshtest.run(recipe, out=folder), begun, fits)
+        return Watched(marshtest.run(recipe, out=folder, report=False), begun, fits)
 
 
 @pytest.fixture(scope="module")

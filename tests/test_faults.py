@@ -16,6 +16,7 @@ from conftest import ENVIRONMENT, GRID, MARSHTEST, in_a_small_disk, rows_of
 
 from marshtest.commands.sweep import Swept, sweep
 from marshtest.sweeps import ledger
+from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.store import Store
 
 Done = tuple[Swept, Store]
@@ -118,8 +119,10 @@ def test_a_clock_that_is_set_back_changes_nothing(
     store = Store(tmp_path / "store")
     store.prepare()
     planned = swept[0].ledger
-    dead = {"place": "", "pid": 1, "began": "0", "beats": 10**9}
-    store.write("drivers/dead", json.dumps({**dead, "place": _here()}).encode())
+    with Driver(store) as living:
+        here = json.loads(store.read(f"drivers/{living.id}"))
+    dead = {**here, "pid": 1, "began": "0", "beats": 10**9}
+    store.write("drivers/dead", json.dumps(dead).encode())
     store.write(f"locks/{planned.jobs[0].makes[0]}.0", b"dead")
     now = [2e9]
 
@@ -130,12 +133,6 @@ def test_a_clock_that_is_set_back_changes_nothing(
     monkeypatch.setattr(time, "time", backwards)
     done = sweep(GRID, store=store.url, out=tmp_path / "out")
     pd.testing.assert_frame_equal(rows_of(done), rows_of(swept[0]), check_exact=True)
-
-
-def _here() -> str:
-    from marshtest.sweeps import locks
-
-    return locks._place()
 
 
 def test_a_full_disk_and_a_read_only_one_are_one_line_and_lose_nothing(

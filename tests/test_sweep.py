@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import multiprocessing
 import os
 import signal
 import time
@@ -375,7 +376,7 @@ def test_processes_give_the_same_rows_and_survive_the_death_of_a_worker(
     def submitting(engine: Processes, *rest: Any) -> Any:
         future = submit(engine, *rest)
         if len(killed) < 2:
-            victim = next(iter(engine._pool._processes))
+            victim = multiprocessing.active_children()[0].pid
             time.sleep(0.02)
             with contextlib.suppress(ProcessLookupError):  # gone with the one before
                 os.kill(victim, signal.SIGKILL)
@@ -398,7 +399,7 @@ def test_a_job_whose_worker_always_dies_fails(
 
     def submitting(engine: Processes, *rest: Any) -> Any:
         future = submit(engine, *rest)
-        os.kill(next(iter(engine._pool._processes)), signal.SIGKILL)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         return future
 
     monkeypatch.setattr(Processes, "submit", submitting)
