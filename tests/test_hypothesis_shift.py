@@ -82,8 +82,9 @@ def minimum(x: Tensor, y: Tensor, weight_decay: float) -> Tensor:
 def test_shifts_are_those_of_independent_solutions(
     name: str, weight_decay: float, data: Dataset, done: Study
 ) -> None:
-    assert isinstance(done.settings, Shift)
-    poisoned = Problem(done.settings, data).poisoned(name, 0)
+    asked = parse_hypothesis(done.about["values"])
+    assert isinstance(asked, Shift)
+    poisoned = Problem(asked, data).poisoned(name, 0)
     samples, rest = poisoned.samples, poisoned.retain
     shift = samples.perturbation()
     x = samples.x if shift is None else samples.x + shift
@@ -123,8 +124,9 @@ def test_every_column_is_described(done: Study) -> None:
 
 
 def test_the_random_set_is_clean_and_its_samples_are_the_seeds(data: Dataset, done: Study) -> None:
-    assert isinstance(done.settings, Shift)
-    poisoned = Problem(done.settings, data).poisoned("random", 1)
+    asked = parse_hypothesis(done.about["values"])
+    assert isinstance(asked, Shift)
+    poisoned = Problem(asked, data).poisoned("random", 1)
     assert poisoned.samples.perturbations is None
     assert torch.equal(poisoned.forget_ids, choose(data.train, 30, derive(1, "random")))
 

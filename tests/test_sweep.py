@@ -332,8 +332,8 @@ def test_clean_removes_what_nothing_refers_to_and_nothing_else(
     store.write("drivers/dead", b"{}")
     (tmp_path / "store" / "records" / ".x.json.12345678.tmp").write_bytes(b"half")
     litter = [
-        "locks/score-0.0",
         "drivers/dead",
+        "locks/score-0.0",
         "records/.x.json.12345678.tmp",
         "stages/updated-0",
     ]

@@ -1,3 +1,5 @@
+from .attacks.check import check_attack as check_attack
+from .commands.check import check as check
 from .commands.run import run as run
 from .commands.study import study as study
 from .commands.sweep import Swept as Swept

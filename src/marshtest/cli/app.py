@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a command imports what it needs as it runs: torch alone tak
     import pandas as pd
 
     from marshtest.kit.noise import Scaling
-    from marshtest.unlearning.check import Fact
+    from marshtest.plumbing.facts import Fact
 
 
 class Commands(TyperGroup):

@@ -83,7 +83,7 @@ class ForeignData(DataSettings):
         return self.model_copy(update={"source": source})
 
 
-def _data(given: Any) -> Any:
+def parse_data(given: Any) -> Any:
     """Settings of data that ship, or of a user's callable; nothing is imported."""
     if isinstance(given, DataSettings):
         return given
@@ -137,7 +137,7 @@ class Recipe(Named):
     `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
     """
 
-    data: Annotated[SerializeAsAny[DataSettings], BeforeValidator(_data)] = DataSettings()
+    data: Annotated[SerializeAsAny[DataSettings], BeforeValidator(parse_data)] = DataSettings()
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training  # of the initial and of the retrained model
     attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
