@@ -315,7 +315,7 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("cmd:true {inputs} {outputs}", "wrote no outputs file"),
         (
             "box:boxes:too_few",
-            "must answer 40 losses [40], or [40, 4] probabilities or logits, or wider. Got [3]",
+            "must write 40 losses [40], or probabilities or logits [40, 4] or wider. Got [3]",
         ),
         ("box:boxes:not_numbers", "answered NaN for 40 of 40 inputs"),
         ("box:boxes:words", "answered <U3, not numbers"),
