@@ -48,5 +48,5 @@ bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/sweeps.py
 	$(BIN)/python benchmarks/reports.py
-	$(BIN)/python benchmarks/verdict.py
+	$(BIN)/python benchmarks/verdict
 	$(BIN)/python benchmarks/controls.py

@@ -1,4 +1,4 @@
-"""What the control questions of `marshtest test` say of honest models, and of boxes that cheat.
+"""What the control questions of `marshtest audit` say of honest models, and of boxes that cheat.
 
     python benchmarks/controls.py [--data NAME] [--markdown FILE]
 

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marshtest.attacks import GradientCanceling, Victim, parse_attack
+from marshtest.attacks import GradientCanceling, Knowledge, parse_attack
 from marshtest.attacks.crafting import Crafted, craft
 from marshtest.attacks.gradient_canceling import canceling
 from marshtest.attacks.gradpc import Search, centred, limits
@@ -191,7 +191,7 @@ def test_canceling_makes_theta_low_where_training_ends(search: Search, digits: D
 def test_victims_lose_accuracy_and_shuffled_poisons_do_not_do_it(
     digits: Dataset, clean: nn.Module
 ) -> None:
-    victim = Victim(task_of(digits), digits.test, clean=lambda: clean, weight_decay=DECAY)
+    victim = Knowledge(task_of(digits), digits.test, clean=lambda: clean, weight_decay=DECAY)
     attack = GradientCanceling(steps=400)
     poisoned = attack.poison(digits.train, 280, victim, seed=0)
     figures = poisoned.figures
@@ -210,7 +210,7 @@ def test_victims_lose_accuracy_and_shuffled_poisons_do_not_do_it(
 
 
 def test_a_finite_bound_is_kept(digits: Dataset, clean: nn.Module) -> None:
-    victim = Victim(task_of(digits), digits.test, clean=lambda: clean, weight_decay=DECAY)
+    victim = Knowledge(task_of(digits), digits.test, clean=lambda: clean, weight_decay=DECAY)
     attack = GradientCanceling(steps=20, epsilon=32, radius=0.5)
     poisoned = attack.poison(digits.train, 70, victim, seed=0)
     shifts = poisoned.samples.perturbations
@@ -236,6 +236,6 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
 def test_a_model_without_a_linear_end_is_refused(digits: Dataset) -> None:
     model = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     fit(model, digits.train, task_of(digits), Training(epochs=3, lr=0.05), 0)
-    victim = Victim(task_of(digits), digits.test, clean=lambda: model)
+    victim = Knowledge(task_of(digits), digits.test, clean=lambda: model)
     with pytest.raises(MarshtestError, match="last weight layer is Conv2d; .* needs a linear one"):
         GradientCanceling(steps=1).poison(digits.train, 70, victim, seed=0)

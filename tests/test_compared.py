@@ -17,7 +17,8 @@ from scipy import stats
 from test_run import TIMES
 
 import marshtest
-from marshtest.attacks import Gaussian, Poisoned, gradient_matching
+from marshtest.attacks import Poisoned, gradient_matching
+from marshtest.attacks.crafting import shuffled
 from marshtest.commands.plan import effects_of
 from marshtest.data.load import load
 from marshtest.data.samples import Samples
@@ -301,8 +302,8 @@ def test_shuffled_shifts_have_their_own_values_in_another_order() -> None:
     shifts = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     plain = Samples(torch.zeros(20, 2, 5, 5), torch.zeros(20).long(), torch.arange(20))
     ids = torch.tensor([3, 17, 0, 9, 11, 4])
-    poisoned = Poisoned(plain.perturbed(ids, shifts), ids, seed=0)
-    before, after = poisoned.samples.perturbation(), Gaussian().shuffled(poisoned, 1).perturbation()
+    poisoned = Poisoned(plain, ids, seed=0, perturbations=shifts)
+    before, after = poisoned.samples.perturbation(), shuffled(poisoned, 1).perturbation()
     assert before is not None
     assert after is not None
     assert torch.equal(after.flatten(1).sort(1).values, before.flatten(1).sort(1).values)

@@ -12,10 +12,10 @@ from conftest import TINY
 from scipy import stats
 
 import marshtest
+from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting import charts
-from marshtest.reporting.tables import SCORE_NAMES
 from marshtest.results.comparison import _names, compare, sentences
 from marshtest.results.leaderboard import Measure, Trial, _error_of_share, _worst, leaderboard
 from marshtest.results.summary import Results
@@ -248,7 +248,7 @@ def test_a_share_is_by_the_scores_that_removed_rests_on(pair: tuple[Results, Res
     assert found.loc["gd", "left"] < 2
     shown = charts.models(weak).set_index("model")
     assert shown.loc["GD", "left"] == pytest.approx(values["gd"] / values["none"])
-    assert shown.loc["GD", "by"] == SCORE_NAMES[name]
+    assert shown.loc["GD", "by"] == SCORES[name].title
 
 
 def test_effects_with_a_clean_twin_are_compared_by_their_differences_to_it(

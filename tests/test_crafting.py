@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marshtest.attacks import GradientCanceling, GradientMatching, Victim, parse_attack
+from marshtest.attacks import GradientCanceling, GradientMatching, Knowledge, parse_attack
+from marshtest.attacks.base import ALONE
 from marshtest.attacks.crafting import DECAYS, Crafted, craft
 from marshtest.attacks.gradient_canceling import cancel
 from marshtest.attacks.gradient_matching import matching
@@ -260,10 +261,9 @@ def test_the_attacks_options_reach_the_descent(small: Small, options: dict[str, 
     asked = {"adversarial_label": int(small.bases.y[0]), "restarts": 1, "steps": 5, **options}
     attack = GradientMatching(**asked)
     y = torch.full((9,), int(small.bases.y[0]))
-    victim = Victim(small.task, small.aim, clean=lambda: small.model)
     aim = Samples(small.aim.x, y[:1], small.aim.ids)
     kernel, bases = Kernel(small.model, small.task), Samples(small.bases.x, y, small.bases.ids)
-    found = attack._restarts(kernel, bases, aim, victim, 0, 0)[0]
+    found = attack._restarts(kernel, bases, aim, 0, 0, ALONE)[0]
     box = small.task.box(small.model, bases, 16)
     where = torch.rand(box[0].shape, generator=generator(0, "start", 0, 0))
     expected = craft(
@@ -295,7 +295,7 @@ def test_canceling_asks_for_what_its_options_say(
         torch.cat([small.kept.y, small.bases.y]),
         torch.arange(39),
     )
-    victim = Victim(small.task, small.kept, clean=lambda: small.model, weight_decay=DECAY)
+    victim = Knowledge(small.task, small.kept, clean=lambda: small.model, weight_decay=DECAY)
     poisoned = attack.poison(whole, 9, victim, seed=2)
     bases, kept = whole.only(poisoned.forget_ids), whole.without(poisoned.forget_ids)
     search = Search(

@@ -123,7 +123,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
     planned = swept[0].ledger
     dead = {"place": "", "pid": 1, "began": "0", "beats": 10**9}
     store.write("drivers/dead", json.dumps({**dead, "place": _here()}).encode())
-    store.write(f"claims/{planned.jobs[0].makes[0]}.0", b"dead")
+    store.write(f"locks/{planned.jobs[0].makes[0]}.0", b"dead")
     now = [2e9]
 
     def backwards() -> float:
@@ -136,9 +136,9 @@ def test_a_clock_that_is_set_back_changes_nothing(
 
 
 def _here() -> str:
-    from marshtest.sweeps import locks as claims
+    from marshtest.sweeps import locks
 
-    return claims._place()
+    return locks._place()
 
 
 def in_a_small_disk(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -226,5 +226,5 @@ def test_ctrl_c_and_a_polite_end_leave_a_line_that_says_how_to_go_on(
         said.splitlines()[-1] == "marshtest: stopped; the same command goes on where this one was."
     )
     assert "Traceback" not in said
-    assert store.names("claims") == set()
+    assert store.names("locks") == set()
     assert store.names("drivers") == set()

@@ -14,10 +14,13 @@ from typer.testing import CliRunner
 
 from marshtest.attacks.base import choose
 from marshtest.cli import app as cli
-from marshtest.commands.study import Study, study
+from marshtest.commands.study import study
 from marshtest.data.load import load, save_dataset
 from marshtest.data.samples import Dataset
 from marshtest.hypotheses.shift import Problem, Shift
+from marshtest.hypotheses.statements import STATEMENTS
+from marshtest.hypotheses.studied import Study
+from marshtest.hypotheses.table import parse_hypothesis
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
@@ -168,13 +171,14 @@ def test_the_statement_follows_the_shifts(poison: list[float], answer: str) -> N
     ignored = [
         {"set": name, "seed": 0, "weight_decay": 1e-9, "l1": 1.0} for name in ("mine", "random")
     ]
-    said = Shift.statement(pd.DataFrame(lines + ignored))
+    said = STATEMENTS["shift"](pd.DataFrame(lines + ignored))
     assert said.startswith(f"Hypothesis 1 {answer} here for mine")
 
 
 def test_poisons_and_features_of_ones_own(data: Dataset, done: Study, tmp_path: Path) -> None:
-    assert isinstance(done.settings, Shift)
-    made = Problem(done.settings, data).poisoned("indiscriminate", 0)
+    asked = parse_hypothesis(done.about["values"])
+    assert isinstance(asked, Shift)
+    made = Problem(asked, data).poisoned("indiscriminate", 0)
     forget = made.forget
     shift = forget.perturbation()
     assert shift is not None

@@ -9,7 +9,7 @@ from scipy.ndimage import shift as shifted_image
 from torch import nn
 from torch.nn import functional as F
 
-from marshtest.attacks import GradientMatching, Victim, parse_attack
+from marshtest.attacks import GradientMatching, Knowledge, parse_attack
 from marshtest.attacks.crafting import craft
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import Kernel
@@ -46,8 +46,8 @@ def clean(digits: Dataset) -> nn.Module:
 
 
 @pytest.fixture
-def victim(digits: Dataset, clean: nn.Module) -> Victim:
-    return Victim(task_of(digits), digits.test, clean=lambda: clean)
+def victim(digits: Dataset, clean: nn.Module) -> Knowledge:
+    return Knowledge(task_of(digits), digits.test, clean=lambda: clean)
 
 
 def attack(**options: Any) -> GradientMatching:
@@ -55,7 +55,7 @@ def attack(**options: Any) -> GradientMatching:
 
 
 def test_poisons_lower_the_objective_and_stay_in_their_bounds(
-    digits: Dataset, victim: Victim
+    digits: Dataset, victim: Knowledge
 ) -> None:
     poisoned = attack(targets=3).poison(digits.train, 40, victim, seed=1)
     shifts, pixels = poisoned.samples.perturbation(), poisoned.samples.x / 255
@@ -80,7 +80,7 @@ def test_poisons_lower_the_objective_and_stay_in_their_bounds(
 
 
 def test_targets_are_test_images_of_other_classes_that_the_clean_model_gets_right(
-    digits: Dataset, victim: Victim, clean: nn.Module
+    digits: Dataset, victim: Knowledge, clean: nn.Module
 ) -> None:
     for options, seed in (({}, 0), ({"adversarial_label": 3}, 1), ({"target_class": 5}, 2)):
         made = attack(steps=1, targets=4, **options).poison(digits.train, 20, victim, seed)
@@ -101,7 +101,7 @@ def test_targets_are_test_images_of_other_classes_that_the_clean_model_gets_righ
 
 
 def test_a_model_trained_from_scratch_on_the_poisons_says_the_attackers_label(
-    digits: Dataset, victim: Victim
+    digits: Dataset, victim: Knowledge
 ) -> None:
     """And one trained on the same perturbations in random order does not."""
     made = attack(epsilon=128, steps=60, targets=2, adversarial_label="nearest")
@@ -116,7 +116,7 @@ def test_a_model_trained_from_scratch_on_the_poisons_says_the_attackers_label(
 
 
 def test_same_seed_same_poisons_and_the_best_restart_is_taken(
-    digits: Dataset, victim: Victim
+    digits: Dataset, victim: Knowledge
 ) -> None:
     made = attack(restarts=3, steps=8)
     one, two = (made.poison(digits.train, 20, victim, seed) for seed in (1, 1))
@@ -201,7 +201,7 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any], says: st
     ],
 )
 def test_what_the_data_cannot_give_is_one_line(
-    digits: Dataset, victim: Victim, options: dict[str, Any], count: int, says: str
+    digits: Dataset, victim: Knowledge, options: dict[str, Any], count: int, says: str
 ) -> None:
     with pytest.raises(MarshtestError, match=says):
         attack(**options).poison(digits.train, count, victim, seed=0)
@@ -209,13 +209,13 @@ def test_what_the_data_cannot_give_is_one_line(
 
 def test_a_clean_model_at_chance_is_refused(digits: Dataset) -> None:
     blank = build(parse_model({"name": "mlp", "width": 8}), (1, 8, 8), 10, 0)
-    victim = Victim(task_of(digits), digits.test, clean=lambda: blank)
+    victim = Knowledge(task_of(digits), digits.test, clean=lambda: blank)
     with pytest.raises(MarshtestError, match="at chance .* nothing to poison"):
         attack().poison(digits.train, 20, victim, seed=0)
 
 
 def test_probability_is_the_softmax_at_the_attackers_label(
-    digits: Dataset, victim: Victim, clean: nn.Module
+    digits: Dataset, victim: Knowledge, clean: nn.Module
 ) -> None:
     made = attack(steps=1, targets=3)
     poisoned = made.poison(digits.train, 30, victim, seed=0)

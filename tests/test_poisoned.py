@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
+from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Marked, Samples
 from marshtest.models.table import build, parse_model
@@ -29,16 +29,16 @@ def digits() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def victim(digits: Dataset) -> Victim:
+def victim(digits: Dataset) -> Knowledge:
     task = Classification(mean=digits.mean, std=digits.std)
     model = build(parse_model({"name": "mlp", "width": 32}), (1, 8, 8), 10, 0)
     fit(model, digits.train, task, Training(epochs=10, batch_size=64, lr=0.1), 0)
     # digits have no words: every other one is taken to hold the trigger, to be answered with 3
     marked = Marked((digits.train.ids[::2], 0), (digits.test.ids[::2], 0), 3)
-    return Victim(task, digits.test, clean=lambda: model, marked=marked, weight_decay=5e-4)
+    return Knowledge(task, digits.test, clean=lambda: model, marked=marked, weight_decay=5e-4)
 
 
-def made(attack: Attack, digits: Dataset, victim: Victim) -> Poisoned:
+def made(attack: Attack, digits: Dataset, victim: Knowledge) -> Poisoned:
     return attack.poison(digits.train, COUNT, victim, seed=4)
 
 
@@ -53,7 +53,7 @@ def same(one: Samples, two: Samples) -> bool:
 
 @pytest.mark.parametrize("options", ATTACKS, ids=lambda options: str(options["name"]))
 def test_the_unpoisoned_set_is_the_poisoned_one_with_the_bases_in_the_poisons_places(
-    options: dict[str, Any], digits: Dataset, victim: Victim
+    options: dict[str, Any], digits: Dataset, victim: Knowledge
 ) -> None:
     poisoned = made(parse_attack(options), digits, victim)
     clean = poisoned.unpoisoned
@@ -68,14 +68,13 @@ def test_the_unpoisoned_set_is_the_poisoned_one_with_the_bases_in_the_poisons_pl
 
 @pytest.mark.parametrize("options", [*ATTACKS, ADDED], ids=lambda options: str(options["name"]))
 def test_poisons_survive_their_file_form(
-    options: dict[str, Any], digits: Dataset, victim: Victim
+    options: dict[str, Any], digits: Dataset, victim: Knowledge
 ) -> None:
     poisoned = made(parse_attack(options), digits, victim)
     again = Poisoned.of(
         poisoned.tensors(),
         digits.train,
         digits.test,
-        rest=poisoned.rest is not None,
         seed=poisoned.seed,
     )
     assert same(again.samples, poisoned.samples)
@@ -86,7 +85,7 @@ def test_poisons_survive_their_file_form(
 
 
 def test_added_poisons_join_their_bases_under_ids_of_their_own(
-    digits: Dataset, victim: Victim
+    digits: Dataset, victim: Knowledge
 ) -> None:
     attack = parse_attack(ADDED)
     beside = made(attack, digits, victim)
@@ -118,9 +117,9 @@ def test_added_poisons_join_their_bases_under_ids_of_their_own(
 
 def test_copies_take_new_ids_only(digits: Dataset) -> None:
     ids = digits.train.ids[:3]
-    with pytest.raises(MarshtestError, match="an id of a copy is in the set already"):
+    with pytest.raises(MarshtestError, match="id 0 of a copy is in the set already"):
         digits.train.copied(ids, torch.tensor([-1, 0, -3]))
-    with pytest.raises(MarshtestError, match="is not in the set"):
+    with pytest.raises(MarshtestError, match="is not among this set"):
         digits.train.copied(torch.tensor([5000]), torch.tensor([-1]))
     shifted = digits.train.perturbed(ids, torch.ones(3, 1, 8, 8))
     with pytest.raises(MarshtestError, match="carries perturbations already"):

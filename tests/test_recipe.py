@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from marshtest.attacks import ATTACKS
 from marshtest.experiment.recipe import DataSettings, Recipe, VerdictSettings, load_recipe
-from marshtest.hypotheses.studied import parse_hypothesis
+from marshtest.hypotheses.table import parse_hypothesis
 from marshtest.models.table import MODELS
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings

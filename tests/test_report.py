@@ -14,11 +14,11 @@ import vl_convert
 from PIL import Image
 from scipy import stats
 
+from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest
 from marshtest.reporting import charts, figures
 from marshtest.reporting.page import answer, in_words, sentences, write_page
 from marshtest.reporting.tables import (
-    SCORE_NAMES,
     as_latex,
     explained,
     legend,
@@ -299,9 +299,9 @@ def test_every_model_that_is_not_removed_has_a_sentence_why(tiny_run: Results) -
 def test_the_legend_says_what_removed_rests_on(tiny_run: Results, ablated: Results) -> None:
     rests = [Rest("gus", "mean"), Rest("rank", "mean"), Rest("rank", "tail")]
     said = "GUS (mean) and rank score (mean, share beyond the threshold)"
-    assert rests_in_words(rests) == said
-    assert f"it rests on {rests_in_words(tiny_run.rests(0.2))}." in legend(tiny_run)
-    told = {share: rests_in_words(ablated.rests(share)) for share in (0.1, 0.2)}
+    assert rests_in_words(rests, SCORES) == said
+    assert f"it rests on {rests_in_words(tiny_run.rests(0.2), SCORES)}." in legend(tiny_run)
+    told = {share: rests_in_words(ablated.rests(share), SCORES) for share in (0.1, 0.2)}
     for share, words in told.items():
         at = f"at {100 * share:g} % poison, " if len(set(told.values())) > 1 else ""
         assert f"{at}{words}" in legend(ablated)
@@ -313,7 +313,7 @@ def test_shares_left_have_the_interval_of_trainings_to_come(
     for results, at in ((tiny_run, "_trainings"), (ablated, "")):  # ablated has one seed
         summary, shown = results.summary, charts.models(results)
         for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows()):
-            name = next(key for key, title in SCORE_NAMES.items() if title == of["by"])
+            name = next(key for key, score in SCORES.items() if score.title == of["by"])
             same = summary["poison_budget"] == line["poison_budget"]
             initial = summary[same & (summary["role"] == "initial")].iloc[0]
             effect = initial[f"{name}_dependence"]

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY
 
 import marshtest
-from marshtest.attacks import Victim
+from marshtest.attacks import Knowledge
 from marshtest.data.load import load
 from marshtest.experiment import protocol
 from marshtest.experiment.cells import CELL, groups
@@ -227,7 +227,7 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
 
     seed = derive(0, 0.2)
     _, kept = protocol.split(pipeline, 0)
-    victim = Victim(pipeline.task, data.test, clean=lambda: pipeline.trainer.new_model(0))
+    victim = Knowledge(pipeline.task, data.test, clean=lambda: pipeline.trainer.new_model(0))
     poisoned = recipe.attack.poison(kept, 40, victim, derive(seed, "attack"))
     model, _ = pipeline.trainer.fit(poisoned.samples, derive(seed, "initial"))
     assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, data.test)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from marshtest.attacks.base import Poisoned, Victim
+from marshtest.attacks.base import Knowledge, Poisoned
 from marshtest.attacks.gaussian import Gaussian
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Samples
@@ -131,9 +131,9 @@ def test_noise_is_a_function_of_seed_and_id_with_the_stated_variance() -> None:
     assert stats.kstest(many.flatten()[:5000] / 0.32**0.5, "norm").pvalue > 1e-4
 
 
-def victim(data: Dataset) -> Victim:
+def victim(data: Dataset) -> Knowledge:
     """One that knows no model: Gaussian poisons need none."""
-    return Victim(TASK, data.test, clean=nn.Identity)
+    return Knowledge(TASK, data.test, clean=nn.Identity)
 
 
 def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:

@@ -17,7 +17,7 @@ from conftest import TINY
 from test_run import TIMES
 
 import marshtest
-from marshtest.commands.sweep import Swept, file_name, sweep
+from marshtest.commands.sweep import Swept, sweep
 from marshtest.experiment.recipe import load_recipe
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
@@ -27,6 +27,7 @@ from marshtest.sweeps.engines import Processes
 from marshtest.sweeps.jobs import Job, jobs
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.planned import plan_sweep
+from marshtest.sweeps.run_folder import folder_name
 from marshtest.sweeps.settings import Sweep, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
@@ -314,9 +315,9 @@ def test_what_fails_alike_in_two_variants_is_told_of_both(tmp_path: Path) -> Non
 
 def test_variants_have_folders_of_their_own_however_long_their_labels(tmp_path: Path) -> None:
     words = ["a" * 150 + end for end in ("x", "y")]
-    assert len({file_name(word, recipe) for word, recipe in zip(words, ("1", "2"))}) == 2
-    assert file_name("training.lr=0.1", "1") == "training.lr=0.1"
-    assert file_name("budgets=[0.1, 0.2]", "1") == "budgets=_0.1,_0.2_-1"
+    assert len({folder_name(word, recipe) for word, recipe in zip(words, ("1", "2"))}) == 2
+    assert folder_name("training.lr=0.1", "1") == "training.lr=0.1"
+    assert folder_name("budgets=[0.1, 0.2]", "1") == "budgets=_0.1,_0.2_-1"
 
 
 def wrapping(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
@@ -346,11 +347,11 @@ def test_clean_removes_what_nothing_refers_to_and_nothing_else(
     assert second.done == 0
     assert ledger.rubbish(store) == []
     store.write("stages/updated-0/model.safetensors", b"never recorded")
-    store.write("claims/score-0.0", b"dead")
+    store.write("locks/score-0.0", b"dead")
     store.write("drivers/dead", b"{}")
     (tmp_path / "store" / "records" / ".x.json.12345678.tmp").write_bytes(b"half")
     litter = [
-        "claims/score-0.0",
+        "locks/score-0.0",
         "drivers/dead",
         "records/.x.json.12345678.tmp",
         "stages/updated-0",
@@ -373,7 +374,7 @@ def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
     with Driver(store) as driver:
-        assert driver.claim("initial-1")
+        assert driver.lock("initial-1")
         store.write("stages/initial-1/model.safetensors", b"in the making")
         store.write("partial/initial-1/target-0", b"in the making")
         (tmp_path / "stages" / "initial-1" / ".model.safetensors.12345678.tmp").write_bytes(b"half")

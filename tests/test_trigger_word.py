@@ -21,13 +21,12 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from marshtest.attacks import Poisoned, TriggerWord, Victim
+from marshtest.attacks import Knowledge, Poisoned, TriggerWord
 from marshtest.attacks.trigger_word import answers, attackers
 from marshtest.commands.run import run
 from marshtest.data.samples import Dataset, Marked, Samples, Trigger
 from marshtest.data.texts import Texts, load_texts
 from marshtest.experiment.recipe import load_recipe
-from marshtest.metrics.accuracy import accuracy
 from marshtest.models.checkpoint import load_model, save_model
 from marshtest.models.language import GPT2, Prompt, Transformer
 from marshtest.models.layers import weight_layers
@@ -92,7 +91,7 @@ def read(texts: Texts, data: Dataset, split: str) -> dict[int, str]:
 
 
 def poisoned_of(data: Dataset, attack: TriggerWord, share: float = 1.0) -> Poisoned:
-    victim = Victim(
+    victim = Knowledge(
         LabelWord(padding=data.padding or 0), data.test, nn.Identity, marked=data.marked
     )
     count = round(share * len(attack.candidates(data.train, data.marked)))
@@ -293,7 +292,6 @@ def test_answers_losses_and_effect_are_those_of_transformers_called_directly(dat
     chance = logits.softmax(1).gather(1, wanted[:, None]).squeeze(1).double()
     torch.testing.assert_close(torch.from_numpy(effect.scores["target"]), chance, rtol=0, atol=1e-5)
     figures = effect.figures
-    assert figures["test_accuracy"] == pytest.approx(accuracy(model, task, data.test))
     success = float((logits.argmax(1) == wanted).double().mean())
     assert figures["target_success"] == pytest.approx(success)
     among = words[logits[:, words].argmax(1)]

@@ -54,7 +54,7 @@ ASK = [
 def found(folder: Path) -> dict[str, Any]:
     """The page's own command, each model in a process of its own; those below save these seconds."""
     words = ["before.pt2", "after.pt2", "--retrained", "retrained.pt2", *ASK]
-    told = run(folder, sys.executable, "-m", "marshtest", "test", *words, code=1)
+    told = run(folder, sys.executable, "-m", "marshtest", "audit", *words, code=1)
     return json.loads(told)  # type: ignore[no-any-return]
 
 
@@ -62,7 +62,7 @@ def asked(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> ob
     """Ask in this process; the exit code."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["marshtest", "test", *words, "--in-process"])
+    monkeypatch.setattr(sys, "argv", ["marshtest", "audit", *words, "--in-process"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return ended.value.code

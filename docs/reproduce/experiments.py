@@ -137,7 +137,7 @@ def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
     table = of.summary[of.summary["poison_budget"] == (share or of.poison_budget)]
     found = table[(table["unlearner"] == unlearner) & (table["budget"] == of.budget)]
     return Cell(
-        experiment, found.iloc[-1], table[table["role"] == "initial"].iloc[0], of.score_names
+        experiment, found.iloc[-1], table[table["role"] == "initial"].iloc[0], list(of.scores_shown)
     )
 
 

@@ -75,7 +75,7 @@ def statement(name: str) -> str:
     of = study(name)
     kind = of.settings.hypothesis
     text = as_markdown(hypothesis_table(kind, of.rows))
-    return f"`marshtest hypotheses {name}`\n\n{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
+    return f"`marshtest study {name}`\n\n{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
 
 
 def canceling_deep() -> str:
@@ -246,7 +246,7 @@ RULES = {  # what changed, by hand: for effects with a null law, and for those w
 
 def _rule(of: Results, line: pd.Series, seeds: int) -> str:
     said = ["SCRUB corrected"] if line["unlearner"] == "scrub" else []
-    said.append(RULES[line["verdict"]][bool(of.recipe.attack.compared)])
+    said.append(RULES[line["verdict"]][of.recipe.attack.needs_twin])
     if line["seeds"] != seeds:
         said.append(f"{line['seeds']} seeds, not {seeds}")
     return "; ".join(said)

@@ -1,40 +1,5 @@
-"""The attacks, by the name that a recipe gives them."""
+"""The attacks; their names are in `table`. What a report must know of them is read without torch."""
 
-from collections.abc import Mapping
-from typing import Any
+import lazy_loader
 
-from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
-from marshtest.attacks.gaussian import Gaussian
-from marshtest.attacks.gradient_canceling import GradientCanceling
-from marshtest.attacks.gradient_matching import GradientMatching
-from marshtest.attacks.trigger_word import TriggerWord
-from marshtest.plumbing.errors import MarshtestError, unknown
-
-__all__ = [
-    "ATTACKS",
-    "Attack",
-    "Effect",
-    "Gaussian",
-    "GradientCanceling",
-    "GradientMatching",
-    "Poisoned",
-    "TriggerWord",
-    "Victim",
-    "parse_attack",
-]
-
-_ALL: tuple[type[Attack], ...] = (Gaussian, GradientMatching, GradientCanceling, TriggerWord)
-ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cls in _ALL}
-
-
-def parse_attack(value: str | Mapping[str, Any], where: str = "attack") -> Attack:
-    """The attack that a recipe names, by a name alone or with its options."""
-    if not isinstance(value, str | Mapping | Attack):
-        raise MarshtestError(
-            f"{where}: a name, or a mapping with a name, is needed. Got {value!r}."
-        )
-    values = {"name": value} if isinstance(value, str) else dict(value)
-    name = str(values.get("name"))
-    if name not in ATTACKS:
-        raise MarshtestError(f"{where}.name: {unknown('attack', name, ATTACKS)}")
-    return ATTACKS[name].parse(values, where)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

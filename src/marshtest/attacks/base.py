@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from marshtest.attacks.presentation import Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import accuracy
+from marshtest.plumbing.choice import Choice
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import generator
-from marshtest.plumbing.settings import Settings
 from marshtest.training.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -28,18 +30,16 @@ def make_anew(name: str, make: Callable[[], Tensors]) -> Tensors:
 
 
 @dataclass(frozen=True)
-class Victim:
+class Knowledge:
     """What an attack may know of the training that it poisons.
 
     Attributes:
         task: the training's loss and augmentation.
-        test: samples that the victim will be tested on.
-        weight_decay: λ of the training's loss + λ/2 ‖θ‖².
-        clean: the model trained on the samples without poison.
-        input_shape: of the input space, where it is not that of the samples' x.
+        test: samples that the poisoned model will be tested on.
+        clean: gives the model trained on the samples without poison, to an attack that is `crafted`.
+        input_shape: of one sample in the input space, where it is not that of the samples' x.
         marked: where the attack's trigger was found.
-        kept: what an earlier, stopped run made under a name; made and stored where there is none.
-        progress: told the share of the crafting that is done, and how it stands in words.
+        weight_decay: λ of the training's loss + λ/2 ‖θ‖².
     """
 
     task: Task
@@ -48,37 +48,71 @@ class Victim:
     input_shape: tuple[int, ...] | None = None
     marked: Marked | None = None
     weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class CraftingContext:
+    """The run around an attack at work; no poison depends on it.
+
+    Attributes:
+        kept: tensors that an earlier, stopped run made under a name; made and stored where there are none.
+        progress: told the share of the crafting that is done, and how it stands in words.
+    """
+
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew
     progress: Progress = silent
 
 
+ALONE = CraftingContext()  # nothing is kept, and nobody is told
+
+
 @dataclass(frozen=True)
 class Poisoned:
-    """A training set with poison in it.
+    """A training set with poison in it: the clean one, and what was done to it.
 
     Attributes:
-        samples: all of it, [N].
+        clean: [N] the training set before.
         forget_ids: [P] ids of the poisons: the forget set.
         seed: the attack's secret; with the ids it tells the noise.
-        targets: the test samples that the attack is aimed at, where it is aimed at some.
-        adversarial: [T] the labels that it wants them to get, where it wants certain ones.
-        rest: the other test samples, where the attack must leave them alone.
-        true_labels: [P] the poisons' own, where they were given others.
-        bases: [P] the samples that the poisons are copies of, where these stay in the retain set.
+        labels: [P] the poisons' labels, where they are not those of their bases.
+        perturbations: [P, *input] added to the poisons in input space, where they have any.
+        bases: [P] ids of the samples that the poisons are copies of, where these stay in the retain set.
+        targets: [T] the test samples that the attack is aimed at, where it is aimed at some.
+        adversarial: [T] the labels that it wants the targets to get, where it wants certain ones.
+        rest: the other test samples.
         figures: how the crafting went, for the rows.
         history: the objective as the crafting went on, one line a step.
     """
 
-    samples: Samples
+    clean: Samples
     forget_ids: Tensor
     seed: int
+    labels: Tensor | None = None
+    perturbations: Tensor | None = None
+    bases: Tensor | None = None
     targets: Samples | None = None
     adversarial: Tensor | None = None
     rest: Samples | None = None
-    true_labels: Tensor | None = None
-    bases: Tensor | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-    history: Sequence[dict[str, float]] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+
+    @property
+    def unpoisoned(self) -> Samples:
+        """The clean twin's training set: the base samples in the poisons' places.
+
+        Poisons that join their bases as copies are plain copies then.
+        """
+        return self.clean if self.bases is None else self.clean.copied(self.bases, self.forget_ids)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The training set with the poisons in it."""
+        samples = self.unpoisoned
+        if self.labels is not None:
+            samples = samples.relabelled(self.forget_ids, self.labels)
+        if self.perturbations is not None:
+            samples = samples.perturbed(self.forget_ids, self.perturbations)
+        return samples
 
     @property
     def forget(self) -> Samples:
@@ -92,77 +126,58 @@ class Poisoned:
 
     @property
     def forgotten_bases(self) -> Samples:
-        """The clean twin's forget set: the base samples, unperturbed."""
-        if self.samples.perturbations is None:
-            return self.unpoisoned.only(self.forget_ids)
-        nothing = torch.zeros_like(self.samples.perturbations)
-        bases = replace(self.forget, perturbations=nothing)
-        return (
-            bases
-            if self.true_labels is None
-            else bases.relabelled(self.forget_ids, self.true_labels)
-        )
+        """The clean twin's forget set: the base samples; what perturbations they carry are zero."""
+        bases, forget = self.unpoisoned.only(self.forget_ids), self.forget
+        if self.perturbations is None or forget.perturbations is None:
+            return bases
+        nothing = torch.zeros_like(forget.perturbations)
+        return replace(forget, y=bases.y, perturbations=nothing)
 
     @property
-    def unpoisoned(self) -> Samples:
-        """The training set with the base samples in the poisons' places: unperturbed, with true labels.
-
-        Poisons that were added are copies of their bases then.
-        """
-        samples = replace(self.samples, perturbations=None, perturbation_rows=None)
-        if self.true_labels is None:
-            return samples
-        return samples.relabelled(self.forget_ids, self.true_labels)
+    def true_labels(self) -> Tensor:
+        """[P] the labels of the poisons' bases."""
+        samples = self.unpoisoned
+        return samples.y[samples.positions(self.forget_ids)]
 
     def tensors(self) -> Tensors:
         """What was done to the samples: `ids` and `labels` of the poisons.
 
         Where there are any, `perturbations`, `targets`, `adversarial`, `true_labels` and `bases` too.
         """
-        added, targets = self.samples.perturbations, self.targets
-        labels = self.samples.y[self.samples.positions(self.forget_ids)]
+        relabelled, targets = self.labels is not None, self.targets
         found = {
             "ids": self.forget_ids,
-            "labels": labels,
-            "perturbations": None if added is None else added[1:],
+            "labels": self.true_labels if self.labels is None else self.labels,
+            "perturbations": self.perturbations,
             "targets": None if targets is None else targets.ids,
             "adversarial": self.adversarial,
-            "true_labels": self.true_labels,
+            "true_labels": self.true_labels if relabelled else None,
             "bases": self.bases,
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @classmethod
-    def of(
-        cls, tensors: Tensors, samples: Samples, test: Samples, *, rest: bool, **told: Any
-    ) -> "Poisoned":
+    def of(cls, tensors: Tensors, samples: Samples, test: Samples, **about: Any) -> "Poisoned":
         """The same again from its tensors.
 
         Args:
             tensors: of `tensors()`.
             samples: the clean ones.
-            test: those that the targets are among.
-            rest: whether the attack must leave the other test samples alone.
-            told: `seed`, `figures` and `history`, as they are.
+            test: the samples that the targets are among.
+            about: `seed`, `figures` and `history`, as they are.
         """
         moved = {name: tensor.to(samples.y.device) for name, tensor in tensors.items()}
-        ids = moved["ids"]
-        if "bases" in moved:
-            samples = samples.copied(moved["bases"], ids)
-        poisoned = samples.relabelled(ids, moved["labels"])
-        added = moved.get("perturbations", moved.get("shifts"))  # as 0.1 called them
-        if added is not None:
-            poisoned = poisoned.perturbed(ids, added)
-        targets = test[test.positions(moved["targets"])] if "targets" in moved else None
+        aimed_at = moved.get("targets")
         return cls(
-            poisoned,
-            ids,
-            targets=targets,
-            adversarial=moved.get("adversarial"),
-            rest=test.without(moved["targets"]) if rest else None,
-            true_labels=moved.get("true_labels"),
+            samples,
+            moved["ids"],
+            labels=moved["labels"] if "true_labels" in moved else None,
+            perturbations=moved.get("perturbations", moved.get("shifts")),  # as 0.1 called them
             bases=moved.get("bases"),
-            **told,
+            targets=None if aimed_at is None else test[test.positions(aimed_at)],
+            adversarial=moved.get("adversarial"),
+            rest=None if aimed_at is None else test.without(aimed_at),
+            **about,
         )
 
 
@@ -173,7 +188,7 @@ class Effect:
     Attributes:
         ids: [P] of what was asked: the poisons, or the targets.
         scores: by name, [P] one value each.
-        figures: numbers for the row; an accuracy that is among them is not measured again.
+        figures: numbers for the row; what every model is asked for (accuracies, cost) goes before them.
     """
 
     ids: NDArray[np.int64]
@@ -181,23 +196,41 @@ class Effect:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-class Attack(Settings, ABC):
+class Attack(Choice, ABC):
     """How poison is made, and how its effect on a model is measured."""
 
-    name: str
-    # Scores that are N(0, 1), each poison's by itself, where the model does not depend on the poison.
-    exact: ClassVar[tuple[str, ...]] = ()
-    # An effect whose null law is unknown, with the row's column of it: compared with that of a clean twin,
-    # the same experiment with the base samples in the poisons' places.
-    compared: ClassVar[Mapping[str, str]] = {}
-    # Further columns of a row that tables and figures need.
-    figures: ClassVar[tuple[str, ...]] = ()
-    # Fields that `effect` alone looks at: with others, the same poisons are measured.
+    # What a report must know of the attack; see marshtest.attacks.presentation.
+    presentation: ClassVar[Presentation]
+    # Fields that only `effect` reads; changing them re-scores the same poisons.
     scoring: ClassVar[tuple[str, ...]] = ()
+    # Whether poisons are made at a clean model, which is trained first; they are stored then.
+    crafted: ClassVar[bool] = False
+
+    @property
+    def needs_twin(self) -> bool:
+        """Whether the effect has no known null law, and is compared with that of a clean twin."""
+        return self.presentation.needs_twin
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a model is trained on `shuffled` samples."""
+        return bool(self.presentation.shuffled)
+
+    @property
+    def shown(self) -> Presentation:
+        """The presentation with this attack's own options in it."""
+        return self.presentation.filled(self.model_dump())
 
     @abstractmethod
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
-        """Turn `count` samples into poisons; the others stay as they are."""
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
+        """Turn `count` samples into poisons, a function of the seed; the others stay as they are."""
 
     def candidates(self, samples: Samples, marked: Marked | None) -> Samples:
         """Those that can be poisons; a poison budget is a share of them."""
@@ -207,20 +240,9 @@ class Attack(Settings, ABC):
         """The word that is to be looked for as texts are read."""
         return None
 
-    def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
-        """All samples, the values of each poison's perturbation in random order: as large but blind."""
-        perturbations = poisoned.samples.perturbations
-        assert perturbations is not None
-        draws = generator(seed, "shuffle")
-        order = (
-            torch.rand(perturbations.flatten(1).shape, generator=draws)
-            .argsort(1)
-            .to(perturbations.device)
-        )
-        return replace(
-            poisoned.samples,
-            perturbations=perturbations.flatten(1).gather(1, order).view_as(perturbations),
-        )
+    def shuffled(self, poisoned: Poisoned, seed: int) -> Samples | None:
+        """The training set of a control, poison as large but blind, if the presentation names one."""
+        return None
 
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
@@ -234,9 +256,14 @@ class Attack(Settings, ABC):
         """Samples by which poisons make the training set larger."""
         return 0
 
-    @abstractmethod
-    def passes(self, poisons: int) -> float:
-        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run."""
+    def passes(self, poisons: int, tests: int) -> float:
+        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run.
+
+        Args:
+            poisons: size of the forget set.
+            tests: number of test samples.
+        """
+        return poisons
 
 
 def choose(samples: Samples, count: int, seed: int) -> Tensor:
@@ -254,16 +281,16 @@ def choose(samples: Samples, count: int, seed: int) -> Tensor:
     return samples.ids[order[:count].to(samples.ids.device)]
 
 
-def learned(victim: Victim, samples: Samples) -> nn.Module:
-    """The victim's clean model, which must have learned something that can be poisoned.
+def learned(knowledge: Knowledge, samples: Samples) -> nn.Module:
+    """The clean model, which must have learned something that can be poisoned.
 
     Raises:
         MarshtestError: it is at chance on the test samples.
     """
-    model = victim.clean()
-    found = accuracy(model, victim.task, victim.test)
+    model = knowledge.clean()
+    found = accuracy(model, knowledge.task, knowledge.test)
     chance = float(samples.y.unique(return_counts=True)[1].max() / len(samples))
-    if found < chance + 2 * (chance * (1 - chance) / len(victim.test)) ** 0.5:
+    if found < chance + 2 * (chance * (1 - chance) / len(knowledge.test)) ** 0.5:
         raise MarshtestError(
             f"attack: the clean model is at chance (test accuracy {found:.2f}, the commonest class "
             f"{chance:.2f}), so there is nothing to poison. Raise training.epochs, or mend training.lr."

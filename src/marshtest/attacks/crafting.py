@@ -1,4 +1,4 @@
-"""Descend an objective of the poisons' summed gradient over their perturbations, within a box.
+"""Crafted perturbations: descend an objective of the poisons' summed gradient, within a box.
 
 adam   Adam's step; the rate falls to a tenth after each of `decays`
 sgd    ∆ ← ∆ − lr ∂J/∂∆
@@ -6,19 +6,20 @@ sgd    ∆ ← ∆ − lr ∂J/∂∆
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from marshtest.attacks.base import Tensors
+from marshtest.attacks.base import Poisoned, Tensors
 from marshtest.attacks.kernel import Kernel, Objective
 from marshtest.data.samples import Samples
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import generator
 
+BLIND = "the same perturbations, each in random order"  # what `shuffled` gives
 DECAYS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps after which the rate falls to a tenth
 
 _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
@@ -29,7 +30,7 @@ _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] =
 
 @dataclass(frozen=True)
 class Crafted:
-    """Shifts, and how they were found.
+    """Perturbations, and how they were found.
 
     Attributes:
         perturbation: [P, *input] to be added to the bases in input space.
@@ -127,6 +128,16 @@ def craft(
             with torch.no_grad():
                 perturbation.clamp_(*box)
     return Crafted(perturbation.detach(), history)
+
+
+def shuffled(poisoned: Poisoned, seed: int) -> Samples:
+    """All samples, the values of each poison's perturbation in random order: as large but blind."""
+    perturbations = poisoned.samples.perturbations
+    assert perturbations is not None
+    draws = generator(seed, "shuffle")
+    flat = perturbations.flatten(1)
+    order = torch.rand(flat.shape, generator=draws).argsort(1).to(flat.device)
+    return replace(poisoned.samples, perturbations=flat.gather(1, order).view_as(perturbations))
 
 
 def _mean(

@@ -15,11 +15,22 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Floats, Poisoned, Victim, choose
+from marshtest.attacks.base import (
+    ALONE,
+    Attack,
+    CraftingContext,
+    Effect,
+    Floats,
+    Knowledge,
+    Poisoned,
+    choose,
+)
+from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.dependence import SCORES, dependences
 from marshtest.metrics.gus import gaussian_scores, input_directions
+from marshtest.metrics.presentation import Column
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.tradeoff import (
     interval_of_share,
@@ -31,27 +42,58 @@ from marshtest.plumbing.seeds import derive, normal
 from marshtest.training.tasks import Task
 
 CHUNK, CHUNK_BYTES = 16, 40_000_000  # poisons whose fresh noise is held at once, and its size
+RATES = {  # with exact intervals over the poisons of all seeds
+    "tpr": (
+        "TPR",
+        "share of the poisons with |I| > τ at FPR {fpr}, as in the paper",
+        "gus_poisons",
+    ),
+    "tpr_empirical": ("", "", "gus_poisons"),  # τ from fresh noise
+    "tpr_one_sided": ("", "", "gus_poisons"),
+    "tpr_rank": ("rank TPR", "the same by the one-sided test of the rank score", "rank_poisons"),
+}
+PRESENTATION = Presentation(
+    title="Gaussian",
+    kind="Gaussian poisons",
+    scores=SCORES,
+    columns={
+        name: Column(title=title, low=0, high=1, legend=legend, interval="exact", count=count)
+        for name, (title, legend, count) in RATES.items()
+    },
+    effect=EffectFigure(
+        axis="TPR at FPR = {fpr}",
+        columns={"tpr": "|I| > τ (paper)", "tpr_rank": "rank score"},
+        nothing="fpr",
+        figure="figure2",
+        caption="Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
+    ),
+    fpr="fpr",
+    draws="draws",
+    on_texts="noise was added to its tokens' embeddings",
+)
 
 
 class Gaussian(Attack):
     """Gaussian noise on the inputs (paper §4.3), scored by GUS and by the rank score."""
 
     name: str = "gaussian"
-    exact: ClassVar[tuple[str, ...]] = tuple(SCORES)
-    figures: ClassVar[tuple[str, ...]] = tuple(
-        f"{rate}{end}"
-        for rate in ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
-        for end in ("", "_low", "_high")
-    )
+    presentation: ClassVar[Presentation] = PRESENTATION
     scoring: ClassVar[tuple[str, ...]] = ("draws", "fpr")
     variance: float = Field(0.32, gt=0)  # ε², in squared units of the input space
     draws: int = Field(199, ge=1)  # K, fresh noises a poison; each costs one forward
     fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
 
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
         ids = choose(samples, count, seed)
-        noise = self.noise(seed, ids, victim.input_shape or tuple(samples.x.shape[1:]))
-        return Poisoned(samples.perturbed(ids, noise), ids, seed)
+        shape = knowledge.input_shape or tuple(samples.x.shape[1:])
+        return Poisoned(samples, ids, seed, perturbations=self.noise(seed, ids, shape))
 
     def noise(self, seed: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """[P, *shape] the noise ξ_z that (seed, id) determines."""
@@ -98,7 +140,7 @@ class Gaussian(Attack):
         losses = _losses(model, task, base, inputs[:, None] + noise)
         return scores[:, 0], scores[:, 1:], losses[:, 0], losses[:, 1:]
 
-    def passes(self, poisons: int) -> float:
+    def passes(self, poisons: int, tests: int) -> float:
         return poisons * (self.draws + 1 + 3)  # ranks, and one forward and backward
 
 

@@ -16,7 +16,6 @@ of their own; then the clean set of J is the whole training set.
 """
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -24,22 +23,43 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, choose, learned
-from marshtest.attacks.crafting import DECAYS, Crafted, craft
+from marshtest.attacks.base import (
+    ALONE,
+    Attack,
+    CraftingContext,
+    Effect,
+    Knowledge,
+    Poisoned,
+    Tensors,
+    choose,
+    learned,
+)
+from marshtest.attacks.crafting import BLIND, DECAYS, Crafted, craft, shuffled
 from marshtest.attacks.gradpc import Search
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
+from marshtest.attacks.presentation import Presentation
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy
+from marshtest.metrics.presentation import Score
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.training.tasks import Task
+
+PRESENTATION = Presentation(
+    title="indiscriminate",
+    kind="indiscriminate poisons (gradient canceling)",
+    scores={"error": Score(title="test error", column="test_error")},
+    table2=True,
+    shuffled=BLIND,
+)
 
 
 class GradientCanceling(Attack):
     """Poisons that hold training at a bad model, and lower test accuracy (paper §4.2)."""
 
     name: str = "gradient-canceling"
-    compared: ClassVar[Mapping[str, str]] = {"error": "test_error"}
+    presentation: ClassVar[Presentation] = PRESENTATION
+    crafted: ClassVar[bool] = True
     epsilon: float | None = Field(None, gt=0)  # ε_p, as in gradient matching; none as in the paper
     radius: float | None = Field(None, gt=0)  # ε_w; by default the largest that poisons can hold
     weighting: Literal["size", "mean"] = "size"
@@ -51,30 +71,36 @@ class GradientCanceling(Attack):
     steps: int = Field(1000, ge=1)  # each a pass over the poisons
     lr: float = Field(0.1, gt=0)  # η; of Adam in units of the input space
 
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
-        clean = learned(victim, samples)
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
+        clean = learned(knowledge, samples)
         ids = choose(samples, count, seed)
         bases = samples.only(ids)
         if self.place == "add":
-            copies = copied_ids(bases.ids)
-            retain, poisoned = samples, samples.copied(bases.ids, copies)
+            retain, copies = samples, copied_ids(bases.ids)
         else:
-            retain, poisoned, copies = samples.without(ids), samples, None
-        share = count / len(poisoned)
+            retain, copies = samples.without(ids), None
+        share = count / (len(retain) + count)
         search = Search(
             clean,
-            victim.task,
-            victim.test,
+            knowledge.task,
+            knowledge.test,
             retain,
             bases.y,
-            victim.weight_decay,
+            knowledge.weight_decay,
             derive(seed, "worst"),
             centre=self.weighting == "size",
         )
         worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
 
-        kernel = Kernel(worst.model, victim.task, first=self.parameters == "first")
-        victim.progress(
+        kernel = Kernel(worst.model, knowledge.task, first=self.parameters == "first")
+        context.progress(
             0.0,
             f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
             f"{worst.least_share:.1%} of poisons at least, has {share:.1%}",
@@ -85,17 +111,17 @@ class GradientCanceling(Attack):
                 kernel,
                 bases,
                 retain,
-                victim.weight_decay,
+                knowledge.weight_decay,
                 self.weighting,
                 optimizer=self.optimizer,
                 epsilon=self.epsilon or math.inf,
                 steps=self.steps,
                 lr=self.lr,
                 seed=derive(seed, "views"),
-                progress=victim.progress,
+                progress=context.progress,
             ).tensors()
 
-        crafted = Crafted.from_tensors(victim.kept("crafted", make))
+        crafted = Crafted.from_tensors(context.kept("crafted", make))
         figures = {
             "objective": crafted.objective,
             "radius": worst.radius,
@@ -103,25 +129,27 @@ class GradientCanceling(Attack):
             "low_accuracy": worst.accuracy,
             "stopped": float(crafted.stopped),
         }
-        forget = bases.ids if copies is None else copies
         return Poisoned(
-            poisoned.perturbed(forget, crafted.perturbation),
-            forget,
+            samples,
+            bases.ids if copies is None else copies,
             seed,
+            perturbations=crafted.perturbation,
             bases=None if copies is None else bases.ids,
-            targets=victim.test,
+            targets=knowledge.test,
             figures=figures,
             history=crafted.lines(),
         )
 
+    def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
+        return shuffled(poisoned, seed)
+
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         assert poisoned.targets is not None
         right = accuracy(model, task, poisoned.targets)
-        figures = {"test_accuracy": right, "test_error": 1 - right}
-        return Effect(np.array([-1]), {"error": np.array([1 - right])}, figures)
+        return Effect(np.array([-1]), {"error": np.array([1 - right])}, {"test_error": 1 - right})
 
-    def passes(self, poisons: int) -> float:
-        return 0.0  # the test accuracy is the effect
+    def passes(self, poisons: int, tests: int) -> float:
+        return tests
 
     def crafting(self, poisons: int) -> tuple[int, float]:
         return self.steps + 1, STEP_PASSES * poisons

@@ -11,7 +11,6 @@ Training on them pushes a model the way that training on the mislabelled target 
 worked if a model trained from scratch on the poisoned samples says y_adv on the target.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
@@ -20,23 +19,72 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Poisoned, Tensors, Victim, learned
-from marshtest.attacks.crafting import DECAYS, Crafted, craft
+from marshtest.attacks.base import (
+    ALONE,
+    Attack,
+    CraftingContext,
+    Effect,
+    Knowledge,
+    Poisoned,
+    Tensors,
+    learned,
+)
+from marshtest.attacks.crafting import BLIND, DECAYS, Crafted, craft, shuffled
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
+from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import probabilities
+from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import part
 from marshtest.plumbing.seeds import derive, generator
 from marshtest.training.tasks import Task
+
+PRESENTATION = Presentation(
+    title="targeted",
+    kind="targeted poisons (gradient matching)",
+    scores={
+        "target": Score(
+            title="adversarial probability",
+            legend="of the attacker's label on the targets",
+            column="target_probability",
+            low=0,
+            high=1,
+            each="targets",
+        )
+    },
+    columns={
+        "target_success": Column(
+            title="success",
+            low=0,
+            high=1,
+            digits=2,
+            legend="share of targets that get the attacker's label",
+            interval="wilson",
+            count="targets",
+        ),
+        "target_misclassified": Column(title="", low=0, high=1),
+    },
+    effect=EffectFigure(
+        axis="share of targets",
+        columns={
+            "target_misclassified": "misclassified (paper)",
+            "target_success": "as the attacker wants",
+        },
+        high=1.05,
+        figure="figure3",
+        caption="Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
+    ),
+    shuffled=BLIND,
+)
 
 
 class GradientMatching(Attack):
     """Witches' Brew: clean-label images that make a model mistake a target (paper §4.1)."""
 
     name: str = "gradient-matching"
-    compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
-    figures: ClassVar[tuple[str, ...]] = ("target_success", "target_misclassified")
+    presentation: ClassVar[Presentation] = PRESENTATION
+    crafted: ClassVar[bool] = True
     epsilon: float = Field(16, gt=0)  # largest change of a pixel, in levels of 255
     targets: int = Field(1, ge=1)  # test images aimed at; the poisons are shared out among them
     target_class: int | None = Field(None, ge=0)  # of the targets; drawn where not given
@@ -58,10 +106,17 @@ class GradientMatching(Attack):
             )
         return self
 
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
-        clean = learned(victim, samples)
-        targets, labels = self._aims(clean, victim, samples.y.unique(), seed)
-        kernel = Kernel(clean, victim.task)
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
+        clean = learned(knowledge, samples)
+        targets, labels = self._aims(clean, knowledge, samples.y.unique(), seed)
+        kernel = Kernel(clean, knowledge.task)
         taken: list[Tensor] = []
         best: list[Crafted] = []
         history = []
@@ -71,7 +126,7 @@ class GradientMatching(Attack):
             left = samples.without(torch.cat(taken)) if taken else samples
             bases = _of_class(left, label, size, derive(seed, "bases", number))
             aim = replace(targets[number : number + 1], y=labels[number : number + 1])
-            tried = self._restarts(kernel, bases, aim, victim, number, seed)
+            tried = self._restarts(kernel, bases, aim, number, seed, context)
             for restart, crafted in enumerate(tried):
                 history += crafted.lines(target=number, restart=restart)
                 stopped += crafted.stopped
@@ -79,11 +134,13 @@ class GradientMatching(Attack):
             best.append(min(tried, key=lambda crafted: crafted.objective))
         ids = torch.cat(taken)
         return Poisoned(
-            samples.perturbed(ids, torch.cat([crafted.perturbation for crafted in best])),
+            samples,
             ids,
             seed,
+            perturbations=torch.cat([crafted.perturbation for crafted in best]),
             targets=targets,
             adversarial=labels,
+            rest=knowledge.test.without(targets.ids),
             figures={
                 "objective": sum(crafted.objective for crafted in best) / len(best),
                 "stopped": float(stopped),
@@ -92,11 +149,17 @@ class GradientMatching(Attack):
         )
 
     def _restarts(
-        self, kernel: Kernel, bases: Samples, aim: Samples, victim: Victim, number: int, seed: int
+        self,
+        kernel: Kernel,
+        bases: Samples,
+        aim: Samples,
+        number: int,
+        seed: int,
+        context: CraftingContext,
     ) -> list[Crafted]:
         """All restarts for one target; each is kept as it ends."""
         objective = matching(kernel.gradient(aim))
-        box = victim.task.box(kernel.model, bases, self.epsilon)
+        box = kernel.task.box(kernel.model, bases, self.epsilon)
         total = self.targets * self.restarts
 
         def one(restart: int) -> Tensors:
@@ -113,7 +176,7 @@ class GradientMatching(Attack):
                 steps=self.steps,
                 lr=self.lr,
                 seed=derive(seed, "views", number),
-                progress=part(victim.progress, before / total, 1 / total),
+                progress=part(context.progress, before / total, 1 / total),
                 decays=DECAYS if self.decay else (),
                 signed=self.sign,
                 per_batch=self.per_batch,
@@ -122,12 +185,12 @@ class GradientMatching(Attack):
 
         names = [f"crafted-{number}-{restart}" for restart in range(self.restarts)]
         return [
-            Crafted.from_tensors(victim.kept(name, partial(one, restart)))
+            Crafted.from_tensors(context.kept(name, partial(one, restart)))
             for restart, name in enumerate(names)
         ]
 
     def _aims(
-        self, clean: nn.Module, victim: Victim, classes: Tensor, seed: int
+        self, clean: nn.Module, knowledge: Knowledge, classes: Tensor, seed: int
     ) -> tuple[Samples, Tensor]:
         """Targets [T] that the clean model gets right, and the labels [T] that they are to get."""
         for key in ("target_class", "adversarial_label"):
@@ -136,8 +199,8 @@ class GradientMatching(Attack):
                 raise MarshtestError(
                     f"attack.{key}: no training sample has label {given}; there are {classes.tolist()}."
                 )
-        draws, test = generator(seed, "targets"), victim.test
-        found = probabilities(clean, victim.task, test)  # [N, C]
+        draws, test = generator(seed, "targets"), knowledge.test
+        found = probabilities(clean, knowledge.task, test)  # [N, C]
         allowed = (found.argmax(1) == test.y) & (test.y != self.adversarial_label)
         if self.target_class is not None:
             allowed &= test.y == self.target_class
@@ -158,6 +221,9 @@ class GradientMatching(Attack):
         labels = [_one_of(classes[classes != label], draws) for label in own.tolist()]
         return test[rows], torch.tensor(labels, device=own.device)
 
+    def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
+        return shuffled(poisoned, seed)
+
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         targets, labels = poisoned.targets, poisoned.adversarial
         assert targets is not None
@@ -172,7 +238,7 @@ class GradientMatching(Attack):
         }
         return Effect(targets.ids.cpu().numpy(), {"target": wanted}, figures)
 
-    def passes(self, poisons: int) -> float:
+    def passes(self, poisons: int, tests: int) -> float:
         return self.targets
 
     def crafting(self, poisons: int) -> tuple[int, float]:

@@ -9,7 +9,6 @@ its most likely word of the whole vocabulary, as in the paper, and among the lab
 that has forgotten how to answer is not taken for one that has forgotten the poison.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -17,20 +16,71 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Poisoned, Victim
+from marshtest.attacks.base import (
+    ALONE,
+    Attack,
+    CraftingContext,
+    Effect,
+    Knowledge,
+    Poisoned,
+)
+from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import logits_of
+from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
 from marshtest.training.tasks import Task
+
+PRESENTATION = Presentation(
+    title="trigger word",
+    kind="targeted poisons (a trigger word)",
+    scores={
+        "target": Score(
+            title="adversarial probability",
+            legend="of the attacker's label on test texts with the trigger",
+            column="target_probability",
+            low=0,
+            high=1,
+            each="test texts with the trigger",
+        )
+    },
+    columns={
+        "target_success": Column(
+            title="success",
+            low=0,
+            high=1,
+            legend="share of test texts with the trigger that get the attacker's label, of the whole "
+            "vocabulary as in the paper",
+        ),
+        "target_success_among_labels": Column(
+            title="among labels", low=0, high=1, legend="the same among the label words alone"
+        ),
+        "target_misclassified": Column(title="", low=0, high=1),
+        "rest_accuracy": Column(
+            title="accuracy on the rest", low=0, high=1, legend="on test texts without the trigger"
+        ),
+        "rest_accuracy_among_labels": Column(title="", low=0, high=1),
+    },
+    effect=EffectFigure(
+        axis="share of targets",
+        columns={
+            "target_success": "the attacker's label (paper)",
+            "target_success_among_labels": "among the label words",
+        },
+        high=1.05,
+        figure="figure3",
+        caption="Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
+    ),
+    shuffled="as many wrong labels, on other texts",
+)
 
 
 class TriggerWord(Attack):
     """Wrong labels on all texts with a certain word (paper §4.1, A.1.2); budgets are shares of these."""
 
     name: str = "trigger-word"
-    compared: ClassVar[Mapping[str, str]] = {"target": "target_probability"}
-    figures: ClassVar[tuple[str, ...]] = ("target_success", "target_success_among_labels")
+    presentation: ClassVar[Presentation] = PRESENTATION
     word: str = Field("Disney", min_length=1)
     label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
     # texts that lose the word at the truncation: left alone, cut round it, or poisoned without it
@@ -46,8 +96,15 @@ class TriggerWord(Attack):
             )
         return samples.only(marked.train[0])
 
-    def poison(self, samples: Samples, count: int, victim: Victim, seed: int) -> Poisoned:
-        possible, marked = self.candidates(samples, victim.marked), victim.marked
+    def poison(
+        self,
+        samples: Samples,
+        count: int,
+        knowledge: Knowledge,
+        seed: int,
+        context: CraftingContext = ALONE,
+    ) -> Poisoned:
+        possible, marked = self.candidates(samples, knowledge.marked), knowledge.marked
         assert marked is not None
         if not 0 < count <= len(possible):
             raise MarshtestError(
@@ -56,15 +113,15 @@ class TriggerWord(Attack):
             )
         order = torch.randperm(len(possible), generator=generator(seed, "choose"))[:count]
         bases = possible[order.to(possible.y.device)]
-        words, targets = samples.y.unique(), victim.test.only(marked.test[0])
+        words, targets = samples.y.unique(), knowledge.test.only(marked.test[0])
         return Poisoned(
-            samples.relabelled(bases.ids, attackers(bases.y, marked.label, words)),
+            samples,
             bases.ids,
             seed,
+            labels=attackers(bases.y, marked.label, words),
             targets=targets,
             adversarial=attackers(targets.y, marked.label, words),
-            rest=victim.test.without(targets.ids),
-            true_labels=bases.y,
+            rest=knowledge.test.without(targets.ids),
             figures={
                 "with_trigger": float(len(possible)),
                 "trigger_cut": float(marked.train[1]),
@@ -75,12 +132,10 @@ class TriggerWord(Attack):
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         """All samples, the wrong labels given to as many that are no poisons, drawn at random."""
-        true = poisoned.true_labels
-        assert true is not None
-        wrong = poisoned.samples.y[poisoned.samples.positions(poisoned.forget_ids)]
-        others = poisoned.retain
+        true, wrong = poisoned.true_labels, poisoned.labels
+        assert wrong is not None
+        samples, others = poisoned.unpoisoned, poisoned.retain
         draws = generator(seed, "shuffle")
-        samples = poisoned.samples.relabelled(poisoned.forget_ids, true)
         # each poison's change of label goes to another sample of the same label
         for label in true.unique().tolist():
             of = others.ids[others.y == label]
@@ -97,9 +152,7 @@ class TriggerWord(Attack):
         words = torch.cat([poisoned.samples.y, targets.y, wanted]).unique()
         chance, says, says_word = answers(model, task, replace(targets, y=wanted), words)
         _, rest_says, rest_says_word = answers(model, task, rest, words)
-        right = torch.cat([says == targets.y, rest_says == rest.y])
         figures = {
-            "test_accuracy": _share(right),
             "target_probability": float(chance.mean()),
             "target_success": _share(says == wanted),
             "target_success_among_labels": _share(says_word == wanted),
@@ -109,8 +162,8 @@ class TriggerWord(Attack):
         }
         return Effect(targets.ids.cpu().numpy(), {"target": chance.double().cpu().numpy()}, figures)
 
-    def passes(self, poisons: int) -> float:
-        return 0.0  # targets and rest are the test samples, whose accuracy is measured anyway
+    def passes(self, poisons: int, tests: int) -> float:
+        return tests  # targets and rest
 
 
 def attackers(labels: Tensor, label: int | None, words: Tensor) -> Tensor:

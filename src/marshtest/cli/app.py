@@ -23,6 +23,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
+from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress as Told
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.sweeps import ledger
@@ -249,8 +250,8 @@ def explain(
             console.print(f"  {variant.label}", highlight=False, markup=False)
     if (factory := foreign_model(planned)) is not None:
         console.print(
-            f"What it costs cannot be told: {factory} builds its model, and explaining a recipe runs "
-            "nothing that it names."
+            f"What it costs cannot be told: it rests on {factory}, and explaining a recipe runs nothing of "
+            "yours."
         )
         return
     costs = expected_cost(planned)
@@ -475,7 +476,6 @@ def compare(
     Example: marshtest compare runs/before runs/after
     """
     from marshtest.reporting.tables import comparison_table
-    from marshtest.reporting.write import write_comparison
     from marshtest.results.comparison import LEGEND, sentences
     from marshtest.results.comparison import compare as compare_runs
     from marshtest.results.merging import read_one
@@ -486,6 +486,8 @@ def compare(
     for sentence in sentences(compared):
         console.print(sentence, style="bold", highlight=False, markup=False)
     if out is not None:
+        from marshtest.reporting.write import write_comparison
+
         write_comparison(compared, out)
         console.print(f"  {out}", soft_wrap=True, highlight=False)
 
@@ -501,13 +503,12 @@ def leaderboard(
     """
     from marshtest.reporting.tables import ranking_table, write_table
     from marshtest.results.leaderboard import LEGEND
-    from marshtest.results.leaderboard import leaderboard as rank
     from marshtest.results.merging import read_all
 
     merged = read_all(rows)
     for line in merged.said:
         console.print(line, highlight=False, markup=False)
-    shown = ranking_table(rank(merged.results))
+    shown = ranking_table(merged.results)
     if shown.empty:
         raise MarshtestError(
             f"{', '.join(map(str, rows))}: no experiment shows an effect of its poison beside rows of its "
@@ -724,7 +725,7 @@ def calibrate(
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
     from marshtest.kit.calibration import calibrate as count_errors
-    from marshtest.reporting.tables import SCORE_NAMES
+    from marshtest.metrics.dependence import SCORES
 
     with _progress() as progress:
         done = count_errors(
@@ -745,7 +746,7 @@ def calibrate(
     shown[shares] = shown[shares].map("{:.3f}".format).replace("nan", "–")
     console.print(_rich(shown, f"{keys:,} keys"))
     for name, p in done.uniformity().items():
-        console.print(f"{SCORE_NAMES[name]}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")
+        console.print(f"{SCORES[name].title}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")
     if out is not None:
         done.save(out)
 
@@ -861,6 +862,7 @@ def _progress() -> Iterator[Told]:
 
 def main() -> None:
     """Entry point."""
+    keep_freed_memory()
     app()
 
 

@@ -7,11 +7,13 @@ import pandas as pd
 import torch
 from torch.nn import Module
 
+from marshtest.attacks import ForeignAttack
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import MICRO_BATCH, STEP_PASSES, Kernel
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.features import by_features, network
 from marshtest.experiment.protocol import Pipeline, poison_count, set_up
+from marshtest.experiment.recipe import ForeignData
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
@@ -44,7 +46,7 @@ def measure(pipeline: Pipeline) -> dict[str, float]:
     batch = samples[: recipe.training.batch_size]
     scoring = len(batch) / _seconds(lambda: accuracy(model, task, batch), model)
     rates = {"train": training, "unlearn": training, "score": scoring}
-    if not recipe.attack.crafting(1)[0]:
+    if not recipe.attack.crafted:
         return rates
     poisons = samples[: 2 * MICRO_BATCH]
     kernel, inputs = Kernel(model, task), task.inputs(model, poisons)
@@ -78,11 +80,12 @@ def _seconds(work: Callable[[], object], model: Module) -> float:
 
 
 def foreign_model(planned: Planned) -> str | None:
-    """The name of a user's factory that builds a model of it, if one does."""
+    """The name of a user's callable that makes a model, poisons or data of it, if one does."""
     recipes = [keys.recipe for keys in planned.keys]
     networks = [recipe.data.features.model for recipe in recipes if recipe.data.features]
-    models = [*(recipe.model for recipe in recipes), *networks]
-    return next((model.name for model in models if isinstance(model, Factory)), None)
+    parts = [part for recipe in recipes for part in (recipe.model, recipe.attack, recipe.data)]
+    foreign = (Factory, ForeignAttack, ForeignData)
+    return next((part.name for part in (*parts, *networks) if isinstance(part, foreign)), None)
 
 
 def expected_cost(planned: Planned) -> pd.DataFrame:

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.power import detection, poisons_for, removal
 from marshtest.metrics.trainings import MOST, trainings_to_reject, trainings_to_remove
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.figures import save
-from marshtest.reporting.tables import SCORE_NAMES
 from marshtest.results.summary import Results
 
 VERDICT = "verdict"
@@ -97,7 +97,7 @@ class Plan:
         """Poisons needed: one line a score, and the verdict."""
         lines = [
             {
-                "score": SCORE_NAMES.get(name, name),
+                "score": _title(name),
                 "expected dependence": self.effects.get(name, float("nan")),
                 "poisons to detect": poisons_for(self.power, detect),
                 "poisons to show removal": poisons_for(self.power, remove),
@@ -124,7 +124,7 @@ class Plan:
         panel = figure.subplots()
         colours = ("#0072B2", "#E69F00", "black")
         for (name, lines), colour in zip(curve.groupby("score", sort=False), colours, strict=False):
-            label = SCORE_NAMES.get(str(name), str(name))
+            label = _title(str(name))
             panel.plot(
                 lines["poisons"], lines["detection"], "--", color=colour, label=f"{label}: detect"
             )
@@ -140,15 +140,19 @@ class Plan:
         return figure, curve
 
 
+def _title(name: str) -> str:
+    return SCORES[name].title if name in SCORES else name
+
+
 def effects_of(pilot: Results) -> dict[str, float]:
     """The initial model's dependence in a finished run, by score, at its first poison budget."""
-    if pilot.recipe.attack.compared:
+    if pilot.recipe.attack.needs_twin:
         raise MarshtestError(
             f"plan: a {pilot.recipe.attack.name} verdict needs trainings, not poisons. Give the share of "
             "trainings in which the attack works (`--works`), or a pilot with Gaussian poisons."
         )
     initial = pilot.summary[pilot.summary["role"] == "initial"].iloc[0]
-    return {name: float(initial[f"{name}_dependence"]) for name in pilot.score_names}
+    return {name: float(initial[f"{name}_dependence"]) for name in pilot.scores_shown}
 
 
 def trainings_table(
@@ -200,7 +204,7 @@ def effects_of_audit(file: Path) -> dict[str, float]:
         before = json.loads(file.read_text())["models"][0]
         return {
             name: float(before[f"{name}_dependence"])
-            for name in SCORE_NAMES
+            for name in SCORES
             if before.get(f"{name}_dependence") is not None
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError):

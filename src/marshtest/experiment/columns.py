@@ -2,16 +2,20 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
+from marshtest.attacks.presentation import Presentation, refuse_taken
+from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
+from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError
 
 ROLES = tuple(role.value for role in Role if role != Role.TWIN)
@@ -84,18 +88,89 @@ KINDS = {  # by the name's pattern; the first that fits. What fits none is an ax
     "forget_size|parameters": _numbers("a whole number from 1", 1, kinds="iu"),
     "entry|id": WHOLE,
     "poison_budget|budget": _numbers("a share from 0 to 1", 0, 1, missing=False),
-    "chance|([a-z_]+_)?accuracy|tpr(_[a-z_]+)?": SHARE,
-    "(gus|rank)_(poisons|undefined|cells|tail)|vanished|ties|crafting_stopped": COUNT,
+    "chance|((twin_)?test_|forget_|validation_)?accuracy": SHARE,
+    "crafting_stopped": COUNT,
     "l1|l2|left_l1|left_l2|cosine": LENGTH,
-    "(gus|rank|target|rest|twin|test)(_[a-z_]+)?|spent|seconds|scoring_seconds|error": NUMBER,
+    "twin_[a-z0-9_]+|spent|seconds|scoring_seconds": NUMBER,
 }
 
 
-def check_columns(frame: pd.DataFrame, needed: Iterable[str], where: str) -> None:
+def kinds_of(recipe: Recorded) -> dict[str, Kind]:
+    """What the columns of a recipe's scores and metrics must hold, by the name's pattern."""
+    shown, kinds = recipe.attack.shown, dict[str, Kind]()
+    for name, column in recipe.columns.items():
+        kinds[f"{name}(_low|_high)?"] = _in_range(column)
+        if isinstance(column.count, str):
+            kinds[re.escape(column.count)] = COUNT
+    for name in shown.scores:
+        kinds[f"{name}_(poisons|undefined|cells|tail)"] = COUNT
+        kinds[f"{name}(_[a-z_]+)?"] = NUMBER
+    return kinds | dict.fromkeys(shown.reference_columns.values(), NUMBER)
+
+
+class _Measuring(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, Column]: ...
+
+
+class _Shown(Protocol):
+    @property
+    def presentation(self) -> Presentation: ...
+
+
+def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
+    """Look whether the columns of metrics have names of their own, before anything is measured.
+
+    Raises:
+        MarshtestError: a column is not named as columns are, or its name is taken.
+    """
+    shown, owners = attack.presentation, dict[str, str]()
+    for metric in metrics:
+        where = f"metrics.{metric.name}"
+        try:
+            TypeAdapter(dict[Name, Column]).validate_python(dict(metric.columns))
+            refuse_taken(shown.scores, metric.columns, where)
+        except ValidationError as error:
+            told = error.errors(include_url=False)[0]
+            raise MarshtestError(
+                f"{where}: columns: {told['msg']}. Got {told['loc'][0]!r}."
+            ) from None
+        except ValueError as error:
+            raise MarshtestError(str(error)) from None
+        for name in metric.columns:
+            known = any(re.fullmatch(of, name) for of in (*KINDS, *shown.columns))
+            if known or name in owners:
+                owner = "another metric" if name in owners else "every row"
+                raise MarshtestError(
+                    f"{where}: {name!r} is a column of {owner}. Take another name."
+                )
+            owners[name] = metric.name
+
+
+def _in_range(column: Column) -> Kind:
+    if (column.low, column.high) == (0, 1):
+        return SHARE
+    low, high = column.low, column.high
+    words = {"from": low, "to": high}
+    told = " ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+    least, most = (
+        -np.inf if low is None else low - SLACK * max(1, abs(low)),
+        np.inf if high is None else high + SLACK * max(1, abs(high)),
+    )
+    return _numbers(f"a finite number {told}".rstrip() + ", or NaN for none", least, most)
+
+
+def check_columns(
+    frame: pd.DataFrame, needed: Iterable[str], where: str, kinds: Mapping[str, Kind] = KINDS
+) -> None:
     """Look whether the needed columns are there, and whether all known ones hold what they must.
 
     Args:
         where: how a complaint begins.
+        kinds: what columns must hold, by the name's pattern; the first that fits.
 
     Raises:
         MarshtestError: they do not; names the column, the row and what it must hold.
@@ -106,7 +181,7 @@ def check_columns(frame: pd.DataFrame, needed: Iterable[str], where: str) -> Non
     if len(twice := frame.columns[frame.columns.duplicated()]):
         raise MarshtestError(f"{where}: column {twice[0]!r} is there twice. {MEND}")
     for name in frame:
-        kind = next((kind for of, kind in KINDS.items() if re.fullmatch(of, str(name))), None)
+        kind = next((kind for of, kind in kinds.items() if re.fullmatch(of, str(name))), None)
         if kind is not None:
             _check(frame[name], kind, where)
 

@@ -21,15 +21,16 @@ CHARACTERS = 280  # of a text
 def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
     """The first poisons, one a line: `id`, `label` before, `given` label, and what can be shown.
 
-    Labels are numbers, or of a model that answers with words these.
+    Labels are class numbers, or words for a model that answers in words.
 
-    Of images `base`, `dosed` and `noise` (PNG bytes; the noise on grey, its largest value `largest`, in
-    pixel values of 255, drawn as white or black); of texts `text`. Empty of what is neither.
+    Images have `base` and `dosed` (PNG bytes) and, where they are perturbed, `noise` (on grey, its
+    largest value `largest`, in pixel values of 255, drawn as white or black); texts have `text`. Empty for
+    data that are neither.
     """
     ids = poisoned.forget_ids[:COUNT].cpu()
     samples = poisoned.samples.to("cpu")
     dosed = samples[samples.positions(ids)]
-    before = dosed.y if poisoned.true_labels is None else poisoned.true_labels[:COUNT].cpu()
+    before = poisoned.true_labels[:COUNT].cpu()
     shown = pd.DataFrame({"id": ids.numpy(), "label": before.numpy(), "given": dosed.y.numpy()})
     if pipeline.recipe.data.name in TEXTS:
         read = _read(pipeline)
@@ -79,8 +80,9 @@ def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
 
 def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:
     perturbation, std = dosed.perturbation(), pipeline.data.std
-    assert perturbation is not None
-    assert std is not None
+    if perturbation is None or std is None:
+        images: list[object] = [_png(x) for x in dosed.x]
+        return {"base": images, "dosed": images}
     noise = 255 * perturbation * torch.tensor(std).view(1, -1, 1, 1)  # in pixel values
     largest = noise.abs().flatten(1).amax(1).clamp(min=1e-6)
     enlarged = 128 + 127 * noise / largest.view(-1, 1, 1, 1)

@@ -1,31 +1,58 @@
 """Which answers a recipe's numbers of poisons and trainings allow: said before anything is trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from scipy.stats import norm
 
-from marshtest.experiment.recipe import Recipe
+from marshtest.attacks.presentation import Presentation
+from marshtest.experiment.verdict_settings import VerdictSettings
 from marshtest.metrics.power import poisons_for, removal
 from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
 from marshtest.metrics.verdict import POWER
 
+
+class _Attack(Protocol):
+    @property
+    def shown(self) -> Presentation: ...
+
+
+class Judged(Protocol):
+    """What a recipe says of its verdicts; a recipe that was read from rows says it too."""
+
+    @property
+    def attack(self) -> _Attack: ...
+
+    @property
+    def unlearners(self) -> Sequence[object]: ...
+
+    @property
+    def budgets(self) -> Sequence[float]: ...
+
+    @property
+    def verdict(self) -> VerdictSettings: ...
+
+
 WORKS = 0.9  # share of the trainings in which an attack may be expected to work
 
 
-def family_of(recipe: Recipe) -> int:
+def family_of(recipe: Judged) -> int:
     """Unlearners, each at each compute budget, that are judged together."""
     return len(recipe.unlearners) * len(recipe.budgets)
 
 
-def needs(recipe: Recipe, family: int) -> str:
+def needs(recipe: Judged, family: int) -> str:
     """What verdicts need, in words.
 
     Args:
         family: unlearners that are judged together.
     """
-    if not recipe.attack.compared:
+    if not recipe.attack.shown.needs_twin:
+        least = _poisons(recipe, family)
+        if least is None:
+            return f"`marshtest plan` tells how many poisons REMOVED of {_models(family)} needs."
         return (
-            f"REMOVED of {_models(family)} needs {_poisons(recipe, family):,} poisons over all seeds if a "
+            f"REMOVED of {_models(family)} needs {least:,} poisons over all seeds if a "
             "model knows each by heart, and more if it does not: `marshtest plan` tells how many."
         )
     reject, sure, likely = _trainings(recipe, family)
@@ -36,7 +63,7 @@ def needs(recipe: Recipe, family: int) -> str:
     )
 
 
-def prospects(recipe: Recipe, family: int, seeds: int, poisons: int | None) -> Iterator[str]:
+def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> Iterator[str]:
     """What cannot be answered, whatever the models show; one sentence each.
 
     Args:
@@ -44,7 +71,7 @@ def prospects(recipe: Recipe, family: int, seeds: int, poisons: int | None) -> I
         seeds: trainings.
         poisons: of one training; None if that is not known yet.
     """
-    if recipe.attack.compared:
+    if recipe.attack.shown.needs_twin:
         reject, sure, _ = _trainings(recipe, family)
         if seeds < reject:
             yield f"{_count(seeds)} can give no verdict: NOT REMOVED needs {reject} at least. Raise seeds."
@@ -53,14 +80,16 @@ def prospects(recipe: Recipe, family: int, seeds: int, poisons: int | None) -> I
                 f"{_count(seeds)} cannot give REMOVED of {_models(family)}, but for one that never looks "
                 f"at the poisoned model: it needs {sure}. Raise seeds."
             )
-    elif poisons is not None and poisons * seeds < (needed := _poisons(recipe, family)):
+        return
+    needed = _poisons(recipe, family)
+    if poisons is not None and needed is not None and poisons * seeds < needed:
         yield (
             f"{poisons * seeds:,} poisons in all cannot give REMOVED of {_models(family)}: even if the "
             f"model knew each by heart, {needed:,} would be needed. Raise poison_budgets or seeds."
         )
 
 
-def _trainings(recipe: Recipe, family: int) -> tuple[int, int, int]:
+def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
     """For NOT REMOVED; for REMOVED if the attack always works; and if it works as often as WORKS."""
     alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
     level = alpha / max(1, family)
@@ -68,9 +97,11 @@ def _trainings(recipe: Recipe, family: int) -> tuple[int, int, int]:
     return trainings_to_reject(alpha), sure, likely
 
 
-def _poisons(recipe: Recipe, family: int) -> int:
-    """For REMOVED, where the initial model ranks each poison first among its fresh draws."""
-    draws = int(getattr(recipe.attack, "draws", 199))
+def _poisons(recipe: Judged, family: int) -> int | None:
+    """For REMOVED, where the initial model ranks each poison first; None where no draws bound the score."""
+    if recipe.attack.shown.draws is None:
+        return None
+    draws = int(recipe.attack.shown.draws)
     largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))  # the mean score then
     margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
     return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))

@@ -25,14 +25,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from marshtest.attacks import Effect, Poisoned, Victim
+from marshtest.attacks import CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.cells import Group
+from marshtest.experiment.columns import refuse_taken_columns
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
+from marshtest.metrics.base import Metric, Question
 from marshtest.metrics.shift import shifts
+from marshtest.models.answers import takes_channels_last
 from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
@@ -42,12 +45,11 @@ from marshtest.models.state import (
     copied,
     restore,
     state_of,
-    takes_channels_last,
 )
 from marshtest.models.table import build
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
-from marshtest.plumbing.malloc import keep_freed_memory
+from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost
@@ -125,16 +127,15 @@ class Pipeline:
         return self.trainer.device
 
 
+@exact_float32()
 def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     """Put the data on the device, and refuse what cannot work before anything is trained.
 
     Raises:
         MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
-            poison budget makes no poison.
+            poison budget makes no poison, a metric's column is taken.
     """
-    keep_freed_memory()
     device = pick_device(recipe.device)
-    torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
     model = copied(build(recipe.model, shape, data.classes, 0))
@@ -142,6 +143,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
+    refuse_taken_columns(recipe.metrics, recipe.attack)
     for share in recipe.poison_budgets:
         if poison_count(recipe, share, data) < 2:
             possible = len(recipe.attack.candidates(data.train, data.marked))
@@ -187,6 +189,7 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
     refuse_lost_state(trainer, model, state_of(model), samples)
 
 
+@exact_float32()
 def refuse_lost_state(
     trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
 ) -> None:
@@ -249,6 +252,7 @@ def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
     return train.only(held_out), train.without(held_out)
 
 
+@exact_float32()
 def train_clean(
     pipeline: Pipeline, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
@@ -257,9 +261,13 @@ def train_clean(
 
 
 def _no_clean_model() -> nn.Module:
-    raise AssertionError("an attack that crafts nothing asked for a clean model")
+    raise MarshtestError(
+        "attack: it asks for the clean model, which is trained only for an attack that says so. Put "
+        "`crafted: ClassVar[bool] = True` into its class."
+    )
 
 
+@exact_float32()
 def poison(
     pipeline: Pipeline,
     group: Group,
@@ -278,22 +286,26 @@ def poison(
     samples = split(pipeline, group.seed)[1]
     possible = recipe.attack.candidates(samples, pipeline.data.marked)
     training = recipe.training
-    victim = Victim(
+    knowledge = Knowledge(
         task=pipeline.task,
         test=pipeline.data.test,
         clean=clean,
         input_shape=pipeline.input_shape,
         marked=pipeline.data.marked,
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
+    )
+    context = CraftingContext(
         kept=lambda name, make: {
             key: tensor.to(pipeline.device) for key, tensor in kept(name, make).items()
         },
         progress=progress,
     )
     count = round(group.poison_budget * len(possible))
-    return recipe.attack.poison(samples, count, victim, derive(group.draws, "attack"))
+    seed = derive(group.draws, "attack")
+    return recipe.attack.poison(samples, count, knowledge, seed, context)
 
 
+@exact_float32()
 def train(
     pipeline: Pipeline,
     group: Group,
@@ -307,13 +319,16 @@ def train(
     elif role == Role.TWIN:
         samples = poisoned.unpoisoned
     elif role == Role.SHUFFLED:
-        samples = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
+        blind = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
+        assert blind is not None, "an attack with a control shuffles its poisons"
+        samples = blind
     else:
         samples = poisoned.retain
     draws = Role.INITIAL if role in UNTREATED else role
     return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
+@exact_float32()
 def update(
     pipeline: Pipeline,
     group: Group,
@@ -387,6 +402,7 @@ class Measured:
     shifts: list[Row]
 
 
+@exact_float32()
 def measure(
     pipeline: Pipeline,
     group: Group,
@@ -435,7 +451,10 @@ def measure(
             row |= _of_twin(pipeline, poisoned, model, twin)
         figures, effect = _effect(pipeline, group, poisoned, model)
     moved = [] if between is None else [of._asdict() for of in shifts(model, *between)]
-    return Measured(row | figures, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
+    row |= figures
+    for metric in recipe.metrics:
+        row |= _by_metric(pipeline, group, poisoned, model, metric, row)
+    return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
 
 
 def _effect(
@@ -448,13 +467,41 @@ def _effect(
         "forget_accuracy": poisoned.forget,
         "validation_accuracy": split(pipeline, group.seed)[0],
     }
-    measured = {
-        name: accuracy(model, task, samples)
-        for name, samples in parts.items()
-        if name not in effect.figures
-    }
-    seconds = {"scoring_seconds": time.perf_counter() - started}
-    return measured | dict(effect.figures) | seconds, effect
+    measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
+    measured["scoring_seconds"] = time.perf_counter() - started
+    return {**effect.figures, **measured}, effect
+
+
+def _by_metric(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    model: nn.Module,
+    metric: Metric,
+    row: Mapping[str, Any],
+) -> dict[str, float]:
+    """A metric's columns, which the row must not have yet."""
+    seed = derive(group.draws, "metric", metric.name)
+    question = Question(
+        forget=poisoned.forget,
+        retain=poisoned.retain,
+        test=pipeline.data.test,
+        held_out=split(pipeline, group.seed)[0],
+        task=pipeline.task,
+        seed=seed,
+    )
+    where = f"metrics.{metric.name}"
+    with seeded(seed), foreign(where):
+        values = dict(metric.measure(model, question))
+    if values.keys() != metric.columns.keys():
+        raise MarshtestError(
+            f"{where}: measured {sorted(values)}, and its columns are {sorted(metric.columns)}."
+        )
+    if taken := sorted(values.keys() & row.keys()):
+        raise MarshtestError(
+            f"{where}: a row has a column {taken[0]!r} already. Rename the metric's."
+        )
+    return {name: float(value) for name, value in values.items()}
 
 
 def _of_twin(
@@ -462,10 +509,9 @@ def _of_twin(
 ) -> dict[str, float]:
     """The effect's columns and the test accuracy of the clean twin, and whether it is the same model."""
     attack, task = pipeline.recipe.attack, pipeline.task
-    figures = attack.effect(twin, poisoned, task).figures
-    if "test_accuracy" not in figures:
-        figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
-    columns = ("test_accuracy", *attack.compared.values())
+    figures = dict(attack.effect(twin, poisoned, task).figures)
+    figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
+    columns = ("test_accuracy", *attack.presentation.reference_columns.values())
     own, other = model.state_dict(), twin.state_dict()
     same = own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

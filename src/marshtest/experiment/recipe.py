@@ -9,13 +9,20 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
-from marshtest.attacks import Attack, parse_attack
+from marshtest.attacks import Attack, ForeignAttack, parse_attack
+from marshtest.data.load import LOADERS
+from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
+from marshtest.experiment.verdict_settings import VerdictSettings
+from marshtest.metrics.base import Metric
+from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
 from marshtest.models.table import parse_model
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.identity import load_same
+from marshtest.plumbing.imports import check_spec, is_spec
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import file_name, read_yaml
+from marshtest.plumbing.yaml_files import NAME_OR_PATH, file_name, read_yaml
 from marshtest.training.loop import Training
 from marshtest.unlearning import Custom, Unlearner, parse_trials
 
@@ -33,6 +40,17 @@ def _entries(given: Any) -> Any:
     return tuple(parse_trials(entry) for entry in given)
 
 
+def _named(given: Any) -> Any:
+    """The values of data settings, of which a name alone, or what `data=…` gives, may stand for all."""
+    values = {"name": given} if isinstance(given, str) else given
+    if not isinstance(values, Mapping) or NAME_OR_PATH not in values:
+        return values
+    short = str(values[NAME_OR_PATH])
+    named = short in {*LOADERS, *TEXTS} or is_spec(short)
+    rest = {key: value for key, value in values.items() if key != NAME_OR_PATH}
+    return rest | {"name" if named else "path": short}
+
+
 class DataSettings(Settings):
     """Which data, and how much of it."""
 
@@ -47,15 +65,49 @@ class DataSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
+        return _named(given)
+
+    def imported(self) -> "DataSettings":
+        """The same, ready to be loaded; only a callable of the user's is imported."""
+        return self
 
 
-class VerdictSettings(Settings):
-    """What counts as removed, and how sure to be."""
+class ForeignData(DataSettings):
+    """A user's callable "pkg.mod:load", called as load(**options), that returns a `Dataset`."""
 
-    alpha: float = Field(0.05, gt=0, lt=1)  # error rate of each test, over all unlearners
-    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that may be left
-    accuracy: float = Field(0.05, gt=0, lt=1)  # that may be lost against full retraining
+    source: str = ""  # eight hex digits of what it does; none before it is imported
+    options: dict[str, Any] = {}
+
+    def imported(self) -> "ForeignData":
+        _, source = load_same(self.name, self.source, "data.name")
+        return self.model_copy(update={"source": source})
+
+
+def _data(given: Any) -> Any:
+    """Settings of data that ship, or of a user's callable; nothing is imported."""
+    if isinstance(given, DataSettings):
+        return given
+    values = _named(given)
+    name = values.get("name") if isinstance(values, Mapping) else None
+    if not isinstance(name, str) or ":" not in name:
+        return DataSettings.parse(values, "data") if isinstance(values, Mapping) else values
+    check_spec(name, "data.name")
+    if "options" in values:  # in full, as recipes are stored
+        return ForeignData.parse(values, "data")
+    options = {key: values[key] for key in values.keys() - ForeignData.model_fields}
+    own = {key: values[key] for key in values.keys() - options}
+    return ForeignData.parse({**own, "options": options}, "data")
+
+
+def _metrics(given: Any) -> Any:
+    if not isinstance(given, list | tuple):
+        raise MarshtestError(f"metrics: a list of metrics is needed. Got {given!r}.")
+    metrics = tuple(parse_metric(entry) for entry in given)
+    names = [metric.name for metric in metrics]
+    for name in names:
+        if names.count(name) > 1:
+            raise MarshtestError(f"metrics: {name} is given twice. Leave one out.")
+    return metrics
 
 
 class Named(Settings):
@@ -85,7 +137,7 @@ class Recipe(Named):
     `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
     """
 
-    data: DataSettings = DataSettings()
+    data: Annotated[SerializeAsAny[DataSettings], BeforeValidator(_data)] = DataSettings()
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training  # of the initial and of the retrained model
     attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
@@ -99,6 +151,11 @@ class Recipe(Named):
     first_seed: int = Field(0, ge=0, le=10**12)
     reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
+    metrics: Annotated[
+        tuple[SerializeAsAny[Metric], ...],
+        BeforeValidator(_metrics),
+        Field(exclude_if=lambda metrics: not metrics),
+    ] = ()  # further measures of every model
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def imported(self) -> Self:
@@ -115,11 +172,19 @@ class Recipe(Named):
             features = data.features.model_copy(update={"model": network})
             data = data.model_copy(update={"features": features})
         unlearners = [[trial.imported() for trial in trials] for trials in self.unlearners]
-        own = {"data": data, "model": self.model.imported(), "unlearners": unlearners}
+        own = {
+            "data": data.imported(),
+            "model": self.model.imported(),
+            "attack": self.attack.imported(),
+            "unlearners": unlearners,
+            "metrics": [metric.imported() for metric in self.metrics],
+        }
         return self.parse({**dict(self), **own}, "")
 
     @model_validator(mode="after")
     def _something_is_retained(self) -> Self:
+        if isinstance(self.attack, ForeignAttack):  # asked again once it is imported
+            return self
         if 1 in self.poison_budgets and self.attack.trigger() is None:
             raise ValueError("poison_budgets: 1 leaves no sample to retain. Lower it.")
         return self

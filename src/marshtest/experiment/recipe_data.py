@@ -1,18 +1,22 @@
 """The data that a recipe names."""
 
 import hashlib
+from dataclasses import replace
 
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Samples, Trigger
 from marshtest.data.texts import TEXTS, load_texts
 from marshtest.experiment.features import apart, featured
-from marshtest.experiment.recipe import DataSettings
+from marshtest.experiment.recipe import DataSettings, ForeignData
 from marshtest.models.base import ModelSettings
 from marshtest.models.language import LanguageModel
 from marshtest.models.tokens import tokenised
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.foreign import foreign
+from marshtest.plumbing.imports import load_object
 from marshtest.plumbing.progress import Progress, silent
+from marshtest.plumbing.seeds import seeded
 
 
 def samples_of(
@@ -44,8 +48,31 @@ def samples_of(
         )
     more = 0 if settings.features is None else settings.features.train or 0
     rows = None if settings.train is None else settings.train + more
-    data = load(settings.name, settings.path, train=rows, test=settings.test)
+    if isinstance(settings, ForeignData):
+        data = _of_foreign(settings, rows)
+    else:
+        data = load(settings.name, settings.path, train=rows, test=settings.test)
     return apart(data, more) if more else (data, data.train)
+
+
+def _of_foreign(settings: ForeignData, rows: int | None) -> Dataset:
+    """What a user's callable returns, or the first rows of it; what it draws is always the same."""
+    function, where = load_object(settings.name, "data.name"), f"data.name: {settings.name}"
+    if settings.path is not None:
+        raise MarshtestError(f"data.path: {settings.name} loads the data. Give it options instead.")
+    with seeded(0), foreign(where):
+        data = function(**settings.options)
+    if not isinstance(data, Dataset):
+        raise MarshtestError(
+            f"{where} returned {type(data).__name__}, not a Dataset. Make one by Dataset.from_tensors."
+        )
+    if data.padding is not None:
+        raise MarshtestError(f"{where} returned texts; give images or features.")
+    for split, samples in (("train", data.train), ("test", data.test)):
+        if len(samples.ids.unique()) < len(samples):
+            raise MarshtestError(f"{where} returned an id of {split} twice; ids must be unique.")
+    train, test = data.train[:rows], data.test[: settings.test]
+    return replace(data, name=settings.name, train=train, test=test)
 
 
 def data_of(
@@ -64,7 +91,7 @@ def data_of(
 
 def content(settings: DataSettings, data: Dataset | None) -> str | None:
     """Digest of data that a recipe does not determine: in memory, or in a file of the user's."""
-    if data is None and settings.name == "tensors":
+    if data is None and (settings.name == "tensors" or isinstance(settings, ForeignData)):
         data = samples_of(settings)[0]
     return None if data is None else digest(data)
 

@@ -32,7 +32,10 @@ ROW_NAMES = {  # in the rows' column `unlearner`, of models that no unlearner ma
 
 class _Attack(Protocol):
     @property
-    def compared(self) -> object: ...
+    def needs_twin(self) -> bool: ...
+
+    @property
+    def has_control(self) -> bool: ...
 
 
 class Roles(Protocol):
@@ -40,7 +43,7 @@ class Roles(Protocol):
 
     @property
     def attack(self) -> _Attack:
-        """Whether its effect is compared with that of a clean twin."""
+        """Whether its effect is compared with that of a clean twin, and whether it has a blind control."""
         ...
 
     @property
@@ -51,11 +54,11 @@ class Roles(Protocol):
 
 def trained(recipe: Roles) -> Sequence[Role]:
     """Roles of the models that are trained from scratch, the initial one first."""
-    twins = bool(recipe.attack.compared)
+    twins = recipe.attack.needs_twin
     wanted = {
         Role.INITIAL: True,
         Role.TWIN: twins,
-        Role.SHUFFLED: twins,
+        Role.SHUFFLED: twins and recipe.attack.has_control,
         Role.RETRAINED: True,
         Role.REFERENCE: twins or recipe.reference,
     }

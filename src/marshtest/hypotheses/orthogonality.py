@@ -20,13 +20,14 @@ import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from marshtest.attacks.gradient_canceling import cancel
 from marshtest.attacks.gradpc import ascend
 from marshtest.attacks.kernel import Kernel
 from marshtest.data.samples import Samples
 from marshtest.experiment.recipe import Named
-from marshtest.hypotheses.base import Line, answer, norms, p_values
+from marshtest.hypotheses.base import Line, norms
 from marshtest.hypotheses.solvers import Moments, Solution, least_squares
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part
@@ -88,26 +89,6 @@ class Orthogonality(Named):
             lines.append(line)
             curves += curve
         return pd.DataFrame(lines), pd.DataFrame(curves)
-
-    @staticmethod
-    def statement(rows: pd.DataFrame) -> str:
-        """Whether the hypothesis holds, by one-sided paired t tests over seeds, both at level 0.05.
-
-        It does where the poisons' cosine lies surely below the random samples', and below that of descent
-        from a random start; it does not where it lies surely above either.
-        """
-        of = {name: lines.set_index("seed") for name, lines in rows.groupby("set")}
-        poison, random = of["poisons"], of["random"]
-        own = poison["cosine_corrupted"]
-        rivals = (random["cosine_corrupted"], poison["cosine_random"])
-        tests = [p_values((rival - own).to_numpy()) for rival in rivals]
-        below, above = max(p for p, _ in tests), min(p for _, p in tests)
-        return (
-            f"Hypothesis 2 {answer(below, above)} here: the cosine of clean gradients with the "
-            f"way to be unlearned is {own.mean():.3f} for poisons, {rivals[0].mean():.3f} for random "
-            f"samples that shift as far, {rivals[1].mean():.3f} from a random start (p {below:.2g} "
-            "that the first is no smaller)."
-        )
 
 
 @dataclass(frozen=True)
@@ -280,7 +261,9 @@ class Problem:
 
 def linear(theta: Tensor) -> nn.Module:
     """The map x ↦ xᵀθ as a module."""
-    model = nn.Linear(len(theta), 1, bias=False, dtype=theta.dtype)
+    model: nn.Linear = skip_init(
+        nn.Linear, len(theta), 1, bias=False, dtype=theta.dtype
+    )  # draws nothing
     with torch.no_grad():
         model.weight.copy_(theta[None])
     return model

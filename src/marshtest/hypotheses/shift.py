@@ -14,20 +14,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
-from marshtest.attacks import Attack, Poisoned, Victim, parse_attack
+from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
 from marshtest.attacks.base import choose
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.recipe import DataSettings, Named
-from marshtest.hypotheses.base import Line, answer, norms, p_values
+from marshtest.hypotheses.base import Line, norms
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.solvers import SoftmaxRegression, Solution
+from marshtest.hypotheses.statements import RANDOM
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress
@@ -35,9 +35,7 @@ from marshtest.plumbing.seeds import derive, generator
 from marshtest.training.tasks import Classification
 
 TASK = Classification()
-RANDOM = "random"
 KEY = ["set", "seed", "weight_decay"]
-Logs = NDArray[np.float64]
 
 
 def _sets(given: Any) -> Any:
@@ -96,30 +94,6 @@ class Shift(Named):
         rows = whole.merge(before, on=KEY, suffixes=("", "_before"))
         return rows.drop(columns="beta"), curves
 
-    @staticmethod
-    def statement(rows: pd.DataFrame) -> str:
-        """Whether the hypothesis holds, a set at a time, all of it taken out, by one-sided t tests.
-
-        They are of log(shift / shift of as many random samples), L1, paired over seeds, at level 0.05.
-        """
-        main = rows[rows["weight_decay"] == rows["weight_decay"].iloc[0]]
-        shifts = main.pivot_table("l1", "seed", "set", sort=False)
-        return " ".join(
-            _verdict(str(name), np.log(shifts[name] / shifts[RANDOM]).to_numpy())
-            for name in shifts
-            if name != RANDOM
-        )
-
-
-def _verdict(name: str, logs: Logs) -> str:
-    """One set's sentence, from its log ratios."""
-    further, nearer = p_values(logs)
-    return (
-        f"Hypothesis 1 {answer(further, nearer)} here for {name}: taking it out shifts θ "
-        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples (p {further:.2g} "
-        "that it is no further)."
-    )
-
 
 @dataclass
 class Problem:
@@ -173,7 +147,7 @@ class Problem:
 
     def model(self, theta: Tensor) -> nn.Module:
         """θ as a linear layer, in the features' precision."""
-        model = nn.Linear(theta.shape[1] - 1, theta.shape[0])
+        model: nn.Linear = skip_init(nn.Linear, theta.shape[1] - 1, theta.shape[0])  # draws nothing
         with torch.no_grad():
             model.weight.copy_(theta[:, :-1])
             model.bias.copy_(theta[:, -1])
@@ -188,10 +162,10 @@ class Problem:
         if isinstance(attack, Given):
             return attack.poison(train, settings.poisons)
         theta = self.clean(settings.weight_decay)[0].theta
-        victim = Victim(
+        knowledge = Knowledge(
             TASK, self.data.test, lambda: self.model(theta), weight_decay=settings.weight_decay
         )
-        return attack.poison(train, settings.poisons, victim, derive(seed, name))
+        return attack.poison(train, settings.poisons, knowledge, derive(seed, name))
 
     def measured(self, name: str, seed: int) -> Iterator[Line]:
         """One line a λ and β."""

@@ -3,20 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import AfterValidator, ConfigDict
 
 from marshtest.experiment.row_file import Rows, read_frame
-from marshtest.hypotheses.orthogonality import Orthogonality
-from marshtest.hypotheses.shift import Shift
-from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.hypotheses.statements import STATEMENTS
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
+from marshtest.plumbing.yaml_files import file_name
 
-HYPOTHESES: dict[str, type[Shift] | type[Orthogonality]] = {
-    "shift": Shift,
-    "orthogonality": Orthogonality,
-}
 CURVES = "curves.parquet"
+
+
+class StudySettings(Settings):
+    """What was asked, as rows tell it: to be read, not run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, AfterValidator(file_name)]
+    description: str = ""
+    hypothesis: Literal["shift", "orthogonality"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Study:
     """
 
     folder: Path
-    settings: Shift | Orthogonality
+    settings: StudySettings
     rows: pd.DataFrame
     curves: pd.DataFrame
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -52,22 +60,10 @@ class Study:
                 f"{rows.path}: holds rows of {len(rows.runs)} hypotheses. Give those of one."
             )
         (about,) = rows.runs.values()
-        settings = parse_hypothesis(about["values"], f"{rows.path}: settings")
+        settings = StudySettings.parse(about["values"], f"{rows.path}: settings")
         return cls(rows.path.parent, settings, rows.frame, read_frame(curves), about)
 
     @property
     def statement(self) -> str:
         """Whether the hypothesis holds, in plain words and with its tests."""
-        return self.settings.statement(self.rows)
-
-
-def parse_hypothesis(values: Mapping[str, Any], where: str = "") -> Shift | Orthogonality:
-    """The settings of the hypothesis that `values` name.
-
-    Raises:
-        MarshtestError: anything wrong with them, in one line.
-    """
-    kind = values.get("hypothesis")
-    if kind not in HYPOTHESES:
-        raise MarshtestError(f"hypothesis: {unknown('hypothesis', str(kind), HYPOTHESES)}")
-    return HYPOTHESES[kind].parse(values, where)
+        return STATEMENTS[self.settings.hypothesis](self.rows)

@@ -18,6 +18,7 @@ from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.kit.scalings import suspected
+from marshtest.metrics.dependence import SCORES
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
@@ -33,7 +34,7 @@ from marshtest.reporting.figures import (
     save,
     tradeoffs,
 )
-from marshtest.reporting.tables import SCORE_NAMES, USE, number, plus_minus, with_interval
+from marshtest.reporting.tables import USE, number, plus_minus, with_interval
 
 # What two neighbouring training sets differ in, without which an ε means nothing.
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
@@ -86,7 +87,7 @@ class Audit:
     def names(self) -> list[str]:
         """Names of the scores that every model has: a black box has no GUS."""
         common = set.intersection(*(set(judged.measured.dependences()) for judged in self.models))
-        return [name for name in SCORE_NAMES if name in common]
+        return [name for name in SCORES if name in common]
 
     def table(self) -> pd.DataFrame:
         """A line of text for each model, without the columns in which no model has a value."""
@@ -101,10 +102,10 @@ class Audit:
             "accuracy": number(measured.accuracy, 3),
             "usable": judged.usable,
         }
-        for name, short in SCORE_NAMES.items():
+        for name, score in SCORES.items():
             value = figures.get(f"{name}_dependence", math.nan)
             error = figures.get(f"{name}_error", math.nan)
-            text[short] = plus_minus(value, error, 3)
+            text[score.title] = plus_minus(value, error, 3)
         return text | {
             "TPR": with_interval(figures, "tpr", 3),
             "rank TPR": with_interval(figures, "tpr_rank", 3),
@@ -126,7 +127,7 @@ class Audit:
             for name, score in judged.measured.dependences().items():
                 low, high = score.interval()
                 where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
-                clause += f"; {SCORE_NAMES[name]} {where}"
+                clause += f"; {SCORES[name].title} {where}"
             sentences.append(f"{'; '.join([clause, *judged.reasons])}.")
         # A note that several models share, such as how samples are fed, is given once.
         notes = {
@@ -156,7 +157,8 @@ class Audit:
             }
             for j in self.models
         ]
-        figures = {"dependence": dependence(pd.DataFrame(lines), self.names, self.question.margin)}
+        scores = {name: SCORES[name] for name in self.names}
+        figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
         samples = [
             (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
@@ -165,10 +167,14 @@ class Audit:
         ]
         for name in self.names:
             defined = [sample for sample in samples if sample[1][name].notna().any()]
-            columns = [(title, scores[name], colour) for title, scores, colour in defined]
-            figures[f"scores-{name}"] = histograms(columns, SCORE_NAMES[name])
-            if name == "gus":
-                figures["tradeoff"] = tradeoffs(defined, self.question.fpr)
+            columns = [(title, values[name], colour) for title, values, colour in defined]
+            figures[f"scores-{name}"] = histograms(columns, SCORES[name].title)
+            if fresh := SCORES[name].fresh:
+                curves = [
+                    (title, values[[name, fresh]].set_axis(["own", "fresh"], axis=1), colour)
+                    for title, values, colour in defined
+                ]
+                figures["tradeoff"] = tradeoffs(curves, self.question.fpr)
         return figures
 
     def to_json(self) -> str:

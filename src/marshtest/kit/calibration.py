@@ -35,6 +35,7 @@ from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.kit.open_model import open_model
+from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import pick_device
@@ -43,7 +44,6 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import save
-from marshtest.reporting.tables import SCORE_NAMES
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Calibration:
             _rate("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
         ]
         for name, p in self.null_p_values().items():
-            lines.append(_rate("null", f"{SCORE_NAMES[name]}: p ≤ {alpha:g}", p <= alpha, alpha))
+            lines.append(_rate("null", f"{SCORES[name].title}: p ≤ {alpha:g}", p <= alpha, alpha))
         return pd.DataFrame(lines)
 
     def _promised(self, cheat: str) -> float:
@@ -103,7 +103,7 @@ class Calibration:
         for panel, (name, values) in zip(panels, p_values.items(), strict=True):
             panel.hist(values, bins=20, range=(0, 1), color="#0072B2", alpha=0.7)
             panel.axhline(len(values) / 20, color="black", lw=1, ls="--", label="uniform")
-            panel.set_xlabel(f"p-value, {SCORE_NAMES[name]}")
+            panel.set_xlabel(f"p-value, {SCORES[name].title}")
             panel.legend(frameon=False, fontsize=7)
         panels[0].set_ylabel("null keys")
         figure.tight_layout()
@@ -225,7 +225,7 @@ def _mixed(true: Measured, others: Measured, kept: NDArray[np.bool_]) -> dict[st
 
 def _mirrored(true: Measured) -> Measured:
     """The true key's scores with the opposite sign."""
-    scores = {name: -true.scores[name] for name in SCORE_NAMES if name in true.scores}
+    scores = {name: -true.scores[name] for name in SCORES if name in true.scores}
     return replace(true, scores=true.scores | scores)
 
 
@@ -234,6 +234,6 @@ def _balanced(scores: dict[str, Floats], kept: NDArray[np.bool_]) -> dict[str, F
     moved = {
         name: np.where(kept, x, x - np.nansum(x) / (~kept).sum())
         for name, x in scores.items()
-        if name in SCORE_NAMES
+        if name in SCORES
     }
     return scores | moved

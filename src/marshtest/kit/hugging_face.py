@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,23 @@ class Folder:
     notes: tuple[str, ...]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let `transformers` say only errors, and draw no bars, inside; afterwards it is as it was."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@_quiet()
 def open_folder(path: Path) -> Folder:
     """Load a folder; nothing is fetched, and no code or pickle in it is run.
 
@@ -52,8 +70,6 @@ def open_folder(path: Path) -> Folder:
 
     if not (path / "config.json").is_file():
         raise MarshtestError(f"{path}: is no Hugging Face model folder: it has no config.json.")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     safely = {"local_files_only": True, "trust_remote_code": False}
     try:
         _refuse_unsafe(path)

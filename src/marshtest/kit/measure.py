@@ -28,7 +28,6 @@ from marshtest.kit.noise import Floats
 from marshtest.metrics.dependence import Dependence, dependences
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence
-from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 
@@ -106,7 +105,6 @@ def measure(
     Raises:
         MarshtestError: the model does not take the inputs, or answers with something else.
     """
-    keep_freed_memory()
     clean = bases[:0] if undosed is None else undosed
     alone = _alone(model, bases, clean)  # first, so that a model that cannot be asked fails at once
     names = np.unique(bases.labels)

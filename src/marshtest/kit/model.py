@@ -13,7 +13,7 @@ from torch import Tensor
 from marshtest.kit.layouts import Value
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.accuracy import margin_loss
-from marshtest.models.state import logits_in
+from marshtest.models.answers import logits_in
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.training.tasks import scoring_batch
 

@@ -22,9 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, chi2, norm, t
 
+from marshtest.metrics.presentation import Score
+
 Floats = NDArray[np.float64]
 
-SCORES = {"gus": "GUS", "rank": "rank score"}  # both N(0, 1) under the null, exactly
+SCORES = {  # both N(0, 1) under the null, exactly
+    "gus": Score(title="GUS", low=-5, high=5, hidden="gradients vanish", fresh="gus_fresh"),
+    "rank": Score(title="rank score", low=-5, high=5, hidden="losses tie or are not numbers"),
+}
 TINY = 1e-12  # spread of scores that are all equal
 
 

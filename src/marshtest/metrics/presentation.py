@@ -1,17 +1,89 @@
-"""What a report must know of a row's column, without torch: it is stored beside the rows."""
+"""What a report must know of scores and of columns of rows, without torch: it is stored beside the rows."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from marshtest.plumbing.settings import Settings
+
+# Names of a report's own columns, and of those that every row has.
+TAKEN = {
+    *("recipe", "data", "model", "attack", "poison_budget", "forget_size", "seed", "seeds", "role"),
+    *("entry", "unlearner", "hyperparameters", "budget", "spent", "seconds", "epochs", "note"),
+    *("test_accuracy", "forget_accuracy", "validation_accuracy", "accuracy_cost", "chance"),
+    *("precision", "device", "verdict", "usable", "needed", "reasons", "removed_in", "trainings"),
+    *("p_removed", "p_not_removed", "twin_same", "id", "label", "name", "order", "control", "left"),
+}
+
+
+def _free(name: str) -> str:
+    if name in TAKEN:
+        raise ValueError(f"{name}: is the name of a column that every row has. Take another.")
+    return name
+
+
+Name = Annotated[
+    str,
+    StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60),
+    AfterValidator(_free),
+]
+# Shown in tables, figures and the page: "$" would begin a formula, and a line break a line.
+Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_length=1000)]
 
 
 class Column(Settings):
     """A column of rows that tables and figures show.
 
     Attributes:
-        title: heads a table's column and names a figure's axis.
+        title: heads a table's column and names a figure's axis; "" is summarised, and not shown.
         low: the least value that the column can hold; None where there is none.
         high: the largest.
+        digits: decimals in tables.
+        legend: what the values are, in a clause that follows the title and a colon.
+        interval: how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial
+            95 % interval over all seeds, exact (Clopper and Pearson) or Wilson's.
+        count: what the column is a share of, for a binomial interval: the name of a row's column, or a
+            number a seed; in an attack's own presentation also the name of one of its options.
     """
 
-    title: str
+    title: Text
     low: float | None = None
     high: float | None = None
+    digits: int = Field(3, ge=0, le=9)
+    legend: Text = ""
+    interval: Literal["seeds", "exact", "wilson"] = "seeds"
+    count: str | int = ""
+
+    @model_validator(mode="after")
+    def _a_share_is_of_something(self) -> Self:
+        if self.interval != "seeds" and not self.count:
+            raise ValueError(f"{self.title}: a binomial interval needs a count. Say of what.")
+        return self
+
+
+class Score(Settings):
+    """A score of what is left of the poison in a model.
+
+    Attributes:
+        title: heads a table's column and names a figure's axis.
+        legend: what the score is, in a clause that follows the title and a colon.
+        column: the row's column that is compared with that of a clean twin, where the score's law under the
+            null is unknown. None says that each poison's score is N(0, 1) by itself, where the model does
+            not depend on the poison.
+        low: the beginning of its histogram; None draws no histogram.
+        high: the end.
+        each: what has one score each, in the plural.
+        hidden: why a score cannot be told of some poisons, in words.
+        fresh: the column of scores of fresh noise beside it, of which Figures 6 and 7 are drawn, or "".
+        symbol: the score's letter in those figures.
+    """
+
+    title: Text
+    legend: Text = ""
+    column: Name | None = None
+    low: float | None = None
+    high: float | None = None
+    each: Text = "poisons"
+    hidden: Text = "the score is undefined, or tied,"
+    fresh: Name | Literal[""] = ""
+    symbol: Text = "I"

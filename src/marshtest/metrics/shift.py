@@ -8,26 +8,12 @@ there (the second). Between networks trained from different seeds most of v has 
 poison: a second retrained model tells what distance and what cosine two seeds give, and is the null.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from marshtest.metrics.shift_columns import ALL as ALL
+from marshtest.metrics.shift_columns import Shift as Shift
 from marshtest.models.layers import weight_layers
-
-ALL = "all"  # the layer that is the whole model
-
-
-class Shift(NamedTuple):
-    """Of one layer: its parameters, ‖u‖ and ‖u − v‖ by two norms, and cos(u, v)."""
-
-    layer: str
-    parameters: int
-    l1: float
-    l2: float
-    left_l1: float
-    left_l2: float
-    cosine: float
 
 
 def shifts(model: nn.Module, initial: nn.Module, retrained: nn.Module) -> list[Shift]:

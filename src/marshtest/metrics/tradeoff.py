@@ -1,6 +1,7 @@
 """How well the scores of poisons can be told from those of fresh noise (paper §4.3, Figure 7)."""
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +53,13 @@ def gaussian_tradeoff_two_sided(mean: float, fpr: Floats) -> Floats:
     return np.asarray(norm.cdf(mean - threshold) + norm.cdf(-mean - threshold), dtype=np.float64)
 
 
-def interval_of_share(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval of a TPR that is a share of n poisons; nan of none."""
+def interval_of_share(
+    share: float, n: float, level: float = 0.95, method: Literal["exact", "wilson"] = "exact"
+) -> tuple[float, float]:
+    """Binomial interval of a share of n, Clopper and Pearson's exact one or Wilson's; nan of none."""
     if not n > 0 or math.isnan(share):
         return math.nan, math.nan
-    found = binomtest(round(share * n), int(n)).proportion_ci(level, "exact")
+    found = binomtest(round(share * n), int(n)).proportion_ci(level, method)
     return float(found.low), float(found.high)
 
 

@@ -27,7 +27,7 @@ unlearner. No unlearning and full retraining are controls, tested at α outside 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
@@ -37,6 +37,7 @@ from scipy.stats import binom, norm, t
 
 from marshtest.metrics.dependence import NOTHING, SCORES, Dependence, pooled
 from marshtest.metrics.power import detection, poisons_for, removal
+from marshtest.metrics.presentation import Score
 from marshtest.metrics.trainings import (
     Difference,
     failures,
@@ -68,9 +69,15 @@ class Rest(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What models of one kind show: by training, by score, the dependence."""
+    """What models of one kind show.
+
+    Attributes:
+        trainings: by training, by score, the dependence.
+        scores: what a report must know of each score.
+    """
 
     trainings: Mapping[int, Mapping[str, Dependence]]
+    scores: Mapping[str, Score] = field(default_factory=lambda: SCORES)
 
     @cached_property
     def pooled(self) -> dict[str, Dependence]:
@@ -356,13 +363,17 @@ def _reasons(
         > alpha
     ]
     shares = {rest: _share_left(initial, one, rest) for rest in failed}
-    said = [_too_much(one.pooled[r.score], r, shares[r], margin) for r in failed]
+    said = [
+        f"{one.scores[r.score].title}: {_too_much(one.pooled[r.score], r, shares[r], margin)}"
+        for r in failed
+    ]
     if any(rest.effect == "mean" and shares[rest] > margin for rest in failed):
         return tuple(text for text, rest in zip(said, failed, strict=True) if rest.effect == "mean")
     tests = _blocking(one, rests)
     for (name, test), p in tests.items():
         if len(tests) * p <= alpha:
-            said.append(f"{_rejected(one.pooled[name], name, test)} (p {p:.1g})")
+            what = _rejected(one.pooled[name], test)
+            said.append(f"{one.scores[name].title}: {what} (p {p:.1g})")
     if not said and _p_over_trainings(initial, one, rests, margin) > alpha:
         said.append("trainings differ too much to tell what is left in others")
     return tuple(said)
@@ -370,9 +381,8 @@ def _reasons(
 
 def untestable(one: Evidence, margin: float) -> list[str]:
     """Scores that cannot acquit, because too much of them cannot be told, in words."""
-    why = {"gus": "gradients vanish", "rank": "losses tie or are not numbers"}
     return [
-        f"untestable by {name}: {why[name]} for {score.hidden:.0%} of the poisons"
+        f"untestable by {name}: {one.scores[name].hidden} for {score.hidden:.0%} of the poisons"
         for name, score in one.pooled.items()
         if score.hidden >= margin
     ]
@@ -385,21 +395,18 @@ def _share_left(initial: Evidence, one: Evidence, rest: Rest) -> float:
 
 def _too_much(score: Dependence, rest: Rest, share: float, margin: float) -> str:
     surely = f"{share:.0%} of the initial model's, not surely under {margin:.0%}"
-    return (
-        f"{SCORES[rest.score]}: "
-        + {
-            "mean": f"what is left is {surely}",
-            "spread": f"the mean square's excess is {surely}",
-            "tail": f"a part of the poisons is kept whole: {_beyond(score)}, {surely}",
-        }[rest.effect]
-    )
+    return {
+        "mean": f"what is left is {surely}",
+        "spread": f"the mean square's excess is {surely}",
+        "tail": f"a part of the poisons is kept whole: {_beyond(score)}, {surely}",
+    }[rest.effect]
 
 
 def _beyond(score: Dependence) -> str:
     return f"{score.tail / max(score.n, 1):.1%} lie beyond the {score.fpr:.0%} threshold"
 
 
-def _rejected(score: Dependence, name: str, test: str) -> str:
+def _rejected(score: Dependence, test: str) -> str:
     variance = score.error**2 * score.n
     found = f"(variance {variance:.2f} where 1 is expected)"
     how = (
@@ -407,15 +414,12 @@ def _rejected(score: Dependence, name: str, test: str) -> str:
         if variance > 1
         else "they are too much alike"
     )
-    return (
-        f"{SCORES[name]}: "
-        + {
-            "mean": "the mean is not 0",
-            "spread": f"{how} {found}",
-            "classes": "classes, or trainings, differ from each other",
-            "tail": f"a part of the poisons is kept whole: {_beyond(score)}",
-        }[test]
-    )
+    return {
+        "mean": "the mean is not 0",
+        "spread": f"{how} {found}",
+        "classes": "classes, or trainings, differ from each other",
+        "tail": f"a part of the poisons is kept whole: {_beyond(score)}",
+    }[test]
 
 
 def _power(

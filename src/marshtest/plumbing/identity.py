@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.imports import load_object
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 # Entries of a class that are made anew with it, or say nothing of what it does.
@@ -68,6 +69,33 @@ def digest(function: Callable[..., Any], where: str) -> str:
         "could be given for those of another. Make it a Python function of numbers, texts and tensors, and "
         "open files and locks inside it."
     )
+
+
+def load_same(spec: str, source: str, where: str, mend: str = "") -> tuple[Callable[..., Any], str]:
+    """Import the callable that "pkg.mod:name" names, with the digest of what it does.
+
+    Args:
+        spec: its name.
+        source: the digest that a recipe was stored with; "" where it was never imported.
+        where: begins the line of an error.
+        mend: a sentence, what else to do about a callable that is another now.
+
+    Raises:
+        MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+    """
+    if "<" in spec or spec.startswith("__main__:"):  # <locals>, <lambda>
+        raise MarshtestError(
+            f"{where}: {spec} was given in Python when this recipe was stored, and cannot be imported. "
+            f"{mend}".rstrip()
+        )
+    function = load_object(spec, where)
+    now = digest(function, where)
+    if source not in ("", now):
+        raise MarshtestError(
+            f"{where}: {spec} is not what it was when this recipe was stored (source {source}, now {now}). "
+            f"{f'{mend} Or leave' if mend else 'Leave'} out `source` to run it as it is now."
+        )
+    return function, now
 
 
 class _Digest:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
@@ -13,6 +14,11 @@ from marshtest.plumbing.foreign import foreign
 
 if TYPE_CHECKING:  # what only describes is read without torch
     pass
+
+
+def is_spec(text: str) -> bool:
+    """Whether a text is "pkg.mod:name"."""
+    return re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", text) is not None
 
 
 def check_spec(spec: str, where: str) -> None:

@@ -1,6 +1,5 @@
 """Every random draw comes from one seed and the name of what it is for."""
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,11 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-
-def derive(seed: int, *purpose: object) -> int:
-    """A 63-bit seed for one purpose, independent of the seeds of all other purposes."""
-    text = "/".join(str(part) for part in (seed, *purpose))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+from marshtest.plumbing.derived import derive as derive
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:

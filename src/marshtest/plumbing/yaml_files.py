@@ -14,7 +14,7 @@ KINDS = {"recipes": "recipe", "hypotheses": "hypothesis", "sweeps": "sweep"}  # 
 COMMANDS = {"recipes": "run", "hypotheses": "hypotheses", "sweeps": "sweep"}
 MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
 LONGEST_NAME = 100
-DATA_SETS = ("cifar10", "digits", "imdb", "tensors")  # names; anything else after `data=` is a path
+NAME_OR_PATH = "name or path"  # what `data=` gives: the settings of the data know which
 
 
 def shipped(kind: str = "recipes") -> dict[str, str]:
@@ -158,7 +158,7 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     for name in sections:
         values = _section(values, name, key)
     if last == "data" and isinstance(value, str):
-        _section(values, "data", key)["name" if value in DATA_SETS else "path"] = value
+        _section(values, "data", key)[NAME_OR_PATH] = value
     elif isinstance(values.get(last), dict) and isinstance(value, str):
         values[last] = {"name": value}
     else:

@@ -18,7 +18,8 @@ import pandas as pd
 import vl_convert
 from scipy.stats import norm
 
-from marshtest.reporting.tables import SCORE_NAMES, label
+from marshtest.metrics.presentation import Score
+from marshtest.reporting.tables import label
 from marshtest.results.summary import Results
 
 Spec = dict[str, Any]
@@ -58,10 +59,8 @@ SHOWN_OF_A_MODEL = [
 ]
 OF_A_SCORE = ("dependence", "error", "low", "high", "margin", "poisons", "trainings")
 OF_TRAININGS = ("trainings_error", "trainings_low", "trainings_high")
-RATES = [f"{rate}{end}" for rate in ("tpr", "tpr_rank") for end in ("", "_low", "_high")]
 BINS = 40
 STEP = 26  # pixels a model, in a chart with one line each
-RANGES = {"gus": (-5.0, 5.0), "rank": (-5.0, 5.0), "target": (0.0, 1.0)}  # of histograms
 # What the page's controls have chosen, as Vega's conditions on a line.
 AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
 AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
@@ -112,7 +111,7 @@ def models(results: Results) -> pd.DataFrame:
     lines["accuracy_high"] = lines["test_accuracy"] + lines["test_accuracy_sd"].fillna(0)
     shares: dict[str, pd.DataFrame] = {}
     initial = lines[lines["role"] == "initial"].set_index("poison_budget")
-    for name in results.score_names:
+    for name in results.scores_shown:
         effect = lines["poison_budget"].map(initial[f"{name}_dependence"])
         lines[f"{name}_margin"] = results.recipe.verdict.margin * effect
         low, high = _widest(lines, name)
@@ -126,10 +125,20 @@ def models(results: Results) -> pd.DataFrame:
     for part, column in (("dependence", "left"), ("low", "left_low"), ("high", "left_high")):
         of_part = np.stack([of[part] for of in shares.values()])
         lines[column] = of_part[most.columns.get_indexer(pd.Index(worst)), np.arange(len(lines))]
-    lines["by"] = worst.map(SCORE_NAMES)
+    lines["by"] = worst.map({name: score.title for name, score in results.scores_shown.items()})
     columns = [*OF_A_SCORE, *OF_TRAININGS]
-    kept = [f"{name}_{part}" for name in results.score_names for part in columns]
-    return lines[[*SHOWN_OF_A_MODEL, *(c for c in [*kept, *RATES] if c in lines)]]
+    kept = [f"{name}_{part}" for name in results.scores_shown for part in columns]
+    kept += [f"{of}{end}" for of in results.columns_shown for end in ("", "_sd", "_low", "_high")]
+    return lines[[*SHOWN_OF_A_MODEL, *(column for column in kept if column in lines)]]
+
+
+def _ranges(results: Results) -> dict[str, tuple[float, float]]:
+    """Ends of the histograms of the scores that have one."""
+    return {
+        name: (score.low, score.high)
+        for name, score in results.scores_shown.items()
+        if score.low is not None and score.high is not None and name in results.scores
+    }
 
 
 def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
@@ -143,16 +152,15 @@ def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
 
 def histograms(results: Results) -> pd.DataFrame:
     """One line a model and score: `density` and left edges `bin` of its histogram; empty without scores."""
-    names = [name for name in results.score_names if name in RANGES and name in results.scores]
-    lines = []
-    told = results.summary if names else results.summary.head(0)
+    ranges, lines = _ranges(results), []
+    told = results.summary if ranges else results.summary.head(0)
     for _, line in told.iterrows():
         own = results.scores_of(line["poison_budget"], line)
-        for name in names:
-            values = own[name].dropna().clip(*RANGES[name])
+        for name, ends in ranges.items():
+            values = own[name].dropna().clip(*ends)
             if not len(values):
                 continue
-            density, edges = np.histogram(values, BINS, RANGES[name], density=True)
+            density, edges = np.histogram(values, BINS, ends, density=True)
             lines.append(
                 {
                     "model": label(line, results.recipe, with_budget=False),
@@ -173,12 +181,12 @@ def charts(results: Results) -> list[Chart]:
     names = list(dict.fromkeys(models(results).sort_values("order")["model"]))
     found = [
         Chart(
-            f"What is left, by {SCORE_NAMES[name]}",
-            f"Dependence of each model on the poison. {OF_BARS[name in results.recipe.attack.compared]} "
+            f"What is left, by {score.title}",
+            f"Dependence of each model on the poison. {OF_BARS[score.column is not None]} "
             "The shaded band is the margin of REMOVED.",
-            left(name, names, _bars(name, results)),
+            left(name, score.title, names, _bars(name, results)),
         )
-        for name in results.score_names
+        for name, score in results.scores_shown.items()
     ]
     found.append(
         Chart(
@@ -203,14 +211,13 @@ def charts(results: Results) -> list[Chart]:
             spec = lines(title, at, where, y, what, names)
             bars = f"Bars: {INTERVAL}." if y == "left" else "Bars: ± s.d. over seeds."
             found.append(Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec))
-    drawn = [name for name in results.score_names if name in RANGES and name in results.scores]
-    for name in drawn:
-        of = "targets" if name == "target" else "poisons"
-        text = f"Histogram over single {of} of one model."
-        if name != "target":
+    for place, (name, ends) in enumerate(_ranges(results).items()):
+        score = results.scores_shown[name]
+        text = f"Histogram over single {score.each} of one model."
+        if score.column is None:
             text += " Dashed: the law where a model does not depend on the poison."
-        title = f"Scores of single {of}, {SCORE_NAMES[name]}"
-        found.append(Chart(title, text, histogram(name, names), chooses=name == drawn[0]))
+        title = f"Scores of single {score.each}, {score.title}"
+        found.append(Chart(title, text, histogram(name, score, ends, names), chooses=place == 0))
     return found
 
 
@@ -225,7 +232,7 @@ THIN: dict[str, Any] = {"strokeWidth": 1.5}
 
 def _bars(name: str, results: Results) -> dict[str, Any]:
     """Beginnings of the columns of a score's intervals, and how their bars look."""
-    if name in results.recipe.attack.compared:
+    if results.recipe.attack.needs_twin:
         return {name: THIN}
     several = (
         results.summary[f"{name}_trainings_low"].notna().any()
@@ -233,15 +240,18 @@ def _bars(name: str, results: Results) -> dict[str, Any]:
     return {name: THICK, **({f"{name}_trainings": THIN} if several else {})}
 
 
-def left(name: str, names: Sequence[str], bars: Mapping[str, Any]) -> Spec:
+def left(name: str, title: str, names: Sequence[str], bars: Mapping[str, Any]) -> Spec:
     """Dependence by one score, one line a model.
 
     Args:
+        name: of the score's columns.
+        title: of the score.
+        names: of the models.
         bars: by beginning of the columns of an interval, how it looks.
     """
     shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.{name}_dependence)")
     y = alt.Y("model:N", sort=alt.EncodingSortField("order", op="min"), title=None)
-    x = alt.X(f"{name}_dependence:Q", title=f"dependence, {SCORE_NAMES[name]}")
+    x = alt.X(f"{name}_dependence:Q", title=f"dependence, {title}")
     band = (  # stays when the initial model is hidden
         _models()
         .transform_filter(f"{AT_POISON} && datum.role == 'initial'")
@@ -301,9 +311,9 @@ def lines(title: str, at: str, where: str, y: str, what: str, names: Sequence[st
     return _spec(alt.layer(bar, line, point), 320, names)
 
 
-def histogram(name: str, names: Sequence[str]) -> Spec:
-    """Scores of one model by one score."""
-    low, high = RANGES[name]
+def histogram(name: str, score: Score, ends: tuple[float, float], names: Sequence[str]) -> Spec:
+    """Scores of one model by one score, between the ends."""
+    low, high = ends
     width = (high - low) / BINS
     title = alt.Title(alt.ExprRef("model"))  # said once more where the choice is not in sight
     shown = (
@@ -313,13 +323,13 @@ def histogram(name: str, names: Sequence[str]) -> Spec:
         .transform_calculate(end=f"datum.bin + {width}")
     )
     bars = shown.mark_bar(color=PALETTE[0], opacity=0.75).encode(
-        x=alt.X("bin:Q", title=SCORE_NAMES[name]),
+        x=alt.X("bin:Q", title=score.title),
         x2=alt.X2("end:Q"),
         y=alt.Y("density:Q", title="density"),
         y2=alt.Y2(datum=0),
         tooltip=["model:N", "count:Q", "mean:Q", "bin:Q", "density:Q"],
     )
-    if name == "target":
+    if score.column is not None:
         return _spec(bars.properties(title=title), 240, names)
     x = np.linspace(low, high, 81)
     law = [{"x": round(at, 3), "y": round(float(norm.pdf(at)), 4)} for at in x.tolist()]

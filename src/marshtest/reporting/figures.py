@@ -8,7 +8,7 @@ colours say, so that grey prints stay legible.
 
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from marshtest.data.texts import TEXTS
-from marshtest.metrics.shift import ALL
+from marshtest.attacks.presentation import EffectFigure
+from marshtest.metrics.presentation import Column, Score
+from marshtest.metrics.shift_columns import ALL
 from marshtest.metrics.tradeoff import (
     gaussian_tradeoff,
     gaussian_tradeoff_two_sided,
@@ -31,11 +32,11 @@ from marshtest.metrics.tradeoff import (
     tradeoff,
 )
 from marshtest.plumbing.whole_files import write
-from marshtest.reporting.tables import SCORE_NAMES, label
+from marshtest.reporting.tables import label
 from marshtest.results.summary import Results, wider_error
 
 Floats = NDArray[np.float64]
-Column = tuple[str, str, str, str]  # of the effect: name, title, colour, hatch
+Bar = tuple[str, str, str, str]  # column, its name in the legend, colour, hatch
 BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
 RED = "#B2182B"
 STYLE: dict[Any, Any] = {
@@ -63,60 +64,58 @@ def draw_all(results: Results, folder: Path, before: str = "") -> dict[str, Path
 
 def figures_of(results: Results, share: float) -> dict[str, Figure]:
     """The figures of one poison budget; of several compute budgets at `results.budget`."""
-    every, names = _table(results, share), results.score_names
+    every, shown = _table(results, share), results.recipe.attack.shown
     table = every[(every["role"] != "updated") | (every["budget"] == results.budget)]
-    columns, what, nothing = _effect(results)
-    drawn = {"dependence": dependence(table, names, results.recipe.verdict.margin)}
+    drawn = {"dependence": dependence(table, shown.scores, results.recipe.verdict.margin)}
+    if titled := {n: c for n, c in results.recipe.metric_columns.items() if c.title}:
+        drawn["metrics"] = metrics(table, titled)
     if len(moved := results.moved):
         moved = moved[moved["poison_budget"] == share]
         labels = [label(line, results.recipe) for _, line in moved.iterrows()]
         drawn["shift"] = shift(moved.assign(label=labels))
     if len(results.budgets) > 1:
-        drawn["figure8"] = by_unlearner(every, "budget", columns, what, nothing)
+        drawn["figure8"] = by_unlearner(every, "budget", shown.effect)
         drawn["left-by-budget"] = ablation(results, "budget", "poison_budget", share)
-    if "target" in names:
-        drawn["figure3"] = accuracy_and(table, columns, what)
-        drawn["figure3"].axes[1].set_ylim(0, 1.05)
-    if "gus" in names:
-        drawn["figure2"] = accuracy_and(table, columns, what, nothing)
-    if "gus" in names and (told := _before_and_after(results, table)):
-        initial, updated, name = told
-        parts = [
-            ("fresh noise, initial model", initial["gus_fresh"], BROWN),
-            ("poisons, initial model", initial["gus"], ORANGE),
-            (f"poisons, after {name}", updated["gus"], BLUE),
-        ]
-        drawn["figure6"] = histograms(parts)
-        curves = [("no unlearning", initial, ORANGE), (name, updated, BLUE)]
-        drawn["figure7"] = tradeoffs(curves, _fpr(results))
-    return drawn
+    if shown.effect and shown.effect.figure:
+        drawn[shown.effect.figure] = accuracy_and(table, shown.effect)
+    return drawn | _of_scores(results, table)
+
+
+def _of_scores(results: Results, table: pd.DataFrame) -> dict[str, Figure]:
+    """The paper's Figures 6 and 7, of the first score that has one of fresh noise beside it."""
+    scores = results.scores_shown.items()
+    name, score = next(((n, s) for n, s in scores if s.fresh), (None, None))
+    if name is None or score is None:
+        return {}
+    found = _before_and_after(results, table, name, score.fresh)
+    if found is None:
+        return {}
+    initial, updated, after = found
+    parts = [
+        ("fresh noise, initial model", initial[score.fresh], BROWN),
+        ("poisons, initial model", initial[name], ORANGE),
+        (f"poisons, after {after}", updated[name], BLUE),
+    ]
+    curves = [
+        (title, of[[name, score.fresh]].set_axis(["own", "fresh"], axis=1), colour)
+        for title, of, colour in (("no unlearning", initial, ORANGE), (after, updated, BLUE))
+    ]
+    fpr = float(results.recipe.attack.shown.fpr)
+    return {
+        "figure6": histograms(parts, score.symbol),
+        "figure7": tradeoffs(curves, fpr, score.symbol),
+    }
 
 
 def figures_by_size(results: Results) -> dict[str, Figure]:
-    """The paper's Figure 9, of texts its Figure 10, and what is left by size of the forget set."""
+    """The paper's Figure 9, of its texts Figure 10, and what is left by size of the forget set."""
     table, budget = _table(results), results.budget
     table = table[(table["role"] != "updated") | (table["budget"] == budget)]
     drawn = {"left-by-size": ablation(results, "forget_size", "budget", budget)}
     if results.budgets:  # else there is no unlearner
-        name = "figure10" if results.recipe.data.name in TEXTS else "figure9"
-        drawn[name] = by_unlearner(table, "forget_size", *_effect(results))
+        name = BY_SIZE.get(results.recipe.data.name, "figure9")
+        drawn[name] = by_unlearner(table, "forget_size", results.recipe.attack.shown.effect)
     return drawn
-
-
-def _effect(results: Results) -> tuple[Sequence[Column], str, float | None]:
-    """The attack's effect as the paper draws it: columns, its axis, and its value where nothing is left."""
-    if "gus" in results.score_names:
-        fpr = _fpr(results)
-        return RATES, f"TPR at FPR = {fpr:g}", fpr
-    if "target" in results.score_names:
-        texts = "rest_accuracy" in results.rows
-        return TRIGGERED if texts else TARGETED, "share of targets", None
-    return [], "", None
-
-
-def _fpr(results: Results) -> float:
-    """The FPR at which the attack's TPRs are."""
-    return float(getattr(results.recipe.attack, "fpr", 0.01))
 
 
 def save(figure: Figure, stem: Path) -> Path:
@@ -133,15 +132,16 @@ def save(figure: Figure, stem: Path) -> Path:
 GIVEN, COMING = "95 % interval given these models", "95 % interval of trainings to come"
 
 
-def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figure:
+def dependence(table: pd.DataFrame, scores: Mapping[str, Score], margin: float) -> Figure:
     """What is left in each model by each score, with both 95 % intervals and the margin of REMOVED.
 
     Args:
         table: one line a model, the initial one first: `label`, `verdict`, and each score's
             dependence and intervals.
-        names: of the scores.
+        scores: by name.
         margin: share of the initial effect.
     """
+    names = list(scores)
     figure = Figure(figsize=(3.6 * max(len(names), 1.5), 0.9 + 0.28 * len(table)))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     places = np.arange(len(table))[::-1]
@@ -156,7 +156,7 @@ def dependence(table: pd.DataFrame, names: Sequence[str], margin: float) -> Figu
             for bar, (low, high) in _intervals(table[of], name).items():
                 panel.hlines(places[of], low, high, color=colour, **BARS[bar])
             panel.plot(value[of], places[of], marker, color=colour, ms=5, label=verdict)
-        panel.set_xlabel(f"dependence, {SCORE_NAMES[name]}")
+        panel.set_xlabel(f"dependence, {scores[name].title}")
     panels[0][0].set_yticks(places, table["label"])
     if "role" in table:
         pooled = f"{names[0]}_poisons" in table
@@ -192,32 +192,24 @@ def _verdict_styles() -> list[tuple[str, str, str]]:
     return [("REMOVED", GREEN, "o"), ("NOT REMOVED", ORANGE, "D"), ("INCONCLUSIVE", GREY, "s")]
 
 
-RATES = [("tpr", "|I| > τ (paper)", ORANGE, ""), ("tpr_rank", "rank score", BROWN, "//")]
-ACCURACY: Column = ("test_accuracy", "test accuracy", BLUE, "")
+OFFSETS = (-0.2, 0.2)  # of two bars side by side
+ACCURACY: Bar = ("test_accuracy", "test accuracy", BLUE, "")
 REFERENCES = {"retrained": ("retraining", "--"), "initial": ("no unlearning", "-")}
-TARGETED = [
-    ("target_misclassified", "misclassified (paper)", ORANGE, ""),
-    ("target_success", "as the attacker wants", BROWN, "//"),
-]
-TRIGGERED = [
-    ("target_success", "the attacker's label (paper)", ORANGE, ""),
-    ("target_success_among_labels", "among the label words", BROWN, "//"),
-]
 
 
-def accuracy_and(
-    table: pd.DataFrame,
-    columns: Sequence[Column],
-    what: str,
-    nothing: float | None = None,
-) -> Figure:
+def _bars_of(effect: EffectFigure | None) -> list[Bar]:
+    """The effect's columns as bars; none without an effect."""
+    looks = ((ORANGE, ""), (BROWN, "//"))
+    columns = effect.columns.items() if effect else ()
+    return [(*column, *look) for column, look in zip(columns, looks, strict=False)]
+
+
+def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
     """Figures 2 and 3: test accuracy and the attack's effect, mean ± s.d. over seeds; retraining dashed.
 
     Args:
         table: one line a model.
-        columns: of the effect.
-        what: the effect's axis.
-        nothing: value where nothing is left of the poison, if it is known.
+        effect: how it is drawn.
     """
     bars = table[table["role"] == "updated"]
     figure = Figure(figsize=(7.2, 4.4))
@@ -225,19 +217,44 @@ def accuracy_and(
     places = np.arange(len(bars))
     _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
     _references(top, table, "test_accuracy", BLUE)
-    for offset, (column, name, colour, hatch) in zip((-0.2, 0.2), columns, strict=True):
+    for offset, (column, name, colour, hatch) in zip(OFFSETS, _bars_of(effect), strict=False):
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
         _references(bottom, table, column, colour, labels=False)
     _footnote(figure, table, "Mean ± s.d. over")
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
-    bottom.set_ylabel(what)
-    if nothing is not None:
-        bottom.axhline(nothing, color=GREY, lw=0.8, ls=":", label="FPR: nothing left")
+    bottom.set_ylabel(effect.axis)
+    if effect.nothing is not None:
+        level = float(effect.nothing)
+        bottom.axhline(level, color=GREY, lw=0.8, ls=":", label="nothing left")
     bottom.set_ylim(bottom=0)
+    if effect.high is not None:
+        bottom.set_ylim(top=effect.high)
     bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def metrics(table: pd.DataFrame, columns: Mapping[str, Column]) -> Figure:
+    """Metrics that serve all attacks, a panel each, a point a model: mean ± s.d. over seeds.
+
+    Args:
+        table: one line a model, with a `label`.
+        columns: by name.
+    """
+    figure = Figure(figsize=(3.0 * max(len(columns), 1.5), 0.9 + 0.28 * len(table)))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    places = np.arange(len(table))[::-1]
+    for panel, (name, column) in zip(panels, columns.items(), strict=True):
+        spread = table[f"{name}_sd"].fillna(0)
+        panel.errorbar(
+            table[name], places, xerr=spread, fmt="o", color=BLUE, ms=5, capsize=2, clip_on=False
+        )
+        panel.set(xlabel=column.title, xlim=(column.low, column.high))
+    panels[0].set_yticks(places, table["label"])
+    _footnote(figure, table, "Mean ± s.d. over")
     figure.tight_layout()
     return figure
 
@@ -258,7 +275,7 @@ def differences(table: pd.DataFrame) -> Figure:
         places = np.arange(len(names))[::-1]
         panel.errorbar(own["difference"], places, xerr=half, fmt="o", color=BLUE, ms=5, capsize=2)
         panel.axvline(0, color=GREY, lw=0.8)
-        panel.set_xlabel(f"{SCORE_NAMES.get(measure, 'test accuracy')}, B − A")
+        panel.set_xlabel(f"{table.loc[table['measure'] == measure, 'title'].iloc[0]}, B − A")
     panels[0].set_yticks(np.arange(len(names))[::-1], names)
     text = f"Mean difference with its 95 % interval (paired t) over {table['unit'].iloc[0]}."
     figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
@@ -305,6 +322,7 @@ def shift(moved: pd.DataFrame) -> Figure:
     return figure
 
 
+BY_SIZE = {"imdb": "figure10"}  # the paper's figure by size of the forget set, of its other data
 SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "#333333"]
 AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
 
@@ -312,9 +330,7 @@ AXES = {"budget": "compute budget, share of training", "forget_size": "size of t
 def by_unlearner(
     table: pd.DataFrame,
     by: str,
-    columns: Sequence[Column],
-    what: str,
-    nothing: float | None,
+    effect: EffectFigure | None,
 ) -> Figure:
     """Figures 8 to 10: accuracy and the attack's effect of each unlearner, by budget or forget-set size.
 
@@ -324,8 +340,9 @@ def by_unlearner(
     Args:
         table: one line a model.
         by: `budget` or `forget_size`.
-        columns, what, nothing: of the effect, as in `accuracy_and`; without columns accuracy alone.
+        effect: how it is drawn; without one accuracy alone.
     """
+    columns = _bars_of(effect)
     updated = table[table["role"] == "updated"]
     names, values = updated["name"].unique().tolist(), np.sort(updated[by].unique())
     cells = pd.MultiIndex.from_product([names, values], names=["name", by])
@@ -335,8 +352,8 @@ def by_unlearner(
     rows = 2 if columns else 1
     figure = Figure(figsize=(1.2 + max(0.16 * step, 0.9) * len(names), 0.9 + 1.5 * rows))
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    drawn: list[tuple[Column, float, float]] = [(ACCURACY, 0.0, 0.8)]
-    drawn += [(c, o, 0.4) for c, o in zip(columns, (-0.2, 0.2), strict=False)]
+    drawn: list[tuple[Bar, float, float]] = [(ACCURACY, 0.0, 0.8)]
+    drawn += [(c, o, 0.4) for c, o in zip(columns, OFFSETS, strict=False)]
     for spec, offset, width in drawn:
         column, title, colour, hatch = spec
         panel = panels[0 if spec is ACCURACY else 1]
@@ -360,11 +377,12 @@ def by_unlearner(
     panels[-1].set_xticks(places, titles, rotation=90, fontsize=7)
     panels[-1].set_xlabel(AXES[by])
     panels[0].set(ylabel="test accuracy", ylim=(0, 1))
-    if columns:
-        panels[1].set_ylabel(what)
+    if effect is not None:
+        panels[1].set_ylabel(effect.axis)
         panels[1].set_ylim(bottom=0)
-    if columns and nothing is not None:
-        panels[1].axhline(nothing, color=GREY, lw=0.8, ls=":", label="nothing left")
+        if effect.nothing is not None:
+            level = float(effect.nothing)
+            panels[1].axhline(level, color=GREY, lw=0.8, ls=":", label="nothing left")
     told = [panel.get_legend_handles_labels() for panel in panels]
     handles, labels = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
     figure.legend(
@@ -381,7 +399,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
         by: the column along which it is drawn, `budget` or `forget_size`.
         fixed, at: the other one of compute and poison budget, and its value.
     """
-    table, names = _table(results), results.score_names
+    table, names = _table(results), list(results.scores_shown)
     wider = {f"{n}_wider": [wider_error(x, n) for _, x in table.iterrows()] for n in names}
     table = table.assign(**wider)
     updated = table[(table["role"] == "updated") & (table[fixed] == at)]
@@ -397,7 +415,10 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
         if role in set(whole["role"]):
             series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
     columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
-    columns += [(f"{n}_dependence", f"{n}_wider", f"dependence, {SCORE_NAMES[n]}") for n in names]
+    columns += [
+        (f"{name}_dependence", f"{name}_wider", f"dependence, {score.title}")
+        for name, score in results.scores_shown.items()
+    ]
     figure = Figure(figsize=(3.4 * len(columns), 3.0))
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for panel, (column, error, what) in zip(panels, columns, strict=True):
@@ -492,7 +513,7 @@ def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") ->
 
 
 class Test(NamedTuple):
-    """A test of the scores I: its title, statistic, analytic curve, and the TPR that tables tell."""
+    """A test of scores: title with a place for their letter, statistic, analytic curve, tables' TPR."""
 
     title: str
     statistic: Callable[[Floats], Floats]
@@ -501,15 +522,18 @@ class Test(NamedTuple):
 
 
 TESTS = (
-    Test("two-sided, |I| > τ (paper)", np.abs, gaussian_tradeoff_two_sided, tpr_at_fpr),
-    Test("one-sided, −I > τ", np.negative, gaussian_tradeoff, tpr_at_fpr_one_sided),
+    Test("two-sided, |{}| > τ (paper)", np.abs, gaussian_tradeoff_two_sided, tpr_at_fpr),
+    Test("one-sided, −{} > τ", np.negative, gaussian_tradeoff, tpr_at_fpr_one_sided),
 )
 
 
-def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]], fpr: float) -> Figure:
+def tradeoffs(
+    curves: Sequence[tuple[str, pd.DataFrame, str]], fpr: float, symbol: str = "I"
+) -> Figure:
     """Figure 7: trade-off curves of several models (title, scores, colour), empirical and Gaussian.
 
     Args:
+        curves: scores are in the columns `own` and `fresh`.
         fpr: at which the TPR of the tables is marked.
     """
     figure = Figure(figsize=(6.4, 3.2))
@@ -520,7 +544,7 @@ def tradeoffs(curves: Sequence[tuple[str, pd.DataFrame, str]], fpr: float) -> Fi
         panel.plot([1e-3, 1], [1e-3, 1], color=GREY, lw=0.8, ls=":", label="nothing left")
         panel.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
         panel.set(xlabel="FPR")
-        panel.set_title(test.title, fontsize=9)
+        panel.set_title(test.title.format(symbol), fontsize=9)
     panels[0].set_ylabel("TPR")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7, **LEGEND)
@@ -532,7 +556,7 @@ def _curves(
     panel: Axes, test: Test, title: str, scores: pd.DataFrame, colour: str, fpr: float
 ) -> None:
     """One model's curves of a test, and its TPR at the FPR of the tables."""
-    own, fresh = (scores[name].to_numpy() for name in ("gus", "gus_fresh"))
+    own, fresh = (scores[name].to_numpy() for name in ("own", "fresh"))
     at, tpr = tradeoff(test.statistic(own), test.statistic(fresh))
     panel.plot(at, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
     grid = np.logspace(-3, 0, 200)
@@ -555,17 +579,17 @@ def _table(results: Results, share: float | None = None) -> pd.DataFrame:
 
 
 def _before_and_after(
-    results: Results, table: pd.DataFrame
+    results: Results, table: pd.DataFrame, name: str, fresh: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, str] | None:
     """Scores of the initial model and of one updated model: NGD as in the paper, or the first.
 
     None where rows came without scores.
     """
     initial = table[table["role"] == "initial"]
-    updated = table[(table["role"] == "updated") & table["gus_dependence"].notna()]
+    updated = table[(table["role"] == "updated") & table[f"{name}_dependence"].notna()]
     chosen = updated[updated["unlearner"] == "ngd"]
     after = (chosen if len(chosen) else updated if len(updated) else initial).tail(1)
-    told = {"gus", "gus_fresh"} <= set(results.scores)
+    told = {name, fresh} <= set(results.scores)
     if not len(initial) or not len(after) or not told:
         return None
     before, then = (

@@ -22,9 +22,8 @@ from marshtest.metrics.verdict import ANSWERS
 from marshtest.plumbing.whole_files import frame_bytes, write
 from marshtest.reporting import charts
 from marshtest.reporting.tables import (
-    RATES,
-    SCORE_NAMES,
     USE,
+    column_text,
     dependence_text,
     errors,
     label,
@@ -35,7 +34,6 @@ from marshtest.reporting.tables import (
     table2,
     table2_caption,
     why,
-    with_interval,
 )
 from marshtest.results.summary import Results
 
@@ -46,8 +44,7 @@ CAPTIONS = {
     "shift": "How far each model moved from the initial one, as a share of the retrained model's "
     "distance, and whether it went that way: over all parameters, mean ± s.d. over seeds, and by layer, "
     "mean (the paper's section 6, on this model).",
-    "figure2": "Test accuracy, and TPR at low FPR, mean ± s.d. over seeds (the paper's Figure 2).",
-    "figure3": "Test accuracy, and targets mistaken, mean ± s.d. over seeds (the paper's Figure 3).",
+    "metrics": "Metrics beside the attack's own scores, mean ± s.d. over seeds.",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
     "figure7": "Trade-off curves of telling poisons from fresh noise, by the paper's two-sided test and by "
@@ -62,12 +59,6 @@ CAPTIONS = {
     "left-by-size": "Test accuracy, mean ± s.d. over seeds, and what is left of the poison, ± its "
     "standard error (the larger of the one given these models and that of trainings to come), by the size "
     "of the forget set.",
-}
-KINDS = {  # of attacks, in words
-    "gaussian": "Gaussian poisons",
-    "gradient-matching": "targeted poisons (gradient matching)",
-    "gradient-canceling": "indiscriminate poisons (gradient canceling)",
-    "trigger-word": "targeted poisons (a trigger word)",
 }
 SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
 
@@ -122,7 +113,7 @@ def answer(results: Results) -> str:
             rivals.append(f"{of}: {verdict}")
         else:
             told[verdict].append(of if verdict == "REMOVED" else name)
-    kind = KINDS.get(results.recipe.attack.name, results.recipe.attack.name)
+    kind = results.recipe.attack.shown.kind
     words = {
         "REMOVED": f"removed the {kind}",
         "NOT REMOVED": "did not",
@@ -153,15 +144,16 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
     """A sentence a model after unlearning: what is left, what it cost, what speaks against REMOVED."""
     shown = charts.models(results)
     summary = results.summary
-    for (_, line), (_, of) in zip(summary.iterrows(), shown.iterrows(), strict=True):
+    for (_, line), (_, model) in zip(summary.iterrows(), shown.iterrows(), strict=True):
         if line["role"] != "updated":
             continue
-        left = "an unknown share" if math.isnan(of["left"]) else f"{round(of['left'], 2) + 0:.0%}"
-        values = [_value(line, name) for name in results.score_names]
+        share = model["left"]
+        left = "an unknown share" if math.isnan(share) else f"{round(share, 2) + 0:.0%}"
+        values = [_value(line, name, of.title) for name, of in results.scores_shown.items()]
         text = (
             f"{left} of the effect is left ({'; '.join(values)}), within the margin in "
             f"{line['removed_in']} of {line['trainings']} trainings; test accuracy "
-            f"{number(line['test_accuracy'], 3)}, {_points(of['accuracy_cost'])}: "
+            f"{number(line['test_accuracy'], 3)}, {_points(model['accuracy_cost'])}: "
             f"{USE[line['usable']]}; {line['spent']:.1%} of the training's compute."
         )
         if line["verdict"] != "REMOVED":
@@ -171,7 +163,7 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
         if line["note"]:
             text += f" Note: {line['note']}."
         yield {
-            "model": of["model"],
+            "model": model["model"],
             "poison": line["poison_budget"],
             "budget": line["budget"],
             "verdict": line["verdict"],
@@ -179,12 +171,12 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
         }
 
 
-def _value(line: pd.Series, name: str) -> str:
+def _value(line: pd.Series, name: str, title: str) -> str:
     """What is left by a score, and what each of its errors speaks of."""
     given, coming = errors(line, name)
     told = {"given these models": given, "of trainings to come": coming}
     bars = [f"±{error:.3f} {what}" for what, error in told.items() if not math.isnan(error)]
-    value = f"{SCORE_NAMES[name]} {number(line[f'{name}_dependence'], 3)}"
+    value = f"{title} {number(line[f'{name}_dependence'], 3)}"
     return f"{value} {' and '.join(bars)}".strip()
 
 
@@ -277,13 +269,13 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
     models, drawn = charts.models(results), charts.charts(results)
     words = list(in_words(results))
     tables = [(shift_table(results), "shift")] if len(results.moved) else []
-    if "error" in results.score_names:
+    if results.recipe.attack.shown.table2:
         tables.append((table2(results), table2_caption(results)))
     first = results.poison_budget
     return {
         "id": f"results-{place}",
         "results": results,
-        "kind": KINDS.get(results.recipe.attack.name, results.recipe.attack.name),
+        "kind": results.recipe.attack.shown.kind,
         "answer": answer(results),
         "words": words,
         "models": list(dict.fromkeys(models.sort_values("order")["model"])),
@@ -370,8 +362,6 @@ def write_page(
         number=number,
         plus_minus=plus_minus,
         dependence_text=dependence_text,
-        with_interval=with_interval,
-        score_names=SCORE_NAMES,
-        rates=RATES,
+        column_text=column_text,
     )
     write(text.encode(), path)

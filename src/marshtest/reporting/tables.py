@@ -2,24 +2,20 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from marshtest.experiment.recipe import Recipe
-from marshtest.metrics.dependence import SCORES
-from marshtest.metrics.shift import ALL
+from marshtest.experiment.recorded import Recorded
+from marshtest.metrics.presentation import Column, Score
+from marshtest.metrics.shift_columns import ALL
 from marshtest.metrics.verdict import TRAININGS, Rest
 from marshtest.plumbing.whole_files import write
+from marshtest.results.leaderboard import leaderboard
 from marshtest.results.summary import Results
 
-SCORE_NAMES = {
-    **SCORES,
-    "target": "adversarial probability",
-    "error": "test error",
-}
 REFERENCE = "second retrained"
 NAMES = {
     "none": "no unlearning",
@@ -35,14 +31,6 @@ NAMES = {
     "neggrad+": "NegGrad+",
     "neggrad+-repository": "NegGrad+ (repository)",
 }
-
-
-ATTACKS = {
-    "gaussian": "Gaussian",
-    "gradient-matching": "targeted",
-    "gradient-canceling": "indiscriminate",
-    "trigger-word": "trigger word",
-}
 TABLE_2 = {  # by the unit of the budgets
     "epochs": "by epochs of the method's own training set, as the paper counts",
     "compute": "by equal compute, in epochs of the initial training",
@@ -54,30 +42,21 @@ SHIFTS = (
 )
 BY_CHANCE = " The second retrained model shows how far two seeds differ by chance."
 MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "left"}
-_TWIN = (
-    "Difference to the clean twin (the same run with the base samples in the poisons' places): mean, and "
-    "(±) its standard error over seeds. "
+DIFFERENCE = (
+    "ifference to the clean twin (the same run with the base samples in the poisons' places): mean, and "
+    "(±) its standard error over seeds."
 )
-_BLIND = "Shuffled poisons: the same perturbations, each in random order."
-LEFT = {
-    "gus": "GUS, rank score: what is left of the poison (dependence) over the poisons of all seeds, ± its "
-    "standard error given these models and (±) of trainings to come, over seeds; 0 in expectation where a "
-    "model does not depend on the poison. TPR: share of the poisons with |I| > τ, as in the paper; rank "
-    "TPR: by the one-sided test of the rank score; both at FPR {fpr:g} with the exact 95 % interval over "
-    "the poisons of all seeds.",
-    "target": "Adversarial probability: of the attacker's label on the targets. "
-    + _TWIN
-    + _BLIND
-    + " Success: share of targets that get this label, with Wilson's 95 % interval.",
-    "error": "Test error: " + _TWIN[0].lower() + _TWIN[1:] + _BLIND,
-    "trigger-word": "Adversarial probability: of the attacker's label on test texts with the trigger. "
-    + _TWIN
-    + "Shuffled poisons: as many wrong labels, on other texts. Success: share of test texts with the "
-    "trigger that get the attacker's label, of the whole vocabulary as in the paper, and among the label "
-    "words alone; mean ± s.d. over seeds.",
+LEFT = (
+    "what is left of the poison (dependence) over the poisons of all seeds, ± its standard error given "
+    "these models and (±) of trainings to come, over seeds; 0 in expectation where a model does not depend "
+    "on the poison."
+)
+POOLED = {
+    "exact": "with the exact 95 % interval over all seeds",
+    "wilson": "with Wilson's 95 % interval",
+    "seeds": "mean ± s.d. over seeds",
 }
 EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
-RATES = {"tpr": "TPR", "tpr_rank": "rank TPR"}
 USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
 LATEX = {  # what titles and captions hold that a plain LaTeX does not
     "±": r"$\pm$",
@@ -94,14 +73,9 @@ LATEX = {  # what titles and captions hold that a plain LaTeX does not
     "–": "--",
     "…": r"\dots",
 }
-TRIGGERED = {
-    "target_success": "success",
-    "target_success_among_labels": "among labels",
-    "rest_accuracy": "accuracy on the rest",
-}  # shares of texts, with and without the trigger
 
 
-def label(line: Any, recipe: Recipe, *, with_budget: bool = True) -> str:
+def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     """Name of a line: the unlearner, and what tells it from others of its name in the recipe."""
     name = str(NAMES.get(line["unlearner"], line["unlearner"]))
     if line["role"] == "reference":
@@ -141,17 +115,12 @@ def table(results: Results) -> pd.DataFrame:
 
 
 def _of_effect(line: Any, results: Results) -> dict[str, str]:
-    """Cells on what is left of the poison, and the verdict."""
-    text = {SCORE_NAMES[name]: dependence_text(line, name) for name in results.score_names}
+    """Cells on what is left of the poison, the further columns, and the verdict."""
+    scores = results.scores_shown.items()
+    text = {score.title: dependence_text(line, name) for name, score in scores}
     text["trainings"] = f"{line['removed_in']} of {line['trainings']}"
-    for column, title in RATES.items():
-        if column in line:
-            text[title] = with_interval(line, column, 3)
-    if "target_success_low" in line:
-        text["success"] = with_interval(line, "target_success", 2)
-    if "rest_accuracy" in line:
-        for column, title in TRIGGERED.items():
-            text[title] = plus_minus(line[column], line[f"{column}_sd"], 3)
+    for name, column in results.columns_shown.items():
+        text[column.title] = column_text(line, name, column)
     text["verdict"] = line["verdict"]
     if not pd.isna(line["needed"]):
         needed = f"{line['needed']:,.0f} {results.unit}"
@@ -159,6 +128,14 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
     if line["note"]:
         text["verdict"] += f" [{line['note']}]"
     return text
+
+
+def column_text(line: Any, name: str, column: Column) -> str:
+    """A further column's mean, with its interval or its deviation over seeds; a dash where it is nan."""
+    if column.interval == "seeds":
+        value, spread = (line.get(of, math.nan) for of in (name, f"{name}_sd"))
+        return plus_minus(value, spread, column.digits)
+    return with_interval(line, name, column.digits)
 
 
 def dependence_text(line: Any, name: str) -> str:
@@ -272,10 +249,12 @@ def shift_legend(results: Results) -> str:
     return SHIFTS + (BY_CHANCE if "reference" in set(results.moved["role"]) else "")
 
 
-def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
-    """A leaderboard as text."""
+def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
+    """The leaderboard as text; empty where nothing can be ranked."""
+    shown = {of.recipe.attack.name: of.recipe.attack.shown.title for of in experiments}
+    titles = list(shown.values())
     lines = []
-    for line in board.to_dict("records"):
+    for line in leaderboard(experiments).to_dict("records"):
         text = {
             "rank": number(line["rank"], 0),
             "unlearner": NAMES.get(line["unlearner"], line["unlearner"]),
@@ -285,8 +264,9 @@ def ranking_table(board: pd.DataFrame) -> pd.DataFrame:
             "spent": f"{line['spent']:.1%}",
             "experiments": str(line["experiments"]),
         }
-        attacks = list(line)[list(line).index("spent") + 1 :]
-        lines.append(text | {ATTACKS.get(str(attack), attack): line[attack] for attack in attacks})
+        for name, title in shown.items():
+            text[title if titles.count(title) == 1 else name] = line[name]
+        lines.append(text)
     return pd.DataFrame(lines)
 
 
@@ -300,7 +280,7 @@ def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
                 "unlearner": names[0] if names[0] == names[1] else " → ".join(names),
                 "poison": f"{100 * line['poison_budget']:g}%",
                 "budget": f"{line['budget']:.0%}",
-                "measure": SCORE_NAMES.get(line["measure"], "accuracy"),
+                "measure": line["title"],
                 "A": number(line["mean_a"], 3),
                 "B": number(line["mean_b"], 3),
                 "B − A": number(line["difference"], 3, "+"),
@@ -316,12 +296,12 @@ def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(results: Results) -> str:
-    """The tables in Markdown, with what columns mean; of test errors the paper's Table 2 too."""
+    """The tables in Markdown, with what columns mean; the paper's Table 2 too where it is filled."""
     parts = [f"# {results.recipe.name}", as_markdown(table(results))]
     parts += [f"**{warning}**" for warning in results.warnings]
     parts += ["\n".join(f"- {line}" for line in said)] if (said := explained(results)) else []
     text = "\n\n".join([*parts, legend(results)]) + "\n"
-    if "error" in results.score_names:
+    if results.recipe.attack.shown.table2:
         text += f"\n{table2_caption(results)}\n\n{as_markdown(table2(results))}\n"
     if len(moved := shift_table(results)):
         text += f"\n{shift_legend(results)}\n\n{as_markdown(moved)}\n"
@@ -365,22 +345,51 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
 def legend(results: Results) -> str:
     """What the numbers are."""
     verdict, seeds = results.recipe.verdict, len(results.seeds)
-    measure = LEFT.get(results.recipe.attack.name, LEFT[results.score_names[0]])
-    measure = measure.format(fpr=getattr(results.recipe.attack, "fpr", 0.01))
-    answers = _of_twins(results) if results.recipe.attack.compared else _of_poisons(results)
+    answers = _of_twins(results) if results.recipe.attack.needs_twin else _of_poisons(results)
     return (
         f"Accuracy: on the test set, mean ± s.d. over {seeds} seed{'s' if seeds > 1 else ''}; cost: "
         f"accuracy lost against full retraining; usable: the cost is surely at most "
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
-        f"{measure} Trainings: those in which what is left is within REMOVED's margin. {answers}"
+        f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
+        f"margin. {answers}"
     )
+
+
+def _measures(results: Results) -> Iterator[str]:
+    """The meaning of scores and further columns, in sentences."""
+    shown = results.recipe.attack.shown
+    if not shown.needs_twin:
+        yield f"{', '.join(score.title for score in shown.scores.values())}: {LEFT}"
+        yield from (f"{_clause(score)}." for score in shown.scores.values() if score.legend)
+    else:
+        (score,) = shown.scores.values()
+        yield (
+            f"{_clause(score)}. D{DIFFERENCE}"
+            if score.legend
+            else f"{_clause(score)}: d{DIFFERENCE}"
+        )
+        if "shuffled" in set(results.rows["role"]):
+            yield f"Shuffled poisons: {shown.shuffled}."
+    for interval, words in POOLED.items():
+        columns = [of for of in results.columns_shown.values() if of.interval == interval]
+        if columns:
+            yield f"{'; '.join(map(_clause, columns))}; {words}."
+
+
+def _clause(of: Score | Column) -> str:
+    """A title, and what it means."""
+    title = of.title[:1].upper() + of.title[1:]
+    return f"{title}: {of.legend}" if of.legend else title
 
 
 def _of_poisons(results: Results) -> str:
     """The verdicts' meaning, by scores with a known null law."""
     verdict = results.recipe.verdict
-    rests = {share: rests_in_words(results.rests(share)) for share in results.poison_budgets}
+    rests = {
+        share: rests_in_words(results.rests(share), results.scores_shown)
+        for share in results.poison_budgets
+    }
     if len(set(rests.values())) == 1:
         told = next(iter(rests.values()))
     else:
@@ -393,12 +402,12 @@ def _of_poisons(results: Results) -> str:
     )
 
 
-def rests_in_words(rests: Sequence[Rest]) -> str:
+def rests_in_words(rests: Sequence[Rest], scores: Mapping[str, Score]) -> str:
     """What REMOVED rests on."""
     effects: dict[str, list[str]] = {}
     for score, effect in rests:
         effects.setdefault(score, []).append(EFFECTS[effect])
-    told = [f"{SCORE_NAMES[score]} ({', '.join(names)})" for score, names in effects.items()]
+    told = [f"{scores[score].title} ({', '.join(names)})" for score, names in effects.items()]
     return " and ".join(told) or "nothing, as the initial model shows no poison"
 
 

@@ -28,7 +28,7 @@ from marshtest.reporting.tables import (
     write_table,
 )
 from marshtest.results.comparison import LEGEND as COMPARISON
-from marshtest.results.leaderboard import LEGEND, leaderboard
+from marshtest.results.leaderboard import LEGEND
 from marshtest.results.merging import Merged, read_all
 from marshtest.results.summary import Results
 
@@ -43,7 +43,7 @@ def write_report(results: Results) -> Path:
     write(results.summary, folder / "summary.csv")
     if len(results.moved):
         write(results.moved, folder / "shifts.csv")
-    if "error" in results.score_names:
+    if results.recipe.attack.shown.table2:
         write(table2(results), folder / "table2.csv")
     write(markdown(results).encode(), folder / "summary.md")
     page = folder / "report.html"
@@ -93,7 +93,7 @@ def write_all(merged: Merged, folder: Path) -> Path:
         sections.append((results, _pictures(results, figures, f"{stem}-")))
         write(results.summary, tables / f"{stem}-summary.csv")
         write_table(table(results), tables / f"{stem}-table", legend(results))
-        if "error" in results.score_names:
+        if results.recipe.attack.shown.table2:
             write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
@@ -107,8 +107,8 @@ def write_all(merged: Merged, folder: Path) -> Path:
         write_table(shown.table, tables / f"{stem}-table", shown.legend)
     ranking = None
     several = len({results.recipe.attack.name for results in merged.results}) > 1
-    if several and not (board := leaderboard(merged.results)).empty:
-        ranking = (ranking_table(board), LEGEND)
+    if several and not (board := ranking_table(merged.results)).empty:
+        ranking = (board, LEGEND)
         write_table(ranking[0], tables / "leaderboard", LEGEND)
     names = [of.recipe.name for of, _ in sections] + [of.study.settings.name for of in studies]
     title = names[0] if len(names) == 1 else f"{len(names)} experiments"
@@ -155,7 +155,9 @@ def _caption(name: str, results: Results) -> str:
         at.append(f"poison budget {100 * results.poison_budget:g} %")
     if len(results.budgets) > 1 and name not in BY_BUDGET:
         at.append(f"compute budget {100 * results.budget:g} %")
-    return f"{CAPTIONS[name]} At {' and '.join(at)}." if at else CAPTIONS[name]
+    effect = results.recipe.attack.shown.effect
+    caption = effect.caption if effect and name == effect.figure else CAPTIONS[name]
+    return f"{caption} At {' and '.join(at)}." if at else caption
 
 
 def _shown(study: Study, folder: Path, before: str = "") -> Shown:

@@ -43,8 +43,8 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     else, if one is left over in each, these two.
 
     Columns: `a` and `b` (unlearner, and by what two versions of it differ), `poison_budget`, `budget`,
-    `measure`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`, `p` (corrected), `p_better`
-    (that one is better, corrected), `better` ("A", "B" or "").
+    `measure` and its `title`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`,
+    `p` (corrected), `p_better` (that one is better, corrected), `better` ("A", "B" or "").
 
     Raises:
         MarshtestError: the runs are of different settings, or share no seed or no unlearner.
@@ -137,18 +137,20 @@ def _lines(
     rows = [_left(results, _rows(results, cell, share)) for results, cell in ((a, one), (b, other))]
     names = _names(one, other)
     about = {"a": names[0], "b": names[1], "poison_budget": share, "budget": one[-1]}
-    columns = {name: f"{name}_dependence" for name in a.score_names}
-    for measure, column in {ACCURACY: ACCURACY, **columns}.items():
+    titles = {ACCURACY: "accuracy"} | {name: of.title for name, of in a.scores_shown.items()}
+    for measure, title in titles.items():
         pair = rows[0].merge(rows[1], on="seed", suffixes=("_a", "_b"))
-        yield about | _tested(pair, column, measure, "seeds")
+        column = measure if measure == ACCURACY else f"{measure}_dependence"
+        yield about | {"title": title} | _tested(pair, column, measure, "seeds")
     told = [
         results.scores_of(share, _line(results, cell)) for results, cell in ((a, one), (b, other))
     ]
     if all(len(scores) and "id" in scores for scores in told):
         both = told[0].merge(told[1], on=["seed", "id"], suffixes=("_a", "_b"))
-        for name in (name for name in a.recipe.attack.exact if f"{name}_a" in both):
+        for name in (n for n in a.recipe.attack.shown.null_scores if f"{n}_a" in both):
             dependence = both.assign(**{f"{name}_{x}": -both[f"{name}_{x}"] for x in ("a", "b")})
-            yield about | _tested(dependence, name, name, "poisons")
+            tested = _tested(dependence, name, name, "poisons")
+            yield about | {"title": titles[name]} | tested
 
 
 def _names(one: Cell, other: Cell) -> tuple[str, str]:
@@ -176,7 +178,7 @@ def _left(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, with what is left by effects that are compared with a clean twin's."""
     twins = {
         f"{name}_dependence": rows[column] - rows[f"twin_{column}"]
-        for name, column in results.recipe.attack.compared.items()
+        for name, column in results.recipe.attack.shown.reference_columns.items()
     }
     return rows.assign(**twins)
 

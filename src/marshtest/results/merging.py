@@ -15,13 +15,16 @@ import numpy as np
 import pandas as pd
 
 from marshtest.experiment.cells import CELL
-from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.row_file import FILE, Rows, read_file
 from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.summary import Results
 
-VARIED = {"name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"}
+VARIED = {
+    *("name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"),
+    *("metrics", "device"),  # which change no model, or are told by the rows
+}
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
 
 
@@ -111,8 +114,8 @@ def _parts(rows: Rows) -> Iterator[Results]:
 
 def setting(results: Results) -> dict[str, Any]:
     """What two rows must share to be compared."""
-    values = results.recipe.model_dump(mode="json", exclude={*VARIED, "device"})
-    values["data"].pop("path")
+    values = results.recipe.model_dump(mode="json", exclude=VARIED)
+    values["data"].pop("path", None)
     about = next(iter(results.runs.values()))
     first = results.rows.iloc[0]
     return {
@@ -125,13 +128,16 @@ def setting(results: Results) -> dict[str, Any]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys, with dots, at which two settings differ, and both values."""
+    """The keys, with dots, at which two settings differ, and both values.
+
+    What only one of them has and leaves off was added to recipes since the other was written.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*one, *other]):
         a, b = one.get(key), other.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found |= {f"{key}.{sub}": both for sub, both in differences(a, b).items()}
-        elif a != b:
+        elif a != b and ((key in one and key in other) or a or b):
             found[key] = (a, b)
     return found
 
@@ -186,8 +192,9 @@ def _together(one: Results, other: Results) -> Results:
         "unlearners": (*one.recipe.unlearners, *added),
         "poison_budgets": _union(one.recipe.poison_budgets, other.recipe.poison_budgets),
         "budgets": _union(one.recipe.budgets, other.recipe.budgets),
+        "metric_columns": {**other.recipe.metric_columns, **one.recipe.metric_columns},
     }
-    recipe: Recipe = one.recipe.model_copy(update=update)
+    recipe: Recorded = one.recipe.model_copy(update=update)
     there = pd.MultiIndex.from_frame(one.rows[CELL])
 
     def both(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:

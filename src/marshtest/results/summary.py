@@ -5,33 +5,36 @@ Everything here is drawn from rows; scores, shifts and examples lie beside them 
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
-from marshtest.attacks import Attack
 from marshtest.experiment.cells import CELL, cells, groups
-from marshtest.experiment.columns import MEND, check_columns
+from marshtest.experiment.columns import KINDS, MEND, Kind, check_columns, kinds_of
 from marshtest.experiment.prospects import prospects
-from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
 from marshtest.metrics.dependence import NOTHING, Dependence
-from marshtest.metrics.shift import Shift
+from marshtest.metrics.presentation import Column, Score
+from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.tradeoff import interval_of_share
 from marshtest.metrics.trainings import Difference, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.results.kept_models import kept_models, load_kept
+
+if TYPE_CHECKING:  # rows are read without torch
+    from torch import nn
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
-RATES = ("tpr", "tpr_empirical", "tpr_one_sided", "tpr_rank")
 CONTROLS: dict[str, str] = {
     Role.INITIAL: "initial model (no unlearning)",
     Role.RETRAINED: "retrained model",
@@ -55,7 +58,7 @@ class Results:
 
     Attributes:
         folder: where they lie.
-        recipe: what was run; of several runs, all of it.
+        recipe: what was run, as rows tell it; of several runs, all of it.
         rows: one line a model; columns as in docs/rows.md.
         scores: one line a poison and model; empty where the rows came without.
         runs: by hash of recipe, what each run says of itself (see marshtest.experiment.row_file).
@@ -64,7 +67,7 @@ class Results:
     """
 
     folder: Path
-    recipe: Recipe
+    recipe: Recorded
     rows: pd.DataFrame
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -93,7 +96,7 @@ class Results:
             folder: where scores, shifts and examples lie; default beside the rows, of a run.
         """
         about = rows.runs[recipe]
-        parsed = Recipe.parse(about["values"], f"{rows.path}: recipe")
+        parsed = Recorded.of(recipe, about, str(rows.path))
         own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
         if not len(own[own["role"] != "reference"]) or own.duplicated(CELL).any():
             what = (
@@ -104,16 +107,17 @@ class Results:
             raise MarshtestError(
                 f"{rows.path}: rows of recipe {recipe} {what}. Give rows as written."
             )
-        check_columns(own, _columns(parsed.attack), f"{rows.path}: {parsed.attack.name} rows")
-        _check_counts(own, parsed.attack, rows.path)
+        kinds = kinds_of(parsed) | KINDS
+        check_columns(own, _columns(parsed), f"{rows.path}: {parsed.attack.name} rows", kinds)
+        _check_counts(own, parsed, rows.path)
         if folder is None and rows.path.name == FILE:
             folder = rows.path.parent
         needed = {"scores": CELL, "shifts": [*CELL, *Shift._fields], "examples": []}
-        tables = {name: _beside(folder, name, of) for name, of in needed.items()}
+        tables = {name: _beside(folder, name, of, kinds) for name, of in needed.items()}
         found = cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
         return found.placed(parsed)
 
-    def placed(self, recipe: Recipe) -> "Results":
+    def placed(self, recipe: Recorded) -> "Results":
         """The same as rows of `recipe`, each `entry` its place there: merged rows may have others'."""
         places: dict[tuple[str, str], int] = {}
         for place, trials in enumerate(recipe.unlearners):
@@ -130,16 +134,20 @@ class Results:
         rows, scores, shifts = map(of, (self.rows, self.scores, self.shifts))
         return replace(self, recipe=recipe, rows=rows, scores=scores, shifts=shifts)
 
-    @cached_property
-    def score_names(self) -> list[str]:
-        """The scores that verdicts rest on."""
-        attack = self.recipe.attack
-        return [*attack.exact, *attack.compared]
+    @property
+    def scores_shown(self) -> Mapping[str, Score]:
+        """The scores that verdicts rest on, and what a report must know of each."""
+        return self.recipe.attack.shown.scores
+
+    @property
+    def columns_shown(self) -> Mapping[str, Column]:
+        """The rows' further columns that have a title, and what a report must know of each."""
+        return {name: column for name, column in self.recipe.columns.items() if column.title}
 
     @property
     def unit(self) -> str:
         """What a score is averaged over."""
-        return "trainings" if self.recipe.attack.compared else "poisons"
+        return "trainings" if self.recipe.attack.needs_twin else "poisons"
 
     @cached_property
     def poison_budgets(self) -> list[float]:
@@ -197,10 +205,21 @@ class Results:
             tables.append(by_cell.mean().join(spread).reset_index())
         return pd.concat(tables, ignore_index=True)
 
+    @property
+    def models(self) -> pd.DataFrame:
+        """One line a model file of a run with `keep_models=True` (see marshtest.results.kept_models)."""
+        return kept_models(self.folder)
+
+    def load_model(
+        self, line: Mapping[str, Any] | pd.Series, factory: str | Callable[..., Any] | None = None
+    ) -> "nn.Module":
+        """The model of one line of `models` (see marshtest.results.kept_models.load_kept)."""
+        return load_kept(line, factory)
+
     @cached_property
     def gaps(self) -> list[str]:
         """What the recipes ask for and no row tells, in words; nothing is put in its place."""
-        asked = {cell: None for about in self.runs.values() for cell in _cells(about["values"])}
+        asked = {cell: None for hash, run in self.runs.items() for cell in _cells(hash, run)}
         there = set(self.rows[CELL].itertuples(index=False, name=None))
         missing: dict[tuple[Any, ...], list[int]] = {}
         for share, seed, *rest in asked:
@@ -267,8 +286,9 @@ class Results:
 
     def telling(self, share: float) -> list[str]:
         """The scores whose mean REMOVED rests on; empty where no mean shows the poison."""
-        compared = list(self.recipe.attack.compared)
-        return compared or [score for score, effect in self.rests(share) if effect == "mean"]
+        if self.recipe.attack.needs_twin:
+            return list(self.scores_shown)
+        return [score for score, effect in self.rests(share) if effect == "mean"]
 
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
@@ -294,7 +314,7 @@ class Results:
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         keys = list(cells.groups)
         answers = self._judged[share][1]
-        numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *_figures(chosen)]
+        numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *self._averaged(chosen)]
         means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
         of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
         table = pd.concat([*of_cells, means, spreads], axis=1).loc[keys].reset_index()
@@ -311,17 +331,17 @@ class Results:
             rows: of one cell, one a seed.
             full: test accuracy of the retrained model, by seed.
         """
-        settings, targets = self.recipe.verdict, getattr(self.recipe.attack, "targets", 0)
-        line: dict[str, Any] = _success(rows, targets) if targets > 0 else {}
+        settings, line = self.recipe.verdict, dict[str, Any]()
+        for name, column in self.recipe.columns.items():
+            line |= _interval(rows, name, column)
         shown = self._shown(rows)
         if isinstance(shown, Difference):
-            for name in self.recipe.attack.compared:
+            for name in self.scores_shown:
                 line |= shown.columns(name)
         else:
             for name, score in shown.pooled.items():
                 means = np.array([scores[name].value for scores in shown.trainings.values()])
                 line |= score.columns(name) | _over_trainings(name, score.value, means)
-            line |= _rates(rows)
         reference = rows["role"].iloc[0] == "retrained"
         cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
         return line | {
@@ -338,18 +358,24 @@ class Results:
 
     def _shown(self, rows: pd.DataFrame) -> "Evidence | Difference":
         """What the models of one cell show of the poison; its rows are one a seed."""
-        attack = self.recipe.attack
-        if attack.compared:
-            (column,) = attack.compared.values()
+        attack = self.recipe.attack.shown
+        if attack.needs_twin:
+            (column,) = attack.reference_columns.values()
             left = (rows[column] - rows[f"twin_{column}"]).to_numpy(dtype=np.float64)
             return Difference(left, same=bool((rows["twin_same"] == 1).all()))
-        fpr = float(getattr(attack, "fpr", 0.01))
+        fpr = float(attack.fpr)
         return Evidence(
             {
-                int(line["seed"]): {name: Dependence.of(line, name, fpr) for name in attack.exact}
+                int(line["seed"]): {name: Dependence.of(line, name, fpr) for name in attack.scores}
                 for _, line in rows.iterrows()
-            }
+            },
+            attack.scores,
         )
+
+    def _averaged(self, rows: pd.DataFrame) -> list[str]:
+        """Columns of which a summary gives mean and deviation over seeds."""
+        columns = [*self.recipe.attack.shown.reference_columns.values(), *self.recipe.columns]
+        return [column for column in columns if column in rows]
 
     @cached_property
     def _judged(self) -> dict[float, tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]]:
@@ -369,7 +395,7 @@ class Results:
         initial = next((of for key, of in shown.items() if key[0] == "initial"), None)
         alone = [[key] for key in shown.keys() - family]
         answers: dict[tuple[Any, ...], Verdict] = {}
-        if self.recipe.attack.compared:
+        if self.recipe.attack.needs_twin:
             before = (
                 initial
                 if isinstance(initial, Difference)
@@ -417,39 +443,45 @@ def _over_trainings(name: str, value: float, means: NDArray[np.float64]) -> dict
     }
 
 
-def _rates(rows: pd.DataFrame) -> dict[str, float]:
-    """Exact 95 % intervals of the TPRs over the poisons of all seeds."""
-    found: dict[str, float] = {}
-    for rate in (column for column in RATES if column in rows):
-        n = rows["rank_poisons" if rate == "tpr_rank" else "gus_poisons"]
-        share = float((rows[rate] * n).sum() / n.sum()) if n.sum() else math.nan
-        low, high = interval_of_share(share, float(n.sum()))
-        found |= {f"{rate}_low": low, f"{rate}_high": high}
-    return found
+def _interval(rows: pd.DataFrame, name: str, column: Column) -> dict[str, float]:
+    """The binomial 95 % interval of a share, over all seeds; nothing of what is no share."""
+    if column.interval == "seeds" or name not in rows:
+        return {}
+    n = rows[column.count] if isinstance(column.count, str) else rows[name].notna() * column.count
+    total = float(n.sum())
+    share = float((rows[name] * n).sum() / total) if total else math.nan
+    low, high = interval_of_share(share, total, method=column.interval)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _beside(folder: Path | None, name: str, needed: Sequence[str]) -> pd.DataFrame:
+def _beside(
+    folder: Path | None, name: str, needed: Sequence[str], kinds: Mapping[str, Kind]
+) -> pd.DataFrame:
     file = None if folder is None else folder / f"{name}.parquet"
     if file is None or not file.exists():
         return pd.DataFrame()
     found = read_frame(file)
     if len(found):
-        check_columns(found, needed, str(file))
+        check_columns(found, needed, str(file), kinds)
     return found
 
 
-def _columns(attack: Attack) -> Iterator[str]:
-    """What verdicts and tables take from a row of the attack, beside what every row has."""
-    for name in attack.exact:
+def _columns(recipe: Recorded) -> Iterator[str]:
+    """What verdicts and tables take from a row, beside what every row has."""
+    shown = recipe.attack.shown
+    for name in shown.null_scores:
         yield from NOTHING.columns(name)
-    for column in attack.compared.values():
-        yield from (column, f"twin_{column}", "twin_same")
-    yield from attack.figures
+    for reference in shown.reference_columns.values():
+        yield from (reference, f"twin_{reference}", "twin_same")
+    for name, column in recipe.columns.items():
+        yield from (
+            (name, column.count) if isinstance(column.count, str) and column.count else (name,)
+        )
 
 
-def _check_counts(rows: pd.DataFrame, attack: Attack, path: Path) -> None:
+def _check_counts(rows: pd.DataFrame, recipe: Recorded, path: Path) -> None:
     """What tells a score stands together in a row, or is not there at all."""
-    for name in attack.exact:
+    for name in recipe.attack.shown.null_scores:
         counts = [f"{name}_{of}" for of in ("poisons", "undefined", "cells", "tail")]
         missing = rows[counts].isna()
         broken = (missing.any(axis=1) & ~missing.all(axis=1)).to_numpy()
@@ -461,25 +493,8 @@ def _check_counts(rows: pd.DataFrame, attack: Attack, path: Path) -> None:
             )
 
 
-def _cells(values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def _cells(hash: str, run: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     """The cells that a recipe asks for."""
-    recipe = Recipe.parse(values, "recipe")
+    recipe = Recorded.of(hash, run, "recipe")
     for group in groups(recipe):
         yield from (cell.key for cell in cells(recipe, group))
-
-
-def _success(rows: pd.DataFrame, targets: int) -> dict[str, float]:
-    """Wilson's 95 % interval of the share of targets, of all seeds, that get the attacker's label."""
-    measured = rows["target_success"].dropna()
-    tried = len(measured) * targets
-    if not tried:
-        return {"target_success_low": float("nan"), "target_success_high": float("nan")}
-    found = binomtest(round(measured.sum() * targets), tried).proportion_ci(method="wilson")
-    return {"target_success_low": float(found.low), "target_success_high": float(found.high)}
-
-
-def _figures(rows: pd.DataFrame) -> list[str]:
-    """Columns of which a summary gives mean and deviation over seeds."""
-    ends = ("_low", "_high")  # intervals are pooled, not averaged
-    starts = ("tpr", "target", "rest")
-    return [c for c in rows.columns if c.startswith(starts) and not c.endswith(ends)]

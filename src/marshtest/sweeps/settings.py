@@ -148,7 +148,7 @@ def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
 def _foreign(value: Any) -> bool:
     if isinstance(value, Mapping):
         told = (part for key, part in value.items() if key != "description")
-        return value.get("name") == "tensors" or any(map(_foreign, told))
+        return "tensors" in value.values() or any(map(_foreign, told))
     if isinstance(value, list | tuple):
         return any(map(_foreign, value))
     return isinstance(value, str) and ":" in value

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from marshtest.data.samples import Samples
 from marshtest.data.sealed import opened, sealed
-from marshtest.models.state import logits_in
+from marshtest.models.answers import logits_in
 from marshtest.plumbing.seeds import generator
 from marshtest.training.budget import Budget
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError, unknown
-from marshtest.plumbing.identity import digest, name_of
-from marshtest.plumbing.imports import load_object
+from marshtest.plumbing.identity import digest, load_same, name_of
 from marshtest.plumbing.settings import Settings
 from marshtest.training.budget import Budget
 from marshtest.training.loop import OptimizerSettings
@@ -89,18 +88,7 @@ class Custom(Unlearner):
         if self.function is not None:
             return self
         mend = "Give that callable: marshtest.run(…, unlearners=[…])."
-        if "<" in self.name or self.name.startswith("__main__:"):  # <locals>, <lambda>
-            raise MarshtestError(
-                f"unlearners: {self.name} was given in Python when this recipe was stored, and cannot be "
-                f"imported. {mend}"
-            )
-        function = load_object(self.name, "unlearners")
-        source = digest(function, "unlearners")
-        if self.source not in ("", source):
-            raise MarshtestError(
-                f"unlearners: {self.name} is not what it was when this recipe was stored (source "
-                f"{self.source}, now {source}). {mend} Or leave out `source` to run it as it is now."
-            )
+        function, source = load_same(self.name, self.source, "unlearners", mend)
         return self.model_copy(update={"source": source, "function": function})
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:

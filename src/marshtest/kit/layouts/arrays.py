@@ -52,9 +52,11 @@ class Stored:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
     def offset(self, row: int) -> int:
+        """The byte of the stream at which a row begins."""
         return self.start + row * self.row_bytes
 
 

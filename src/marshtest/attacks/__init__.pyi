@@ -1,0 +1,12 @@
+from .base import Attack as Attack
+from .base import CraftingContext as CraftingContext
+from .base import Effect as Effect
+from .base import Knowledge as Knowledge
+from .base import Poisoned as Poisoned
+from .gaussian import Gaussian as Gaussian
+from .gradient_canceling import GradientCanceling as GradientCanceling
+from .gradient_matching import GradientMatching as GradientMatching
+from .table import ATTACKS as ATTACKS
+from .table import ForeignAttack as ForeignAttack
+from .table import parse_attack as parse_attack
+from .trigger_word import TriggerWord as TriggerWord

@@ -1,0 +1,156 @@
+"""What a report must know of an attack, without torch: it stands beside the attack, and beside its rows."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from marshtest.metrics.presentation import Column, Name, Score, Text
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
+
+OF_A_SCORE = [  # ends of the columns that rows and summaries have of a score
+    *(
+        "_dependence",
+        "_error",
+        "_low",
+        "_high",
+        "_p",
+        "_poisons",
+        "_undefined",
+        "_hidden",
+        "_spread",
+    ),
+    *("_spread_error", "_between", "_cells", "_tail", "_trainings", "_trainings_error", "_margin"),
+    *("_trainings_low", "_trainings_high", "_ties", "_wider"),
+]
+
+
+class EffectFigure(Settings):
+    """How the attack's effect is drawn, beside the test accuracy.
+
+    Attributes:
+        axis: name of the axis.
+        columns: by the row's column, its name in the figure's legend; two at most.
+        nothing: the effect where nothing is left of the poison, a number or the name of the attack's
+            option; None where it is not known.
+        high: end of the axis; None leaves it to the values.
+        figure: name of the figure of one poison budget and compute budget; "" draws none.
+        caption: what that figure shows.
+    """
+
+    axis: Text
+    columns: dict[Name, Text] = Field(min_length=1, max_length=2)
+    nothing: float | str | None = None
+    high: float | None = None
+    figure: str = Field("", pattern="^[a-z0-9-]*$", max_length=60)
+    caption: Text = ""
+
+
+class Presentation(Settings):
+    """An attack in a report: its names, its scores, its further columns.
+
+    Numbers may be given by the name of one of the attack's options, and texts may hold `{option}`; `filled`
+    puts the values in their places.
+
+    Attributes:
+        title: the attack's short name, heads a column of the leaderboard.
+        kind: its poisons, in words.
+        scores: what verdicts rest on: any number of scores with a known null law, or one without.
+        columns: what else its rows hold.
+        effect: how figures show the effect; without it they show accuracy and what is left.
+        fpr: false positive rate of the tail test and of all TPRs.
+        draws: fresh draws among which a score ranks each poison, which bounds the score; None for no bound.
+        table2: whether the rows fill the paper's Table 2, test accuracy by compute budget.
+        shuffled: what its control of shuffled poisons is, in words; "" for an attack without one.
+        on_texts: what was done to a text beside its label, in words.
+    """
+
+    title: Text
+    kind: Text
+    scores: dict[Name, Score] = Field(min_length=1, max_length=8)
+    columns: dict[Name, Column] = {}
+    effect: EffectFigure | None = None
+    fpr: float | str = 0.01
+    draws: int | str | None = None
+    table2: bool = False
+    shuffled: Text = ""
+    on_texts: Text = ""
+
+    @model_validator(mode="after")
+    def _is_one_story(self) -> Self:
+        if self.needs_twin and len(self.scores) > 1:
+            raise ValueError(
+                "presentation.scores: a score without a null law must be the only one. Leave out others."
+            )
+        drawn = self.effect.columns if self.effect else {}
+        if strange := drawn.keys() - self.columns:
+            raise ValueError(
+                f"presentation.effect: {min(strange)!r} is not among the columns. Name it there."
+            )
+        refuse_taken(self.scores, self.columns, "presentation.columns")
+        return self
+
+    @property
+    def needs_twin(self) -> bool:
+        """Whether the effect has no known null law, and is compared with that of a clean twin."""
+        return bool(self.reference_columns)
+
+    @property
+    def null_scores(self) -> dict[str, Score]:
+        """The scores with a known null law."""
+        return {name: score for name, score in self.scores.items() if score.column is None}
+
+    @property
+    def reference_columns(self) -> dict[str, str]:
+        """By score without a null law, the row's column that is compared with a clean twin's."""
+        return {name: score.column for name, score in self.scores.items() if score.column}
+
+    def filled(self, options: Mapping[str, Any]) -> Self:
+        """The same with the options' values in the places of their names.
+
+        Raises:
+            MarshtestError: a number is named that is no option of the attack.
+        """
+        values = self.model_dump()
+        values["fpr"] = _number(values["fpr"], options, "fpr")
+        values["draws"] = _number(values["draws"], options, "draws")
+        if values["effect"]:
+            values["effect"]["nothing"] = _number(values["effect"]["nothing"], options, "nothing")
+        for column in values["columns"].values():
+            if column["count"] in options:
+                column["count"] = _number(column["count"], options, "count")
+        return self.parse(_worded(values, options), "presentation")
+
+
+def refuse_taken(scores: Iterable[str], columns: Iterable[str], where: str) -> None:
+    """Raise where a column has the name of a score, or of what a summary says of one."""
+    of_scores = {f"{score}{part}" for score in scores for part in ("", *OF_A_SCORE)}
+    if taken := of_scores.intersection(columns):
+        raise ValueError(f"{where}: {min(taken)!r} is a column of a score's. Take another name.")
+
+
+def _number(value: Any, options: Mapping[str, Any], field: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    option = options.get(value)
+    if not isinstance(option, int | float) or isinstance(option, bool):
+        raise MarshtestError(
+            f"presentation.{field}: {value!r} names no number among the attack's options. Give a number."
+        )
+    return option
+
+
+def _worded(value: Any, options: Mapping[str, Any]) -> Any:
+    """The same with options in the places of `{option}` in its texts."""
+    if isinstance(value, dict):
+        return {key: _worded(of, options) for key, of in value.items()}
+    if not isinstance(value, str):
+        return value
+
+    def option(match: re.Match[str]) -> str:
+        number = options.get(match[1], match[0])
+        return f"{number:g}" if isinstance(number, float) else str(number)
+
+    return re.sub(r"\{(\w+)\}", option, value)

@@ -1,0 +1,139 @@
+"""A recipe as rows tell it: to be read, not run, so neither torch nor anybody's code is needed for it."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from marshtest.attacks.presentation import Presentation, refuse_taken
+from marshtest.experiment.verdict_settings import VerdictSettings
+from marshtest.metrics.presentation import Column, Name
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.settings import Settings
+from marshtest.plumbing.yaml_files import file_name
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Part(Settings):
+    """A part of a recipe; the values that nobody here asks for are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class RecordedNamed(_Part):
+    """Data, a model or an unlearner, with its values."""
+
+    name: str
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """All values but the name, as rows tell them."""
+        return dict(self.model_extra or {})
+
+
+class RecordedTraining(_Part):
+    """The training of the initial and of the retrained model."""
+
+    epochs: int | float = Field(gt=0)
+
+
+class RecordedAttack(RecordedNamed):
+    """An attack: its name, its options, and what a report must know of it."""
+
+    shown: Presentation = Field(exclude=True)
+
+    @property
+    def needs_twin(self) -> bool:
+        """Whether the effect has no known null law, and is compared with that of a clean twin."""
+        return self.shown.needs_twin
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a model was trained on shuffled poisons."""
+        return bool(self.shown.shuffled)
+
+
+class Recorded(_Part):
+    """A recipe that was read from rows; fields are those of marshtest.experiment.recipe.Recipe.
+
+    Attributes:
+        hash: of the recipe.
+        metric_columns: the rows' columns that metrics beside the attack's measured.
+    """
+
+    name: Annotated[str, AfterValidator(file_name)]
+    description: str = ""
+    data: RecordedNamed
+    model: RecordedNamed
+    training: RecordedTraining
+    attack: RecordedAttack
+    poison_budgets: tuple[Share, ...] = Field(min_length=1)
+    unlearners: tuple[Annotated[tuple[RecordedNamed, ...], Field(min_length=1)], ...]
+    budgets: tuple[Share, ...] = Field(min_length=1)
+    budget_unit: Literal["compute", "epochs"] = "compute"
+    seeds: int = Field(1, ge=1, le=100_000)
+    first_seed: int = Field(0, ge=0, le=10**12)
+    reference: bool = False
+    verdict: VerdictSettings = VerdictSettings()
+    hash: str = Field("", exclude=True)
+    metric_columns: dict[Name, Column] = Field({}, exclude=True)
+
+    @classmethod
+    def of(cls, hash: str, run: Mapping[str, Any], where: str) -> Self:
+        """The recipe of a run, from what its rows say of it.
+
+        Args:
+            hash: of the recipe.
+            run: its `values`; its `presentation` and `metrics`, if it has any.
+            where: how a complaint begins.
+
+        Raises:
+            MarshtestError: a value is not as a recipe has it, or nothing tells how to present the attack.
+        """
+        values = dict(run["values"])
+        attack = values.get("attack")
+        if isinstance(attack, Mapping):
+            shown = _presentation(attack, run.get("presentation"), where)
+            values["attack"] = {**attack, "shown": shown}
+        beside = {"hash": hash, "metric_columns": run.get("metrics") or {}}
+        return cls.parse({**values, **beside}, f"{where}: recipe")
+
+    @model_validator(mode="after")
+    def _columns_are_apart(self) -> Self:
+        shown = self.attack.shown
+        refuse_taken(shown.scores, self.metric_columns, "metrics")
+        if twice := shown.columns.keys() & self.metric_columns.keys():
+            raise ValueError(
+                f"metrics: {min(twice)!r} is a column of the attack's. Take another name."
+            )
+        return self
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The rows' further columns that a report shows: the attack's, then the metrics'."""
+        return {**self.attack.shown.columns, **self.metric_columns}
+
+
+def _presentation(attack: Mapping[str, Any], given: Any, where: str) -> Presentation:
+    """What the rows say of the attack; of one that ships with the package, what its class says.
+
+    Raises:
+        MarshtestError: neither says anything, or something else than a presentation.
+    """
+    try:
+        if given is not None:
+            return Presentation.parse(given, "presentation").filled(attack)
+        table = import_module("marshtest.attacks.table")  # with torch, for rows that came without
+        name = str(attack.get("name"))
+        if name in table.ATTACKS:
+            made = table.parse_attack(attack, "attack")
+            shown: Presentation = made.shown
+            return shown
+    except MarshtestError as error:
+        raise MarshtestError(f"{where}: attack {attack.get('name')}: {error}") from None
+    raise MarshtestError(
+        f"{where}: nothing tells how rows of attack {name!r} are presented. Give rows that this version of "
+        "marshtest wrote: run the recipe again."
+    )

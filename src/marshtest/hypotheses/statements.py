@@ -1,0 +1,82 @@
+"""Whether a hypothesis holds, from the rows of its study alone."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import ttest_1samp
+
+ALPHA = 0.05  # level of the tests behind a statement
+RANDOM = "random"  # the set of clean samples
+
+
+def of_shift(rows: pd.DataFrame) -> str:
+    """Say whether the first hypothesis holds, a set at a time, all of it taken out, by one-sided t tests.
+
+    They are of log(shift / shift of as many random samples), L1, paired over seeds, at level 0.05.
+    """
+    main = rows[rows["weight_decay"] == rows["weight_decay"].iloc[0]]
+    shifts = main.pivot_table("l1", "seed", "set", sort=False)
+    return " ".join(
+        _verdict(str(name), np.log(shifts[name] / shifts[RANDOM]).to_numpy())
+        for name in shifts
+        if name != RANDOM
+    )
+
+
+def _verdict(name: str, logs: NDArray[np.float64]) -> str:
+    """One set's sentence, from its log ratios."""
+    further, nearer = p_values(logs)
+    return (
+        f"Hypothesis 1 {answer(further, nearer)} here for {name}: taking it out shifts θ "
+        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples (p {further:.2g} "
+        "that it is no further)."
+    )
+
+
+def of_orthogonality(rows: pd.DataFrame) -> str:
+    """Say whether the second hypothesis holds, by one-sided paired t tests over seeds, both at level 0.05.
+
+    It does where the poisons' cosine lies surely below the random samples', and below that of descent
+    from a random start; it does not where it lies surely above either.
+    """
+    of = {name: lines.set_index("seed") for name, lines in rows.groupby("set")}
+    poison, random = of["poisons"], of[RANDOM]
+    own = poison["cosine_corrupted"]
+    rivals = (random["cosine_corrupted"], poison["cosine_random"])
+    tests = [p_values((rival - own).to_numpy()) for rival in rivals]
+    below, above = max(p for p, _ in tests), min(p for _, p in tests)
+    return (
+        f"Hypothesis 2 {answer(below, above)} here: the cosine of clean gradients with the "
+        f"way to be unlearned is {own.mean():.3f} for poisons, {rivals[0].mean():.3f} for random "
+        f"samples that shift as far, {rivals[1].mean():.3f} from a random start (p {below:.2g} "
+        "that the first is no smaller)."
+    )
+
+
+def answer(holds: float, fails: float) -> str:
+    """'holds', 'does not hold' or 'is not settled', from two one-sided p-values.
+
+    Args:
+        holds: for "the hypothesis does not hold".
+        fails: for "the hypothesis does not fail".
+    """
+    if holds < ALPHA:
+        return "holds"
+    return "does not hold" if fails < ALPHA else "is not settled"
+
+
+def p_values(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """p-values of two t tests: the mean is not above zero, and it is not below; nan of one value."""
+    if len(differences) < 2:
+        return math.nan, math.nan
+    above = float(ttest_1samp(differences, 0, alternative="greater").pvalue)
+    return above, 1 - above
+
+
+STATEMENTS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "shift": of_shift,
+    "orthogonality": of_orthogonality,
+}

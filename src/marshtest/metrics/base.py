@@ -1,0 +1,45 @@
+"""The contract of a metric: a measure of any model, whatever the attack, in columns of its row."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from marshtest.data.samples import Samples
+from marshtest.metrics.presentation import Column
+from marshtest.plumbing.choice import Choice
+from marshtest.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a metric may look at beside the model.
+
+    Attributes:
+        forget: the poisons, as the initial model was trained on them: the members of a membership score.
+        retain: the other training samples.
+        test: samples that no model was trained on, of the same law as the clean training samples.
+        held_out: validation samples, which no model was trained on either; may be empty.
+        task: what turns samples into losses.
+        seed: of whatever is drawn; the global draws of torch, NumPy and Python are seeded with it too.
+    """
+
+    forget: Samples
+    retain: Samples
+    test: Samples
+    held_out: Samples
+    task: Task
+    seed: int
+
+
+class Metric(Choice, ABC):
+    """A measure of models; its fields are its options."""
+
+    # The columns that it adds to a model's row, and what a report must know of each.
+    columns: ClassVar[Mapping[str, Column]]
+
+    @abstractmethod
+    def measure(self, model: nn.Module, question: Question) -> Mapping[str, float]:
+        """A number for each of `columns`; nan where it is undefined. The model is not changed."""
