@@ -41,8 +41,8 @@ def parse_trials(entry: Entry) -> tuple[Unlearner, ...]:
     """The trials of one entry of a recipe's `unlearners`; a user's callable is not imported yet.
 
     Args:
-        entry: a name, a mapping of a name and hyper-parameters, or a Python callable. A list as the value of
-            a hyper-parameter is a search: the entry becomes one trial for each combination of values.
+        entry: a name, a mapping of a name and hyper-parameters, or a Python callable. A list as the value
+            of a hyper-parameter is a search: the entry becomes one trial for each combination of values.
 
     Raises:
         MarshtestError: the entry names no unlearner, or a hyper-parameter is bad.
