@@ -10,7 +10,7 @@ from marshtest.cli import screen
 from marshtest.plumbing.errors import MarshtestError
 
 if TYPE_CHECKING:
-    from marshtest.unlearning.facts import Fact
+    from marshtest.plumbing.facts import Fact
 
 
 def check(
