@@ -118,7 +118,7 @@ class _Measuring(Protocol):
 
 class _Shown(Protocol):
     @property
-    def presentation(self) -> Presentation: ...
+    def shown(self) -> Presentation: ...
 
 
 def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
@@ -127,7 +127,7 @@ def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
     Raises:
         MarshtestError: a column is not named as columns are, or its name is taken.
     """
-    shown, owners = attack.presentation, dict[str, str]()
+    shown, owners = attack.shown, dict[str, str]()
     for metric in metrics:
         where = f"metrics.{metric.name}"
         try:
