@@ -107,9 +107,10 @@ def test_a_report_is_drawn_again_from_the_rows_alone(done: Results, tmp_path: Pa
 
 
 def test_two_runs_are_compared(done: Results, tmp_path: Path) -> None:
-    other = marshtest.run({**RECIPE, "first_seed": 2}, out=tmp_path / "other")
+    faster = {"unlearners": [{"name": "homemade:fine_tuned", "lr": 0.1}]}
+    other = marshtest.run({**RECIPE, **faster}, out=tmp_path / "other")
     lines = marshtest.compare(done, other)
-    assert set(lines["a"]) == {"homemade:fine_tuned"}
+    assert all("homemade:fine_tuned" in name for name in lines["a"])
     assert "flipped probability" in set(lines["title"])
 
 
