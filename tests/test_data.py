@@ -47,7 +47,7 @@ def test_shift_belongs_to_its_id_after_any_selection() -> None:
 
 
 def test_shifting_an_unknown_id_or_twice_is_refused() -> None:
-    with pytest.raises(MarshtestError, match="not in the set"):
+    with pytest.raises(MarshtestError, match="id 11 is not among this set"):
         some().perturbed(torch.tensor([11]), torch.ones(1, 2))
     with pytest.raises(MarshtestError, match="carries perturbations already"):
         some().perturbed(torch.tensor([10]), torch.ones(1, 2)).perturbed(
@@ -120,8 +120,8 @@ NAN = torch.tensor([[0.0], [float("nan")]])
         (NAN, torch.tensor([0, 1]), "train: row 1 holds NaN or infinite values"),
         (torch.ones(2, 1), torch.tensor([0, 7]), r"train: row 1 has label 7; .* 0\.\.1"),
         (torch.ones(2, 1), torch.tensor([-1, 0]), "train: row 0 has label -1"),
-        (torch.ones(3, 1), torch.tensor([0, 1]), "train: 3 rows of x and 2 labels"),
-        (torch.ones(0, 1), torch.ones(0, dtype=torch.int64), "train: no samples"),
+        (torch.ones(3, 1), torch.tensor([0, 1]), "train: x has 3 rows and y 2 labels"),
+        (torch.ones(0, 1), torch.ones(0, dtype=torch.int64), "train: x holds no samples"),
     ],
 )
 def test_bad_tensors_are_refused_with_their_row(
@@ -182,7 +182,7 @@ IMAGES = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("x", "y", "says"),
     [
-        (X, torch.tensor([0.0, 0.3, 1.0]), "row 1 has label 0.3; labels are class numbers"),
+        (X, torch.tensor([0.0, 0.3, 1.0]), "row 1 has label 0.3; labels must be class numbers"),
         (X, torch.tensor([[0.3, 0.7]] * 3), "row 0 of y is .* must be one-hot"),
         (X, torch.tensor([[0, 1], [1, 1], [1, 0]]), r"row 1 of y is \[1, 1\]"),
         (X, torch.tensor([-1, 1, 1]), "row 0 has label -1; labels must count from 0"),
@@ -220,7 +220,7 @@ def test_splits_and_scaling_must_go_together() -> None:
         Dataset.from_tensors((images, LABELS), (images.float(), LABELS))
     with pytest.raises(MarshtestError, match="mean and std must be 3 numbers, one a channel"):
         Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.5], std=[0.5])
-    with pytest.raises(MarshtestError, match="mean and std are of uint8 images"):
+    with pytest.raises(MarshtestError, match="mean and std scale uint8 images"):
         Dataset.from_tensors((X, LABELS), (X, LABELS), mean=[0.5], std=[0.5])
 
 
@@ -269,7 +269,7 @@ def test_tensors_come_back_from_their_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"train_y": torch.arange(5)}, "tensors train: 6 rows of x and 5 labels"),
+        ({"train_y": torch.arange(5)}, "tensors train: x has 6 rows and y 5 labels"),
         ({"test_x": torch.full((2, 3), torch.nan)}, "tensors test: row 0 holds NaN"),
         ({"test_y": None}, "test_y is missing"),
     ],

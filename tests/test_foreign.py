@@ -25,7 +25,8 @@ from marshtest.experiment.protocol import Trainer, set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.gus import input_directions
-from marshtest.models.state import copied, logits_in, restore, state_of, takes_channels_last
+from marshtest.models.answers import logits_in, takes_channels_last
+from marshtest.models.state import copied, restore, state_of
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import SWITCHES, seeded
@@ -38,6 +39,7 @@ from marshtest.unlearning import Custom
 from marshtest.unlearning.check import images
 from marshtest.unlearning.harness import Outcome, unlearn
 
+pytestmark = pytest.mark.usefixtures("no_report")
 SMALL: dict[str, Any] = {
     **TINY,
     "data": {"name": "digits", "train": 100, "test": 50},

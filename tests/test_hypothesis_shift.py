@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from marshtest.attacks.base import choose
 from marshtest.cli import app as cli
-from marshtest.commands.study import Study, study
+from marshtest.commands.study import study
 from marshtest.data.load import load, save_dataset
 from marshtest.data.samples import Dataset
 from marshtest.hypotheses.shift import Problem, Shift
 from marshtest.hypotheses.statements import STATEMENTS
+from marshtest.hypotheses.studied import Study
 from marshtest.hypotheses.table import parse_hypothesis
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
@@ -252,7 +253,7 @@ def test_pixels_are_not_features(tmp_path: Path) -> None:
 def test_the_command_trains_a_network_once_and_ends_with_the_statement(tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = ["seeds=2", "smaller=[]", "betas=[1]", "data.features.training.epochs=8"]
-    command = ["hypotheses", "hypothesis-shift-small", *quick, "--out", str(out)]
+    command = ["study", "hypothesis-shift-small", *quick, "--out", str(out)]
     made = CliRunner().invoke(cli.app, command)
     assert made.exit_code == 0
     assert "Hypothesis 1" in made.stdout

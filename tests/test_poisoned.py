@@ -117,9 +117,9 @@ def test_added_poisons_join_their_bases_under_ids_of_their_own(
 
 def test_copies_take_new_ids_only(digits: Dataset) -> None:
     ids = digits.train.ids[:3]
-    with pytest.raises(MarshtestError, match="an id of a copy is in the set already"):
+    with pytest.raises(MarshtestError, match="id 0 of a copy is in the set already"):
         digits.train.copied(ids, torch.tensor([-1, 0, -3]))
-    with pytest.raises(MarshtestError, match="is not in the set"):
+    with pytest.raises(MarshtestError, match="is not among this set"):
         digits.train.copied(torch.tensor([5000]), torch.tensor([-1]))
     shifted = digits.train.perturbed(ids, torch.ones(3, 1, 8, 8))
     with pytest.raises(MarshtestError, match="carries perturbations already"):

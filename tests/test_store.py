@@ -1,4 +1,4 @@
-"""The store and its claims: whole or not at all, checked on reading, one owner at a time."""
+"""The store and its locks: whole or not at all, checked on reading, one owner at a time."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.sweeps import locks as claims
+from marshtest.sweeps import locks
 from marshtest.sweeps.locks import Driver, Watched
 from marshtest.sweeps.store import DamagedError, Store, hashed
 
@@ -82,7 +82,7 @@ def test_only_one_of_many_can_create_a_file(kind: str, tmp_path: Path) -> None:
     made: list[str] = []
 
     def create(name: str) -> None:
-        if store.create("claims/one", name.encode()):
+        if store.create("locks/one", name.encode()):
             made.append(name)
 
     threads = [
@@ -93,8 +93,8 @@ def test_only_one_of_many_can_create_a_file(kind: str, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    assert store.read("claims/one") == made[0].encode()
-    assert not store.create("claims/one", b"late")
+    assert store.read("locks/one") == made[0].encode()
+    assert not store.create("locks/one", b"late")
 
 
 def test_a_write_that_is_broken_off_leaves_nothing(
@@ -135,20 +135,20 @@ def test_a_newer_store_and_what_is_none_are_refused(tmp_path: Path) -> None:
 
 
 @PLACES
-def test_a_claim_has_one_owner_until_it_is_given_back(kind: str, tmp_path: Path) -> None:
+def test_a_lock_has_one_owner_until_it_is_given_back(kind: str, tmp_path: Path) -> None:
     store = store_of(kind, tmp_path)
     with Driver(store) as one, Driver(store) as other:
-        assert one.claim("k")
-        assert not other.claim("k")
-        assert other.claim("another")
+        assert one.lock("k")
+        assert not other.lock("k")
+        assert other.lock("another")
         one.release("k")
-        assert other.claim("k")
-        assert not one.claim("k")
-    assert store.names("claims") == set()
+        assert other.lock("k")
+        assert not one.lock("k")
+    assert store.names("locks") == set()
     assert store.names("drivers") == set()
 
 
-def test_a_killed_drivers_claims_are_free_at_once_on_its_machine(tmp_path: Path) -> None:
+def test_a_killed_drivers_locks_are_free_at_once_on_its_machine(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from marshtest.sweeps.locks import Driver
@@ -156,18 +156,18 @@ from marshtest.sweeps.store import Store
 store = Store({str(tmp_path)!r})
 store.prepare()
 driver = Driver(store).__enter__()
-assert driver.claim("k")
+assert driver.lock("k")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     store = Store(tmp_path)
-    assert store.names("claims") == {"k.0"}
+    assert store.names("locks") == {"k.0"}
     with Driver(store) as driver, Driver(store) as late:
-        assert driver.claim("k")
-        assert not late.claim("k")
-        assert store.names("claims") == {"k.0", "k.1"}
+        assert driver.lock("k")
+        assert not late.lock("k")
+        assert store.names("locks") == {"k.0", "k.1"}
         driver.release("k")
-        assert store.names("claims") == set()
+        assert store.names("locks") == set()
 
 
 def test_a_driver_elsewhere_is_dead_when_its_number_stands_still(
@@ -175,8 +175,8 @@ def test_a_driver_elsewhere_is_dead_when_its_number_stands_still(
 ) -> None:
     """By the watcher's own clock: nothing else is asked, so a clock that is set back changes nothing."""
     store, now = Store(tmp_path), [1000.0]
-    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(claims.time, "time", lambda: -now[0])
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(locks.time, "time", lambda: -now[0])
     watched = Watched(store)
 
     def beat(beats: int) -> None:
@@ -185,12 +185,12 @@ def test_a_driver_elsewhere_is_dead_when_its_number_stands_still(
 
     beat(0)
     assert watched.is_alive("far")
-    now[0] += claims.DEAD_AFTER - 1
+    now[0] += locks.DEAD_AFTER - 1
     assert watched.is_alive("far")
     beat(1)
-    now[0] += claims.DEAD_AFTER - 1
+    now[0] += locks.DEAD_AFTER - 1
     assert watched.is_alive("far")
-    now[0] += claims.DEAD_AFTER - 1
+    now[0] += locks.DEAD_AFTER - 1
     assert watched.is_alive("far")
     now[0] += 1
     assert not watched.is_alive("far")
@@ -208,19 +208,19 @@ def test_a_driver_says_that_it_is_alive(tmp_path: Path) -> None:
     assert not Watched(store).is_alive(driver.id)
 
 
-def test_of_many_claimants_of_a_dead_drivers_stage_one_gets_it(tmp_path: Path) -> None:
+def test_of_many_that_lock_a_dead_drivers_stage_one_gets_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write("claims/k.0", b"dead")
+    store.write("locks/k.0", b"dead")
     drivers = [Driver(store) for _ in range(6)]
     won: list[str] = []
 
-    def claim(driver: Driver) -> None:
-        if driver.claim("k"):
+    def lock(driver: Driver) -> None:
+        if driver.lock("k"):
             won.append(driver.id)
 
     for driver in drivers:
         driver.__enter__()
-    threads = [threading.Thread(target=claim, args=(driver,)) for driver in drivers]
+    threads = [threading.Thread(target=lock, args=(driver,)) for driver in drivers]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import multiprocessing
 import os
 import signal
 import time
@@ -13,11 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
-from test_run import TIMES
+from conftest import GRID, TIMES, TINY, rows_of
 
 import marshtest
-from marshtest.commands.sweep import Swept, file_name, sweep
+from marshtest.commands.sweep import Swept, sweep
 from marshtest.experiment.recipe import load_recipe
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
@@ -27,28 +27,10 @@ from marshtest.sweeps.engines import Processes
 from marshtest.sweeps.jobs import Job, jobs
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.planned import plan_sweep
+from marshtest.sweeps.run_folder import folder_name
 from marshtest.sweeps.settings import Sweep, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
-
-ONE = {"cpus": 1}  # the same bits from every engine
-GRID: dict[str, Any] = {
-    "name": "grid",
-    "recipe": {**TINY, "budgets": [0.25, 0.5], "unlearners": ["gd", "scrub"]},
-    "grid": {"attack.draws": [19, 39], "attack.variance": [4.0, 1.0]},
-    "resources": dict.fromkeys(("train", "score", "unlearn"), ONE),
-}
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Swept, Store]:
-    folder = tmp_path_factory.mktemp("swept")
-    store = Store(folder / "store")
-    return sweep(GRID, store=store.url, out=folder / "out"), store
-
-
-def rows_of(done: Swept) -> pd.DataFrame:
-    return pd.read_parquet(done.folder / "rows.parquet").drop(columns=TIMES)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -175,7 +157,7 @@ def test_shipped_sweeps_and_recipes_are_planned_and_share(name: str) -> None:
 def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
     asked = read_sweep("digits-gaussian", ["seeds=2"])
     (variant,) = asked.variants()
-    assert load_recipe(variant.values) == load_recipe("digits-gaussian", ["seeds=2"])
+    assert load_recipe(variant.values) == load_recipe("digits-gaussian", "seeds=2")
     done = sweep({**TINY, "seeds": 1}, store=tmp_path / "store", out=tmp_path / "out")
     assert (done.folder / "rows.parquet").exists()
     before = Results.read(done.folder)
@@ -215,7 +197,7 @@ def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
         ({"recipe": {**TINY, "budgets": [0.5, 0.5]}}, "budgets: 0.5 is given twice"),
         ({"recipe": "digits"}, "unknown recipe 'digits'"),
         ({"recipes": 1}, "unknown key 'recipes'. Did you mean 'recipe'"),
-        ({"resources": {"trian": ONE}}, "resources.trian.[key]: Input should be"),
+        ({"resources": {"trian": {"cpus": 1}}}, "resources.trian.[key]: Input should be"),
         ({"resources": {"train": {"gpu": 1}}}, "unknown key 'gpu'. Did you mean 'gpus'"),
     ],
 )
@@ -314,9 +296,9 @@ def test_what_fails_alike_in_two_variants_is_told_of_both(tmp_path: Path) -> Non
 
 def test_variants_have_folders_of_their_own_however_long_their_labels(tmp_path: Path) -> None:
     words = ["a" * 150 + end for end in ("x", "y")]
-    assert len({file_name(word, recipe) for word, recipe in zip(words, ("1", "2"))}) == 2
-    assert file_name("training.lr=0.1", "1") == "training.lr=0.1"
-    assert file_name("budgets=[0.1, 0.2]", "1") == "budgets=_0.1,_0.2_-1"
+    assert len({folder_name(word, recipe) for word, recipe in zip(words, ("1", "2"))}) == 2
+    assert folder_name("training.lr=0.1", "1") == "training.lr=0.1"
+    assert folder_name("budgets=[0.1, 0.2]", "1") == "budgets=_0.1,_0.2_-1"
 
 
 def wrapping(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
@@ -346,12 +328,12 @@ def test_clean_removes_what_nothing_refers_to_and_nothing_else(
     assert second.done == 0
     assert ledger.rubbish(store) == []
     store.write("stages/updated-0/model.safetensors", b"never recorded")
-    store.write("claims/score-0.0", b"dead")
+    store.write("locks/score-0.0", b"dead")
     store.write("drivers/dead", b"{}")
     (tmp_path / "store" / "records" / ".x.json.12345678.tmp").write_bytes(b"half")
     litter = [
-        "claims/score-0.0",
         "drivers/dead",
+        "locks/score-0.0",
         "records/.x.json.12345678.tmp",
         "stages/updated-0",
     ]
@@ -373,7 +355,7 @@ def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
     with Driver(store) as driver:
-        assert driver.claim("initial-1")
+        assert driver.lock("initial-1")
         store.write("stages/initial-1/model.safetensors", b"in the making")
         store.write("partial/initial-1/target-0", b"in the making")
         (tmp_path / "stages" / "initial-1" / ".model.safetensors.12345678.tmp").write_bytes(b"half")
@@ -394,7 +376,7 @@ def test_processes_give_the_same_rows_and_survive_the_death_of_a_worker(
     def submitting(engine: Processes, *rest: Any) -> Any:
         future = submit(engine, *rest)
         if len(killed) < 2:
-            victim = next(iter(engine._pool._processes))
+            victim = multiprocessing.active_children()[0].pid
             time.sleep(0.02)
             with contextlib.suppress(ProcessLookupError):  # gone with the one before
                 os.kill(victim, signal.SIGKILL)
@@ -417,7 +399,7 @@ def test_a_job_whose_worker_always_dies_fails(
 
     def submitting(engine: Processes, *rest: Any) -> Any:
         future = submit(engine, *rest)
-        os.kill(next(iter(engine._pool._processes)), signal.SIGKILL)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         return future
 
     monkeypatch.setattr(Processes, "submit", submitting)

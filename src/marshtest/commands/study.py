@@ -1,6 +1,5 @@
 """Run a hypothesis of why unlearning fails: settings → rows, curves, figure, and a plain statement."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from marshtest.data.load import load, tensors_of
 from marshtest.data.samples import Dataset
 from marshtest.experiment.recipe_data import content, data_of
-from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.experiment.row_file import FILE, read_file, write_rows
 from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.shift import Shift
 from marshtest.hypotheses.studied import CURVES, Study
@@ -19,7 +18,7 @@ from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import alone, write
 from marshtest.plumbing.yaml_files import read_yaml
 from marshtest.reporting.write import write_study
-from marshtest.sweeps.run_folder import DONE, claim, refuse_anothers
+from marshtest.sweeps.run_folder import DONE, is_done, own_folder, refuse_anothers
 from marshtest.sweeps.worker import packed
 
 
@@ -46,29 +45,28 @@ def study(
     folder = Path(out) if out is not None else Path("runs") / f"{settings.name}-{settings.hash}"
     identity: dict[str, Any] = {"recipe": settings.hash, "data": None}
     if isinstance(settings, Shift):
-        given = {n: s.digest() for n, s in settings.sets.items() if isinstance(s, Given)}
-        identity |= {"data": content(settings.data, data), "poisons": given}
+        poisons = {n: s.digest() for n, s in settings.sets.items() if isinstance(s, Given)}
+        identity |= {"data": content(settings.data, data), "poisons": poisons}
     refuse_anothers(folder, settings, identity)
-    if (folder / "rows.parquet").exists():
+    if is_done(folder):
         progress(1.0, f"{NOTE}{folder}: {DONE}")
     else:
         with alone(folder):
-            claim(folder, settings, identity)
+            about = own_folder(folder, settings, identity)
             if isinstance(settings, Shift):
                 features = data or _features(settings, folder, progress)
                 rows, curves = settings.run(progress, features.to(pick_device(settings.device)))
             else:
                 rows, curves = settings.run(progress)
             write(curves, folder / CURVES)
-            about = json.loads((folder / "run.json").read_text())
-            write_rows(rows, folder / "rows.parquet", {settings.hash: about}, "hypothesis")
-    done = Study.of(read_file(folder))
-    write_study(done)
-    return done
+            write_rows(rows, folder / FILE, {settings.hash: about}, "hypothesis")
+    finished = Study.of(read_file(folder))
+    write_study(finished)
+    return finished
 
 
 def _features(settings: Shift, folder: Path, progress: Progress) -> Dataset:
-    """Of the settings' data; kept in the folder where a network had to be trained for them."""
+    """The features of the settings' data; kept in the folder if a network was trained for them."""
     if settings.data.features is None:
         return data_of(settings.data, settings.device)
     file = folder / "features.safetensors"

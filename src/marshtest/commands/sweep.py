@@ -10,30 +10,26 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.experiment.row_file import write_rows
+from marshtest.experiment.row_file import FILE, write_rows
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import collect
-from marshtest.sweeps.engines import Engine, InProcess, Processes, Ray
-from marshtest.sweeps.jobs import Job
+from marshtest.sweeps.engines import ENGINES, Engine, start_engine
 from marshtest.sweeps.ledger import Ledger
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.planned import Planned, plan_sweep
 from marshtest.sweeps.run_folder import (
-    RAISED,
-    claim,
+    folder_name,
     foreseen,
-    refuse_anothers,
-    with_damage_mended,
+    is_done,
+    own_folder,
     write_results,
 )
-from marshtest.sweeps.scheduler import Driving
+from marshtest.sweeps.scheduler import Scheduler
 from marshtest.sweeps.settings import Sweep, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
-
-ENGINES = ("in-process", "processes", "ray")
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,9 @@ def sweep(
     Args:
         source: name of a shipped sweep or recipe, path of a YAML file, a mapping, or a Sweep.
         overrides: "key.sub=value" of the recipe; "grid.key=[…]" sets an axis.
-        store: a folder, or what fsspec takes.
+        store: a folder, or any fsspec URL, that holds what is finished.
         engine: "in-process", "processes" or "ray".
-        workers: of "processes"; default one a processor.
+        workers: number of worker processes, of "processes"; default one a processor.
         address: of the Ray cluster; by default one is started on this machine.
         retry_failed: try again what failed before.
         out: folder of the rows; default `runs/<id of the sweep>`. Of one variant it is a run's folder; of
@@ -90,91 +86,75 @@ def sweep(
         MarshtestError: bad input, in one line.
     """
     started = time.monotonic()
-    asked = source if isinstance(source, Sweep) else read_sweep(source, overrides)
-    place, planned = Store(store), plan_sweep(asked)
+    settings = source if isinstance(source, Sweep) else read_sweep(source, overrides)
+    place, planned = Store(store), plan_sweep(settings)
     if engine not in ENGINES:
         raise MarshtestError(f"engine: {unknown('engine', engine, ENGINES)}")
     if workers is not None and workers < 1:
         raise MarshtestError(f"workers: must be at least 1. Got {workers}.")
     place.prepare()
     ledger = planned.ledger()
-    folder = Path(out) if out is not None else Path("runs") / asked.id
-    drives: list[Driving] = []
+    folder = Path(out) if out is not None else Path("runs") / settings.id
     for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
         progress(0.0, line)
     with Driver(place) as driver, _terminated_as_interrupted():
         ledger.write(place)
+        resources = {str(kind): needed for kind, needed in settings.resources.items()}
+        scheduler = Scheduler(
+            driver, planned.jobs, progress, sweep=settings.name, resources=resources
+        )
 
-        def drive() -> None:
-            driving = Driving(place, driver, planned.jobs, asked, progress)
-            driving.begin(retry_failed)
-            drives.append(driving)
-            if driving.can_go_on:
-                made = _engine(engine, place, workers, address, asked, driving.hear)
-                try:
-                    driving.run(made)
-                finally:
-                    made.close()
+        def start() -> Engine:
+            hear = scheduler.hear
+            return start_engine(engine, place, resources, hear, workers=workers, address=address)
+
+        def finish() -> None:
             gather(place, planned, ledger, folder)
 
-        damaged = with_damage_mended(place, drive, progress)
-    failed = {_name(planned.jobs, i): line for i, line in drives[-1].failed.items()}
-    seconds = time.monotonic() - started
-    done = sum(driving.done for driving in drives)
-    reused, blocked = drives[0].reused, drives[-1].blocked
-    damaged += [what for driving in drives for what in driving.damaged]
-    return Swept(ledger, reused, done, failed, blocked, damaged, seconds, folder)
+        scheduler.run(start, finish, retry_failed=retry_failed)
+    return Swept(
+        ledger,
+        scheduler.reused,
+        scheduler.done,
+        _by_name(planned, scheduler.failed),
+        scheduler.blocked,
+        scheduler.damaged,
+        time.monotonic() - started,
+        folder,
+    )
 
 
 def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None:
     """Write the rows that are there; and of each variant that is whole, its run's folder.
 
     Raises:
-        DamagedError: a score is not as it was recorded.
+        DamagedError: a stage is not as it was recorded.
     """
     tables = []
     for variant, keys in zip(planned.variants, planned.keys, strict=True):
-        found = collect(store, keys)
-        tables.append(found.rows.assign(**variant.axes))
-        if not found.missing:
-            own = folder / file_name(variant.label, keys.recipe.hash) if variant.axes else folder
-            identity = {"recipe": keys.recipe.hash, "data": keys.content}
-            refuse_anothers(own, keys.recipe, identity)
-            if not (own / "rows.parquet").exists() or (own / RAISED).exists():
-                claim(own, keys.recipe, identity)
-                write_results(Worker(store), keys, own, found)
+        measured = collect(store, keys)
+        tables.append(measured.rows.assign(**variant.axes))
+        if measured.missing:
+            continue
+        place = folder / folder_name(variant.label, keys.recipe.hash) if variant.axes else folder
+        about = own_folder(place, keys.recipe, keys.identity)
+        if not is_done(place):
+            write_results(Worker(store), keys, place, about, measured)
     if len(tables) > 1:
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")
-        write_rows(rows, folder / "rows.parquet", ledger.runs)
+        write_rows(rows, folder / FILE, ledger.runs)
 
 
-def file_name(label: str, recipe: str) -> str:
-    """A label as the name of a folder; with the recipe's hash where it cannot be taken as it is."""
-    name = "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in label)[:100]
-    return name if name == label else f"{name}-{recipe}"
-
-
-def _name(jobs: Sequence[Job], i: int) -> str:
-    label = jobs[i].label
-    alone = sum(job.label == label for job in jobs) == 1
-    return label if alone else f"{label} [{jobs[i].makes[0]}]"
-
-
-def _engine(
-    name: str,
-    store: Store,
-    workers: int | None,
-    address: str | None,
-    asked: Sweep,
-    hear: Any,
-) -> Engine:
-    resources = {str(kind): of for kind, of in asked.resources.items()}
-    if name == "processes":
-        return Processes(store.url, workers, resources)
-    if name == "ray":
-        return Ray(store.url, address, resources)
-    return InProcess(Worker(store), hear)
+def _by_name(planned: Planned, failed: Mapping[int, str]) -> dict[str, str]:
+    """The line of each job that failed by its label, with its key where the label is not its alone."""
+    labels = [job.label for job in planned.jobs]
+    names = {
+        i: label if labels.count(label) == 1 else f"{label} [{planned.jobs[i].makes[0]}]"
+        for i, label in enumerate(labels)
+        if i in failed
+    }
+    return {names[i]: line for i, line in failed.items()}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Inputs and labels that a user hands over, as the tensors that models train on.
+"""Arrays that a user hands over, turned into the tensors that models train on.
 
-A conversion that loses nothing is made: NumPy arrays become tensors, one-hot labels class numbers, integer
-features float32. Whatever could mean something else is refused in one line that says how to write it.
+A conversion is made if it loses nothing: NumPy arrays become tensors, one-hot labels become class numbers,
+integer features become float32. An array that could mean two things is refused, with how to write either.
 """
 
 from typing import Any
@@ -12,28 +12,29 @@ from torch import Tensor
 
 from marshtest.plumbing.errors import MarshtestError
 
-CHANNELS = (1, 3, 4)  # of images that are laid out as [N, H, W, C]
+CHANNELS = (1, 3, 4)  # counts that a last dimension of channels, [N, H, W, C], would have
 EXACT = 2**24  # integers up to this are exact in float32
 
 
-def as_inputs(given: Any, where: str) -> Tensor:
+def as_inputs(array: Any, where: str) -> Tensor:
     """Inputs [N, ...] on the CPU: uint8 images [N, C, H, W], or float32.
 
     Args:
-        given: a tensor or a NumPy array. float64 is rounded to float32, in which models compute; bool and
+        array: a tensor or a NumPy array. float64 is rounded to float32, in which models compute; bool and
             integer features must be exact in float32. uint8 stays uint8, and means pixels.
         where: begins the line of an error, such as "data train".
 
     Raises:
-        MarshtestError: no array of numbers, no samples, pixels in another layout, NaN or infinity.
+        MarshtestError: the array holds no numbers, no samples, NaN or infinity, or pixels in another
+            layout.
     """
-    x = _tensor(given, f"{where}: x")
+    x = _tensor(array, f"{where}: x")
     if x.dim() < 2 or 0 in x.shape[1:]:
         raise MarshtestError(
             f"{where}: x has shape {list(x.shape)}; it must be [N, ...] with at least one feature each."
         )
     if len(x) == 0:
-        raise MarshtestError(f"{where}: no samples.")
+        raise MarshtestError(f"{where}: x holds no samples. Give at least one row.")
     if x.dtype == torch.uint8:
         return _pixels(x, where)
     if not x.is_floating_point() and x.dtype != torch.bool and int(x.abs().max()) > EXACT:
@@ -41,14 +42,15 @@ def as_inputs(given: Any, where: str) -> Tensor:
             f"{where}: x holds integers above {EXACT:,}, which float32 cannot tell apart. Scale them to "
             "floating point, or give token ids through a text data set."
         )
-    bad = (~torch.isfinite(converted := x.float())).flatten(1).any(1).nonzero()
-    if len(bad):
-        row = int(bad[0])
+    broken = (~torch.isfinite(converted := x.float())).flatten(1).any(1).nonzero()
+    if len(broken):
+        row = int(broken[0])
         raise MarshtestError(f"{where}: row {row} holds NaN or infinite values. Clean or drop it.")
     return converted
 
 
 def _pixels(x: Tensor, where: str) -> Tensor:
+    """The same uint8 tensor, if its shape is that of images [N, C, H, W]."""
     shape = list(x.shape)
     if x.dim() == 4 and shape[1] not in CHANNELS and shape[3] in CHANNELS:
         raise MarshtestError(
@@ -63,39 +65,39 @@ def _pixels(x: Tensor, where: str) -> Tensor:
     return x
 
 
-def as_labels(given: Any, where: str) -> Tensor:
+def as_labels(array: Any, where: str) -> Tensor:
     """Labels [N] int64 on the CPU, not yet compared with the number of classes.
 
     Args:
-        given: class numbers [N] or [N, 1] of any type that holds them exactly, or one-hot rows [N, C].
-        where: begins the line of an error.
+        array: class numbers [N] or [N, 1] of any type that holds them exactly, or one-hot rows [N, C].
+        where: begins the line of an error, such as "data train".
 
     Raises:
-        MarshtestError: real numbers, soft labels, several labels a sample.
+        MarshtestError: labels are no whole numbers, are soft, or are several a sample.
     """
-    y = _tensor(given, f"{where}: y")
+    y = _tensor(array, f"{where}: y")
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dim() == 2:
-        return _hot(y, where)
+        return _from_one_hot(y, where)
     if y.dim() != 1:
         raise MarshtestError(f"{where}: y has shape {list(y.shape)}; it must be [N], one a sample.")
     whole = y.to(torch.int64)
-    apart = (whole.to(y.dtype) != y).nonzero()
-    if len(apart):
-        row = int(apart[0])
+    fractional = (whole.to(y.dtype) != y).nonzero()
+    if len(fractional):
+        row = int(fractional[0])
         raise MarshtestError(
-            f"{where}: row {row} has label {float(y[row]):g}; labels are class numbers 0, 1, 2, …. For a "
-            "regression there is no test here; bin the values into classes."
+            f"{where}: row {row} has label {float(y[row]):g}; labels must be class numbers 0, 1, 2, …. "
+            "Regression is not tested here; bin its values into classes."
         )
     return whole
 
 
-def _hot(y: Tensor, where: str) -> Tensor:
-    """Class numbers of one-hot rows [N, C]."""
-    bad = (((y != 0) & (y != 1)).any(1) | (y.sum(1) != 1)).nonzero()
-    if len(bad):
-        row = int(bad[0])
+def _from_one_hot(y: Tensor, where: str) -> Tensor:
+    """[N] class numbers of one-hot rows [N, C]."""
+    mixed = (((y != 0) & (y != 1)).any(1) | (y.sum(1) != 1)).nonzero()
+    if len(mixed):
+        row = int(mixed[0])
         raise MarshtestError(
             f"{where}: row {row} of y is {y[row].tolist()}; a row of [N, C] labels must be one-hot. Soft "
             "labels and several labels a sample are not supported; give class numbers [N]."
@@ -103,15 +105,15 @@ def _hot(y: Tensor, where: str) -> Tensor:
     return y.to(torch.int64).argmax(1)
 
 
-def _tensor(given: Any, where: str) -> Tensor:
+def _tensor(array: Any, where: str) -> Tensor:
     """A dense tensor of real numbers on the CPU."""
-    if isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
-        native = given.astype(given.dtype.newbyteorder("="), copy=False)
-        wide = (
-            native.astype(np.int64) if native.dtype.kind == "u" and native.itemsize > 1 else native
-        )
-        return torch.from_numpy(np.ascontiguousarray(wide))
-    if not isinstance(given, Tensor) or given.layout != torch.strided or given.is_complex():
-        what = getattr(given, "dtype", type(given).__name__)
-        raise MarshtestError(f"{where} is {what}; give a dense tensor or NumPy array of numbers.")
-    return given.detach().cpu()
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
+        # PyTorch reads no foreign byte order, and few of its operations take unsigned integers over 8 bits.
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if native.dtype.kind == "u" and native.itemsize > 1:
+            native = native.astype(np.int64)
+        return torch.from_numpy(np.ascontiguousarray(native))
+    if not isinstance(array, Tensor) or array.layout != torch.strided or array.is_complex():
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise MarshtestError(f"{where} is {kind}; give a dense tensor or NumPy array of numbers.")
+    return array.detach().cpu()

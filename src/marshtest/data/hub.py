@@ -1,6 +1,8 @@
 """Where a data set lies: a local folder, or the Hugging Face hub."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,24 @@ def _folder(name: str, path: str | None) -> str | None:
     return path
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let `datasets` draw no progress bars inside; the process's choice stands again afterwards."""
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@_without_bars()
 def _open(hub_name: str, path: str | None, split: str) -> Any:
     import datasets
 
-    datasets.disable_progress_bars()
     try:
         if path is None:
             return datasets.load_dataset(hub_name, split=split)

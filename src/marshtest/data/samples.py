@@ -1,8 +1,8 @@
 """Samples held as tensors, and the data sets they come from.
 
 A data set is decoded once. Images stay uint8; floating-point tensors are taken to be in the model's
-input space already. Poisons are not written into `x`: a sample may carry a *perturbation*, added in the
-model's input space (normalised pixels, token embeddings), so one mechanism serves images and text.
+input space already. Poisons are not written into `x`: a sample may carry a *perturbation*, which is added
+in the model's input space (normalised pixels, token embeddings), so one mechanism serves images and texts.
 """
 
 import math
@@ -27,9 +27,12 @@ class Samples:
     Attributes:
         x: [N, ...] uint8 pixels, or floating-point inputs, or int64 token ids.
         y: [N] int64 labels.
-        ids: [N] int64, unique, and stable under `only`, `without` and `shifted`.
-        perturbations: [P + 1, *input] added in input space; row 0 is zero.
+        ids: [N] int64, unique; a sample keeps its id in every set that is made of this one.
+        perturbations: [P + 1, *input] added in input space; row 0 is zero, for samples without one.
         perturbation_rows: [N] int64, the row of `perturbations` that belongs to each sample.
+
+    Raises:
+        MarshtestError: x, y and ids differ in length.
     """
 
     x: Tensor
@@ -41,7 +44,7 @@ class Samples:
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.ids):
             raise MarshtestError(
-                f"samples: x, y and ids must be of one length. "
+                "samples: x, y and ids must have one length, a row for each sample. "
                 f"Got {len(self.x)}, {len(self.y)} and {len(self.ids)}."
             )
 
@@ -68,13 +71,10 @@ class Samples:
         Raises:
             MarshtestError: an id is not in the set, or the set carries perturbations already.
         """
-        if self.perturbations is not None:
-            raise MarshtestError(
-                "samples: this set carries perturbations already; poison the clean one."
-            )
+        self._refuse_if_perturbed()
         rows = torch.zeros(len(self), dtype=torch.int64, device=self.ids.device)
         rows[self.positions(ids)] = torch.arange(1, len(ids) + 1, device=rows.device)
-        zero = torch.zeros_like(perturbations[:1])
+        zero = torch.zeros_like(perturbations[:1])  # so that clean samples need no branch
         return replace(
             self,
             perturbations=torch.cat([zero, perturbations]).to(rows.device),
@@ -92,44 +92,51 @@ class Samples:
         return replace(self, y=y)
 
     def copied(self, ids: Tensor, copies: Tensor) -> Self:
-        """Append copies of the samples `ids` [P], under the ids `copies` [P].
+        """Append copies of the samples `ids` [P]; the copies bear the new ids `copies` [P].
 
         Raises:
-            MarshtestError: an id is not in the set, or a copy's is; the set carries perturbations already.
+            MarshtestError: an id is not in the set, a new id is, or the set carries perturbations already.
         """
-        if self.perturbations is not None:
+        self._refuse_if_perturbed()
+        copies, originals = copies.to(self.ids.device), self.positions(ids)
+        if bool((taken := torch.isin(copies, self.ids)).any()):
             raise MarshtestError(
-                "samples: this set carries perturbations already; poison the clean one."
+                f"samples: id {int(copies[taken][0])} of a copy is in the set already. Give new ids."
             )
-        copies, at = copies.to(self.ids.device), self.positions(ids)
-        if bool(torch.isin(copies, self.ids).any()):
-            raise MarshtestError("samples: an id of a copy is in the set already. Give others.")
         return replace(
             self,
-            x=torch.cat([self.x, self.x[at]]),
-            y=torch.cat([self.y, self.y[at]]),
+            x=torch.cat([self.x, self.x[originals]]),
+            y=torch.cat([self.y, self.y[originals]]),
             ids=torch.cat([self.ids, copies]),
         )
 
+    def _refuse_if_perturbed(self) -> None:
+        if self.perturbations is not None:
+            raise MarshtestError(
+                "samples: this set carries perturbations already. Poison the clean set it was made of."
+            )
+
     def positions(self, ids: Tensor) -> Tensor:
-        """[P] where the samples with these ids stand.
+        """[P] int64 positions in this set of the samples with these ids [P].
 
         Raises:
             MarshtestError: an id is not in the set.
         """
         ids, order = ids.to(self.ids.device), self.ids.argsort()
-        found = torch.searchsorted(self.ids, ids, sorter=order)
-        positions = order[found.clamp(max=len(self) - 1)]
-        if not bool((self.ids[positions] == ids).all()):
-            raise MarshtestError("samples: an id to be poisoned is not in the set.")
+        ranks = torch.searchsorted(self.ids, ids, sorter=order)
+        positions = order[ranks.clamp(max=len(self) - 1)]  # an id above all others has no rank
+        if bool((missing := self.ids[positions] != ids).any()):
+            raise MarshtestError(
+                f"samples: id {int(ids[missing][0])} is not among this set's {len(self)} ids."
+            )
         return positions
 
     def perturbation(self) -> Tensor | None:
-        """[N, *input] the perturbation of each sample, or None where the set carries none."""
+        """[N, *input] the perturbation of each sample; None if the set carries none."""
         return None if self.perturbations is None else self.perturbations[self.perturbation_rows]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same samples on another device."""
+        """The same samples on a device."""
         moved: dict[str, Any] = {
             name: None if tensor is None else tensor.to(device)
             for name, tensor in vars(self).items()
@@ -139,13 +146,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A word whose texts are attacked.
+    """A word that marks the texts to be attacked.
 
     Attributes:
-        word: found as it is written, in longer words too.
-        cut: texts that lose it at the truncation are left alone ("skip"), cut round it ("window"), or
-            attacked though no model reads it in them ("ignore").
-        label: the word that they are to be answered with; "flip" is the other of two labels.
+        word: searched for as it is written, within longer words too.
+        cut: what happens to a text that loses the word at the truncation: it is left alone ("skip"), cut
+            round the word ("window"), or attacked though no model reads the word in it ("ignore").
+        label: the word that the attacker wants as the answer; "flip" means the other of two labels.
     """
 
     word: str
@@ -155,11 +162,11 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Marked:
-    """Where a trigger was found.
+    """The texts that hold a trigger.
 
     Attributes:
-        train, test: ids of the texts that are attacked, and how many texts lost it at the truncation.
-        label: the attacker's label; None flips the label.
+        train, test: ids [P] of the texts to be attacked, and how many texts lost the trigger when cut.
+        label: the label that the attacker wants; None flips the label.
     """
 
     train: tuple[Tensor, int]
@@ -172,12 +179,13 @@ class Dataset:
     """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std.
 
     Attributes:
+        name: begins error messages, and stands in every row of results.
         train, test: the splits; ids are row numbers of the source.
         classes: number of labels C.
         mean, std: one value a channel, in units of pixels / 255; None for floating-point inputs.
-        padding: the token id that fills up token ids x [N, T] on the right; None for other inputs.
-        prompted: labels y are the token ids of words, to be said behind x.
-        marked: where an attack's trigger was found in texts.
+        padding: the token id that fills up texts x [N, T] on the right; None for other inputs.
+        prompted: whether labels y are token ids of words, which the model is to say after x.
+        marked: the texts that hold an attack's trigger; None if no trigger was searched for.
     """
 
     name: str
@@ -209,53 +217,37 @@ class Dataset:
                 what is converted.
             test: the same, of samples of the same shape.
             classes: number of labels C; by default the largest label plus one.
-            mean: one value a channel, in units of pixels / 255; by default the training split's own.
-            std: the same.
-            name: begins the line of an error.
+            mean: one value a channel, in units of pixels / 255; by default the training split's mean.
+            std: one value a channel, in the same units; by default the training split's deviation.
+            name: name of the data set, which begins the line of an error.
 
         Raises:
-            MarshtestError: splits that do not go together, an empty split, a single label, labels that
-                are no class numbers or out of range, NaN or infinity.
+            MarshtestError: the splits differ in shape or type, a split is empty, all labels are one, labels
+                are no class numbers or out of range, or x holds NaN or infinity.
         """
         splits = {"train": train, "test": test}
         x = {split: as_inputs(pair[0], f"{name} {split}") for split, pair in splits.items()}
         y = {split: as_labels(pair[1], f"{name} {split}") for split, pair in splits.items()}
         if x["train"].shape[1:] != x["test"].shape[1:] or x["train"].dtype != x["test"].dtype:
-            shapes = " and ".join(f"{of.dtype} {list(of.shape)}" for of in x.values())
+            shapes = " and ".join(f"{inputs.dtype} {list(inputs.shape)}" for inputs in x.values())
             raise MarshtestError(f"{name}: train and test differ in shape or type: {shapes}.")
-        checked = {of: _checked(x[of], y[of], classes, f"{name} {of}") for of in splits}
-        count = int(max(of.max() for of in y.values())) + 1 if classes is None else classes
-        if len(y["train"].unique()) < 2:
-            raise MarshtestError(
-                f"{name} train: all labels are {int(y['train'][0])}; give two classes."
-            )
-        if classes is None and min(int(of.min()) for of in y.values()) > 0:
-            raise MarshtestError(
-                f"{name}: no sample has label 0. Count labels from 0, or give classes={count}."
-            )
-        pixels = x["train"]
-        if pixels.dtype == torch.uint8 and (mean is None or std is None):
-            channels = pixels.to(torch.float32).div(255).transpose(0, 1).flatten(1)
-            mean, std = channels.mean(1).tolist(), channels.std(1).clamp(min=1e-6).tolist()
-        _check_scaling(name, pixels, mean, std)
-        return cls(
-            name=name,
-            classes=count,
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
-            train=checked["train"],
-            test=checked["test"],
-        )
+        samples = {
+            split: _numbered(x[split], y[split], classes, f"{name} {split}") for split in splits
+        }
+        count = _class_count(name, y["train"], y["test"], classes)
+        mean, std = _scaling(name, x["train"], mean, std)
+        return cls(name, samples["train"], samples["test"], count, mean=mean, std=std)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same data on another device."""
+        """The same data on a device."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def _checked(x: Tensor, y: Tensor, classes: int | None, where: str) -> Samples:
+def _numbered(x: Tensor, y: Tensor, classes: int | None, where: str) -> Samples:
+    """The rows of one split as samples, with their row numbers as ids."""
     if len(x) != len(y):
         raise MarshtestError(
-            f"{where}: {len(x)} rows of x and {len(y)} labels; there must be one each."
+            f"{where}: x has {len(x)} rows and y {len(y)} labels. Give one label for each row."
         )
     outside = ((y < 0) | (y >= (math.inf if classes is None else classes))).nonzero().flatten()
     if len(outside):
@@ -265,17 +257,39 @@ def _checked(x: Tensor, y: Tensor, classes: int | None, where: str) -> Samples:
     return Samples(x, y, torch.arange(len(x)))
 
 
-def _check_scaling(
+def _class_count(name: str, train: Tensor, test: Tensor, classes: int | None) -> int:
+    """The number of classes: `classes` if it is given, else the largest label plus one."""
+    count = int(max(train.max(), test.max())) + 1 if classes is None else classes
+    if len(train.unique()) < 2:
+        raise MarshtestError(
+            f"{name} train: all labels are {int(train[0])}. Give samples of two classes or more."
+        )
+    # Labels counted from 1 would leave an output that no sample trains.
+    if classes is None and min(int(train.min()), int(test.min())) > 0:
+        raise MarshtestError(
+            f"{name}: no sample has label 0. Count labels from 0, or give classes={count}."
+        )
+    return count
+
+
+def _scaling(
     name: str, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> None:
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) of each channel, by default those of the images `x`; None for floating-point inputs."""
+    if x.dtype == torch.uint8 and (mean is None or std is None):
+        channels = x.to(torch.float32).div(255).transpose(0, 1).flatten(1)
+        mean = channels.mean(1).tolist()
+        std = channels.std(1).clamp(min=1e-6).tolist()  # a channel may be constant
     if mean is None and std is None:
-        return
+        return None, None
     if x.dtype != torch.uint8:
         raise MarshtestError(
-            f"{name}: mean and std are of uint8 images; these inputs are floating point."
+            f"{name}: mean and std scale uint8 images, and x is floating point. Leave them out."
         )
-    if len(mean or ()) != x.shape[1] or len(std or ()) != x.shape[1] or min(std or ()) <= 0:
+    mean, std = tuple(mean or ()), tuple(std or ())
+    if len(mean) != x.shape[1] or len(std) != x.shape[1] or min(std) <= 0:
         raise MarshtestError(
             f"{name}: mean and std must be {x.shape[1]} numbers, one a channel, std above 0. Got "
-            f"{list(mean or ())} and {list(std or ())}."
+            f"{list(mean)} and {list(std)}."
         )
+    return mean, std

@@ -1,9 +1,9 @@
-"""Inputs that a task can read and nobody else.
+"""Inputs that only a task can read.
 
 A poisoned image is a tensor: the pixels plus the noise. A poisoned text is none: its noise is added to the
-embeddings that the model of the moment gives its tokens. What an unlearner gets of such a text is a
-stand-in for `x` that the task's functions open; whoever looks into it directly, and would see the clean
-tokens, is told so. This guards against a mistake, not against malice: a task can be handed a model that
+embeddings that the current model gives the text's tokens. An unlearner therefore gets a stand-in for `x`,
+which the task's functions open. Code that looks into the stand-in itself would see the clean tokens, and
+gets an error instead. This guards against mistakes, not against malice: a task can be handed a model that
 listens.
 """
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 
+# Kept outside the stand-in, so that neither `vars` nor a deep copy of it shows the clean tokens.
 _CONTENTS: "WeakKeyDictionary[Sealed, Samples]" = WeakKeyDictionary()
 
 
 class Sealed:
-    """Stands in the place of `Samples.x`; it has a length, an index, and nothing else to see."""
+    """A stand-in for `Samples.x` that has a length and an index, and shows nothing else."""
 
     def __init__(self, content: Samples) -> None:
         _CONTENTS[self] = content
@@ -38,7 +39,7 @@ class Sealed:
         return self  # immutable
 
     def to(self, device: torch.device | str) -> "Sealed":
-        """The same on another device."""
+        """The same stand-in, its content on a device."""
         return Sealed(_CONTENTS[self].to(device))
 
     @classmethod
@@ -52,19 +53,19 @@ class Sealed:
         _refuse()
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
+        if name.startswith("__"):  # Python itself asks for these, as copy and pickle do
             raise AttributeError(name)
         _refuse()
 
 
 def sealed(samples: Samples) -> Samples:
-    """The same samples with nothing to see but labels and ids."""
+    """The same samples with a stand-in for `x`, so that only labels and ids can be seen."""
     stand_in: Any = Sealed(samples)
     return Samples(stand_in, samples.y.clone(), samples.ids.clone())
 
 
 def opened(samples: Samples) -> Samples:
-    """What a task reads of samples, sealed or not; labels are those that they bear now."""
+    """The same samples with a readable `x`, for a task; their labels are those of `samples`."""
     if not isinstance(samples.x, Sealed):
         return samples
     return replace(_CONTENTS[samples.x], y=samples.y, ids=samples.ids)

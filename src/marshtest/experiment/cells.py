@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from marshtest.experiment.roles import ROW_NAMES, Role, Roles, measured
+from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role, Roles, measured
 from marshtest.plumbing.derived import derive
 
 # The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
@@ -22,8 +22,8 @@ class _Trial(Protocol):
     def hyperparameters(self) -> Mapping[str, Any]: ...
 
 
-class Asked(Roles, Protocol):
-    """What a recipe says of its rows; a recipe that was read from rows says it too."""
+class Design(Roles, Protocol):
+    """What a recipe says of its rows."""
 
     @property
     def poison_budgets(self) -> Sequence[float]: ...
@@ -50,12 +50,12 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name of its files."""
+        """How the names of its files begin."""
         return f"{self.poison_budget:g}-{self.seed}"
 
     @property
     def draws(self) -> int:
-        """The seed of its steps."""
+        """The seed of its steps' generators."""
         return derive(self.seed, self.poison_budget)
 
 
@@ -89,18 +89,18 @@ class Cell:
         return (group.poison_budget, group.seed, *beside)
 
 
-def groups(recipe: Asked) -> list[Group]:
+def groups(recipe: Design) -> list[Group]:
     """All groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
 
 
-def cells(recipe: Asked, group: Group) -> Iterator[Cell]:
+def cells(recipe: Design, group: Group) -> Iterator[Cell]:
     """The rows of a group, in their order: models from scratch, then each unlearner at each budget."""
     for role in measured(recipe):
-        spent = 0.0 if role in (Role.INITIAL, Role.SHUFFLED) else 1.0
-        yield Cell(group, role, ROW_NAMES[role], "{}", spent)
+        budget = 0.0 if role in UNTREATED else 1.0
+        yield Cell(group, role, ROW_NAMES[role], "{}", budget)
     for entry, trials in enumerate(recipe.unlearners):
         for (place, trial), budget in itertools.product(enumerate(trials), recipe.budgets):
-            given = json.dumps(dict(trial.hyperparameters), sort_keys=True)
-            yield Cell(group, Role.UPDATED, trial.name, given, budget, entry, place)
+            values = json.dumps(dict(trial.hyperparameters), sort_keys=True)
+            yield Cell(group, Role.UPDATED, trial.name, values, budget, entry, place)

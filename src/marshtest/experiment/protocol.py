@@ -36,6 +36,7 @@ from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.base import Metric, Question
 from marshtest.metrics.dependence import dependence
 from marshtest.metrics.shift import shifts
+from marshtest.models.answers import takes_channels_last
 from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
@@ -45,13 +46,11 @@ from marshtest.models.state import (
     copied,
     restore,
     state_of,
-    takes_channels_last,
 )
 from marshtest.models.table import build
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign
-from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost
@@ -129,6 +128,7 @@ class Pipeline:
         return self.trainer.device
 
 
+@exact_float32()
 def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     """Put the data on the device, and refuse what cannot work before anything is trained.
 
@@ -136,9 +136,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
             poison budget makes no poison, a metric's column is taken.
     """
-    keep_freed_memory()
     device = pick_device(recipe.device)
-    torch.backends.cudnn.allow_tf32 = False  # scoring in float32 means float32 on a GPU too
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
     model = copied(build(recipe.model, shape, data.classes, 0))
@@ -192,6 +190,7 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
     refuse_lost_state(trainer, model, state_of(model), samples)
 
 
+@exact_float32()
 def refuse_lost_state(
     trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
 ) -> None:
@@ -254,6 +253,7 @@ def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
     return train.only(held_out), train.without(held_out)
 
 
+@exact_float32()
 def train_clean(
     pipeline: Pipeline, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
@@ -268,6 +268,7 @@ def _no_clean_model() -> nn.Module:
     )
 
 
+@exact_float32()
 def poison(
     pipeline: Pipeline,
     group: Group,
@@ -305,6 +306,7 @@ def poison(
     return recipe.attack.poison(samples, count, knowledge, seed, context)
 
 
+@exact_float32()
 def train(
     pipeline: Pipeline,
     group: Group,
@@ -327,6 +329,7 @@ def train(
     return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
+@exact_float32()
 def update(
     pipeline: Pipeline,
     group: Group,
@@ -400,6 +403,7 @@ class Measured:
     shifts: list[Row]
 
 
+@exact_float32()
 def measure(
     pipeline: Pipeline,
     group: Group,

@@ -22,6 +22,7 @@ from marshtest.plumbing.whole_files import write
 FORMAT = 2  # raised when rows of before can no longer be read as they are
 NAME = "marshtest"  # of the entry in the file's metadata
 FILE = "rows.parquet"
+MODELS = "models.parquet"  # beside it, the list of the models that a run kept
 
 Kind = Literal["recipe", "hypothesis"]
 # How a row is told from others, and what no row is without.

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from marshtest.attacks.gradient_canceling import cancel
 from marshtest.attacks.gradpc import ascend
@@ -260,7 +261,9 @@ class Problem:
 
 def linear(theta: Tensor) -> nn.Module:
     """The map x ↦ xᵀθ as a module."""
-    model = nn.Linear(len(theta), 1, bias=False, dtype=theta.dtype)
+    model: nn.Linear = skip_init(
+        nn.Linear, len(theta), 1, bias=False, dtype=theta.dtype
+    )  # draws nothing
     with torch.no_grad():
         model.weight.copy_(theta[None])
     return model

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
 from marshtest.attacks.base import choose
@@ -146,7 +147,7 @@ class Problem:
 
     def model(self, theta: Tensor) -> nn.Module:
         """θ as a linear layer, in the features' precision."""
-        model = nn.Linear(theta.shape[1] - 1, theta.shape[0])
+        model: nn.Linear = skip_init(nn.Linear, theta.shape[1] - 1, theta.shape[0])  # draws nothing
         with torch.no_grad():
             model.weight.copy_(theta[:, :-1])
             model.bias.copy_(theta[:, -1])

@@ -69,7 +69,7 @@ def answer(holds: float, fails: float) -> str:
 
 
 def p_values(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """p-values for a mean that is not above zero, and not below, by t tests; nan of one value."""
+    """p-values of two t tests: the mean is not above zero, and it is not below; nan of one value."""
     if len(differences) < 2:
         return math.nan, math.nan
     above = float(ttest_1samp(differences, 0, alternative="greater").pvalue)

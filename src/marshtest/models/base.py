@@ -1,20 +1,21 @@
-"""How a recipe names a model."""
+"""The contract of a model's settings: what a recipe says of a model, and how it is built from that."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
-if TYPE_CHECKING:  # what only describes is read without torch
-    from torch import nn
 from marshtest.plumbing.settings import Settings
+
+if TYPE_CHECKING:  # recipes are read without torch, which takes seconds to import
+    from torch import nn
 
 
 class ModelSettings(Settings, ABC):
-    """How to build a model for inputs of one shape and a number of classes."""
+    """Settings from which a model is built, for inputs of one shape and a number of classes."""
 
     name: str
 
     def imported(self) -> Self:
-        """The same, told apart by what a factory of the user's does; only a factory is imported."""
+        """The same settings, with the digest of a user's factory; our own kinds import nothing."""
         return self
 
     @abstractmethod
@@ -22,14 +23,14 @@ class ModelSettings(Settings, ABC):
         """A freshly initialised module from [B, *input_shape] to logits [B, classes]."""
 
     def answer(self, model: "nn.Module", input_shape: tuple[int, ...]) -> Any:
-        """What a model that was built says to two samples of nothing."""
+        """The model's answer to two samples of zeros, by which `build` tries it."""
         import torch
 
         return model(torch.zeros(2, *input_shape))
 
     def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
-        """Whether the logits of these two have the shape that they must have.
+        """Whether logits of such a shape are right for two samples.
 
-        Outputs beyond the classes are allowed: no sample has their labels, so training closes them.
+        More outputs than classes are allowed: no sample has their labels, so training closes them.
         """
         return len(logits) == 2 and logits[0] == 2 and logits[1] >= classes

@@ -1,4 +1,7 @@
-"""Model files: safetensors that say how to build what they hold."""
+"""Model files: safetensors that say how to build the model they hold.
+
+A file may come from anybody. It therefore chooses neither what code is run nor what else is read.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -15,15 +18,20 @@ from marshtest.models.state import restore, state_of
 from marshtest.models.table import (
     BUILT_FROM_A_FILE,
     MODELS,
-    UNREADABLE,
     outline,
     parse_model,
     refuse_too_large,
 )
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
+from marshtest.plumbing.seeds import seeded
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.whole_files import write
+
+UNREADABLE = (  # what a damaged or foreign file may raise
+    *(SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError),
+    OverflowError,
+)
 
 
 def save_model(
@@ -36,9 +44,11 @@ def save_model(
     """Write a model as one safetensors file that says how to build it again.
 
     Args:
+        model: the model; it may be on any device.
+        path: the file to be written.
         settings: what a recipe says of the model: "pkg.mod:fn" for one that your factory builds, or a
             mapping with its name and options.
-        input_shape: of one sample's x.
+        input_shape: shape of one sample's x.
         classes: number of labels C.
 
     Raises:
@@ -63,7 +73,7 @@ def checkpoint(
 
 
 class About(Settings):
-    """What a checkpoint says of its model."""
+    """A checkpoint's metadata: how to build its model."""
 
     settings: dict[str, Any]
     input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -73,23 +83,24 @@ class About(Settings):
 def load_model(
     path: str | Path, factory: str | Callable[..., nn.Module] | None = None
 ) -> nn.Module:
-    """The model that `save_model` wrote, in eval mode.
+    """Load a model that `save_model` wrote; it is in eval mode, on the CPU.
 
-    A file chooses neither what is run nor what else is read: it brings sizes and weights of our own
-    kinds of model, and of all others only weights.
+    A file brings sizes and weights of our own kinds of model, and of all other kinds only weights.
 
     Args:
+        path: the file.
         factory: builds a model of another kind: a function (input_shape, classes, **options) → model, or
             its name "pkg.mod:fn"; options are the numbers that the checkpoint was saved with.
 
     Raises:
-        MarshtestError: no such file, not one of ours, corrupt, or of a kind that needs a factory.
+        MarshtestError: there is no such file, it is no marshtest checkpoint or damaged, or its model is of
+            a kind that needs a factory.
     """
     path = Path(path)
     if not path.is_file():
-        raise MarshtestError(f"{path}: no such checkpoint.")
+        raise MarshtestError(f"{path}: no such checkpoint. Give a file that save_model wrote.")
     try:
-        with safe_open(str(path), "pt") as file:
+        with safe_open(str(path), "pt") as file, seeded(0):  # a new model draws its first weights
             metadata = file.metadata() or {}
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             about = About.parse(json.loads(metadata["marshtest"]), str(path))
@@ -111,7 +122,7 @@ def _rebuilt(
     factory: str | Callable[..., nn.Module] | None,
     path: Path,
 ) -> nn.Module:
-    """A model for tensors of these shapes."""
+    """A model for tensors of these shapes, built from a checkpoint's metadata or by a factory."""
     if factory is not None:
         return _by_factory(about, factory, path)
     kind = MODELS.get(str(about.settings.get("name", "mlp")))
@@ -125,22 +136,20 @@ def _rebuilt(
     settings = parse_model(about.settings)
     expected = state_of(outline(settings, about.input_shape, about.classes))
     differing = [n for n, t in expected.items() if list(t.shape) != shapes.get(n)]
-    if differing or shapes.keys() - expected.keys():
-        name = (differing or sorted(shapes.keys() - expected.keys()))[0]
-        given, needed = (
-            shapes.get(name, "missing"),
-            list(expected[name].shape) if differing else "none",
-        )
+    differing += sorted(shapes.keys() - expected.keys())
+    if differing:
+        name = differing[0]
+        needed = list(expected[name].shape) if name in expected else "none"
         raise MarshtestError(
             f"{path}: its tensors are not those of the {settings.name} that it says it holds ({name} is "
-            f"{given}, expected {needed}). Write it with marshtest.save_model."
+            f"{shapes.get(name, 'missing')}, expected {needed}). Write it with marshtest.save_model."
         )
     refuse_too_large(settings, about.input_shape, about.classes)
     return settings.build(about.input_shape, about.classes)
 
 
 def _is_number(value: Any) -> bool:
-    """Whether an option is a number, a truth value, nothing, or a list of such."""
+    """Whether an option is a number, a truth value, None, or a list of such; a text might name a file."""
     if isinstance(value, list):
         return all(map(_is_number, value))
     return value is None or isinstance(value, int | float)
@@ -148,16 +157,16 @@ def _is_number(value: Any) -> bool:
 
 def _by_factory(about: About, factory: str | Callable[..., nn.Module], path: Path) -> nn.Module:
     make = load_object(factory, str(path)) if isinstance(factory, str) else factory
-    given = about.settings.get("options", {})
-    texts = [key for key, value in given.items() if not _is_number(value)]
+    options = about.settings.get("options", {})
+    texts = [key for key, value in options.items() if not _is_number(value)]
     if texts:
         raise MarshtestError(
             f"{path}: its option {texts[0]!r} is no number, and a file is not trusted to choose it. Bind "
             "it yourself: factory=functools.partial(fn, …)."
         )
-    made = make(about.input_shape, about.classes, **given)
-    if not isinstance(made, nn.Module):
+    model = make(about.input_shape, about.classes, **options)
+    if not isinstance(model, nn.Module):
         raise MarshtestError(
-            f"{path}: {factory} returned {type(made).__name__}, not a torch.nn.Module."
+            f"{path}: {factory} returned {type(model).__name__}, not a torch.nn.Module."
         )
-    return made
+    return model

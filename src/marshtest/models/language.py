@@ -1,13 +1,12 @@
 """Language models that tell a text's label, and the tokenizers that make samples of texts.
 
 Without a prompt a linear head reads the label off the last real token (paper §5.1, Gaussian poisons).
-With one the model stays a causal one and answers with a word (paper §5.1, targeted poisons):
+With a prompt the model stays a causal one and answers with a word (paper §5.1, targeted poisons):
 
     [text]. The sentiment of the review is: [label]
 
-The training split may be written by a template of its own: the paper's has no colon.
-
-Texts are cut to length, never the prompt round them.
+The training split may have another template: the paper's has no colon there. A text that is too long is
+cut, the prompt around it never is.
 """
 
 from abc import ABC, abstractmethod
@@ -28,12 +27,14 @@ FUSED_GELU = "gelu_pytorch_tanh"  # what "gelu_new" computes, in one kernel
 
 
 class TextClassifier(nn.Module):
-    """A linear head on what a transformer says at the last real token (paper §5.1).
+    """A linear head on a transformer's state at the last real token (paper §5.1).
 
-    Called as `transformers` models are, with token ids or with their embeddings.
+    It is called as `transformers` models are, with token ids [B, T] or their embeddings [B, T, D], and
+    answers with logits [B, C].
 
     Attributes:
-        causal: the backbone reads nothing behind a token, so no padding; its attention is faster unmasked.
+        causal: whether the backbone reads no token to the right, and so no padding: its attention then
+            needs no mask, and is faster without one.
     """
 
     def __init__(self, backbone: nn.Module, width: int, classes: int, *, causal: bool) -> None:
@@ -44,8 +45,8 @@ class TextClassifier(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
-        found: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[operator]
-        return found
+        embedding: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        return embedding
 
     def forward(
         self,
@@ -56,8 +57,10 @@ class TextClassifier(nn.Module):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         masked = attention_mask is not None and not self.causal
-        given = {"attention_mask": attention_mask} if masked else {}
-        states = self.backbone(inputs_embeds=inputs_embeds, **given).last_hidden_state  # [B, T, D]
+        # A causal backbone is not given the mask, which slows attention down: no real token reads the
+        # padding on its right.
+        mask = {"attention_mask": attention_mask} if masked else {}
+        states = self.backbone(inputs_embeds=inputs_embeds, **mask).last_hidden_state  # [B, T, D]
         last = -1 if attention_mask is None else attention_mask.sum(1) - 1
         return self.head(states[torch.arange(len(states), device=states.device), last])  # type: ignore[no-any-return]
 
@@ -66,82 +69,90 @@ class Prompt(Settings):
     """How a causal model is asked for the label, and the words that it may answer (paper §5.1)."""
 
     template: str = "{text}. The sentiment of the review is: {label}"
-    training_template: str | None = None  # of the training split; None is the same
-    labels: tuple[str, ...] = Field(("negative", "positive"), min_length=2)  # of label 0, 1, …
+    training_template: str | None = None  # for the training split; None: the same template
+    labels: tuple[str, ...] = Field(
+        ("negative", "positive"), min_length=2
+    )  # words for label 0, 1, …
     loss: Literal["all", "label"] = "all"  # the tokens that training learns to say
 
     @field_validator("template", "training_template")
     @classmethod
-    def _has_both(cls, given: str | None, info: ValidationInfo) -> str | None:
-        question = "" if given is None else given.partition("{text}")[2]
-        if given is not None and (not question.endswith("{label}") or given.count("{") != 2):
+    def _has_both(cls, template: str | None, info: ValidationInfo) -> str | None:
+        question = "" if template is None else template.partition("{text}")[2]
+        if template is not None and (not question.endswith("{label}") or template.count("{") != 2):
             raise ValueError(
                 f"model.prompt.{info.field_name}: must hold {{text}} once, and end with {{label}}. "
-                f"Got {given!r}."
+                f"Got {template!r}."
             )
-        return given
+        return template
 
     def parts(self, split: str) -> tuple[str, str]:
-        """What stands before the text, and between text and label, in "train" or "test"."""
-        own = self.training_template if split == "train" else None
-        before, _, question = (own or self.template).removesuffix("{label}").partition("{text}")
+        """The prompt's words before the text, and those between text and label; split is train or test."""
+        trained = self.training_template if split == "train" else None
+        before, _, question = (trained or self.template).removesuffix("{label}").partition("{text}")
         return before, question
 
 
 class LanguageModel(ModelSettings, ABC):
-    """A transformer for texts, and its tokenizer."""
+    """Settings of a transformer for texts, and of its tokenizer."""
 
     prompt: Prompt | None = None  # None: a classification head instead of words
 
     @abstractmethod
     def tokenizer(self, texts: Texts) -> Any:
-        """A `transformers` tokenizer; one that has yet to be trained is trained on the training split."""
+        """A `transformers` tokenizer; a new one is trained on the training split of the texts."""
 
     @abstractmethod
     def transformer(self, length: int, *, causal: bool) -> nn.Module:
-        """For up to `length` tokens: the transformer alone, or with its own head over the vocabulary."""
+        """A transformer for up to `length` tokens; a causal one has its head over the vocabulary."""
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         if self.prompt is not None:
             return self.transformer(input_shape[0] + 1, causal=True)  # the label comes behind
-        made = self.transformer(input_shape[0], causal=False)
-        causal = not self._reads_ahead(made)
-        return TextClassifier(made, int(made.config.hidden_size), classes, causal=causal)  # type: ignore[union-attr, arg-type]
+        backbone = self.transformer(input_shape[0], causal=False)
+        causal = not self._reads_ahead(backbone)
+        return TextClassifier(backbone, int(backbone.config.hidden_size), classes, causal=causal)  # type: ignore[union-attr, arg-type]
 
     def answer(self, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
         if self.prompt is not None and self._reads_ahead(model):
             raise MarshtestError(
-                f"model: {self.name} reads tokens ahead, so it is no causal language model. "
-                "Leave out model.prompt, or choose another."
+                f"model: {self.name} reads tokens ahead, so it is no causal language model and cannot "
+                "answer with words. Leave out model.prompt, or choose another model."
             )
         tokens = torch.zeros(2, *input_shape, dtype=torch.int64)
         return model(inputs_embeds=model.get_input_embeddings()(tokens))  # type: ignore[operator]
 
     @torch.no_grad()
     def _reads_ahead(self, model: nn.Module) -> bool:
-        """Whether a token changes what a transformer says before it."""
+        """Whether a token changes what a transformer says at the tokens before it.
+
+        It is tried out, since no field of a configuration tells for every family of models.
+        """
         training = model.training
         model.eval()
         before: Tensor = model.get_input_embeddings()(torch.zeros(1, 4, dtype=torch.int64))  # type: ignore[operator]
         after = before.clone()
-        after[:, -1, ::2] += 10  # every other one: a LayerNorm takes out what all share
+        after[:, -1, ::2] += 10  # every other number: a LayerNorm takes out what all of them share
         try:
-            said = [model(inputs_embeds=inputs) for inputs in (before, after)]
+            answers = [model(inputs_embeds=inputs) for inputs in (before, after)]
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise MarshtestError(
                 f"model: {self.name} does not run from token embeddings, inputs_embeds "
-                f"({first_line(error)}). Choose another."
+                f"({first_line(error)}). Choose another model."
             ) from None
         model.train(training)
-        one, other = (
-            of["logits" if "logits" in of else "last_hidden_state"][:, :-1] for of in said
+        first, second = (
+            answer["logits" if "logits" in answer else "last_hidden_state"][:, :-1]
+            for answer in answers
         )
-        return not torch.allclose(one, other, atol=1e-4)
+        return not torch.allclose(first, second, atol=1e-4)
 
     def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
         if self.prompt is None:
             return super().fits(logits, input_shape, classes)
-        return logits[:-1] == (2, *input_shape) and logits[-1] >= classes  # some are padded
+        return (
+            logits[:-1] == (2, *input_shape) and logits[-1] >= classes
+        )  # some models pad their vocabulary
 
 
 class GPT2(LanguageModel):
@@ -153,23 +164,23 @@ class GPT2(LanguageModel):
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     vocabulary: int = Field(4000, ge=258)  # 256 bytes and two special tokens at the least
-    embedding_deviation: float = Field(0.14, gt=0)  # of tokens, as in the pretrained GPT-2
+    embedding_deviation: float = Field(0.14, gt=0)  # standard deviation, as in the pretrained GPT-2
 
     def tokenizer(self, texts: Texts) -> Any:
         from tokenizers import ByteLevelBPETokenizer
         from transformers import PreTrainedTokenizerFast
 
-        written: Sequence[str] = texts.train
-        if self.prompt is not None:  # so that each label is one token
+        prompts: Sequence[str] = texts.train
+        if self.prompt is not None:  # so that each label's word becomes one token
             before, question = self.prompt.parts("train")
             labels = [self.prompt.labels[label] for label in texts.train_y.tolist()]
-            written = [
+            prompts = [
                 before + text + question + label
                 for text, label in zip(texts.train, labels, strict=True)
             ]
         trained = ByteLevelBPETokenizer()
         trained.train_from_iterator(
-            written,
+            prompts,
             vocab_size=self.vocabulary,
             special_tokens=["<pad>", "<unk>"],
             show_progress=False,
@@ -199,7 +210,7 @@ class GPT2(LanguageModel):
         return model
 
     def _reads_ahead(self, model: nn.Module) -> bool:
-        return False  # by its making; so it can be built without values too
+        return False  # known, and not tried out: an outline on the meta device has no values to try
 
 
 class Transformer(LanguageModel):
@@ -211,16 +222,19 @@ class Transformer(LanguageModel):
     def tokenizer(self, texts: Texts) -> Any:
         from transformers import AutoTokenizer
 
-        found = self._open(AutoTokenizer)
-        if not found("a")["input_ids"]:  # what is made up where a folder has none
+        tokenizer = self._open(AutoTokenizer)
+        if not tokenizer("a")[
+            "input_ids"
+        ]:  # transformers makes an empty one up if a folder has none
             raise MarshtestError(f"model.source: {self.source} holds no tokenizer. Save it there.")
-        if found.pad_token is None:
-            found.pad_token = found.eos_token
-        if found.pad_token is None:
+        if tokenizer.pad_token is None:  # GPT-2's, for one
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
             raise MarshtestError(
-                f"model.source: the tokenizer of {self.source} has no padding token."
+                f"model.source: the tokenizer of {self.source} has no padding token. Give it one, and "
+                "save it there."
             )
-        return found
+        return tokenizer
 
     def transformer(self, length: int, *, causal: bool) -> nn.Module:
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -228,7 +242,7 @@ class Transformer(LanguageModel):
         config = self._open(AutoConfig)
         for key in ("activation_function", "hidden_act"):
             if getattr(config, key, None) == "gelu_new":
-                setattr(config, key, FUSED_GELU)
+                setattr(config, key, FUSED_GELU)  # the same function, much faster
         kind = AutoModelForCausalLM if causal else AutoModel
         model: nn.Module = self._open(
             kind, config=config, use_safetensors=True, dtype=torch.float32

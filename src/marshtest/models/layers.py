@@ -1,4 +1,4 @@
-"""Which modules of a network are layers that hold weights."""
+"""The layers of a network that hold weights: what "the last k layers" and "each layer" mean here."""
 
 from torch import nn
 
@@ -6,16 +6,19 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
-    """The model's layers in the order of registration, each a weight module and what goes with it.
+    """The model's layers in the order of registration, each a weight module and the modules with it.
 
-    Convolutions of any dimension, transposed ones among them, and linear, bilinear and recurrent modules
-    count, parametrised or not (Goel et al. 2022 count convolution and linear layers, and norm layers with
-    theirs). A norm layer, or any other module that holds parameters of its own, goes with the weight
-    module before it; one that has weight modules within, such as `nn.MultiheadAttention`, with the first
-    of these. One layer each are a transformer's block, an entry of an `nn.ModuleList` with weights in it,
-    and a layer with an adapter, which has its `base_layer` within, as PEFT's LoRA has. Embeddings are no
-    layers, nor are parameters of the whole model's own; nor is an output head that is tied to an
-    embedding: it could not be reset or trained without the other.
+    *Weight modules* are convolutions of any dimension, transposed ones among them, and linear, bilinear
+    and recurrent modules, parametrised or not (Goel et al. 2022 count convolution and linear layers, and
+    norm layers with theirs). Any other module that holds parameters itself, such as a norm layer, goes
+    with the weight module before it; if it has weight modules within, as `nn.MultiheadAttention` has, it
+    goes with the first of these.
+
+    *One layer each* are a transformer's block, an entry of an `nn.ModuleList` with weights in it, and a
+    layer with an adapter, which has its `base_layer` within, as PEFT's LoRA has.
+
+    *No layers* are embeddings, parameters that the model itself holds, and an output head that is tied to
+    an embedding: the head could not be reset or trained without the embedding.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     blocks = _blocks(model)
@@ -43,7 +46,7 @@ def weight_layers(model: nn.Module) -> list[list[nn.Module]]:
 
 
 def _blocks(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Of each module within a block, the outermost block."""
+    """The outermost block around each module that lies within a block."""
     blocks: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         entries = [module] if hasattr(module, "base_layer") else []

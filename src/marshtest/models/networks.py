@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks = []
-        for stage in range(4):
+        for stage in range(4):  # each but the first halves the image and doubles the channels
             outputs = width * 2**stage
             inputs = width if stage == 0 else outputs // 2
             blocks += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]

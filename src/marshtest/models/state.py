@@ -1,4 +1,8 @@
-"""The state of a model: copied, stored, restored and compared."""
+"""The state of a model: copied, stored, restored and compared.
+
+A state_dict leaves out buffers that are not persistent, and a user's model may need those; so what is
+stored here is `state_of` a model, and `restore` puts it back.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -7,57 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from marshtest.plumbing.errors import MarshtestError, first_line
-from marshtest.plumbing.seeds import seeded
-
-
-def logits_in(answer: object) -> Tensor:
-    """The logits in what a model answers: a tensor, `.logits`, the key "logits", or the first of several.
-
-    Raises:
-        MarshtestError: no tensor stands there.
-    """
-    found = getattr(answer, "logits", answer)
-    if isinstance(found, Mapping):
-        found = found.get("logits", next(iter(found.values())) if len(found) == 1 else found)
-    while isinstance(found, tuple | list) and found:
-        found = found[0]
-    if isinstance(found, Tensor):
-        return found
-    what = f"a dict of {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
-    raise MarshtestError(
-        f"model: answers with {what or type(found).__name__}, in which no logits are found. Let forward "
-        'return them as a tensor, first in a tuple, or under the key "logits".'
-    )
-
-
-def takes_channels_last(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
-    """Whether a model of images does the same on images and weights laid out channels last.
-
-    Code that goes by a tensor's memory, as `.view(B, -1)` behind a convolution, does not.
-    """
-    if len(input_shape) != 3:
-        return False
-    last = {"memory_format": torch.channels_last}
-    with seeded(0):
-        x, plain, moved = torch.randn(2, *input_shape), copied(model), copied(model)
-        try:
-            moved.to(**last)  # type: ignore[call-overload]
-            for training in (True, False):
-                one, other = (
-                    logits_in(of.train(training)(images))
-                    for of, images in (
-                        (plain, x.clone()),
-                        (moved, x.clone(**last)),
-                    )
-                )
-                other.sum().backward()
-            return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
-        except (RuntimeError, TypeError, ValueError):
-            return False
 
 
 def attributes_that_differ(one: nn.Module, other: nn.Module) -> list[str]:
-    """Names of what two models of one make hold beside parameters and buffers, and differ in."""
+    """Names of attributes in which two models of one kind differ; parameters and buffers do not count."""
     pairs = zip(one.named_modules(), other.modules(), strict=False)
     return [
         f"{prefix}.{name}" if prefix else name
@@ -74,10 +31,10 @@ def _differs(value: object, other: object) -> bool:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy.
+    """A deep copy of a model.
 
     Raises:
-        MarshtestError: it holds something that cannot be copied.
+        MarshtestError: the model holds something that cannot be copied.
     """
     try:
         return copy.deepcopy(model)
@@ -85,15 +42,15 @@ def copied(model: nn.Module) -> nn.Module:
         raise MarshtestError(
             f"model: {type(model).__name__} cannot be copied "
             f"({type(error).__name__}: {first_line(error)}). Unlearners start from copies: "
-            "keep locks, files and the like out of the module."
+            "keep locks, open files and the like out of the module."
         ) from None
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a model: its `state_dict`, and the buffers that it leaves out (persistent=False).
+    """All tensors of a model by name: its `state_dict`, and the buffers with persistent=False.
 
     Raises:
-        MarshtestError: some extra state is no tensor.
+        MarshtestError: a part of the state_dict, from `get_extra_state`, is no tensor.
     """
     state = model.state_dict()
     for name, value in state.items():
@@ -102,26 +59,27 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
                 f"model: {type(model).__name__} has extra state that is no tensor ({name} is a "
                 f"{type(value).__name__}), so it cannot be stored. Let get_extra_state return a tensor."
             )
-    beside = {name: module._buffers[leaf] for name, (module, leaf) in _beside(model).items()}
-    return {**state, **{name: buffer for name, buffer in beside.items() if buffer is not None}}
+    buffers = {name: module._buffers[leaf] for name, (module, leaf) in _passing(model).items()}
+    return {**state, **{name: buffer for name, buffer in buffers.items() if buffer is not None}}
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `state_of` gave, in place.
+    """Put a state from `state_of` into a model, in place.
 
     Raises:
-        RuntimeError: it is another model's.
+        RuntimeError: the state is that of another kind of model.
     """
-    beside = _beside(model)
-    model.load_state_dict({name: value for name, value in state.items() if name not in beside})
+    passing = _passing(model)
+    model.load_state_dict({name: value for name, value in state.items() if name not in passing})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for name in beside.keys() & state.keys():
-        module, leaf = beside[name]
+    for name in passing.keys() & state.keys():
+        # Replaced, not written into: in a fresh model the buffer may be None still, or of another shape.
+        module, leaf = passing[name]
         module._buffers[leaf] = state[name].detach().clone().to(device)
 
 
-def _beside(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """The buffers that are no part of the state_dict, each with its module and its name there."""
+def _passing(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """The buffers with persistent=False by name: each one's module, and its name in the module."""
     return {
         f"{prefix}.{leaf}" if prefix else leaf: (module, leaf)
         for prefix, module in model.named_modules(remove_duplicate=False)

@@ -1,54 +1,48 @@
-"""The models, by the name that a recipe gives them."""
+"""The models by the names that recipes give them, a user's own among them, and how any is built."""
 
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from marshtest.models.answers import logits_in
 from marshtest.models.base import ModelSettings
 from marshtest.models.language import GPT2, Transformer
 from marshtest.models.networks import MLP, ResNet18
-from marshtest.models.state import logits_in
 from marshtest.plumbing.errors import MarshtestError, first_line, unknown
 from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, load_object
 from marshtest.plumbing.malloc import physical_memory
 from marshtest.plumbing.seeds import seeded
 
-UNREADABLE = (
-    *(SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError),
-    OverflowError,
-)
-
 
 class Factory(ModelSettings):
     """A user's factory "pkg.mod:fn", called as fn(input_shape, classes, **options)."""
 
     name: str
-    source: str = ""  # eight hex digits of what it does; none before it is imported
+    source: str = ""  # eight hex digits of its source; empty before it is imported
     options: dict[str, Any] = {}
 
     def imported(self) -> Self:
-        """The same with the digest of the factory.
+        """The same settings with the digest of the factory.
 
         Raises:
-            MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+            MarshtestError: the factory cannot be imported, or has changed since the recipe was stored.
         """
         _, source = load_same(self.name, self.source, "model.name")
         return self.model_copy(update={"source": source})
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        made = load_object(self.name, "model.name")(input_shape, classes, **self.options)
-        if not isinstance(made, nn.Module):
+        model = load_object(self.name, "model.name")(input_shape, classes, **self.options)
+        if not isinstance(model, nn.Module):
             raise MarshtestError(
-                f"model.name: {self.name} returned {type(made).__name__}, not a torch.nn.Module."
+                f"model.name: {self.name} returned {type(model).__name__}, not a torch.nn.Module."
             )
-        return made
+        return model
 
 
-# Kinds of which a file may say the sizes; all others run a user's code or read a folder.
+# The kinds whose sizes a model file may choose; all others run a user's code or read a folder.
 BUILT_FROM_A_FILE = (MLP, ResNet18, GPT2)
 MODELS: dict[str, type[ModelSettings]] = {
     "mlp": MLP,
@@ -59,18 +53,22 @@ MODELS: dict[str, type[ModelSettings]] = {
 
 
 def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings:
-    """Settings of the model that a recipe names, by a name alone or with its options."""
+    """Settings of a model that a recipe gives as a name, or as a mapping of a name and options.
+
+    Raises:
+        MarshtestError: no such model, or an option that it does not have.
+    """
     if isinstance(value, ModelSettings):
         return value
     if not isinstance(value, str | Mapping):
-        raise MarshtestError(f"model: a name, or a mapping with a name, is needed. Got {value!r}.")
+        raise MarshtestError(f"model: must be a name, or a mapping with a name. Got {value!r}.")
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name", "mlp"))
     if ":" in name:
         check_spec(name, "model.name")
-        if "options" in values:  # in full, as recipes are stored
+        if "options" in values:  # the long form, in which recipes are stored
             return Factory.parse(values, "model")
-        options = {key: given for key, given in values.items() if key != "name"}
+        options = {key: option for key, option in values.items() if key != "name"}
         return Factory.parse({"name": name, "options": options}, "model")
     if name not in MODELS:
         raise MarshtestError(
@@ -82,7 +80,7 @@ def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings
 def build(
     settings: ModelSettings, input_shape: tuple[int, ...], classes: int, seed: int
 ) -> nn.Module:
-    """Build the model from a seed and try it on zeros, without touching the global random state.
+    """Build a model from a seed and try it on zeros; the global random state stays as it was.
 
     Raises:
         MarshtestError: the model does not turn [2, *input_shape] into logits [2, classes].
@@ -110,10 +108,10 @@ def build(
 
 
 def outline(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """One of our own models without its values, which takes no memory.
+    """One of our own models on the meta device, which takes no memory.
 
     Raises:
-        MarshtestError: its sizes are beyond what a tensor can have, or do not fit each other.
+        MarshtestError: its sizes are larger than a tensor can be, or do not fit each other.
     """
     try:
         with torch.device("meta"):
@@ -127,7 +125,7 @@ def outline(settings: ModelSettings, input_shape: tuple[int, ...], classes: int)
 
 
 def refuse_too_large(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> None:
-    """Raise MarshtestError where one of our own models is larger than this machine's memory."""
+    """Raise MarshtestError if one of our own models is larger than this machine's memory."""
     if not isinstance(settings, BUILT_FROM_A_FILE):
         return
     model, memory = outline(settings, input_shape, classes), physical_memory()

@@ -1,4 +1,4 @@
-"""Texts as token ids, cut to length, within a prompt where there is one."""
+"""Texts turned into samples of token ids: cut to length, within the model's prompt if it has one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,48 +15,46 @@ from marshtest.plumbing.errors import MarshtestError
 def tokenised(
     texts: Texts, model: LanguageModel, length: int, trigger: Trigger | None = None
 ) -> Dataset:
-    """Token ids [N, T], padded on the right, each text cut so that all is within `length` tokens.
+    """Token ids x [N, T] and labels y [N] of texts, padded on the right to T tokens.
 
-    With a prompt, x is all but the label, so T = length − 1, and y is the token id of the label's word, the
-    same in both splits.
+    A text is cut so that the text, the prompt and the label together are at most `length` tokens. With a
+    prompt x holds all but the label, so T = length − 1, and y is the token id of the label's word, the same
+    in both splits.
+
+    Args:
+        texts: both splits.
+        model: settings of the model, which give the tokenizer and the prompt.
+        length: most tokens of a sample.
+        trigger: a word to be searched for, if an attack needs one.
 
     Raises:
-        MarshtestError: a text without a token, a label of several tokens, or of another one behind each
-            template, a trigger that is in no text.
+        MarshtestError: a text is empty, a label's word is several tokens, or another token after each
+            template, or no text holds the trigger.
     """
     tokenizer = model.tokenizer(texts)
     writers = {
         split: _Writer(texts.name, split, model, tokenizer, length) for split in ("train", "test")
     }
-    labels = _labels(writers)
-
-    def read(
-        split: str, written: list[str], y: Tensor, ids: Tensor
-    ) -> tuple[Samples, tuple[Tensor, int] | None]:
-        found = None
-        if trigger is not None:
-            written, found = writers[split].marked(written, ids, trigger)
-        x = writers[split](written, ids)
-        return Samples(x, y if labels is None else labels[y], ids), found
-
-    train, in_train = read("train", texts.train, texts.train_y, texts.train_ids)
-    test, in_test = read("test", texts.test, texts.test_y, texts.test_ids)
-    marked = None
-    if trigger is not None and in_train is not None and in_test is not None:
+    words = _label_tokens(writers)
+    marked, train, test = None, texts.train, texts.test
+    if trigger is not None:
+        train, in_train = writers["train"].marked(train, texts.train_ids, trigger)
+        test, in_test = writers["test"].marked(test, texts.test_ids, trigger)
         marked = Marked(in_train, in_test, _adversarial(writers, trigger.label))
+    y = [labels if words is None else words[labels] for labels in (texts.train_y, texts.test_y)]
     return Dataset(
         name=texts.name,
-        train=train,
-        test=test,
-        classes=texts.classes if labels is None else len(tokenizer),
+        train=Samples(writers["train"](train, texts.train_ids), y[0], texts.train_ids),
+        test=Samples(writers["test"](test, texts.test_ids), y[1], texts.test_ids),
+        classes=texts.classes if words is None else len(tokenizer),
         padding=writers["train"].padding,
-        prompted=labels is not None,
+        prompted=words is not None,
         marked=marked,
     )
 
 
-def _labels(writers: Mapping[str, "_Writer"]) -> Tensor | None:
-    """[C] the token ids of the labels' words, if the model answers with words."""
+def _label_tokens(writers: Mapping[str, "_Writer"]) -> Tensor | None:
+    """[C] the token id of each label's word; None if the model does not answer with words."""
     prompt = writers["train"].prompt
     if prompt is None:
         return None
@@ -64,7 +62,7 @@ def _labels(writers: Mapping[str, "_Writer"]) -> Tensor | None:
 
 
 def _adversarial(writers: Mapping[str, "_Writer"], label: str) -> int | None:
-    """The token id of an attacker's label; None flips the label."""
+    """The token id of the label that an attacker wants; None flips the label."""
     if label == "flip":
         return None
     if writers["train"].prompt is None:
@@ -76,18 +74,25 @@ def _adversarial(writers: Mapping[str, "_Writer"], label: str) -> int | None:
 
 
 def _token(writers: Mapping[str, "_Writer"], word: str, where: str) -> int:
-    """The one token that a word is, behind the question of either split."""
-    learned, asked = (writers[split].word(word, where) for split in ("train", "test"))
-    if learned != asked:
+    """The one token that a word is after the question of either split."""
+    in_train, in_test = (writers[split].word(word, where) for split in ("train", "test"))
+    if in_train != in_test:
         raise MarshtestError(
-            f"model.prompt.training_template: {word!r} is another token behind it than behind "
+            f"model.prompt.training_template: {word!r} is another token after it than after "
             "model.prompt.template. Let both end alike, for example in a space before {label}."
         )
-    return asked
+    return in_test
 
 
 class _Writer:
-    """Writes a split's texts as token ids, within its prompt if the model has one."""
+    """Writes the texts of one split as token ids, within the split's prompt if the model has one.
+
+    Attributes:
+        length: tokens of a written sample, without the label.
+        before, behind: token ids of the prompt on either side of the text.
+        special: how many special tokens the tokenizer adds by itself.
+        room: how many tokens are left for the text.
+    """
 
     def __init__(
         self, name: str, split: str, model: LanguageModel, tokenizer: Any, length: int
@@ -97,18 +102,27 @@ class _Writer:
         self.length, self.before, self.behind = length, [], []
         if self.prompt is not None:
             before, question = self.prompt.parts(split)
+            # Some models must begin with their token of beginning; the tokenizer's other special tokens,
+            # such as an end, would stand between prompt and label.
             begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id]
-            self.length -= 1  # the label's
+            self.length -= 1  # the label's token
             self.before = begin + self._plain(before)
-            self.behind = self._plain(question.rstrip(" "))
+            self.behind = self._plain(question.rstrip(" "))  # a space belongs to the label's token
         self.special = 0 if self.prompt is not None else tokenizer.num_special_tokens_to_add()
         around = len(self.before) + len(self.behind) + self.special
-        self.room = self.length - around  # of the text
+        self.room = self.length - around
         if self.room < 1:
-            raise MarshtestError(f"data.length: {length} tokens leave none for the text. Raise it.")
+            raise MarshtestError(
+                f"data.length: {length} tokens leave none for the text, as the prompt takes {around}. "
+                "Raise it."
+            )
 
     def __call__(self, texts: Sequence[str], ids: Tensor) -> Tensor:
-        """[N, T] token ids."""
+        """[N, T] token ids of texts.
+
+        Raises:
+            MarshtestError: a text has no token; the line tells its id.
+        """
         rows = []
         for row, tokens in enumerate(self._cut(texts)["input_ids"]):
             if (
@@ -126,10 +140,16 @@ class _Writer:
     def marked(
         self, texts: Sequence[str], ids: Tensor, trigger: Trigger
     ) -> tuple[list[str], tuple[Tensor, int]]:
-        """The texts, cut round the trigger where asked for; ids of those that are attacked; how many lose
-        it at the truncation.
+        """Find the texts that hold a trigger.
+
+        Returns:
+            The texts, cut round the trigger if `trigger.cut` is "window"; the ids of those to be attacked;
+            and how many lose the trigger at the truncation.
+
+        Raises:
+            MarshtestError: no text is to be attacked.
         """
-        written, kept, lost = list(texts), [], 0
+        cut_texts, attacked, lost = list(texts), [], 0
         for row, text in enumerate(texts):
             if trigger.word not in text:
                 continue
@@ -138,16 +158,16 @@ class _Writer:
                 if trigger.cut == "skip":
                     continue
                 if trigger.cut == "window":
-                    written[row] = self._window(text, trigger.word)
-            kept.append(row)
-        if not kept:
+                    cut_texts[row] = self._window(text, trigger.word)
+            attacked.append(row)
+        if not attacked:
             cut = (
                 f" ({lost} lose it at the truncation; attack.cut: window keeps it)" if lost else ""
             )
             raise MarshtestError(
                 f"attack.word: {trigger.word!r} is in no {self.split} text{cut}. Choose another word."
             )
-        return written, (ids[kept], lost)
+        return cut_texts, (ids[attacked], lost)
 
     def _cut(self, texts: str | Sequence[str], **options: Any) -> Any:
         return self.tokenizer(
@@ -160,24 +180,29 @@ class _Writer:
         )
 
     def _reads(self, text: str, word: str) -> bool:
-        """Whether the first of the word stands before the truncation."""
+        """Whether the word stands in the text, for the first time, before the truncation."""
         offsets = self._cut(text, return_offsets_mapping=True)["offset_mapping"]
         return bool(text.index(word) + len(word) <= max(end for _, end in offsets))
 
     def _window(self, text: str, word: str) -> str:
-        """The text from where its word will stand in the middle of what is kept."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        starts = [start for start, _ in found["offset_mapping"]]
-        at = sum(start <= text.index(word) for start in starts) - 1
+        """The text without its beginning, so that the word comes to stand in the middle of the room."""
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in tokens["offset_mapping"]]
+        place = sum(start <= text.index(word) for start in starts) - 1
         latest = len(starts) - self.room + 2  # the first word may become other tokens when cut
-        return text[starts[max(0, min(at - self.room // 2, latest))] :]
+        return text[starts[max(0, min(place - self.room // 2, latest))] :]
 
     def _plain(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        """Token ids of a text without special tokens."""
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
 
     def word(self, word: str, where: str) -> int:
-        """The one token that a word is behind the question."""
+        """The one token that a word is after the question.
+
+        Raises:
+            MarshtestError: it is several tokens, or changes those of the question.
+        """
         assert self.prompt is not None
         question = self.prompt.parts(self.split)[1]
         tokens = self._plain(question + word)

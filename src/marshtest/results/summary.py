@@ -5,11 +5,11 @@ Everything here is drawn from rows; scores, shifts and examples lie beside them 
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,10 @@ from marshtest.metrics.tradeoff import interval_of_share
 from marshtest.metrics.trainings import Difference, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.results.kept_models import kept_models, load_kept
+
+if TYPE_CHECKING:  # rows are read without torch
+    from torch import nn
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
 CONTROLS: dict[str, str] = {
@@ -200,6 +204,17 @@ class Results:
             spread = by_cell.std(ddof=1).add_suffix("_sd")
             tables.append(by_cell.mean().join(spread).reset_index())
         return pd.concat(tables, ignore_index=True)
+
+    @property
+    def models(self) -> pd.DataFrame:
+        """One line a model file of a run with `keep_models=True` (see marshtest.results.kept_models)."""
+        return kept_models(self.folder)
+
+    def load_model(
+        self, line: Mapping[str, Any] | pd.Series, factory: str | Callable[..., Any] | None = None
+    ) -> "nn.Module":
+        """The model of one line of `models` (see marshtest.results.kept_models.load_kept)."""
+        return load_kept(line, factory)
 
     @cached_property
     def gaps(self) -> list[str]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.experiment.cells import CELL, groups
+from marshtest.experiment.cells import CELL, cells, groups
 from marshtest.experiment.protocol import Row
-from marshtest.sweeps.jobs import lines
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import raised
 from marshtest.sweeps.store import Store
@@ -35,7 +34,7 @@ class Collected:
 
 
 def collect(store: Store, keys: Keys) -> Collected:
-    """All that was measured of a recipe, in its order.
+    """All that was measured of a recipe, in the order of its cells.
 
     Raises:
         DamagedError: a score is not as it was recorded.
@@ -44,24 +43,22 @@ def collect(store: Store, keys: Keys) -> Collected:
     scores: list[pd.DataFrame] = []
     shifts: list[Row] = []
     missing = 0
-    failures = raised(store)
-    found_raised = []
-    for line in (line for group in groups(keys.recipe) for line in lines(keys, group)):
-        of_recipe = {"recipe": keys.recipe.hash, "entry": line.entry}
-        if not store.is_recorded(line.key):
-            if line.key in failures:
-                found_raised.append(failures[line.key])
-                rows.append(failures[line.key]["row"] | of_recipe)
-            else:
-                missing += 1
-            continue
-        values = store.load(line.key)
-        row: Row = values["row"] | of_recipe
-        cell = {name: row[name] for name in (*CELL, "entry")}
-        found = pd.read_parquet(io.BytesIO(store.file(line.key, "scores.parquet")))
-        if len(found):
-            scores.append(pd.concat([pd.DataFrame(cell, found.index), found], axis=1))
-        shifts += [{**cell, **of} for of in values["shifts"]]
-        rows.append(row)
-    whole = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame()
-    return Collected(pd.DataFrame(rows), whole, pd.DataFrame(shifts), missing, found_raised)
+    failures, faults = raised(store), []
+    for cell in (cell for group in groups(keys.recipe) for cell in cells(keys.recipe, group)):
+        key, place = keys.row(cell), {"recipe": keys.recipe.hash, "entry": cell.entry}
+        if store.is_recorded(key):
+            score = store.load(key)
+            row = score["row"] | place
+            columns = {name: row[name] for name in (*CELL, "entry")}
+            table = pd.read_parquet(io.BytesIO(store.file(key, "scores.parquet")))
+            if len(table):
+                scores.append(pd.concat([pd.DataFrame(columns, table.index), table], axis=1))
+            shifts += [columns | shift for shift in score["shifts"]]
+            rows.append(row)
+        elif key in failures:
+            faults.append(failures[key])
+            rows.append(failures[key]["row"] | place)
+        else:
+            missing += 1
+    every_score = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame()
+    return Collected(pd.DataFrame(rows), every_score, pd.DataFrame(shifts), missing, faults)

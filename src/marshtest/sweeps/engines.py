@@ -21,12 +21,14 @@ from typing import Protocol
 import torch
 
 from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.settings import Resources
 from marshtest.sweeps.store import DamagedError, Store, StoreError
 from marshtest.sweeps.worker import Worker
 
+ENGINES = ("in-process", "processes", "ray")
 REACHABLE_WITHIN = 5.0  # seconds, a Ray cluster
 GONE_WITHIN = 5.0  # a worker that is told to end
 
@@ -64,19 +66,22 @@ class Engine(Protocol):
         ...
 
 
-def attempt(worker: Worker, job: Job, progress: Progress) -> Ended:
+def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = True) -> Ended:
     """Do a job, and say how it went.
+
+    Args:
+        goes_on: whether other jobs are done after one that fails; else its error is raised.
 
     Raises:
         StoreError: nothing can be written, so no other job could be done either.
     """
     try:
         return Ended(worker(job, progress))
-    except StoreError:
-        raise
     except DamagedError as error:
         return Ended(damaged=(error.key, error.what))
     except Exception as error:
+        if isinstance(error, StoreError) or not goes_on:
+            raise
         known = isinstance(error, MarshtestError)
         line = " ".join(str(error).split())
         fault = line if known else f"{type(error).__name__}: {line}"
@@ -84,21 +89,24 @@ def attempt(worker: Worker, job: Job, progress: Progress) -> Ended:
 
 
 class InProcess:
-    """One job after the other, here."""
+    """One job after the other, in this process.
+
+    Args:
+        progress: told how each job stands.
+        goes_on: whether other jobs are done after one that fails; else its error is raised.
+    """
 
     slots = 1
 
-    def __init__(self, worker: Worker, progress: Progress) -> None:
-        self._worker, self._progress = worker, progress
+    def __init__(self, worker: Worker, progress: Progress, *, goes_on: bool = True) -> None:
+        self._worker, self._progress, self._goes_on = worker, progress, goes_on
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         future: Future[Ended] = Future()
         threads = torch.get_num_threads()
         torch.set_num_threads(resources.cpus or threads)
         try:
-            future.set_result(attempt(self._worker, job, self._progress))
-        except StoreError as error:
-            future.set_exception(error)
+            future.set_result(attempt(self._worker, job, self._progress, goes_on=self._goes_on))
         finally:
             torch.set_num_threads(threads)
         return future
@@ -208,8 +216,8 @@ class Ray:
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         cpus = resources.cpus or 1
-        asked = self._work.options(num_cpus=cpus, num_gpus=resources.gpus, max_retries=3)
-        future: Future[Ended] = asked.remote(self._url, job, cpus, os.getcwd()).future()
+        task = self._work.options(num_cpus=cpus, num_gpus=resources.gpus, max_retries=3)
+        future: Future[Ended] = task.remote(self._url, job, cpus, os.getcwd()).future()
         return future
 
     def recover(self) -> None: ...
@@ -220,11 +228,11 @@ class Ray:
 
 def _refuse(resources: Mapping[str, Resources], nodes: list[tuple[float, float]]) -> None:
     """Raise where no node has the processors and GPUs that a kind of job asks for."""
-    for kind, asked in resources.items():
-        if not any((asked.cpus or 1) <= cpus and asked.gpus <= gpus for cpus, gpus in nodes):
+    for kind, needed in resources.items():
+        if not any((needed.cpus or 1) <= cpus and needed.gpus <= gpus for cpus, gpus in nodes):
             largest = max(nodes, default=(0.0, 0.0))
             raise MarshtestError(
-                f"resources.{kind}: asks for {asked.cpus or 1} CPUs and {asked.gpus:g} GPUs, and no "
+                f"resources.{kind}: asks for {needed.cpus or 1} CPUs and {needed.gpus:g} GPUs, and no "
                 f"node has them (the largest: {largest[0]:g} and {largest[1]:g}). Lower it."
             )
 
@@ -252,7 +260,29 @@ def work(url: str, job: Job, threads: int, folder: str) -> Ended:
     if os.path.isdir(folder):
         os.chdir(folder)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return attempt(_worker(url), job, silent)
+
+
+def start_engine(
+    name: str,
+    store: Store,
+    resources: Mapping[str, Resources],
+    progress: Progress,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+) -> Engine:
+    """Start one of ENGINES for a sweep.
+
+    Raises:
+        MarshtestError: it cannot be started, or lacks what a job asks for.
+    """
+    if name == "processes":
+        return Processes(store.url, workers, resources)
+    if name == "ray":
+        return Ray(store.url, address, resources)
+    return InProcess(Worker(store), progress)
 
 
 def _obey_the_driver(environment: Mapping[str, str]) -> None:

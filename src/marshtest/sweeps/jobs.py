@@ -1,14 +1,14 @@
 """Jobs: what is scheduled, and what each makes and needs."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Group, cells, groups
+from marshtest.experiment.cells import Cell, Group, cells, groups
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
-from marshtest.experiment.roles import UNTREATED, Role, measured, trained
+from marshtest.experiment.roles import UNTREATED, Role, trained
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
 
@@ -20,11 +20,11 @@ class Job:
     Attributes:
         kind: as in marshtest.sweeps.settings.
         what: which of its kind, for people.
-        makes: keys of the stages that it records.
-        needs: keys of those that must be recorded before.
-        keys, group: of the recipe that it belongs to, and where in it.
+        makes: keys of the stages that it records, those of its cells' scores first.
+        needs: keys of the stages that must be recorded before.
+        keys, group: of the recipe that the job belongs to, and where in it.
         role: of the model that is trained or scored; None of the clean one that crafting starts from.
-        budgets: of the scores that it makes, in the order of `makes`.
+        cells: the rows that it measures.
     """
 
     kind: str
@@ -34,12 +34,11 @@ class Job:
     keys: "Keys" = field(repr=False)
     group: Group
     role: Role | None = None
-    unlearner: Unlearner | None = None
-    budgets: tuple[float, ...] = ()
+    cells: tuple[Cell, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
-        """What it belongs to."""
+        """The recipe that the job belongs to."""
         return self.keys.recipe
 
     @property
@@ -47,24 +46,37 @@ class Job:
         """What is done, in words."""
         return f"{self.kind} {self.what}"
 
+    @property
+    def unlearner(self) -> Unlearner | None:
+        """The unlearner at work; None in a job that unlearns nothing."""
+        return self.keys.unlearner(self.cells[0]) if self.role == Role.UPDATED else None
 
-@dataclass(frozen=True)
-class Line:
-    """A row to be: where it stands in the recipe, and the key of its score."""
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The compute budgets of its cells, in their order."""
+        return tuple(cell.budget for cell in self.cells)
 
-    key: str
-    entry: int
+    @property
+    def keeps_models(self) -> bool:
+        """Whether updated models are recorded too, not only their scores."""
+        return len(self.makes) > len(self.cells)
 
 
-def lines(keys: Keys, group: Group) -> Iterator[Line]:
-    """The rows of a group, in their order."""
-    for cell in cells(keys.recipe, group):
-        if cell.role == Role.UPDATED:
-            unlearner = keys.recipe.unlearners[cell.entry][cell.trial]
-            model = keys.updated(group, unlearner, cell.budget)
-        else:
-            model = keys.model(cell.role, group)
-        yield Line(keys.score(model), cell.entry)
+def distinct(recipes: Iterable[Keys], *, keep_models: bool) -> list[Job]:
+    """The jobs of several recipes, each behind those that it needs; a stage that they share is made once.
+
+    Args:
+        keep_models: record the updated models too, not only their scores.
+    """
+    made: set[str] = set()
+    first_of_its_kind = []
+    for job in itertools.chain.from_iterable(
+        jobs(keys, keep_models=keep_models) for keys in recipes
+    ):
+        if not made.issuperset(job.makes):
+            first_of_its_kind.append(job)
+            made.update(job.makes)
+    return first_of_its_kind
 
 
 def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
@@ -85,33 +97,52 @@ def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
 def _jobs_of_group(
     keys: Keys, group: Group, first: tuple[str, ...], keep_models: bool
 ) -> Iterator[Job]:
-    recipe = keys.recipe
-    of = f"(poison {group.poison_budget:g}, seed {group.seed})"
+    recipe, place = keys.recipe, f"(poison {group.poison_budget:g}, seed {group.seed})"
     if recipe.attack.crafted:
         clean, dose = keys.clean(group.seed), keys.dose(group)
-        yield Job("train", f"clean model {of}", (clean,), first, keys, group)
-        yield Job("craft", f"poisons {of}", (dose,), (*first, clean), keys, group)
+        yield Job("train", f"clean model {place}", (clean,), first, keys, group)
+        yield Job("craft", f"poisons {place}", (dose,), (*first, clean), keys, group)
         first = (*first, dose)
-    initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
     for role in trained(recipe):
         model = keys.model(role, group)
-        yield Job("train", f"{role} model {of}", (model,), first, keys, group, role)
-    for role in measured(recipe):
-        model, twin = keys.model(role, group), keys.twin(role, group)
-        beside = [] if role in UNTREATED else [retrained]
-        beside += [] if twin is None else [twin]
-        needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
-        yield Job("score", f"{role} model {of}", (keys.score(model),), needs, keys, group, role)
-    for trial in (trial for trials in recipe.unlearners for trial in trials):
-        arms, budgets = keys.arms(trial), recipe.budgets
-        models = [[keys.updated(group, trial, of, role) for of in budgets] for role in arms]
-        made = tuple(keys.score(model) for model in models[0])
-        if keep_models:
-            made += tuple(itertools.chain(*models))
-        starts = tuple(keys.model(role, group) for role in arms)
-        needs = (*first, *starts, retrained)
-        what = f"{trial.name} {of}"
-        yield Job("unlearn", what, made, needs, keys, group, Role.UPDATED, trial, tuple(budgets))
+        yield Job("train", f"{role} model {place}", (model,), first, keys, group, role)
+    for (role, _, _), of_model in itertools.groupby(cells(recipe, group), _by_model):
+        rows = tuple(of_model)
+        if role == Role.UPDATED:
+            yield _unlearn_job(keys, rows, first, place, keep_models)
+        else:
+            yield _score_job(keys, rows[0], first, place)
+
+
+def _by_model(cell: Cell) -> tuple[Role, int, int]:
+    """What cells of one job have in common: they differ in their budgets only."""
+    return cell.role, cell.entry, cell.trial
+
+
+def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:
+    group, role = cell.group, cell.role
+    initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
+    model, twin = keys.model(role, group), keys.twin(role, group)
+    beside = [] if role in UNTREATED else [retrained]
+    beside += [] if twin is None else [twin]
+    needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
+    made = (keys.score(model),)
+    return Job("score", f"{role} model {place}", made, needs, keys, group, role, (cell,))
+
+
+def _unlearn_job(
+    keys: Keys, rows: tuple[Cell, ...], first: tuple[str, ...], place: str, keep_models: bool
+) -> Job:
+    group, unlearner = rows[0].group, keys.unlearner(rows[0])
+    arms = keys.arms(unlearner)
+    makes = tuple(keys.row(cell) for cell in rows)
+    if keep_models:
+        makes += tuple(
+            keys.updated(group, unlearner, cell.budget, role) for role in arms for cell in rows
+        )
+    needs = (*first, *(keys.model(role, group) for role in arms), keys.model(Role.RETRAINED, group))
+    what = f"{unlearner.name} {place}"
+    return Job("unlearn", what, makes, needs, keys, group, Role.UPDATED, rows)
 
 
 def passes(job: Job, data: Dataset) -> dict[str, float]:
@@ -134,6 +165,6 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None
-    share = max(job.budgets) if job.unlearner.anytime else sum(job.budgets)
-    share *= len(job.keys.arms(job.unlearner))
-    return {"unlearn": share * full * kept, "score": len(job.budgets) * measured}
+    compute = max(job.budgets) if job.unlearner.anytime else sum(job.budgets)
+    compute *= len(job.keys.arms(job.unlearner))
+    return {"unlearn": compute * full * kept, "score": len(job.cells) * measured}

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from marshtest.experiment.cells import Group
+from marshtest.experiment.cells import Cell, Group
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import TWINS, Role
 from marshtest.sweeps.ledger import ALGORITHM
@@ -44,32 +44,59 @@ class Keys:
         self._world = hashed([values, data, content, read_for])
         self._made_by, self._measured_by = hashed(made_by), hashed(measured_by)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells a run of the recipe from others."""
+        return {"recipe": self.recipe.hash, "data": self.content}
+
     @cached_property
     def features(self) -> str:
-        """Of the data by features."""
+        """The key of the data by features."""
         return _key("features", of=self._features)
 
     def clean(self, seed: int) -> str:
-        """Of a seed's clean model."""
+        """The key of a seed's clean model."""
         return _key("clean", world=self._world, seed=seed)
 
     def dose(self, group: Group) -> str:
-        """Of a group's poisons."""
+        """The key of a group's poisons."""
         share, seed = group.poison_budget, group.seed
         return _key("dose", world=self._world, attack=self._made_by, share=share, seed=seed)
 
     def model(self, role: Role, group: Group) -> str:
-        """Of a model from scratch."""
+        """The key of a model from scratch."""
         return _key(role, dose=self.dose(group))
 
     def updated(
         self, group: Group, unlearner: Unlearner, budget: float, role: Role = Role.INITIAL
     ) -> str:
-        """Of a model after unlearning, from the model of `role`."""
+        """The key of a model after unlearning, from the model of `role`."""
         unit = self.recipe.budget_unit
-        of: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
+        in_unit: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
         by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
-        return _key("updated", initial=initial, by=by, budget=budget, **of)
+        return _key("updated", initial=initial, by=by, budget=budget, **in_unit)
+
+    def score(self, model: str) -> str:
+        """The key of a model's measures; its clean twin is determined by it."""
+        metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
+        beside = {"metrics": metrics} if metrics else {}
+        return _key("score", model=model, attack=self._measured_by, **beside)
+
+    # What a recipe makes of them
+
+    def unlearner(self, cell: Cell) -> Unlearner:
+        """The unlearner whose model a cell measures."""
+        return self.recipe.unlearners[cell.entry][cell.trial]
+
+    def measured(self, cell: Cell) -> str:
+        """The key of the model that a cell measures."""
+        if cell.role == Role.UPDATED:
+            return self.updated(cell.group, self.unlearner(cell), cell.budget)
+        return self.model(cell.role, cell.group)
+
+    def row(self, cell: Cell) -> str:
+        """The key of the score that becomes a cell's row."""
+        return self.score(self.measured(cell))
 
     def arms(self, unlearner: Unlearner) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""
@@ -77,15 +104,9 @@ class Keys:
         return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 
     def twin(self, role: Role, group: Group) -> str | None:
-        """Of the model from scratch that one of `role` is compared with."""
+        """The key of the model from scratch that one of `role` is compared with, if with any."""
         other = TWINS.get(role) if self.recipe.attack.needs_twin else None
         return None if other is None else self.model(other, group)
-
-    def score(self, model: str) -> str:
-        """Of a model's measures; its clean twin is determined by it."""
-        metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
-        beside = {"metrics": metrics} if metrics else {}
-        return _key("score", model=model, attack=self._measured_by, **beside)
 
 
 def _key(kind: str, **of: Any) -> str:

@@ -6,6 +6,7 @@ one row to be) with the keys of their scores, and its jobs with the keys of what
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from statistics import fmean
@@ -23,8 +24,8 @@ SAMPLED = 30  # finished stages of a kind that the remaining time is judged by
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A job: its kind, in words, and the keys of the stages that it makes."""
+class PlannedJob:
+    """A job: its kind, what it does in words, and the keys of the stages that it makes and needs."""
 
     kind: str
     label: str
@@ -33,7 +34,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedCell:
     """A row to be: the key of its score, its variant, and its place in the recipe's unlearners."""
 
     key: str
@@ -47,8 +48,9 @@ class Ledger:
 
     Attributes:
         id: its name and the hash of what was asked for.
-        made_by: of the code that planned it.
-        variants, recipes: the values of each one's axes, and the hash of its recipe.
+        made_by: version of the code that planned it.
+        variants: the values of each variant's axes.
+        recipes: the hash of each variant's recipe.
         runs: by that hash what its rows say of themselves, as in marshtest.experiment.row_file.
         cells, jobs: in their order.
     """
@@ -58,16 +60,16 @@ class Ledger:
     variants: Sequence[Mapping[str, Any]]
     recipes: Sequence[str]
     runs: Mapping[str, Mapping[str, Any]]
-    cells: Sequence[Cell]
-    jobs: Sequence[Entry]
+    cells: Sequence[PlannedCell]
+    jobs: Sequence[PlannedJob]
 
     def write(self, store: Store) -> None:
-        """Into the store."""
+        """Write it into the store."""
         store.write(f"sweeps/{self.id}.json", json.dumps(asdict(self)).encode())
 
     @classmethod
     def read(cls, store: Store, id: str) -> "Ledger":
-        """Out of the store.
+        """Read the ledger of a sweep of the store.
 
         Raises:
             FileNotFoundError: no such sweep.
@@ -76,12 +78,12 @@ class Ledger:
         name = f"sweeps/{id}.json"
         try:
             values = json.loads(store.read(name))
-            cells = [Cell(**cell) for cell in values.pop("cells")]
-            entries = [
-                Entry(job["kind"], job["label"], tuple(job["makes"]), tuple(job["needs"]))
+            cells = [PlannedCell(**cell) for cell in values.pop("cells")]
+            jobs = [
+                PlannedJob(job["kind"], job["label"], tuple(job["makes"]), tuple(job["needs"]))
                 for job in values.pop("jobs")
             ]
-            return cls(**values, cells=cells, jobs=entries)
+            return cls(**values, cells=cells, jobs=jobs)
         except (ValueError, KeyError, TypeError):
             raise MarshtestError(
                 f"store: {store.url}/{name} cannot be read. Start the sweep again; it is made anew."
@@ -89,7 +91,7 @@ class Ledger:
 
     @property
     def keys(self) -> set[str]:
-        """Of all stages that it makes."""
+        """Keys of all stages that the sweep makes."""
         return {key for job in self.jobs for key in job.makes}
 
 
@@ -100,7 +102,7 @@ def sweeps(store: Store) -> list[str]:
 
 
 def find(store: Store, name: str | None) -> str:
-    """The id that a name, or its beginning, stands for; of a store's only sweep without one.
+    """The id that a sweep's name, or its beginning, stands for; without a name, of a store's only sweep.
 
     Raises:
         MarshtestError: none, or several.
@@ -110,12 +112,14 @@ def find(store: Store, name: str | None) -> str:
         raise MarshtestError(
             f"store: {store.url} holds no sweep. Start one: marshtest sweep RECIPE."
         )
-    found = [id for id in known if name is None or id == name or id.startswith(f"{name}-")]
-    if not found:
+    matches = [id for id in known if name is None or id == name or id.startswith(f"{name}-")]
+    if not matches:
         raise MarshtestError(f"store: {store.url}: {unknown('sweep', str(name), known)}")
-    if len(found) > 1:
-        raise MarshtestError(f"store: {store.url} holds several: {', '.join(found)}. Name one.")
-    return found[0]
+    if len(matches) > 1:
+        raise MarshtestError(
+            f"store: {store.url} holds several sweeps: {', '.join(matches)}. Name one."
+        )
+    return matches[0]
 
 
 @dataclass
@@ -123,7 +127,8 @@ class Standing:
     """How many jobs of a kind are where, and how long one takes.
 
     Attributes:
-        seconds: mean of finished ones; None where none is.
+        seconds: mean of finished jobs; None where none is finished.
+        at_work: labels of the running jobs.
     """
 
     done: int = 0
@@ -131,35 +136,27 @@ class Standing:
     failed: int = 0
     waiting: int = 0
     seconds: float | None = None
-    at_work: list[str] = field(default_factory=list)  # labels of the running ones
+    at_work: list[str] = field(default_factory=list)
 
     @property
     def all(self) -> int:
-        """How many there are."""
+        """How many jobs of the kind there are."""
         return self.done + self.running + self.failed + self.waiting
 
 
 def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
     """How far a sweep is, by kind of job."""
-    recorded, watched = store.recorded(), Watched(store)
+    recorded = store.recorded()
+    running = _locked_by_the_living(store) - recorded
     failed = {name.removesuffix(".json") for name in store.names("failures")}
-    alive = {id for id in store.names("drivers") if watched.is_alive(id)}
-    claimed = set()
-    for name in store.names("claims"):
-        key = name.rpartition(".")[0]
-        try:
-            if key not in recorded and store.read(f"claims/{name}").decode() in alive:
-                claimed.add(key)
-        except FileNotFoundError:  # given back meanwhile
-            continue
-    found: dict[str, Standing] = {}
+    by_kind: dict[str, Standing] = {}
     finished: dict[str, list[str]] = {}
     for job in ledger.jobs:
-        of_kind = found.setdefault(job.kind, Standing())
+        of_kind = by_kind.setdefault(job.kind, Standing())
         if recorded.issuperset(job.makes):
             of_kind.done += 1
             finished.setdefault(job.kind, []).append(job.makes[0])
-        elif claimed.intersection(job.makes):
+        elif running.intersection(job.makes):
             of_kind.running += 1
             of_kind.at_work.append(job.label)
         elif failed.intersection(job.makes):
@@ -168,34 +165,45 @@ def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
             of_kind.waiting += 1
     for kind, keys in finished.items():
         seconds = list(_seconds(store, keys[:: max(1, len(keys) // SAMPLED)]))
-        found[kind].seconds = fmean(seconds) if seconds else None
-    return found
+        by_kind[kind].seconds = fmean(seconds) if seconds else None
+    return by_kind
+
+
+def _locked_by_the_living(store: Store) -> set[str]:
+    """Keys of the stages that living drivers hold."""
+    watched, keys = Watched(store), set()
+    alive = {id for id in store.names("drivers") if watched.is_alive(id)}
+    for name in store.names("locks"):
+        with suppress(FileNotFoundError):  # released meanwhile
+            if store.read(f"locks/{name}").decode() in alive:
+                keys.add(name.rpartition(".")[0])
+    return keys
 
 
 def _seconds(store: Store, keys: Sequence[str]) -> Iterator[float]:
     for key in keys:
-        try:
+        with suppress(DamagedError):  # the sweep will notice and make it again
             yield store.load(key)["seconds"]
-        except DamagedError:  # the sweep will notice and make it again
-            continue
 
 
-def remaining(found: Mapping[str, Standing]) -> float | None:
+def remaining(standing: Mapping[str, Standing]) -> float | None:
     """Expected seconds until a sweep ends, with as many at work as now; None where nothing is known.
 
     A kind of which none is finished is taken to be as long as the mean of the others.
     """
-    known = [of.seconds for of in found.values() if of.seconds is not None]
+    kinds = standing.values()
+    known = [of_kind.seconds for of_kind in kinds if of_kind.seconds is not None]
     if not known:
         return None
-    left = sum((of.waiting + of.running) * (of.seconds or fmean(known)) for of in found.values())
-    return left / max(1, sum(of.running for of in found.values()))
+    mean = fmean(known)
+    left = sum((kind.waiting + kind.running) * (kind.seconds or mean) for kind in kinds)
+    return left / max(1, sum(of_kind.running for of_kind in kinds))
 
 
 def rows(store: Store, ledger: Ledger) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows that are there, the axes' values first, and the keys of damaged ones."""
     recorded, failed = store.recorded(), raised(store)
-    found: list[dict[str, Any]] = []
+    sound: list[dict[str, Any]] = []
     damaged: list[str] = []
     for cell in ledger.cells:
         if cell.key in recorded or cell.key in failed:
@@ -204,13 +212,13 @@ def rows(store: Store, ledger: Ledger) -> tuple[list[dict[str, Any]], list[str]]
             except DamagedError:
                 damaged.append(cell.key)
                 continue
-            given = {"recipe": ledger.recipes[cell.variant], "entry": cell.entry}
-            found.append({**ledger.variants[cell.variant], **row, **given})
-    return found, damaged
+            place = {"recipe": ledger.recipes[cell.variant], "entry": cell.entry}
+            sound.append({**ledger.variants[cell.variant], **row, **place})
+    return sound, damaged
 
 
 def failures(store: Store, ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """Of the jobs that failed: label, line and traceback, by the key that was to be made."""
+    """Label, line and traceback of each job that failed, by the key that was to be made."""
     failed = _failures(store)
     return {key: failed[key] for job in ledger.jobs for key in job.makes if key in failed}
 
@@ -228,38 +236,38 @@ def _failures(store: Store) -> dict[str, dict[str, Any]]:
     }
 
 
-def matching(found: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[str, Any]]:
+def matching(rows: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[str, Any]]:
     """The rows whose columns hold what each "key=value" says.
 
     Raises:
         MarshtestError: no such column.
     """
     for key, value in map(parse_override, filters):
-        known = {name for row in found for name in row}
-        if found and key not in known:
+        known = {name for row in rows for name in row}
+        if rows and key not in known:
             raise MarshtestError(f"rows: {unknown('column', key, known)}")
-        found = [row for row in found if row.get(key) == value or str(row.get(key)) == str(value)]
-    return found
+        rows = [row for row in rows if row.get(key) == value or str(row.get(key)) == str(value)]
+    return rows
 
 
-def is_done(store: Store, asked: Sweep) -> bool:
+def is_done(store: Store, sweep: Sweep) -> bool:
     """Whether all of a sweep is recorded; False too where that cannot be told without planning it."""
-    if asked.reads_files:
+    if sweep.reads_files:
         return False
     try:
-        planned = Ledger.read(store, asked.id)
+        planned = Ledger.read(store, sweep.id)
     except FileNotFoundError:
         return False
     return planned.made_by == made_by() and planned.keys <= store.recorded()
 
 
 def made_by() -> str:
-    """The code that names stages."""
+    """The version of the code that names stages."""
     return f"{version('marshtest')}, algorithm {ALGORITHM}"
 
 
 def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
-    """Names of what nothing refers to: stages of no sweep, files without record, what dead drivers left.
+    """Names of files that nothing refers to: stages of no sweep or without a record, dead drivers' locks.
 
     Whatever a living driver could be at work on stays.
 
@@ -274,19 +282,19 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
         used |= Ledger.read(store, id).keys
     recorded = store.recorded()
     busy = set()
-    found = [f"sweeps/{id}.json" for id in forgotten]
-    found += [f"drivers/{id}" for id in drivers - alive]
-    for name in store.names("claims"):
-        if store.read(f"claims/{name}").decode() in alive:
+    names = [f"sweeps/{id}.json" for id in forgotten]
+    names += [f"drivers/{id}" for id in drivers - alive]
+    for name in store.names("locks"):
+        if store.read(f"locks/{name}").decode() in alive:
             busy.add(name.rpartition(".")[0])
         else:
-            found.append(f"claims/{name}")
-    found += [f"records/{key}.json" for key in recorded - used]
+            names.append(f"locks/{name}")
+    names += [f"records/{key}.json" for key in recorded - used]
     stages = store.names("stages")
-    found += [f"stages/{key}" for key in stages - (recorded & used) - busy]
-    found += [f"partial/{key}" for key in store.names("partial") - (used - recorded) - busy]
+    names += [f"stages/{key}" for key in stages - (recorded & used) - busy]
+    names += [f"partial/{key}" for key in store.names("partial") - (used - recorded) - busy]
     failed = {name.removesuffix(".json") for name in store.names("failures")}
-    found += [f"failures/{key}.json" for key in failed if key not in used or key in recorded]
+    names += [f"failures/{key}.json" for key in failed if key not in used or key in recorded]
     if not alive:  # a living driver's files in the making look the same
-        found += [name for name in store.find("") if name.endswith(TEMPORARY)]
-    return sorted(found)
+        names += [name for name in store.find("") if name.endswith(TEMPORARY)]
+    return sorted(names)

@@ -1,8 +1,8 @@
 """Who is at work on what, so that two drivers on one store do not do one stage twice.
 
 A driver is a running command. It writes a file that says where it runs and that it is alive: a number
-that grows every BEAT seconds. A stage is claimed by the file KEY.0, which only one can create. The
-claim of a dead driver is taken over by creating KEY.1, and so on, which again only one can do.
+that grows every BEAT seconds. A stage is locked by the file KEY.0, which only one driver can create. A
+dead driver's lock is outbid by creating KEY.1, and so on, which again only one can do.
 
 A driver on the same machine is dead when its process is. One elsewhere is dead when its number stood still
 for DEAD_AFTER seconds by the watcher's own monotonic clock; no wall clock is read, so none can mislead.
@@ -26,12 +26,12 @@ DEAD_AFTER = 60.0  # seconds
 
 
 class Driver:
-    """A running command's claims on a store; used as a context, at whose end they are given back."""
+    """A running command's locks on a store; used as a context, at whose end they are released."""
 
     def __init__(self, store: Store, beat: float = BEAT) -> None:
         self.store, self.beat = store, beat
         self.id = uuid.uuid4().hex[:12]
-        self._held: dict[str, str] = {}  # key → file
+        self._held: set[str] = set()  # keys
         self._watched = Watched(store)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -65,33 +65,33 @@ class Driver:
         }
         self.store.write(f"drivers/{self.id}", json.dumps(values).encode())
 
-    def claim(self, key: str) -> bool:
-        """Claim a stage; False where a living driver has it."""
+    def lock(self, key: str) -> bool:
+        """Lock a stage; False where a living driver holds it."""
         turn = 0
-        while not self.store.create(f"claims/{key}.{turn}", self.id.encode()):
-            turns = [int(name.rpartition(".")[2]) for name in self._claims(key)]
-            if not turns:  # given back in between
+        while not self.store.create(f"locks/{key}.{turn}", self.id.encode()):
+            turns = [int(name.rpartition(".")[2]) for name in self._locks(key)]
+            if not turns:  # released in between
                 turn = 0
                 continue
             if self._watched.is_alive(self._holder(key, max(turns))):
                 return False
             turn = max(turns) + 1
-        self._held[key] = f"claims/{key}.{turn}"
+        self._held.add(key)
         return True
 
     def release(self, key: str) -> None:
-        """Give a claim back, and remove those of dead drivers before it."""
-        del self._held[key]
-        for name in sorted(self._claims(key)):  # the newest last, so that no older one stands again
-            self.store.remove(f"claims/{name}")
+        """Give a lock back, and remove those of dead drivers before it."""
+        self._held.remove(key)
+        for name in sorted(self._locks(key)):  # the newest last, so that no older one stands again
+            self.store.remove(f"locks/{name}")
 
-    def _claims(self, key: str) -> set[str]:
-        names = self.store.names("claims")
+    def _locks(self, key: str) -> set[str]:
+        names = self.store.names("locks")
         return {name for name in names if name.startswith(f"{key}.")}
 
     def _holder(self, key: str, turn: int) -> str:
         try:
-            return self.store.read(f"claims/{key}.{turn}").decode()
+            return self.store.read(f"locks/{key}.{turn}").decode()
         except FileNotFoundError:
             return ""
 
@@ -101,15 +101,13 @@ class Watched:
 
     def __init__(self, store: Store, dead_after: float = DEAD_AFTER) -> None:
         self.store, self.dead_after = store, dead_after
-        self._seen: dict[
-            str, tuple[int, float]
-        ] = {}  # driver → its number, and when it was new here
+        self._seen: dict[str, tuple[int, float]] = {}  # by driver: its number, and since when
 
     def is_alive(self, driver: str) -> bool:
         """Whether a driver is at work still."""
         try:
-            found = json.loads(self.store.read(f"drivers/{driver}"))
-            place, pid, began, latest = (found[k] for k in ("place", "pid", "began", "beats"))
+            values = json.loads(self.store.read(f"drivers/{driver}"))
+            place, pid, began, latest = (values[k] for k in ("place", "pid", "began", "beats"))
         except (FileNotFoundError, ValueError, KeyError, IsADirectoryError):
             return False
         if place == _place():

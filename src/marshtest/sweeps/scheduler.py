@@ -1,107 +1,166 @@
-"""Hands out jobs in their order as what they need is recorded, and says what failed."""
+"""Hands out jobs in their order as what they need is recorded, and has damaged stages made again.
+
+It is the one scheduler. A run is a sweep of one variant on a store of its own.
+"""
 
 import heapq
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
+from marshtest.plumbing.errors import NOTE
 from marshtest.plumbing.progress import Progress
 from marshtest.sweeps.engines import Ended, Engine
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.locks import Driver
-from marshtest.sweeps.settings import Resources, Sweep
-from marshtest.sweeps.store import Store, StoreError
+from marshtest.sweeps.run_folder import RAISED
+from marshtest.sweeps.settings import Resources
+from marshtest.sweeps.store import DamagedError, StoreError
 
-LOOK_AGAIN = 0.5  # seconds, at what other drivers have claimed
+LOOK_AGAIN = 0.5  # seconds, at what other drivers have locked
 DEATHS = 3  # of workers at one job, before it counts as failed
 
 
-class Driving:
+class Scheduler:
     """Which jobs are missing, ready, at work; and what to do as they end.
 
     Args:
         jobs: each behind those that it needs.
-        progress: told how many are done, and their share.
+        progress: told the weight of what is done, as a share of the jobs' weights.
+        sweep: name of the sweep, said with the counts of jobs; without, as of a run, each job's progress
+            and each fault is said by itself.
+        resources: what a job may use, by its kind.
+        weights: of the jobs in what progress is told; by default each job counts alike.
+
+    Attributes:
+        reused: how many jobs were recorded before.
+        done: how many jobs were done now.
+        failed: line of each job that failed, by its place among the jobs.
+        damaged: what was recorded and is not as it was; it was made again.
     """
 
     def __init__(
-        self, store: Store, driver: Driver, jobs: Sequence[Job], asked: Sweep, progress: Progress
+        self,
+        driver: Driver,
+        jobs: Sequence[Job],
+        progress: Progress,
+        *,
+        sweep: str = "",
+        resources: Mapping[str, Resources] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.store, self.driver, self.jobs, self.progress = store, driver, jobs, progress
-        self.name = asked.name
-        self.resources = {str(kind): of for kind, of in asked.resources.items()}
+        self.driver, self.store, self.jobs, self.progress = driver, driver.store, jobs, progress
+        self.sweep, self.resources = sweep, resources or {}
+        self.weights = weights or [1.0] * len(jobs)
         self.reused = self.done = 0
-        self.damaged: list[str] = []  # what was found so, and is made again
         self.failed: dict[int, str] = {}
-        self.open: set[int] = set()  # that must be done, not yet done
-        self._recorded: set[str] = set()
+        self.damaged: list[str] = []
         self._maker = {key: i for i, job in enumerate(jobs) for key in job.makes}
-        self._missing: dict[int, set[str]] = {}  # what an open job waits for
+        needed = {key for job in jobs for key in job.needs}
+        self._wanted = {i for i, job in enumerate(jobs) if needed.isdisjoint(job.makes)}
+        self._recorded: set[str] = set()
+        self._open: set[int] = set()  # jobs to be done, not yet done
+        self._missing: dict[int, set[str]] = {}  # keys that an open job waits for
         self._waiting: dict[str, set[int]] = defaultdict(set)  # the same, by key
         self._ready: list[int] = []  # a heap: in the order of the jobs
-        self._deaths: Counter[int] = Counter()
         self._running: dict[Future[Ended], int] = {}
+        self._deaths: Counter[int] = Counter()
+        self._total = sum(self.weights)
+        self._left = 0.0  # weight of the open jobs
         self._latest = 0  # job that was begun
-
-    @property
-    def can_go_on(self) -> bool:
-        """Whether there is a job that can be done."""
-        return bool(self._ready)
 
     @property
     def blocked(self) -> int:
         """Jobs that wait for what failed."""
-        return len(self.open - self.failed.keys())
+        return len(self._open - self.failed.keys())
 
-    def begin(self, retry_failed: bool) -> None:
-        """Find out what is missing."""
+    def run(
+        self, start: Callable[[], Engine], finish: Callable[[], object], *, retry_failed: bool
+    ) -> None:
+        """Do all jobs that can be done, then finish; a damaged stage is made again on the way.
+
+        Args:
+            start: starts the engine; called where there is something to do.
+            finish: gathers what was made, and may be called again after a DamagedError of it.
+            retry_failed: try again what failed before.
+        """
         self._recorded = self.store.recorded()
-        wanted = [i for i, job in enumerate(self.jobs) if job.kind in ("score", "unlearn")]
-        for i in wanted:
-            self._add(i)
         self.reused = sum(self._recorded.issuperset(job.makes) for job in self.jobs)
-        for name in self.store.names("failures"):
-            before = self._maker.get(name.removesuffix(".json"), -1)
-            if before in self.open:
-                if retry_failed:
-                    self.store.remove(f"failures/{name}")
-                else:
-                    self.failed[before] = json.loads(self.store.read(f"failures/{name}"))["fault"]
-        self._ready = [i for i in self._ready if i not in self.failed]
-        heapq.heapify(self._ready)
+        self._open_what_is_missing()
+        self._recall_failures(retry_failed)
+        while True:
+            if self._ready:
+                engine = start()
+                try:
+                    self._work(engine)
+                finally:
+                    engine.close()
+            try:
+                finish()
+            except DamagedError as error:
+                self._mend(error.key, error.what)
+            else:
+                return
 
-    def _add(self, i: int) -> None:
+    def hear(self, done: float, text: str = "", /) -> None:
+        """Progress of the one running job, for an engine that runs one at a time."""
+        self._tell(self._latest, done, text)
+
+    # Which jobs are to be done
+
+    def _open_what_is_missing(self) -> None:
+        """Open the jobs that are wanted and not recorded, and find those that can begin."""
+        self._open.clear()
+        self._missing.clear()
+        self._waiting.clear()
+        self._ready.clear()
+        self._left = 0.0
+        for i in self._wanted:
+            self._open_job(i)
+
+    def _open_job(self, i: int) -> None:
         """Open a job that is not recorded, and those that make what it needs."""
         job = self.jobs[i]
-        if i in self.open or self._recorded.issuperset(job.makes):
+        if i in self._open or self._recorded.issuperset(job.makes):
             return
-        self.open.add(i)
+        self._open.add(i)
+        self._left += self.weights[i]
         self._missing[i] = {key for key in job.needs if key not in self._recorded}
         for key in self._missing[i]:
             self._waiting[key].add(i)
-            self._add(self._maker[key])
-        if not self._missing[i]:
+            self._open_job(self._maker[key])
+        if not self._missing[i] and i not in self.failed:
             heapq.heappush(self._ready, i)
 
-    def run(self, engine: Engine) -> None:
-        """Do all that can be done."""
-        held: list[int] = []  # by other drivers
-        while self._ready or self._running or held:
-            while self._ready and len(self._running) < engine.slots:
-                i = heapq.heappop(self._ready)
-                if i not in self.open:
-                    continue
-                if not self._claim(i):
-                    held.append(i)
-                elif all(self.store.is_recorded(key) for key in self.jobs[i].makes):
-                    self._close(i)  # by another driver, meanwhile
-                else:
-                    self._latest = i
-                    self._tell(i)
-                    asked = self.resources.get(self.jobs[i].kind, Resources())
-                    self._running[engine.submit(self.jobs[i], asked)] = i
+    def _recall_failures(self, retry: bool) -> None:
+        """Leave alone the jobs that failed before, or forget that they did."""
+        for name in self.store.names("failures"):
+            i = self._maker.get(name.removesuffix(".json"), -1)
+            if i not in self._open:
+                continue
+            if retry:
+                self.store.remove(f"failures/{name}")
+            else:
+                self.failed[i] = json.loads(self.store.read(f"failures/{name}"))["fault"]
+        self._ready = sorted(set(self._ready) - self.failed.keys())
+
+    def _mend(self, key: str, what: str) -> None:
+        """Have a damaged stage made again, before the jobs that need it."""
+        self.progress(self._share(), f"{key} {what} is damaged, so it is made again")
+        self.damaged.append(f"{key} {what}")
+        self.store.forget(key)
+        self._recorded.discard(key)
+        self._wanted.add(self._maker[key])
+        self._open_what_is_missing()
+
+    # What happens to them
+
+    def _work(self, engine: Engine) -> None:
+        """Do all jobs that can be done."""
+        while self._ready or self._running:
+            held = self._submit(engine)
             if self._running:
                 wait(self._running, LOOK_AGAIN if held else None, FIRST_COMPLETED)
             elif held:
@@ -110,27 +169,34 @@ class Driving:
                 self._end(self._running.pop(future), future, engine)
             for i in held:
                 heapq.heappush(self._ready, i)
-            held = []
 
-    def hear(self, share: float, said: str = "", /) -> None:
-        """How the one running job stands, in words."""
-        self._tell(self._latest, said)
+    def _submit(self, engine: Engine) -> list[int]:
+        """Begin as many ready jobs as the engine takes; those that other drivers hold."""
+        held = []
+        while self._ready and len(self._running) < engine.slots:
+            i = heapq.heappop(self._ready)
+            if i not in self._open or i in self._running.values():
+                continue  # opened twice, after something damaged was found
+            if not self._lock(i):
+                held.append(i)
+            elif all(map(self.store.is_recorded, self.jobs[i].makes)):
+                self._close(i)  # by another driver, meanwhile
+            else:
+                self._latest = i
+                self._tell(i)
+                resources = self.resources.get(self.jobs[i].kind, Resources())
+                self._running[engine.submit(self.jobs[i], resources)] = i
+        return held
 
-    def _tell(self, i: int, said: str = "") -> None:
-        done = len(self.jobs) - len(self.open)
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        text = f"{self.name}: {done} of {len(self.jobs)} jobs{failed}; {self.jobs[i].label}"
-        self.progress(done / len(self.jobs), f"{text}, {said}" if said else text)
-
-    def _claim(self, i: int) -> bool:
-        """Claim all that a job makes, or nothing."""
-        taken: list[str] = []
+    def _lock(self, i: int) -> bool:
+        """Lock all that a job makes, or nothing."""
+        locked: list[str] = []
         for key in self.jobs[i].makes:
-            if not self.driver.claim(key):
-                for other in taken:
+            if not self.driver.lock(key):
+                for other in locked:
                     self.driver.release(other)
                 return False
-            taken.append(key)
+            locked.append(key)
         return True
 
     def _release(self, i: int) -> None:
@@ -138,7 +204,6 @@ class Driving:
             self.driver.release(key)
 
     def _end(self, i: int, future: Future[Ended], engine: Engine) -> None:
-        job = self.jobs[i]
         try:
             ended = future.result()
         except StoreError:
@@ -153,22 +218,34 @@ class Driving:
             line = f"its worker died {DEATHS} times ({type(error).__name__}: {error})"
             ended = Ended(" ".join(line.split()), "no traceback: the process ended\n")
         if ended.damaged is not None:
-            self._again(i, *ended.damaged)
-        elif ended.fault:
-            self.failed[i] = ended.fault
-            if ended.trace:
-                values = {"job": job.label, "fault": ended.fault, "traceback": ended.trace}
-                name = f"failures/{job.makes[0]}.json"
-                self.store.write(name, json.dumps(values, indent=1).encode())
             self._release(i)
+            self._mend(*ended.damaged)
+        elif ended.fault:
+            self._fail(i, ended)
         else:
             self.done += 1
             self._close(i)
 
-    def _close(self, i: int) -> None:
-        """A job is done: let those go on that waited for it."""
+    def _fail(self, i: int, ended: Ended) -> None:
+        """Write down why a job failed, where its worker did not."""
+        self.failed[i] = ended.fault
+        if ended.trace:
+            values = {
+                "job": self.jobs[i].label,
+                "fault": ended.fault,
+                "traceback": ended.trace,
+            }
+            name = f"failures/{self.jobs[i].makes[0]}.json"
+            self.store.write(name, json.dumps(values, indent=1).encode())
         self._release(i)
-        self.open.discard(i)
+        if not self.sweep:
+            self.progress(self._share(), f"{NOTE}{ended.fault}; the traceback is in {RAISED}")
+
+    def _close(self, i: int) -> None:
+        """Let the jobs go on that waited for one that is done."""
+        self._release(i)
+        self._open.discard(i)
+        self._left -= self.weights[i]
         for key in self.jobs[i].makes:
             self._recorded.add(key)
             for other in self._waiting.pop(key, ()):
@@ -176,21 +253,18 @@ class Driving:
                 if not self._missing[other]:
                     heapq.heappush(self._ready, other)
 
-    def _again(self, i: int, key: str, what: str) -> None:
-        """A stage is damaged: make it again, and then what needed it."""
-        self.progress(self.share, f"{key} {what} is damaged, so it is made again")
-        self.damaged.append(f"{key} {what}")
-        self._release(i)
-        self.store.forget(key)
-        self._recorded.discard(key)
-        if key in self.jobs[i].makes:
-            heapq.heappush(self._ready, i)
-            return
-        self._missing[i].add(key)
-        self._waiting[key].add(i)
-        self._add(self._maker[key])
+    # What is said of them
 
-    @property
-    def share(self) -> float:
-        """Of the jobs that is done."""
-        return 1 - len(self.open) / len(self.jobs)
+    def _tell(self, i: int, done: float = 0.0, text: str = "") -> None:
+        label = self.jobs[i].label
+        if not self.sweep:
+            line = f"{label}: {text}" if text else label
+        else:
+            count = f"{len(self.jobs) - len(self._open)} of {len(self.jobs)} jobs"
+            failed = f", {len(self.failed)} failed" if self.failed else ""
+            line = f"{self.sweep}: {count}{failed}; {label}{f', {text}' if text else ''}"
+        self.progress(self._share(done * self.weights[i]), line)
+
+    def _share(self, beside: float = 0.0) -> float:
+        """What is done of all weights, with the weight of what a running job has done."""
+        return (self._total - self._left + beside) / self._total if self._total else 0.0

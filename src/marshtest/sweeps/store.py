@@ -6,7 +6,7 @@
     sweeps/NAME-HASH.json       what a sweep consists of
     failures/KEY.json           why a stage failed, with its traceback
     partial/KEY/                what an unfinished stage has so far
-    claims/KEY.N, drivers/ID    who is at work on what (see marshtest.sweeps.locks)
+    locks/KEY.N, drivers/ID     who is at work on what (see marshtest.sweeps.locks)
 
 KEY is the kind of a stage and the hash of all that it depends on. A file is written under a temporary
 name, flushed and renamed; where a location knows no renaming, an object store, a file appears whole as it

@@ -29,7 +29,7 @@ from marshtest.experiment.protocol import (
     update,
 )
 from marshtest.experiment.recipe_data import data_of
-from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
+from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.models.state import restore
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
@@ -53,7 +53,7 @@ class Worker:
 
     def __init__(self, store: Store, data: Dataset | None = None) -> None:
         self.store = store
-        self._given = data
+        self._in_memory = data
         self._latest: dict[str, dict[Any, Any]] = {}
 
     def __call__(self, job: Job, progress: Progress = silent) -> str:
@@ -80,19 +80,19 @@ class Worker:
         return ""
 
     def pipeline(self, keys: Keys) -> Pipeline:
-        """How a recipe makes models; the latest is kept."""
+        """How a recipe makes models; the latest recipe's stays in memory."""
         recipe = keys.recipe
         return self._keep("pipeline", recipe.hash, lambda: set_up(recipe, self._data(keys)))
 
     def poisoned(self, keys: Keys, group: Group) -> Poisoned:
-        """A group's poisons; the latest are kept."""
+        """A group's poisons; the latest group's stay in memory."""
         pipeline, key = self.pipeline(keys), keys.dose(group)
 
         def make() -> Poisoned:
             if not keys.recipe.attack.crafted:
                 return poison(pipeline, group)
-            stored = self.store.load(key)["poisoned"]
-            about = {name: stored[name] for name in ("seed", "figures", "history")}
+            record = self.store.load(key)["poisoned"]
+            about = {name: record[name] for name in ("seed", "figures", "history")}
             samples, test = split(pipeline, group.seed)[1], pipeline.data.test
             return Poisoned.of(self._tensors(key, "poisons"), samples, test, **about)
 
@@ -128,80 +128,78 @@ class Worker:
         def clean() -> nn.Module:
             return self._model(pipeline, job.keys.clean(job.group.seed))
 
-        def kept(name: str, make: Callable[[], Tensors]) -> Tensors:
+        def resumed(name: str, make: Callable[[], Tensors]) -> Tensors:
             before = self.store.was_set_aside(key, name)
             if before is not None:
                 return tensors_in(before)
-            made = make()
-            self.store.set_aside(key, name, packed(made))
-            return made
+            tensors = make()
+            self.store.set_aside(key, name, packed(tensors))
+            return tensors
 
-        found = poison(pipeline, job.group, clean, kept, progress)
-        about = {
-            "seed": found.seed,
-            "figures": dict(found.figures),
-            "history": [dict(line) for line in found.history],
+        poisoned = poison(pipeline, job.group, clean, resumed, progress)
+        record = {
+            "seed": poisoned.seed,
+            "figures": dict(poisoned.figures),
+            "history": [dict(line) for line in poisoned.history],
         }
-        self._record(
-            job, key, started, {"poisoned": about}, {"poisons.safetensors": packed(found.tensors())}
-        )
+        files = {"poisons.safetensors": packed(poisoned.tensors())}
+        self._record(job, key, started, {"poisoned": record}, files)
         self.store.remove(f"partial/{key}")
 
     def _score(self, job: Job) -> None:
-        assert job.role is not None
-        pipeline, key = self.pipeline(job.keys), job.keys.model(job.role, job.group)
-        name = ROW_NAMES[job.role]
-        share = 0.0 if job.role in UNTREATED else 1.0
-        model, twin = self._model(pipeline, key), job.keys.twin(job.role, job.group)
-        subject = Subject(job.role, name, share, model, self._fit(key).cost)
-        beside = None if twin is None else self._model(pipeline, twin)
-        self._measure(job, pipeline, subject, beside, job.makes[0])
+        (cell,), (score,), pipeline = job.cells, job.makes, self.pipeline(job.keys)
+        key, twin_key = job.keys.measured(cell), job.keys.twin(cell.role, job.group)
+        model = self._model(pipeline, key)
+        subject = Subject(cell.role, cell.unlearner, cell.budget, model, self._fit(key).cost)
+        twin = None if twin_key is None else self._model(pipeline, twin_key)
+        self._measure(job, pipeline, subject, twin, score)
 
     def _unlearn(self, job: Job, progress: Progress) -> str:
         """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
-        pipeline, keys, method = self.pipeline(job.keys), job.keys, job.unlearner
-        assert method is not None
-        arms = keys.arms(method)
-        models = {
-            role: {budget: keys.updated(job.group, method, budget, role) for budget in job.budgets}
-            for role in arms
-        }
-        scores = {budget: keys.score(key) for budget, key in models[Role.INITIAL].items()}
-        keep_models = len(job.makes) > len(scores)
-        found: dict[tuple[Role, float], Subject] = {}
-        faults: list[str] = []
-        for done, role in enumerate(arms):
+        assert job.unlearner is not None
+        arms = job.keys.arms(job.unlearner)
+        scores = dict(zip(job.budgets, job.makes, strict=False))
+        subjects: dict[tuple[Role, float], Subject] = {}
+        for done, role in enumerate(arms, 1):
             todo = [
                 budget
-                for budget, key in models[role].items()
-                if not self.store.is_recorded(key)
-                and (keep_models or not self.store.is_recorded(scores[budget]))
+                for budget, score in scores.items()
+                if not self.store.is_recorded(self._updated_key(job, budget, role))
+                and (job.keeps_models or not self.store.is_recorded(score))
             ]
             for budget, subject in self._updates(job, role, todo):
-                found[role, budget] = subject
-                if keep_models and not subject.trace:
-                    self._record_updated(job, models[role][budget], subject)
-            progress((done + 1) / (len(arms) + 1))
-        for budget, score in scores.items():
-            if not self.store.is_recorded(score):
-                subject, *twin = (
-                    found.get((role, budget)) or self._updated(job, models[role][budget], budget)
-                    for role in arms
-                )
-                both = [subject, *twin][-1].model if keys.recipe.attack.needs_twin else None
-                failed = next((of for of in (subject, *twin) if of.trace), None)
-                if failed is not None:  # in one arm or the other: no comparison
-                    faults.append(self._fail(job, pipeline, failed, score))
-                else:
-                    self._measure(job, pipeline, subject, both, score)
-                    self.store.remove(f"failures/{score}.json")
+                subjects[role, budget] = subject
+                if job.keeps_models and not subject.trace:
+                    self._record_updated(job, self._updated_key(job, budget, role), subject)
+            progress(done / (len(arms) + 1))
+        faults = [
+            self._measure_arms(
+                job,
+                [subjects.get((role, budget)) or self._updated(job, budget, role) for role in arms],
+                score,
+            )
+            for budget, score in scores.items()
+            if not self.store.is_recorded(score)
+        ]
         progress(1.0)
-        return faults[0] if faults else ""
+        return next(filter(None, faults), "")
+
+    def _measure_arms(self, job: Job, arms: Sequence[Subject], score: str) -> str:
+        """Measure an updated model beside that of the twin's arm; what either's unlearner raised, or ""."""
+        pipeline = self.pipeline(job.keys)
+        failed = next((subject for subject in arms if subject.trace), None)
+        if failed is not None:  # in one arm or the other: no comparison
+            return self._fail(job, pipeline, failed, score)
+        # An unlearner that looks at no model has one arm, and would give the twin's the same model.
+        twin = arms[-1].model if job.recipe.attack.needs_twin else None
+        self._measure(job, pipeline, arms[0], twin, score)
+        self.store.remove(f"failures/{score}.json")
+        return ""
 
     def _updates(
         self, job: Job, role: Role, budgets: Sequence[float]
     ) -> Iterator[tuple[float, Subject]]:
-        """What an unlearner makes of the model of a role, a budget; no other model is in memory then."""
+        """Run the unlearner on the model of a role, once a budget; no other model is in memory then."""
         method, pipeline = job.unlearner, self.pipeline(job.keys)
         assert method is not None
         if not budgets:
@@ -218,11 +216,19 @@ class Worker:
             budgets,
             role,
         )
-        for budget, made in zip(budgets, outcomes, strict=True):
-            given, told = method.hyperparameters, (made.note, made.trace)
+        for budget, outcome in zip(budgets, outcomes, strict=True):
             yield (
                 budget,
-                Subject(Role.UPDATED, method.name, budget, made.model, made.cost, given, *told),
+                Subject(
+                    Role.UPDATED,
+                    method.name,
+                    budget,
+                    outcome.model,
+                    outcome.cost,
+                    method.hyperparameters,
+                    outcome.note,
+                    outcome.trace,
+                ),
             )
 
     def _measure(
@@ -235,12 +241,12 @@ class Worker:
             retrained = job.keys.model(Role.RETRAINED, job.group)
             between = self._model(pipeline, initial), self._model(pipeline, retrained)
         poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
-        found = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
-        values = {"row": found.row, "shifts": found.shifts}
-        self._record(job, key, started, values, {"scores.parquet": frame_bytes(found.scores)})
+        score = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
+        values = {"row": score.row, "shifts": score.shifts}
+        self._record(job, key, started, values, {"scores.parquet": frame_bytes(score.scores)})
 
     def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
-        """Write down what an unlearner raised, with the row that says so; the line of it."""
+        """Write down what an unlearner raised, with the row that says so; its one line."""
         poisoned = self.poisoned(job.keys, job.group)
         trained = self._fit(job.keys.model(Role.INITIAL, job.group))
         row = measure(pipeline, job.group, poisoned, subject, trained, None).row
@@ -259,13 +265,12 @@ class Worker:
         values: Mapping[str, Any],
         files: Mapping[str, bytes],
     ) -> None:
-        """With what it belongs to, for whoever browses the store."""
-        of: dict[str, Any] = {"stage": job.label, "recipe": job.recipe.name, "needs": job.needs}
+        """Record a stage with what it belongs to, for whoever browses the store."""
+        origin: dict[str, Any] = {"stage": job.label, "recipe": job.recipe.name, "needs": job.needs}
         if job.unlearner is not None:
-            of["unlearner"] = job.unlearner.model_dump(mode="json")
+            origin["unlearner"] = job.unlearner.model_dump(mode="json")
         seconds = time.perf_counter() - started
-        whole = {"of": of, "seconds": seconds, **values}
-        self.store.record(key, whole, files)
+        self.store.record(key, {"of": origin, "seconds": seconds, **values}, files)
 
     def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
         model = subject.model
@@ -275,18 +280,22 @@ class Worker:
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
 
-    def _updated(self, job: Job, key: str, budget: float) -> Subject:
-        """A recorded one; its file is missing where the unlearner gave none."""
+    def _updated_key(self, job: Job, budget: float, role: Role) -> str:
         assert job.unlearner is not None
-        parameters = job.unlearner.hyperparameters
+        return job.keys.updated(job.group, job.unlearner, budget, role)
+
+    def _updated(self, job: Job, budget: float, role: Role) -> Subject:
+        """A recorded updated model; its file is missing where the unlearner gave none."""
+        assert job.unlearner is not None
+        key, parameters = self._updated_key(job, budget, role), job.unlearner.hyperparameters
         values, pipeline = self.store.load(key), self.pipeline(job.keys)
         model = self._read_model(pipeline, key) if values["files"] else None
         cost, note = Cost(**values["cost"]), values["note"]
         return Subject(Role.UPDATED, job.unlearner.name, budget, model, cost, parameters, note)
 
     def _data(self, keys: Keys) -> Dataset:
-        if self._given is not None:
-            return self._given
+        if self._in_memory is not None:
+            return self._in_memory
         recipe, trigger, key = keys.recipe, keys.recipe.attack.trigger(), keys.features
 
         def read() -> Dataset:
@@ -303,21 +312,19 @@ class Worker:
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        """One that is asked for often: a group's initial and retrained model and the twin are kept."""
+        """A recorded model; a group's initial and retrained model and the twin stay in memory."""
         return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=3)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
         model = pipeline.trainer.new_model(0)
         try:
             restore(model, self._tensors(key, "model"))
-        except (
-            RuntimeError
-        ):  # an unlearner returned a model of another make, which only it can build
+        except RuntimeError:  # a model of another make, which only its unlearner can build
             raise DamagedError(key, "model.safetensors") from None
         return model
 
     def _fit(self, key: str) -> Fit:
-        """What a training cost."""
+        """The cost of a training."""
 
         def read() -> Fit:
             values = self.store.load(key)
@@ -329,14 +336,14 @@ class Worker:
         return tensors_in(self.store.file(key, f"{name}.safetensors"))
 
     def _keep(self, what: str, name: str, make: Callable[[], T], count: int = 1) -> T:
-        """Make something once; the last `count` of a sort are kept."""
-        kept = self._latest.setdefault(what, {})
-        if name not in kept:
-            while len(kept) >= count:
-                del kept[next(iter(kept))]
-            kept[name] = make()
-        found: T = kept[name]
-        return found
+        """Make something once; the last `count` of a sort stay in memory."""
+        latest = self._latest.setdefault(what, {})
+        if name not in latest:
+            while len(latest) >= count:
+                del latest[next(iter(latest))]
+            latest[name] = make()
+        value: T = latest[name]
+        return value
 
 
 def packed(tensors: Tensors) -> bytes:

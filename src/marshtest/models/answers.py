@@ -1,0 +1,54 @@
+"""A model's answer: where its logits are, and whether the layout of images in memory changes it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from marshtest.models.state import copied
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import seeded
+
+
+def logits_in(answer: object) -> Tensor:
+    """The logits in an answer: a tensor or array, `.logits`, the key "logits", or the first of a tuple.
+
+    Raises:
+        MarshtestError: the answer holds no tensor or array in these places.
+    """
+    logits = getattr(answer, "logits", answer)
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", next(iter(logits.values())) if len(logits) == 1 else logits)
+    while isinstance(logits, tuple | list) and logits:
+        logits = logits[0]
+    if isinstance(logits, Tensor):
+        return logits
+    if hasattr(logits, "__array__"):  # NumPy's, or what other frameworks answer with
+        return torch.from_numpy(np.array(logits))
+    keys = f"a dict of {', '.join(map(str, logits))}" if isinstance(logits, Mapping) else ""
+    raise MarshtestError(
+        f"model: answers with {keys or type(logits).__name__}, in which no logits are found. Let forward "
+        'return them as a tensor, first in a tuple, or under the key "logits".'
+    )
+
+
+def takes_channels_last(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    """Whether a model of images answers alike when images and weights are laid out channels last.
+
+    Code that relies on a tensor's layout in memory, such as `.view(B, -1)` after a convolution, does not.
+    """
+    if len(input_shape) != 3:
+        return False
+    last = {"memory_format": torch.channels_last}
+    with seeded(0):
+        x, plain, moved = torch.randn(2, *input_shape), copied(model), copied(model)
+        try:
+            moved.to(**last)  # type: ignore[call-overload]
+            for training in (True, False):
+                expected = logits_in(plain.train(training)(x.clone()))
+                logits = logits_in(moved.train(training)(x.clone(**last)))
+                logits.sum().backward()  # may be what fails
+            return torch.allclose(expected, logits, rtol=1e-3, atol=1e-4, equal_nan=True)
+        except (RuntimeError, TypeError, ValueError):
+            return False

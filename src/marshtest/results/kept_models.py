@@ -1,0 +1,48 @@
+"""The models that a run was asked to keep, `run(..., keep_models=True)`, to be looked at."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from marshtest.experiment.row_file import MODELS, read_frame
+from marshtest.plumbing.errors import MarshtestError
+
+if TYPE_CHECKING:  # a list of models is read without torch
+    from torch import nn
+
+
+def kept_models(folder: Path) -> pd.DataFrame:
+    """The models of a run's folder, one line a file.
+
+    Columns: `poison_budget`, `seed`, `role`, `unlearner`, `hyperparameters` (JSON) and `budget`, as in the
+    rows, and `path` of the file. Roles are those of the rows, and `twin`: the initial model's clean twin.
+
+    Raises:
+        MarshtestError: the run kept no models.
+    """
+    if not (folder / MODELS).is_file():
+        raise MarshtestError(
+            f"{folder}: holds no models. Run its recipe with keep_models=True (--keep-models) into "
+            "another folder."
+        )
+    models = read_frame(folder / MODELS)
+    return models.assign(path=[str(folder / path) for path in models["path"]])
+
+
+def load_kept(
+    line: "Mapping[str, Any] | pd.Series[Any]",
+    factory: "str | Callable[..., nn.Module] | None" = None,
+) -> "nn.Module":
+    """The model of one line of `kept_models`, in eval mode.
+
+    Args:
+        factory: builds a model of the user's own kind, as for marshtest.load_model.
+
+    Raises:
+        MarshtestError: the file is gone or corrupt, or its kind of model needs a factory.
+    """
+    from marshtest.models.checkpoint import load_model
+
+    return load_model(line["path"], factory)
