@@ -27,6 +27,7 @@ from marshtest.experiment.recipe import Recipe, load_recipe
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import read_file
+from marshtest.hypotheses.shift import Shift
 from marshtest.metrics.presentation import Column
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
@@ -257,6 +258,12 @@ def test_what_the_data_hold_counts_as_for_tensors(tmp_path: Path) -> None:
     assert torch.equal(data.train.x, data_of(load_recipe(quick).data, "cpu").train.x)
     few = data_of(load_recipe({**quick, "data": {**RECIPE["data"], "train": 50}}).data, "cpu")
     assert torch.equal(few.train.x, data.train.x[:50])
+
+
+def test_a_study_refuses_an_attack_that_it_would_have_to_import() -> None:
+    values = {"name": "mine", "hypothesis": "shift", "sets": {"flips": SPEC}}
+    with pytest.raises(MarshtestError, match="sets.flips: a study takes attacks that ship .*yours"):
+        Shift.parse(values, "")
 
 
 # Metrics
