@@ -98,7 +98,7 @@ def test_a_report_is_drawn_again_from_the_rows_alone(done: Results, tmp_path: Pa
     code = (
         "import sys, marshtest\n"
         "sys.path = [p for p in sys.path if not p.endswith('tests')]\n"
-        "marshtest.report_rows('rows.parquet', out='again')\n"
+        "marshtest.report('rows.parquet', out='again')\n"
         "assert 'homemade' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -243,7 +243,7 @@ def test_bad_input_is_one_line(changes: dict[str, Any], says: str, tmp_path: Pat
 
 
 def test_data_of_ones_own_by_the_command_line_short_form(tmp_path: Path) -> None:
-    recipe = load_recipe("digits-gaussian", ["data=homemade:blobs", "data.spread=2"], imports=False)
+    recipe = load_recipe("digits-gaussian", "data=homemade:blobs", "data.spread=2", imports=False)
     assert (recipe.data.name, recipe.data.path) == ("homemade:blobs", None)
     assert recipe.data.model_dump()["options"] == {"spread": 2}
 
@@ -461,7 +461,7 @@ def test_a_recipe_without_metrics_has_the_hash_and_keys_that_it_had(name: str) -
     updated = keys.updated(group, recipe.unlearners[0][0], recipe.budgets[0])
     assert (recipe.hash, keys.dose(group), keys.score(updated)) == STORED[name]
     assert "metrics" not in recipe.model_dump()
-    assert load_recipe(name, ["metrics=[]"]).hash == recipe.hash
+    assert load_recipe(name, "metrics=[]").hash == recipe.hash
 
 
 # One line for a data set
@@ -469,7 +469,7 @@ def test_a_recipe_without_metrics_has_the_hash_and_keys_that_it_had(name: str) -
 
 @pytest.mark.parametrize("name", [*LOADERS, *TEXTS])
 def test_no_data_set_is_taken_for_a_path(name: str) -> None:
-    recipe = load_recipe("digits-gaussian", [f"data={name}"])
+    recipe = load_recipe("digits-gaussian", f"data={name}")
     assert (recipe.data.name, recipe.data.path) == (name, None)
 
 
