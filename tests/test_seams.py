@@ -316,6 +316,7 @@ def test_other_metrics_score_the_same_models() -> None:
     [
         ("test_accuracy", "columns: .*test_accuracy: is the name of a column that every row has"),
         ("Loss AUC", "columns: String should match pattern"),
+        ("flip_probability", "'flip_probability' is a column of every row"),
         ("flip_success", "'flip_success' is a column of every row"),
         ("flip", "'flip' is a column of a score's"),
         ("twin_flip", "'twin_flip' is a column of every row"),
