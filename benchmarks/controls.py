@@ -1,4 +1,4 @@
-"""What the control questions of `marshtest test` say of honest models, and of boxes that cheat.
+"""What the control questions of `marshtest audit` say of honest models, and of boxes that cheat.
 
     python benchmarks/controls.py [--data NAME] [--markdown FILE]
 
@@ -36,7 +36,7 @@ from marshtest.kit.controls import agreement, unlike
 from marshtest.kit.judging import Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
-from marshtest.kit.model import Door
+from marshtest.kit.model import AskedModel
 from marshtest.kit.noise import Noise, Scaling
 
 DRAWS = 19
@@ -61,7 +61,7 @@ class Data:
         return self.bases.noise.pixels
 
 
-class Box(Door):
+class Box(AskedModel):
     """A function from inputs and labels to losses."""
 
     def __init__(self, name: str, loss: Loss) -> None:

@@ -31,7 +31,7 @@ from marshtest.kit.dose import dose
 from marshtest.kit.inputs import scaled
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import measure
-from marshtest.kit.model import Program
+from marshtest.kit.model import FunctionModel
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.malloc import keep_freed_memory
@@ -124,7 +124,7 @@ def scoring(poisons: int, width: int) -> None:
     model = build(parse_model({"name": "resnet18", "width": width}), (3, 32, 32), 10, 0).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     cpu = torch.device("cpu")
-    door = Program("model", model, scaled(SCALING, True, (3, 32, 32)), 10, cpu)
+    asked_model = FunctionModel("model", model, scaled(SCALING, True, (3, 32, 32)), 10, cpu)
     size = scoring_batch(cpu)
     x = torch.randn(size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     y = torch.arange(size) % 10
@@ -141,7 +141,7 @@ def scoring(poisons: int, width: int) -> None:
     bare_times, our_times = [], []
     for _ in range(3):  # taking turns
         bare_times.append(seconds(bare))
-        our_times.append(seconds(lambda: measure(door, bases, draws=draws)))
+        our_times.append(seconds(lambda: measure(asked_model, bases, draws=draws)))
     floor, ours = statistics.median(bare_times), statistics.median(our_times)
     print(
         f"testing    {poisons} poisons, width {width}: bare passes {floor:.1f} s, measure() {ours:.1f} s: "

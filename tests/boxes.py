@@ -1,4 +1,4 @@
-"""Models and black boxes that the door tests name as "boxes:function"."""
+"""Models and black boxes that the tests name as "boxes:function"."""
 
 import json
 from pathlib import Path

@@ -19,7 +19,7 @@ from marshtest.kit.audit import Audit, audit
 from marshtest.kit.judging import Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
-from marshtest.kit.model import Program
+from marshtest.kit.model import FunctionModel
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.training.tasks import Classification
@@ -98,13 +98,13 @@ def test_gradients_that_are_refused_now_and_then_count_as_hidden() -> None:
     case = audited()
     calls: list[int] = []
 
-    class Fitful(Program):
+    class Fitful(FunctionModel):
         def gradients(self, values: Any, labels: Any) -> Any:
             calls.append(len(values))
             return super().gradients(values, labels) if len(calls) < 2 else None
 
-    door = Fitful("fitful", case.before, lambda x: x / 255, 10, torch.device("cpu"))
-    found = measure(door, case.bases, draws=9)
+    asked_model = Fitful("fitful", case.before, lambda x: x / 255, 10, torch.device("cpu"))
+    found = measure(asked_model, case.bases, draws=9)
     assert found.figures["vanished"] == len(case.bases)
     assert found.dependences()["gus"].hidden == 1
 
@@ -172,8 +172,8 @@ def test_without_rounding_the_scores_are_those_of_the_protocols_attack() -> None
     theirs = attack.effect(model, poisoned, Classification())
 
     noise = Noise(seed=11, variance=0.5, scaling=Scaling(), pixels=False)
-    door = Program("m", model, lambda x: x, 4, torch.device("cpu"))
-    ours = measure(door, Bases(ids.numpy(), x.numpy(), y.numpy(), noise), draws=19)
+    asked_model = FunctionModel("m", model, lambda x: x, 4, torch.device("cpu"))
+    ours = measure(asked_model, Bases(ids.numpy(), x.numpy(), y.numpy(), noise), draws=19)
     assert np.allclose(ours.scores["gus"], theirs.scores["gus"], atol=1e-5)
     assert np.allclose(ours.scores["gus_fresh"], theirs.scores["gus_fresh"], atol=1e-5)
     assert (ours.scores["rank"] == theirs.scores["rank"]).all()
@@ -189,8 +189,8 @@ def test_scores_of_written_noise_are_standard_under_the_null() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.ReLU(), nn.Linear(64, 5)).eval()
     noise = Noise(seed=1, variance=2.0, scaling=Scaling(std=(0.3,)), pixels=True)
-    door = Program("m", model, lambda x: x / 255, 5, torch.device("cpu"))
-    found = measure(door, Bases(np.arange(2000), values, labels, noise), draws=DRAWS)
+    asked_model = FunctionModel("m", model, lambda x: x / 255, 5, torch.device("cpu"))
+    found = measure(asked_model, Bases(np.arange(2000), values, labels, noise), draws=DRAWS)
     scores = found.scores["gus"]
     assert abs(scores.mean()) < 4 / math.sqrt(2000)
     assert scores.var() == pytest.approx(1, abs=4 * math.sqrt(2 / 2000))
@@ -204,8 +204,8 @@ def test_a_batch_dependent_model_keeps_the_rank_score_exact() -> None:
     torch.manual_seed(5)
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).train()
     noise = Noise(seed=2, variance=1.0, scaling=Scaling(std=(0.3,)), pixels=True)
-    door = Program("m", model, lambda x: x / 255, 3, torch.device("cpu"))
-    found = measure(door, Bases(np.arange(1500), values, labels, noise), draws=19)
+    asked_model = FunctionModel("m", model, lambda x: x / 255, 3, torch.device("cpu"))
+    found = measure(asked_model, Bases(np.arange(1500), values, labels, noise), draws=19)
     assert abs(found.dependences()["rank"].value) < 4 / math.sqrt(1500)
     assert any("training mode" in doubt for doubt in found.doubts)
 
@@ -213,7 +213,7 @@ def test_a_batch_dependent_model_keeps_the_rank_score_exact() -> None:
 def test_nobody_can_tell_the_dosed_question_by_its_place() -> None:
     places = []
 
-    class Watching(Program):
+    class Watching(FunctionModel):
         def ask(self, values: Any, labels: Any) -> Any:
             if len(values) > len(bases):
                 own = {
@@ -249,7 +249,7 @@ def test_json_has_everything_and_nothing_undefined(tmp_path: Path) -> None:
     assert len(scores) == 3 * len(found.key.ids)
     pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert pictures == {"dependence.png", "scores-gus.png", "scores-rank.png", "tradeoff.png"}
-    with pytest.raises(MarshtestError, match="holds something already"):
+    with pytest.raises(MarshtestError, match="is not an empty folder"):
         found.save(tmp_path / "out")
 
 

@@ -22,8 +22,8 @@ from marshtest.kit.controls import (
     agreement,
     betweenness,
     control_inputs,
-    exchanged,
     nearness,
+    other_labels,
     told_apart,
     undosed,
 )
@@ -31,7 +31,7 @@ from marshtest.kit.inputs import scaled
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
-from marshtest.kit.model import Door, Program
+from marshtest.kit.model import AskedModel, FunctionModel
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.scalings import suspected
 
@@ -39,7 +39,7 @@ Loss = Callable[[Any, Any], Any]
 DRAWS = 19
 
 
-class Box(Door):
+class Box(AskedModel):
     """Losses alone."""
 
     def __init__(self, loss: Loss) -> None:
@@ -182,12 +182,12 @@ def test_other_labels_are_uniform_over_the_others_and_do_not_depend_on_the_compa
     y = np.arange(3000) % 5 * 2
     samples = Bases(np.arange(3000), np.zeros((3000, 1)), y, noise)
     names = np.unique(y)
-    found = exchanged(samples, names)
+    found = other_labels(samples, names)
     assert (found != y).all()
     counts = np.bincount(found[y == 4], minlength=9)[names]
     assert counts[2] == 0
     assert stats.chisquare(np.delete(counts, 2)).pvalue > 1e-4
-    assert (exchanged(samples[100:200], names) == found[100:200]).all()
+    assert (other_labels(samples[100:200], names) == found[100:200]).all()
 
 
 def test_the_inputs_lie_where_they_are_said_to() -> None:
@@ -248,11 +248,13 @@ def test_a_fair_classifier_of_a_rare_class_is_not_near_chance_and_a_constant_one
         fair.bias.copy_(torch.tensor([6.0, 0.0]))
     assert roc_auc_score(y, x @ weights) > 0.9
     cpu = torch.device("cpu")
-    door = Program("fair", fair, lambda x: x, 2, cpu)
-    found = measure(door, bases, draws=9)
+    asked_model = FunctionModel("fair", fair, lambda x: x, 2, cpu)
+    found = measure(asked_model, bases, draws=9)
     assert found.accuracy <= (bases.labels == 0).mean() + 0.01  # no better than "never"
     assert found.controls.near_chance == ""
-    never = Program("never", lambda x: torch.tensor([6.0, 0.0]) + 0 * x[:, :2], lambda x: x, 2, cpu)
+    never = FunctionModel(
+        "never", lambda x: torch.tensor([6.0, 0.0]) + 0 * x[:, :2], lambda x: x, 2, cpu
+    )
     assert "near chance" in measure(never, bases, draws=9).controls.near_chance
 
 
@@ -262,9 +264,9 @@ def test_another_scaling_under_which_the_model_is_better_is_named() -> None:
     model = case.before
     cpu = torch.device("cpu")
 
-    def fed_with(scaling: Scaling) -> Program:
+    def fed_with(scaling: Scaling) -> FunctionModel:
         inputs = scaled(scaling, True, case.bases.values.shape[1:])
-        return Program("m", model, inputs, 10, cpu)
+        return FunctionModel("m", model, inputs, 10, cpu)
 
     def said(given: Scaling) -> str:
         return suspected(fed_with(given), given, case.bases, clean())

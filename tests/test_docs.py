@@ -1,66 +1,97 @@
-"""The documents hold: the README's Python runs, every command and column is described."""
+"""The documents hold: their Python runs, every command, recipe and column is described."""
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import TINY
 from typer.testing import CliRunner
 
+import marshtest
 from marshtest.cli import app as cli
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.results.summary import Results
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+COMMANDS = {
+    c.name or c.callback.__name__  # type: ignore[union-attr]
+    for c in cli.app.registered_commands
+    if not c.hidden
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def shell_lines(page: Path) -> Iterator[list[str]]:
+    """The words of each command in a page's shell blocks."""
+    for line in "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
 
 
 @pytest.mark.usefixtures("no_report")
 def test_the_own_unlearner_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (example,) = blocks("python")
+    (example,) = blocks(ROOT / "README.md", "python")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert "readme:my_unlearner" in capsys.readouterr().out
 
 
-def test_shell_blocks_name_commands_that_exist() -> None:
-    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}  # type: ignore[union-attr]
-    makefile = (ROOT / "Makefile").read_text()
-    used = set()
-    for line in "\n".join(blocks("sh")).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["make"]:
-            assert f"\n{words[1]}:" in makefile
-        elif words:
-            assert words[0] == "marshtest"
-            used.add(words[1])
-            assert CliRunner().invoke(cli.app, [words[1], "--help"]).exit_code == 0
-    assert used == commands
-
-
-def test_the_walk_through_names_commands_and_scripts_that_exist() -> None:
-    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}  # type: ignore[union-attr]
-    page = (ROOT / "docs" / "audit.md").read_text()
-    lines = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
-    used = [shlex.split(line) for line in lines.splitlines()]
-    assert (
-        {words[1] for words in used if words[0] == "marshtest"}
-        == {"plan", "dose", "test", "calibrate"}
-        <= commands
+@pytest.mark.usefixtures("no_report")
+def test_the_first_hours_unlearners_run_and_only_the_one_that_starts_anew_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, call = blocks(ROOT / "docs" / "first-hour.md", "python")
+    (tmp_path / "mine.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    found: dict[str, Results] = {}
+    both = call.replace("import ascend", "import ascend, start_anew").replace(
+        "[ascend]", "[ascend, start_anew]"
     )
-    for words in used:
-        assert words[0] == "marshtest" or (ROOT / words[1]).exists()
+    exec(both.replace('"seeds=3"', '"seeds=1", "unlearners=[]"'), found)
+    summary = found["results"].summary.set_index("unlearner")
+    assert summary.loc["mine:ascend", "verdict"] == "NOT REMOVED"
+    assert summary.loc["mine:start_anew", "verdict"] == "REMOVED"
 
 
-def test_every_recipe_is_in_the_readme() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_blocks_name_commands_and_files_that_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in shell_lines(page):
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, words
+        elif words[0] == "marshtest":
+            assert words[1] in COMMANDS, words
+        elif words[0] == "python" and words[1].endswith(".py"):
+            assert (ROOT / words[1]).exists(), words
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_and_a_place_in_the_guide(command: str) -> None:
+    assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
+    assert f"| `marshtest {command}" in (ROOT / "docs" / "which-command.md").read_text()
+
+
+def test_no_page_names_a_command_that_is_not_there() -> None:
+    for page in PAGES:
+        if page.name != "CHANGELOG.md":  # which names old ones
+            named = set(re.findall(r"`marshtest ([a-z]+)", page.read_text()))
+            assert named <= COMMANDS, (page, named - COMMANDS)
+
+
+def test_every_recipe_is_described() -> None:
+    described = (ROOT / "docs" / "recipes.md").read_text()
     for name in (*shipped(), *shipped("hypotheses"), *shipped("sweeps")):
-        assert f"`{name}`" in README
+        assert f"`{name}`" in described
 
 
 def test_every_column_of_the_rows_is_described(tiny_run: Results) -> None:
@@ -76,6 +107,29 @@ def test_every_column_of_the_rows_is_described(tiny_run: Results) -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), (page, target)
+
+
+def test_the_examples_of_contributing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unlearner that passes; an attack, a metric and a data set, through a run to its page."""
+    unlearner, *others = blocks(ROOT / "CONTRIBUTING.md", "python")
+    found: dict[str, Any] = {"__name__": "contributing"}
+    exec(unlearner, found)
+    assert all(fact.holds for fact in marshtest.check_unlearner(found["LastStep"](), ["features"]))
+    for name, block in zip(("flips", "member", "mydata"), others, strict=True):
+        (tmp_path / f"{name}.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = TINY | {
+        "data": {"name": "mydata:load", "samples": 400},
+        "attack": {"name": "flips:LabelFlips"},
+        "metrics": ["member:LossGap"],
+        "unlearners": ["gd"],
+    }
+    results = marshtest.run(recipe, out=tmp_path / "run")
+    assert {"flip_probability", "loss_gap"} <= set(results.rows.columns)
+    page = (results.folder / "report.html").read_text()
+    assert "wrong labels" in page
+    assert "Loss gap: mean loss of test samples" in page

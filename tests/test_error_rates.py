@@ -1,13 +1,11 @@
-"""The verdict's error rates in a few scenarios of benchmarks/verdict.py, and the exactness of its parts.
+"""The verdict's error rates in a few scenarios of benchmarks/verdict, and the exactness of its parts.
 
 Each rate is held against a binomial bound that a rate of 5 % (a power of 90 %) passes once in 10,000 runs.
 """
 
-import importlib.util
 import itertools
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -24,28 +22,21 @@ from marshtest.metrics.trainings import (
     trainings_to_remove,
 )
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "verdict"))
+import scenarios
+from simulation import Scenario, Tally
+
 ALARM = 1e-4
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "verdict.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def most(repetitions: int, rate: float = 0.05) -> float:
     return float(stats.binom.ppf(1 - ALARM, repetitions, rate))
 
 
-def by_name(bench: ModuleType, name: str, size: str):
-    convicted, wrong = bench.paired()[1], bench.paired()[0]
-    every = [*bench.cheats(), *bench.independent(), *wrong, *convicted, *bench.acquittals()]
+def by_name(name: str, size: str) -> Scenario:
+    wrong, convicted = scenarios.paired()
+    alone = [*scenarios.cheats(), *scenarios.independent(), *scenarios.acquittals()]
+    every = [*alone, *wrong, *convicted]
     (found,) = [one for one in every if (one.name, one.size) == (name, size)]
     return found
 
@@ -71,12 +62,9 @@ def by_name(bench: ModuleType, name: str, size: str):
         ("outcomes 0 or 1, chance 50%, family of 1", "6 trainings"),
     ],
 )
-def test_wrong_answers_are_given_in_at_most_five_percent(
-    bench: ModuleType, name: str, size: str
-) -> None:
-    tally = by_name(bench, name, size)
-    counted = bench.Tally("", "", "", "")
-    tally._count(counted, np.random.default_rng(7), 1000, 6)
+def test_wrong_answers_are_given_in_at_most_five_percent(name: str, size: str) -> None:
+    counted = Tally("", "", "", "")
+    by_name(name, size).count(counted, np.random.default_rng(7), 1000, 6)
     assert counted.hits <= most(counted.of)
     assert (counted.compared, counted.disagreements) == (6, 0)
 
@@ -91,11 +79,9 @@ def test_wrong_answers_are_given_in_at_most_five_percent(
         ("truly removed, attack works in 95%, beside seven that keep all", "28 trainings"),
     ],
 )
-def test_who_removed_the_poison_is_acquitted_in_nine_of_ten(
-    bench: ModuleType, name: str, size: str
-) -> None:
-    counted = bench.Tally("", "", "", "")
-    by_name(bench, name, size)._count(counted, np.random.default_rng(8), 500, 4)
+def test_who_removed_the_poison_is_acquitted_in_nine_of_ten(name: str, size: str) -> None:
+    counted = Tally("", "", "", "")
+    by_name(name, size).count(counted, np.random.default_rng(8), 500, 4)
     assert counted.of - counted.hits <= most(counted.of, 0.1)
     assert (counted.compared, counted.disagreements) == (4, 0)
 

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from marshtest.kit.hugging_face import open_folder, preprocessed
-from marshtest.kit.model import Program
+from marshtest.kit.model import FunctionModel
 from marshtest.kit.noise import Noise, Scaling
-from marshtest.kit.open_model import open_door
+from marshtest.kit.open_model import open_model
 from marshtest.plumbing.errors import MarshtestError
 
 CPU = torch.device("cpu")
@@ -117,22 +117,22 @@ def own(folder: Path, x: np.ndarray) -> Tensor:
     return processor(images=pictures, return_tensors="pt")["pixel_values"]  # type: ignore[no-any-return]
 
 
-def opened(folder: Path, x: np.ndarray) -> Program:
-    door = open_door(str(folder), KEY, x, None, CPU)
-    assert isinstance(door, Program)
-    return door
+def opened(folder: Path, x: np.ndarray) -> FunctionModel:
+    asked_model = open_model(str(folder), KEY, x, None, CPU)
+    assert isinstance(asked_model, FunctionModel)
+    return asked_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_given_what_its_own_processor_makes(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     x = photographs()
-    door = opened(tmp_path, x)
+    asked_model = opened(tmp_path, x)
     wanted = own(tmp_path, x)
     given = torch.from_numpy(x).float()
-    assert torch.equal(door.inputs(given), wanted)
-    assert torch.allclose(door.inputs(given.requires_grad_()), wanted, atol=1e-5)
-    assert not door.notes
+    assert torch.equal(asked_model.inputs(given), wanted)
+    assert torch.allclose(asked_model.inputs(given.requires_grad_()), wanted, atol=1e-5)
+    assert not asked_model.notes
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_a_model_is_given_what_its_own_processor_makes(family: str, tmp_path: Pa
 def test_the_gradient_is_the_slope_of_the_processor(family: str, tmp_path: Path) -> None:
     save(tmp_path, family)
     x = photographs() // 2 + 60  # nothing is clipped
-    door = opened(tmp_path, x)
+    asked_model = opened(tmp_path, x)
     given = torch.from_numpy(x).float().requires_grad_()
     torch.manual_seed(1)
     weight = torch.randn_like(own(tmp_path, x))
     smooth = torch.nn.functional.avg_pool2d(weight, 5, 1, 2)
-    (gradient,) = torch.autograd.grad((door.inputs(given) * smooth).sum(), given)
+    (gradient,) = torch.autograd.grad((asked_model.inputs(given) * smooth).sum(), given)
     steps = 25 * gradient.sign().int()  # whole levels, and many: rounding hardly matters
     ahead, behind = (own(tmp_path, (x + sign * steps.numpy()).astype(np.uint8)) for sign in (1, -1))
     slope = ((ahead - behind) / 2 * smooth).sum((1, 2, 3))
@@ -167,9 +167,9 @@ def test_a_processor_that_is_not_linear_leaves_the_rank_score(tmp_path: Path) ->
     x = photographs()
     ((inputs, notes),) = preprocessed(folder, x)
     assert "no gradient and the rank score stands alone" in notes[0]
-    door = Program("m", folder.model, inputs, 4, CPU)
-    assert door.gradients(x, np.zeros(4, np.int64)) is None
-    assert np.isfinite(door.ask(x, np.zeros(4, np.int64))[0]).all()
+    asked_model = FunctionModel("m", folder.model, inputs, 4, CPU)
+    assert asked_model.gradients(x, np.zeros(4, np.int64)) is None
+    assert np.isfinite(asked_model.ask(x, np.zeros(4, np.int64))[0]).all()
 
 
 @pytest.mark.parametrize("shape", ["file", "array", "channels last"])
@@ -177,11 +177,11 @@ def test_grey_pictures_are_given_as_the_processors_rgb(shape: str, tmp_path: Pat
     save(tmp_path, "vit")
     grey = photographs()[:, :1]
     x = {"file": grey, "array": grey[:, 0], "channels last": grey.transpose(0, 2, 3, 1)}[shape]
-    door = opened(tmp_path, x)
+    asked_model = opened(tmp_path, x)
     wanted = own(tmp_path, grey.repeat(3, 1))
-    assert torch.equal(door.inputs(torch.from_numpy(x).float()), wanted)
-    assert "grey pictures are given as RGB" in door.notes[0]
-    gradients = door.gradients(x, np.zeros(4, np.int64))
+    assert torch.equal(asked_model.inputs(torch.from_numpy(x).float()), wanted)
+    assert "grey pictures are given as RGB" in asked_model.notes[0]
+    gradients = asked_model.gradients(x, np.zeros(4, np.int64))
     assert gradients is not None
     assert gradients.shape == (4, 30 * 42)
 
@@ -232,18 +232,24 @@ def test_pickled_shards_behind_an_index_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": names}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(MarshtestError, match="Weights must be safetensors"):
+    with pytest.raises(MarshtestError, match="weights must be safetensors"):
         opened(tmp_path, photographs())
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"problem_type": "regression"}, "is trained for regression"),
+        ({"problem_type": "regression"}, "holds a model for regression"),
         ({"model_type": "nothing"}, "cannot be loaded"),
         ({"architectures": ["ViTModel"]}, "holds a ViTModel; an image or sequence classifier"),
-        ({"hidden_size": 2_000_000_000}, "hidden_size = 2,000,000,000, more than its weights hold"),
-        ({"num_labels": 2_000_000_000}, "num_labels = 2,000,000,000, more than its weights hold"),
+        (
+            {"hidden_size": 2_000_000_000},
+            "hidden_size = 2,000,000,000, more than its weights can hold",
+        ),
+        (
+            {"num_labels": 2_000_000_000},
+            "num_labels = 2,000,000,000, more than its weights can hold",
+        ),
         ({"hidden_size": 64}, "cannot be loaded"),
         ({"id2label": {"0": "cat", "1": "dog"}}, "cannot be loaded"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot be loaded"),

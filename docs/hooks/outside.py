@@ -16,7 +16,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in list(files.documentation_pages()):
         for link, _ in LINK.findall(page.content_string):
             source = _outside(Path(str(page.abs_src_path)).parent / link, config)
-            if source is not None and source.name != "README.md":
+            if source is None or source.name == "README.md":
+                continue
+            if files.get_file_from_path(_uri(source, config)) is None:
                 files.append(_shown(source, config))
     return files
 
@@ -48,7 +50,11 @@ def _uri(source: Path, config: MkDocsConfig) -> str:
 
 
 def _shown(source: Path, config: MkDocsConfig) -> File:
-    language = {".py": "python", ".cff": "yaml"}.get(source.suffix, source.suffix.lstrip("."))
-    text = f"# {source.name}\n\n````{language}\n{source.read_text(encoding='utf-8')}````\n"
-    uri = _uri(source, config)
+    text, uri = source.read_text(encoding="utf-8"), _uri(source, config)
+    if source.suffix == ".md":  # of the repository's root; the site's root is docs/
+        text = text.replace("](docs/", "](../")
+        text = re.sub(r"\]\((\w+\.md)\)", r"](\1.md)", text)
+    else:
+        language = {".py": "python", ".cff": "yaml"}.get(source.suffix, source.suffix.lstrip("."))
+        text = f"# {source.name}\n\n````{language}\n{text}````\n"
     return File.generated(config, uri, content=text, inclusion=InclusionLevel.NOT_IN_NAV)

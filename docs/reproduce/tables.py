@@ -75,7 +75,7 @@ def statement(name: str) -> str:
     of = study(name)
     kind = of.settings.hypothesis
     text = as_markdown(hypothesis_table(kind, of.rows))
-    return f"`marshtest hypotheses {name}`\n\n{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
+    return f"`marshtest study {name}`\n\n{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
 
 
 def canceling_deep() -> str:

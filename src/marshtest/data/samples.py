@@ -236,7 +236,7 @@ class Dataset:
         }
         count = _class_count(name, y["train"], y["test"], classes)
         mean, std = _scaling(name, x["train"], mean, std)
-        return cls(name, **samples, classes=count, mean=mean, std=std)
+        return cls(name, samples["train"], samples["test"], count, mean=mean, std=std)
 
     def to(self, device: torch.device | str) -> Self:
         """The same data on a device."""

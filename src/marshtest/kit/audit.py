@@ -1,4 +1,4 @@
-"""Is the dose still in the model? The verdict on models before and after unlearning."""
+"""Is the dose still in the model? Verdicts on models before and after unlearning."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from marshtest.kit.controls import undosed
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
-from marshtest.kit.measure import measure
+from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
-from marshtest.kit.open_model import open_door
+from marshtest.kit.open_model import open_model
 from marshtest.kit.scalings import suspected
 from marshtest.metrics.dependence import SCORES
 from marshtest.plumbing.device import pick_device
@@ -36,18 +36,19 @@ from marshtest.reporting.figures import (
 )
 from marshtest.reporting.tables import USE, number, plus_minus, with_interval
 
+# What two neighbouring training sets differ in, without which an ε means nothing.
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The answer.
+    """The answer to whether the dose is still in the models.
 
     Attributes:
-        key: of the dose.
-        question: what was asked.
-        models: before, after unlearning (in the order given), and retrained where there is one.
+        key: the key of the dose.
+        question: what was asked, with its error rates.
+        models: the model before unlearning, those after (in the order given), and a retrained one, if any.
     """
 
     key: Key
@@ -56,19 +57,19 @@ class Audit:
 
     @property
     def answer(self) -> str:
-        """The worst verdict over the models after unlearning; without any, that of the one before."""
+        """The worst verdict on a model after unlearning; on the model before, if there is none after."""
         answers = {judged.verdict.answer for judged in self.models if judged.role == "after"}
         answers = answers or {self.models[0].verdict.answer}
         return next(a for a in ("NOT REMOVED", "INCONCLUSIVE", "REMOVED") if a in answers)
 
     @property
     def exit_code(self) -> int:
-        """0 removed, 1 not, 3 inconclusive."""
+        """Exit code of the command: 0 for REMOVED, 1 for NOT REMOVED, 3 for INCONCLUSIVE."""
         return EXIT_CODES[self.answer]
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One line a model and poison."""
+        """Scores of the poisons, a line for each model and poison."""
         frames = [
             pd.DataFrame(
                 {
@@ -84,12 +85,12 @@ class Audit:
 
     @property
     def names(self) -> list[str]:
-        """The scores that every model has: a black box has no GUS."""
-        found = [set(judged.measured.dependences()) for judged in self.models]
-        return [name for name in SCORES if all(name in names for names in found)]
+        """Names of the scores that every model has: a black box has no GUS."""
+        common = set.intersection(*(set(judged.measured.dependences()) for judged in self.models))
+        return [name for name in SCORES if name in common]
 
     def table(self) -> pd.DataFrame:
-        """One line a model, as text, without the columns that no model has anything for."""
+        """A line of text for each model, without the columns in which no model has a value."""
         lines = pd.DataFrame([self._text(judged) for judged in self.models])
         return lines.loc[:, (lines != "–").any()]
 
@@ -101,11 +102,10 @@ class Audit:
             "accuracy": number(measured.accuracy, 3),
             "usable": judged.usable,
         }
-        for name, shown in SCORES.items():
-            value, error = (
-                figures.get(f"{name}_{part}", math.nan) for part in ("dependence", "error")
-            )
-            text[shown.title] = plus_minus(value, error, 3)
+        for name, score in SCORES.items():
+            value = figures.get(f"{name}_dependence", math.nan)
+            error = figures.get(f"{name}_error", math.nan)
+            text[score.title] = plus_minus(value, error, 3)
         return text | {
             "TPR": with_interval(figures, "tpr", 3),
             "rank TPR": with_interval(figures, "tpr_rank", 3),
@@ -115,28 +115,28 @@ class Audit:
         }
 
     def sentences(self) -> list[str]:
-        """The verdicts in words, with 95 % intervals given these models and what stands against each."""
-        said = []
+        """Verdicts in words, with 95 % intervals given these models, and what speaks against each model."""
+        sentences = []
         for judged in self.models:
-            line = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
+            clause = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
             if judged.role == "after" and judged.usable in USE:
-                line += f", {USE[judged.usable]}"
+                clause += f", {USE[judged.usable]}"
             needed = judged.verdict.needed
             if needed is not None and not judged.reasons:
-                line += f" ({needed:,} poisons would settle it)"
+                clause += f" ({needed:,} poisons would settle it)"
             for name, score in judged.measured.dependences().items():
                 low, high = score.interval()
                 where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
-                line += f"; {SCORES[name].title} {where}"
-            said.append(f"{'; '.join([line, *judged.reasons])}.")
+                clause += f"; {SCORES[name].title} {where}"
+            sentences.append(f"{'; '.join([clause, *judged.reasons])}.")
+        # A note that several models share, such as how samples are fed, is given once.
         notes = {
             note: judged.measured.name for judged in self.models for note in judged.measured.notes
         }
-        said += [f"note on {name}: {note}." for note, name in notes.items()]
-        return said
+        return sentences + [f"note on {name}: {note}." for note, name in notes.items()]
 
     def save(self, folder: Path) -> None:
-        """Write audit.json, scores.parquet and the figures.
+        """Write audit.json, scores.parquet and the figures into a new or empty folder.
 
         Raises:
             MarshtestError: the folder holds something already, or cannot be written.
@@ -148,7 +148,7 @@ class Audit:
             save(figure, folder / name)
 
     def figures(self) -> dict[str, Figure]:
-        """Dependence of each model; histograms of each score; trade-off curves where there is a GUS."""
+        """Figures by file name: dependences, a histogram for each score, and trade-off curves of GUS."""
         lines = [
             {
                 "label": f"{j.role}: {j.measured.name}",
@@ -158,27 +158,27 @@ class Audit:
             for j in self.models
         ]
         scores = {name: SCORES[name] for name in self.names}
-        found = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
-        drawn = [
+        figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
+        samples = [
             (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
                 self.models, cycle([ORANGE, BLUE, GREEN, BROWN, GREY]), strict=False
             )
         ]
         for name in self.names:
-            told = [part for part in drawn if part[1][name].notna().any()]
-            parts = [(title, scores[name], colour) for title, scores, colour in told]
-            found[f"scores-{name}"] = histograms(parts, SCORES[name].title)
+            defined = [sample for sample in samples if sample[1][name].notna().any()]
+            columns = [(title, values[name], colour) for title, values, colour in defined]
+            figures[f"scores-{name}"] = histograms(columns, SCORES[name].title)
             if fresh := SCORES[name].fresh:
                 curves = [
-                    (title, of[[name, fresh]].set_axis(["own", "fresh"], axis=1), colour)
-                    for title, of, colour in told
+                    (title, values[[name, fresh]].set_axis(["own", "fresh"], axis=1), colour)
+                    for title, values, colour in defined
                 ]
-                found["tradeoff"] = tradeoffs(curves, self.question.fpr)
-        return found
+                figures["tradeoff"] = tradeoffs(curves, self.question.fpr)
+        return figures
 
     def to_json(self) -> str:
-        """All of it for machines; what is undefined is null."""
+        """The audit as JSON for programs; undefined numbers are null."""
         content = {
             "format": "marshtest audit 1",
             "answer": self.answer,
@@ -220,9 +220,9 @@ class Audit:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise where the folder holds something; ask before the work, not after."""
+    """Raise if the folder holds something: a result must not be lost for it after hours of work."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-        raise MarshtestError(f"{folder}: holds something already. Choose another --out.")
+        raise MarshtestError(f"{folder}: exists and is not an empty folder. Choose another --out.")
 
 
 def audit(
@@ -237,51 +237,62 @@ def audit(
     progress: Progress = silent,
     **question: Any,
 ) -> Audit:
-    """Ask whether the dose is still there.
+    """Test whether models still depend on a dose.
 
     Args:
-        key: of the dose.
+        key: the key of the dose, or its file.
         data: the data set as it was before dosing.
-        before: the model trained on the dosed data, as the doors take it (see `marshtest.kit.open_model`).
-        after: models after unlearning.
-        retrained: one trained without the dosed samples: the check on the test itself.
-        scaling: how values of the file become model inputs; see `open_door`.
+        before: the model trained on the dosed data, in one of the forms of `marshtest.kit.open_model`.
+        *after: models after unlearning, in the same forms.
+        retrained: a model trained without the dosed samples, which checks the test itself.
+        scaling: how values of the file become model inputs; by default a Hugging Face folder's own image
+            processor, and the key's scaling for all other models.
         device: auto, cpu or cuda.
-        in_process: let foreign callables and .pt2 programs run in this process; see `open_door`.
-        progress: told each model that is asked and the share of the work that is done.
-        question: fields of `Question`.
+        in_process: let foreign callables and .pt2 programs run in this process, not in one of their own.
+        progress: told each model that is asked, and the fraction of the work that is done.
+        **question: draws (K, fresh noises a poison), fpr, alpha, margin, accuracy, delta, confidence: the
+            fields of `marshtest.kit.judging.Question`.
 
     Raises:
-        MarshtestError: a key, data or model that do not go together.
+        MarshtestError: key, data and models do not fit together, or the model before does no better than
+            chance.
     """
     key = key if isinstance(key, Key) else Key.read(key)
-    asked = Question.parse(question, "test")
+    parsed = Question.parse(question, "audit")
     bases = key.bases(data)
     clean = undosed(key, data, bases)
-    chosen = pick_device(device)
+    torch_device = pick_device(device)
     specs = [before, *after, *([retrained] if retrained else [])]
-    doors = [open_door(spec, key, bases.values, scaling, chosen, in_process) for spec in specs]
-
+    models = [  # all are opened before the first is asked: a wrong path fails at once
+        open_model(spec, key, bases.values, scaling, torch_device, in_process) for spec in specs
+    ]
     measured = []
-    for place, door in enumerate(doors):
-        done = part(progress, place / len(doors), 1 / len(doors), f"ask {door.name}")
-        done(0.0)
-        found = measure(door, bases, undosed=clean, draws=asked.draws, fpr=asked.fpr, progress=done)
-        own_processor = scaling is None and Path(before).is_dir()
-        if place == 0 and not own_processor:
-            given = scaling or key.noise.scaling
-            found = replace(found, misfed=suspected(door, given, bases, clean))
-        if place == 0 and (found.controls.near_chance or (found.misfed and found.guesses)):
-            raise MarshtestError(f"{before}: {'; '.join(found.doubts)}. It cannot be tested.")
-        measured.append(found)
+    for index, model in enumerate(models):
+        report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
+        report(0.0)
+        shown = measure(
+            model, bases, undosed=clean, draws=parsed.draws, fpr=parsed.fpr, progress=report
+        )
+        if index == 0:
+            if scaling is not None or not Path(before).is_dir():  # no processor of its own
+                used = scaling or key.noise.scaling
+                shown = replace(shown, misfed=suspected(model, used, bases, clean))
+            _refuse_untestable(before, shown)
+        measured.append(shown)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
-    return Audit(key, asked, tuple(judge(roles, measured, asked)))
+    return Audit(key, parsed, tuple(judge(roles, measured, parsed)))
+
+
+def _refuse_untestable(name: str, before: Measured) -> None:
+    """Raise if the model before unlearning shows nothing: no model after it could be judged."""
+    if before.controls.near_chance or (before.misfed and before.guesses):
+        raise MarshtestError(f"{name}: {'; '.join(before.doubts)}. It cannot be tested.")
 
 
 def _defined(value: Any) -> Any:
-    """The same with null for what is not a number."""
+    """The value with null for every number that is undefined: JSON has no nan."""
     if isinstance(value, dict):
-        return {name: _defined(part) for name, part in value.items()}
+        return {name: _defined(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_defined(part) for part in value]
+        return [_defined(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

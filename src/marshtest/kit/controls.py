@@ -1,6 +1,6 @@
-"""Control questions: is a model behind the answers, and one like that before unlearning?
+"""Control questions: is a model behind the answers, and one like the model before unlearning?
 
-Of each dosed base x with label y, mixed at random among the questions about the dose:
+Five questions about each dosed base x with label y, mixed at random among those about the dose:
 
     base    x, y                 the first fresh noise is ξ̃, as it is written
     other   x, y′                another label
@@ -8,9 +8,9 @@ Of each dosed base x with label y, mixed at random among the questions about the
     near    x + ξ̃ + 0.03 ξ′, y  a small part of the noise away
     half    x + ξ̃ / 2, y         half the noise
 
-and of samples without a dose: x, y and x, y′. A model's losses depend on the label; are the same when asked
-again; move little between near inputs, and less than half as far at half the noise; and its order of fresh
-noises is to a part that of the model before. Only the order of losses is used, so that any loss will do.
+and two about each of some samples without a dose: x, y and x, y′. A model's losses depend on the label; are
+the same when asked again; move little between near inputs, and less at half the noise; and order fresh
+noises much as the model before does. Only the order of losses is used, so that any loss will do.
 """
 
 from dataclasses import dataclass
@@ -27,37 +27,41 @@ from marshtest.kit.noise import Floats
 from marshtest.plumbing.seeds import derive
 
 NAMES = ("base", "other", "same", "near", "half")
-UNDOSED = 200  # samples without a dose that are asked
-KEPT = 500  # bases whose fresh losses are compared between models
-NEAR = 0.03  # of the noise
+UNDOSED = 200  # samples without a dose that are asked: enough for an error of the AUC near 0.03
+COMPARED = 500  # bases whose fresh losses are kept, to compare models by
+NEAR = 0.03  # of the noise: little of it, and still more than the rounding of pixels
+# The thresholds below lie between what sound models show and what a model shows that is none, as
+# benchmarks/controls.py measured both: a sound model in doubt would lose a true REMOVED.
 CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
 NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
 BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
-KEPT_AUC = 0.8  # share of the AUC above 0.5; retrained models keep all, upside down digits half
-SURELY = 0.05  # p-value of a smaller share
-AGREEMENT = 0.03  # retrained models have more than 0.05, what has nothing to do with them 0
+KEPT_AUC = 0.8  # of the AUC's excess over 0.5; retrained models keep all, upside down digits half
+SURELY = 0.05  # p-value below which less than KEPT_AUC is surely kept
+AGREEMENT = 0.03  # retrained models have more than 0.05, unrelated answers 0
 
 
-def exchanged(samples: Bases, names: Labels) -> Labels:
-    """[P] for each sample another label out of `names`; its own if there is no other."""
-    at = np.searchsorted(names, samples.labels)
+def other_labels(samples: Bases, names: Labels) -> Labels:
+    """[P] another label out of `names` for each sample; its own label if `names` has no other."""
+    index = np.searchsorted(names, samples.labels)
     steps = [derive(samples.noise.seed, "label", i) for i in samples.ids.tolist()]
+    # A step of 1 … C − 1 never leads back to the label, and reaches all others alike.
     step = 1 + np.array(steps, np.int64) % max(1, len(names) - 1)
-    found: Labels = names[(at + step) % len(names)]
-    return found
+    others: Labels = names[(index + step) % len(names)]
+    return others
 
 
 def control_labels(bases: Bases, names: Labels) -> Labels:
     """[P, 5] the labels that the questions of NAMES are asked with."""
-    found: Labels = np.repeat(bases.labels[:, None], len(NAMES), axis=1)
-    found[:, 1] = exchanged(bases, names)
-    return found
+    labels: Labels = np.repeat(bases.labels[:, None], len(NAMES), axis=1)
+    labels[:, 1] = other_labels(bases, names)
+    return labels
 
 
 def control_inputs(bases: Bases, place: int) -> Value:
     """[5, *shape] the inputs of the questions of NAMES about one base."""
     value, seed_id, noise = bases.values[place], int(bases.ids[place]), bases.noise
     fresh = noise.fresh(value, seed_id, 1)[0]
+    # The nearby input needs noise of its own: a scaled ξ̃ would only move along the same direction.
     small = {"seed": derive(noise.seed, "near"), "variance": NEAR**2 * noise.variance}
     near = noise.model_copy(update=small).fresh(fresh, seed_id, 1)[0]
     middle = (value.astype(np.float64) + fresh) / 2
@@ -66,32 +70,41 @@ def control_inputs(bases: Bases, place: int) -> Value:
 
 
 def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
-    """Up to 200 samples that have no dose and the shape of those that have; the key's seed draws them."""
+    """Up to 200 samples without a dose, of the dosed samples' shape; the key's seed draws them."""
     layout = open_layout(data)
     others = np.setdiff1d(np.arange(layout.samples), key.positions)
     rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
     chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
     shape = bases.values.shape[1:]
-    found = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
-    if not found:
+    samples = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
+    if not samples:
         return bases[:0]
-    ids, values, labels = zip(*found, strict=True)
+    ids, values, labels = zip(*samples, strict=True)
     return Bases(np.array(ids), np.stack(values), np.array(labels, np.int64), bases.noise)
 
 
-def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tuple[float, float]:
+def told_apart(
+    losses: Floats, other_losses: Floats, labels: Labels, others: Labels
+) -> tuple[float, float]:
     """AUC of a label's samples against others asked with that label, and its error if the truth is 0.5.
 
-    The rank-sum test of van Elteren, by label: who knows the labels' frequencies alone has 0.5, and so has
-    who does not look at the label.
+    The rank-sum test of van Elteren, stratified by label: answers that depend on the labels' frequencies
+    alone have 0.5, and so have answers that do not depend on the label.
+
+    Args:
+        losses: [M] of samples asked with their own labels.
+        other_losses: [M] of the same samples asked with other labels.
+        labels: [M] the own labels.
+        others: [M] the other labels.
     """
     excess, weight = 0.0, 0.0
     for label in np.unique(labels):
-        inside, outside = own[labels == label], others[asked == label]
+        inside, outside = losses[labels == label], other_losses[others == label]
         n, m = len(inside), len(outside)
         if n and m:
             ranks = rankdata(np.concatenate([inside, outside]))
             wins = n * m - (ranks[:n].sum() - n * (n + 1) / 2)
+            # n m / (n + m + 1) is van Elteren's weight: the inverse of the AUC's variance, times 12.
             excess += (wins / (n * m) - 0.5) * n * m / (n + m + 1)
             weight += n * m / (n + m + 1)
     if not weight:
@@ -100,26 +113,35 @@ def told_apart(own: Floats, others: Floats, labels: Labels, asked: Labels) -> tu
 
 
 def nearness(near: Floats, fresh: Floats) -> float:
-    """Share of other fresh noises [P, K] whose loss is further from the first one's than that nearby [P].
+    """How often another fresh noise moves the loss further than a nearby input does.
 
-    About 0.95 of a loss that is linear in the noise, and 0.5 of one that is as good as drawn anew.
+    The first fresh noise is the reference. A loss that is linear in the noise has about 0.95, and one that
+    is as good as drawn anew has 0.5.
+
+    Args:
+        near: [P] losses near the first fresh noise.
+        fresh: [P, K] losses at the fresh noises.
     """
     with np.errstate(invalid="ignore"):  # infinite losses
         apart, close = np.abs(fresh[:, 1:] - fresh[:, :1]), np.abs(near - fresh[:, 0])[:, None]
-    told = (apart > 0) | (close > 0)
+    differ = (apart > 0) | (close > 0)
     wins = (apart > close) + 0.5 * (apart == close)
-    return float(wins[told].mean()) if told.any() else float("nan")
+    return float(wins[differ].mean()) if differ.any() else float("nan")
 
 
 def betweenness(base: Floats, half: Floats, full: Floats) -> float:
-    """Share of losses at half the noise [P] that lie between those at none and at all of it; by chance."""
-    told = base != full
+    """How often the loss at half the noise lies between those at none and at all of it; [P] each.
+
+    Losses drawn anew would do so in a third of cases: the middle one of three is any of them.
+    """
+    differ = base != full
     inside = (np.minimum(base, full) <= half) & (half <= np.maximum(base, full))
-    return float(inside[told].mean()) if told.any() else float("nan")
+    return float(inside[differ].mean()) if differ.any() else float("nan")
 
 
 def agreement(one: Floats, other: Floats) -> float:
     """Mean rank correlation of two models' losses [P, K] at the same fresh noises of a base."""
+    # Ranks within a base, so that neither the bases' difficulty nor the scale of the losses counts.
     centred = []
     for losses in (one, other):
         ranks = rankdata(losses, axis=1)
@@ -134,12 +156,12 @@ class Controls:
     """A model's answers to the control questions.
 
     Attributes:
-        accuracy: at the bases; nan where it is not told.
+        accuracy: accuracy at the bases; nan if the model does not tell.
         auc: how well labels are told apart at the bases and at samples without a dose, with its error.
-        near, between: shares as `nearness` and `betweenness` give them.
-        steady: whether bases in other company, and fresh noises twice, were answered alike.
+        near, between: what `nearness` and `betweenness` give.
+        steady: whether questions asked twice, in other company, were answered alike.
         fresh: [≤ 500, K] losses at fresh noises.
-        clean_auc: the same at samples without a dose alone; nan of none.
+        clean_auc: `auc` at samples without a dose alone; nan if there are none.
     """
 
     accuracy: float
@@ -159,28 +181,30 @@ class Controls:
         alone: Floats,
         right: NDArray[np.bool_] | None,
     ) -> "Controls":
-        """Judge the answers.
+        """Statistics of the answers.
 
         Args:
             bases: labels [P], other labels [P], and losses [P, 5] at the questions of NAMES.
             clean: labels [n], other labels [n], and losses [n, 2], of samples without a dose.
             fresh: [P, K] losses at fresh noises.
             alone: [P] losses at the bases, asked before all else and without other company.
-            right: [P] whether the answers at the bases are right, if it is told.
+            right: [P] whether the answers at the bases are right, or None if the model does not tell.
         """
         (labels, others, (base, other, same, near, half)) = (*bases[:2], bases[2].T)
-        own, exchanged = (
-            np.concatenate(losses) for losses in zip((base, other), clean[2].T, strict=True)
-        )
-        asked = np.concatenate([labels, clean[0]]), np.concatenate([others, clean[1]])
+        clean_labels, clean_others, (clean_losses, clean_other_losses) = (*clean[:2], clean[2].T)
         return cls(
             accuracy=float("nan") if right is None else float(right.mean()),
-            auc=told_apart(own, exchanged, *asked),
+            auc=told_apart(
+                np.concatenate([base, clean_losses]),
+                np.concatenate([other, clean_other_losses]),
+                np.concatenate([labels, clean_labels]),
+                np.concatenate([others, clean_others]),
+            ),
             near=nearness(near, fresh),
             between=betweenness(base, half, fresh[:, 0]),
             steady=_alike(base, alone) and _alike(same, fresh[:, 0]),
-            fresh=fresh[:: max(1, len(fresh) // KEPT)],
-            clean_auc=told_apart(clean[2][:, 0], clean[2][:, 1], *clean[:2]),
+            fresh=fresh[:: max(1, len(fresh) // COMPARED)],
+            clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
         )
 
     def figures(self) -> dict[str, float]:
@@ -193,20 +217,17 @@ class Controls:
         }
 
     def doubts(self) -> list[str]:
-        """Why there may be no model behind the answers, each in words."""
+        """Reasons to doubt that a model is behind the answers, in words."""
         return [doubt for doubt in (self.unsteady, self.near_chance, self.rough) if doubt]
 
     @property
     def near_chance(self) -> str:
-        """Empty, or that labels are told apart no better than by guessing."""
+        """Empty, or a line that says that labels are told apart no better than by guessing."""
         auc, error = self.auc
         if norm.sf((auc - 0.5) / error) <= CHANCE:
             return ""
-        accuracy = (
-            ""
-            if np.isnan(self.accuracy)
-            else f"accuracy on the base points is {self.accuracy:.3f}; "
-        )
+        known = not np.isnan(self.accuracy)
+        accuracy = f"accuracy on the base points is {self.accuracy:.3f}; " if known else ""
         return (
             f"{accuracy}labels are told apart near chance (AUC {auc:.3f}, guessing 0.5): fed with "
             "wrongly scaled inputs (--scaling), destroyed, not trained, or no model at all"
@@ -214,7 +235,7 @@ class Controls:
 
     @property
     def unsteady(self) -> str:
-        """Empty, or that the model contradicts itself."""
+        """Empty, or a line that says that the model contradicts itself."""
         if self.steady:
             return ""
         return (
@@ -224,7 +245,7 @@ class Controls:
 
     @property
     def rough(self) -> str:
-        """Empty, or that losses change between near inputs as no model's do."""
+        """Empty, or a line that says how losses change between near inputs as no model's do."""
         if self.near < NEARNESS:
             return (
                 f"losses jump between near inputs (only {self.near:.0%} of other noises change them more "
@@ -239,22 +260,23 @@ class Controls:
 
 
 def unlike(before: Controls, after: Controls) -> list[str]:
-    """Why a model cannot be a successor or a retraining of the one before, each in words."""
-    found = []
+    """Reasons why a model cannot be an update or a retraining of the one before, in words."""
+    reasons = []
     (was, _), (auc, error) = before.clean_auc, after.clean_auc
     if auc - 0.5 < KEPT_AUC * (was - 0.5) - norm.isf(SURELY) * error:
-        found.append(
+        reasons.append(
             "labels of samples without a dose are told apart much worse than by the model before (AUC "
             f"{auc:.3f} after {was:.3f}): fed otherwise, or destroyed"
         )
-    agreed = agreement(before.fresh, after.fresh)
-    if agreed < AGREEMENT:
-        found.append(
+    correlation = agreement(before.fresh, after.fresh)
+    if correlation < AGREEMENT:
+        reasons.append(
             f"fresh noises that are hard for the model before are not hard for it (rank correlation "
-            f"{agreed:.2f}; a retrained model has more): fed otherwise, or not that model"
+            f"{correlation:.2f}; a retrained model has more): fed otherwise, or not that model"
         )
-    return found
+    return reasons
 
 
 def _alike(one: Floats, other: Floats) -> bool:
+    """Equal but for rounding, which differs with the place in a batch."""
     return bool(np.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True))

@@ -1,4 +1,4 @@
-"""From what the models show to verdicts: the rules, the controls, and who cannot be acquitted."""
+"""Verdicts from what the models show, by the rules and the controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,34 +9,35 @@ from marshtest.kit.controls import unlike
 from marshtest.kit.measure import Measured
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
-from marshtest.metrics.verdict import Verdict, rests_on, untestable, verdicts
+from marshtest.metrics.verdict import Evidence, Verdict, rests_on, untestable, verdicts
 from marshtest.plumbing.settings import Settings
 
 
 class Question(Settings):
-    """What is asked, and how sure the answer shall be."""
+    """The question that an audit asks, and the error rates of its answer."""
 
-    draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward
-    fpr: float = Field(0.01, gt=0, lt=1)  # of the reported TPR
+    draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward pass
+    fpr: float = Field(0.01, gt=0, lt=1)  # false positive rate at which the TPR is reported
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
-    margin: float = Field(0.2, gt=0, lt=1)  # share of the initial effect that REMOVED may leave
-    accuracy: float = Field(0.05, gt=0, lt=1)  # that a usable model may lose
-    delta: float = Field(1e-5, ge=0, lt=1)  # of the privacy bound
-    confidence: float = Field(0.95, gt=0, lt=1)  # of the privacy bound
+    margin: float = Field(0.2, gt=0, lt=1)  # part of the initial effect that REMOVED may leave
+    accuracy: float = Field(0.05, gt=0, lt=1)  # accuracy that a usable model may lose
+    delta: float = Field(1e-5, ge=0, lt=1)  # δ of the privacy bound
+    confidence: float = Field(0.95, gt=0, lt=1)  # confidence of the privacy bound
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A model with its verdict, and why it is not better where it could be.
+    """A model with its verdict, and what speaks against a better one.
 
     Attributes:
         role: before, after or retrained.
         measured: what the model shows.
-        verdict: of the model.
+        verdict: the model's verdict.
         reasons: what takes REMOVED away, or speaks against it.
-        epsilon: lower bound of the privacy parameter.
-        scores: those of this model and of the one before, which the tests are on.
-        usable: whether accuracy on the base points is within the margin of the model to compare with.
+        epsilon: lower bound of the privacy parameter ε.
+        scores: names of the scores that the verdict is tested on: this model and the one before have them.
+        usable: whether accuracy on the base points is close enough to that of the retrained model, or
+            else of the model before.
     """
 
     role: str
@@ -49,41 +50,70 @@ class Judged:
 
 
 def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:
-    """Verdicts, by the rules of `marshtest.metrics.verdict`; whoever is in doubt is not acquitted."""
+    """Verdicts by the rules of `marshtest.metrics.verdict`; a model in doubt is not acquitted.
+
+    Args:
+        roles: before, after or retrained, of each model; the first is before.
+        measured: what each model shows.
+        question: error rates and margins.
+    """
     names = measured[0].dependences()
-    shown = [one.evidence(names) for one in measured]
+    evidence = [one.evidence(names) for one in measured]
     after = [place for place, role in enumerate(roles) if role == "after"]
-    levels = {"alpha": question.alpha, "margin": question.margin}
-    rests = rests_on(shown[0], family=max(1, len(after)), **levels)
-    found: dict[int, Verdict] = {}
-    for places in (after, *([place] for place in range(len(roles)) if place not in after)):
-        own = [shown[place] for place in places]
-        found |= zip(places, verdicts(shown[0], own, rests=rests, **levels), strict=True)
+    answers = _verdicts(evidence, after, question)
     reasons = [
-        [*one.doubts, *unlike(measured[0].controls, one.controls), *untestable(of, question.margin)]
-        for one, of in zip(measured, shown, strict=True)
+        [
+            *one.doubts,
+            *unlike(measured[0].controls, one.controls),
+            *untestable(shown, question.margin),
+        ]
+        for one, shown in zip(measured, evidence, strict=True)
     ]
-    for place in set(found) - set(after):
-        found[place] = _doubted(found[place], reasons[place])
-    failed = _failed_controls(roles, found, measured[0].doubts)
+    for place in set(answers) - set(after):
+        answers[place] = _doubted(answers[place], reasons[place])
+    # The models after come last: they are acquitted only if the others came out as they must.
+    failed = _failed_controls(roles, answers, measured[0].doubts)
     for place in after:
         reasons[place] += failed
-        found[place] = _doubted(found[place], reasons[place])
+        answers[place] = _doubted(answers[place], reasons[place])
     goal = measured[roles.index("retrained")] if "retrained" in roles else measured[0]
-    judged = []
-    for place, role in enumerate(roles):
-        epsilon = epsilon_bound(
-            measured[place].advantages, delta=question.delta, confidence=question.confidence
+    return [
+        Judged(
+            role=role,
+            measured=measured[place],
+            verdict=answers[place],
+            # A model before unlearning is to be NOT REMOVED, so nothing speaks against that.
+            reasons=tuple(
+                dict.fromkeys(
+                    (*reasons[place], *(answers[place].reasons if role != "before" else ()))
+                )
+            ),
+            epsilon=epsilon_bound(
+                measured[place].advantages, delta=question.delta, confidence=question.confidence
+            ),
+            scores=tuple(evidence[place].pooled),
+            usable=_usable(goal, measured[place], question),
         )
-        said = found[place].reasons if role != "before" else ()
-        why = tuple(dict.fromkeys((*reasons[place], *said)))
-        rests_by, usable = tuple(shown[place].pooled), _usable(goal, measured[place], question)
-        judged.append(Judged(role, measured[place], found[place], why, epsilon, rests_by, usable))
-    return judged
+        for place, role in enumerate(roles)
+    ]
+
+
+def _verdicts(
+    evidence: Sequence[Evidence], after: Sequence[int], question: Question
+) -> dict[int, Verdict]:
+    """The verdict on each model, by place; those after unlearning share one error rate."""
+    levels = {"alpha": question.alpha, "margin": question.margin}
+    rests = rests_on(evidence[0], family=max(1, len(after)), **levels)
+    families = [after, *([place] for place in range(len(evidence)) if place not in after)]
+    answers: dict[int, Verdict] = {}
+    for places in families:
+        shown = [evidence[place] for place in places]
+        answers |= zip(places, verdicts(evidence[0], shown, rests=rests, **levels), strict=True)
+    return answers
 
 
 def _usable(goal: Measured, one: Measured, question: Question) -> str:
-    """By the paired differences over the base points; unknown where a black box does not tell."""
+    """Whether accuracy is kept, by paired differences over the base points; unknown for a black box."""
     if goal.right is None or one.right is None:
         return "unknown"
     cost = goal.right.astype(float) - one.right.astype(float)
@@ -91,21 +121,22 @@ def _usable(goal: Measured, one: Measured, question: Question) -> str:
 
 
 def _doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:
-    """Whoever is in doubt is not acquitted; a rejected independence stands by itself."""
+    """REMOVED becomes INCONCLUSIVE if there are reasons; NOT REMOVED stands by itself."""
     if verdict.answer != "REMOVED" or not reasons:
         return verdict
     return replace(verdict, answer="INCONCLUSIVE")
 
 
 def _failed_controls(
-    roles: Sequence[str], found: Mapping[int, Verdict], doubts: Sequence[str]
+    roles: Sequence[str], answers: Mapping[int, Verdict], doubts: Sequence[str]
 ) -> list[str]:
+    """Reasons against any REMOVED: the models before and retrained that came out as they must not."""
     failed = [f"the model before unlearning: {doubt}" for doubt in doubts]
-    if found[0].answer != "NOT REMOVED":
+    if answers[0].answer != "NOT REMOVED":
         failed.append("the dose does not show in the model before unlearning either")
     failed += [
-        f"the retrained model, which never saw the dose, came out {found[place].answer}"
+        f"the retrained model, which never saw the dose, came out {answers[place].answer}"
         for place, role in enumerate(roles)
-        if role == "retrained" and found[place].answer != "REMOVED"
+        if role == "retrained" and answers[place].answer != "REMOVED"
     ]
     return failed

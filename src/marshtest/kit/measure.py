@@ -5,7 +5,7 @@ For each poison z, all in the values of the file, written as the dose wrote them
     I_z = (⟨g, δ_z⟩ − ⟨g, µ⟩) / √⟨g², v⟩       g at the base; µ, v the moments of the written noise
     r_z = rank of the loss at written(x, ξ_z) among those at K fresh written(x, ξ̃)
 
-Without rounding and clipping µ = 0, v = σ², and I_z is the paper's. With them it still has mean 0 and
+Without rounding and clipping µ = 0, v = σ², and I_z is the paper's. With them I_z still has mean 0 and
 variance 1, exactly, if the model does not depend on ξ_z. Control questions (`marshtest.kit.controls`) are
 mixed in.
 """
@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
-from marshtest.kit.controls import Controls, control_inputs, control_labels, exchanged
+from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts import Value
-from marshtest.kit.model import Answers, Door, Labels
+from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
 from marshtest.metrics.dependence import Dependence, dependences
 from marshtest.metrics.rank import rank_scores
@@ -39,17 +39,17 @@ class Measured:
     """What a model shows of the dose.
 
     Attributes:
-        name: of the model.
-        scores: by name, [P]: "rank", "rank_ties", and unless it is a black box "gus", "gus_fresh".
+        name: the model's name.
+        scores: [P] by name: "rank", "rank_ties", and unless it is a black box "gus", "gus_fresh".
         figures: dependence, TPR, vanished, ties, as in docs/rows.md.
-        accuracy: on the base points; nan where a black box does not tell.
+        accuracy: accuracy on the base points; nan where a black box does not tell.
         advantages: [P] how much more familiar the poison looks than one fresh noise.
-        controls: what it answers to the control questions.
+        controls: the answers to the control questions.
         classes: [P] labels of the poisons.
-        fpr: of the tail.
-        right: [P] whether the model is right at each base point, or None where it does not tell.
+        fpr: false positive rate at which the TPR is reported.
+        right: [P] whether the model is right at each base point; None where a black box does not tell.
         notes: what a reader should know of how the model was asked.
-        misfed: empty, or that it seems to be fed with wrongly scaled inputs.
+        misfed: empty, or a line that says why the inputs seem to be wrongly scaled.
     """
 
     name: str
@@ -66,25 +66,25 @@ class Measured:
 
     @property
     def doubts(self) -> list[str]:
-        """Why it cannot be acquitted, whatever the scores say."""
+        """Reasons why the model cannot be acquitted, whatever its scores say."""
         return [*self.controls.doubts(), *([self.misfed] if self.misfed else [])]
 
     @property
     def guesses(self) -> bool:
-        """Whether it is right at the base points no more often than their commonest label is."""
+        """Whether the model is right at the base points no more often than their commonest label is."""
         return self.accuracy <= float(np.bincount(self.classes).max()) / len(self.classes)
 
     def dependences(self) -> dict[str, Dependence]:
-        """By score, for the verdict."""
+        """The dependence on the dose that each score shows, by name."""
         return dependences(self.scores, self.classes, self.fpr)
 
     def evidence(self, names: Collection[str]) -> Evidence:
-        """The same, of one training, by some scores."""
+        """The dependences of the scores `names`, as the evidence of one training."""
         return Evidence({0: {n: s for n, s in self.dependences().items() if n in names}})
 
 
 def measure(
-    door: Door,
+    model: AskedModel,
     bases: Bases,
     *,
     undosed: Bases | None = None,
@@ -95,144 +95,165 @@ def measure(
     """Measure the dose in one model.
 
     Args:
-        door: the model.
+        model: the model.
         bases: the P base samples and their noise.
         undosed: n samples without a dose, for the control questions.
         draws: K, fresh noises a poison.
-        fpr: of the reported TPR.
-        progress: told the share that is done.
+        fpr: false positive rate at which the TPR is reported.
+        progress: told the fraction of the bases that is done.
 
     Raises:
         MarshtestError: the model does not take the inputs, or answers with something else.
     """
     clean = bases[:0] if undosed is None else undosed
-    alone = _alone(door, bases, clean)  # what cannot be asked is told at once
+    alone = _alone(model, bases, clean)  # first, so that a model that cannot be asked fails at once
     names = np.unique(bases.labels)
-    differentiable = door.gradients(bases.values[:1], bases.labels[:1]) is not None
-    places = chunks(bases, draws)
-    cuts = np.linspace(0, len(clean), len(places) + 1).astype(int).tolist()
-    parts = []
-    for of, start, stop in zip(places, cuts, cuts[1:], strict=False):
-        parts.append(_ask(door, bases[of], clean[start:stop], names, draws, differentiable))
-        progress(of.stop / len(bases))
-    found = Part(*map(_joined, zip(*parts, strict=True)))
-    at_poison, at_fresh = found.losses[:, 0], found.losses[:, 1:]
+    answers = _ask_all(model, bases, clean, names, draws, progress)
+    at_poison, at_fresh = answers.losses[:, 0], answers.losses[:, 1:]
     rng = np.random.default_rng(derive(bases.noise.seed, "ties"))
     rank, ties = rank_scores(at_poison, at_fresh, rng)
-    scores = {"rank": rank, "rank_ties": ties}
-    if differentiable:
-        scores = {"gus": found.scores[:, 0], "gus_fresh": found.scores[:, 1], **scores}
+    scores, fresh_scores = {"rank": rank, "rank_ties": ties}, at_fresh[:, :0]
+    if answers.scores is not None:
+        fresh_scores = answers.scores[:, 1:]
+        scores = {"gus": answers.scores[:, 0], "gus_fresh": fresh_scores[:, 0], **scores}
+    right = answers.right
     return Measured(
-        name=door.name,
+        name=model.name,
         scores=scores,
-        figures=figures_of(scores, bases.labels, found.scores[:, 1:], fpr),
-        accuracy=float("nan") if found.right is None else float(found.right.mean()),
+        figures=figures_of(scores, bases.labels, fresh_scores, fpr),
+        accuracy=float("nan") if right is None else float(right.mean()),
         advantages=_advantages(at_poison, at_fresh),
         controls=Controls.of(
-            bases=(bases.labels, control_labels(bases, names)[:, 1], found.controls),
-            clean=(clean.labels, exchanged(clean, names), found.clean),
+            bases=(bases.labels, control_labels(bases, names)[:, 1], answers.controls),
+            clean=(clean.labels, other_labels(clean, names), answers.clean),
             fresh=at_fresh,
             alone=alone,
-            right=found.right,
+            right=right,
         ),
         classes=bases.labels,
         fpr=fpr,
-        right=found.right,
-        notes=door.notes,
+        right=right,
+        notes=model.notes,
     )
 
 
-def _alone(door: Door, bases: Bases, clean: Bases) -> Floats:
+def _alone(model: AskedModel, bases: Bases, clean: Bases) -> Floats:
     """[P] losses at the bases, in one question and random order among samples without a dose."""
-    order = np.random.default_rng(derive(bases.noise.seed, "alone")).permutation(
-        len(bases) + len(clean)
-    )
+    rng = np.random.default_rng(derive(bases.noise.seed, "alone"))
+    order = rng.permutation(len(bases) + len(clean))
     values = np.concatenate([bases.values, clean.values])[order]
     labels = np.concatenate([bases.labels, clean.labels])[order]
     losses = np.empty(len(order))
-    losses[order] = door.ask(values, labels)[0]
+    losses[order] = model.ask(values, labels)[0]
     return losses[: len(bases)]
 
 
 class Part(NamedTuple):
-    """What B bases, and b samples without a dose, were answered."""
+    """The answers about B bases, and about b samples without a dose."""
 
     losses: Floats  # [B, K + 1] at the dosed noise, and at fresh ones
-    scores: Floats  # [B, K + 1] I and Ĩ; nan without a gradient
-    controls: Floats  # [B, 5] at the control questions
-    clean: Floats  # [b, 2] at samples without a dose, asked with their own label and another
-    right: NDArray[np.bool_] | None  # [B] at the base points, if it is told
+    scores: Floats | None  # [B, K + 1] I and Ĩ; None without a gradient
+    controls: Floats  # [B, 5] losses at the control questions
+    clean: Floats  # [b, 2] losses at samples without a dose, with their own label and another
+    right: NDArray[np.bool_] | None  # [B] at the base points; None where a black box does not tell
 
 
-def _joined(parts: tuple[Any, ...]) -> Any:
-    return None if parts[0] is None else np.concatenate(parts)
+def _ask_all(
+    model: AskedModel, bases: Bases, clean: Bases, names: Labels, draws: int, progress: Progress
+) -> Part:
+    """Ask about all bases, as many at once as fit the memory, and about a part of `clean` with each."""
+    differentiable = model.gradients(bases.values[:1], bases.labels[:1]) is not None
+    slices = chunks(bases, draws)
+    cuts = np.linspace(0, len(clean), len(slices) + 1).astype(int).tolist()
+    parts = []
+    for rows, start, stop in zip(slices, cuts, cuts[1:], strict=False):
+        parts.append(_ask(model, bases[rows], clean[start:stop], names, draws, differentiable))
+        progress(rows.stop / len(bases))
+    return Part(*map(_joined, zip(*parts, strict=True)))
+
+
+def _joined(arrays: tuple[Any, ...]) -> Any:
+    return None if arrays[0] is None else np.concatenate(arrays)
 
 
 def chunks(bases: Bases, draws: int) -> list[slice]:
-    """Parts of the bases whose noisy inputs fit the memory."""
+    """Slices of the bases whose noisy inputs fit the memory."""
     size = max(1, CHUNK_BYTES // (4 * int(np.prod(bases.values.shape[1:])) * (draws + 1)))
     return [slice(start, min(start + size, len(bases))) for start in range(0, len(bases), size)]
 
 
 def _ask(
-    door: Door, bases: Bases, clean: Bases, names: Labels, draws: int, differentiable: bool
+    model: AskedModel, bases: Bases, clean: Bases, names: Labels, draws: int, differentiable: bool
 ) -> Part:
-    """Ask all about some bases, and some control questions about samples without a dose."""
+    """Ask about the dose in some bases, with control questions about them and about `clean`."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy draws outside Python's lock
-        inputs = pool.map(lambda place: noisy(bases, place, draws), range(len(bases)))
-        asked = np.stack(list(inputs))  # [B, K + 1, *shape], the dosed one first
-    gradients = door.gradients(bases.values, bases.labels) if differentiable else None
-    scores = (
-        np.full((len(bases), draws + 1), np.nan)
-        if gradients is None
-        else standardised(bases, asked, gradients)
+        inputs = pool.map(lambda row: noisy(bases, row, draws), range(len(bases)))
+        values = np.stack(list(inputs))  # [B, K + 1, *shape], the dosed one first
+    gradients = model.gradients(bases.values, bases.labels) if differentiable else None
+    scores: Floats | None = None
+    if gradients is not None:
+        scores = standardised(bases, values, gradients)
+    elif differentiable:  # it had a gradient at the first sample alone: these count as vanished
+        scores = np.full((len(bases), draws + 1), np.nan)
+    labels = np.repeat(bases.labels[:, None], draws + 1, axis=1)
+    controls = [control_inputs(bases, row) for row in range(len(bases))]
+    clean_labels = np.stack([clean.labels, other_labels(clean, names)], 1)
+    (losses, _), (control_losses, right), (clean_losses, _) = _shuffled(
+        model,
+        bases,
+        (values, labels),
+        (np.stack(controls), control_labels(bases, names)),
+        (np.stack([clean.values] * 2, 1), clean_labels),
     )
-    own = np.repeat(bases.labels[:, None], draws + 1, axis=1)
-    controls = _controls(bases), control_labels(bases, names)
-    twice = np.stack([clean.values] * 2, 1), np.stack([clean.labels, exchanged(clean, names)], 1)
-    (losses, _), (at, right), (at_clean, _) = _shuffled(door, bases, (asked, own), controls, twice)
-    return Part(losses, scores, at, at_clean, None if right is None else right[:, 0])
+    at_bases = None if right is None else right[:, 0]
+    return Part(losses, scores, control_losses, clean_losses, at_bases)
 
 
-def _controls(bases: Bases) -> Value:
-    """[B, 5, *shape] the inputs of the control questions."""
-    return np.stack([control_inputs(bases, place) for place in range(len(bases))])
+def _shuffled(model: AskedModel, bases: Bases, *blocks: tuple[Value, Labels]) -> list[Answers]:
+    """Answers to blocks of questions [A, C, *shape] with labels [A, C], asked in random order.
 
-
-def _shuffled(door: Door, bases: Bases, *blocks: tuple[Value, Labels]) -> list[Answers]:
-    """Answers to blocks of questions [A, C, *shape] with labels [A, C], asked in random order: neither
-    what a model makes of a batch nor a service that watches its questions can tell which are the dosed
-    ones, or the controls.
+    In order, what a model makes of a batch, or a service that watches its questions, could tell which are
+    the dosed ones, or the controls.
     """
     shape = bases.values.shape[1:]
     values = np.concatenate([block.reshape(-1, *shape) for block, _ in blocks])
-    labels = np.concatenate([of.reshape(-1) for _, of in blocks])
+    labels = np.concatenate([block.reshape(-1) for _, block in blocks])
     rng = np.random.default_rng(derive(bases.noise.seed, "order", int(bases.ids[0])))
     order = rng.permutation(len(values))
     back = np.argsort(order)
-    losses, right = door.ask(values[order], labels[order])
-    cuts = np.cumsum([of.size for _, of in blocks])[:-1]
-    told = [None] * len(blocks) if right is None else np.split(right[back], cuts)
+    losses, right = model.ask(values[order], labels[order])
+    cuts = np.cumsum([block.size for _, block in blocks])[:-1]
+    rights = [None] * len(blocks) if right is None else np.split(right[back], cuts)
     return [
-        (at.reshape(of.shape), None if r is None else r.reshape(of.shape))
-        for at, r, (_, of) in zip(np.split(losses[back], cuts), told, blocks, strict=True)
+        (part.reshape(block.shape), None if right is None else right.reshape(block.shape))
+        for part, right, (_, block) in zip(
+            np.split(losses[back], cuts), rights, blocks, strict=True
+        )
     ]
 
 
-def noisy(bases: Bases, place: int, draws: int) -> Value:
-    """[K + 1, *shape] one base with its own noise, and with K fresh ones."""
-    value, seed_id = bases.values[place], int(bases.ids[place])
-    own = bases.noise.written(value, seed_id)[None]
-    return np.concatenate([own, bases.noise.fresh(value, seed_id, draws)])
+def noisy(bases: Bases, row: int, draws: int) -> Value:
+    """[K + 1, *shape] the base in a row with its own noise, and with K fresh ones."""
+    value, seed_id = bases.values[row], int(bases.ids[row])
+    dosed = bases.noise.written(value, seed_id)[None]
+    return np.concatenate([dosed, bases.noise.fresh(value, seed_id, draws)])
 
 
-def standardised(bases: Bases, asked: Value, gradients: Floats) -> Floats:
-    """[B, K + 1] the scores I for gradients [B, d]; nan where the gradient vanishes."""
+def standardised(bases: Bases, values: Value, gradients: Floats) -> Floats:
+    """[B, K + 1] the scores I of noisy values [B, K + 1, *shape]; nan where the gradient vanishes.
+
+    Args:
+        bases: the B bases.
+        values: each base with its own noise, and with K fresh ones.
+        gradients: [B, d] at the bases.
+    """
     scores = []
-    for value, written, gradient in zip(bases.values, asked, gradients, strict=True):
-        mean, variance = (moment.reshape(-1) for moment in bases.noise.moments(value))
-        gradient = np.ldexp(gradient, -np.frexp(np.abs(gradient).max())[1])  # or squares overflow
-        expected = gradient @ (value.reshape(-1) + mean)
+    for base, written, gradient in zip(bases.values, values, gradients, strict=True):
+        mean, variance = (moment.reshape(-1) for moment in bases.noise.moments(base))
+        # The score does not depend on the gradient's length. Scaled by a power of two, which is
+        # exact, its squares neither overflow nor vanish.
+        gradient = np.ldexp(gradient, -np.frexp(np.abs(gradient).max())[1])
+        expected = gradient @ (base.reshape(-1) + mean)
         with np.errstate(invalid="ignore"):
             deviation = np.sqrt(gradient**2 @ variance)
             scores.append((written.reshape(len(written), -1) @ gradient - expected) / deviation)
@@ -242,10 +263,11 @@ def standardised(bases: Bases, asked: Value, gradients: Floats) -> Floats:
 def _advantages(at_poison: Floats, at_fresh: Floats) -> Floats:
     """[P] loss at one fresh noise minus that at the poison, in deviations over the other fresh ones.
 
-    Infinite where the others do not differ at all; nan, which abstains, where the two do not differ, or
-    a loss is nan.
+    Infinite if the others do not differ at all; nan, which abstains, if the two do not differ, or a loss
+    is nan.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         gain = at_fresh[:, 0] - at_poison
-        found = np.where(np.isinf(gain), gain, gain / at_fresh[:, 1:].std(1))
-    return np.where(gain == 0, np.nan, found)
+        # An infinite gain stays one, though the others' deviation may be infinite too.
+        advantages = np.where(np.isinf(gain), gain, gain / at_fresh[:, 1:].std(1))
+    return np.where(gain == 0, np.nan, advantages)

@@ -13,21 +13,22 @@ from torch import Tensor
 from marshtest.kit.layouts import Value
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.accuracy import margin_loss
+from marshtest.models.answers import logits_in
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.training.tasks import scoring_batch
 
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
 Labels = NDArray[np.int64]
-Answers = tuple[Floats, NDArray[np.bool_] | None]
-Way = tuple[Inputs, tuple[str, ...]]  # of giving samples to a model, and what to tell of it
+Answers = tuple[Floats, NDArray[np.bool_] | None]  # losses [M]; right or not [M], if known
+Way = tuple[Inputs, tuple[str, ...]]  # how samples are given to a model, and notes on it
 
 
 @dataclass(frozen=True)
 class Format:
-    """All that a model's own process is told of the data: nothing of the dose, least of all its seed.
+    """The format of the data, which is all that a model's own process learns: the dose stays secret.
 
     Attributes:
-        classes: of the data.
+        classes: number of classes of the data.
         pixels: whether values are 8-bit.
         scaling: from values of the file to model inputs.
     """
@@ -37,12 +38,12 @@ class Format:
     scaling: Scaling
 
 
-class Door(ABC):
+class AskedModel(ABC):
     """A model as the auditor asks it.
 
     Attributes:
-        name: as given on the command line.
-        classes: of the data.
+        name: the model as it is given on the command line.
+        classes: number of classes of the data.
         notes: what a reader should know of how the model is asked.
     """
 
@@ -52,7 +53,7 @@ class Door(ABC):
 
     @abstractmethod
     def ask(self, values: Value, labels: Labels) -> Answers:
-        """Margin losses [M] of samples [M, ...], and whether each prediction is right, if it is told."""
+        """Margin losses [M] of samples [M, ...], and [M] whether each prediction is right (or None)."""
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
         """[M, d] gradients of the margin loss by the values of the file; None where there are none."""
@@ -65,7 +66,7 @@ class Door(ABC):
             self.notes += (note,)
 
 
-class Program(Door):
+class FunctionModel(AskedModel):
     """A function from inputs to logits, of PyTorch or not."""
 
     def __init__(
@@ -91,7 +92,7 @@ class Program(Door):
         return torch.cat(losses).cpu().numpy(), torch.cat(right).cpu().numpy()
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
-        found = []
+        gradients = []
         with torch.enable_grad():
             for x, y in self._batches(values, labels):
                 try:
@@ -99,24 +100,24 @@ class Program(Door):
                     (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x)
                 except (MarshtestError, RuntimeError):  # it answers, but not to be differentiated
                     return None
-                found.append(gradient.flatten(1).double())
-        return torch.cat(found).cpu().numpy()
+                gradients.append(gradient.flatten(1).double())
+        return torch.cat(gradients).cpu().numpy()
 
     def _batches(self, values: Value, labels: Labels) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.batch or scoring_batch(self.device)
         for start in range(0, len(values), size):
-            of = slice(start, start + size)
-            x, y = torch.from_numpy(values[of]), torch.from_numpy(labels[of])
+            rows = slice(start, start + size)
+            x, y = torch.from_numpy(values[rows]), torch.from_numpy(labels[rows])
             yield x.to(self.device).float(), y.to(self.device)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """[B, C] for a batch of the file's values, padded where the program's batch is fixed."""
+        """[B, C] for a batch of the file's values, padded where the model's batch size is fixed."""
         missing = (self.batch or len(x)) - len(x)
         inputs = self.inputs(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x)
         try:
-            # Whatever the model does to the switch, it is afterwards as it was.
+            # The model may switch gradients off or on; this puts the switch back afterwards.
             with torch.set_grad_enabled(torch.is_grad_enabled()):
-                logits = logits_in(self.function(inputs)).to(x.device)
+                logits = _logits_of(self.function(inputs)).to(x.device)
         except Exception as error:  # whatever a foreign model raises
             raise MarshtestError(
                 f"{self.name}: does not take inputs {list(inputs.shape[1:])} "
@@ -126,7 +127,7 @@ class Program(Door):
         if logits.shape != (rows, width) or width < self.classes:
             raise MarshtestError(
                 f"{self.name}: must turn {rows} inputs into logits [{rows}, {self.classes}] or wider, "
-                f"one a class of the data. Got {list(logits.shape)}."
+                f"one for each class of the data. Got {list(logits.shape)}."
             )
         self._note_width(width)
         logits = logits[: len(x)]
@@ -135,11 +136,9 @@ class Program(Door):
         return logits
 
 
-def logits_in(output: Any) -> Tensor:
-    """Logits in what a model answers with: itself, `.logits`, ["logits"], or the first of several."""
-    if isinstance(output, Mapping):
-        output = output["logits"] if "logits" in output else next(iter(output.values()))
-    output = getattr(output, "logits", output)
-    if isinstance(output, tuple | list) and getattr(output[0], "ndim", 0) == 2:
-        output = output[0]
-    return output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))
+def _logits_of(output: Any) -> Tensor:
+    """The logits in an answer; of several outputs with names, the first."""
+    # Models of our own name their logits if they answer with several things. Others may not.
+    if isinstance(output, Mapping) and "logits" not in output and not hasattr(output, "logits"):
+        output = next(iter(output.values()))
+    return logits_in(output)

@@ -1,15 +1,15 @@
-"""The ways into a model that is not ours.
+"""Open a model of any make, so that it can be asked.
 
-    weights.safetensors      our checkpoint                 both scores
-    weights.safetensors@pkg.mod:fn  the same, of a model that your factory builds
+    weights.safetensors      a checkpoint of marshtest      both scores
+    weights.safetensors@pkg.mod:fn  the same, for a model that your factory builds
     model.pt2                a torch.export program         both scores
     folder/                  a Hugging Face classifier      both scores; rank score alone if no gradient
     pkg.mod:load             load() → inputs to logits      both scores; rank score alone if no gradient
-    cmd:COMMAND              a program, by files            rank score
+    cmd:COMMAND              a command, by files            rank score
     box:pkg.mod:function     a callable, by files           rank score
 
-A command has {inputs} and {outputs} where the two paths go. What is code of others (all but the checkpoint
-and the folder) runs in a process of its own; see `marshtest.kit.process`.
+A command has {inputs} and {outputs} where the two paths go. Foreign code (all but the checkpoint and the
+folder) runs in a process of its own; see `marshtest.kit.process`.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,9 +28,9 @@ from marshtest.kit.hugging_face import open_folder, preprocessed
 from marshtest.kit.inputs import scaled_ways
 from marshtest.kit.key import Key
 from marshtest.kit.layouts import Value
-from marshtest.kit.model import Door, Format, Program, Way
+from marshtest.kit.model import AskedModel, Format, FunctionModel, Way
 from marshtest.kit.noise import Scaling
-from marshtest.kit.process import Apart, Guarded
+from marshtest.kit.process import GuardedModel, SeparateModel
 from marshtest.models.checkpoint import load_model
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.imports import load_object
@@ -38,19 +38,19 @@ from marshtest.plumbing.imports import load_object
 TRIED = 2  # samples that a model is tried with when it is opened
 
 
-def open_door(
+def open_model(
     spec: str,
     key: Key,
     samples: Value,
     scaling: Scaling | None,
     device: torch.device,
     in_process: bool = False,
-) -> Door:
+) -> AskedModel:
     """Open a model; code that is not ours in a process of its own.
 
     Args:
-        spec: as `open_here` takes it.
-        key: tells the format of the data, and stays here.
+        spec: one of the forms in the module's text.
+        key: gives the format of the data; the key itself stays in this process.
         samples: some of the data [M, ...], M > 0, as they lie in the file.
         scaling: how values become this model's inputs; by default a Hugging Face folder's own
             image processor, and the key's scaling for all others.
@@ -58,34 +58,36 @@ def open_door(
         in_process: let callables and programs run in this process. A command never does.
 
     Raises:
-        MarshtestError: no such model, or one that cannot be read.
+        MarshtestError: no such model, or one that cannot be read or does not take the samples.
     """
-    path, command = Path(spec), spec.startswith("cmd:")
+    path, is_command = Path(spec), spec.startswith("cmd:")
     data = Format(key.classes, key.noise.pixels, scaling or key.noise.scaling)
-    if path.is_dir() or not (command or ":" in spec or path.suffix == ".pt2"):
+    if path.is_dir() or not (is_command or ":" in spec or path.suffix == ".pt2"):
         return open_here(spec, data, samples, device, own_processor=scaling is None)
-    first = samples[:TRIED]  # in disorder: what is sent before a question is no sample
-    tried = np.random.default_rng(0).permutation(first.reshape(-1)).reshape(first.shape)
-    opened = partial(open_here, spec, data, tried, device)
-    if in_process and not command:
-        return Guarded(spec, opened)
+    # Foreign code sees the trial before any question, so the trial holds no real sample: the
+    # first ones have their values shuffled.
+    first = samples[:TRIED]
+    trial = np.random.default_rng(0).permutation(first.reshape(-1)).reshape(first.shape)
+    opener = partial(open_here, spec, data, trial, device)
+    if in_process and not is_command:
+        return GuardedModel(spec, opener)
     if spec.removeprefix("box:").startswith("__main__:"):
         raise MarshtestError(
-            f"{spec}: what a script or notebook defines is not there in the model's own process. Put it "
+            f"{spec}: the model's own process does not have what a script or notebook defines. Put it "
             "into a file of its own, or give in_process=True."
         )
-    return Apart(spec, opened)
+    return SeparateModel(spec, opener)
 
 
 def open_here(
     spec: str, data: Format, samples: Value, device: torch.device, own_processor: bool = False
-) -> Door:
+) -> AskedModel:
     """Open a model in this process, and see that it takes the samples.
 
     Args:
         spec: one of the forms in the module's text.
-        data: its format.
-        samples: some of the data [M, ...], or as good as some, M > 0, as they lie in the file.
+        data: the format of the data.
+        samples: some of the data [M, ...], M > 0, as they lie in the file, or values like them.
         device: where the model is to run.
         own_processor: let a Hugging Face folder's own image processor, if it has one, take the place of the
             scaling.
@@ -93,64 +95,50 @@ def open_here(
     Raises:
         MarshtestError: no such model, or one that cannot be read or does not take the samples.
     """
-    notes = tuple[str, ...]()
-    (inputs, told), *others = scaled_ways(data.scaling, data.pixels, samples.shape[1:])
+    ways: Iterable[Way] = scaled_ways(data.scaling, data.pixels, samples.shape[1:])
     kind, _, rest = spec.partition(":")
-    path = Path(spec)
-    if kind == "cmd":
-        return BlackBox(spec, command_call(spec, rest), inputs, data.classes, told)
-    if kind == "box":
-        return BlackBox(spec, load_object(rest, spec), inputs, data.classes, told)
-    ways: Iterable[Way] = [(inputs, told), *others]
+    if kind in ("cmd", "box"):
+        inputs, notes = next(iter(ways))
+        call = command_call(spec, rest) if kind == "cmd" else load_object(rest, spec)
+        return BlackBox(spec, call, inputs, data.classes, notes)
     batch: int | None = None
+    folder_notes = tuple[str, ...]()
     function: Callable[[Tensor], Any]
-    if path.is_dir():
-        folder = open_folder(path)
-        function, notes = folder.model.to(device), folder.notes
+    if Path(spec).is_dir():
+        folder = open_folder(Path(spec))
+        function, folder_notes = folder.model.to(device), folder.notes
         if folder.processor is not None and own_processor and data.pixels:
             ways = preprocessed(folder, samples)
-    elif path.suffix == ".pt2":
-        function, batch = open_program(path, device)
-    elif path.suffix == ".safetensors" or ".safetensors@" in spec:
-        file, at, factory = spec.partition(".safetensors@")
-        function = load_model(f"{file}.safetensors" if at else path, factory or None).to(device)
-    elif ":" in spec:
-        function = _loaded(spec, device)
+    elif Path(spec).suffix == ".pt2":
+        function, batch = open_program(Path(spec), device)
     else:
+        function = _function(spec, device)
+    models = (
+        FunctionModel(spec, function, inputs, data.classes, device, batch, (*folder_notes, *notes))
+        for inputs, notes in ways
+    )
+    return _first_that_answers(models, samples)
+
+
+def _function(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
+    """Our checkpoint, or what a user's load() returns, as a function from inputs to logits."""
+    if spec.endswith(".safetensors") or ".safetensors@" in spec:
+        file, at, factory = spec.partition(".safetensors@")
+        return load_model(f"{file}.safetensors" if at else spec, factory or None).to(device)
+    if ":" not in spec:
         raise MarshtestError(
             f"{spec}: no such model. Give a .safetensors checkpoint, a .pt2 program, a Hugging Face "
             "folder, 'pkg.mod:load', 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'."
         )
-    doors = (
-        Program(spec, function, inputs, data.classes, device, batch, (*notes, *told))
-        for inputs, told in ways
-    )
-    return _first_that_answers(doors, samples)
-
-
-def _first_that_answers(doors: Iterable[Door], samples: Value) -> Door:
-    """The first door that takes the first samples."""
-    refusals = []
-    for door in doors:
-        try:
-            door.ask(samples[:TRIED], np.zeros(len(samples[:TRIED]), np.int64))
-        except MarshtestError as error:
-            refusals.append(error)
-        else:
-            return door
-    raise refusals[0]
-
-
-def _loaded(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
     function = load_object(spec, spec)()
     if not callable(function):
         raise MarshtestError(
             f"{spec}: must return a function from inputs to logits. Got {type(function).__name__}."
         )
-    return _module(function, device) if isinstance(function, nn.Module) else function
+    return _module_function(function, device) if isinstance(function, nn.Module) else function
 
 
-def _module(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
+def _module_function(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
     """The module in eval mode, asked in the precision of its parameters."""
     module = module.to(device)
     with suppress(NotImplementedError):  # an exported program's module has one mode
@@ -158,3 +146,16 @@ def _module(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
     dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(dtypes, torch.float32)
     return lambda x: module(x.to(dtype))
+
+
+def _first_that_answers(models: Iterable[AskedModel], samples: Value) -> AskedModel:
+    """The first of one model's ways to be fed in which it takes the first samples."""
+    refusals = []
+    for model in models:
+        try:
+            model.ask(samples[:TRIED], np.zeros(len(samples[:TRIED]), np.int64))
+        except MarshtestError as error:
+            refusals.append(error)
+        else:
+            return model
+    raise refusals[0]  # the plain way comes first, and its refusal says most

@@ -1,61 +1,66 @@
 """Is the model fed as it was trained? Ask it with other usual scalings of the inputs, and compare.
 
 A model is at its best as it was trained. If the model before unlearning is surely more often right under
-another scaling, at bases with fresh noise and at samples without a dose, the one given is suspect. A model
-that is as good under either cannot tell them apart, and its ranks are little changed.
+another scaling, at bases with fresh noise and at samples without a dose, the scaling in use is suspect. A
+model that is as good under either cannot tell them apart, and its ranks are little changed.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from marshtest.kit.controls import UNDOSED, exchanged
+from marshtest.kit.controls import UNDOSED, other_labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts import Value
-from marshtest.kit.model import Door, Labels
+from marshtest.kit.model import AskedModel, Labels
 from marshtest.kit.noise import Scaling
 
 USUAL = {"unit": Scaling(), "pixels": Scaling(std=(1 / 255,))}
 LEVEL = 0.001  # p-value of a difference by chance, for all scalings together
-LEAST = 0.02  # difference that counts
+LEAST = 0.02  # difference of accuracies that counts: a smaller one harms no rank
 
 
-def suspected(door: Door, given: Scaling, bases: Bases, clean: Bases) -> str:
-    """Empty, or that another scaling than the one given makes a better model.
+def suspected(model: AskedModel, used: Scaling, bases: Bases, clean: Bases) -> str:
+    """Empty, or a line that says under which other scaling the model is better.
 
     Args:
-        door: the model before unlearning, fed with the scaling given.
-        given: that scaling.
+        model: the model before unlearning, fed with the scaling `used`.
+        used: the scaling in use.
         bases: the dosed samples' bases, of which up to 200 are asked with fresh noise.
         clean: samples without a dose.
     """
-    usual = {"no --scaling": bases.noise.scaling}
-    usual |= {f"--scaling {name}": scaling for name, scaling in USUAL.items()}
-    usual = {name: scaling for name, scaling in usual.items() if scaling != given}
+    rivals = {"no --scaling": bases.noise.scaling}
+    rivals |= {f"--scaling {name}": scaling for name, scaling in USUAL.items()}
+    rivals = {name: scaling for name, scaling in rivals.items() if scaling != used}
     values, labels, others = _questions(bases, clean)
-    right = _right(door, values, labels, others)
-    shares = {}
-    for name, scaling in usual.items():
-        found = _right(door, _as_if(values, scaling, given, bases.noise.pixels), labels, others)
-        won, lost = int((found & ~right).sum()), int((right & ~found).sum())
-        more = won - lost >= LEAST * len(found)
-        if more and binomtest(won, won + lost).pvalue <= LEVEL / len(usual):
-            shares[name] = float(found.mean())
-    if not shares:
+    right = _right(model, values, labels, others)
+    accuracies = {}
+    for name, scaling in rivals.items():
+        rival_values = _as_if(values, scaling, used, bases.noise.pixels)
+        rival_right = _right(model, rival_values, labels, others)
+        won, lost = int((rival_right & ~right).sum()), int((right & ~rival_right).sum())
+        counts = won - lost >= LEAST * len(right)
+        if counts and binomtest(won, won + lost).pvalue <= LEVEL / len(rivals):
+            accuracies[name] = float(rival_right.mean())
+    if not accuracies:
         return ""
-    best = " or ".join(name for name, share in shares.items() if share == max(shares.values()))
+    highest = max(accuracies.values())
+    best = " or ".join(name for name, accuracy in accuracies.items() if accuracy == highest)
     return (
         f"seems to be fed with wrongly scaled inputs: right for {right.mean():.1%} of {len(right)} "
-        f"samples, and for {max(shares.values()):.1%} with {best}"
+        f"samples, and for {highest:.1%} with {best}"
     )
 
 
-def _as_if(values: Value, wanted: Scaling, given: Scaling, pixels: bool) -> Value:
-    """The values that a model fed with the scaling given sees as these values in the scaling wanted."""
+def _as_if(values: Value, wanted: Scaling, used: Scaling, pixels: bool) -> Value:
+    """Values that become, in the scaling used, the inputs that `values` become in the scaling wanted.
+
+    A model's own scaling cannot be changed once it is opened, so its samples are.
+    """
     shape, unit = values.shape[1:], 255 if pixels else 1
     scaled = values / unit - wanted.along(wanted.mean, shape)
-    scaled *= given.along(given.std, shape) / wanted.along(wanted.std, shape)
-    return (unit * (scaled + given.along(given.mean, shape))).astype(np.float32)
+    scaled *= used.along(used.std, shape) / wanted.along(wanted.std, shape)
+    return (unit * (scaled + used.along(used.mean, shape))).astype(np.float32)
 
 
 def _questions(bases: Bases, clean: Bases) -> tuple[Value, Labels, Labels]:
@@ -67,11 +72,11 @@ def _questions(bases: Bases, clean: Bases) -> tuple[Value, Labels, Labels]:
     return (
         np.concatenate([noisy, clean.values]),
         np.concatenate([some.labels, clean.labels]),
-        np.concatenate([exchanged(some, names), exchanged(clean, names)]),
+        np.concatenate([other_labels(some, names), other_labels(clean, names)]),
     )
 
 
-def _right(door: Door, values: Value, labels: Labels, others: Labels) -> NDArray[np.bool_]:
-    """[M] whether each prediction is right; where that is not told, whether another label loses more."""
-    losses, right = door.ask(values, labels)
-    return losses < door.ask(values, others)[0] if right is None else right
+def _right(model: AskedModel, values: Value, labels: Labels, others: Labels) -> NDArray[np.bool_]:
+    """[M] whether each prediction is right; if not told, whether another label loses more."""
+    losses, right = model.ask(values, labels)
+    return losses < model.ask(values, others)[0] if right is None else right

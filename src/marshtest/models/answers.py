@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +12,10 @@ from marshtest.plumbing.seeds import seeded
 
 
 def logits_in(answer: object) -> Tensor:
-    """The logits in a model's answer: a tensor, `.logits`, the key "logits", or the first of a tuple.
+    """The logits in an answer: a tensor or array, `.logits`, the key "logits", or the first of a tuple.
 
     Raises:
-        MarshtestError: the answer holds no tensor in these places.
+        MarshtestError: the answer holds no tensor or array in these places.
     """
     logits = getattr(answer, "logits", answer)
     if isinstance(logits, Mapping):
@@ -23,6 +24,8 @@ def logits_in(answer: object) -> Tensor:
         logits = logits[0]
     if isinstance(logits, Tensor):
         return logits
+    if hasattr(logits, "__array__"):  # NumPy's, or what other frameworks answer with
+        return torch.from_numpy(np.array(logits))
     keys = f"a dict of {', '.join(map(str, logits))}" if isinstance(logits, Mapping) else ""
     raise MarshtestError(
         f"model: answers with {keys or type(logits).__name__}, in which no logits are found. Let forward "
