@@ -60,10 +60,16 @@ class Swept:
     @classmethod
     def of(cls, scheduler: Scheduler, ledger: Ledger, folder: Path, seconds: float) -> Self:
         """The end of what a scheduler did."""
-        counts = scheduler.reused, scheduler.done
-        failed = scheduler.failed_by_name()
-        rest = scheduler.blocked, scheduler.damaged, seconds, folder
-        return cls(ledger, *counts, failed, *rest)
+        return cls(
+            ledger=ledger,
+            reused=scheduler.reused,
+            done=scheduler.done,
+            failed=scheduler.failed_by_name(),
+            blocked=scheduler.blocked,
+            damaged=scheduler.damaged,
+            seconds=seconds,
+            folder=folder,
+        )
 
 
 def sweep(

@@ -109,7 +109,7 @@ class Sweep(Settings):
             axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
         base, variants = self.base, []
         for combination in itertools.product(*axes):
-            recipe, point = copy.deepcopy(base), {}
+            recipe, point = copy.deepcopy(base), dict[str, Any]()
             for part in combination:
                 point |= part
             for key, value in point.items():
