@@ -170,7 +170,7 @@ def test_metrics_of_all_attacks_are_shown_wherever_scores_are(tmp_path: Path) ->
     cells, first = table(results), results.summary.iloc[0]
     assert cells["exposure"][0] == f"{first['exposure']:.1f}±{first['exposure_sd']:.1f}"
     assert {"leaked", "TPR"} < set(cells)
-    assert "Exposure: bits of a canary; mean ± s.d. over seeds." in legend(results)
+    assert "Exposure: bits of a canary, mean ± s.d. over seeds." in legend(results)
     assert "| exposure |" in markdown(results)
     panel = figures_of(results, results.poison_budget)["metrics"].axes[0]
     assert panel.get_xlim() == (0, 10)
