@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import marshtest
 from marshtest.cli.app import RENAMED, app
+from marshtest.data.load import load
 from marshtest.results.summary import Results
 
 
@@ -92,3 +93,10 @@ def test_old_names_in_python_warn_and_do_the_same(tiny_run: Results, tmp_path: P
     with pytest.warns(DeprecationWarning, match="one by one"):
         listed = marshtest.load_recipe("digits-gaussian", ["seeds=2"])  # type: ignore[arg-type]
     assert listed == marshtest.load_recipe("digits-gaussian", "seeds=2")
+
+
+def test_what_is_typed_at_a_prompt_answers_in_a_line(tiny_run: Results) -> None:
+    data = load("digits")
+    assert repr(data.train) == "Samples(1,400 samples, x uint8 [1400, 1, 8, 8])"
+    assert "'digits', 10 classes, train Samples(1,400" in repr(data)
+    assert repr(tiny_run) == f"Results('tiny', 10 rows in {str(tiny_run.folder)!r})"

@@ -215,7 +215,7 @@ def test_unknown_recipes_and_bad_files_are_refused(tmp_path: Any) -> None:
         ("unlearners=[{lr: 1}]", "unlearners: an entry is a name, a mapping"),
         ("unlearners=[{name: gd, lr: []}]", "unlearners.gd.lr: holds no value"),
         ("unlearners=@none.yaml", "unlearners: no file 'none.yaml'"),
-        ("model=null", "model: a name, or a mapping with a name, is needed. Got None"),
+        ("model=null", "model: must be a name, or a mapping with a name. Got None"),
         ("attack=3", "attack: a name, or a mapping with a name, is needed. Got 3"),
         ("seeds=1e400", "seeds: Input should be a valid integer"),
         ("seeds=1.0e+400", "seeds: Input should be a finite number"),

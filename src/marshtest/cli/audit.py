@@ -8,6 +8,7 @@ import typer
 from marshtest.cli import screen
 
 if TYPE_CHECKING:
+    from marshtest.kit.audit import Audit
     from marshtest.kit.noise import Scaling
 
 KeyOption = Annotated[Path, typer.Option(help="Key file that `marshtest dose` wrote.")]
@@ -145,15 +146,20 @@ def audit(
             margin=margin,
             delta=delta,
         )
-    if as_json:  # printed before it is saved: a full disk does not lose the answer
+    _tell(done, as_json)  # before it is saved: a full disk does not lose the answer
+    if out is not None:
+        done.save(out)
+    raise typer.Exit(done.exit_code)
+
+
+def _tell(done: "Audit", as_json: bool) -> None:
+    """Print the answer of an audit."""
+    if as_json:
         print(done.to_json(), end="", flush=True)
     else:
         screen.show(done.table(), f"{len(done.key.ids):,} poisons")
         screen.say(*done.sentences())
         screen.say(done.answer, style="bold")
-    if out is not None:
-        done.save(out)
-    raise typer.Exit(done.exit_code)
 
 
 def calibrate(

@@ -48,6 +48,10 @@ class Samples:
                 f"Got {len(self.x)}, {len(self.y)} and {len(self.ids)}."
             )
 
+    def __repr__(self) -> str:
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"Samples({len(self):,} samples, x {kind} {list(self.x.shape)})"
+
     def __len__(self) -> int:
         return len(self.y)
 
@@ -197,6 +201,11 @@ class Dataset:
     padding: int | None = None
     prompted: bool = False
     marked: Marked | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, {self.classes} classes, train {self.train}, test {self.test})"
+        )
 
     @classmethod
     def from_tensors(

@@ -74,6 +74,9 @@ class Results:
     shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
     examples: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    def __repr__(self) -> str:
+        return f"Results({self.recipe.name!r}, {len(self.rows):,} rows in {str(self.folder)!r})"
+
     @classmethod
     def read(cls, source: str | Path) -> "Results":
         """Read a finished run from its folder, or rows of one recipe from a file.
