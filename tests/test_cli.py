@@ -267,7 +267,8 @@ def test_check_passes_a_sound_unlearner_and_fails_an_idle_one(
 def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path: Path) -> None:
     said = marshtest("check", "gd", "lr=0.05", "batch_size=128", "--on", "features")
     assert said.code == 0
-    assert "9 of 9 facts hold on features.\nNot asked: images, text.\n" in said.out
+    assert "gd (unlearner)\nfeatures\n" in said.out
+    assert said.out.endswith("9 of 9 facts hold on features.\n")
     far = marshtest("check", "gd", "lr=1e-12", "batch_size=320", "--on", "features")
     assert far.code == 1
     assert "its rate is far from usual" in " ".join(far.out.split())
@@ -417,9 +418,9 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["clean", "--store", "nowhere"], "store: nowhere holds no store"),
         (["list", "unlearner"], "unknown kind 'unlearner'. Did you mean 'unlearners'"),
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
-        (["check", "forgetful"], "unknown unlearner 'forgetful'"),
+        (["check", "forgetful"], "unknown name 'forgetful'"),
         (["check", "gd", "rate=1"], "unlearners.gd.rate: unknown key 'rate'"),
-        (["check", "gd", "lr=[0.1, 0.2]"], "a hyper-parameter has one value here"),
+        (["check", "gd", "lr=[0.1, 0.2]"], "an option has one value here"),
         (["check", "gd", "--on", "sound"], "unknown kind of data 'sound'"),
         (["explain", "tiny.yaml", "model=resnet"], "unknown model 'resnet'"),
         (["report", "nowhere", "--out", "o"], "nowhere: holds no finished run"),
@@ -460,7 +461,7 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             "is not the data set that this key dosed",
         ),
         (["audit", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
-        (["audit", "m", *KEY, "--data", "set.npz", "--draws", "1"], "test.draws: Input should be"),
+        (["audit", "m", *KEY, "--data", "set.npz", "--draws", "1"], "audit.draws: Input should be"),
         (
             ["audit", "m", *KEY, "--data", "set.npz", "--device", "tpu"],
             "device: unknown device 'tpu'",
@@ -484,3 +485,21 @@ def test_every_command_has_help_with_an_example(marshtest: Any) -> None:
     for command in cli.app.registered_commands:
         name = command.name or command.callback.__name__  # type: ignore[union-attr]
         assert f"Example: marshtest {name}" in " ".join(marshtest(name, "--help").out.split())
+
+
+def test_a_run_keeps_models_and_leaves_the_report_out_where_asked(
+    marshtest: Any, tmp_path: Path
+) -> None:
+    asked = ("run", "tiny.yaml", "seeds=1", "unlearners=[gd]", "--out", "here")
+    said = marshtest(*asked, "--keep-models", "--no-report")
+    assert said.code == 0
+    assert said.out.splitlines()[-2:] == ["  here/rows.parquet", "  here/models"]
+    assert not (tmp_path / "here" / "report.html").exists()
+    assert marshtest(*asked).out.splitlines()[-1] == "  here/report.html"
+    assert (tmp_path / "here" / "report.html").exists()
+
+
+def test_check_says_what_it_checked(marshtest: Any) -> None:
+    said = marshtest("check", "digits")
+    assert (said.code, said.out.splitlines()[0]) == (0, "digits (data)")
+    assert "tests on samples that it does not train on" in said.out

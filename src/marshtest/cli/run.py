@@ -14,12 +14,24 @@ Overrides = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option(help="Folder for the results; default: runs/NAME-HASH.")
 ]
+WRITTEN = ("rows.parquet", "models", "figures", "report.html")  # in a run's folder
 
 
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     overrides: Overrides = None,
     out: OutOption = None,
+    *,
+    keep_models: Annotated[
+        bool,
+        typer.Option(
+            "--keep-models",
+            help="Initial, retrained and updated models stay in the folder, as safetensors.",
+        ),
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Figures and the page are drawn, or not.")
+    ] = True,
 ) -> None:
     """Poison, train, unlearn, measure, and draw a report.
 
@@ -32,13 +44,20 @@ def run(
     from marshtest.reporting.tables import explained, legend, table
 
     with screen.progress() as progress:
-        results = run_recipe(recipe, *(overrides or []), out=out, progress=progress)
+        results = run_recipe(
+            recipe,
+            *(overrides or []),
+            out=out,
+            keep_models=keep_models,
+            report=report,
+            progress=progress,
+        )
     screen.show(table(results), results.recipe.name)
     screen.say(legend(results), style="dim")
     screen.say(*sentences(results), style="bold")
     screen.say(*explained(results))
-    files = (results.folder / name for name in ("rows.parquet", "figures", "report.html"))
-    screen.say_paths(*files)
+    written = (results.folder / name for name in WRITTEN)
+    screen.say_paths(*(path for path in written if path.exists()))
 
 
 def study(

@@ -48,7 +48,7 @@ def check(thing: Any, on: Collection[str] = (), **options: Any) -> list[Fact]:
     for kind in on:
         if kind not in KINDS:
             raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
-    what = _what(thing)
+    what = what_is(thing)
     given = {"name": thing, **options} if options or what == "data" else thing
     if what == "attack":
         return check_attack(given, on)
@@ -59,8 +59,8 @@ def check(thing: Any, on: Collection[str] = (), **options: Any) -> list[Fact]:
     return check_unlearner(_unlearner(thing, options), on or KINDS)
 
 
-def _what(thing: Any) -> str:
-    """Which of the four something is."""
+def what_is(thing: Any) -> str:
+    """Which of "unlearner", "attack", "metric" and "data" something is; see `check`."""
     if isinstance(thing, str) and ":" not in thing:
         shipped: dict[str, Collection[str]] = {
             "attack": ATTACKS,
