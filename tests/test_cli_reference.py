@@ -26,6 +26,8 @@ def test_the_reference_names_every_command_and_option_with_its_help() -> None:
                 (information,) = parameter.annotation.__metadata__
                 flags = information.param_decls or [name]
                 spelt = [f.strip("-").replace("_", "-").split("/")[0].lower() for f in flags]
-                assert any(f"`--{s}" in part or f"`{s}".upper() in part.upper() for s in spelt), name
+                assert any(f"`--{s}" in part or f"`{s}".upper() in part.upper() for s in spelt), (
+                    name
+                )
                 assert information.help, name
                 assert " ".join(information.help.split()[:4]).replace("|", "\\|") in part

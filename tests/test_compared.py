@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TIMES
 from safetensors.torch import load_file
 from scipy import stats
-from test_run import TIMES
 
 import marshtest
 from marshtest.attacks import Poisoned, gradient_matching
@@ -80,7 +80,7 @@ def watched(recipe: dict[str, Any], folder: Path) -> Watched:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "__call__", beginning)
         patch.setattr(Trainer, "fit", fitting)
-        return Watched(marshtest.run(recipe, out=folder), begun, fits)
+        return Watched(marshtest.run(recipe, out=folder, report=False), begun, fits)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ Change = Callable[[Path, Rows], object]
 def other_seeds(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The tiny recipe at seeds 1 to 3, with another unlearner; seed 1 is the tiny run's too."""
     recipe = {**TINY, "seeds": 3, "first_seed": 1, "unlearners": ["ngd", "gd"]}
-    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "other")
+    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "other", report=False)
 
 
 def test_a_file_of_rows_tells_the_whole_recipe_and_what_ran_it(tiny_run: Results) -> None:

@@ -31,7 +31,6 @@ from marshtest.experiment.recipe import Named, Recipe
 from marshtest.experiment.roles import ROW_NAMES, Role, trained
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
-from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import Collected
 from marshtest.sweeps.keys import Keys
@@ -137,21 +136,21 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": _values(recipe),
-        **(_shown(recipe) if isinstance(recipe, Recipe) else {}),
+        **_shown(recipe),
     }
 
 
-def _shown(recipe: Recipe) -> dict[str, Any]:
-    """What a report must know of the rows' attack and metrics, so that nobody's code is needed for it."""
-    presentation = {"presentation": _told(recipe.attack.shown)}
-    columns = [of for metric in recipe.metrics for of in metric.columns.items()]
-    return presentation | (
-        {"metrics": {name: _told(of) for name, of in columns}} if columns else {}
-    )
-
-
-def _told(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude_defaults=True)
+def _shown(recipe: Named) -> dict[str, Any]:
+    """What a report must know of a recipe's attack, and of the columns of its metrics if it has any."""
+    if not isinstance(recipe, Recipe):
+        return {}
+    columns = {
+        name: column.model_dump(mode="json")
+        for metric in recipe.metrics
+        for name, column in metric.columns.items()
+    }
+    shown = recipe.attack.shown.model_dump(mode="json", exclude_defaults=True)
+    return {"presentation": shown} | ({"metrics": columns} if columns else {})
 
 
 def _values(recipe: Named) -> dict[str, Any]:
