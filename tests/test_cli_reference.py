@@ -24,7 +24,8 @@ def test_the_reference_names_every_command_and_option_with_its_help() -> None:
             assert f"```sh\nmarshtest {function.__name__.rstrip('_')}" in part
             for name, parameter in inspect.signature(function).parameters.items():
                 (information,) = parameter.annotation.__metadata__
-                flags = information.param_decls or [name]
+                first = information.default  # an Annotated option's first flag, if it names any
+                flags = [first] if str(first).startswith("--") else [name]
                 spelt = [f.strip("-").replace("_", "-").split("/")[0].lower() for f in flags]
                 assert any(f"`--{s}" in part or f"`{s}".upper() in part.upper() for s in spelt), (
                     name
