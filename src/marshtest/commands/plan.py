@@ -249,7 +249,8 @@ def plan(
     """Tell how many poisons a verdict needs, or how many trainings if `works` is given.
 
     Args:
-        gus, rank: dependence that the initial model is expected to have, by each score.
+        gus: dependence that the initial model is expected to have, by GUS.
+        rank: the same by the rank score.
         pilot: folder of a finished run, or an audit.json, that shows these dependences instead.
         works: share of the trainings in which an attack without a null law works.
         samples: training samples of one run, if the number of runs is to be told.
