@@ -115,7 +115,7 @@ def test_out_may_be_no_file(tmp_path: Path) -> None:
 
 
 def named(results: Results, name: str, folder: Path) -> Path:
-    """A copy of a run under another name, of other settings, so that it is not merged."""
+    """A run's controls under another name, of other settings, so that they are not merged."""
     from marshtest.experiment.row_file import write_rows
 
     alpha = 0.05 if results.recipe.name == "tiny" and len(results.seeds) == 2 else 0.04
@@ -123,7 +123,8 @@ def named(results: Results, name: str, folder: Path) -> Path:
         of: {**about, "values": {**about["values"], "name": name, "verdict": {"alpha": alpha}}}
         for of, about in results.runs.items()
     }
-    write_rows(results.rows, folder / "rows.parquet", runs)
+    controls = results.rows[results.rows["role"] != "updated"].reset_index(drop=True)
+    write_rows(controls, folder / "rows.parquet", runs)
     return folder
 
 
