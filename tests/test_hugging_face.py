@@ -232,18 +232,24 @@ def test_pickled_shards_behind_an_index_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": names}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(MarshtestError, match="Weights must be safetensors"):
+    with pytest.raises(MarshtestError, match="weights must be safetensors"):
         opened(tmp_path, photographs())
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"problem_type": "regression"}, "is trained for regression"),
+        ({"problem_type": "regression"}, "holds a model for regression"),
         ({"model_type": "nothing"}, "cannot be loaded"),
         ({"architectures": ["ViTModel"]}, "holds a ViTModel; an image or sequence classifier"),
-        ({"hidden_size": 2_000_000_000}, "hidden_size = 2,000,000,000, more than its weights hold"),
-        ({"num_labels": 2_000_000_000}, "num_labels = 2,000,000,000, more than its weights hold"),
+        (
+            {"hidden_size": 2_000_000_000},
+            "hidden_size = 2,000,000,000, more than its weights can hold",
+        ),
+        (
+            {"num_labels": 2_000_000_000},
+            "num_labels = 2,000,000,000, more than its weights can hold",
+        ),
         ({"hidden_size": 64}, "cannot be loaded"),
         ({"id2label": {"0": "cat", "1": "dog"}}, "cannot be loaded"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot be loaded"),

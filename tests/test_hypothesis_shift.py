@@ -253,7 +253,7 @@ def test_pixels_are_not_features(tmp_path: Path) -> None:
 def test_the_command_trains_a_network_once_and_ends_with_the_statement(tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = ["seeds=2", "smaller=[]", "betas=[1]", "data.features.training.epochs=8"]
-    command = ["hypotheses", "hypothesis-shift-small", *quick, "--out", str(out)]
+    command = ["study", "hypothesis-shift-small", *quick, "--out", str(out)]
     made = CliRunner().invoke(cli.app, command)
     assert made.exit_code == 0
     assert "Hypothesis 1" in made.stdout

@@ -836,7 +836,7 @@ def test_paths_that_hold_no_data_set(tmp_path: Path) -> None:
 def test_bad_image_folders(tmp_path: Path) -> None:
     source = folders(tmp_path / "in")
     (source / "train/k").mkdir()
-    assert "train/k: a class without images" in refused(source)
+    assert "train/k: has no images" in refused(source)
     (source / "train/k/0.png").write_bytes(png(images(1)[0])[:60])
     assert "train/k/0.png: cannot be read" in refused(source, (20,))
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(source / "train/k/0.png")

@@ -172,9 +172,7 @@ def test_a_report_of_two_settings_keeps_their_files_apart(
     rows = read_file(tiny_run.folder)
     frame = rows.frame.assign(test_accuracy=rows.frame["test_accuracy"] + 0.01)
     write_rows(frame, tmp_path / "other.parquet", rows.runs)
-    merged = marshtest.report_rows(
-        tiny_run.folder, tmp_path / "other.parquet", out=tmp_path / "out"
-    )
+    merged = marshtest.report(tiny_run.folder, tmp_path / "other.parquet", out=tmp_path / "out")
     assert len(merged.results) == 2
     tables = sorted((tmp_path / "out" / "tables").glob("*-table.csv"))
     assert len(tables) == 2

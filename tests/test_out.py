@@ -136,7 +136,7 @@ def test_names_that_are_nearly_alike_keep_all_their_tables(
         named(of, name, tmp_path / str(place))
         for place, (of, name) in enumerate(zip((tiny_run, ablated), names, strict=True))
     ]
-    marshtest.report_rows(*folders, out=tmp_path / "out")
+    marshtest.report(*folders, out=tmp_path / "out")
     made = [path.name.casefold() for path in (tmp_path / "out" / "tables").iterdir()]
     assert len(set(made)) == len(made)
     for kind in ("-table.csv", "-table.md", "-table.tex", "-summary.csv"):

@@ -59,7 +59,7 @@ def test_rows_import_nothing_that_they_name(
 ) -> None:
     file = rows_naming(tiny_run, evil / "run", change)
     Results.read(file)
-    merged = marshtest.report_rows(file, out=evil / "report")
+    merged = marshtest.report(file, out=evil / "report")
     leaderboard(merged.results)
     compare(read_one(file), read_one(file))
     assert EVIL not in sys.modules

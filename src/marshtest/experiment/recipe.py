@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -219,8 +220,7 @@ class Recipe(Named):
 
 def load_recipe(
     source: str | Path | Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
+    *overrides: str,
     unlearners: Sequence[str | Callable[..., Any]] = (),
     imports: bool = True,
 ) -> Recipe:
@@ -237,6 +237,12 @@ def load_recipe(
     Raises:
         MarshtestError: anything wrong with it, in one line.
     """
+    if overrides and not isinstance(overrides[0], str):  # a list of them, as in version 0.1
+        message = (
+            "load_recipe takes overrides one by one, as run does: load_recipe(source, *overrides)."
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        (overrides,) = overrides
     values = read_yaml(source, overrides, "recipes")
     recipe = Recipe.parse(values, "")
     if unlearners:

@@ -1,7 +1,7 @@
 """Models that are asked by files alone: any program, any framework, a service behind a script.
 
-A black box is called with two paths. It reads the first, an .npz of x [M, ...] float32, scaled as a model
-expects it, and y [M]; and writes the second, a .npy of M losses (larger = more wrong), or of [M, C]
+A black box is called with two paths. It reads the first file, an .npz of x [M, ...] float32, scaled as the
+model expects it, and y [M]; and writes the second, a .npy of M losses (larger = more wrong), or of [M, C]
 probabilities or logits.
 """
 
@@ -24,33 +24,33 @@ from marshtest.kit.process import ended
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.plumbing.errors import MarshtestError, first_line
 
-Call = Callable[[Path, Path], None]
+Call = Callable[[Path, Path], None]  # (file to read, file to write)
 
 
 class BlackBox(AskedModel):
-    """Whatever maps a file of inputs to a file of losses, probabilities or logits."""
+    """A model that maps a file of inputs to a file of losses, probabilities or logits."""
 
     def __init__(
         self, name: str, call: Call, inputs: Inputs, classes: int, notes: tuple[str, ...] = ()
     ) -> None:
         self.name, self.call, self.inputs = name, call, inputs
         self.classes, self.notes = classes, notes
-        self._taken_for_losses = False
+        self._known_as_losses = False
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         answers = self._answers(values, labels)
-        if answers.ndim == 1 and not self._taken_for_losses:
+        if answers.ndim == 1 and not self._known_as_losses:  # asked twice once, not every time
             self._refuse_probabilities(values, labels, answers)
-            self._taken_for_losses = True
-        return _told(answers, labels)
+            self._known_as_losses = True
+        return _losses(answers, labels)
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
         with tempfile.TemporaryDirectory() as folder:
-            asked, told = Path(folder) / "inputs.npz", Path(folder) / "outputs.npy"
+            inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npy"
             x = self.inputs(torch.from_numpy(values).float()).numpy()
-            np.savez(asked, x=x, y=labels)
-            self.call(asked, told)
-            answers = read_answers(self.name, told, len(values), self.classes)
+            np.savez(inputs, x=x, y=labels)
+            self.call(inputs, outputs)
+            answers = read_answers(self.name, outputs, len(values), self.classes)
         if answers.ndim == 2:
             self._note_width(answers.shape[1])
         if np.isnan(answers).any():
@@ -60,49 +60,54 @@ class BlackBox(AskedModel):
         return answers
 
     def _refuse_probabilities(self, values: Value, labels: Labels, answers: NDArray[Any]) -> None:
-        """Raise where [M] answers in [0, 1] are no losses: a loss depends on the label, and falls with
-        the probability that the model gives it.
+        """Raise if [M] answers in [0, 1] are no losses.
+
+        A loss depends on the label, and falls as the probability that the model gives the label rises.
         """
         if answers.min() < 0 or answers.max() > 1:
             return
         others = self._answers(values, (labels + 1) % self.classes)
         if np.array_equal(answers, others):
-            what = "the same whatever the labels are"
+            fault = "the same whatever the labels are"
         elif (
             self.classes == 2
             and np.allclose(answers + others, 1, atol=1e-3)
             and answers.mean() > others.mean()
         ):
-            what = "probabilities of the labels, larger where it is more right"
+            # With two classes, probabilities of a label and of the other add to one; losses of a
+            # model that is right more often than not are smaller with the labels than without.
+            fault = "probabilities of the labels, larger where it is more right"
         else:
             return
         raise MarshtestError(
-            f"{self.name}: its answers [{len(answers)}] lie in [0, 1] and are {what}, so they are no "
+            f"{self.name}: its answers [{len(answers)}] lie in [0, 1] and are {fault}, so they are no "
             f"losses. Write losses of the labels `y`, or all {self.classes} columns of probabilities."
         )
 
 
 def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]:
-    """The answers in a .npy file; nothing of the size that it claims is allocated before it is checked.
+    """The answers [rows] or [rows, classes] (or wider) in a .npy file.
+
+    The file is not trusted: its size is checked against its header before any of it is allocated.
 
     Raises:
-        MarshtestError: no such file, not a plain one, or not numbers [rows] or [rows, classes] (or wider).
+        MarshtestError: no such file, not a plain one, or no numbers of these shapes.
     """
     try:
         if not stat.S_ISREG(file.lstat().st_mode):
             raise MarshtestError(f"{name}: its outputs are no plain file (a link, folder or pipe).")
-        with file.open("rb") as opened:
-            shape, dtype = _header(opened)
-            begins = opened.tell()
+        with file.open("rb") as stream:
+            shape, dtype = _header(stream)
+            start = stream.tell()
         if dtype.kind not in "iuf":
             raise MarshtestError(f"{name}: answered {dtype}, not numbers.")
         wide = len(shape) == 2 and shape[0] == rows and shape[1] >= classes
         if shape != (rows,) and not wide:
             raise MarshtestError(
-                f"{name}: must answer {rows} losses [{rows}], or [{rows}, {classes}] probabilities or "
-                f"logits, or wider. Got {list(shape)}."
+                f"{name}: must write {rows} losses [{rows}], or probabilities or logits "
+                f"[{rows}, {classes}] or wider. Got {list(shape)}."
             )
-        if file.stat().st_size - begins != math.prod(shape) * dtype.itemsize:
+        if file.stat().st_size - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"not as long as its header {list(shape)} says")
         answers: NDArray[Any] = np.load(file, allow_pickle=False)
     except FileNotFoundError:
@@ -110,8 +115,10 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
     except (OSError, ValueError) as error:
         if isinstance(error, MarshtestError):
             raise
-        why = first_line(error)
-        raise MarshtestError(f"{name}: its outputs are no .npy file of numbers ({why}).") from None
+        reason = first_line(error)
+        raise MarshtestError(
+            f"{name}: its outputs are no .npy file of numbers ({reason})."
+        ) from None
     return answers
 
 
@@ -119,12 +126,12 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type that the first bytes of a .npy file claim."""
     if np.lib.format.read_magic(file) == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:  # of later versions, numbers are written in 2.0 at most
+    else:  # version 3.0 is for names of fields alone, which numbers do not have
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     return shape, dtype
 
 
-def _told(answers: NDArray[Any], labels: Labels) -> Answers:
+def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
     """Margin losses from losses, probabilities or logits, and whether predictions are right."""
     answers = answers.astype(np.float64)
     if answers.ndim == 1:
@@ -132,31 +139,39 @@ def _told(answers: NDArray[Any], labels: Labels) -> Answers:
     right = answers.argmax(1) == labels
     sums = answers.sum(1)
     if (answers >= 0).all() and np.allclose(sums, 1, atol=1e-3):
-        own = np.take_along_axis(answers, labels[:, None], 1)[:, 0]
-        others = answers.copy()
+        true = np.take_along_axis(answers, labels[:, None], 1)[:, 0]
+        others = (
+            answers.copy()
+        )  # summed without the label: 1 − p would round to 0 where p is near 1
         np.put_along_axis(others, labels[:, None], 0, 1)
         with np.errstate(divide="ignore"):
-            return np.log(others.sum(1)) - np.log(own), right
+            return np.log(others.sum(1)) - np.log(true), right
     losses = margin_loss(torch.from_numpy(answers), torch.from_numpy(labels))
     return losses.numpy(), right
 
 
 def command_call(spec: str, command: str) -> Call:
-    """Run a command with {inputs} and {outputs} filled in."""
+    """The call that runs a command with {inputs} and {outputs} filled in.
+
+    Raises:
+        MarshtestError: the command cannot be read, or lacks one of the two.
+    """
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise MarshtestError(f"{spec}: cannot be read as a command ({error}).") from None
     if "{inputs}" not in command or "{outputs}" not in command:
-        raise MarshtestError(f"{spec}: needs {{inputs}} and {{outputs}} where the file names go.")
+        raise MarshtestError(
+            f"{spec}: needs {{inputs}} and {{outputs}} where the two file names go."
+        )
 
     def call(inputs: Path, outputs: Path) -> None:
-        filled = [
+        arguments = [  # filled after splitting: a path may hold spaces and quotes
             w.replace("{inputs}", str(inputs)).replace("{outputs}", str(outputs)) for w in words
         ]
         try:
             done = subprocess.run(
-                filled,
+                arguments,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -166,7 +181,7 @@ def command_call(spec: str, command: str) -> Call:
         except OSError as error:
             raise MarshtestError(f"{spec}: cannot be started ({error.strerror}).") from None
         if done.returncode != 0:
-            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
-            raise MarshtestError(f"{spec}: {ended(done.returncode)}: {said[-1]}.")
+            output = done.stderr.strip() or done.stdout.strip() or "it printed nothing"
+            raise MarshtestError(f"{spec}: {ended(done.returncode)}: {output.splitlines()[-1]}.")
 
     return call

@@ -1,21 +1,22 @@
-"""How often is the verdict wrong? Ask it where the truth is known, on a real model and real data.
+"""How often is the verdict wrong? Count false verdicts on a real model and real data, with known truth.
 
 *Null keys* have the dose's ids and variance and another seed: noise that never touched the model, so
-independence holds exactly. A false NOT REMOVED is counted, and a false ε > 0 of the privacy bound.
+independence holds exactly. Each NOT REMOVED is false, and so is each ε > 0 of the privacy bound.
 
-*Cheats* are made of the true key's scores and a null key's, so that poison is surely left. A false REMOVED
-is counted.
+*Cheats* are made of the true key's scores and a null key's, so that poison is surely left. Each REMOVED is
+false.
 
-    margin     a random share, as large as the margin, keeps the true scores: the hardest homogeneous case
+    margin     a random part of the poisons, as large as the margin, keeps the true scores: the hardest
+               case in which all poisons are treated alike
     half       a random half keeps the true scores, the other half has them mirrored: the mean is 0
-    pushed     a random share, as large as the margin, keeps the true scores, and the others are pushed the
+    pushed     a random part, as large as the margin, keeps the true scores, and the others are pushed the
                other way until the mean is 0
     class      as many classes as make up the margin keep the true scores
     classes    every other class keeps the true scores, the others have them mirrored
 
-All shares must be at most what was promised, up to chance. Nothing is promised of *half*, *pushed* and
-*classes* where the poisons are too few for the verdict to rest on the scores' spread: who keeps some and
-pushes others may go unseen then.
+Each rate of false answers must be at most what was promised, up to chance. Nothing is promised about
+*half*, *pushed* and *classes* if the poisons are too few for the verdict to rest on the scores' spread: a
+model that keeps some poisons and pushes others may go unseen then.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,13 +48,13 @@ from marshtest.reporting.figures import save
 
 @dataclass(frozen=True)
 class Calibration:
-    """The answers for all keys.
+    """Verdicts on all null keys and cheats.
 
     Attributes:
-        keys: one line a key and case ("null", or a cheat): its verdict, and by score the dependence
-            and its two-sided p-value.
+        keys: a line for each key and case ("null", or a cheat): verdict, ε, and for each score the
+            dependence and its two-sided p-value.
         question: what was asked, with the error rates that it promises.
-        rests: what REMOVED rests on.
+        rests: the tests that REMOVED rests on.
     """
 
     keys: pd.DataFrame
@@ -61,35 +62,35 @@ class Calibration:
     rests: tuple[Rest, ...] = ()
 
     def table(self) -> pd.DataFrame:
-        """The share of each false answer, with its 95 % binomial interval and what was promised."""
-        by_case = dict(list(self.keys.groupby("case", sort=False)))
+        """Rate of each false answer, with its 95 % binomial interval and the rate that was promised."""
+        by_case = {str(case): keys for case, keys in self.keys.groupby("case", sort=False)}
         null = by_case.pop("null")
         alpha, confidence = self.question.alpha, self.question.confidence
         lines = [
-            _share("null", "NOT REMOVED", null["verdict"] == "NOT REMOVED", alpha),
+            _rate("null", "NOT REMOVED", null["verdict"] == "NOT REMOVED", alpha),
             *(
-                _share(str(case), "REMOVED", of["verdict"] == "REMOVED", self._promised(str(case)))
-                for case, of in by_case.items()
+                _rate(case, "REMOVED", keys["verdict"] == "REMOVED", self._promised(case))
+                for case, keys in by_case.items()
             ),
-            _share("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
+            _rate("null", "ε > 0", null["epsilon"] > 0, 1 - confidence),
         ]
         for name, p in self.null_p_values().items():
-            lines.append(_share("null", f"{SCORES[name].title}: p ≤ {alpha:g}", p <= alpha, alpha))
+            lines.append(_rate("null", f"{SCORES[name].title}: p ≤ {alpha:g}", p <= alpha, alpha))
         return pd.DataFrame(lines)
 
     def _promised(self, cheat: str) -> float:
-        """The rate of false REMOVED; nan of what nothing is promised of."""
-        seen = any(rest.effect == "spread" for rest in self.rests)
-        return self.question.alpha if seen or cheat in ("margin", "class") else float("nan")
+        """The promised rate of false REMOVED; nan if nothing is promised."""
+        spread = any(rest.effect == "spread" for rest in self.rests)
+        return self.question.alpha if spread or cheat in ("margin", "class") else float("nan")
 
     def uniformity(self) -> dict[str, float]:
-        """By score, p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform."""
+        """p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform, by score."""
         return {
             name: float(kstest(p, "uniform").pvalue) for name, p in self.null_p_values().items()
         }
 
     def null_p_values(self) -> dict[str, Floats]:
-        """By score, the p-values for independence under the null keys."""
+        """p-values for independence under the null keys, by score."""
         null = self.keys[self.keys["case"] == "null"]
         columns = [column for column in self.keys if str(column).endswith("_p")]
         return {str(column).removesuffix("_p"): null[column].to_numpy() for column in columns}
@@ -109,13 +110,13 @@ class Calibration:
         return figure
 
     def save(self, folder: Path) -> None:
-        """Write keys.csv and the histogram of p-values."""
+        """Write keys.csv and the histogram of p-values into a folder, which is made if it is not there."""
         folder.mkdir(parents=True, exist_ok=True)
         write(self.keys, folder / "keys.csv")
         save(self.figure(), folder / "p-values")
 
 
-def _share(keys: str, answer: str, false: Any, promised: float) -> dict[str, object]:
+def _rate(keys: str, answer: str, false: Any, promised: float) -> dict[str, object]:
     low, high = binomtest(int(false.sum()), len(false)).proportion_ci()
     return {
         "keys": keys,
@@ -141,58 +142,58 @@ def calibrate(
     progress: Progress = silent,
     **question: Any,
 ) -> Calibration:
-    """Test the test on a model that was trained on the dose.
+    """Count false verdicts on a model that was trained on the dose.
 
     Args:
-        key: as in `audit`.
-        data: as in `audit`.
-        model: the one before unlearning.
-        keys: null keys; each costs one measurement of the model.
-        scaling: as in `audit`.
-        device: as in `audit`.
-        in_process: as in `audit`.
-        progress: told each measurement that starts and the share that is done.
-        question: as in `audit`.
+        key: the key of the dose, or its file.
+        data: the data set as it was before dosing.
+        model: the model before unlearning, in one of the forms of `marshtest.kit.open_model`.
+        keys: number of null keys; each costs one measurement of the model.
+        scaling: how values of the file become model inputs; see `audit`.
+        device: auto, cpu or cuda.
+        in_process: let foreign callables and .pt2 programs run in this process.
+        progress: told each null key that is measured, and the fraction of them that is done.
+        **question: fields of `marshtest.kit.judging.Question`, as for `audit`.
 
     Raises:
-        MarshtestError: a key, data or model that do not go together.
+        MarshtestError: key, data and model do not fit together.
     """
     key = key if isinstance(key, Key) else Key.read(key)
     if keys < 1:
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
-    asked = Question.parse(question, "calibrate")
+    parsed = Question.parse(question, "calibrate")
     bases = key.bases(data)
-    door = open_model(model, key, bases.values, scaling, pick_device(device), in_process)
-    true = measure(door, bases, draws=asked.draws, fpr=asked.fpr)
-    rests = rests_on(true.evidence(true.dependences()), margin=asked.margin, alpha=asked.alpha)
+    asked_model = open_model(model, key, bases.values, scaling, pick_device(device), in_process)
+    true = measure(asked_model, bases, draws=parsed.draws, fpr=parsed.fpr)
+    rests = rests_on(true.evidence(true.dependences()), margin=parsed.margin, alpha=parsed.alpha)
     lines = []
     for number in range(keys):
         progress(number / keys, f"null key {number + 1} of {keys}")
-        other = key.noise.model_copy(update={"seed": derive(key.noise.seed, "null", number)})
-        null = measure(
-            door,
-            Bases(bases.ids, bases.values, bases.labels, other),
-            draws=asked.draws,
-            fpr=asked.fpr,
-        )
-        lines.append({"case": "null", **_line(true, null, rests, asked)})
+        seed = derive(key.noise.seed, "null", number)
+        null_noise = key.noise.model_copy(update={"seed": seed})
+        null_bases = Bases(bases.ids, bases.values, bases.labels, null_noise)
+        null = measure(asked_model, null_bases, draws=parsed.draws, fpr=parsed.fpr)
+        lines.append({"case": "null", **_line(true, null, rests, parsed)})
         rng = np.random.default_rng(derive(key.noise.seed, "cheats", number))
-        for case, scores in cheats(true, null, asked.margin, rng):
-            lines.append({"case": case, **_line(true, replace(null, scores=scores), rests, asked)})
-    return Calibration(pd.DataFrame(lines), asked, rests)
+        for case, scores in cheats(true, null, parsed.margin, rng):
+            cheat = replace(null, scores=scores)
+            lines.append({"case": case, **_line(true, cheat, rests, parsed)})
+    return Calibration(pd.DataFrame(lines), parsed, rests)
 
 
 def _line(
-    true: Measured, other: Measured, rests: Sequence[Rest], asked: Question
+    true: Measured, measured: Measured, rests: Sequence[Rest], question: Question
 ) -> dict[str, object]:
+    """Verdict, ε, dependences and p-values of one key, with the true key as the model before."""
     names = true.dependences()
-    initial, one = true.evidence(names), other.evidence(names)
-    (verdict,) = verdicts(initial, [one], rests=rests, alpha=asked.alpha, margin=asked.margin)
-    line: dict[str, object] = {
-        "verdict": verdict.answer,
-        "epsilon": epsilon_bound(other.advantages, delta=asked.delta, confidence=asked.confidence),
-    }
-    for name, score in one.pooled.items():
+    initial, evidence = true.evidence(names), measured.evidence(names)
+    levels = {"alpha": question.alpha, "margin": question.margin}
+    (verdict,) = verdicts(initial, [evidence], rests=rests, **levels)
+    epsilon = epsilon_bound(
+        measured.advantages, delta=question.delta, confidence=question.confidence
+    )
+    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": epsilon}
+    for name, score in evidence.pooled.items():
         line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
     return line
 
@@ -200,12 +201,14 @@ def _line(
 def cheats(
     true: Measured, null: Measured, margin: float, rng: np.random.Generator
 ) -> Iterator[tuple[str, dict[str, Floats]]]:
-    """Scores of models that keep poison, by case; see the module's text."""
+    """(case, scores) of models that keep poison; see the module's text."""
     order = rng.permutation(len(true.classes)) / len(true.classes)
-    names, cell = np.unique(true.classes, return_inverse=True)
-    shares = np.bincount(cell)[ranked := rng.permutation(len(names))].cumsum() / len(cell)
-    whole = np.isin(cell, ranked[: int(np.searchsorted(shares, margin)) + 1])
-    every_other = rng.permutation(len(names))[cell] % 2 == 0
+    names, label = np.unique(true.classes, return_inverse=True)
+    # Classes in random order, until together they hold as many poisons as the margin.
+    ranked = rng.permutation(len(names))
+    cumulated = np.bincount(label)[ranked].cumsum() / len(label)
+    whole = np.isin(label, ranked[: int(np.searchsorted(cumulated, margin)) + 1])
+    every_other = rng.permutation(len(names))[label] % 2 == 0
     yield "margin", _mixed(true, null, order < margin)
     yield "half", _mixed(true, _mirrored(true), order < 0.5)
     yield "pushed", _balanced(_mixed(true, null, order < margin), order < margin)
@@ -214,19 +217,20 @@ def cheats(
 
 
 def _mixed(true: Measured, others: Measured, kept: NDArray[np.bool_]) -> dict[str, Floats]:
-    """The others' scores, with the true key's for the poisons that are kept."""
+    """The others' scores, with the true scores in the places `kept`."""
     return {
         name: np.where(kept, true.scores[name], values) for name, values in others.scores.items()
     }
 
 
 def _mirrored(true: Measured) -> Measured:
+    """The true key's scores with the opposite sign."""
     scores = {name: -true.scores[name] for name in SCORES if name in true.scores}
     return replace(true, scores=true.scores | scores)
 
 
 def _balanced(scores: dict[str, Floats], kept: NDArray[np.bool_]) -> dict[str, Floats]:
-    """The same with the scores of those that are not kept moved until the mean of all is 0."""
+    """The scores with those in other places than `kept` moved until the mean of all is 0."""
     moved = {
         name: np.where(kept, x, x - np.nansum(x) / (~kept).sum())
         for name, x in scores.items()

@@ -1,4 +1,4 @@
-"""Programs of torch.export, in .pt2 files."""
+"""Programs that torch.export wrote, in .pt2 files."""
 
 import logging
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from marshtest.training.tasks import scoring_batch
 
 
 def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Any], int]:
-    """The program as a function of one tensor, and the batch size that it is to be asked with.
+    """The program as a function of one tensor, and the batch size to ask it with.
 
     Raises:
-        MarshtestError: no such file, no program, or one of several inputs.
+        MarshtestError: no such file, no program, or a program of several inputs.
     """
     if not path.is_file():
-        raise MarshtestError(f"{path}: no such file.")
+        raise MarshtestError(f"{path}: no such file. Give the path of a .pt2 program.")
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
@@ -33,7 +33,7 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
         return _function(program), _batch(program, scoring_batch(device))
     except Exception as error:  # zip, JSON, schema: anything may be broken in it
         raise MarshtestError(
-            f"{path}: not a readable torch.export program of one input "
+            f"{path}: cannot be read as a torch.export program of one input "
             f"({type(error).__name__}: {first_line(error)})."
         ) from None
     finally:
@@ -41,7 +41,7 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
 
 
 def _input(program: torch.export.ExportedProgram) -> torch.fx.Node:
-    """The one tensor among its inputs; the others are constants that it was exported with."""
+    """The one tensor among a program's inputs; the others are constants that it was exported with."""
     names = set(program.graph_signature.user_inputs)
     nodes: list[torch.fx.Node] = [
         node
@@ -49,12 +49,12 @@ def _input(program: torch.export.ExportedProgram) -> torch.fx.Node:
         if node.name in names and isinstance(node.meta.get("val"), Tensor)
     ]
     if len(nodes) != 1:
-        raise ValueError(f"it has {len(nodes)}")
+        raise ValueError(f"it has {len(nodes)} inputs")
     return nodes[0]
 
 
 def _function(program: torch.export.ExportedProgram) -> Callable[[Tensor], Any]:
-    """The program with the tensor where it was at export: by position, keyword or in a structure."""
+    """The program called as at export: the tensor may be positional, a keyword, or in a structure."""
     node, module = _input(program), program.module()
     dtype = node.meta["val"].dtype
 
@@ -70,12 +70,13 @@ def _function(program: torch.export.ExportedProgram) -> Callable[[Tensor], Any]:
 
 
 def _batch(program: torch.export.ExportedProgram, wanted: int) -> int:
-    """The largest batch up to `wanted` that the program allows, else its smallest."""
+    """The largest batch size up to `wanted` that the program allows, else its smallest."""
     size = _input(program).meta["val"].shape[0]
     if isinstance(size, int):
         return size
     rule = size.node.expr  # such as s0, or 8·s0
     (symbol,) = rule.free_symbols
+    # Symbols have ranges, batch sizes do not: try the first values, and see what sizes they make.
     bounds = program.range_constraints[symbol]
     low = max(1, int(bounds.lower))
     high = min(low + wanted, bounds.upper)

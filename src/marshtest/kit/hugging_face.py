@@ -1,4 +1,4 @@
-"""Classifiers in Hugging Face's folders, asked through the folder's own image processor."""
+"""Classifiers in Hugging Face folders, asked through the folder's own image processor."""
 
 import json
 import textwrap
@@ -28,13 +28,13 @@ TRIED = 8  # pictures that the gradient's copy of a processor must agree on
 
 @dataclass(frozen=True)
 class Folder:
-    """A classifier.
+    """A classifier in a folder.
 
     Attributes:
-        path: of the folder.
+        path: the folder.
         model: maps inputs to whatever the model answers with, in eval mode.
         processor: the image processor; None where the folder has none, or for texts.
-        notes: what the reader should know of the weights.
+        notes: what a reader should know of the weights.
     """
 
     path: Path
@@ -69,7 +69,7 @@ def open_folder(path: Path) -> Folder:
     import transformers
 
     if not (path / "config.json").is_file():
-        raise MarshtestError(f"{path}: is no Hugging Face model folder (no config.json).")
+        raise MarshtestError(f"{path}: is no Hugging Face model folder: it has no config.json.")
     safely = {"local_files_only": True, "trust_remote_code": False}
     try:
         _refuse_unsafe(path)
@@ -94,11 +94,11 @@ def open_folder(path: Path) -> Folder:
             f"{path}: cannot be loaded ({type(error).__name__}: "
             f"{textwrap.shorten(first_line(error), 200)})."
         ) from None
-    return Folder(path, _Asked(model.eval(), keyword), processor, notes)
+    return Folder(path, _ByKeyword(model.eval(), keyword), processor, notes)
 
 
 def _refuse_unsafe(path: Path) -> None:
-    """Raise where transformers would want code, a pickle or another folder."""
+    """Raise if transformers would run code of the folder, read a pickle, or need another folder."""
     for name in ("config.json", *PROCESSORS):
         if (path / name).is_file() and '"auto_map"' in json.dumps(_json(path / name)):
             raise MarshtestError(
@@ -109,26 +109,27 @@ def _refuse_unsafe(path: Path) -> None:
         raise MarshtestError(f"{path}: holds an adapter. Merge it into its model and save that.")
     index = path / "model.safetensors.index.json"
     shards = set(_json(index)["weight_map"].values()) if index.is_file() else set()
+    # Names of weight files inside the folder's own JSON may point at pickles, or out of the folder.
     named = _json(path / "config.json").get("transformers_weights")
     files = {*shards, *([named] if named else [])} or {p.name for p in path.glob("*.safetensors")}
     safe = (".safetensors", ".safetensors.index.json")
     if not files or not all(file.endswith(safe) for file in files):
         raise MarshtestError(
-            f"{path}: Weights must be safetensors; pickled ones can run code and are not read. "
+            f"{path}: weights must be safetensors; pickled ones can run code and are not read. "
             "Save the model with save_pretrained(…, safe_serialization=True)."
         )
     _refuse_absurd(path)
 
 
 def _refuse_absurd(path: Path) -> None:
-    """Raise where a size in the configuration is none that these weights can have."""
+    """Raise if a size in the configuration is larger than the weights: it would be allocated first."""
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    told = _json(path / "config.json")
+    config = _json(path / "config.json")
     for name in SIZES:
-        if isinstance(value := told.get(name), int) and value > size:
+        if isinstance(value := config.get(name), int) and value > size:
             raise MarshtestError(
-                f"{path}: config.json says {name} = {value:,}, more than its weights hold "
-                f"({size:,} bytes)."
+                f"{path}: config.json says {name} = {value:,}, more than its weights can hold "
+                f"({size:,} bytes). Save the model again."
             )
 
 
@@ -137,26 +138,30 @@ def _json(path: Path) -> Any:
 
 
 def _kind(path: Path, config: Any) -> tuple[Any, str]:
-    """The class that loads the model, and the keyword of its inputs."""
+    """The class of transformers that loads the model, and the keyword of its inputs."""
     import transformers
 
     kind = (config.architectures or ["?"])[0]
     if getattr(config, "problem_type", None) == "regression":
-        raise MarshtestError(f"{path}: is trained for regression; a classifier is needed.")
+        raise MarshtestError(f"{path}: holds a model for regression; a classifier is needed.")
     if "ForSequenceClassification" in kind:
         return transformers.AutoModelForSequenceClassification, "inputs_embeds"
-    if "ForImageClassification" in kind:  # also …WithTeacher
+    if "ForImageClassification" in kind:  # …WithTeacher too
         return transformers.AutoModelForImageClassification, "pixel_values"
     raise MarshtestError(f"{path}: holds a {kind}; an image or sequence classifier is needed.")
 
 
 def _weights_notes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    """Raise where weights are missing: transformers would draw them at random, with a warning."""
+    """A note on weights that the model does not use.
+
+    Raises:
+        MarshtestError: weights are missing. Transformers would draw them at random, with a warning.
+    """
     missing = sorted(info["missing_keys"])
     if missing:
         raise MarshtestError(
-            f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, …), which "
-            "would be drawn at random. Save the whole model."
+            f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, …). "
+            "Save the whole model."
         )
     unused = sorted(info["unexpected_keys"])
     if not unused:
@@ -164,7 +169,7 @@ def _weights_notes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     return (f"{len(unused)} tensors of its weights are not used by its model ({unused[0]}, …)",)
 
 
-class _Asked(nn.Module):
+class _ByKeyword(nn.Module):
     """A model of transformers as a function of one tensor: pixels, or token embeddings [B, T, D]."""
 
     def __init__(self, model: nn.Module, keyword: str) -> None:
@@ -176,7 +181,11 @@ class _Asked(nn.Module):
 
 
 def preprocessed(folder: Folder, samples: Value) -> Iterator[Way]:
-    """The ways to give samples to a folder's processor: a grey picture as it is, else as RGB.
+    """The ways to give samples to a folder's processor: as they are, then grey pictures as RGB.
+
+    Args:
+        folder: a folder with a processor.
+        samples: some of the data [M, ...], uint8, as they lie in the file.
 
     Raises:
         MarshtestError: samples are no pictures, or the processor does not take them.
@@ -185,11 +194,11 @@ def preprocessed(folder: Folder, samples: Value) -> Iterator[Way]:
     if not channels:
         raise MarshtestError(
             f"{folder.path}: its image processor takes pictures of 1 or 3 channels. Samples are "
-            f"{list(samples.shape[1:])}; give --scaling to go without it."
+            f"{list(samples.shape[1:])}; give --scaling to go without the processor."
         )
     first, grey = channels_first(torch.from_numpy(samples[:TRIED])), channels == 1
     for repeated in (False, True) if grey else (False,):
-        process = _process(folder, repeated)
+        process = _processor(folder, repeated)
         notes = ["grey pictures are given as RGB, as its processor or model wants"] * repeated
         try:
             exact = differentiable(process, first)
@@ -209,23 +218,24 @@ def _on_samples(process: Process) -> Inputs:
     return lambda x: process(channels_first(x))
 
 
-def _process(folder: Folder, repeated: bool) -> Process:
-    """The folder's own processor of pictures [B, C, H, W]: exact, without a gradient."""
+def _processor(folder: Folder, repeated: bool) -> Process:
+    """The folder's own processor of pictures [B, C, H, W], grey ones repeated as RGB; no gradient."""
 
-    def some(pixels: Tensor) -> Tensor:
+    def process_pictures(pixels: Tensor) -> Tensor:
         arrays = pixels[:, 0] if pixels.shape[1] == 1 else pixels.movedim(1, -1)
         pictures = [Image.fromarray(np.ascontiguousarray(array)) for array in arrays.numpy()]
         pictures = [picture.convert("RGB") for picture in pictures] if repeated else pictures
-        found = folder.processor(images=pictures, return_tensors="pt")
-        if set(found) != {"pixel_values"} or found["pixel_values"].dim() != 4:
-            raise ValueError(f"it makes {', '.join(found)} instead of one picture each")
-        return found["pixel_values"].float()  # type: ignore[no-any-return]
+        inputs = folder.processor(images=pictures, return_tensors="pt")
+        if set(inputs) != {"pixel_values"} or inputs["pixel_values"].dim() != 4:
+            raise ValueError(f"it makes {', '.join(inputs)} instead of one picture from each")
+        return inputs["pixel_values"].float()  # type: ignore[no-any-return]
 
     def process(x: Tensor) -> Tensor:
         pixels = x.detach().cpu().round().clamp(0, LEVELS - 1).to(torch.uint8)
         try:
+            # Pillow and NumPy, of which processors are made, work outside Python's lock.
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                return torch.cat(list(pool.map(some, pixels.split(32)))).to(x.device)
+                return torch.cat(list(pool.map(process_pictures, pixels.split(32)))).to(x.device)
         except Exception as error:  # whatever a processor raises
             raise MarshtestError(
                 f"{folder.path}: its image processor does not take pictures {list(x.shape[1:])} "

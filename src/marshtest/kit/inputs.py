@@ -1,4 +1,4 @@
-"""From values of a file to a model's inputs: scaled, and where a model wants it, laid out as a picture."""
+"""Model inputs from values of a file: scaled, and laid out as a picture for models that want one."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from marshtest.plumbing.errors import MarshtestError
 
 
 def scaled(scaling: Scaling, pixels: bool, shape: tuple[int, ...]) -> Inputs:
-    """The map from values of the file to model inputs: new, contiguous tensors."""
+    """The map from values of the file, of samples of this shape, to model inputs (new tensors)."""
     mean = torch.from_numpy(scaling.along(scaling.mean, shape)).float()
     std = torch.from_numpy(scaling.along(scaling.std, shape)).float()
 
@@ -23,13 +23,13 @@ def scaled_ways(scaling: Scaling, pixels: bool, shape: tuple[int, ...]) -> list[
     """The ways to give samples to a model: as they lie in the file, channels first, grey as RGB.
 
     Raises:
-        MarshtestError: the scaling has another number of channels than each of them.
+        MarshtestError: in none of these ways do samples have the scaling's number of channels.
     """
     targets, (channels, *size) = [shape], picture_shape(shape) if pixels else (0,)
     if channels:
         targets += [(channels, *size), (3, *size)]
     ways, refusals = [], []
-    for target in dict.fromkeys(targets):
+    for target in dict.fromkeys(targets):  # each once, in this order
         try:
             ways.append(_way(scaled(scaling, pixels, target), shape, target))
         except MarshtestError as error:
@@ -40,14 +40,15 @@ def scaled_ways(scaling: Scaling, pixels: bool, shape: tuple[int, ...]) -> list[
 
 
 def _way(inputs: Inputs, shape: tuple[int, ...], target: tuple[int, ...]) -> Way:
+    """The way to give samples of one shape as inputs of another, with a note if they differ."""
     if target == shape:
         return inputs, ()
 
     def as_pictures(x: Tensor) -> Tensor:
         return inputs(channels_first(x).expand(-1, *target).contiguous())
 
-    equal = ", of three equal channels" if picture_shape(shape)[0] < target[0] else ""
-    return as_pictures, (f"samples {list(shape)} are given as {list(target)}{equal}",)
+    repeated = ", of three equal channels" if picture_shape(shape)[0] < target[0] else ""
+    return as_pictures, (f"samples {list(shape)} are given as {list(target)}{repeated}",)
 
 
 def picture_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The key: what the auditor keeps, and what alone tells the dose's noise."""
+"""The key: the auditor keeps it, and nothing else tells which noise the dose is."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ from marshtest.kit.noise import Noise
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
-KEY_BYTES = 1 << 28  # no key is larger
-LINE = 300  # characters of a complaint
+KEY_BYTES = 1 << 28  # no key is larger, so no larger file is read
+LINE = 300  # characters of an error that quotes the file
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=2, lt=2**48, strict=True)]
 
@@ -26,13 +26,13 @@ class Key(Settings):
     """A dose: which samples, which noise, and of which data set.
 
     Attributes:
-        noise: seed, ε², scaling.
+        noise: seed, ε² and scaling of the noise.
         samples, classes: N and C of the data set.
-        ids: the dosed samples, row numbers of the data set.
+        ids: row numbers of the dosed samples in the data set, increasing.
         input, output: SHA-256 of the data before and after dosing.
         files: eight hex digits of each file of a folder before dosing; they tell which one changed.
         dosed: SHA-256 of the dosed samples' values as they were written.
-        versions: of what drew the noise and decoded the images.
+        versions: versions of the libraries that drew the noise and decoded the images.
     """
 
     format: Literal["marshtest key 1"] = "marshtest key 1"
@@ -49,16 +49,19 @@ class Key(Settings):
     @model_validator(mode="after")
     def _of_samples(self) -> "Key":
         if self.ids[-1] >= self.samples or any(np.diff(self.positions) <= 0):
-            raise MarshtestError(f"key: ids must increase, and lie in 0..{self.samples - 1}.")
+            raise MarshtestError(f"key: its ids must increase, and lie in 0..{self.samples - 1}.")
         return self
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """[P] the ids as an array, increasing."""
+        """[P] the ids as an array."""
         return np.array(self.ids, dtype=np.int64)
 
     def save(self, path: Path) -> None:
-        """Write the key as JSON to a new file, sealed with a digest of its own content."""
+        """Write the key as JSON to a new file, sealed with a digest of its content.
+
+        The seal is against accidents: whoever edits the key can also make its seal anew.
+        """
         content = self.model_dump(mode="json")
         sealed = {**content, "seal": _seal(content)}
         lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sealed.items()]
@@ -69,14 +72,18 @@ class Key(Settings):
         """Read a key.
 
         Raises:
-            MarshtestError: no such file, no key, or one that was edited.
+            MarshtestError: no such file, no key, or a key that was edited.
         """
         path = Path(path)
         if not path.exists():
-            raise MarshtestError(f"{path}: no such key file.")
+            raise MarshtestError(
+                f"{path}: no such key file. Give the one that `marshtest dose` wrote."
+            )
         content = _loaded(path)
         if not isinstance(content, dict) or "seal" not in content or "noise" not in content:
-            raise MarshtestError(f"{path}: is not a marshtest key. `marshtest dose` writes one.")
+            raise MarshtestError(
+                f"{path}: is not a marshtest key. Give the file that `marshtest dose` wrote."
+            )
         seal = content.pop("seal")
         if seal != _seal(content):
             raise MarshtestError(
@@ -84,50 +91,56 @@ class Key(Settings):
             )
         try:
             return cls.parse(content, str(path))
-        except MarshtestError as error:  # which quotes what it was given
+        except MarshtestError as error:  # it may quote a value of any length
             raise MarshtestError(f"{str(error)[:LINE]} Take the untouched key.") from None
 
     def bases(self, data: str | Path) -> "Bases":
-        """The samples as they were before dosing.
+        """The dosed samples as they were before dosing.
+
+        Args:
+            data: the data set as it was before dosing.
 
         Raises:
             MarshtestError: the data set is not the one that was dosed, or has changed since.
         """
-        layout, found = open_layout(data), digest(Path(data))
-        if layout.samples != self.samples or found.whole != self.input:
+        layout, now = open_layout(data), digest(Path(data))
+        if layout.samples != self.samples or now.whole != self.input:
             raise MarshtestError(
                 f"{data}: is not the data set that this key dosed ({self.samples} samples, SHA-256 "
-                f"{self.input[:12]}…), or has changed since{self._changes(Path(data), found)}. Give the "
+                f"{self.input[:12]}…), or has changed since{self._changes(Path(data), now)}. Give the "
                 "data as they were before dosing."
             )
         return self._checked(layout)
 
-    def _changes(self, data: Path, found: Digest) -> str:
-        """What differs in a folder, if the key tells and some of it is as it was."""
-        if not self.files or not found.files:
+    def _changes(self, data: Path, now: Digest) -> str:
+        """A clause on what differs in a folder; empty if the key cannot tell, or nothing is as it was."""
+        if not self.files or not now.files:
             return ""
-        new = strangers(data, found, self.files)
-        files, was = len(found.files), len(self.files)
-        if len(new) == files // MARK:
+        changed = strangers(data, now, self.files)
+        length, old_length = len(now.files), len(self.files)
+        if len(changed) == length // MARK:
             return ""
-        told = [f"{name!r} is new or changed" for name in new[:3]]
-        told += [f"{len(new) - 3} more are"] * (len(new) > 3)
-        told += [f"there are {files // MARK} files and were {was // MARK}"] * (files != was)
-        return f": {', '.join(told)}"
+        clauses = [f"{name!r} is new or changed" for name in changed[:3]]
+        clauses += [f"{len(changed) - 3} more are"] * (len(changed) > 3)
+        clauses += [f"there are {length // MARK} files and were {old_length // MARK}"] * (
+            length != old_length
+        )
+        return f": {', '.join(clauses)}"
 
     def _checked(self, layout: Layout) -> "Bases":
+        """The bases, if their noise, drawn and written anew, is what was written then."""
         values, labels = read(layout, self.positions)
-        found = Bases(self.positions, values, labels, self.noise)
-        if written_digest(found) != self.dosed:
-            here = current_versions()
+        bases = Bases(self.positions, values, labels, self.noise)
+        if written_digest(bases) != self.dosed:
+            installed = current_versions()
             differing = [
-                f"{name} {was}" for name, was in self.versions.items() if here.get(name) != was
+                f"{name} {old}" for name, old in self.versions.items() if installed.get(name) != old
             ]
             raise MarshtestError(
                 "key: the noise or the decoded images are not those that were written. "
-                f"Use the versions of the key: {', '.join(differing) or 'they are the same here'}."
+                f"Install the versions of the key: {', '.join(differing) or 'they are installed'}."
             )
-        return found
+        return bases
 
 
 class Bases:
@@ -141,8 +154,8 @@ class Bases:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, of: slice | NDArray[np.int64]) -> "Bases":
-        return Bases(self.ids[of], self.values[of], self.labels[of], self.noise)
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Bases":
+        return Bases(self.ids[rows], self.values[rows], self.labels[rows], self.noise)
 
 
 def written_digest(bases: Bases) -> str:
@@ -154,7 +167,7 @@ def written_digest(bases: Bases) -> str:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of the libraries that a dose depends on, and ours."""
+    """Versions of marshtest and of the libraries that a dose depends on."""
     return {name: version(name) for name in ("marshtest", "numpy", "pillow")}
 
 
@@ -164,7 +177,7 @@ def _seal(content: dict[str, Any]) -> str:
 
 
 def _loaded(path: Path) -> Any:
-    """What a JSON file of sensible size holds; None if it holds none."""
+    """The content of a JSON file of sensible size; None if it is no such file."""
     try:
         if not path.is_file() or path.stat().st_size > KEY_BYTES:
             return None
@@ -174,7 +187,11 @@ def _loaded(path: Path) -> Any:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a new file that nobody but its owner can read."""
+    """Write a new file that only its owner can read, from its first byte on.
+
+    Raises:
+        OSError: the file exists, or cannot be written.
+    """
     with open(path, "x", encoding="utf-8", newline="", opener=_private) as file:
         file.write(text)
         file.flush()

@@ -1,11 +1,11 @@
-"""A door whose model runs in a process of its own, so that nothing it does ends or answers ours.
+"""A model in a process of its own, where nothing that it does can end our process or answer for it.
 
     ours   ──▶ its standard input    length, pickle of ("ask" or "gradients", values, labels)
     theirs ──▶ its standard output   length, "A" and safetensors of the answers, or "E" and one line
 
-The process is a fresh interpreter. What foreign code in it prints goes to standard error, it reads from
-nowhere, and it hears no Ctrl-C. It and all that it starts are one group of processes, which ends with the
-door, with the process itself, or when we are gone. Nothing that it sends is unpickled.
+Their process is a fresh interpreter. Foreign code in it prints to standard error, reads from nowhere, and
+hears no Ctrl-C. The process and all that it starts are one group, which ends with the `SeparateModel`, with
+the process itself, or when ours is gone. Nothing that it sends is unpickled.
 """
 
 import os
@@ -37,119 +37,124 @@ from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.seeds import derive, seeded
 
-Open = Callable[[], AskedModel]
+Opener = Callable[[], AskedModel]
 Arrays = dict[str, NDArray[Any]]
+# Our import path comes as arguments, so that theirs imports the same marshtest and the same user's modules.
 START = (
     "import sys; sys.path[:] = sys.argv[1:]; del sys.argv[1:]; "
     "from marshtest.kit.process import serve; serve()"
 )
 LENGTH = 8  # bytes before each message
-GONE_WITHIN = 5.0  # seconds, a process that says nothing any more
-SLACK = 1 << 16  # bytes that an answer may have beside its numbers
-MOST_NOTED = 1000  # bytes of its notes
+GONE_WITHIN = 5.0  # seconds in which a process that has closed its pipe must end
+SLACK = 1 << 16  # bytes that an answer may have beside its numbers: header and notes
+MOST_NOTED = 1000  # bytes of notes that are kept: they are printed, and foreign code wrote them
 
 
 class GuardedModel(AskedModel):
-    """A door in this process: one line whatever the model raises, our seeds before, our state after.
+    """A model in this process: whatever it raises is one line, and our seeds and switches stay ours.
 
     Nothing here helps against `os._exit`, a crash, or what the model does as Python ends.
     """
 
-    def __init__(self, name: str, opened: Open) -> None:
+    def __init__(self, name: str, opener: Opener) -> None:
         self.name, self._calls = name, count()
-        self._door = self._foreign(opened)
-        self.notes = self._door.notes
+        self._model = self._foreign(opener)
+        self.notes = self._model.notes
 
     def ask(self, values: Value, labels: Labels) -> Answers:
-        answers: Answers = self._foreign(lambda: self._door.ask(values, labels))
-        self.notes = self._door.notes
+        answers: Answers = self._foreign(lambda: self._model.ask(values, labels))
+        self.notes = self._model.notes
         return answers
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
-        found: Floats | None = self._foreign(lambda: self._door.gradients(values, labels))
-        return found
+        gradients: Floats | None = self._foreign(lambda: self._model.gradients(values, labels))
+        return gradients
 
     def _foreign(self, call: Callable[[], Any]) -> Any:
-        """Call; draws differ from call to call, so that no randomness passes for steadiness."""
+        """Call foreign code, with other seeds each time: a model that draws must not look steady."""
         seed = derive(0, "foreign", next(self._calls))
         with foreign(self.name), seeded(seed), redirect_stdout(sys.stderr):
             return call()
 
 
 class SeparateModel(AskedModel):
-    """A door that is opened and asked in a process of its own.
+    """A model that is opened and asked in a process of its own.
 
     Args:
-        name: of the model.
-        opened: opens the door there; it and its arguments are pickled.
+        name: the model as it is given on the command line.
+        opener: opens the model there; it is pickled, with its arguments.
 
     Raises:
-        MarshtestError: what went wrong there, in one line, at once or whenever it is asked.
+        MarshtestError: the model cannot be opened; later, whatever goes wrong as it is asked. One line.
     """
 
-    def __init__(self, name: str, opened: Open) -> None:
+    def __init__(self, name: str, opener: Opener) -> None:
         self.name = name
         folder = tempfile.mkdtemp(prefix="marshtest-")
         self._process = subprocess.Popen(
             [sys.executable, "-c", START, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"TMPDIR": folder},
-            start_new_session=True,
+            env=os.environ
+            | {"TMPDIR": folder},  # removed with the process, whatever it leaves there
+            start_new_session=True,  # a group of its own, which no Ctrl-C of our terminal reaches
         )
+        # A finalizer and not __del__: it also runs as our interpreter ends.
         self._close = weakref.finalize(self, _end, self._process, folder)
         threading.Thread(target=_end_group, args=(self._process,), daemon=True).start()
         try:
-            self._hear(self._call((torch.get_num_threads(), name, opened), 0))
+            self._take_notes(self._call((torch.get_num_threads(), name, opener), 0))
         except MarshtestError:
             self._close()
             raise
 
     def ask(self, values: Value, labels: Labels) -> Answers:
-        found = self._call(("ask", values, labels), 9 * len(values))
-        losses, right = self._checked(found, "losses", (len(values),)), found.get("right")
+        # For each sample a float64 loss and a bool.
+        arrays = self._call(("ask", values, labels), 9 * len(values))
+        losses, right = self._checked(arrays, "losses", (len(values),)), arrays.get("right")
         if right is not None and (right.dtype.kind, right.shape) != ("b", losses.shape):
             raise self._nonsense()
-        self._hear(found)
+        self._take_notes(arrays)
         return losses, right
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
-        found = self._call(("gradients", values, labels), 8 * values.size)
+        arrays = self._call(("gradients", values, labels), 8 * values.size)
         shape = (len(values), values.size // max(1, len(values)))
-        return self._checked(found, "gradients", shape) if found else None
+        return self._checked(arrays, "gradients", shape) if arrays else None
 
     def _call(self, message: object, size: int) -> Arrays:
-        """The answer of at most `size` bytes beside its header; {} where it answers nothing."""
+        """Send a message, and return the arrays of the answer, of at most `size` bytes in all."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             _send(self._process.stdin, pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-            told = _receive(self._process.stdout, size + SLACK)
+            message = _receive(self._process.stdout, size + SLACK)
         except (BrokenPipeError, EOFError):
             raise self._gone() from None
         except OverflowError:
             raise self._nonsense() from None
-        except BaseException:  # Ctrl-C: it may be anywhere in its work
+        except BaseException:  # Ctrl-C: a late answer would be taken for that to the next question
             self._close()
             raise
-        if told[:1] == b"E":
-            raise MarshtestError(told[1:].decode(errors="replace"))
+        if message[:1] == b"E":
+            raise MarshtestError(message[1:].decode(errors="replace"))
         try:
-            return load(told[1:])
-        except Exception:  # it is not what `serve` sends
+            return load(message[1:])
+        except Exception:  # these bytes are not what `serve` sends
             raise self._nonsense() from None
 
-    def _hear(self, found: Arrays) -> None:
-        noted = found.get("notes", np.empty(0, np.uint8)).tobytes()[:MOST_NOTED]
-        self.notes = tuple(noted.decode(errors="replace").splitlines())
+    def _take_notes(self, arrays: Arrays) -> None:
+        notes = arrays.get("notes", np.empty(0, np.uint8)).tobytes()[:MOST_NOTED]
+        self.notes = tuple(notes.decode(errors="replace").splitlines())
 
-    def _checked(self, found: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
-        numbers = found.get(name)
-        if numbers is None or (numbers.dtype.str, numbers.shape) != ("<f8", shape):
+    def _checked(self, arrays: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
+        array = arrays.get(name)
+        if array is None or (array.dtype.str, array.shape) != ("<f8", shape):
             raise self._nonsense()
-        return numbers
+        return array
 
     def _gone(self) -> MarshtestError:
+        """The error that says how the process ended."""
         try:
             code = self._process.wait(GONE_WITHIN)
         except subprocess.TimeoutExpired:  # it lives, and has closed the pipe
@@ -157,6 +162,7 @@ class SeparateModel(AskedModel):
         return MarshtestError(f"{self.name}: its process {ended(code)} before it answered.")
 
     def _nonsense(self) -> MarshtestError:
+        """The error for an answer that `serve` does not send: foreign code got at the pipe."""
         self._close()
         return MarshtestError(f"{self.name}: its process answered what was not asked.")
 
@@ -176,7 +182,7 @@ def _end(process: "subprocess.Popen[bytes]", folder: str) -> None:
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End what a process leaves behind as it dies: it may hold the pipe that we read from."""
+    """End what a process leaves behind when it dies: a child could hold the pipe open that we read."""
     process.wait()
     _kill(process.pid)
 
@@ -193,7 +199,12 @@ def _send(pipe: IO[bytes], content: bytes) -> None:
 
 
 def _receive(pipe: IO[bytes], most: int) -> bytes:
-    """The next message; EOFError where the other side is gone, OverflowError at more than `most` bytes."""
+    """The next message.
+
+    Raises:
+        EOFError: the other side is gone.
+        OverflowError: the message claims more than `most` bytes, which are not read.
+    """
     length = int.from_bytes(_read(pipe, LENGTH))
     if length > most:
         raise OverflowError
@@ -208,65 +219,73 @@ def _read(pipe: IO[bytes], length: int) -> bytes:
 
 
 def serve() -> None:
-    """Be the other side: open the door that is sent first, and answer what is asked of it."""
+    """Be the other side: open the model whose opener arrives first, and answer what is asked of it."""
     requests, answers = _own_pipes()
-    asked: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_listen, args=(requests, asked), daemon=True).start()
-    threads, name, opened = pickle.loads(asked.get())
+    messages: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, messages), daemon=True).start()
+    threads, name, opener = pickle.loads(messages.get())
     torch.set_num_threads(threads)
     keep_freed_memory()
-    own = seeded(derive(0, "foreign", 0))
-    own.__enter__()  # and never left: the switches that loading turns are the model's own
-    doors: list[AskedModel] = []
+    # Entered and never left: what loading switches (the default dtype, say) the model may need.
+    loading = seeded(derive(0, "foreign", 0))
+    loading.__enter__()
+    models: list[AskedModel] = []
 
-    def opening() -> Arrays:
+    def opened() -> Arrays:
         with foreign(name):
-            door: AskedModel = opened()
-        doors.append(GuardedModel(name, lambda: door))
-        return _noted(door)
+            model: AskedModel = opener()
+        models.append(GuardedModel(name, lambda: model))
+        return _notes(model)
 
-    _answer(answers, opening)
+    _answer(answers, opened)
     while True:
-        what, values, labels = pickle.loads(asked.get())
-        _answer(answers, partial(_answered, doors[0], what, values, labels))
+        question, values, labels = pickle.loads(messages.get())
+        _answer(answers, partial(_arrays, models[0], question, values, labels))
 
 
 def _own_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Where the two pipes are from now on; foreign code reads nothing, and prints to standard error."""
+    """The two pipes, moved to descriptors that foreign code does not know.
+
+    In their places, foreign code reads nothing (0) and prints to standard error (1): neither input() nor
+    print() in it, nor in a program that it starts, can get into the messages.
+    """
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     os.dup2(2, 1)
     return requests, answers
 
 
-def _listen(requests: IO[bytes], asked: "SimpleQueue[bytes]") -> None:
-    """Pass on what is asked; when nobody is left to ask, end all that was started here."""
+def _listen(requests: IO[bytes], messages: "SimpleQueue[bytes]") -> None:
+    """Pass messages on; when nobody is left to send any, end all that was started here.
+
+    A thread of its own reads, so that the end is seen even while the model is at work.
+    """
     try:
         while True:
-            asked.put(_receive(requests, sys.maxsize))
+            messages.put(_receive(requests, sys.maxsize))
     finally:
-        os.killpg(0, signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)  # not sys.exit: the model's own exit handlers may hang
 
 
 def _answer(answers: IO[bytes], work: Callable[[], Arrays]) -> None:
     try:
-        told = b"A" + save(work())
+        message = b"A" + save(work())
     except MarshtestError as error:
-        told = b"E" + str(error).encode()[:SLACK]
-    _send(answers, told)
+        message = b"E" + str(error).encode()[:SLACK]
+    _send(answers, message)
 
 
-def _answered(door: AskedModel, what: str, values: Value, labels: Labels) -> Arrays:
-    """The answers that there are, by name."""
-    if what == "gradients":
-        gradients = door.gradients(values, labels)
+def _arrays(model: AskedModel, question: str, values: Value, labels: Labels) -> Arrays:
+    """The answer to a question, as arrays by name; none for gradients that do not exist."""
+    if question == "gradients":
+        gradients = model.gradients(values, labels)
         return {} if gradients is None else {"gradients": gradients.astype(np.float64)}
-    losses, right = door.ask(values, labels)
-    told: Arrays = {"losses": losses.astype(np.float64), **_noted(door)}
-    return told if right is None else told | {"right": right}
+    losses, right = model.ask(values, labels)
+    arrays: Arrays = {"losses": losses.astype(np.float64), **_notes(model)}
+    return arrays if right is None else arrays | {"right": right}
 
 
-def _noted(door: AskedModel) -> Arrays:
-    return {"notes": np.frombuffer("\n".join(door.notes).encode(), np.uint8)} if door.notes else {}
+def _notes(model: AskedModel) -> Arrays:
+    return {"notes": np.frombuffer("\n".join(model.notes).encode(), np.uint8)}

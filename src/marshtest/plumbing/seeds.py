@@ -1,4 +1,4 @@
-"""Every random draw comes from one seed and the name of what it is for."""
+"""Random draws: each from one seed and the name of its purpose, none from the state of the process."""
 
 import os
 import random
@@ -16,20 +16,22 @@ from marshtest.plumbing.derived import derive as derive
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A CPU generator, so that a seed means the same draws on every device."""
+    """A generator of torch for one purpose; it is on the CPU, so that all devices draw alike."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def normal(seed: int, *purpose: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal draws from NumPy: the same on every device, and cheap to draw again."""
+    """Standard normal numbers for one purpose, drawn by NumPy, which is fast enough to draw them again."""
     rng = np.random.default_rng(derive(seed, *purpose))
     return rng.standard_normal(shape, np.float32)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global draws of torch, NumPy and Python (initialisation, dropout, a user's own) inside, and
-    leave the process's switches as they were outside, whatever foreign code does to them.
+    """Seed the global generators of torch, NumPy and Python inside, and restore them afterwards.
+
+    Initialisation, dropout and a user's code draw from them. The process's switches, such as the default
+    type or the working folder, are restored as well, whatever foreign code does to them.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -48,6 +50,7 @@ def _set_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
+# What a process chooses for all code in it, as pairs (how to read it, how to set it).
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -58,8 +61,8 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (os.getcwd, os.chdir),
     *(
-        (partial(torch.is_autocast_enabled, of), partial(torch.set_autocast_enabled, of))
-        for of in ("cpu", "cuda")
+        (partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
+        for kind in ("cpu", "cuda")
     ),
     *(
         (partial(getattr, owner, name), partial(setattr, owner, name))
@@ -70,6 +73,7 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
         )
     ),
 )
+# The hooks that run on every module or optimiser of the process.
 HOOKS = [
     hooks
     for module in map(import_module, ("torch.nn.modules.module", "torch.optim.optimizer"))
@@ -80,14 +84,14 @@ HOOKS = [
 
 @contextmanager
 def _switches_kept() -> Iterator[None]:
-    before = [get() for get, _ in SWITCHES]
-    hooks = [dict(of) for of in HOOKS]  # on every module or optimiser
+    values = [get() for get, _ in SWITCHES]
+    copies = [dict(hooks) for hooks in HOOKS]
     try:
         yield
     finally:
-        for (get, put), value in zip(SWITCHES, before, strict=True):
+        for (get, put), value in zip(SWITCHES, values, strict=True):
             if get() != value:
                 put(value)
-        for of, kept in zip(HOOKS, hooks, strict=True):
-            of.clear()
-            of.update(kept)
+        for hooks, copy in zip(HOOKS, copies, strict=True):
+            hooks.clear()
+            hooks.update(copy)

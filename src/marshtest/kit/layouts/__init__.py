@@ -1,7 +1,7 @@
 """Data sets on disk, in the layouts that training pipelines read.
 
-To dose one is to write it again, in the same layout, with some samples replaced and all else as it
-was. Rows are streamed: the memory this takes does not grow with the number of samples.
+Dosing writes a data set again, in the same layout, with some samples replaced and all else as it was. Rows
+are streamed, so the memory needed does not grow with the number of samples.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def open_layout(path: str | Path) -> Layout:
     """The data set at `path`, in whichever layout it is.
 
     Raises:
-        MarshtestError: no such path, no known layout, a damaged file, no samples, bad labels.
+        MarshtestError: no such path, no known layout, a damaged file, no samples, or bad labels.
     """
     path = Path(path)
     if not path.exists():
@@ -57,7 +57,7 @@ def alike(layout: Layout, ids: Ids) -> Iterator[tuple[int, Value, int]]:
     """(id, value, label) of the samples `ids` in increasing order of id, all of one shape.
 
     Raises:
-        MarshtestError: they have different shapes, or one is not a good sample.
+        MarshtestError: the samples have different shapes, or one is damaged.
     """
     first = None
     for i, value, label in layout.each(ids):
@@ -65,8 +65,8 @@ def alike(layout: Layout, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         if value.shape != first[1]:
             raise MarshtestError(
                 f"{layout.where(i)}: has shape {list(value.shape)}, and {layout.where(first[0])} "
-                f"{list(first[1])}. Convert all to one size and mode before dosing: noise is lost in "
-                "resizing."
+                f"{list(first[1])}. Convert all to one size and mode before dosing: resizing later would "
+                "lose the noise."
             )
         yield i, value, label
 
@@ -75,7 +75,7 @@ def read(layout: Layout, ids: Ids) -> tuple[Value, Ids]:
     """The samples `ids` [P, *shape] and their labels [P], in increasing order of id.
 
     Raises:
-        MarshtestError: they have different shapes, or one is not a good sample.
+        MarshtestError: the samples have different shapes, or one is damaged.
     """
     _, values, labels = zip(*alike(layout, ids), strict=True)
     return np.stack(values), np.array(labels, np.int64)

@@ -1,4 +1,4 @@
-"""Two arrays in an archive: .npz and .safetensors."""
+"""Data sets of two arrays in one file: .npz and .safetensors."""
 
 import json
 import math
@@ -34,7 +34,7 @@ ARRAY_KEYS = (
     ("images", "labels"),
     ("data", "labels"),
 )
-HEADER_BYTES = 100_000_000  # the format's own limit
+HEADER_BYTES = 100_000_000  # limit that the safetensors format sets itself
 SAFETENSORS_TYPES = {
     **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
     **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
@@ -43,7 +43,7 @@ SAFETENSORS_TYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in an archive: row 0 begins at byte `start` of the member's stream."""
+    """An array in an archive, its row 0 at byte `start` of the member's stream."""
 
     member: str
     dtype: np.dtype[Any]
@@ -94,7 +94,7 @@ class Arrays(Layout):
         self.classes = self._largest_label() + 1
 
     def where(self, i: int) -> str:
-        """The file and row of a sample."""
+        """File and row of a sample."""
         return f"{self.path}: row {i}"
 
     def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
@@ -104,20 +104,22 @@ class Arrays(Layout):
             yield i, self._value(x, i), label
 
     def _value(self, row: bytes, i: int) -> Value:
-        """[*shape] of a row's bytes, in the machine's own byte order."""
+        """[*shape] the value that a row's bytes hold, in the machine's own byte order."""
         stored = np.frombuffer(row, self._x.dtype).reshape(self._x.shape[1:])
         value: Value = stored.astype(self._x.dtype.newbyteorder("="))
         if not self.pixels and not np.isfinite(value).all():
-            raise MarshtestError(f"{self.where(i)} holds NaN or infinite values. Clean or drop it.")
+            raise MarshtestError(
+                f"{self.where(i)} holds NaN or infinite values. Correct or drop it."
+            )
         return value
 
     def _rows(self, array: Stored, ids: Ids) -> Iterator[bytes]:
         with self._open(array.member) as stream:
-            at = 0
+            position = 0
             for i in ids.tolist():
-                self._skip(stream, array.offset(i) - at)
+                self._skip(stream, array.offset(i) - position)
                 yield b"".join(pieces(stream, self.path, array.row_bytes))
-                at = array.offset(i + 1)
+                position = array.offset(i + 1)
 
     def _largest_label(self) -> int:
         largest, row = -1, 0
@@ -130,25 +132,29 @@ class Arrays(Layout):
         return largest
 
     def _pour(self, source: IO[bytes], target: IO[bytes], dosed: Dosed, ids: Ids) -> list[Place]:
-        """Copy the stream that holds the inputs, with the rows `ids` dosed."""
-        at = 0
+        """Copy the stream that holds the inputs, with the rows `ids` dosed.
+
+        Returns:
+            The place of each dosed row.
+        """
+        position = 0
         for i in ids.tolist():
-            for piece in pieces(source, self.path, self._x.offset(i) - at):
+            for piece in pieces(source, self.path, self._x.offset(i) - position):
                 target.write(piece)
             row = b"".join(pieces(source, self.path, self._x.row_bytes))
             target.write(dosed(i, self._value(row, i)).astype(self._x.dtype).tobytes())
-            at = self._x.offset(i + 1)
+            position = self._x.offset(i + 1)
         for piece in pieces(source, self.path):
             target.write(piece)
         return [Place(i, "", i) for i in ids.tolist()]
 
     @abstractmethod
     def _names(self) -> set[str]:
-        """Of the arrays in the archive."""
+        """Names of the arrays in the archive."""
 
     @abstractmethod
     def _array(self, name: str) -> Stored:
-        """Where the array lies, from its header."""
+        """Place, type and shape of an array, from its header."""
 
     @abstractmethod
     def _open(self, member: str) -> AbstractContextManager[IO[bytes]]:
@@ -156,7 +162,7 @@ class Arrays(Layout):
 
     @abstractmethod
     def _skip(self, stream: IO[bytes], count: int) -> None:
-        """Pass over so many bytes."""
+        """Pass over the next `count` bytes."""
 
 
 class Npz(Arrays):
@@ -183,20 +189,18 @@ class Npz(Arrays):
             yield stream
 
     def _skip(self, stream: IO[bytes], count: int) -> None:
-        for _ in pieces(stream, self.path, count):  # compressed, it cannot be jumped over
+        for _ in pieces(stream, self.path, count):  # in a compressed stream there is no seeking
             pass
 
     def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
         places = []
-        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(out, "w") as written:
-            for old in archive.infolist():
+        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(out, "w") as copy:
+            for old in archive.infolist():  # in their order, with their times and compression
                 new = zipfile.ZipInfo(old.filename, old.date_time)
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
-                with reading(
-                    self.path
-                ):  # a member of another kind may be locked, or packed strangely
+                with reading(self.path):  # any member may be encrypted, or packed in an unknown way
                     source = archive.open(old)
-                with source, written.open(new, "w", force_zip64=True) as target:
+                with source, copy.open(new, "w", force_zip64=True) as target:
                     if old.filename == self._x.member:
                         places = self._pour(source, target, dosed, ids)
                     else:
@@ -216,8 +220,8 @@ class Safetensors(Arrays):
         kind, shape = header[name]["dtype"], tuple(header[name]["shape"])
         if kind not in SAFETENSORS_TYPES:
             raise MarshtestError(
-                f"{self.path}: {name} has dtype {kind}, which NumPy lacks or labels and inputs "
-                "cannot have. Save inputs as U8, F16, F32 or F64, labels as I64."
+                f"{self.path}: {name} has dtype {kind}, which neither inputs nor labels can "
+                "have. Save inputs as U8, F16, F32 or F64, labels as I64."
             )
         begin, end = header[name]["data_offsets"]
         array = Stored("", np.dtype(SAFETENSORS_TYPES[kind]), shape, data + begin)
@@ -226,11 +230,11 @@ class Safetensors(Arrays):
         if end - begin != array.dtype.itemsize * math.prod(shape):
             raise ValueError(f"the header gives {name} {end - begin} bytes for shape {shape}")
         if data + end > self.path.stat().st_size:
-            raise EOFError("it ends too early")
+            raise EOFError("the file ends too early")
         return array
 
     def _header(self) -> tuple[dict[str, Any], int]:
-        """The header, and the byte at which the data begin."""
+        """(header, byte at which the data begin)."""
         with self.path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(self.path.stat().st_size, HEADER_BYTES):

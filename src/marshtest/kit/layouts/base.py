@@ -1,4 +1,4 @@
-"""What all layouts share: the contract, and reading without holding more than a chunk."""
+"""The interface of all layouts, and reading of files a chunk at a time."""
 
 import os
 import re
@@ -18,11 +18,11 @@ from marshtest.plumbing.errors import MarshtestError, first_line
 
 Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
 Ids = NDArray[np.int64]
-Dosed = Callable[[int, Value], Value]
+Dosed = Callable[[int, Value], Value]  # (id, value) → value with noise
 
 HELD_OUT = re.compile(r"(?<![a-z])(test(ing)?|val(id(ation)?)?|dev|eval)(?![a-z])", re.IGNORECASE)
 CHUNK = 1 << 20  # bytes of an array read at once
-CLASSES = 1 << 31  # a label beyond is no class
+CLASSES = 1 << 31  # a larger label is no class
 SAMPLE_BYTES = 1 << 28  # a file that claims larger samples is not believed
 KNOWN = (
     "Known: train*.parquet with encoded images, train/<class>/ or <class>/ with image files, "
@@ -32,12 +32,12 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a dosed sample lies.
+    """The place of a dosed sample.
 
     Attributes:
-        id: its row number in the split that was dosed.
-        file: relative to the data set's folder, or the file's own name.
-        row: inside that file; None if the sample is the file.
+        id: row number of the sample in the split that was dosed.
+        file: path relative to the data set's folder; the name of a data set that is one file.
+        row: row inside that file; None if the file is the sample.
     """
 
     id: int
@@ -50,7 +50,7 @@ class Layout(ABC):
 
     Attributes:
         path: the folder or file.
-        samples: N, of the dosed split.
+        samples: N, the number of samples of the dosed split.
         classes: C, the number of class names, or the largest label plus one.
         pixels: whether values are uint8 pixels 0..255; if not, they are floating point.
         encoded: whether each sample is an image file, whose format and size can give a dose away.
@@ -66,20 +66,20 @@ class Layout(ABC):
         """(id, value, label) of these samples in increasing order of id; no other is decoded.
 
         Raises:
-            MarshtestError: an id, image, value or label that is not a good one, by its place.
+            MarshtestError: an id that no sample has, or a damaged sample, with its place.
         """
         return self._each(self._sorted(ids))
 
     def copy(self, out: Path, dosed: Dosed, ids: Ids, *, hide: bool = False) -> list[Place]:
-        """Write the data set to `out`, with `dosed(id, value)` for the samples `ids`.
+        """Write the data set to `out`, with `dosed(id, value)` in place of the samples `ids`.
 
         `out` appears whole or not at all; `dosed` is called in increasing order of id. All files of
-        `out` have the modification time of the newest of the data set.
+        `out` get the modification time of the data set's newest file.
 
         Args:
             out: a new folder or file.
             dosed: makes a sample's new value.
-            ids: of the samples that it is for.
+            ids: ids of the samples to dose.
             hide: write all images of the split anew, as PNG without compression, so that neither
                 format nor size tells the dosed ones.
 
@@ -88,7 +88,7 @@ class Layout(ABC):
 
         Raises:
             MarshtestError: `out` exists, lies inside the data set, or cannot be written.
-            ValueError: `dosed` gave another shape or dtype.
+            ValueError: `dosed` returned another shape or dtype.
         """
         wanted = self._sorted(ids)
         if os.path.lexists(out):
@@ -97,7 +97,7 @@ class Layout(ABC):
             raise MarshtestError(f"{out}: lies inside the data set {self.path}. Choose another.")
         temporary = out.with_name(f".{out.name}.tmp")
         try:
-            _remove(temporary)  # of a run that was killed
+            _remove(temporary)  # left by a run that was killed
             out.parent.mkdir(parents=True, exist_ok=True)
             places = self._write(temporary, _same_kind(dosed), wanted, hide)
             set_times(temporary, newest(self.path))
@@ -110,22 +110,22 @@ class Layout(ABC):
 
     @abstractmethod
     def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
-        """`each`, of increasing ids."""
+        """The samples of `each`, for increasing ids."""
 
     @abstractmethod
     def where(self, i: int) -> str:
-        """The place of a sample, for people."""
+        """The place of a sample, as an error message names it."""
 
     @abstractmethod
     def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
-        """`copy`, of increasing ids; a place's file is "" if `out` is a file."""
+        """Write as `copy` does, for increasing ids; a place's file is "" if `out` is a file."""
 
     def _sorted(self, ids: Ids) -> Ids:
         wanted = np.unique(np.asarray(ids, np.int64))
         if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < self.samples):
             raise MarshtestError(
                 f"{self.path}: ids must lie in 0..{self.samples - 1}. "
-                f"Got {wanted[0]}..{wanted[-1]}: is it the data set that was dosed?"
+                f"Got {wanted[0]}..{wanted[-1]}. Give the data set that was dosed."
             )
         return wanted
 
@@ -139,20 +139,24 @@ class Layout(ABC):
 
 
 def within(ids: Ids, first: int, count: int) -> list[int]:
-    """Those of the increasing ids that lie in first .. first + count - 1."""
+    """The part of increasing ids that lies in first .. first + count - 1."""
     low, high = np.searchsorted(ids, (first, first + count))
     return list(map(int, ids[low:high]))
 
 
 def largest_of(labels: NDArray[Any], first: int, where: Path) -> int:
-    """The largest of the labels of rows first, first + 1, ..."""
+    """The largest of the labels of rows first, first + 1, …
+
+    Raises:
+        MarshtestError: a label is missing, negative or far too large; the line names its row in `where`.
+    """
     if len(bad := (labels < 0).nonzero()[0]):
         raise MarshtestError(
             f"{where}: row {first + bad[0]} has no label, or a negative one. Correct or drop it."
         )
     if len(bad := (labels >= CLASSES).nonzero()[0]):
         raise MarshtestError(
-            f"{where}: row {first + bad[0]} has label {labels[bad[0]]}. Number the classes from 0."
+            f"{where}: row {first + bad[0]} has label {labels[bad[0]]}. Number the classes from 0 on."
         )
     return int(labels.max(initial=0))
 
@@ -161,10 +165,10 @@ def pieces(stream: IO[bytes], where: Path, count: int | None = None) -> Iterator
     """The next `count` bytes, or all that are left, a chunk at a time."""
     while count is None or count > 0:
         with reading(where):
-            asked = CHUNK if count is None else min(count, CHUNK)
-            piece = stream.read(asked)
-            if count is not None and len(piece) < asked:
-                raise EOFError("it ends too early")
+            size = CHUNK if count is None else min(count, CHUNK)
+            piece = stream.read(size)
+            if count is not None and len(piece) < size:
+                raise EOFError("the file ends too early")
         if not piece:
             return
         yield piece
@@ -172,21 +176,23 @@ def pieces(stream: IO[bytes], where: Path, count: int | None = None) -> Iterator
 
 
 def _same_kind(dosed: Dosed) -> Dosed:
-    """`dosed`, which must give what fits in the old value's place."""
+    """`dosed` with a check: its values must fit in the places of the old ones."""
 
-    def checked(i: int, value: Value) -> Value:
-        shape, dtype = value.shape, value.dtype
-        new = dosed(i, value)
-        if new.shape != shape or new.dtype != dtype:
-            raise ValueError(f"dosed sample {i}: {new.dtype} {new.shape}, not {dtype} {shape}")
-        return new
+    def checked_dosed(i: int, value: Value) -> Value:
+        shape, dtype = value.shape, value.dtype  # before the call, which could change the value
+        dosed_value = dosed(i, value)
+        if dosed_value.shape != shape or dosed_value.dtype != dtype:
+            raise ValueError(
+                f"dosed sample {i}: {dosed_value.dtype} {dosed_value.shape}, not {dtype} {shape}"
+            )
+        return dosed_value
 
-    return checked
+    return checked_dosed
 
 
 @contextmanager
 def reading(where: Path | str) -> Iterator[None]:
-    """Turn whatever a library raises at a damaged file into one line."""
+    """Turn whatever a library raises at a damaged file into one line that names the place."""
     try:
         yield
     except MarshtestError:

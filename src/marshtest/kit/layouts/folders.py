@@ -1,4 +1,4 @@
-"""Folders of files: which of them are data, their digest, and copies whose order and times tell nothing."""
+"""Folders of files: which files are data, their digest, and copies whose times tell nothing of the dose."""
 
 import hashlib
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from marshtest.plumbing.errors import MarshtestError
 
-HIDDEN = re.compile(r"\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems, no data
+HIDDEN = re.compile(r"\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems, not data
 UNDECODED = re.compile("[\ud800-\udfff]")  # how Python holds bytes of a name that are not UTF-8
 MARK = 8  # hex digits that a key keeps of each file
 
 
 @dataclass(frozen=True)
 class Digest:
-    """What tells whether data have changed.
+    """Digests that tell whether data have changed.
 
     Attributes:
         whole: SHA-256 (hex) of a file, or of a folder's sorted file names and contents.
@@ -32,10 +32,10 @@ def digest(path: Path) -> Digest:
     """The digest of a file or folder; hidden files do not count.
 
     Raises:
-        MarshtestError: no such path, or a folder that holds what is neither file nor folder.
+        MarshtestError: no such path, or a folder that holds something else than files and folders.
     """
     if not path.exists():
-        raise MarshtestError(f"{path}: no such file or folder.")
+        raise MarshtestError(f"{path}: no such file or folder. Give the path of the data set.")
     if not path.is_dir():
         return Digest(_file_digest(path))
     whole, marks = hashlib.sha256(), []
@@ -47,7 +47,13 @@ def digest(path: Path) -> Digest:
 
 
 def strangers(path: Path, now: Digest, then: str) -> list[str]:
-    """The files of a folder, with digest `now`, that an earlier digest's `files` do not know."""
+    """Names of the files that an earlier digest of a folder does not know.
+
+    Args:
+        path: the folder.
+        now: its present digest.
+        then: `files` of the earlier digest.
+    """
     known = set(_marks(then))
     marks = zip(files_of(path), _marks(now.files), strict=True)
     return [name for name, mark in marks if mark not in known]
@@ -63,10 +69,10 @@ def _file_digest(path: Path) -> str:
 
 
 def files_of(path: Path, prefix: str = "") -> Iterator[str]:
-    """Relative paths of a folder's files, sorted; "" for a file. Holds one folder's names.
+    """Relative paths of a folder's files, sorted; "" for a file. One folder's names are held at a time.
 
     Raises:
-        MarshtestError: a link (what it leads to would be given away), a pipe, a name that is not UTF-8.
+        MarshtestError: a link, whose target would be given away; a pipe; or a name that is not UTF-8.
     """
     if not path.is_dir():
         yield prefix
@@ -81,7 +87,7 @@ def files_of(path: Path, prefix: str = "") -> Iterator[str]:
 
 
 def folders_of(path: Path) -> list[str]:
-    """Sorted names of a folder's folders; none if it is no folder."""
+    """Sorted names of the folders in a folder; none if the path is no folder."""
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
@@ -93,7 +99,7 @@ def _checked(entry: os.DirEntry[str]) -> str:
     """The entry's name, with a slash behind it if it is a folder."""
     if entry.is_symlink():
         raise MarshtestError(
-            f"{entry.path}: is a link, and what it leads to would be given away with the data. "
+            f"{entry.path}: is a link, and its target would be given away with the data. "
             "Copy the data without links first (cp -rL)."
         )
     if not entry.is_dir() and not entry.is_file():
@@ -104,13 +110,13 @@ def _checked(entry: os.DirEntry[str]) -> str:
 
 
 def create_file(path: Path) -> None:
-    """An empty file, and its folder."""
+    """Make an empty file, and its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(exist_ok=False)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy byte for byte, making the folder."""
+    """Copy a file byte for byte, and make its folder if needed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
@@ -123,8 +129,8 @@ def newest(path: Path) -> int:
 def set_times(path: Path, time: int) -> None:
     """Give all files and folders at `path` one modification and access time, in nanoseconds.
 
-    This also makes the times at which files were last changed follow their order alone: what was dosed
-    took longer to write.
+    The times of the last change of metadata, which cannot be set, then follow the order of the files alone.
+    As they were written, a dosed file took longer.
     """
     for folder, _, names in sorted(os.walk(path)):
         for name in sorted(names):

@@ -1,4 +1,4 @@
-"""Image files in one folder a class."""
+"""Image files in one folder for each class."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ SPLIT = re.compile(f"train(ing)?|{HELD_OUT.pattern}", re.IGNORECASE)  # no class
 
 
 class ImageFolder(Layout):
-    """Image files in one folder a class, as torchvision reads them; perhaps inside train/."""
+    """Image files in one folder for each class, as torchvision reads them; perhaps inside train/."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.pixels, self.encoded = path, True, True
@@ -40,7 +40,7 @@ class ImageFolder(Layout):
         if 0 in counts:
             folder = path / self._root / self._folders[counts.index(0)]
             raise MarshtestError(
-                f"{folder}: a class without images. Remove it: loaders disagree on its label."
+                f"{folder}: has no images. Remove it: loaders disagree on whether it is a class."
             )
         self._firsts = np.cumsum([0, *counts])  # [C + 1], id of each class's first image
         self.samples, self.classes = int(self._firsts[-1]), len(counts)
@@ -54,28 +54,28 @@ class ImageFolder(Layout):
             yield i, Picture.read(self.path / name, str(self.path / name)).value, label
 
     def _write(self, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> list[Place]:
-        for _, _, new, _ in self._files(
-            ids, hide
-        ):  # all at once, and then filled: the time at which
-            create_file(out / new)  # a file was made, and its inode, tell its place alone
+        # All files are made at once, and then filled, so that the time at which a file was made, and
+        # its inode, tell only its place in the order.
+        for _, _, new_name, _ in self._files(ids, hide):
+            create_file(out / new_name)
         places = []
-        for i, name, new, anew in self._files(ids, hide):
-            if not anew:
-                copy_file(self.path / name, out / new)
+        for i, name, new_name, rewritten in self._files(ids, hide):
+            if not rewritten:
+                copy_file(self.path / name, out / new_name)
                 continue
             picture = Picture.read(self.path / name, str(self.path / name))
             value = picture.value if i is None else dosed(i, picture.value)
-            (out / new).write_bytes(picture.png(value, hide=hide))
+            (out / new_name).write_bytes(picture.png(value, hide=hide))
             if i is not None:
-                places.append(Place(i, new, None))
+                places.append(Place(i, new_name, None))
         return places
 
     def _files(self, ids: Ids, hide: bool) -> Iterator[tuple[int | None, str, str, bool]]:
-        """(id if it is dosed, path, new path, whether it is written anew) of each file, samples first."""
+        """(id if dosed, path, new path, whether it is written anew) of each file, samples first."""
         for i, _, name, png in self._named(np.arange(self.samples)):
-            chosen = bool(within(ids, i, 1))
-            anew = chosen or hide
-            yield i if chosen else None, name, png if anew else name, anew
+            dosed = bool(within(ids, i, 1))
+            rewritten = dosed or hide
+            yield i if dosed else None, name, png if rewritten else name, rewritten
         for name in files_of(self.path):
             if not self._is_sample(name):
                 yield None, name, name, False
@@ -89,10 +89,10 @@ class ImageFolder(Layout):
         for label, (first, end) in enumerate(pairwise(self._firsts.tolist())):
             if inside := within(ids, first, end - first):
                 names = list(self._images(label))
-                taken = Counter(map(_png, names))
+                png_counts = Counter(map(_png, names))
                 for i in inside:
                     name = names[i - first]
-                    yield i, label, name, _free(name, taken)
+                    yield i, label, name, _free_name(name, png_counts)
 
     def _images(self, label: int) -> Iterator[str]:
         folder = f"{self._root}{self._folders[label]}/"
@@ -103,13 +103,16 @@ def _png(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(".png"))
 
 
-def _free(name: str, taken: Counter[str]) -> str:
-    """The name of an image as PNG, which no other image has or gets: a function of the source alone."""
-    new = _png(name)
+def _free_name(name: str, png_counts: Counter[str]) -> str:
+    """The name of an image as PNG, which no other image has or gets.
+
+    It is a function of the source alone: a name that depended on the dose would tell of it.
+    """
+    png_name = _png(name)
     if name.lower().endswith(".png"):
         return name
-    if taken[new] > 1:
-        new = f"{name}.png"
-        while new in taken:
-            new += ".png"
-    return new
+    if png_counts[png_name] > 1:
+        png_name = f"{name}.png"
+        while png_name in png_counts:
+            png_name += ".png"
+    return png_name

@@ -1,4 +1,4 @@
-"""Parquet as Hugging Face lays it out."""
+"""Parquet files in the layout of Hugging Face."""
 
 import json
 import re
@@ -36,12 +36,12 @@ TRAIN = re.compile("train", re.IGNORECASE)
 
 
 class Parquet(Layout):
-    """Parquet as Hugging Face lays it out: encoded images and integer labels."""
+    """Parquet files in the layout of Hugging Face: encoded images and integer labels."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.pixels, self.encoded = path, True, True
-        self._ids: dict[str, range] = {}  # of each file of the split
-        self._columns: dict[str, tuple[str, str]] = {}  # its image and its label column
+        self._ids: dict[str, range] = {}  # ids of each file of the split
+        self._columns: dict[str, tuple[str, str]] = {}  # each file's image and label column
         self.samples, named = 0, 0
         for name in _training([name for name in files_of(path) if is_parquet(path / name)]):
             with self._file(name) as file:
@@ -54,8 +54,8 @@ class Parquet(Layout):
         self.classes = named or max(map(self._largest_label, self._ids)) + 1
 
     def where(self, i: int) -> str:
-        """The file and row of an image."""
-        return self._where(next(name for name, own in self._ids.items() if i in own), i)
+        """File and row of an image."""
+        return self._where(next(name for name, ids in self._ids.items() if i in ids), i)
 
     def _each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         for name, columns in self._columns.items():
@@ -75,9 +75,9 @@ class Parquet(Layout):
             else:
                 copy_file(self.path / name, out / name)
         return [
-            Place(i, name, i - own.start)
-            for name, own in self._ids.items()
-            for i in within(ids, own.start, len(own))
+            Place(i, name, i - rows.start)
+            for name, rows in self._ids.items()
+            for i in within(ids, rows.start, len(rows))
         ]
 
     def _write_file(self, name: str, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> None:
@@ -85,33 +85,33 @@ class Parquet(Layout):
         with self._file(name) as file:
             schema, codec = file.schema_arrow, _codec(file.metadata, self._columns[name][0])
         with pq.ParquetWriter(out, schema, compression=codec) as writer:
-            held: list[Any] = []
+            batches: list[Any] = []
             size = 0
             for first, batch, last in self._batches(name):
-                held.append(self._dosed_batch(name, batch, first, dosed, ids, hide))
-                size += held[-1].nbytes
+                batches.append(self._dosed_batch(name, batch, first, dosed, ids, hide))
+                size += batches[-1].nbytes
                 if last or size >= ROW_GROUP:
-                    writer.write_table(pa.Table.from_batches(held))
-                    held, size = [], 0
+                    writer.write_table(pa.Table.from_batches(batches))
+                    batches, size = [], 0
 
     def _dosed_batch(
         self, name: str, batch: Any, first: int, dosed: Dosed, ids: Ids, hide: bool
     ) -> Any:
-        inside = within(ids, first, len(batch))
-        anew = list(range(first, first + len(batch))) if hide else inside
-        if not anew:
+        dosed_ids = within(ids, first, len(batch))
+        rewritten = list(range(first, first + len(batch))) if hide else dosed_ids
+        if not rewritten:
             return batch
         column = batch.schema.get_field_index(self._columns[name][0])
         with reading(self.path / name):
             cells = batch.column(column).to_pylist()
-        pictures = [_picture(cells[i - first], self._where(name, i)) for i in anew]
+        pictures = [_picture(cells[i - first], self._where(name, i)) for i in rewritten]
         values = [
-            dosed(i, picture.value) if i in inside else picture.value
-            for i, picture in zip(anew, pictures, strict=True)
+            dosed(i, picture.value) if i in dosed_ids else picture.value
+            for i, picture in zip(rewritten, pictures, strict=True)
         ]
         with ThreadPoolExecutor() as pool:  # compression leaves Python's lock
             images = pool.map(lambda p, value: p.png(value, hide=hide), pictures, values)
-            for i, image in zip(anew, images, strict=True):
+            for i, image in zip(rewritten, images, strict=True):
                 cells[i - first] = _cell(cells[i - first], image)
         field = batch.schema.field(column)
         return batch.set_column(column, field, pa.array(cells, field.type))
@@ -119,7 +119,7 @@ class Parquet(Layout):
     def _batches(
         self, name: str, columns: Sequence[str] = (), ids: Ids | None = None, rows: int = ROWS
     ) -> Iterator[tuple[int, Any, bool]]:
-        """(id of its first row, batch, whether it ends a row group), of row groups with `ids`."""
+        """(id of its first row, batch, whether it ends a row group) of the row groups that hold `ids`."""
         first = self._ids[name].start
         with self._file(name) as file, reading(self.path / name):
             for group in range(file.num_row_groups):
@@ -150,12 +150,12 @@ class Parquet(Layout):
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file's name says so."""
+    """Whether a file is Parquet, by its name."""
     return path.suffix.lower() == ".parquet"
 
 
 def _training(names: list[str]) -> list[str]:
-    """The files that say "train", in their own names or their folders'; else all not held out."""
+    """The files that say "train" in their names, or else in their folders'; or else all not held out."""
     for part in (lambda name: PurePosixPath(name).name, str):
         if chosen := [name for name in names if TRAIN.search(part(name))]:
             return chosen
@@ -168,7 +168,7 @@ def _columns(schema: Any, where: Path) -> tuple[str, str]:
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if image is None or label is None:
         raise MarshtestError(
-            f"{where}: has the columns {', '.join(schema.names)}; it needs an image column "
+            f"{where}: has the columns {', '.join(schema.names)}. It needs an image column "
             f"({' or '.join(IMAGE_COLUMNS)}) and labels ({' or '.join(LABEL_COLUMNS)})."
         )
     stored = schema.field(image).type
@@ -187,7 +187,7 @@ def _columns(schema: Any, where: Path) -> tuple[str, str]:
 
 
 def _named_classes(schema: Any, label: str) -> int:
-    """How many class names Hugging Face's metadata give the label; 0 if they give none."""
+    """Number of class names that Hugging Face's metadata give the label; 0 if none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return len(features[label]["names"])
@@ -197,14 +197,15 @@ def _named_classes(schema: Any, label: str) -> int:
 
 def _codec(metadata: Any, image: str) -> str:
     """The compression of the image column."""
-    for at in range(metadata.num_columns if metadata.num_row_groups else 0):
-        column = metadata.row_group(0).column(at)
+    for index in range(metadata.num_columns if metadata.num_row_groups else 0):
+        column = metadata.row_group(0).column(index)
         if column.path_in_schema.split(".")[0] == image:
             return str(column.compression).replace("UNCOMPRESSED", "NONE")
     return "NONE"
 
 
 def _picture(cell: Any, where: str) -> Picture:
+    """The picture in a cell: bytes, or a struct of bytes and a path."""
     stored = cell.get("bytes") if isinstance(cell, dict) else cell
     if stored is None:
         raise MarshtestError(f"{where} holds no image bytes. Embed the image, or drop the row.")
@@ -212,7 +213,7 @@ def _picture(cell: Any, where: str) -> Picture:
 
 
 def _cell(old: Any, image: bytes) -> Any:
-    """The cell with another image; its path, if any, keeps its stem."""
+    """The cell with another image; its path, if any, keeps its stem and ends in .png."""
     if not isinstance(old, dict):
         return image
     path = old.get("path")
