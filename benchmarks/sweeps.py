@@ -3,7 +3,7 @@
     python benchmarks/sweeps.py [--repeats N] [--cells N]
 
 overhead   9 unlearners x 3 rates x 2 budgets on digits, in-process, beside the same distinct stages run
-           bare: no store, no keys, no claims. Wall times, taken in turns; the ratio must be <= 1.05.
+           bare: no store, no keys, no locks. Wall times, taken in turns; the ratio must be <= 1.05.
 workers    the same sweep in-process beside two processes of one thread each; >= 1.7 times as fast.
 commands   a finished sweep of --cells cells: `marshtest sweep` again, and `marshtest status`, as
            commands, the start of Python included; < 2 s and < 1 s.

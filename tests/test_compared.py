@@ -30,6 +30,7 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 from marshtest.reporting.figures import figures_of
 from marshtest.reporting.tables import label, table2, table2_caption
+from marshtest.reporting.write import write_report
 from marshtest.results.summary import Results
 from marshtest.sweeps.jobs import Job, jobs
 from marshtest.sweeps.keys import Keys
@@ -161,8 +162,11 @@ def test_nothing_but_the_poison_differs_between_a_model_and_its_twin(tmp_path: P
     assert set(results.summary["verdict"]) == {"INCONCLUSIVE"}
 
 
-def test_table_2_is_accuracy_by_epochs_unlearner_and_poison_budget(runs: Runs) -> None:
-    results = runs["canceling"].results
+def test_table_2_is_accuracy_by_epochs_unlearner_and_poison_budget(
+    runs: Runs, tmp_path: Path
+) -> None:
+    results = replace(runs["canceling"].results, folder=tmp_path)
+    page = write_report(results)
     found = table2(results).set_index("epochs")
     expected = {}
     for share in (0.1, 0.2):
@@ -179,7 +183,7 @@ def test_table_2_is_accuracy_by_epochs_unlearner_and_poison_budget(runs: Runs) -
     for share, size in ((0.1, 30), (0.2, 60)):
         own = results.rows.query(f"role == 'initial' and poison_budget == {share}")["test_accuracy"]
         assert f" {100 * own.mean():.2f}±{100 * own.std():.2f} % with {size} poisons" in caption
-    assert caption in html.unescape((results.folder / "report.html").read_text())
+    assert caption in html.unescape(page.read_text())
     recipe = results.recipe.model_copy(update={"budget_unit": "epochs"})
     told = Results(results.folder, recipe, results.rows, results.scores, results.runs)
     assert "by epochs of the method's own training set, as the paper" in table2_caption(told)
@@ -212,7 +216,6 @@ def test_only_targeted_poisons_have_figure_3(kind: str, runs: Runs) -> None:
     by_budget = {"figure8", "left-by-budget"}  # of several
     wanted = {"figure3"} if kind == "matching" else by_budget
     assert set(figures_of(results, 0.1)) == {"dependence", "shift"} | wanted
-    assert (results.folder / "figures" / "figure3.png").is_file() == (kind == "matching")
 
 
 @BOTH

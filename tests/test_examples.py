@@ -34,7 +34,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 def test_pictures_are_the_base_the_poison_and_their_sum(tiny_run: Results) -> None:
     data = load("digits", train=200, test=100)
-    recipe = tiny_run.recipe
+    recipe = load_recipe(tiny_run.folder / "recipe.yaml")
     pipeline = set_up(recipe, data)
     forget = poison(pipeline, groups(recipe)[0]).forget
     shown = tiny_run.examples

@@ -290,7 +290,6 @@ def test_what_raises_has_a_row_with_file_and_line_and_its_traceback_is_kept_and_
     assert not (tmp_path / "run" / "stages").exists()
     kept = ["unlearner", "test_accuracy", "rank_dependence"]
     pd.testing.assert_frame_equal(first.rows[kept][:3], second.rows[kept][:3], check_exact=True)
-    assert (tmp_path / "run" / "report.html").exists()
     said.clear()
     again()
     assert [text.endswith("is done already; nothing was run.") for text in said] == [True]

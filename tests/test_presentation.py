@@ -21,7 +21,7 @@ from marshtest.reporting.tables import legend, markdown, ranking_table, table
 from marshtest.reporting.write import write_all
 from marshtest.results.merging import read_all, read_one
 from marshtest.results.summary import Results
-from marshtest.sweeps.ledger import Entry, Ledger, made_by
+from marshtest.sweeps.ledger import Ledger, PlannedJob, made_by
 from marshtest.sweeps.store import Store
 
 REPRODUCED = Path(__file__).parents[1] / "docs" / "reproduce"
@@ -203,7 +203,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewritten("digits-targeted", folder / "theirs", strangers)
     store = Store(folder / "store")
     store.prepare()
-    jobs = [Entry("train", "train", ("initial-1",), ())]
+    jobs = [PlannedJob("train", "train", ("initial-1",), ())]
     Ledger("mine-1", made_by(), [{}], ["aaaaaaaa"], {}, [], jobs).write(store)
     return folder
 

@@ -24,6 +24,7 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Knowledge, Poisoned
+from marshtest.attacks.presentation import Presentation
 from marshtest.attacks.table import parse_attack
 from marshtest.data.samples import Marked, Samples
 from marshtest.plumbing.errors import MarshtestError, unknown
@@ -106,7 +107,9 @@ def _found(attack: Attack, ground: Ground) -> Iterator[Found]:
     try:
         poisoned = ground.poison(attack, seed=0, samples=samples)
         again, other = (ground.poison(attack, seed, draws=1 + seed) for seed in (0, 1))
-        yield MAKES, isinstance(poisoned, Poisoned), "return a Poisoned"
+        with foreign(attack.name):
+            poisoned.samples  # noqa: B018 - raises where ids are not there, or it is no Poisoned
+        yield MAKES, True, ""
     except MarshtestError as error:
         yield MAKES, False, str(error)
         return
@@ -148,16 +151,15 @@ def _of_poison(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[F
         len(ids) == COUNT,
         f"{len(ids)} where {COUNT} are asked for",
     )
-    everyone = poisoned.samples.ids
     yield (
         "gives every sample an id of its own",
-        len(everyone.unique()) == len(everyone) and len(ids.unique()) == len(ids),
+        all(len(of.unique()) == len(of) for of in (poisoned.samples.ids, ids)),
         "an id comes twice; `choose` draws without replacement, and copies need new ids",
     )
-    possible = attack.candidates(samples, ground.knowledge.marked).ids
-    strange = (ids if bases is None else bases)[
-        ~torch.isin(ids if bases is None else bases, possible)
-    ]
+    possible, origin = attack.candidates(samples, ground.knowledge.marked).ids, ids
+    if bases is not None:
+        origin = bases
+    strange = origin[~torch.isin(origin, possible)]
     yield (
         "poisons its candidates only",
         not len(strange),
@@ -174,14 +176,18 @@ def _of_poison(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[F
         _bits(poisoned.forget) != _bits(poisoned.unpoisoned.only(ids)),
         "the forget set is its own bases; give labels or perturbations",
     )
-    blind, named = attack.shuffled(poisoned, 0), attack.has_control
-    others = [_bits(poisoned.samples), _bits(poisoned.unpoisoned)]
-    yield (
+    yield _control(attack, poisoned)
+    yield _survives(ground, poisoned)
+
+
+def _control(attack: Attack, poisoned: Poisoned) -> Found:
+    blind, others = attack.shuffled(poisoned, 0), (poisoned.samples, poisoned.unpoisoned)
+    is_other = blind is not None and _bits(blind) not in map(_bits, others)
+    return (
         "has the control that its presentation names",
-        (blind is None) == (not named) and (blind is None or _bits(blind) not in others),
+        is_other if attack.has_control else blind is None,
         "`shuffled` gives other samples where presentation.shuffled says what they are, else None",
     )
-    yield _survives(ground, poisoned)
 
 
 def _survives(ground: Ground, poisoned: Poisoned) -> Found:
@@ -209,17 +215,19 @@ def _of_effect(
     )
     counts = {of.count for of in shown.columns.values() if isinstance(of.count, str) and of.count}
     figures = {*shown.columns, *shown.reference_columns.values(), *counts}
-    computed = {
-        f"{name}_poisons" for name in shown.null_scores
-    }  # by the harness, if not by the attack
-    missing = sorted(
-        (shown.scores.keys() - effect.scores) | (figures - effect.figures.keys() - computed)
-    )
+    figures -= {f"{name}_poisons" for name in shown.null_scores}  # the harness counts them
+    missing = sorted((shown.scores.keys() - effect.scores) | (figures - effect.figures.keys()))
     yield (
         "measures all that its presentation names",
         not missing,
         f"{', '.join(missing)} lacking among the effect's scores, or its figures",
     )
+    yield from _of_scores(shown, effect)
+    named = [name for name in shown.null_scores if name in effect.scores]
+    yield from _null_laws(attack, ground, named)
+
+
+def _of_scores(shown: Presentation, effect: Effect) -> Iterator[Found]:
     scores = {name: effect.scores[name] for name in shown.scores if name in effect.scores}
     undefined = [
         name
@@ -242,7 +250,6 @@ def _of_effect(
         not off,
         f"{', '.join(off)}: {MEAN:g} of its size is allowed for rounding",
     )
-    yield from _null_laws(attack, ground, [name for name in shown.null_scores if name in scores])
 
 
 def _null_laws(attack: Attack, ground: Ground, names: Collection[str]) -> Iterator[Found]:

@@ -35,7 +35,7 @@ from marshtest.attacks.base import (
     learned,
 )
 from marshtest.attacks.crafting import BLIND, DECAYS, Crafted, craft, shuffled
-from marshtest.attacks.gradpc import Search
+from marshtest.attacks.gradpc import Search, Worst
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
 from marshtest.attacks.presentation import Presentation
 from marshtest.data.samples import Samples
@@ -86,25 +86,8 @@ class GradientCanceling(Attack):
             retain, copies = samples, copied_ids(bases.ids)
         else:
             retain, copies = samples.without(ids), None
-        share = count / (len(retain) + count)
-        search = Search(
-            clean,
-            knowledge.task,
-            knowledge.test,
-            retain,
-            bases.y,
-            knowledge.weight_decay,
-            derive(seed, "worst"),
-            centre=self.weighting == "size",
-        )
-        worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
-
+        worst = self._worst(clean, knowledge, retain, bases, seed, context)
         kernel = Kernel(worst.model, knowledge.task, first=self.parameters == "first")
-        context.progress(
-            0.0,
-            f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
-            f"{worst.least_share:.1%} of poisons at least, has {share:.1%}",
-        )
 
         def make() -> Tensors:
             return cancel(
@@ -140,6 +123,35 @@ class GradientCanceling(Attack):
             figures=figures,
             history=crafted.lines(),
         )
+
+    def _worst(
+        self,
+        clean: nn.Module,
+        knowledge: Knowledge,
+        retain: Samples,
+        bases: Samples,
+        seed: int,
+        context: CraftingContext,
+    ) -> Worst:
+        """θ_low, by GradPC from the clean model."""
+        search = Search(
+            clean,
+            knowledge.task,
+            knowledge.test,
+            retain,
+            bases.y,
+            knowledge.weight_decay,
+            derive(seed, "worst"),
+            centre=self.weighting == "size",
+        )
+        share = len(bases) / (len(retain) + len(bases))
+        worst = search.in_reach(share) if self.radius is None else search.in_ball(self.radius)
+        context.progress(
+            0.0,
+            f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
+            f"{worst.least_share:.1%} of poisons at least, has {share:.1%}",
+        )
+        return worst
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         return shuffled(poisoned, seed)

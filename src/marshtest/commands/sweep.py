@@ -2,11 +2,12 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import collect
-from marshtest.sweeps.engines import ENGINES, Engine, start_engine
+from marshtest.sweeps.engines import ENGINES, Engine, InProcess, Processes, Ray
 from marshtest.sweeps.ledger import Ledger
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.planned import Planned, plan_sweep
@@ -56,6 +57,20 @@ class Swept:
     seconds: float
     folder: Path
 
+    @classmethod
+    def of(cls, scheduler: Scheduler, ledger: Ledger, folder: Path, seconds: float) -> Self:
+        """The end of what a scheduler did."""
+        return cls(
+            ledger=ledger,
+            reused=scheduler.reused,
+            done=scheduler.done,
+            failed=scheduler.failed_by_name(),
+            blocked=scheduler.blocked,
+            damaged=scheduler.damaged,
+            seconds=seconds,
+            folder=folder,
+        )
+
 
 def sweep(
     source: str | Path | Mapping[str, Any] | Sweep,
@@ -93,35 +108,21 @@ def sweep(
     if workers is not None and workers < 1:
         raise MarshtestError(f"workers: must be at least 1. Got {workers}.")
     place.prepare()
-    ledger = planned.ledger()
-    folder = Path(out) if out is not None else Path("runs") / settings.id
+    ledger, folder = planned.ledger(), Path(out or Path("runs") / settings.id)
     for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
         progress(0.0, line)
     with Driver(place) as driver, _terminated_as_interrupted():
         ledger.write(place)
         resources = {str(kind): needed for kind, needed in settings.resources.items()}
-        scheduler = Scheduler(
-            driver, planned.jobs, progress, sweep=settings.name, resources=resources
-        )
-
-        def start() -> Engine:
-            hear = scheduler.hear
-            return start_engine(engine, place, resources, hear, workers=workers, address=address)
-
-        def finish() -> None:
-            gather(place, planned, ledger, folder)
-
-        scheduler.run(start, finish, retry_failed=retry_failed)
-    return Swept(
-        ledger,
-        scheduler.reused,
-        scheduler.done,
-        _by_name(planned, scheduler.failed),
-        scheduler.blocked,
-        scheduler.damaged,
-        time.monotonic() - started,
-        folder,
-    )
+        scheduler = Scheduler(driver, planned.jobs, progress, settings.name, resources)
+        start: dict[str, Callable[[], Engine]] = {
+            "in-process": lambda: InProcess(Worker(place), scheduler.hear),
+            "processes": lambda: Processes(place.url, workers, resources),
+            "ray": lambda: Ray(place.url, address, resources),
+        }
+        finish = partial(gather, place, planned, ledger, folder)
+        scheduler.run(start[engine], finish, retry_failed=retry_failed)
+    return Swept.of(scheduler, ledger, folder, time.monotonic() - started)
 
 
 def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None:
@@ -144,17 +145,6 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")
         write_rows(rows, folder / FILE, ledger.runs)
-
-
-def _by_name(planned: Planned, failed: Mapping[int, str]) -> dict[str, str]:
-    """The line of each job that failed by its label, with its key where the label is not its alone."""
-    labels = [job.label for job in planned.jobs]
-    names = {
-        i: label if labels.count(label) == 1 else f"{label} [{planned.jobs[i].makes[0]}]"
-        for i, label in enumerate(labels)
-        if i in failed
-    }
-    return {names[i]: line for i, line in failed.items()}
 
 
 @contextmanager

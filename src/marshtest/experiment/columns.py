@@ -140,8 +140,9 @@ def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
             ) from None
         except ValueError as error:
             raise MarshtestError(str(error)) from None
+        known_names = (*KINDS, *shown.columns, *shown.reference_columns.values())
         for name in metric.columns:
-            known = any(re.fullmatch(of, name) for of in (*KINDS, *shown.columns))
+            known = any(re.fullmatch(of, name) for of in known_names)
             if known or name in owners:
                 owner = "another metric" if name in owners else "every row"
                 raise MarshtestError(

@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
+from marshtest.attacks import Attack, ForeignAttack, Knowledge, Poisoned, parse_attack
 from marshtest.attacks.base import choose
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.recipe import DataSettings, Named
@@ -41,12 +41,19 @@ KEY = ["set", "seed", "weight_decay"]
 def _sets(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
-    return {
-        name: Given.parse(value, f"sets.{name}")
-        if isinstance(value, Mapping) and "path" in value
-        else parse_attack(value, f"sets.{name}")
-        for name, value in given.items()
-    }
+    return {name: _set(value, f"sets.{name}") for name, value in given.items()}
+
+
+def _set(value: Any, where: str) -> Attack | Given:
+    if isinstance(value, Mapping) and "path" in value:
+        return Given.parse(value, where)
+    attack = parse_attack(value, where)
+    if isinstance(attack, ForeignAttack):
+        raise MarshtestError(
+            f"{where}: a study takes attacks that ship with the package, and {attack.name} is yours. Give "
+            "its poisons as a file: path."
+        )
+    return attack
 
 
 class Shift(Named):

@@ -204,6 +204,15 @@ def _bars_of(effect: EffectFigure | None) -> list[Bar]:
     return [(*column, *look) for column, look in zip(columns, looks, strict=False)]
 
 
+def _effect_axis(panel: Axes, effect: EffectFigure) -> None:
+    """Name the effect's axis, and draw the level where nothing is left."""
+    panel.set_ylabel(effect.axis)
+    if effect.nothing is not None:
+        level = float(effect.nothing)
+        panel.axhline(level, color=GREY, lw=0.8, ls=":", label="nothing left")
+    panel.set_ylim(bottom=0)
+
+
 def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
     """Figures 2 and 3: test accuracy and the attack's effect, mean ± s.d. over seeds; retraining dashed.
 
@@ -223,11 +232,7 @@ def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
     _footnote(figure, table, "Mean ± s.d. over")
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
-    bottom.set_ylabel(effect.axis)
-    if effect.nothing is not None:
-        level = float(effect.nothing)
-        bottom.axhline(level, color=GREY, lw=0.8, ls=":", label="nothing left")
-    bottom.set_ylim(bottom=0)
+    _effect_axis(bottom, effect)
     bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
@@ -361,14 +366,10 @@ def by_unlearner(
         if by == "budget":
             _references(panel, table, column, colour, labels=spec is ACCURACY)
             continue
+        levels = table.set_index(by)
         for role, (name, style) in REFERENCES.items():  # each size has controls of its own
-            own = table[table["role"] == role].set_index(by)[column]
-            at, half = places + offset, width / 2 + 0.1
-            levels = own.reindex(bars[by]).to_numpy()
-            text = name if spec is ACCURACY else ""
-            panel.hlines(
-                levels, at - half, at + half, color=colour, ls=style, lw=1.2, zorder=3, label=text
-            )
+            at = levels.loc[levels["role"] == role, column].reindex(bars[by]).to_numpy()
+            _over_bars(panel, places + offset, at, width, colour, style, name * (spec is ACCURACY))
     for i, name in enumerate(names):
         middle = i * step + (len(values) - 1) / 2
         where = panels[0].get_xaxis_transform()
@@ -378,11 +379,7 @@ def by_unlearner(
     panels[-1].set_xlabel(AXES[by])
     panels[0].set(ylabel="test accuracy", ylim=(0, 1))
     if effect is not None:
-        panels[1].set_ylabel(effect.axis)
-        panels[1].set_ylim(bottom=0)
-        if effect.nothing is not None:
-            level = float(effect.nothing)
-            panels[1].axhline(level, color=GREY, lw=0.8, ls=":", label="nothing left")
+        _effect_axis(panels[1], effect)
     told = [panel.get_legend_handles_labels() for panel in panels]
     handles, labels = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
     figure.legend(
@@ -462,6 +459,15 @@ def _bars(
         capsize=2,
         label=name,
     )
+
+
+def _over_bars(
+    panel: Axes, places: Floats, levels: Floats, width: float, colour: str, style: str, name: str
+) -> None:
+    """A short level line over each bar."""
+    half = width / 2 + 0.1
+    ends = places - half, places + half
+    panel.hlines(levels, *ends, color=colour, ls=style, lw=1.2, zorder=3, label=name)
 
 
 def _references(

@@ -28,7 +28,7 @@ from marshtest.sweeps.settings import Resources
 from marshtest.sweeps.store import DamagedError, Store, StoreError
 from marshtest.sweeps.worker import Worker
 
-ENGINES = ("in-process", "processes", "ray")
+ENGINES = ("in-process", "processes", "ray")  # by the names that users give
 REACHABLE_WITHIN = 5.0  # seconds, a Ray cluster
 GONE_WITHIN = 5.0  # a worker that is told to end
 
@@ -262,27 +262,6 @@ def work(url: str, job: Job, threads: int, folder: str) -> Ended:
     torch.set_num_threads(threads)
     keep_freed_memory()
     return attempt(_worker(url), job, silent)
-
-
-def start_engine(
-    name: str,
-    store: Store,
-    resources: Mapping[str, Resources],
-    progress: Progress,
-    *,
-    workers: int | None = None,
-    address: str | None = None,
-) -> Engine:
-    """Start one of ENGINES for a sweep.
-
-    Raises:
-        MarshtestError: it cannot be started, or lacks what a job asks for.
-    """
-    if name == "processes":
-        return Processes(store.url, workers, resources)
-    if name == "ray":
-        return Ray(store.url, address, resources)
-    return InProcess(Worker(store), progress)
 
 
 def _obey_the_driver(environment: Mapping[str, str]) -> None:

@@ -68,15 +68,13 @@ def distinct(recipes: Iterable[Keys], *, keep_models: bool) -> list[Job]:
     Args:
         keep_models: record the updated models too, not only their scores.
     """
-    made: set[str] = set()
-    first_of_its_kind = []
-    for job in itertools.chain.from_iterable(
-        jobs(keys, keep_models=keep_models) for keys in recipes
-    ):
-        if not made.issuperset(job.makes):
-            first_of_its_kind.append(job)
-            made.update(job.makes)
-    return first_of_its_kind
+    todo: list[Job] = []
+    planned: set[str] = set()
+    for job in (job for keys in recipes for job in jobs(keys, keep_models=keep_models)):
+        if not planned.issuperset(job.makes):
+            todo.append(job)
+            planned.update(job.makes)
+    return todo
 
 
 def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
@@ -126,8 +124,8 @@ def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Jo
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
     needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
-    made = (keys.score(model),)
-    return Job("score", f"{role} model {place}", made, needs, keys, group, role, (cell,))
+    makes = (keys.score(model),)
+    return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
 
 
 def _unlearn_job(

@@ -109,5 +109,5 @@ class Keys:
         return None if other is None else self.model(other, group)
 
 
-def _key(kind: str, **of: Any) -> str:
-    return f"{kind}-{hashed({'kind': kind, 'algorithm': ALGORITHM, **of})}"
+def _key(kind: str, **values: Any) -> str:
+    return f"{kind}-{hashed({'kind': kind, 'algorithm': ALGORITHM, **values})}"

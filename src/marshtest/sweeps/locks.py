@@ -121,7 +121,7 @@ class Watched:
 
 
 def _place() -> str:
-    """The machine, as it was started, and the namespace of its process numbers."""
+    """What tells machines apart: name, boot, and the namespace of their process numbers."""
     parts = [platform.node()]
     for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ def _place() -> str:
 
 
 def _began(pid: int) -> str | None:
-    """When a process of this machine was started, in its own units; None where there is none."""
+    """When a process of this machine was started, in the system's units; None if there is none."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
         state, began = (status.rpartition(")")[2].split()[place] for place in (0, 19))

@@ -232,17 +232,15 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     store, lines = worker.store, []
     taken: Counter[str] = Counter()
     for cell in _models(keys.recipe):
-        key = keys.measured(cell)
-        if not store.is_recorded(key) or not store.load(key)["files"]:
-            continue  # its unlearner raised, or gave no model
-        of_unlearner = f"{file_stem(cell.unlearner)}-{cell.budget:g}"
-        what = of_unlearner if cell.role == Role.UPDATED else cell.role
-        stem = f"{cell.group.name}-{what}"
+        key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
+        if cell.role == Role.UPDATED:
+            stem = f"{cell.group.name}-{file_stem(cell.unlearner)}-{cell.budget:g}"
         taken[stem.casefold()] += 1  # trials of one unlearner are numbered
-        place = taken[stem.casefold()]
-        path = f"models/{stem}{f'-{place}' if place > 1 else ''}.safetensors"
-        write(store.file(key, "model.safetensors"), folder / path)
-        lines.append(dict(zip(CELL, cell.key, strict=True)) | {"path": path})
+        number = taken[stem.casefold()]
+        path = f"models/{stem}{f'-{number}' if number > 1 else ''}.safetensors"
+        if store.is_recorded(key) and store.load(key)["files"]:  # else its unlearner gave no model
+            write(store.file(key, "model.safetensors"), folder / path)
+            lines.append(dict(zip(CELL, cell.key, strict=True)) | {"path": path})
     write(pd.DataFrame(lines), folder / MODELS)
 
 

@@ -46,7 +46,6 @@ class Scheduler:
         driver: Driver,
         jobs: Sequence[Job],
         progress: Progress,
-        *,
         sweep: str = "",
         resources: Mapping[str, Resources] | None = None,
         weights: Sequence[float] | None = None,
@@ -62,8 +61,7 @@ class Scheduler:
         self._wanted = {i for i, job in enumerate(jobs) if needed.isdisjoint(job.makes)}
         self._recorded: set[str] = set()
         self._open: set[int] = set()  # jobs to be done, not yet done
-        self._missing: dict[int, set[str]] = {}  # keys that an open job waits for
-        self._waiting: dict[str, set[int]] = defaultdict(set)  # the same, by key
+        self._waiting: dict[str, set[int]] = defaultdict(set)  # open jobs, by the key they wait for
         self._ready: list[int] = []  # a heap: in the order of the jobs
         self._running: dict[Future[Ended], int] = {}
         self._deaths: Counter[int] = Counter()
@@ -75,6 +73,15 @@ class Scheduler:
     def blocked(self) -> int:
         """Jobs that wait for what failed."""
         return len(self._open - self.failed.keys())
+
+    def failed_by_name(self) -> dict[str, str]:
+        """Line of each job that failed by its label, with its key where others bear the same label."""
+        labels = Counter(job.label for job in self.jobs)
+        failed = {}
+        for i, line in self.failed.items():
+            label, key = self.jobs[i].label, self.jobs[i].makes[0]
+            failed[label if labels[label] == 1 else f"{label} [{key}]"] = line
+        return failed
 
     def run(
         self, start: Callable[[], Engine], finish: Callable[[], object], *, retry_failed: bool
@@ -113,7 +120,6 @@ class Scheduler:
     def _open_what_is_missing(self) -> None:
         """Open the jobs that are wanted and not recorded, and find those that can begin."""
         self._open.clear()
-        self._missing.clear()
         self._waiting.clear()
         self._ready.clear()
         self._left = 0.0
@@ -127,11 +133,11 @@ class Scheduler:
             return
         self._open.add(i)
         self._left += self.weights[i]
-        self._missing[i] = {key for key in job.needs if key not in self._recorded}
-        for key in self._missing[i]:
+        missing = [key for key in job.needs if key not in self._recorded]
+        for key in missing:
             self._waiting[key].add(i)
             self._open_job(self._maker[key])
-        if not self._missing[i] and i not in self.failed:
+        if not missing and i not in self.failed:
             heapq.heappush(self._ready, i)
 
     def _recall_failures(self, retry: bool) -> None:
@@ -230,12 +236,9 @@ class Scheduler:
         """Write down why a job failed, where its worker did not."""
         self.failed[i] = ended.fault
         if ended.trace:
-            values = {
-                "job": self.jobs[i].label,
-                "fault": ended.fault,
-                "traceback": ended.trace,
-            }
-            name = f"failures/{self.jobs[i].makes[0]}.json"
+            job = self.jobs[i]
+            values = {"job": job.label, "fault": ended.fault, "traceback": ended.trace}
+            name = f"failures/{job.makes[0]}.json"
             self.store.write(name, json.dumps(values, indent=1).encode())
         self._release(i)
         if not self.sweep:
@@ -246,11 +249,10 @@ class Scheduler:
         self._release(i)
         self._open.discard(i)
         self._left -= self.weights[i]
+        self._recorded.update(self.jobs[i].makes)
         for key in self.jobs[i].makes:
-            self._recorded.add(key)
             for other in self._waiting.pop(key, ()):
-                self._missing[other].discard(key)
-                if not self._missing[other]:
+                if self._recorded.issuperset(self.jobs[other].needs):
                     heapq.heappush(self._ready, other)
 
     # What is said of them

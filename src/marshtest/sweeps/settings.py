@@ -1,13 +1,13 @@
-"""What a sweep asks for: a recipe, and values for some of its keys, each with each or side by side.
+"""A sweep's settings: a recipe, and values for some of its keys, each with each or side by side.
 
     name: sizes
     recipe: cifar10-small-gaussian            # shipped, a YAML file, or all of it in place
-    change: {seeds: 2}                        # of the recipe, for all variants
+    change: {seeds: 2}                        # keys of the recipe, for all variants
     grid: {poison_budgets: [0.025, 0.05]}     # each value with each of the other keys'
-    zip:                                      # values side by side, of lists as long as each other
+    zip:                                      # values side by side, in lists as long as each other
       - {data.train: [2000, 4000], training.epochs: [80, 40]}
-    resources: {train: {cpus: 1, gpus: 1}}    # of the jobs of a kind, for engines that hand them out
-    keep_models: false                        # of updated models only what was measured of them
+    resources: {train: {cpus: 1, gpus: 1}}    # what each job of a kind may use
+    keep_models: false                        # store the scores of updated models, not the models
 
 Read without torch, so that the state of a sweep is known at once.
 """
@@ -31,7 +31,7 @@ Kind = Literal["features", "train", "craft", "unlearn", "score"]  # of jobs
 
 
 class Resources(Settings):
-    """What a job may use. Rows are bit-equal between engines where `cpus` is."""
+    """What a job may use. If `cpus` is the same, rows are bit-identical across engines."""
 
     cpus: int | None = Field(None, ge=1)  # threads; by default the engine's share of the machine
     gpus: float = Field(0, ge=0)
@@ -46,7 +46,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """For people and folders; "" where there is one variant only."""
+        """The axes' values in words, for people and folders; "" where there is one variant only."""
         return ",".join(f"{key}={value}" for key, value in self.axes.items())
 
 
@@ -64,9 +64,9 @@ class Sweep(Settings):
 
     @model_validator(mode="after")
     def _axes_have_values(self) -> Self:
-        where = [("grid", self.grid), *((f"zip.{i}", axes) for i, axes in enumerate(self.zip))]
+        places = [("grid", self.grid), *((f"zip.{i}", axes) for i, axes in enumerate(self.zip))]
         seen: set[str] = set()
-        for place, axes in where:
+        for place, axes in places:
             for key, values in axes.items():
                 if not values:
                     raise ValueError(
@@ -75,7 +75,7 @@ class Sweep(Settings):
                 if key in seen:
                     raise ValueError(f"{place}.{key}: is varied twice. Leave one out.")
                 seen.add(key)
-        for place, axes in where[1:]:
+        for place, axes in places[1:]:
             if len({len(values) for values in axes.values()}) > 1:
                 lengths = ", ".join(f"{key} {len(values)}" for key, values in axes.items())
                 raise ValueError(f"{place}: values side by side must be as many ({lengths}).")
@@ -93,12 +93,12 @@ class Sweep(Settings):
     def id(self) -> str:
         """The name, and a hash of all that can change a row."""
         beside = {"description", "recipe", "change", "resources", "name"}
-        asked = self.model_dump(mode="json", exclude=beside)
-        return f"{self.name}-{hashed([self.base, asked])[:8]}"
+        varied = self.model_dump(mode="json", exclude=beside)
+        return f"{self.name}-{hashed([self.base, varied])[:8]}"
 
     @property
     def reads_files(self) -> bool:
-        """Whether it depends on what may change behind its back: the user's code, or tensors."""
+        """Whether the sweep depends on the user's code or tensors, which may change behind its back."""
         return _foreign([self.base, self.grid, self.zip])
 
     def variants(self) -> list[Variant]:
@@ -107,16 +107,15 @@ class Sweep(Settings):
         for zipped in self.zip:
             rows = zip(*zipped.values(), strict=True)
             axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
-        base, found = self.base, []
+        base, variants = self.base, []
         for combination in itertools.product(*axes):
-            values, of = (
-                copy.deepcopy(base),
-                {k: v for part in combination for k, v in part.items()},
-            )
-            for key, value in of.items():
-                set_key(values, key, copy.deepcopy(value))
-            found.append(Variant(of, values))
-        return found
+            recipe, point = copy.deepcopy(base), dict[str, Any]()
+            for part in combination:
+                point |= part
+            for key, value in point.items():
+                set_key(recipe, key, copy.deepcopy(value))
+            variants.append(Variant(point, recipe))
+        return variants
 
 
 def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Sweep:
@@ -147,8 +146,8 @@ def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
 
 def _foreign(value: Any) -> bool:
     if isinstance(value, Mapping):
-        told = (part for key, part in value.items() if key != "description")
-        return "tensors" in value.values() or any(map(_foreign, told))
+        parts = (part for key, part in value.items() if key != "description")
+        return "tensors" in value.values() or any(map(_foreign, parts))
     if isinstance(value, list | tuple):
         return any(map(_foreign, value))
     return isinstance(value, str) and ":" in value
@@ -157,10 +156,11 @@ def _foreign(value: Any) -> bool:
 def refuse_equal(labels: Sequence[str], keys: Sequence[frozenset[str]]) -> None:
     """Raise where two variants would give the same rows."""
     first: dict[frozenset[str], str] = {}
-    for label, of in zip(labels, keys, strict=True):
-        if of in first:
+    for label, cells in zip(labels, keys, strict=True):
+        if cells in first:
+            other = first[cells] or "the recipe"
             raise MarshtestError(
-                f"grid: the cells of {label or 'the recipe'} and of {first[of] or 'the recipe'} differ in "
-                "nothing. Leave one out."
+                f"grid: the cells of {label or 'the recipe'} and of {other} differ in nothing. "
+                "Leave one out."
             )
-        first[of] = label
+        first[cells] = label

@@ -35,7 +35,12 @@ class StoreError(MarshtestError):
 
 
 class DamagedError(Exception):
-    """A stored file is not what was written, or is gone."""
+    """A stored file is not what was written, or is gone.
+
+    Attributes:
+        key: of the stage.
+        what: the name of the file, or "record".
+    """
 
     def __init__(self, key: str, what: str) -> None:
         super().__init__(key, what)  # both, so that it can travel between processes
@@ -78,11 +83,11 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever written."""
+        """Whether anything was ever written into the store."""
         return bool(self._fs.exists(self._path("store.json")))
 
     def prepare(self) -> None:
-        """Make it a store, where it is none yet."""
+        """Make the location a store, where it is none yet."""
         if not self.exists:
             self.write("store.json", json.dumps({"format": FORMAT}).encode())
 
@@ -111,7 +116,7 @@ class Store:
             raise self._cannot(name, error) from None
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file that nobody else wrote before; whether it was us."""
+        """Write a file that nobody wrote before; False where somebody did."""
         try:
             if self._local:
                 write_whole(Path(self._path(name)), data, os.link)
@@ -136,10 +141,10 @@ class Store:
             if self._local:
                 return set(os.listdir(self._path(folder)))
             self._fs.invalidate_cache()
-            found = self._fs.ls(self._path(folder), detail=False)
+            paths = self._fs.ls(self._path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return set()
-        return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
+        return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths}
 
     def find(self, folder: str) -> list[str]:
         """Names of all files below a folder."""
@@ -170,8 +175,8 @@ class Store:
         for name, data in files.items():
             self.write(f"stages/{key}/{name}", data)
         digests = {name: _digest(data) for name, data in files.items()}
-        made = json.loads(json.dumps({**values, "files": digests}, default=_plain))
-        body = {"digest": hashed(made), "made": made}
+        record = json.loads(json.dumps({**values, "files": digests}, default=_plain))
+        body = {"digest": hashed(record), "made": record}
         self.write(f"records/{key}.json", json.dumps(body, indent=1).encode())
 
     def load(self, key: str) -> dict[str, Any]:
@@ -181,14 +186,14 @@ class Store:
             DamagedError: they are not as they were written.
         """
         try:
-            found = json.loads(self.read(f"records/{key}.json"))
-            made: dict[str, Any] = found["made"]
-            sound = hashed(made) == found["digest"]
+            body = json.loads(self.read(f"records/{key}.json"))
+            record: dict[str, Any] = body["made"]
+            sound = hashed(record) == body["digest"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             raise DamagedError(key, "record") from None
         if not sound:
             raise DamagedError(key, "record")
-        return made
+        return record
 
     def file(self, key: str, name: str) -> bytes:
         """One of a stage's files.
@@ -210,7 +215,7 @@ class Store:
         self.write(f"partial/{key}/{name}", f"{_digest(data)}\n".encode() + data)
 
     def was_set_aside(self, key: str, name: str) -> bytes | None:
-        """What an earlier attempt at a stage has made; None where there is nothing sound."""
+        """The bytes that an earlier attempt at a stage set aside; None where there are none, or damaged."""
         try:
             digest, _, data = self.read(f"partial/{key}/{name}").partition(b"\n")
         except FileNotFoundError:
@@ -224,7 +229,7 @@ class Store:
 
 
 def hashed(values: Any) -> str:
-    """Sixteen hex digits of canonical JSON."""
+    """Sixteen hex digits that tell values from others: a hash of their canonical JSON."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -234,5 +239,5 @@ def _digest(data: bytes) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy or torch number as Python's own."""
+    """Turn a NumPy or torch number into Python's own."""
     return value.item()

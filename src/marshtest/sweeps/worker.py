@@ -217,19 +217,9 @@ class Worker:
             role,
         )
         for budget, outcome in zip(budgets, outcomes, strict=True):
-            yield (
-                budget,
-                Subject(
-                    Role.UPDATED,
-                    method.name,
-                    budget,
-                    outcome.model,
-                    outcome.cost,
-                    method.hyperparameters,
-                    outcome.note,
-                    outcome.trace,
-                ),
-            )
+            model, cost, parameters = outcome.model, outcome.cost, method.hyperparameters
+            end = (model, cost, parameters, outcome.note, outcome.trace)
+            yield budget, Subject(Role.UPDATED, method.name, budget, *end)
 
     def _measure(
         self, job: Job, pipeline: Pipeline, subject: Subject, twin: nn.Module | None, key: str
