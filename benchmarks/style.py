@@ -23,6 +23,7 @@ HEADLESS = (
     "Those",
     "Where",
 )  # no docstring begins with these: no sentence does
+LONG = 57  # lines; no function is longer
 OF_LIBRARIES = {"forward", "invoke"}  # of torch's modules and of typer's groups
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -34,7 +35,7 @@ class Figures:
     Attributes:
         lines, test_lines: of source and tests, blank ones too.
         code, comments: lines of source that hold code, and comments.
-        functions: lines of each function, shortest first.
+        functions: lines and name of each function, shortest first.
         undocumented: public names without a docstring.
         headless: names whose docstring begins with one of HEADLESS.
     """
@@ -43,19 +44,18 @@ class Figures:
     test_lines: int
     code: int
     comments: int
-    functions: list[int]
+    functions: list[tuple[int, str]]
     undocumented: list[str]
     headless: list[str]
 
     @property
-    def longest(self) -> int:
-        """Lines of the longest function."""
-        return self.functions[-1]
-
-    @property
     def p90(self) -> int:
         """Lines that nine functions in ten do not exceed."""
-        return self.functions[math.ceil(0.9 * len(self.functions)) - 1]
+        return self.functions[math.ceil(0.9 * len(self.functions)) - 1][0]
+
+    def longer(self, lines: int) -> list[str]:
+        """The functions of more lines."""
+        return [f"{name}, {length} lines" for length, name in self.functions if length > lines]
 
     @property
     def commented(self) -> float:
@@ -79,8 +79,8 @@ def figures(root: Path = ROOT) -> Figures:
         for name, node, public in definitions(tree)
         if ast.unparse(node.body[0]) != "..."
     ]
-    functions = [node for _, node, _ in named if not isinstance(node, ast.ClassDef)]
-    explained = OF_LIBRARIES | {node.name for node in functions if ast.get_docstring(node)}
+    functions = [(name, node) for name, node, _ in named if not isinstance(node, ast.ClassDef)]
+    explained = OF_LIBRARIES | {node.name for _, node in functions if ast.get_docstring(node)}
     modules = [(f"{path.relative_to(root)}:1", tree, True) for path, tree in trees.items()]
     documented = [(name, ast.get_docstring(node), public) for name, node, public in named + modules]
     return Figures(
@@ -88,7 +88,9 @@ def figures(root: Path = ROOT) -> Figures:
         test_lines=sum(len(p.read_text().splitlines()) for p in (root / "tests").rglob("*.py")),
         code=sum(code for code, _ in counts),
         comments=sum(comments for _, comments in counts),
-        functions=sorted(length(node) - len(docstring_lines(node)) for node in functions),
+        functions=sorted(
+            (length(node) - len(docstring_lines(node)), name) for name, node in functions
+        ),
         undocumented=[
             name
             for name, text, public in documented
@@ -148,12 +150,12 @@ def main() -> None:
     print(f"source lines            {found.lines:,}")
     print(f"functions               {len(found.functions):,}")
     print(f"lines, nine in ten      ≤ {found.p90}")
-    print(f"lines, longest          {found.longest}")
+    print(f"lines, longest          {found.functions[-1][0]}")
     print(f"comments by code lines  {found.commented:.1%}")
     print(f"tests by source lines   {found.tested:.2f}")
     print(f"public, no docstring    {len(found.undocumented)}")
     print(f"headless docstrings     {len(found.headless)}")
-    for name in [*found.undocumented, *found.headless]:
+    for name in [*found.longer(LONG), *found.undocumented, *found.headless]:
         print(f"  {name}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from conftest import TIMES, TINY
 
 import marshtest
 from marshtest.commands.sweep import sweep
@@ -23,7 +23,6 @@ from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
 
-TIMES = ["seconds", "scoring_seconds"]
 RECIPE: dict[str, Any] = {
     **TINY,
     "seeds": 1,

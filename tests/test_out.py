@@ -17,6 +17,12 @@ from marshtest.plumbing.whole_files import alone
 from marshtest.results.summary import Results
 
 ONE = {**TINY, "seeds": 1, "unlearners": ["gd"]}
+WITHOUT_FIGURES = """
+from marshtest.commands import run
+run.write_report = lambda results: None
+from marshtest.cli.app import main
+main()
+"""
 
 
 @pytest.mark.usefixtures("no_report")
@@ -34,7 +40,8 @@ def test_a_folder_that_a_command_holds_is_refused_to_a_second(tmp_path: Path) ->
 def test_two_runs_at_once_end_well_or_in_one_line(seeds: tuple[int, int], tmp_path: Path) -> None:
     """Of one recipe, and of two."""
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(ONE))
-    commands = [[*MARSHTEST, "run", "r.yaml", f"seeds={n}", "--out", "here"] for n in seeds]
+    command = [sys.executable, "-c", WITHOUT_FIGURES, "run", "r.yaml", "--out", "here"]
+    commands = [[*command, f"seeds={n}"] for n in seeds]
     begun = [
         subprocess.Popen(c, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         for c in commands
@@ -108,7 +115,7 @@ def test_out_may_be_no_file(tmp_path: Path) -> None:
 
 
 def named(results: Results, name: str, folder: Path) -> Path:
-    """A copy of a run under another name, of other settings, so that it is not merged."""
+    """A run's controls under another name, of other settings, so that they are not merged."""
     from marshtest.experiment.row_file import write_rows
 
     alpha = 0.05 if results.recipe.name == "tiny" and len(results.seeds) == 2 else 0.04
@@ -116,7 +123,8 @@ def named(results: Results, name: str, folder: Path) -> Path:
         of: {**about, "values": {**about["values"], "name": name, "verdict": {"alpha": alpha}}}
         for of, about in results.runs.items()
     }
-    write_rows(results.rows, folder / "rows.parquet", runs)
+    controls = results.rows[results.rows["role"] != "updated"].reset_index(drop=True)
+    write_rows(controls, folder / "rows.parquet", runs)
     return folder
 
 

@@ -36,6 +36,7 @@ from marshtest.sweeps.keys import Keys
 
 ROOT = Path(__file__).parents[1]
 SPEC = "homemade:LabelFlipping"
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
