@@ -1,4 +1,4 @@
-"""Every random draw comes from one seed and the name of what it is for."""
+"""Random draws, each from one seed and the name of its purpose; and foreign code kept from our own."""
 
 import os
 import random
@@ -28,8 +28,9 @@ def normal(seed: int, *purpose: object, shape: tuple[int, ...]) -> NDArray[np.fl
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global draws of torch, NumPy and Python (initialisation, dropout, a user's own) inside, and
-    leave the process's switches as they were outside, whatever foreign code does to them.
+    """Seed the global draws of torch, NumPy and Python inside: initialisation, dropout, a user's own.
+
+    Afterwards the global states, and the process's switches, are as they were, whatever foreign code did.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -45,9 +46,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _set_device(device: torch.device) -> None:
+    # None takes PyTorch's mode for default devices away, which a default of "cpu" would leave on.
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
+# (get, set) of each switch that foreign code has been seen to turn and leave.
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -58,8 +61,8 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (os.getcwd, os.chdir),
     *(
-        (partial(torch.is_autocast_enabled, of), partial(torch.set_autocast_enabled, of))
-        for of in ("cpu", "cuda")
+        (partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
+        for kind in ("cpu", "cuda")
     ),
     *(
         (partial(getattr, owner, name), partial(setattr, owner, name))
@@ -70,6 +73,7 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
         )
     ),
 )
+# Dicts of hooks that run for every module or optimiser: PyTorch has no other way to list them.
 HOOKS = [
     hooks
     for module in map(import_module, ("torch.nn.modules.module", "torch.optim.optimizer"))
@@ -80,14 +84,15 @@ HOOKS = [
 
 @contextmanager
 def _switches_kept() -> Iterator[None]:
+    """Put the switches and global hooks back afterwards."""
     before = [get() for get, _ in SWITCHES]
-    hooks = [dict(of) for of in HOOKS]  # on every module or optimiser
+    hooks = [dict(table) for table in HOOKS]
     try:
         yield
     finally:
         for (get, put), value in zip(SWITCHES, before, strict=True):
-            if get() != value:
+            if get() != value:  # setting some anew costs time, or warns
                 put(value)
-        for of, kept in zip(HOOKS, hooks, strict=True):
-            of.clear()
-            of.update(kept)
+        for table, entries in zip(HOOKS, hooks, strict=True):
+            table.clear()
+            table.update(entries)
