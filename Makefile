@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test browser lint docs reproduce bench
+.PHONY: demo test wheel browser lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,7 +14,20 @@ demo: $(VENV)/installed ## the main job on digits: a minute or two after install
 	$(BIN)/marshtest run digits-gaussian
 
 test: $(VENV)/installed ## all tests but those of the page in a browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+
+# The wheel is made from the source distribution, so that both are whole.
+wheel: PARTS = $(VENV)/wheel
+wheel: ## sdist and wheel, in dist/; a fresh environment without extras runs the demo's recipe from it
+	rm -rf $(PARTS) dist
+	$(PYTHON) -m venv $(PARTS)/build
+	$(PARTS)/build/bin/pip install --quiet hatchling
+	$(PARTS)/build/bin/hatchling build --target sdist
+	$(PARTS)/build/bin/pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+	$(PYTHON) -m venv $(PARTS)/plain
+	$(PARTS)/plain/bin/pip install --quiet --no-compile --constraint constraints.txt dist/*.whl
+	OMP_NUM_THREADS=1 $(PARTS)/plain/bin/python -P tests/wheel.py
+	rm -rf $(PARTS)
 
 # Not in `test`: Chromium is a system package of several hundred MB, and installing it needs root.
 browser: $(VENV)/installed ## the page in a real browser, which is installed where there is none

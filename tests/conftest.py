@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ os.environ["HF_HUB_OFFLINE"] = (
     "1"  # read as the library is imported; a hub that is not there costs minutes
 )
 
+import pandas as pd
 import pytest
 import torch
 
 import marshtest
+from marshtest.commands.sweep import Swept, sweep
 from marshtest.results.summary import Results
+from marshtest.sweeps.store import Store
 from marshtest.unlearning import UNLEARNERS
 
 # A module of a model that knows every base by heart.
@@ -56,6 +60,18 @@ TINY: dict[str, Any] = {
     "seeds": 2,
 }
 
+GRID: dict[str, Any] = {
+    "name": "grid",
+    "recipe": {**TINY, "budgets": [0.25, 0.5], "unlearners": ["gd", "scrub"]},
+    "grid": {"attack.draws": [19, 39], "attack.variance": [4.0, 1.0]},
+    "resources": {kind: {"cpus": 1} for kind in ("train", "score", "unlearn")},  # the same bits
+}
+
+TIMES = ["seconds", "scoring_seconds"]  # columns that differ from run to run
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+MARSHTEST = [sys.executable, "-m", "marshtest"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
@@ -64,9 +80,9 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run ends with its rows, for tests that look at no figure: drawing takes most of a tiny run's time.
+    """A run ends with its rows where a command or another function starts it, and no figure matters.
 
-    Runs that a session or a module shares are made before it, and have their figures.
+    Drawing takes most of a tiny run's time; tests that call `run` themselves give report=False.
     """
     monkeypatch.setattr("marshtest.commands.run.write_report", lambda results: None)
 
@@ -74,7 +90,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder: Path = tmp_path_factory.mktemp("runs") / "tiny"
-    return marshtest.run(TINY, out=folder)
+    return marshtest.run(TINY, out=folder, report=False)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +98,7 @@ def ablated(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Two compute budgets and two sizes of the forget set."""
     recipe = {**TINY, "seeds": 1, "budgets": [0.25, 0.5], "poison_budgets": [0.1, 0.2]}
     folder = tmp_path_factory.mktemp("runs") / "ablated"
-    return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder)
+    return marshtest.run({**recipe, "unlearners": ["gd", "scrub"]}, out=folder, report=False)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +115,40 @@ def matching(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "unlearners": ["gd"],
         "seeds": 7,
     }  # fmt: skip
-    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "matching")
+    return marshtest.run(recipe, out=tmp_path_factory.mktemp("runs") / "matching", report=False)
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Swept, Store]:
+    folder = tmp_path_factory.mktemp("swept")
+    store = Store(folder / "store")
+    return sweep(GRID, store=store.url, out=folder / "out"), store
+
+
+def rows_of(done: Swept) -> pd.DataFrame:
+    return pd.read_parquet(done.folder / "rows.parquet").drop(columns=TIMES)
+
+
+def in_a_small_disk(commands: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run shell commands where $DISK is a file system of 250 kB that can be made larger, or read-only."""
+    disk = folder / "disk"
+    disk.mkdir()
+    apart = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=250k none {disk}"
+    try:
+        refused = subprocess.run([*apart, mount], capture_output=True, text=True).stderr
+    except FileNotFoundError as error:
+        refused = str(error)
+    if refused:
+        pytest.skip(f"this machine lets nobody mount a file system: {refused.strip()}")
+    script = f"set -e; export DISK={disk}; {mount}; cd {folder}; {commands}"
+    return subprocess.run(
+        [*apart, script],
+        env={**ENVIRONMENT, "RUN": " ".join(MARSHTEST)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def wait_until_it_hangs(folder: Path, process: "subprocess.Popen[Any]") -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import torch
+from conftest import TIMES
 
 import marshtest
 from marshtest.experiment.cells import groups
@@ -22,7 +22,6 @@ from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import ALGORITHM
 
 FILE = Path(__file__).with_suffix(".json")
-TIMES = ["seconds", "scoring_seconds"]
 IDENTITIES = ["recipe"]  # a hash of the recipe, which names the folder of its texts
 IMAGES: dict[str, Any] = {
     "data": {"name": "digits", "train": 100, "test": 50},
@@ -85,9 +84,7 @@ def rows(kind: str, folder: Path) -> list[dict[str, Any]]:
     values = {"name": "golden", **RECIPES[kind]}
     if values["data"]["name"] == "imdb":
         values["data"] = values["data"] | {"path": str(reviews(folder / "reviews"))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("marshtest.commands.run.write_report", lambda results: None)
-        table = marshtest.run(values, out=folder / "run").rows
+    table = marshtest.run(values, out=folder / "run", report=False).rows
     table = table.drop(columns=[*TIMES, *IDENTITIES])
     lines: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     floats = [name for name in table.columns if table[name].dtype.kind == "f"]

@@ -13,7 +13,10 @@ from conftest import LOOKUP, TINY
 
 from marshtest.attacks import ATTACKS
 from marshtest.cli import app as cli
+from marshtest.cli import screen
+from marshtest.cli.catalogue import KINDS
 from marshtest.data.load import LOADERS
+from marshtest.data.texts import TEXTS
 from marshtest.experiment.row_file import read_file, write_rows
 from marshtest.models.table import MODELS
 from marshtest.plumbing.yaml_files import shipped
@@ -119,14 +122,38 @@ def test_compare_and_leaderboard_print_and_write_their_tables(
 
 
 def test_list_names_everything(marshtest: Any) -> None:
-    found = json.loads(marshtest("list", "--json").out)
-    names = {(entry["kind"], entry["name"]) for entry in found}
-    tables = {"attack": ATTACKS, "unlearner": UNLEARNERS, "data": LOADERS, "model": MODELS}
-    for kind, table in [*tables.items(), ("recipe", shipped())]:
-        assert {(kind, name) for name in table} <= names
-    assert {("reference", "none"), ("metric", "gus"), ("metric", "rank")} <= names
-    assert all(entry["what"] and entry["source"] for entry in found)
-    assert "neggrad+" in marshtest("list").out
+    entries = json.loads(marshtest("list", "--json").out)
+    named = {(entry["kind"], entry["name"], entry["source"]) for entry in entries}
+    tables: dict[str, dict[str, Any]] = {
+        "attack": ATTACKS,
+        "unlearner": UNLEARNERS,
+        "data": LOADERS | TEXTS,
+        "model": MODELS,
+    }
+    for kind, table in tables.items():
+        of_kind = {(name, source) for k, name, source in named if k == kind}
+        assert of_kind == {(name, thing.__module__) for name, thing in table.items()}
+    for kind, folder in (("recipe", "recipes"), ("sweep", "sweeps"), ("hypothesis", "hypotheses")):
+        assert {name for k, name, _ in named if k == kind} == set(shipped(folder))
+    assert {"none", "retrain (full)", "gus", "rank"} <= {name for _, name, _ in named}
+    lines = {(entry["kind"], entry["name"]): entry["what"] for entry in entries}
+    assert all(lines.values())
+    for name, cls in UNLEARNERS.items():
+        assert lines["unlearner", name] == (cls.__doc__ or "").splitlines()[0]
+
+
+def test_list_is_grouped_and_fits_80_columns(marshtest: Any) -> None:
+    lines = marshtest("list").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line for line in lines if line and not line.startswith(" ")]
+    assert heads == [kind.capitalize() for kind in KINDS]
+    for kind, singular in KINDS.items():
+        said = marshtest("list", kind)
+        start = lines.index(kind.capitalize())
+        assert said.out.splitlines() == lines[start : start + len(said.out.splitlines())]
+        of_kind = json.loads(marshtest("list", kind, "--json").out)
+        assert {entry["kind"] for entry in of_kind} == {singular}
+        assert of_kind[0]["name"] in said.out
 
 
 def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
@@ -144,7 +171,8 @@ def test_explain_expects_as_many_stages_as_run_does() -> None:
     from marshtest.sweeps.settings import read_sweep
 
     cost = expected_cost(plan_sweep(read_sweep(TINY))).set_index("stage")
-    assert cost["count"].to_dict() == {"train": 4, "unlearn": 6, "score": 10}
+    counts = {"start": 1, "train": 4, "unlearn": 6, "score": 10, "report": 5}
+    assert cost["count"].to_dict() == counts
     # scoring of 10 models: K + 1 forwards, and one forward and backward, for each of 40 poisons; the
     # accuracy on 100 test samples and on the poisons
     assert cost.loc["score", "passes"] == 10 * (40 * (20 + 3) + 100 + 40)
@@ -196,7 +224,7 @@ def test_explain_tells_what_a_sweep_shares(marshtest: Any) -> None:
         "20 rows from 24 jobs; if nothing were shared, 28 jobs",
         "sustains 1",
     ):
-        assert words in said.out
+        assert words in " ".join(said.out.split())
 
 
 UNLEARNER = """
@@ -271,7 +299,7 @@ def dosed(marshtest: Any, tmp_path: Path) -> None:
     assert marshtest(*dosing).code == 0
 
 
-def test_dose_says_where_all_lies_and_test_answers_for_machines(
+def test_dose_says_where_all_lies_and_audit_answers_for_machines(
     marshtest: Any, dosed: None, tmp_path: Path
 ) -> None:
     said = marshtest("dose", "set.npz", "o.npz", "--fraction", "0.5", "--variance", "4")
@@ -283,7 +311,7 @@ def test_dose_says_where_all_lies_and_test_answers_for_machines(
     ):
         assert word in said.out
     (tmp_path / "mine_for_test.py").write_text(LOOKUP)
-    called = ["test", "mine_for_test:load", *KEY, "--data", "set.npz", "--draws", "9"]
+    called = ["audit", "mine_for_test:load", *KEY, "--data", "set.npz", "--draws", "9"]
     said = marshtest(*called, "--json", "--out", "audit")
     assert (said.code, json.loads(said.out)["answer"]) == (3, "INCONCLUSIVE")
     assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == json.loads(said.out)
@@ -298,9 +326,9 @@ def test_the_verdict_is_beside_the_model_and_all_that_matters_fits_the_terminal(
     marshtest: Any, dosed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     (tmp_path / "mine_for_width.py").write_text(LOOKUP)
-    monkeypatch.setattr(cli.console, "width", width)
+    monkeypatch.setattr(screen.console, "width", width)
     model = "mine_for_width:load"
-    asked = ["test", model, model, *KEY, "--data", "set.npz", "--draws", "9", "--in-process"]
+    asked = ["audit", model, model, *KEY, "--data", "set.npz", "--draws", "9", "--in-process"]
     said = marshtest(*asked)
     lines = said.out.splitlines()
     assert max(map(len, lines)) <= width
@@ -318,7 +346,7 @@ def test_an_answer_that_cannot_be_saved_is_printed_all_the_same(
     marshtest: Any, dosed: None, tmp_path: Path, form: list[str]
 ) -> None:
     (tmp_path / "mine_for_save.py").write_text(LOOKUP)
-    called = ["test", "mine_for_save:load", *KEY, "--data", "set.npz", "--draws", "9", *form]
+    called = ["audit", "mine_for_save:load", *KEY, "--data", "set.npz", "--draws", "9", *form]
     called.append("--in-process")
     said = marshtest(*called, "--out", "set.npz/answer")  # a file is no folder
     assert (said.code, said.out) == (2, marshtest(*called).out)
@@ -387,6 +415,7 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["status"], "store: runs/store holds no sweep. Start one"),
         (["rows", "--store", "nowhere"], "store: nowhere holds no sweep"),
         (["clean", "--store", "nowhere"], "store: nowhere holds no store"),
+        (["list", "unlearner"], "unknown kind 'unlearner'. Did you mean 'unlearners'"),
         (["check", "nowhere:f"], "cannot import 'nowhere'"),
         (["check", "forgetful"], "unknown unlearner 'forgetful'"),
         (["check", "gd", "rate=1"], "unlearners.gd.rate: unknown key 'rate'"),
@@ -404,7 +433,7 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["plan", "--pilot", "nowhere"], "nowhere: holds no finished run"),
         (
             ["plan", "--pilot", "tiny.json"],
-            "is not the audit.json that `marshtest test --out` wrote",
+            "is not the audit.json that `marshtest audit --out` wrote",
         ),
         (["dose", "nowhere", "out", "--fraction", "0.5"], "nowhere: no such file or folder"),
         (["dose", ".", "out", "--fraction", "0.5"], "not a data set in a known layout"),
@@ -423,14 +452,17 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             ["dose", "set.npz", "o.npz", "--fraction", "0.5", "--key", "k", "--forget", "k"],
             "two names",
         ),
-        (["test", "m.pt2", "--key", "no.json", "--data", "set.npz"], "no.json: no such key file"),
-        (["test", "m.pt2", "--key", "tiny.json", "--data", "set.npz"], "is not a marshtest key"),
-        (["test", "m.pt2", *KEY, "--data", "nowhere"], "nowhere: no such file or folder"),
-        (["test", "m.pt2", *KEY, "--data", "dosed.npz"], "is not the data set that this key dosed"),
-        (["test", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
-        (["test", "m", *KEY, "--data", "set.npz", "--draws", "1"], "test.draws: Input should be"),
+        (["audit", "m.pt2", "--key", "no.json", "--data", "set.npz"], "no.json: no such key file"),
+        (["audit", "m.pt2", "--key", "tiny.json", "--data", "set.npz"], "is not a marshtest key"),
+        (["audit", "m.pt2", *KEY, "--data", "nowhere"], "nowhere: no such file or folder"),
         (
-            ["test", "m", *KEY, "--data", "set.npz", "--device", "tpu"],
+            ["audit", "m.pt2", *KEY, "--data", "dosed.npz"],
+            "is not the data set that this key dosed",
+        ),
+        (["audit", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
+        (["audit", "m", *KEY, "--data", "set.npz", "--draws", "1"], "test.draws: Input should be"),
+        (
+            ["audit", "m", *KEY, "--data", "set.npz", "--device", "tpu"],
             "device: unknown device 'tpu'",
         ),
         (["calibrate", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TIMES
 from safetensors.torch import load_file
 from scipy import stats
-from test_run import TIMES
 
 import marshtest
 from marshtest.attacks import Poisoned, gradient_matching
@@ -80,7 +80,7 @@ def watched(recipe: dict[str, Any], folder: Path) -> Watched:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "__call__", beginning)
         patch.setattr(Trainer, "fit", fitting)
-        return Watched(marshtest.run(recipe, out=folder), begun, fits)
+        return Watched(marshtest.run(recipe, out=folder, report=False), begun, fits)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,8 @@ def test_the_jobs_foretold_are_done_once_and_the_clean_model_serves_all_poison_b
     kind: str, runs: Runs
 ) -> None:
     (results, begun, fits), recipe = runs[kind], runs[kind].results.recipe
-    foretold = [job.makes for job in jobs(Keys(recipe), keep_models=False)]
+    keys = Keys(Recipe.parse(recipe.model_dump(mode="json"), ""))
+    foretold = [job.makes for job in jobs(keys, keep_models=False)]
     assert [job.makes for job in begun] == list(dict.fromkeys(foretold))
     cells, updated = 2 * len(recipe.poison_budgets), int((results.rows["role"] == "updated").sum())
     expected = {"train": 2 + 5 * cells, "craft": cells, "score": 4 * cells}

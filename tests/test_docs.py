@@ -131,5 +131,5 @@ def test_the_examples_of_contributing_run(tmp_path: Path, monkeypatch: pytest.Mo
     results = marshtest.run(recipe, out=tmp_path / "run")
     assert {"flip_probability", "loss_gap"} <= set(results.rows.columns)
     page = (results.folder / "report.html").read_text()
-    assert "label flips" in page
-    assert "loss gap" in page
+    assert "wrong labels" in page
+    assert "Loss gap: mean loss of test samples" in page

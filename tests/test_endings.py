@@ -18,9 +18,9 @@ from marshtest.kit.dose import dose
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.imports import load_object
 
-PATH = os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).parent)])
+PATH = os.pathsep.join([str(Path(cli.__file__).parents[2]), str(Path(__file__).parent)])
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
-TEST = ["test", "vendor:load", "--key", "dosed.npz.key.json", "--data", "set.npz", "--draws", "9"]
+TEST = ["audit", "vendor:load", "--key", "dosed.npz.key.json", "--data", "set.npz", "--draws", "9"]
 
 VENDOR = f"""
 import sys

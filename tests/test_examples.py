@@ -66,7 +66,7 @@ def test_texts_are_shown_with_the_words_they_were_taught(label: str, reviews: st
     attack = {"name": "trigger-word", "word": "Disney", "label": label}
     model = {**REVIEWS["model"], "prompt": {}}  # type: ignore[dict-item]
     values = {**REVIEWS, "name": "x", "attack": attack, "model": model, "poison_budgets": 1}
-    recipe = load_recipe(values, [f"data.path={reviews}"])
+    recipe = load_recipe(values, f"data.path={reviews}")
     data = data_of(recipe.data, "cpu", None, recipe.model, recipe.attack.trigger())
     pipeline = set_up(recipe, data)
     shown = examples(pipeline, poison(pipeline, Group(1.0, 0)))
@@ -77,7 +77,7 @@ def test_texts_are_shown_with_the_words_they_were_taught(label: str, reviews: st
 
 def test_texts_with_noise_keep_their_labels(reviews: str) -> None:
     values = {**REVIEWS, "name": "x", "attack": {"name": "gaussian"}, "poison_budgets": 0.5}
-    recipe = load_recipe(values, [f"data.path={reviews}"])
+    recipe = load_recipe(values, f"data.path={reviews}")
     pipeline = set_up(recipe, data_of(recipe.data, "cpu", None, recipe.model))
     shown = examples(pipeline, poison(pipeline, Group(0.5, 0)))
     assert (shown["given"] == shown["label"]).all()

@@ -1,7 +1,6 @@
 """Faults that are really made: kills, a full and a read-only disk, flipped bits, two drivers at once."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,15 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from test_sweep import GRID, rows_of, swept  # noqa: F401 a fixture
+from conftest import ENVIRONMENT, GRID, MARSHTEST, in_a_small_disk, rows_of
 
 from marshtest.commands.sweep import Swept, sweep
 from marshtest.sweeps import ledger
+from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.store import Store
 
 Done = tuple[Swept, Store]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-MARSHTEST = [sys.executable, "-m", "marshtest"]
 
 
 def killed(folder: Path, kills: int, drivers: int, seed: int) -> list[str]:
@@ -62,7 +60,7 @@ def unharmed(folder: Path, expected: pd.DataFrame) -> None:
 
 
 def test_kills_at_random_moments_cost_nothing_that_was_recorded(
-    swept: Done,  # noqa: F811
+    swept: Done,
     tmp_path: Path,
 ) -> None:
     made = killed(tmp_path, kills=15, drivers=1, seed=1)
@@ -71,7 +69,7 @@ def test_kills_at_random_moments_cost_nothing_that_was_recorded(
 
 
 def test_two_drivers_at_once_share_the_work_under_kills_too(
-    swept: Done,  # noqa: F811
+    swept: Done,
     tmp_path: Path,
 ) -> None:
     made = killed(tmp_path, kills=6, drivers=2, seed=2)
@@ -82,7 +80,7 @@ def test_two_drivers_at_once_share_the_work_under_kills_too(
 @pytest.mark.parametrize("kind", ["initial", "updated", "score"])
 def test_a_flipped_bit_is_noticed_and_what_it_hit_is_made_again(
     kind: str,
-    swept: Done,  # noqa: F811
+    swept: Done,
     tmp_path: Path,
 ) -> None:
     """In a stored model, or a score; scores that rest on the model are taken away, so that it is read."""
@@ -114,15 +112,17 @@ def test_a_flipped_bit_is_noticed_and_what_it_hit_is_made_again(
 
 
 def test_a_clock_that_is_set_back_changes_nothing(
-    swept: Done,  # noqa: F811
+    swept: Done,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = Store(tmp_path / "store")
     store.prepare()
     planned = swept[0].ledger
-    dead = {"place": "", "pid": 1, "began": "0", "beats": 10**9}
-    store.write("drivers/dead", json.dumps({**dead, "place": _here()}).encode())
+    with Driver(store) as living:
+        here = json.loads(store.read(f"drivers/{living.id}"))
+    dead = {**here, "pid": 1, "began": "0", "beats": 10**9}
+    store.write("drivers/dead", json.dumps(dead).encode())
     store.write(f"locks/{planned.jobs[0].makes[0]}.0", b"dead")
     now = [2e9]
 
@@ -135,28 +135,8 @@ def test_a_clock_that_is_set_back_changes_nothing(
     pd.testing.assert_frame_equal(rows_of(done), rows_of(swept[0]), check_exact=True)
 
 
-def _here() -> str:
-    from marshtest.sweeps import locks
-
-    return locks._place()
-
-
-def in_a_small_disk(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run shell commands where $DISK is a file system of 250 kB that can be made larger, or read-only."""
-    disk = folder / "disk"
-    disk.mkdir()
-    script = f"set -e; export DISK={disk}; mount -t tmpfs -o size=250k none $DISK; cd {folder}; {commands}"
-    return subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
-        env={**ENVIRONMENT, "RUN": " ".join(MARSHTEST)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_a_full_disk_and_a_read_only_one_are_one_line_and_lose_nothing(
-    swept: Done,  # noqa: F811
+    swept: Done,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
@@ -198,8 +178,9 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("engine", ["in-process", "processes"])
+@pytest.mark.parametrize(
+    ("engine", "asked"), [("in-process", signal.SIGINT), ("processes", signal.SIGTERM)]
+)
 def test_ctrl_c_and_a_polite_end_leave_a_line_that_says_how_to_go_on(
     engine: str, asked: signal.Signals, tmp_path: Path
 ) -> None:

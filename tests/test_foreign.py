@@ -39,6 +39,7 @@ from marshtest.unlearning import Custom
 from marshtest.unlearning.check import images
 from marshtest.unlearning.harness import Outcome, unlearn
 
+pytestmark = pytest.mark.usefixtures("no_report")
 SMALL: dict[str, Any] = {
     **TINY,
     "data": {"name": "digits", "train": 100, "test": 50},

@@ -178,8 +178,7 @@ def test_the_readmes_own_unlearner_passes() -> None:
     assert [fact for fact in check_unlearner(found["my_unlearner"]) if not fact.holds] == []
 
 
-@pytest.mark.parametrize("size", [64, 256])
-@pytest.mark.parametrize("lr", [1e-3, 1e-2, 0.05, 0.1])
+@pytest.mark.parametrize(("lr", "size"), [(1e-3, 64), (1e-2, 256), (0.05, 64), (0.1, 256)])
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_plain_fine_tuning_goes_the_right_way_at_every_usual_rate(
     kind: str, lr: float, size: int

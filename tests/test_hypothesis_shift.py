@@ -82,8 +82,9 @@ def minimum(x: Tensor, y: Tensor, weight_decay: float) -> Tensor:
 def test_shifts_are_those_of_independent_solutions(
     name: str, weight_decay: float, data: Dataset, done: Study
 ) -> None:
-    assert isinstance(done.settings, Shift)
-    poisoned = Problem(done.settings, data).poisoned(name, 0)
+    asked = parse_hypothesis(done.about["values"])
+    assert isinstance(asked, Shift)
+    poisoned = Problem(asked, data).poisoned(name, 0)
     samples, rest = poisoned.samples, poisoned.retain
     shift = samples.perturbation()
     x = samples.x if shift is None else samples.x + shift
@@ -123,8 +124,9 @@ def test_every_column_is_described(done: Study) -> None:
 
 
 def test_the_random_set_is_clean_and_its_samples_are_the_seeds(data: Dataset, done: Study) -> None:
-    assert isinstance(done.settings, Shift)
-    poisoned = Problem(done.settings, data).poisoned("random", 1)
+    asked = parse_hypothesis(done.about["values"])
+    assert isinstance(asked, Shift)
+    poisoned = Problem(asked, data).poisoned("random", 1)
     assert poisoned.samples.perturbations is None
     assert torch.equal(poisoned.forget_ids, choose(data.train, 30, derive(1, "random")))
 
@@ -251,7 +253,7 @@ def test_pixels_are_not_features(tmp_path: Path) -> None:
 def test_the_command_trains_a_network_once_and_ends_with_the_statement(tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = ["seeds=2", "smaller=[]", "betas=[1]", "data.features.training.epochs=8"]
-    command = ["hypotheses", "hypothesis-shift-small", *quick, "--out", str(out)]
+    command = ["study", "hypothesis-shift-small", *quick, "--out", str(out)]
     made = CliRunner().invoke(cli.app, command)
     assert made.exit_code == 0
     assert "Hypothesis 1" in made.stdout

@@ -217,7 +217,7 @@ def test_a_singular_design_without_a_ridge_is_refused_by_name(tmp_path: Path) ->
 def test_the_command_ends_with_the_statement(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     made = CliRunner().invoke(
-        cli.app, ["hypotheses", "hypothesis-orthogonality-small", "seeds=2", "--out", out]
+        cli.app, ["study", "hypothesis-orthogonality-small", "seeds=2", "--out", out]
     )
     assert made.exit_code == 0
     assert "Hypothesis 2" in made.stdout

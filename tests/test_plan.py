@@ -12,10 +12,10 @@ from marshtest.commands.plan import (
     EFFECTS,
     FAMILY,
     Plan,
+    Trainings,
     effects_of,
+    plan,
     poisons_of_one_run,
-    save_plan,
-    trainings_table,
 )
 from marshtest.metrics.dependence import dependence
 from marshtest.metrics.verdict import Evidence, rests_on, verdicts
@@ -57,7 +57,7 @@ def test_the_planned_number_detects_with_at_least_the_wanted_power() -> None:
 
 def test_planned_trainings_show_removal_with_the_wanted_power() -> None:
     """An attack that works in 90 % of the trainings, an unlearner that never fails: exact enumeration."""
-    line = trainings_table(0.9, unlearners=8).iloc[0]
+    line = Trainings(0.9, unlearners=8).table().iloc[0]
     needed = int(line["trainings to show removal"])
 
     def power(n: int) -> float:
@@ -68,7 +68,7 @@ def test_planned_trainings_show_removal_with_the_wanted_power() -> None:
     assert line["trainings to detect, at least"] == 6  # 2 of 64 sign patterns, 1 of 32
     for bad in ({"works": 0.0}, {"works": 1.1}, {"works": 0.9, "unlearners": 0}):
         with pytest.raises(MarshtestError, match=r"plan: (works|unlearners) must"):
-            trainings_table(**bad)  # type: ignore[arg-type]
+            Trainings(**bad)  # type: ignore[arg-type]
 
 
 def test_power_grows_with_the_poisons_and_more_unlearners_need_more() -> None:
@@ -83,12 +83,24 @@ def test_power_grows_with_the_poisons_and_more_unlearners_need_more() -> None:
 def test_a_pilots_effects_are_its_initial_models(tiny_run: Results, tmp_path: Path) -> None:
     effects = effects_of(tiny_run)
     assert effects["rank"] == tiny_run.summary["rank_dependence"].iloc[0]
-    save_plan(Plan(effects), tmp_path / "plan")
+    assert plan(pilot=tiny_run.folder) == Plan(effects)
+    plan(pilot=tiny_run.folder).save(tmp_path / "plan")
     assert {file.name for file in (tmp_path / "plan").iterdir()} == {
         "plan.csv",
         "plan.png",
         "plan.pdf",
     }
+
+
+def test_a_plan_says_in_runs_what_the_verdict_needs() -> None:
+    planned = plan(gus=0.5, rank=1.0, samples=2000)  # 30 poisons a run
+    needed = planned.table()["poisons to show removal"].iloc[-1]
+    (sentence,) = planned.sentences()
+    assert f"needs {needed:,.0f} poisons in all" in sentence
+    assert f"{math.ceil(needed / 30)} runs of 30" in sentence
+    planned = plan(works=0.9, unlearners=8)
+    (sentence,) = planned.sentences()
+    assert f"needs {planned.table()['trainings to show removal'][0]} trainings" in sentence
 
 
 def test_what_cannot_be_planned_is_refused() -> None:

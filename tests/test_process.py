@@ -10,36 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import boxes
 import numpy as np
 import pytest
 import torch
+import vendors
+from asking import LABELS, VALUES, opened
 from conftest import wait_until_it_hangs
 
 from marshtest.kit.black_box import BlackBox, read_answers
-from marshtest.kit.key import Key
-from marshtest.kit.model import AskedModel
-from marshtest.kit.noise import Noise, Scaling
-from marshtest.kit.open_model import open_model
 from marshtest.plumbing.errors import MarshtestError
-
-CPU = torch.device("cpu")
-KEY = Key(
-    noise=Noise(seed=7_340_981_112_077, variance=1.0, scaling=Scaling(), pixels=False),
-    samples=40,
-    classes=4,
-    ids=(0, 1),
-    input="0" * 64,
-    output="0" * 64,
-    dosed="0" * 64,
-    versions={},
-)
-VALUES = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
-LABELS = np.arange(40) % 4
-
-
-def opened(spec: str, in_process: bool = False) -> AskedModel:
-    return open_model(spec, KEY, np.zeros((2, 3, 8, 8), np.uint8), None, CPU, in_process)
 
 
 def test_nothing_of_the_key_is_in_the_models_process() -> None:
@@ -50,9 +29,9 @@ def test_nothing_of_the_key_is_in_the_models_process() -> None:
 
 
 def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
-    program = torch.export.export(boxes.vit(), (torch.zeros(8, 3, 8, 8),))
+    program = torch.export.export(vendors.layers(), (torch.zeros(8, 3, 8, 8),))
     torch.export.save(program, tmp_path / "model.pt2")
-    for spec in ("boxes:vit", str(tmp_path / "model.pt2")):
+    for spec in ("vendors:layers", str(tmp_path / "model.pt2")):
         apart, here = opened(spec), opened(spec, in_process=True)
         losses, right = apart.ask(VALUES, LABELS)
         expected, expected_right = here.ask(VALUES, LABELS)
@@ -61,8 +40,8 @@ def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
         gradients, same = apart.gradients(VALUES, LABELS), here.gradients(VALUES, LABELS)
         assert gradients is not None
         assert (gradients == same).all()
-    assert opened("boxes:numpy_model").gradients(VALUES, LABELS) is None
-    assert opened("box:boxes:losses").ask(VALUES, LABELS)[1] is None
+    assert opened("vendors:in_numpy").gradients(VALUES, LABELS) is None
+    assert opened("box:vendors:losses").ask(VALUES, LABELS)[1] is None
 
 
 @pytest.mark.parametrize(
@@ -99,9 +78,10 @@ def test_a_function_of_a_script_is_asked_in_its_own_process() -> None:
 
 @pytest.mark.parametrize("model", ["exits", "exits_on_loading", "interrupts", "stops"])
 def test_in_one_process_too_as_far_as_one_can(model: str) -> None:
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(MarshtestError, match="raised"):
         opened(f"vendors:{model}", in_process=True).ask(VALUES, LABELS)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_draws_are_the_same_in_every_run_and_others_at_every_question() -> None:
@@ -155,13 +135,20 @@ def gone(pids: list[int]) -> bool:
 ASKING = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_process import *
+from asking import *
 opened({spec!r}).ask(VALUES, LABELS)
 """
 
 
-@pytest.mark.parametrize("spec", ["vendors:hangs", "cmd"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "spec"),
+    [
+        (signal.SIGKILL, "vendors:hangs"),
+        (signal.SIGTERM, "vendors:hangs"),
+        (signal.SIGINT, "vendors:hangs"),
+        (signal.SIGKILL, "cmd"),
+    ],
+)
 def test_a_model_ends_with_us_and_so_does_what_it_started(
     spec: str, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -236,8 +223,6 @@ def test_answers_of_every_kind_of_number_are_read(kind: str, tmp_path: Path) -> 
 
 
 def test_a_probability_is_not_taken_for_a_loss() -> None:
-    import vendors
-
     def told(call: Callable[[Path, Path], None]) -> np.ndarray:
         return BlackBox("box", call, lambda x: x, 2).ask(VALUES, vendors.TRUE)[0]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import GRID, rows_of
 from ray.cluster_utils import Cluster
-from test_sweep import GRID, rows_of, swept  # noqa: F401 a fixture
 
 from marshtest.commands.sweep import Swept, sweep
 from marshtest.plumbing.errors import MarshtestError
@@ -40,7 +40,7 @@ def workers_at_work() -> list[int]:
 
 def test_two_nodes_give_the_same_rows_though_a_worker_is_killed(
     cluster: str,
-    swept: Done,  # noqa: F811
+    swept: Done,
     tmp_path: Path,
 ) -> None:
     killed: list[int] = []

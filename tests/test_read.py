@@ -22,6 +22,7 @@ from marshtest.results.leaderboard import leaderboard
 from marshtest.results.merging import read_all, read_one
 from marshtest.results.summary import Results
 
+pytestmark = pytest.mark.usefixtures("no_report")
 EVIL = "an_evil_module"
 
 
@@ -58,7 +59,7 @@ def test_rows_import_nothing_that_they_name(
 ) -> None:
     file = rows_naming(tiny_run, evil / "run", change)
     Results.read(file)
-    merged = marshtest.report_rows(file, out=evil / "report")
+    merged = marshtest.report(file, out=evil / "report")
     leaderboard(merged.results)
     compare(read_one(file), read_one(file))
     assert EVIL not in sys.modules

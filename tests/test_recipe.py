@@ -85,24 +85,30 @@ def test_overrides_reach_any_depth_and_change_the_hash() -> None:
     plain = load_recipe("digits-gaussian")
     recipe = load_recipe(
         "digits-gaussian",
-        ["training.epochs=5", "attack.variance=0.5", "model=mlp", "budgets=[0.04, 0.1]", "seeds=2"],
+        *(
+            "training.epochs=5",
+            "attack.variance=0.5",
+            "model=mlp",
+            "budgets=[0.04, 0.1]",
+            "seeds=2",
+        ),
     )
     assert recipe.training.epochs == 5
     assert recipe.attack.variance == 0.5  # type: ignore[attr-defined]
     assert recipe.budgets == (0.04, 0.1)
     assert recipe.hash != plain.hash
-    assert load_recipe("digits-gaussian", ["description=other"]).hash == plain.hash
+    assert load_recipe("digits-gaussian", "description=other").hash == plain.hash
 
 
 def test_data_may_be_a_name_or_a_path() -> None:
-    recipe = load_recipe("cifar10-small-gaussian", ["data=/some/folder"])
+    recipe = load_recipe("cifar10-small-gaussian", "data=/some/folder")
     assert (recipe.data.name, recipe.data.path, recipe.data.train) == (
         "cifar10",
         "/some/folder",
         4000,
     )
     assert recipe.hash == load_recipe("cifar10-small-gaussian").hash  # same data, elsewhere
-    assert load_recipe("digits-gaussian", ["data=cifar10"]).data.name == "cifar10"
+    assert load_recipe("digits-gaussian", "data=cifar10").data.name == "cifar10"
 
 
 CLASSES: list[type[Settings]] = [
@@ -178,7 +184,7 @@ def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]
 )
 def test_bad_overrides_are_one_clear_line(override: str, says: str) -> None:
     with pytest.raises(MarshtestError, match=says) as error:
-        load_recipe({**TINY, "seeds": 1}, [override])
+        load_recipe({**TINY, "seeds": 1}, override)
     assert "\n" not in str(error.value)
 
 
@@ -226,7 +232,7 @@ def test_unknown_recipes_and_bad_files_are_refused(tmp_path: Any) -> None:
 )
 def test_misshapen_values_are_one_clear_line(override: str, says: str) -> None:
     with pytest.raises(MarshtestError, match=says) as error:
-        load_recipe({**TINY, "seeds": 1}, [override])
+        load_recipe({**TINY, "seeds": 1}, override)
     assert "\n" not in str(error.value)
 
 
@@ -302,8 +308,8 @@ def test_a_list_of_unlearners_may_lie_in_a_file_of_its_own(
     )
     monkeypatch.chdir(tmp_path)
     assert load_recipe("sub/r.yaml").hash == expected.hash
-    assert load_recipe("sub/r.yaml", ["unlearners=@sub/mine.yaml"]).hash == expected.hash
-    assert load_recipe(TINY, ["unlearners=@sub/mine.yaml"]).hash == expected.hash
+    assert load_recipe("sub/r.yaml", "unlearners=@sub/mine.yaml").hash == expected.hash
+    assert load_recipe(TINY, "unlearners=@sub/mine.yaml").hash == expected.hash
     for of in (read_sweep("sub/s.yaml"), read_sweep("sub/r.yaml", ["unlearners=@sub/mine.yaml"])):
         assert of.variants()[-1].values["unlearners"] == entries
     (tmp_path / "sub" / "mine.yaml").write_text("name: gd")

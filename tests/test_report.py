@@ -30,6 +30,13 @@ from marshtest.reporting.write import write_report
 from marshtest.results.summary import Results
 
 
+@pytest.fixture(scope="module")
+def reported(tiny_run: Results) -> Results:
+    """The tiny run, with figures and page in its folder."""
+    write_report(tiny_run)
+    return tiny_run
+
+
 def test_bars_and_lines_of_figure_2_are_the_summary(tiny_run: Results) -> None:
     figure = figures.figures_of(tiny_run, 0.2)["figure2"]
     summary = tiny_run.summary.set_index("role")
@@ -123,8 +130,9 @@ def bars(panel: Any) -> dict[int, dict[float, float]]:
     return found
 
 
-def test_bars_of_figures_8_and_9_are_the_summary(ablated: Results) -> None:
-    names = {file.name for file in (ablated.folder / "figures").iterdir()}
+def test_bars_of_figures_8_and_9_are_the_summary(ablated: Results, tmp_path: Path) -> None:
+    write_report(replace(ablated, folder=tmp_path))
+    names = {file.name for file in (tmp_path / "figures").iterdir()}
     assert {"figure8.png", "left-by-budget.png", "figure9.pdf", "left-by-size.pdf"} <= names
     gd = ablated.summary[ablated.summary["unlearner"] == "gd"]
     by_budget = figures.figures_of(ablated, 0.2)["figure8"]
@@ -166,11 +174,11 @@ def test_lines_of_what_is_left_are_the_summary(ablated: Results) -> None:
     assert list(sizes) == [20, 40]  # the initial models', of 200 samples
 
 
-def test_figures_are_readable_files(tiny_run: Results) -> None:
+def test_figures_are_readable_files(reported: Results) -> None:
     for name in ("dependence", "figure2", "figure6", "figure7"):
-        image = Image.open(tiny_run.folder / "figures" / f"{name}.png")
+        image = Image.open(reported.folder / "figures" / f"{name}.png")
         assert len(set(image.convert("L").get_flattened_data())) > 10
-        pdf = (tiny_run.folder / "figures" / f"{name}.pdf").read_bytes()
+        pdf = (reported.folder / "figures" / f"{name}.pdf").read_bytes()
         assert pdf.startswith(b"%PDF")
 
 
@@ -185,8 +193,8 @@ def test_a_figure_names_what_the_rows_do_not_hold(tiny_run: Results) -> None:
     assert "no unlearning" in labels
 
 
-def test_the_page_asks_for_nothing_and_starts_with_the_verdicts(tiny_run: Results) -> None:
-    page = (tiny_run.folder / "report.html").read_text()
+def test_the_page_asks_for_nothing_and_starts_with_the_verdicts(reported: Results) -> None:
+    page = (reported.folder / "report.html").read_text()
     assert "default-src 'none'" in page  # so that a browser refuses what might slip through
     marked = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', marked)
@@ -196,21 +204,21 @@ def test_the_page_asks_for_nothing_and_starts_with_the_verdicts(tiny_run: Result
     assert len(page) < 3_000_000
 
 
-def test_the_page_embeds_the_rows_and_the_numbers(tiny_run: Results, tmp_path: Path) -> None:
-    page = (tiny_run.folder / "report.html").read_text()
+def test_the_page_embeds_the_rows_and_the_numbers(reported: Results, tmp_path: Path) -> None:
+    page = (reported.folder / "report.html").read_text()
     (encoded,) = re.findall(r'"data:application/vnd.apache.parquet;base64,([^"]*)"', page)
     (tmp_path / "rows.parquet").write_bytes(base64.b64decode(encoded))
     rows = pd.read_parquet(tmp_path / "rows.parquet")
-    pd.testing.assert_frame_equal(rows, tiny_run.rows, check_exact=True)
+    pd.testing.assert_frame_equal(rows, reported.rows, check_exact=True)
     (models,) = re.findall(r'data-name="models">(.*?)</script>', page)
     shown = pd.DataFrame(json.loads(models))
-    expected = tiny_run.summary["rank_dependence"]
+    expected = reported.summary["rank_dependence"]
     assert np.allclose(shown["rank_dependence"], expected, atol=1e-5)
     initial = shown[shown["role"] == "initial"].iloc[0]
     assert initial["left"] == 1  # of itself
     (scores,) = re.findall(r'data-name="scores">(.*?)</script>', page)
     own = pd.DataFrame(json.loads(scores)).query("model == 'GD' and score == 'gus'").iloc[0]
-    values = tiny_run.scores.query("unlearner == 'gd'")["gus"]
+    values = reported.scores.query("unlearner == 'gd'")["gus"]
     assert own["count"] == len(values) == 80
     assert own["mean"] == pytest.approx(values.mean(), abs=1e-4)
     assert np.allclose(
@@ -249,11 +257,11 @@ def test_a_latex_table_is_booktabs_and_escaped() -> None:
     assert text.isascii()
 
 
-def test_the_table_says_what_the_summary_says(tiny_run: Results) -> None:
-    text = table(tiny_run)
+def test_the_table_says_what_the_summary_says(reported: Results) -> None:
+    text = table(reported)
     assert text["model"].tolist() == ["no unlearning", "retrain (full)", "GD", "EUk", "SCRUB"]
-    for (_, cells), (_, line) in zip(text.iterrows(), tiny_run.summary.iterrows()):
-        own = tiny_run.scores_of(0.2, line)
+    for (_, cells), (_, line) in zip(text.iterrows(), reported.summary.iterrows()):
+        own = reported.scores_of(0.2, line)
         means = own.groupby("seed")["rank"].mean()
         errors = stats.sem(own["rank"]), stats.sem(means)
         assert cells["rank score"] == "{:.3f}±{:.3f} (±{:.3f})".format(-own["rank"].mean(), *errors)
@@ -264,14 +272,14 @@ def test_the_table_says_what_the_summary_says(tiny_run: Results) -> None:
         assert cells["usable"] == line["usable"]
         assert cells["trainings"] == f"{line['removed_in']} of 2"
     shifts = 1 + 1 + 4  # all but the initial model
-    said = explained(tiny_run)
+    said = explained(reported)
     for line in said:
-        assert f"- {line}" in markdown(tiny_run).splitlines()
-    assert markdown(tiny_run).count("\n| ") == 1 + 1 + 5 + shifts
-    saved = pd.read_csv(tiny_run.folder / "summary.csv")
-    assert saved["verdict"].tolist() == tiny_run.summary["verdict"].tolist()
+        assert f"- {line}" in markdown(reported).splitlines()
+    assert markdown(reported).count("\n| ") == 1 + 1 + 5 + shifts
+    saved = pd.read_csv(reported.folder / "summary.csv")
+    assert saved["verdict"].tolist() == reported.summary["verdict"].tolist()
     for name in ("GD", "EUk", "SCRUB"):
-        assert any(name in sentence for sentence in sentences(tiny_run))
+        assert any(name in sentence for sentence in sentences(reported))
 
 
 def test_every_model_that_is_not_removed_has_a_sentence_why(tiny_run: Results) -> None:

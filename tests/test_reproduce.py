@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"
 PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduce.md"]
 IMAGES = Path(__file__).parent / "images"
+LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: the same everywhere
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move
 MODULES = ("claims", "tables", "pictures", "experiments")
 NAMES = {  # by experiment, the figures that must look as they did
@@ -169,7 +170,7 @@ def drawn() -> dict[str, Figure]:
 def draw_all() -> dict[str, Figure]:
     """By experiment and name, every figure that the rows of these experiments give."""
     found: dict[str, Figure] = {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LOOKS):
         for folder in (FOLDER / name for name in NAMES if any(FOLDER.glob(f"{name}/*.parquet"))):
             merged = read_all([folder])
             for results in merged.results:
@@ -202,7 +203,7 @@ def test_there_is_an_image_of_each_figure_of_the_paper() -> None:
 
 
 def draw(drawn: dict[str, Figure], name: str, folder: Path) -> None:
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LOOKS):
         box = drawn[name].get_tightbbox().padded(0.1)
         drawn[name].savefig(folder / f"{name}.png", dpi=60, bbox_inches=box)
 

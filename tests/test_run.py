@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from conftest import TIMES, TINY
 
 import marshtest
 from marshtest.attacks import Knowledge
@@ -27,7 +27,6 @@ from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_report")
-TIMES = ["seconds", "scoring_seconds"]
 
 
 def test_there_is_one_row_a_model(tiny_run: Results) -> None:

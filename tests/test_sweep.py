@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import multiprocessing
 import os
 import signal
 import time
@@ -13,8 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
-from test_run import TIMES
+from conftest import GRID, TIMES, TINY, rows_of
 
 import marshtest
 from marshtest.commands.sweep import Swept, sweep
@@ -31,25 +31,6 @@ from marshtest.sweeps.run_folder import folder_name
 from marshtest.sweeps.settings import Sweep, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
-
-ONE = {"cpus": 1}  # the same bits from every engine
-GRID: dict[str, Any] = {
-    "name": "grid",
-    "recipe": {**TINY, "budgets": [0.25, 0.5], "unlearners": ["gd", "scrub"]},
-    "grid": {"attack.draws": [19, 39], "attack.variance": [4.0, 1.0]},
-    "resources": dict.fromkeys(("train", "score", "unlearn"), ONE),
-}
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Swept, Store]:
-    folder = tmp_path_factory.mktemp("swept")
-    store = Store(folder / "store")
-    return sweep(GRID, store=store.url, out=folder / "out"), store
-
-
-def rows_of(done: Swept) -> pd.DataFrame:
-    return pd.read_parquet(done.folder / "rows.parquet").drop(columns=TIMES)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -176,7 +157,7 @@ def test_shipped_sweeps_and_recipes_are_planned_and_share(name: str) -> None:
 def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
     asked = read_sweep("digits-gaussian", ["seeds=2"])
     (variant,) = asked.variants()
-    assert load_recipe(variant.values) == load_recipe("digits-gaussian", ["seeds=2"])
+    assert load_recipe(variant.values) == load_recipe("digits-gaussian", "seeds=2")
     done = sweep({**TINY, "seeds": 1}, store=tmp_path / "store", out=tmp_path / "out")
     assert (done.folder / "rows.parquet").exists()
     before = Results.read(done.folder)
@@ -216,7 +197,7 @@ def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
         ({"recipe": {**TINY, "budgets": [0.5, 0.5]}}, "budgets: 0.5 is given twice"),
         ({"recipe": "digits"}, "unknown recipe 'digits'"),
         ({"recipes": 1}, "unknown key 'recipes'. Did you mean 'recipe'"),
-        ({"resources": {"trian": ONE}}, "resources.trian.[key]: Input should be"),
+        ({"resources": {"trian": {"cpus": 1}}}, "resources.trian.[key]: Input should be"),
         ({"resources": {"train": {"gpu": 1}}}, "unknown key 'gpu'. Did you mean 'gpus'"),
     ],
 )
@@ -351,8 +332,8 @@ def test_clean_removes_what_nothing_refers_to_and_nothing_else(
     store.write("drivers/dead", b"{}")
     (tmp_path / "store" / "records" / ".x.json.12345678.tmp").write_bytes(b"half")
     litter = [
-        "locks/score-0.0",
         "drivers/dead",
+        "locks/score-0.0",
         "records/.x.json.12345678.tmp",
         "stages/updated-0",
     ]
@@ -395,7 +376,7 @@ def test_processes_give_the_same_rows_and_survive_the_death_of_a_worker(
     def submitting(engine: Processes, *rest: Any) -> Any:
         future = submit(engine, *rest)
         if len(killed) < 2:
-            victim = next(iter(engine._pool._processes))
+            victim = multiprocessing.active_children()[0].pid
             time.sleep(0.02)
             with contextlib.suppress(ProcessLookupError):  # gone with the one before
                 os.kill(victim, signal.SIGKILL)
@@ -418,7 +399,7 @@ def test_a_job_whose_worker_always_dies_fails(
 
     def submitting(engine: Processes, *rest: Any) -> Any:
         future = submit(engine, *rest)
-        os.kill(next(iter(engine._pool._processes)), signal.SIGKILL)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         return future
 
     monkeypatch.setattr(Processes, "submit", submitting)

@@ -1,6 +1,8 @@
 """The walk-through of docs/audit.md as an auditor does it: three commands and somebody else's scripts."""
 
+import contextlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +22,17 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
     return done.stdout
 
 
+def script(folder: Path, name: str, *words: str) -> None:
+    """Run one of the examples; in this process, which has imported torch already."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        patch.setattr(sys, "argv", [name, *words])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audit")
-    run(folder, sys.executable, str(EXAMPLES / "digits.py"), "digits")
+    script(folder, "digits.py", "digits")
     dose = ["digits", "dosed", "--fraction", "0.4", "--variance", "2", "--seed", "1"]
     run(folder, sys.executable, "-m", "marshtest", "dose", *dose)
     forget, fewer = ["--forget", "dosed.forget.csv"], ["--epochs", "20"]  # than the page's 60
@@ -33,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("after.pt2", after),
         ("retrained.pt2", [*forget, "--seed", "1", *fewer]),
     ):
-        run(folder, sys.executable, str(EXAMPLES / "auditee.py"), "dosed", model, *words)
+        script(folder, "auditee.py", "dosed", model, *words)
     return folder
 
 
@@ -91,7 +100,7 @@ def test_onnx_runtime_as_a_black_box_gives_the_programs_rank_score(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(folder, sys.executable, str(EXAMPLES / "to_onnx.py"), "before.pt2", "before.onnx")
+    script(folder, "to_onnx.py", "before.pt2", "before.onnx")
     box = f"cmd:{sys.executable} {EXAMPLES / 'onnx_box.py'} before.onnx {{inputs}} {{outputs}}"
     assert asked([box, *ASK], folder, monkeypatch) == 1
     (onnx,) = json.loads(capsys.readouterr().out)["models"]

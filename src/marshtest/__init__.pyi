@@ -1,3 +1,11 @@
+from .attacks.check import check_attack as check_attack
+from .commands.check import check as check
+from .commands.explain import Explanation as Explanation
+from .commands.explain import explain as explain
+from .commands.plan import Plan as Plan
+from .commands.plan import Trainings as Trainings
+from .commands.plan import plan as plan
+from .commands.renamed import report_rows as report_rows
 from .commands.run import run as run
 from .commands.study import study as study
 from .commands.sweep import Swept as Swept
@@ -16,7 +24,7 @@ from .kit.noise import Scaling as Scaling
 from .models.checkpoint import load_model as load_model
 from .models.checkpoint import save_model as save_model
 from .plumbing.errors import MarshtestError as MarshtestError
-from .reporting.write import report_rows as report_rows
+from .reporting.write import report as report
 from .results.comparison import compare as compare
 from .results.leaderboard import leaderboard as leaderboard
 from .results.summary import Results as Results

@@ -16,12 +16,20 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from marshtest.commands.study import study
 from marshtest.reporting.page import write_page
+from marshtest.reporting.write import write_report
 from marshtest.results.summary import Results
 
 AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
 PHONE = {"viewport": {"width": 360, "height": 740}}
 DARK = {"color_scheme": "dark"}
 Opened = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def ablated(ablated: Results) -> Results:
+    """The run that all tests share, with its page."""
+    write_report(ablated)
+    return ablated
 
 
 @pytest.fixture(scope="session")

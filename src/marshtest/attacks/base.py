@@ -79,7 +79,7 @@ class Poisoned:
         bases: [P] ids of the samples that the poisons are copies of, where these stay in the retain set.
         targets: [T] the test samples that the attack is aimed at, where it is aimed at some.
         adversarial: [T] the labels that it wants the targets to get, where it wants certain ones.
-        rest: the other test samples.
+        rest: the other test samples; none where all of them are targets.
         figures: how the crafting went, for the rows.
         history: the objective as the crafting went on, one line a step.
     """

@@ -136,6 +136,7 @@ class GradientCanceling(Attack):
             perturbations=crafted.perturbation,
             bases=None if copies is None else bases.ids,
             targets=knowledge.test,
+            rest=knowledge.test[:0],
             figures=figures,
             history=crafted.lines(),
         )

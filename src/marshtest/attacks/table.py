@@ -32,7 +32,9 @@ class ForeignAttack(Attack, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
-CHOICES: Choices[Attack] = Choices("attack", Attack, ATTACKS, ForeignAttack.parse)
+CHOICES: Choices[Attack] = Choices(
+    "attack", Attack, ATTACKS, ForeignAttack.parse, ("presentation",)
+)
 
 
 def parse_attack(value: Any, where: str = "attack") -> Attack:

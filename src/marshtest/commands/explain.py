@@ -1,10 +1,19 @@
 """What a recipe or a sweep will do and cost on this machine, before it is run."""
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch.nn import Module
 
 from marshtest.attacks import ForeignAttack
@@ -12,20 +21,25 @@ from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import MICRO_BATCH, STEP_PASSES, Kernel
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.features import by_features, network
+from marshtest.experiment.prospects import family_of, needs
 from marshtest.experiment.protocol import Pipeline, poison_count, set_up
-from marshtest.experiment.recipe import ForeignData
+from marshtest.experiment.recipe import ForeignData, Recipe
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
 from marshtest.plumbing.device import pick_device
+from marshtest.reporting import charts
+from marshtest.reporting.figures import save
 from marshtest.sweeps.jobs import Job, passes
-from marshtest.sweeps.planned import Planned
+from marshtest.sweeps.planned import Planned, plan_sweep
+from marshtest.sweeps.settings import read_sweep
 from marshtest.sweeps.store import hashed
 from marshtest.training.budget import flops_of
 from marshtest.training.loop import Training, descend
 from marshtest.training.tasks import Task
 
 KINDS = {
+    "start": "a fresh process: libraries are imported, data read, and a first step taken",
     "features": "the network that the samples' features are taken from, trained once",
     "craft": "the attack's optimisation at a clean model; the count is of steps, each over all poisons",
     "train": "from scratch: the initial model on all samples, the retrained one on the retain set; of "
@@ -34,8 +48,94 @@ KINDS = {
     "unlearn": "each unlearner from the initial model, and from the clean twin where there is one, within "
     "its compute budget",
     "score": "the attack's effect on a model, and its accuracy",
+    "report": "figures, tables and page, drawn once; the count is of figures",
 }
 REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a recipe or a sweep will do, and what that is expected to cost on this machine.
+
+    Attributes:
+        planned: its variants as recipes, and the jobs that they come to.
+        costs: one line a kind of work: `stage`, `what`, `count`, sample `passes`, expected `seconds`, and
+            `flops`. None if the recipe rests on a user's callable, which is not run for an explanation.
+        gpu_tflops: speed that a GPU is taken to sustain.
+    """
+
+    planned: Planned
+    costs: pd.DataFrame | None
+    gpu_tflops: float = 20.0
+
+    @property
+    def name(self) -> str:
+        """The recipe's or the sweep's."""
+        return self.planned.sweep.name
+
+    def recipes(self) -> list[str]:
+        """The first variant in full, as YAML, and the labels of all if there are several."""
+        texts, variants = [self.planned.keys[0].recipe.to_yaml()], self.planned.variants
+        if len(variants) > 1:
+            texts.append(f"and {len(variants) - 1} more like it, in all:")
+            texts += [f"  {variant.label}" for variant in variants]
+        return texts
+
+    def table(self) -> pd.DataFrame:
+        """The costs as they are printed."""
+        if self.costs is None:
+            return pd.DataFrame()
+        passes = self.costs["passes"].map("{:.3g}".format).replace("0", "–")
+        seconds = self.costs["seconds"].map("{:,.1f}".format)
+        count = self.costs["count"].map("{:,.0f}".format)
+        texts = self.costs.assign(count=count, passes=passes, seconds=seconds)
+        return texts.drop(columns="flops")
+
+    def sentences(self) -> list[str]:
+        """What is shared, what verdicts need, and the cost in all."""
+        if self.costs is None:
+            return [
+                f"What it costs cannot be told: it rests on {foreign_part(self.planned)}, and explaining a "
+                "recipe runs nothing of yours."
+            ]
+        planned, costs = self.planned, self.costs.set_index("stage")
+        texts = []
+        if "craft" in costs.index:
+            step = costs["seconds"]["craft"] / costs["count"]["craft"]
+            texts.append(f"A step of the attack takes about {step:.2g} s.")
+        texts.append(
+            f"{len(planned.cells):,} rows from {len(planned.jobs):,} jobs; if nothing were shared, "
+            f"{planned.unshared:,} jobs."
+        )
+        texts += dict.fromkeys(needs(k.recipe, family_of(k.recipe)) for k in planned.keys)
+        seconds, flops = costs["seconds"].sum(), costs["flops"].sum()
+        texts.append(
+            f"In all about {seconds:,.0f} s ({seconds / 3600:.2f} h) here, one job at a time; {flops:.2g} "
+            f"floating-point operations, {flops / self.gpu_tflops / 3.6e15:.2g} h of a GPU that sustains "
+            f"{self.gpu_tflops:g} TFLOP/s."
+        )
+        return texts
+
+
+def explain(
+    source: str | Path | Mapping[str, Any], *overrides: str, gpu_tflops: float = 20.0
+) -> Explanation:
+    """Tell what a recipe or a sweep will do and cost, before it is run.
+
+    Data are loaded, and a few steps of each variant's own are timed; nothing is trained, and nothing of
+    the user's that it names is imported.
+
+    Args:
+        source: name of a shipped recipe or sweep, path of a YAML file, or a mapping.
+        overrides: "key.sub=value" of the recipe; "grid.key=[…]" sets an axis.
+        gpu_tflops: speed that a GPU is taken to sustain, in 10¹² operations a second.
+
+    Raises:
+        MarshtestError: bad input, in one line.
+    """
+    planned = plan_sweep(read_sweep(source, overrides), imports=False)
+    costs = expected_cost(planned) if foreign_part(planned) is None else None
+    return Explanation(planned, costs, gpu_tflops)
 
 
 def measure(pipeline: Pipeline) -> dict[str, float]:
@@ -57,13 +157,16 @@ def measure(pipeline: Pipeline) -> dict[str, float]:
 
 def _training_rate(model: Module, task: Task, training: Training, samples: Samples) -> float:
     """Sample passes a second in training (3 a sample)."""
+    size = len(samples[: training.batch_size])
+    return 3 * size / _seconds(_training_step(model, task, training, samples), model)
+
+
+def _training_step(
+    model: Module, task: Task, training: Training, samples: Samples
+) -> Callable[[], None]:
     batch = samples[: training.batch_size].to(next(model.parameters()).device)
     optimizer = training.optimizer_for(model)
-
-    def step() -> None:
-        descend(optimizer, task.loss(model.train(), batch).mean())
-
-    return 3 * len(batch) / _seconds(step, model)
+    return lambda: descend(optimizer, task.loss(model.train(), batch).mean())
 
 
 def _seconds(work: Callable[[], object], model: Module) -> float:
@@ -79,7 +182,7 @@ def _seconds(work: Callable[[], object], model: Module) -> float:
     return min(times[1:])
 
 
-def foreign_model(planned: Planned) -> str | None:
+def foreign_part(planned: Planned) -> str | None:
     """The name of a user's callable that makes a model, poisons or data of it, if one does."""
     recipes = [keys.recipe for keys in planned.keys]
     networks = [recipe.data.features.model for recipe in recipes if recipe.data.features]
@@ -93,39 +196,108 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
 
     Data are loaded, and a few steps of each variant's own are timed; nothing is trained.
     """
-    passed: dict[str, list[float]] = {kind: [0.0] * 4 for kind in KINDS}
-    rated: dict[str, tuple[dict[str, float], float]] = {}
+    costs, rated = _Costs(), dict[str, tuple[dict[str, float], float]]()
     by_variant: dict[str, list[Job]] = {}
     for job in planned.jobs:
         by_variant.setdefault(job.recipe.hash, []).append(job)
-    for of_variant in by_variant.values():
-        recipe = of_variant[0].recipe
-        data, others = samples_of(recipe.data, recipe.model, recipe.attack.trigger())
+    for jobs in by_variant.values():
+        started, recipe = time.perf_counter(), jobs[0].recipe
+        data = _data(jobs[0], costs)
         alike = hashed(recipe.model_dump(mode="json", include={"model", "training", "attack"}))
-        if (settings := recipe.data.features) is not None:
-            model, task = network(data, settings, pick_device(recipe.device))
-            if of_variant[0].kind == "features":
-                passes_of = 3.0 * settings.training.epochs * len(others)
-                seconds = passes_of / _training_rate(model, task, settings.training, others)
-                flops = passes_of * _flops(model, task, others)
-                _add(passed["features"], 1, passes_of, seconds, flops)
-            data = by_features(data, others, model, task, settings.grid)  # shape and size
         if alike not in rated:
             pipeline = set_up(recipe, data)
+            if not rated:
+                costs.add("start", 1, seconds=import_seconds() + _first_step(pipeline, started))
             flops = _flops(pipeline.trainer.new_model(0), pipeline.task, data.train)
             rated[alike] = measure(pipeline), flops
-        rates, flops = rated[alike]
-        for job in of_variant:
-            for kind, passes_of in passes(job, data).items():
-                if kind != "features":
-                    count = _count(job, kind, data)
-                    _add(passed[kind], count, passes_of, passes_of / rates[kind], passes_of * flops)
-    lines = [(kind, text, *passed[kind]) for kind, text in KINDS.items() if passed[kind][0]]
-    return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds", "flops"])
+        for job in jobs:
+            _add_job(costs, job, data, *rated[alike])
+    if len(planned.variants) == 1:  # a sweep of several draws nothing
+        figures = figures_of(planned.keys[0].recipe)
+        costs.add("report", figures, seconds=report_seconds(figures))
+    return costs.table()
 
 
-def _add(to: list[float], *values: float) -> None:
-    to[:] = [old + new for old, new in zip(to, values, strict=True)]
+class _Costs:
+    """Sums of count, sample passes, seconds and flops, by kind of work."""
+
+    def __init__(self) -> None:
+        self._sums = {kind: np.zeros(4) for kind in KINDS}
+
+    def add(
+        self, kind: str, count: float, *, passes: float = 0, seconds: float, flops: float = 0
+    ) -> None:
+        self._sums[kind] += (count, passes, seconds, flops)
+
+    def table(self) -> pd.DataFrame:
+        """One line for each kind that there is."""
+        lines = [(kind, KINDS[kind], *sums) for kind, sums in self._sums.items() if sums.any()]
+        return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds", "flops"])
+
+
+def _data(job: Job, costs: _Costs) -> Dataset:
+    """The data of a job's recipe; if a network makes their features, of their shape and size only."""
+    recipe, settings = job.recipe, job.recipe.data.features
+    data, others = samples_of(recipe.data, recipe.model, recipe.attack.trigger())
+    if settings is None:
+        return data
+    model, task = network(data, settings, pick_device(recipe.device))
+    if job.kind == "features":
+        passes = 3.0 * settings.training.epochs * len(others)
+        seconds = passes / _training_rate(model, task, settings.training, others)
+        flops = passes * _flops(model, task, others)
+        costs.add("features", 1, passes=passes, seconds=seconds, flops=flops)
+    return by_features(data, others, model, task, settings.grid)
+
+
+def _add_job(
+    costs: _Costs, job: Job, data: Dataset, rates: Mapping[str, float], flops: float
+) -> None:
+    """Add a job's work, given sample passes a second by kind of work, and flops a pass."""
+    for kind, needed in passes(job, data).items():
+        if kind != "features":
+            count, seconds = _count(job, kind, data), needed / rates[kind]
+            costs.add(kind, count, passes=needed, seconds=seconds, flops=needed * flops)
+
+
+def import_seconds() -> float:
+    """Seconds in which a fresh process imports what a run needs, by letting one do so."""
+    found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # what this process finds
+    started = time.perf_counter()
+    command = [sys.executable, "-P", "-c", "import marshtest.commands.run"]
+    subprocess.run(command, env=os.environ | found, check=True)
+    return time.perf_counter() - started
+
+
+def _first_step(pipeline: Pipeline, started: float) -> float:
+    """Seconds since data were asked for until a first step is taken, for which torch loads much more."""
+    trainer = pipeline.trainer
+    _training_step(
+        trainer.new_model(0), pipeline.task, pipeline.recipe.training, pipeline.data.train
+    )()
+    return time.perf_counter() - started
+
+
+def figures_of(recipe: Recipe) -> int:
+    """How many figures a report has: five, and two for each axis along which budgets vary."""
+    return 5 + 2 * (len(recipe.budgets) > 1) + 2 * (len(recipe.poison_budgets) > 1)
+
+
+def report_seconds(figures: int) -> float:
+    """Seconds to draw a report: the library of the charts is made, and one figure is drawn and saved.
+
+    The rest of the page takes about as long as a figure.
+    """
+    started = time.perf_counter()
+    charts.library()
+    prepared = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        figure = Figure(figsize=(8, 4))
+        for panel in figure.subplots(1, 2):
+            panel.errorbar(range(10), range(10), yerr=1.0, label="models")
+            panel.legend()
+        save(figure, Path(folder) / "figure")
+    return prepared - started + (figures + 1) * (time.perf_counter() - prepared)
 
 
 def _count(job: Job, kind: str, data: Dataset) -> int:

@@ -23,6 +23,7 @@ from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.power import detection, poisons_for, removal
 from marshtest.metrics.trainings import MOST, trainings_to_reject, trainings_to_remove
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import save
 from marshtest.results.summary import Results
 
@@ -42,6 +43,7 @@ class Plan:
         power: with which a true answer shall be found.
         margin: share of the effect that REMOVED may leave.
         unlearners: how many will be judged together (Holm at its strictest).
+        poisons_a_run: poisons of one training, if the number of trainings is to be told.
     """
 
     effects: Mapping[str, float]
@@ -49,6 +51,7 @@ class Plan:
     power: float = 0.9
     margin: float = 0.2
     unlearners: int = 1
+    poisons_a_run: int | None = None
 
     def __post_init__(self) -> None:
         for name, effect in self.effects.items():
@@ -67,8 +70,7 @@ class Plan:
         if not self.effects:
             raise MarshtestError("plan: give an expected effect.")
 
-        needed = self.table()["poisons to show removal"]
-        if not np.isfinite(needed).all():
+        if not np.isfinite(self.table()["poisons to show removal"]).all():
             raise MarshtestError("plan: no number of poisons would do. Raise alpha, or margin.")
 
     @property
@@ -94,7 +96,7 @@ class Plan:
         return max(0.0, shown - self.alpha)
 
     def table(self) -> pd.DataFrame:
-        """Poisons needed: one line a score, and the verdict."""
+        """Poisons needed, and runs if known: one line a score, and one for the verdict."""
         lines = [
             {
                 "score": _title(name),
@@ -104,7 +106,26 @@ class Plan:
             }
             for name, (detect, remove) in self.tests.items()
         ]
-        return pd.DataFrame(lines)
+        table = pd.DataFrame(lines)
+        if self.poisons_a_run is not None:
+            runs = np.ceil(table["poisons to show removal"] / self.poisons_a_run)
+            table["runs to show removal"] = runs
+        return table
+
+    def texts(self) -> pd.DataFrame:
+        """The table as it is printed."""
+        table = self.table()
+        counts = {name: table[name].map("{:,.0f}".format) for name in table.columns[2:]}
+        dependence = table["expected dependence"].map("{:.3g}".format).replace("nan", "–")
+        return table.assign(**{"expected dependence": dependence, **counts})
+
+    def sentences(self) -> list[str]:
+        """What the table says of the verdict."""
+        verdict = self.texts().iloc[-1]
+        needed = f"{verdict['poisons to show removal']} poisons in all, over all seeds together"
+        if self.poisons_a_run is not None:
+            needed += f": {verdict['runs to show removal']} runs of {self.poisons_a_run:,}"
+        return [f"REMOVED, with power {self.power:g} at error rate {self.alpha:g}, needs {needed}."]
 
     def curve(self, poisons: Sequence[float]) -> pd.DataFrame:
         """Power at each number of poisons: one line a number and score."""
@@ -139,6 +160,12 @@ class Plan:
         figure.tight_layout()
         return figure, curve
 
+    def save(self, folder: Path) -> None:
+        """Write plan.csv, the curve behind the figure, and plan.png and plan.pdf."""
+        figure, curve = self.figure()
+        write(curve, folder / "plan.csv")
+        save(figure, folder / "plan")
+
 
 def _title(name: str) -> str:
     return SCORES[name].title if name in SCORES else name
@@ -155,39 +182,94 @@ def effects_of(pilot: Results) -> dict[str, float]:
     return {name: float(initial[f"{name}_dependence"]) for name in pilot.scores_shown}
 
 
-def trainings_table(
-    works: float,
+@dataclass(frozen=True)
+class Trainings:
+    """How often an attack without a null law is expected to work, and how sure to be.
+
+    Attributes:
+        works: share of the trainings in which the attack works.
+        alpha, power, margin, unlearners: as in Plan.
+    """
+
+    works: float
+    alpha: float = 0.05
+    power: float = 0.9
+    margin: float = 0.2
+    unlearners: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.unlearners, alpha=self.alpha, power=self.power, margin=self.margin)
+        if not 0 < self.works <= 1:
+            raise MarshtestError(f"plan: works must lie between 0 and 1. Got {self.works:g}.")
+        if self.needed >= MOST:
+            raise MarshtestError(f"plan: {MOST:,} trainings would not do. Raise works, or margin.")
+
+    @property
+    def needed(self) -> int:
+        """Trainings after which an unlearner that never fails is REMOVED with the wanted power."""
+        level = self.alpha / self.unlearners
+        return trainings_to_remove(self.margin, level, self.works, self.power)
+
+    def table(self) -> pd.DataFrame:
+        """Trainings (seeds) needed: one line."""
+        line = {
+            "attack works in": self.works,
+            "trainings to detect, at least": trainings_to_reject(self.alpha),
+            "trainings to show removal": self.needed,
+        }
+        return pd.DataFrame([line])
+
+    def texts(self) -> pd.DataFrame:
+        """The table as it is printed."""
+        return self.table().astype(str)
+
+    def sentences(self) -> list[str]:
+        """What the table says of the verdict."""
+        sure = f"with power {self.power:g} at error rate {self.alpha:g}"
+        return [f"REMOVED, {sure}, needs {self.needed} trainings: seeds={self.needed}."]
+
+    def save(self, folder: Path) -> None:
+        """Write plan.csv."""
+        write(self.table(), folder / "plan.csv")
+
+
+def plan(
     *,
+    gus: float | None = None,
+    rank: float | None = None,
+    pilot: str | Path | None = None,
+    works: float | None = None,
+    samples: int | None = None,
+    fraction: float = 0.015,
     alpha: float = 0.05,
     power: float = 0.9,
     margin: float = 0.2,
     unlearners: int = 1,
-) -> pd.DataFrame:
-    """Trainings (seeds) that a verdict by an effect without a null law needs: one line.
+) -> Plan | Trainings:
+    """Tell how many poisons a verdict needs, or how many trainings if `works` is given.
 
     Args:
-        works: share of the trainings in which the attack works.
+        gus, rank: dependence that the initial model is expected to have, by each score.
+        pilot: folder of a finished run, or an audit.json, that shows these dependences instead.
+        works: share of the trainings in which an attack without a null law works.
+        samples: training samples of one run, if the number of runs is to be told.
+        fraction: share of them that will be poisons.
         alpha: error rate over all unlearners.
-        power: with which an unlearner that never fails shall be REMOVED.
+        power: with which a true answer shall be found.
         margin: share of the effect that REMOVED may leave.
         unlearners: how many will be judged together.
 
     Raises:
-        MarshtestError: a share that is none.
+        MarshtestError: no effect is expected, a value is out of bounds, or the pilot cannot be read.
     """
-    _check(unlearners, alpha=alpha, power=power, margin=margin)
-    if not 0 < works <= 1:
-        raise MarshtestError(f"plan: works must lie between 0 and 1. Got {works:g}.")
-    needed = trainings_to_remove(margin, alpha / unlearners, works, power)
-    if needed >= MOST:
-        raise MarshtestError(f"plan: {MOST:,} trainings would not do. Raise works, or margin.")
-    return pd.DataFrame(
-        {
-            "attack works in": [works],
-            "trainings to detect, at least": [trainings_to_reject(alpha)],
-            "trainings to show removal": [needed],
-        }
-    )
+    poisons = None if samples is None else poisons_of_one_run(samples, fraction)
+    if works is not None:
+        return Trainings(works, alpha, power, margin, unlearners)
+    effects = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}
+    if pilot is not None:
+        audited = Path(pilot).suffix == ".json"
+        effects = effects_of_audit(Path(pilot)) if audited else effects_of(Results.read(pilot))
+    return Plan(effects, alpha, power, margin, unlearners, poisons)
 
 
 def _check(unlearners: int, **shares: float) -> None:
@@ -209,7 +291,7 @@ def effects_of_audit(file: Path) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         raise MarshtestError(
-            f"{file}: is not the audit.json that `marshtest test --out` wrote."
+            f"{file}: is not the audit.json that `marshtest audit --out` wrote."
         ) from None
 
 
@@ -227,11 +309,3 @@ def poisons_of_one_run(samples: int, fraction: float) -> int:
             "it must lie between 0 and 1 and give at least one."
         )
     return round(samples * fraction)
-
-
-def save_plan(plan: Plan, folder: Path) -> None:
-    """Write plan.csv, the curve behind the figure, and plan.png and plan.pdf."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure, curve = plan.figure()
-    curve.to_csv(folder / "plan.csv", index=False)
-    save(figure, folder / "plan")

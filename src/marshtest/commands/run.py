@@ -64,7 +64,7 @@ def run(
         MarshtestError: bad input, in one line.
     """
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides, unlearners=unlearners)
+        recipe = load_recipe(recipe, *overrides, unlearners=unlearners)
     elif overrides or unlearners:
         raise MarshtestError("run: a Recipe is complete; give changes to load_recipe instead.")
     else:

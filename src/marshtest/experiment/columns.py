@@ -118,7 +118,7 @@ class _Measuring(Protocol):
 
 class _Shown(Protocol):
     @property
-    def presentation(self) -> Presentation: ...
+    def shown(self) -> Presentation: ...
 
 
 def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
@@ -127,7 +127,7 @@ def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
     Raises:
         MarshtestError: a column is not named as columns are, or its name is taken.
     """
-    shown, owners = attack.presentation, dict[str, str]()
+    shown, owners = attack.shown, dict[str, str]()
     for metric in metrics:
         where = f"metrics.{metric.name}"
         try:
@@ -177,7 +177,7 @@ def check_columns(
     """
     if missing := [name for name in needed if name not in frame]:
         told = ", ".join(map(repr, missing))
-        raise MarshtestError(f"{where}: is no table of rows: it has no column {told}. {MEND}")
+        raise MarshtestError(f"{where}: has no column {told}. {MEND}")
     if len(twice := frame.columns[frame.columns.duplicated()]):
         raise MarshtestError(f"{where}: column {twice[0]!r} is there twice. {MEND}")
     for name in frame:

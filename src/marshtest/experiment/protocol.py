@@ -34,6 +34,7 @@ from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.base import Metric, Question
+from marshtest.metrics.dependence import dependence
 from marshtest.metrics.shift import shifts
 from marshtest.models.answers import takes_channels_last
 from marshtest.models.base import ModelSettings
@@ -469,7 +470,20 @@ def _effect(
     }
     measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
     measured["scoring_seconds"] = time.perf_counter() - started
-    return {**effect.figures, **measured}, effect
+    return {**_dependences(pipeline, poisoned, effect), **effect.figures, **measured}, effect
+
+
+def _dependences(pipeline: Pipeline, poisoned: Poisoned, effect: Effect) -> dict[str, float]:
+    """The columns of scores with a known null law, of which the attack tells each poison's value only."""
+    shown, samples, columns = pipeline.recipe.attack.shown, poisoned.samples, dict[str, float]()
+    for name in shown.null_scores:
+        if f"{name}_dependence" not in effect.figures:
+            ids = torch.from_numpy(effect.ids)
+            classes = samples.y[samples.positions(ids)].cpu().numpy()
+            ties = effect.scores.get(f"{name}_ties", 0.0)
+            found = dependence(effect.scores[name], classes, fpr=float(shown.fpr), ties=ties)
+            columns |= found.columns(name)
+    return columns
 
 
 def _by_metric(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -83,7 +84,7 @@ class ForeignData(DataSettings):
         return self.model_copy(update={"source": source})
 
 
-def _data(given: Any) -> Any:
+def parse_data(given: Any) -> Any:
     """Settings of data that ship, or of a user's callable; nothing is imported."""
     if isinstance(given, DataSettings):
         return given
@@ -137,7 +138,7 @@ class Recipe(Named):
     `unlearners` is one unlearner, or the trials of a search among which held-out data choose.
     """
 
-    data: Annotated[SerializeAsAny[DataSettings], BeforeValidator(_data)] = DataSettings()
+    data: Annotated[SerializeAsAny[DataSettings], BeforeValidator(parse_data)] = DataSettings()
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training  # of the initial and of the retrained model
     attack: Annotated[SerializeAsAny[Attack], BeforeValidator(parse_attack)]
@@ -219,8 +220,7 @@ class Recipe(Named):
 
 def load_recipe(
     source: str | Path | Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
+    *overrides: str,
     unlearners: Sequence[str | Callable[..., Any]] = (),
     imports: bool = True,
 ) -> Recipe:
@@ -237,6 +237,12 @@ def load_recipe(
     Raises:
         MarshtestError: anything wrong with it, in one line.
     """
+    if overrides and not isinstance(overrides[0], str):  # a list of them, as in version 0.1
+        message = (
+            "load_recipe takes overrides one by one, as run does: load_recipe(source, *overrides)."
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        (overrides,) = overrides
     values = read_yaml(source, overrides, "recipes")
     recipe = Recipe.parse(values, "")
     if unlearners:

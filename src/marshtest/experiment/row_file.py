@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from marshtest.attacks.presentation import Presentation
 from marshtest.experiment.cells import CELL
 from marshtest.experiment.columns import MEND, check_columns
+from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
 
@@ -48,6 +50,8 @@ class Run(BaseModel):
     machine: str
     data: str | None
     started: str | None = None
+    presentation: Presentation | None = None
+    metrics: dict[Name, Column] = {}
 
 
 class _Described(BaseModel):
@@ -69,8 +73,9 @@ class Rows:
         frame: one line a model, or a set of samples of a hypothesis; columns as in docs/rows.md.
         kind: of what they are.
         runs: by the hash of a recipe, its `values` and what ran it: `marshtest`, `algorithm`, `torch`,
-            `python`, `machine`, of a run when it `started`, and the digest of `data` that the recipe
-            does not determine.
+            `python`, `machine`, of a run when it `started`, the digest of `data` that the recipe does not
+            determine; and what a report must know of its attack (`presentation`) and of the columns of
+            further `metrics`.
     """
 
     path: Path
@@ -111,7 +116,7 @@ def read_file(source: str | Path) -> Rows:
     described, frame.attrs = frame.attrs.get(NAME), {}
     if not isinstance(described, Mapping) or "format" not in described:
         raise MarshtestError(
-            f"{path}: is no table of rows: it does not say which recipe it comes from. Give the "
+            f"{path}: is not a marshtest rows file: its metadata name no recipe. Give the "
             f"{FILE} of a run or a sweep, or what `marshtest rows --out FILE.parquet` writes."
         )
     newer = isinstance(described["format"], int) and described["format"] > FORMAT

@@ -11,7 +11,7 @@ from marshtest.training.tasks import Task
 
 @torch.no_grad()
 def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[Samples, Tensor]]:
-    """Batches of samples and their logits [B, C] (float32, eval mode)."""
+    """Give the samples in batches, each with its logits [B, C], in float32 and eval mode."""
     model.eval()
     exact = task.exact()
     size = task.scoring_batch(samples.y.device)
@@ -21,7 +21,7 @@ def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[
 
 
 def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
-    """Share of samples whose label has the largest logit; nan of none."""
+    """Fraction of the samples whose label has the largest logit; nan if there are no samples."""
     if len(samples) == 0:
         return float("nan")
     right = sum(
@@ -32,15 +32,16 @@ def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
 
 
 def probabilities(model: nn.Module, task: Task, samples: Samples) -> Tensor:
-    """[N, C] softmax of the logits."""
+    """[N, C] probabilities of the labels: the softmax of the logits."""
     return torch.cat([logits.softmax(1) for _, logits in logits_of(model, task, samples)])
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """[B] log Σ exp of the other logits, minus the label's: float64, large where the model is wrong.
+    """[B] log Σ exp of the other logits less the label's, in float64; large if the model is wrong.
 
-    Cross-entropy is softplus of it, so both have input gradients of one direction and rank samples
-    alike, but the margin does not saturate when the label's probability rounds to 1.
+    Cross-entropy is the softplus of this margin, so both have input gradients of one direction and rank
+    samples alike. Unlike cross-entropy, the margin does not saturate when the label's probability rounds
+    to 1.
     """
     logits = logits.double()
     label = y[:, None]

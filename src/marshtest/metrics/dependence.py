@@ -1,4 +1,4 @@
-"""What is left of the poison by one score, and four exact tests that a model does not depend on it.
+"""The dependence of a model on the poison by one score, and four exact tests that there is none.
 
     x_z                    score of poison z: I_z, or the normal score of its rank
     D = −mean x            dependence; larger = more left
@@ -10,7 +10,7 @@ If the model does not depend on the noise, the x_z are independent and N(0, 1), 
     classes    Σ_c n_c (x̄_c − x̄)²       ~ χ²_{C−1}          classes, or trainings, against each other
     tail       #{x < Φ⁻¹(FPR)}           ~ Binomial(n, FPR)  the paper's "TPR equals FPR", one-sided
 
-Scores of several trainings are pooled exactly from what the rows of each say.
+The dependence over several trainings is pooled exactly from the rows of each.
 """
 
 import math
@@ -35,20 +35,20 @@ TINY = 1e-12  # spread of scores that are all equal
 
 @dataclass(frozen=True)
 class Dependence:
-    """What is left of the poison by one score.
+    """The dependence by one score, and the sums that the four tests need.
 
     Attributes:
         value: the dependence D, −mean of the score over n poisons.
-        error: its standard error given the models, from the scores' own spread.
-        n: poisons with a defined score.
-        undefined: poisons without one (vanished gradient).
-        hidden: share of the poisons that the score cannot tell: undefined, or tied by chance.
+        error: standard error of `value` given the models, from the spread of the scores.
+        n: number of poisons with a defined score.
+        undefined: number of poisons without a defined score (the gradient vanished).
+        hidden: fraction of the poisons about which the score says nothing: undefined, or tied by chance.
         spread: mean of x² − 1; 0 under the null.
-        spread_error: its standard error.
-        between: Σ n_c (x̄_c − x̄)² over cells: classes, of each training its own.
-        cells: how many there are.
-        tail: poisons beyond the threshold Φ⁻¹(FPR).
-        fpr: share of them under the null.
+        spread_error: standard error of `spread`.
+        between: Σ n_c (x̄_c − x̄)² over cells c, the classes; each training has cells of its own.
+        cells: number of cells.
+        tail: number of poisons beyond the threshold Φ⁻¹(FPR).
+        fpr: fraction of poisons beyond the threshold under the null.
     """
 
     value: float
@@ -65,12 +65,12 @@ class Dependence:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the test of the mean."""
+        """Two-sided p-value of the test of the mean."""
         return float(2 * norm.sf(abs(self.value) * math.sqrt(self.n)))
 
     @property
     def tests(self) -> dict[str, float]:
-        """p-values of the four tests, for "the model does not depend on the poison"; nan if undefined."""
+        """p-values of the four tests of "the model does not depend on the poison"; nan if undefined."""
         if math.isnan(self.value):
             return dict.fromkeys(("mean", "spread", "classes", "tail"), math.nan)
         squares = self.error**2 * self.n * (self.n - 1)  # Σ (x − x̄)²
@@ -86,16 +86,16 @@ class Dependence:
 
     @property
     def tail_excess(self) -> float:
-        """Share of the poisons beyond the threshold, less the FPR."""
+        """Fraction of the poisons beyond the threshold, less the FPR."""
         return self.tail / self.n - self.fpr if self.n else math.nan
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of the dependence of these very models."""
+        """Confidence interval (low, high) of the dependence of these very models."""
         half = float(t.isf((1 - level) / 2, self.n - 1)) * self.error
         return self.value - half, self.value + half
 
     def columns(self, name: str) -> dict[str, float]:
-        """Its columns in a row, by the score's name; `of` reads them back."""
+        """The columns of a row that hold the dependence by the score `name`; `of` reads them back."""
         low, high = self.interval()
         return {
             f"{name}_dependence": self.value,
@@ -115,14 +115,14 @@ class Dependence:
 
     @staticmethod
     def columns_of(name: str) -> list[str]:
-        """The columns of a row that tell it again."""
+        """The columns that `of` reads."""
         derived = {f"{name}_{part}" for part in ("low", "high", "p")}
         return [column for column in NOTHING.columns(name) if column not in derived]
 
     @classmethod
     def of(cls, row: Any, name: str, fpr: float) -> "Dependence":
-        """The same again from its columns."""
-        if math.isnan(row[f"{name}_poisons"]):  # of a model that does not exist
+        """The dependence by the score `name` that a row holds."""
+        if math.isnan(row[f"{name}_poisons"]):  # the unlearner returned no model
             return NOTHING
         return cls(
             value=float(row[f"{name}_dependence"]),
@@ -154,15 +154,15 @@ def dependence(
     Args:
         scores: x_z of each poison.
         classes: [P] labels of the poisons; one class if not given.
-        fpr: of the tail.
-        ties: [P] share of each score that chance decided.
+        fpr: false positive rate that sets the threshold of the tail.
+        ties: [P] fraction of each score's draws that tie, so that chance decided.
     """
-    there = ~np.isnan(scores)
-    x, n = scores[there], int(there.sum())
-    hidden = float(np.where(there, ties, 1.0).mean()) if len(scores) else 0.0
+    defined = ~np.isnan(scores)
+    x, n = scores[defined], int(defined.sum())
+    hidden = float(np.where(defined, ties, 1.0).mean()) if len(scores) else 0.0
     if n < 2:
         return Dependence(math.nan, math.nan, n, len(scores) - n, hidden, fpr=fpr)
-    _, cell = np.unique(np.zeros(n) if classes is None else classes[there], return_inverse=True)
+    _, cell = np.unique(np.zeros(n) if classes is None else classes[defined], return_inverse=True)
     sizes = np.bincount(cell)
     means = np.bincount(cell, x) / sizes
     return Dependence(
@@ -181,22 +181,23 @@ def dependence(
 
 
 def _error(values: Floats) -> float:
+    """Standard error of a mean; above 0 even if all values are equal, for it divides."""
     return max(float(values.std(ddof=1)), TINY) / math.sqrt(len(values))
 
 
 def pooled(parts: Sequence[Dependence]) -> Dependence:
-    """The dependence over all poisons of several trainings, exactly, from each training's own."""
-    told = [part for part in parts if not math.isnan(part.value)]
-    asked = sum(part.n + part.undefined for part in parts)
-    hidden = sum(part.hidden * (part.n + part.undefined) for part in parts) / max(asked, 1)
+    """The dependence over the poisons of several trainings, exactly, from that of each training."""
+    defined = [part for part in parts if not math.isnan(part.value)]
+    poisons = sum(part.n + part.undefined for part in parts)
+    hidden = sum(part.hidden * (part.n + part.undefined) for part in parts) / max(poisons, 1)
     undefined = sum(part.undefined for part in parts)
-    if not told:
+    if not defined:
         return Dependence(math.nan, math.nan, 0, undefined, hidden)
-    sizes = np.array([part.n for part in told])
-    means = np.array([part.value for part in told])
-    value, error = _over(sizes, means, [part.error for part in told])
+    sizes = np.array([part.n for part in defined])
+    means = np.array([part.value for part in defined])
+    value, error = _over(sizes, means, [part.error for part in defined])
     spread, spread_error = _over(
-        sizes, np.array([part.spread for part in told]), [part.spread_error for part in told]
+        sizes, np.array([part.spread for part in defined]), [part.spread_error for part in defined]
     )
     return Dependence(
         value=value,
@@ -206,15 +207,16 @@ def pooled(parts: Sequence[Dependence]) -> Dependence:
         hidden=hidden,
         spread=spread,
         spread_error=spread_error,
-        between=sum(part.between for part in told) + float((sizes * (means - value) ** 2).sum()),
-        cells=sum(part.cells for part in told),
-        tail=sum(part.tail for part in told),
-        fpr=told[0].fpr,
+        # What trainings differ by is added: in the pooled set each training's classes are cells.
+        between=sum(part.between for part in defined) + float((sizes * (means - value) ** 2).sum()),
+        cells=sum(part.cells for part in defined),
+        tail=sum(part.tail for part in defined),
+        fpr=defined[0].fpr,
     )
 
 
 def _over(sizes: NDArray[np.int64], means: Floats, errors: Sequence[float]) -> tuple[float, float]:
-    """Mean over all poisons and its standard error, from those of each training."""
+    """(mean over all poisons, its standard error) from the mean and the error of each training."""
     n = sizes.sum()
     mean = float((sizes * means).sum() / n)
     within = sizes * (sizes - 1) * np.square(errors)
@@ -225,7 +227,7 @@ def _over(sizes: NDArray[np.int64], means: Floats, errors: Sequence[float]) -> t
 def dependences(
     scores: Mapping[str, Floats], classes: NDArray[np.int64], fpr: float
 ) -> dict[str, Dependence]:
-    """Dependence by each of SCORES that is there; the share that chance decided is in `<name>_ties`."""
+    """The dependence by each of SCORES that `scores` holds; `<name>_ties` holds what chance decided."""
     return {
         name: dependence(scores[name], classes, fpr=fpr, ties=scores.get(f"{name}_ties", 0.0))
         for name in SCORES

@@ -16,8 +16,9 @@ from marshtest.training.tasks import Task
 
 
 def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
-    """[P, d] unit vectors g_z / ‖g_z‖, in input space flattened to d; nan where the gradient vanishes
-    or is not finite.
+    """[P, d] unit vectors g_z / ‖g_z‖ in input space, flattened to d.
+
+    A row is nan if its gradient vanishes or is not finite.
 
     The margin loss stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly
     one direction, and the margin's does not underflow where the model is sure.
@@ -36,9 +37,9 @@ def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
 
 
 def _unit(gradient: Tensor) -> Tensor:
-    """[P, d] g / ‖g‖, the norm taken of g / 2ᵏ, as large as one, so that its squares neither overflow nor
-    vanish: such a division is exact. nan where g is zero, infinite or undefined.
-    """
+    """[P, d] g / ‖g‖; nan if g is zero, infinite or undefined."""
+    # Squares of small or large numbers vanish or overflow. A division by a power of two is exact, so the
+    # norm is taken of g / 2ᵏ, whose largest number is about one.
     size = gradient.abs().amax(1, keepdim=True)
     power = torch.frexp(size).exponent.clamp(-120, 120)
     gradient = torch.ldexp(gradient, -power)
@@ -47,5 +48,5 @@ def _unit(gradient: Tensor) -> Tensor:
 
 
 def gaussian_scores(directions: Tensor, noise: Tensor, deviation: float) -> Tensor:
-    """[P, ...] the scores I_z for noise [P, ..., d] of standard deviation ε = `deviation`."""
+    """[P, ...] the scores I_z for noise [P, ..., d] with standard deviation ε = `deviation`."""
     return torch.einsum("pd,p...d->p...", directions, noise) / deviation

@@ -1,4 +1,4 @@
-"""How many poisons a verdict needs: the power of its two tests, and the number for a wanted power.
+"""The power of a verdict's two tests, and how many poisons give a wanted power.
 
     detection   two-sided z test of D = 0:     Φ(|D|√n/s − z_{α/2}) + Φ(−|D|√n/s − z_{α/2})
     removal     two one-sided tests of |D| < M: Φ((M − |D|)√n/s − z_α) + Φ((M + |D|)√n/s − z_α) − 1
@@ -26,7 +26,7 @@ def detection(
     alpha: float = 0.05,
     estimated: bool = False,
 ) -> float:
-    """Power to reject independence with n poisons, at level `alpha`, for a true dependence."""
+    """Power to reject independence with n poisons at level `alpha`, if the true dependence is `effect`."""
     shift, threshold = abs(effect) * math.sqrt(n) / deviation, _threshold(alpha / 2, n, estimated)
     beyond = 1 - _below(threshold, shift, n, estimated)
     return min(1.0, beyond + _below(-threshold, shift, n, estimated))
@@ -41,9 +41,9 @@ def removal(
     alpha: float = 0.05,
     estimated: bool = False,
 ) -> float:
-    """Power to show |D| < margin with n poisons, at level `alpha`, where D = `left` is true.
+    """Power to show |D| < margin with n poisons at level `alpha`, if the true dependence is `left`.
 
-    A lower bound if s is estimated: both one-sided tests may miss together.
+    It is a lower bound if s is estimated: both one-sided tests may miss together.
     """
     scale, threshold = math.sqrt(n) / deviation, _threshold(alpha, n, estimated)
     sides = ((margin - left) * scale, (margin + left) * scale)
@@ -58,14 +58,14 @@ def _below(threshold: float, shift: float, n: float, estimated: bool) -> float:
     """Probability that a test statistic shifted by `shift` stays below its threshold."""
     if not estimated or n > MANY:
         return float(norm.cdf(threshold - shift))
-    found = float(nct.cdf(threshold, n - 1, shift))
-    return 0.0 if math.isnan(found) else found  # SciPy gives nan where the shift is huge
+    below = float(nct.cdf(threshold, n - 1, shift))
+    return 0.0 if math.isnan(below) else below  # SciPy gives nan if the shift is huge
 
 
-def poisons_for(power: float, of: Callable[[float], float]) -> float:
-    """The least n with of(n) ≥ power, for a power that grows with n; infinite if there is none."""
-    if of(2) >= power:
+def poisons_for(power: float, power_of: Callable[[float], float]) -> float:
+    """The least n with power_of(n) ≥ power, where power_of grows with n; infinite if there is none."""
+    if power_of(2) >= power:
         return 2.0
-    if of(MOST) < power:
+    if power_of(MOST) < power:
         return math.inf
-    return math.ceil(brentq(lambda n: of(n) - power, 2, MOST, xtol=0.01))
+    return math.ceil(brentq(lambda n: power_of(n) - power, 2, MOST, xtol=0.01))

@@ -1,9 +1,9 @@
 """A lower bound on ε from one training run (Steinke, Nasr, Jagielski 2023, arXiv 2305.08846).
 
 Each poison is one coin. Two noises ξ⁰ and ξ¹ were drawn alike, and chance decided which of them went into
-the training set and which nobody has seen. The auditor sees the model and guesses, or abstains. If what
-made the model is (ε, δ)-differentially private, then with m coins, r guesses and W ~ Binomial(r, q),
-q = 1 / (1 + e^−ε),
+the training set and which nobody has seen. The auditor sees the model and guesses, or abstains. If the
+algorithm that made the model is (ε, δ)-differentially private, then with m coins, r guesses and
+W ~ Binomial(r, q), q = 1 / (1 + e^−ε),
 
     P[v or more right] ≤ P[W ≥ v] + 2 m δ · max_i (P[v > W ≥ v − i] / i),
 
@@ -19,25 +19,31 @@ from scipy.stats import binom
 
 Floats = NDArray[np.float64]
 
-GUESSED = (1.0, 0.5, 0.25, 0.125, 0.0625)  # shares of the coins that are guessed; the rest abstain
+GUESSED = (
+    1.0,
+    0.5,
+    0.25,
+    0.125,
+    0.0625,
+)  # fractions of the coins that are guessed, the surest first
 MOST = 30.0  # no sample of this world refutes a larger ε
 
 
 def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float = 0.95) -> float:
-    """The largest ε that the guesses refute at the confidence; 0 if none.
+    """The largest ε that the guesses refute at the confidence; 0 if they refute none.
 
     Args:
-        advantages: [m] one a coin: positive where the noise that was trained on looks more familiar
-            than the other. The sign is whether the guess is right, the size how sure it is; nan abstains.
+        advantages: [m] one for each coin: positive if the noise that was trained on looks more familiar
+            than the other. The sign says whether the guess is right, the size how sure it is; nan abstains.
         delta: δ of the privacy that is refuted.
-        confidence: over all shares of GUESSED together (Bonferroni); the best of them counts.
+        confidence: over all fractions of GUESSED together (Bonferroni); the best of them counts.
     """
     sure = np.nan_to_num(advantages)
     order = np.argsort(-np.abs(sure), kind="stable")
     level = (1 - confidence) / len(GUESSED)
     bounds = [0.0]
-    for share in GUESSED:
-        guesses = sure[order[: max(1, round(share * len(sure)))]]
+    for fraction in GUESSED:
+        guesses = sure[order[: max(1, round(fraction * len(sure)))]]
         guesses = guesses[guesses != 0]
         right = int((guesses > 0).sum())
         bounds.append(refuted(len(sure), len(guesses), right, delta, level))
@@ -45,7 +51,7 @@ def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float 
 
 
 def refuted(coins: int, guesses: int, right: int, delta: float, level: float) -> float:
-    """The largest ε with p-value at most `level`; 0 if there is none."""
+    """The largest ε whose p-value is at most `level`; 0 if there is none."""
     if p_value(coins, guesses, right, 0.0, delta) > level:
         return 0.0
     if p_value(coins, guesses, right, MOST, delta) <= level:
@@ -54,7 +60,7 @@ def refuted(coins: int, guesses: int, right: int, delta: float, level: float) ->
 
 
 def p_value(coins: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """Bound on the chance of `right` or more right `guesses` under (ε, δ)-differential privacy."""
+    """Bound on the probability of `right` or more right guesses under (ε, δ)-differential privacy."""
     chance = 1 / (1 + np.exp(-epsilon))
     below = binom.pmf(np.arange(right - 1, -1, -1), guesses, chance)  # P[W = v − 1], …, P[W = 0]
     steps = np.arange(1, right + 1)

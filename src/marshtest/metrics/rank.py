@@ -21,13 +21,15 @@ Floats = NDArray[np.float64]
 def rank_scores(
     at_poison: Floats, at_fresh: Floats, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Normal scores [P] of losses [P] among those of fresh noise [P, K]; negative if memorised.
+    """Normal scores [P] of the poisons' losses [P] among losses [P, K] at fresh noise.
 
-    A poison with any loss that is nan has score nan; that treats the K + 1 draws alike, so the null
-    stays exact.
+    A memorised poison has a negative score.
+
+    A poison's score is nan if any of its K + 1 losses is. That treats all K + 1 alike, so the null stays
+    exact.
 
     Returns:
-        The scores, and the share of the K fresh losses that equal each poison's.
+        The scores [P], and the fraction [P] of the K fresh losses that equal each poison's.
     """
     below = (at_fresh < at_poison[:, None]).sum(1)
     ties = (at_fresh == at_poison[:, None]).sum(1)

@@ -1,11 +1,11 @@
 """How far a model has moved from the initial one, and whether that was the way to go (paper §6).
 
-    v = θ_retrained − θ_initial     the way that unlearning has to go
-    u = θ_updated − θ_initial       the way that an unlearner went
+    v = θ_retrained − θ_initial     the shift that unlearning has to make
+    u = θ_updated − θ_initial       the shift that an unlearner made
 
 ‖u‖ beside ‖v‖ says whether it went far enough (the paper's first hypothesis), cos(u, v) whether it went
 there (the second). Between networks trained from different seeds most of v has nothing to do with the
-poison: a second retrained model tells what distance and what cosine two seeds give, and is the null.
+poison: a second retrained model shows what distance and what cosine two seeds give, and is the null.
 """
 
 import torch
@@ -17,10 +17,10 @@ from marshtest.models.layers import weight_layers
 
 
 def shifts(model: nn.Module, initial: nn.Module, retrained: nn.Module) -> list[Shift]:
-    """The whole model's shift, and each weight layer's, norm layers going with the layer before them.
+    """The shift of the whole model, and of each of its weight layers.
 
-    Buffers, such as BatchNorm's statistics, do not count. The cosine is nan where nothing moved. Empty
-    for a model whose parameters have other names or shapes than the initial one's.
+    Buffers, such as BatchNorm's statistics, do not count. The cosine is nan if nothing moved. The list is
+    empty for a model whose parameters have other names or shapes than the initial model's.
     """
     start, goal, end = (dict(m.named_parameters()) for m in (initial, retrained, model))
     if {n: p.shape for n, p in end.items()} != {n: p.shape for n, p in start.items()}:
@@ -34,16 +34,17 @@ def shifts(model: nn.Module, initial: nn.Module, retrained: nn.Module) -> list[S
 
 @torch.no_grad()
 def _sums(start: Tensor, goal: Tensor, end: Tensor) -> Tensor:
-    """Of one parameter: Σ|u|, Σu², Σ|u − v|, Σ(u − v)², Σuv and Σv², so that no model is copied whole."""
-    way, left, needed = (
-        a.double() - b.double() for a, b in ((end, start), (end, goal), (goal, start))
-    )
-    parts = (way.abs(), way.square(), left.abs(), left.square(), way * needed, needed.square())
+    """[6] sums over one parameter: Σ|u|, Σu², Σ|u − v|, Σ(u − v)², Σuv and Σv².
+
+    They add up over parameters, so no model need be copied into one long vector.
+    """
+    u, left, v = (a.double() - b.double() for a, b in ((end, start), (end, goal), (goal, start)))
+    parts = (u.abs(), u.square(), left.abs(), left.square(), u * v, v.square())
     return torch.stack([part.sum() for part in parts])
 
 
 def _shift(layer: str, parameters: int, sums: list[Tensor]) -> Shift:
-    l1, squares, left_l1, left_squares, product, needed = torch.stack(sums).sum(0)
+    l1, squares, left_l1, left_squares, product, needed_squares = torch.stack(sums).sum(0)
     return Shift(
         layer,
         parameters,
@@ -51,16 +52,16 @@ def _shift(layer: str, parameters: int, sums: list[Tensor]) -> Shift:
         l2=float(squares.sqrt()),
         left_l1=float(left_l1),
         left_l2=float(left_squares.sqrt()),
-        cosine=float(product / (squares * needed).sqrt()),
+        cosine=float(product / (squares * needed_squares).sqrt()),
     )
 
 
 def _layers(model: nn.Module) -> dict[str, list[str]]:
-    """Parameter names by layer."""
+    """The names of each layer's parameters, by the name of the layer; ALL is the whole model."""
     modules = {module: name for name, module in model.named_modules()}
     names = {parameter: name for name, parameter in model.named_parameters()}
-    found = {ALL: list(names.values())}
+    layers = {ALL: list(names.values())}
     for layer in weight_layers(model):
-        own = [p for module in layer for p in module.parameters(recurse=False)]
-        found[modules[layer[0]] or type(model).__name__] = [names[p] for p in own]
-    return found
+        parameters = [p for module in layer for p in module.parameters(recurse=False)]
+        layers[modules[layer[0]] or type(model).__name__] = [names[p] for p in parameters]
+    return layers

@@ -6,7 +6,7 @@ ALL = "all"  # the layer that is the whole model
 
 
 class Shift(NamedTuple):
-    """Of one layer: its parameters, ‖u‖ and ‖u − v‖ by two norms, and cos(u, v)."""
+    """The shift of one layer: its number of parameters, ‖u‖ and ‖u − v‖ in two norms, and cos(u, v)."""
 
     layer: str
     parameters: int

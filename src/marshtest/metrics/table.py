@@ -25,7 +25,7 @@ class ForeignMetric(Metric, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
-CHOICES: Choices[Metric] = Choices("metric", Metric, METRICS, ForeignMetric.parse)
+CHOICES: Choices[Metric] = Choices("metric", Metric, METRICS, ForeignMetric.parse, ("columns",))
 
 
 def parse_metric(value: Any) -> Metric:

@@ -1,4 +1,4 @@
-"""How well the scores of poisons can be told from those of fresh noise (paper §4.3, Figure 7)."""
+"""TPR and FPR of telling the scores of poisons from those of fresh noise (paper §4.3, Figure 7)."""
 
 import math
 from typing import Literal
@@ -11,29 +11,32 @@ Floats = NDArray[np.float64]
 
 
 def tpr_at_fpr(scores: Floats, fpr: float) -> float:
-    """TPR of the paper's test |I| > τ, τ = Φ⁻¹(1 − FPR / 2)."""
-    return _share(np.abs(scores) > norm.isf(fpr / 2), scores)
+    """TPR of the paper's test |I| > τ, τ = Φ⁻¹(1 − FPR / 2), on scores [P]."""
+    return _fraction(np.abs(scores) > norm.isf(fpr / 2), scores)
 
 
 def tpr_at_fpr_empirical(scores: Floats, fresh: Floats, fpr: float) -> float:
-    """TPR of |I| > τ, τ the (1 − FPR) quantile of |Ĩ| over fresh noise."""
+    """TPR of the test |I| > τ on scores [P], where τ is the (1 − FPR) quantile of |Ĩ| over fresh noise."""
     if np.isnan(fresh).all():
         return float("nan")
-    return _share(np.abs(scores) > np.nanquantile(np.abs(fresh), 1 - fpr), scores)
+    return _fraction(np.abs(scores) > np.nanquantile(np.abs(fresh), 1 - fpr), scores)
 
 
 def tpr_at_fpr_one_sided(scores: Floats, fpr: float) -> float:
-    """TPR of the stronger test −x > Φ⁻¹(1 − FPR): memorised noise has negative scores.
+    """TPR of the stronger test −x > Φ⁻¹(1 − FPR) on scores [P]: memorised noise has negative scores.
 
-    Exact for rank scores too, with any number of draws: their ranks are spread over the unit interval.
+    It is exact for rank scores too, with any number of draws, as ranks are spread over the unit interval.
     """
-    return _share(-scores > norm.isf(fpr), scores)
+    return _fraction(-scores > norm.isf(fpr), scores)
 
 
 def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
     """The empirical curve (FPR, TPR) of the test "statistic > τ" over all thresholds τ.
 
-    The statistic is −I one-sided, as memorised noise has negative scores; |I| two-sided, as in the paper.
+    Args:
+        poison: [P] statistics of the poisons: −I for a one-sided test, as memorised noise has negative
+            scores; |I| for the paper's two-sided test. nan is left out.
+        fresh: the same of fresh noise.
     """
     poison, fresh = poison[~np.isnan(poison)], fresh[~np.isnan(fresh)]
     thresholds = np.sort(np.concatenate([poison, fresh]))[::-1]
@@ -43,12 +46,12 @@ def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
 
 
 def gaussian_tradeoff(mean: float, fpr: Floats) -> Floats:
-    """The analytic curve of −I > τ: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
+    """The analytic curve of the test −I > τ: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
     return np.asarray(norm.sf(norm.isf(fpr) - mean), dtype=np.float64)
 
 
 def gaussian_tradeoff_two_sided(mean: float, fpr: Floats) -> Floats:
-    """The analytic curve of |I| > τ: Φ(µ − τ) + Φ(−µ − τ), τ = Φ⁻¹(1 − FPR / 2)."""
+    """The analytic curve of the test |I| > τ: TPR = Φ(µ − τ) + Φ(−µ − τ), τ = Φ⁻¹(1 − FPR / 2)."""
     threshold = norm.isf(fpr / 2)
     return np.asarray(norm.cdf(mean - threshold) + norm.cdf(-mean - threshold), dtype=np.float64)
 
@@ -56,13 +59,14 @@ def gaussian_tradeoff_two_sided(mean: float, fpr: Floats) -> Floats:
 def interval_of_share(
     share: float, n: float, level: float = 0.95, method: Literal["exact", "wilson"] = "exact"
 ) -> tuple[float, float]:
-    """Binomial interval of a share of n, Clopper and Pearson's exact one or Wilson's; nan of none."""
+    """The interval for a share of n: Clopper and Pearson's exact one, or Wilson's; nan if n is 0."""
     if not n > 0 or math.isnan(share):
         return math.nan, math.nan
-    found = binomtest(round(share * n), int(n)).proportion_ci(level, method)
-    return float(found.low), float(found.high)
+    interval = binomtest(round(share * n), int(n)).proportion_ci(level, method)
+    return float(interval.low), float(interval.high)
 
 
-def _share(hits: NDArray[np.bool_], scores: Floats) -> float:
+def _fraction(hits: NDArray[np.bool_], scores: Floats) -> float:
+    """Fraction of the defined scores that are hits; nan if no score is defined."""
     defined = ~np.isnan(scores)
     return float(hits[defined].mean()) if defined.any() else float("nan")

@@ -1,23 +1,23 @@
-"""Effects whose law under the null is unknown: the unit is a training, and a clean twin the comparison.
+"""Verdicts by effects whose null law is unknown: each training is compared with its clean twin.
 
     d_s  = effect(updated model) − effect(the same on the clean twin)     of training s; d0_s: no unlearning
     twin = the same experiment, the same draws, the base samples in the poisons' places
 
-What a method costs by itself is in both arms and cancels, as far as it is the same in both.
+The accuracy that a method itself costs is in both arms and cancels, as far as it is the same in both.
 
     NOT REMOVED   some d ≠ 0. If the poison does nothing, the two arms of a training can be exchanged, so
                   every sign of d_s is as likely as the other: the sign-flip test is exact, whatever the
-                  law of d. Over several unlearners all of a training's signs are flipped together
-                  (Westfall and Young's step-down), which takes their dependence into account.
+                  law of d. For several unlearners the signs of a training are all flipped together
+                  (Westfall and Young's step-down), which takes the unlearners' dependence into account.
     REMOVED       (i) paired one-sided t tests of d_s − m d0_s < 0 and d_s + m d0_s > 0: the mean left is
                   within the margin m, the initial effect's own noise paired away; and
-                  (ii) an exact binomial bound: of the trainings in which the attack works, the share in
-                  which half of the effect or more is left is below m. Means of outcomes that are
-                  nearly 0 or 1 hide rare failures: (i) alone would acquit whoever fails in 20 % of the
-                  trainings in 14 of 100 cases at S = 16.
-                  Where both arms end with the same parameters, bit for bit, the poison had no way into the
-                  model, and no test is needed: so does retraining, which looks at no model, with the same
-                  draws and one retain set.
+                  (ii) an exact binomial bound: of the trainings in which the attack works, the fraction
+                  in which half of the effect or more is left is below m. Means of outcomes that are
+                  nearly 0 or 1 hide rare failures: (i) alone would acquit a method that fails in 20 % of
+                  the trainings in 14 of 100 cases at S = 16.
+                  If both arms end with the same parameters, bit for bit, the poison had no way into the
+                  model, and no test is needed. Retraining ends so: it looks at no model, and has the same
+                  draws and the same retain set in both arms.
 """
 
 import math
@@ -30,45 +30,43 @@ from scipy.stats import binom, t
 
 Floats = NDArray[np.float64]
 
-TINY = 1e-12  # spread of differences that are all equal
-ALL_FLIPS = 14  # trainings of which all sign patterns are tried; of more, FLIPS random ones
-FLIPS = 20_000
-MOST = 10_000  # trainings; whoever needs more gets none
+TINY = 1e-12  # a spread up to this is rounding: the differences are all equal
+ALL_FLIPS = 14  # up to so many trainings all patterns of signs are tried
+FLIPS = 20_000  # random patterns for more trainings
+MOST = 10_000  # trainings; the search for a number ends there
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What is left of the poison by an effect without a null law: [S] poisoned arm less clean twin.
-
-    Trainings without a model have nan.
+    """The effect that is left in the poisoned arm, less the same in the clean twin.
 
     Attributes:
-        values: one a training.
-        same: both arms ended with the same parameters in each training.
+        values: [S] the differences d_s, one for each training; nan if a model of the training is missing.
+        same: whether in each training both arms ended with the same parameters.
     """
 
     values: Floats
     same: bool = False
 
     @property
-    def told(self) -> Floats:
-        """Those of trainings with both models."""
+    def defined(self) -> Floats:
+        """The differences of the trainings that have both models."""
         return self.values[~np.isnan(self.values)]
 
     @property
     def value(self) -> float:
-        """Mean over the trainings."""
-        return float(self.told.mean()) if len(self.told) else math.nan
+        """Mean difference over the trainings; nan if there is none."""
+        return float(self.defined.mean()) if len(self.defined) else math.nan
 
     @property
     def error(self) -> float:
-        """Standard error of the mean, over trainings to come; nan of differences that are all equal."""
-        spread = float(self.told.std(ddof=1)) if len(self.told) > 1 else 0.0
-        return spread / math.sqrt(len(self.told)) if spread > TINY else math.nan
+        """Standard error of the mean, over trainings to come; nan if all differences are equal."""
+        spread = float(self.defined.std(ddof=1)) if len(self.defined) > 1 else 0.0
+        return spread / math.sqrt(len(self.defined)) if spread > TINY else math.nan
 
     def columns(self, name: str) -> dict[str, float]:
-        """Its columns in a summary, by the effect's name; the p-value is of this model alone."""
-        n = len(self.told)
+        """The columns of a summary, for the effect `name`; the p-value is for this unlearner alone."""
+        n = len(self.defined)
         half = float(t.isf(0.025, n - 1)) * self.error if n > 1 else math.nan
         return {
             f"{name}_dependence": self.value,
@@ -81,28 +79,29 @@ class Difference:
 
 
 def sign_flips(family: Sequence[Difference]) -> list[float]:
-    """Two-sided p-values for "d is symmetric about 0", adjusted over the family by step-down.
+    """Two-sided p-values of "d is symmetric about 0", adjusted over the family by step-down.
 
-    The statistic |Σ d| / √Σ d² is scaled alike under every flip. A p-value is at least 2^(1 − S).
+    The statistic is |Σ d| / √Σ d², whose denominator is the same under every flip. A p-value is at least
+    2^(1 − S).
     """
     d = np.stack([np.nan_to_num(one.values) for one in family])  # [F, S]
     scale = np.sqrt((d**2).sum(1))
     d = d / np.where(scale > TINY, scale, np.inf)[:, None]
-    found = np.abs(d.sum(1))
-    flipped = np.abs(_signs(d.shape[1]) @ d.T)  # [B, F]; the first pattern is what was found
-    order = np.argsort(found, kind="stable")
-    adjusted = np.ones(len(found))
+    observed = np.abs(d.sum(1))
+    flipped = np.abs(_signs(d.shape[1]) @ d.T)  # [B, F]; the first pattern is the observed one
+    order = np.argsort(observed, kind="stable")
+    adjusted = np.ones(len(observed))
     largest = np.zeros(len(flipped))
     for place in order:  # the smallest first: each is compared with the largest of those up to it
         largest = np.maximum(largest, flipped[:, place])
-        adjusted[place] = float((largest >= found[place] - 1e-9).mean())
+        adjusted[place] = float((largest >= observed[place] - 1e-9).mean())
     stepped = np.maximum.accumulate(adjusted[order[::-1]])
     adjusted[order[::-1]] = stepped
     return adjusted.tolist()
 
 
 def _signs(trainings: int) -> Floats:
-    """[B, S] patterns of signs, the first without a flip."""
+    """[B, S] patterns of signs, the first of them without a flip."""
     if trainings <= ALL_FLIPS:
         flips = np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1
         return np.where(flips, -1.0, 1.0)
@@ -112,15 +111,15 @@ def _signs(trainings: int) -> Floats:
 
 
 def pairs(initial: Difference, left: Difference) -> tuple[Floats, Floats]:
-    """d0 and d of the trainings that have both."""
+    """(d0, d) of the trainings that have both differences."""
     both = ~np.isnan(initial.values) & ~np.isnan(left.values)
     return initial.values[both], left.values[both]
 
 
 def p_within(initial: Difference, left: Difference, margin: float) -> float:
-    """For "more than the margin is left": the larger of (i) and (ii) of the module's text.
+    """p-value of "more than the margin is left": the larger of (i) and (ii) of the module's text.
 
-    0 if both arms are one model.
+    It is 0 if both arms are one model.
     """
     if left.same:
         return 0.0
@@ -133,7 +132,7 @@ def p_within(initial: Difference, left: Difference, margin: float) -> float:
 
 
 def p_positive(values: Floats) -> float:
-    """One-sided t test of a positive mean; of values that are all equal, the exact sign test."""
+    """p-value of a one-sided t test for a positive mean; of the sign test, if all values are equal."""
     n = len(values)
     spread = float(values.std(ddof=1)) if n > 1 else 0.0
     if spread > TINY:
@@ -142,7 +141,7 @@ def p_positive(values: Floats) -> float:
 
 
 def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
-    """For "half of the effect is left in a share `margin` of the trainings where the attack works"."""
+    """p-value of "half of the effect is left in a fraction `margin` of the trainings that it works in"."""
     half = d0.mean() / 2
     if not half > 0:
         return 1.0
@@ -151,7 +150,7 @@ def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
 
 
 def failures(d0: Floats, d: Floats) -> int:
-    """Trainings in which half of the mean initial effect or more is left, in either direction."""
+    """Number of trainings in which half of the mean initial effect or more is left, in either direction."""
     return int((np.abs(d) >= d0.mean() / 2).sum()) if len(d) else 0
 
 
@@ -159,10 +158,10 @@ def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: 
     """The fewest trainings, at most MOST, with which an unlearner that never fails is REMOVED by (ii).
 
     Args:
-        margin: share of the initial effect that may be left.
-        alpha: level, divided by the number of unlearners where there are several.
-        works: share of the trainings in which the attack works; of few it may work in fewer.
-        power: probability of that answer, over the trainings in which the attack happens to work.
+        margin: fraction of the initial effect that may be left.
+        alpha: level, divided by the number of unlearners if there are several.
+        works: probability that the attack works in a training; the number that it works in is random.
+        power: wanted probability of the answer REMOVED.
     """
     always = math.log(alpha) / math.log1p(-margin)  # needed if the attack always works
     trainings = math.ceil(always - 1e-9)
@@ -176,20 +175,21 @@ def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: 
 
 
 def trainings_to_reject(alpha: float) -> int:
-    """The fewest trainings with which anything can be NOT REMOVED: 2^(1 − S) ≤ α."""
+    """The fewest trainings with which an unlearner can be NOT REMOVED: 2^(1 − S) ≤ α."""
     return math.ceil(1 - math.log2(alpha) - 1e-9)
 
 
 def usable(cost: Floats, margin: float, alpha: float) -> str:
-    """Whether accuracy is within `margin` of full retraining: "yes" and "no" surely, or "unclear".
+    """Whether accuracy is within `margin` of full retraining: "yes" or "no" if that is sure, or "unclear".
 
     Args:
-        cost: [S] accuracy of full retraining less the model's, of each training.
+        cost: [S] accuracy of full retraining less the model's, for each training.
         margin: accuracy that may be lost.
+        alpha: level of each of the two tests.
     """
-    told = cost[~np.isnan(cost)]
-    if len(told) < 2:
+    defined = cost[~np.isnan(cost)]
+    if len(defined) < 2:
         return "unclear"
-    if p_positive(margin - told) <= alpha:
+    if p_positive(margin - defined) <= alpha:
         return "yes"
-    return "no" if p_positive(told - margin) <= alpha else "unclear"
+    return "no" if p_positive(defined - margin) <= alpha else "unclear"

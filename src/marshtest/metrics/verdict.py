@@ -1,7 +1,7 @@
-"""REMOVED, NOT REMOVED or INCONCLUSIVE: what is proved of a model's dependence on the poison.
+"""Verdicts, REMOVED, NOT REMOVED or INCONCLUSIVE, by what is proved of a model's dependence on the poison.
 
-Where the law under the null is known (Gaussian poisons), each score has three *effects*, the mean, the
-spread and the tail (marshtest.metrics.dependence), and four exact tests that the model is independent:
+If the null law is known (Gaussian poisons), each score has three *effects*, the mean, the spread and the
+tail (marshtest.metrics.dependence), and four exact tests that the model is independent:
 
     REMOVED       every effect that the verdict rests on is surely at most `margin` of the initial
                   model's; nothing else rejects independence; from three trainings on the means over
@@ -10,19 +10,19 @@ spread and the tail (marshtest.metrics.dependence), and four exact tests that th
     INCONCLUSIVE  else, with the number of poisons that would settle it
 
 *What a verdict rests on* is decided from the initial model and the numbers of poisons and trainings alone:
-the mean with most power, and of the other effects, strongest first, as many as leave a model that never
-saw the poison REMOVED with probability 0.9. An effect without that power can only block, by rejecting.
-So can the tests of spread and classes round the mean, which see whoever keeps some poisons and pushes
-others away.
+the mean with most power, and then the other effects, strongest first, as long as a model that never saw
+the poison still comes out REMOVED with probability 0.9. An effect without that power can only block, by
+rejecting. So can the tests of spread and classes around the mean, which detect a method that keeps some
+poisons and pushes others away.
 
-A score that cannot be told, because a gradient vanished or losses tie, hides what it would have shown: the
-hidden share of the poisons is taken to carry the whole initial effect, so the margin shrinks by it.
+A score that is undefined, because a gradient vanished or losses tie, hides what it would have shown: the
+hidden fraction of the poisons is taken to carry the whole initial effect, so the margin shrinks by it.
 
 "p > 0.05" is never read as "removed". REMOVED asks it of every effect (an intersection–union test, no
-correction needed). Over several unlearners both answers are corrected by Holm (NOT REMOVED of effects
-without a null law by Westfall and Young), so the chance of even one false NOT REMOVED is at most α, and so
-is that of even one false REMOVED, given these trainings. The trainings' own interval is at level α for each
-unlearner. No unlearning and full retraining are controls, tested at α outside the family.
+correction needed). Over several unlearners both answers are corrected by Holm (for effects without a null
+law NOT REMOVED is corrected by Westfall and Young), so the chance of even one false NOT REMOVED is at most
+α, and so is the chance of even one false REMOVED, given these trainings. The interval over trainings is at
+level α for each unlearner. No unlearning and full retraining are controls, tested at α outside the family.
 """
 
 import math
@@ -54,10 +54,10 @@ Answer = Literal["REMOVED", "NOT REMOVED", "INCONCLUSIVE"]
 ANSWERS: tuple[Answer, ...] = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")  # the worst first
 Effect = Literal["mean", "spread", "tail"]
 
-POWER = 0.9  # with which a model that never saw the poison is REMOVED; and of the stated numbers
-TRAININGS = 3  # from so many on, they have an interval of their own
+POWER = 0.9  # probability that a clean model is REMOVED, and power at the stated numbers of poisons
+TRAININGS = 3  # with fewer trainings there is no interval over them
 NOT_SHOWN = "the poison does not show in the initial model"
-NO_SPREAD = 1e-9  # deviation of differences that are all equal, in place of 0
+NO_SPREAD = 1e-9  # stands for a deviation of 0, by which nothing could be divided
 
 
 class Rest(NamedTuple):
@@ -72,7 +72,7 @@ class Evidence:
     """What models of one kind show.
 
     Attributes:
-        trainings: by training, by score, the dependence.
+        trainings: the dependence, by seed of the training and name of the score.
         scores: what a report must know of each score.
     """
 
@@ -81,7 +81,7 @@ class Evidence:
 
     @cached_property
     def pooled(self) -> dict[str, Dependence]:
-        """By score, over the poisons of all trainings."""
+        """The dependence over the poisons of all trainings, by name of the score."""
         names = dict.fromkeys(name for scores in self.trainings.values() for name in scores)
         return {
             name: pooled([scores.get(name, NOTHING) for scores in self.trainings.values()])
@@ -89,14 +89,14 @@ class Evidence:
         }
 
     def means(self, name: str, others: "Evidence") -> tuple[Floats, Floats]:
-        """[S] the dependence of each training, and that of `others`, where both have one."""
-        pairs = [
+        """[S] the dependence here and in `others`, of the trainings in which both are defined."""
+        values = [
             (scores[name].value, others.trainings[seed][name].value)
             for seed, scores in self.trainings.items()
             if seed in others.trainings and name in scores and name in others.trainings[seed]
         ]
-        told = np.array([pair for pair in pairs if not np.isnan(pair).any()]).reshape(-1, 2)
-        return told[:, 0], told[:, 1]
+        defined = np.array([pair for pair in values if not np.isnan(pair).any()]).reshape(-1, 2)
+        return defined[:, 0], defined[:, 1]
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class Verdict:
 
     Attributes:
         answer: REMOVED, NOT REMOVED or INCONCLUSIVE.
-        p_removed: Holm-adjusted, for "more than the margin is left".
-        p_not_removed: adjusted over the family, for "the model does not depend on the poison".
+        p_removed: p-value of "more than the margin is left", Holm-adjusted.
+        p_not_removed: p-value of "the model does not depend on the poison", adjusted over the family.
         needed: poisons, or trainings, that would settle an inconclusive case (power 0.9, at this estimate).
-        reasons: in words, which part of the evidence speaks against REMOVED.
-        removed_in: trainings in which the estimate is within the margin.
-        trainings: of how many.
+        reasons: the parts of the evidence that speak against REMOVED, in words.
+        removed_in: number of trainings in which the estimate is within the margin.
+        trainings: number of trainings with an estimate.
     """
 
     answer: Answer
@@ -125,13 +125,13 @@ class Verdict:
 def rests_on(
     initial: Evidence, *, margin: float, alpha: float, family: int = 1
 ) -> tuple[Rest, ...]:
-    """What a verdict of REMOVED rests on; see the module's text. Empty where no mean shows the poison.
+    """The effects that a verdict of REMOVED rests on; none if no mean shows the poison.
 
     Args:
-        initial: of the initial model; nothing else is looked at.
-        margin: share of the initial effect that may be left.
+        initial: evidence of the initial model; nothing else is looked at.
+        margin: fraction of the initial effect that may be left.
         alpha: level of the verdict.
-        family: unlearners that are judged together.
+        family: number of unlearners that are judged together.
     """
     power = {
         Rest(name, effect): _power(initial, name, effect, margin, alpha, family)
@@ -162,37 +162,41 @@ def verdicts(
     """Verdicts for a family of unlearners by scores with a known null law; see the module's text.
 
     Args:
-        initial: of the initial model.
-        family: of each unlearner.
-        rests: from `rests_on`.
+        initial: evidence of the initial model.
+        family: evidence of each unlearner.
+        rests: what the verdicts rest on, from `rests_on`.
         alpha: level of both answers, over the whole family.
-        margin: share of the initial effect that may be left.
+        margin: fraction of the initial effect that may be left.
     """
     shown = _p_independent(initial) <= alpha
-    removed = holm([_p_removed(initial, one, _own(one, rests), margin) for one in family])
+    asked = [_asked(one, rests) for one in family]
+    removed = holm([_p_removed(initial, *pair, margin) for pair in zip(family, asked, strict=True)])
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
-    for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
-        own = _own(one, rests)
-        reasons = _reasons(initial, one, own, margin, alpha)
-        if not shown:
-            reasons = (NOT_SHOWN, *reasons)
-        blocked = bool(untestable(one, margin)) or (
-            _bonferroni([*_blocking(one, own).values()]) <= alpha
-        )
-        together = _p_over_trainings(initial, one, own, margin) <= alpha
-        verdict = Verdict(
-            "INCONCLUSIVE", p_in, p_out, None, reasons, *_within(initial, one, own, margin)
-        )
-        if p_in <= alpha and shown and together and not blocked:
+    for one, effects, p_in, p_out in zip(family, asked, removed, not_removed, strict=True):
+        reasons = _reasons(initial, one, effects, margin, alpha)
+        inside = _within(initial, one, effects, margin)
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside)
+        if p_in <= alpha and shown and _may_acquit(initial, one, effects, margin, alpha):
             verdict = replace(verdict, answer="REMOVED", reasons=())
         elif p_out <= alpha:
             verdict = replace(verdict, answer="NOT REMOVED")
         else:
-            needed = _needed(initial, one, own, margin, alpha / len(family))
+            needed = _needed(initial, one, effects, margin, alpha / len(family))
             verdict = replace(verdict, needed=needed)
+        if not shown:
+            verdict = replace(verdict, reasons=(NOT_SHOWN, *reasons))
         answers.append(verdict)
     return answers
+
+
+def _may_acquit(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+) -> bool:
+    """Whether nothing beside what the verdict rests on speaks against REMOVED."""
+    blocked = _bonferroni([*_blocking(one, rests).values()]) <= alpha
+    together = _p_over_trainings(initial, one, rests, margin) <= alpha
+    return together and not blocked and not untestable(one, margin)
 
 
 def paired_verdicts(
@@ -204,18 +208,20 @@ def paired_verdicts(
     not_removed = sign_flips(family) if family else []
     answers = []
     for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
-        failed, of = failures(*pairs(initial, one)), len(one.told)
-        inside = int((np.abs(one.told) <= margin * initial.value).sum())
-        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, of)
+        failed, trainings = failures(*pairs(initial, one)), len(one.defined)
+        inside = int((np.abs(one.defined) <= margin * initial.value).sum())
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings)
         if p_in <= alpha and shown:
             verdict = replace(verdict, answer="REMOVED")
         else:
-            said = [] if shown else [NOT_SHOWN]
-            if of and failed:
-                said.append(f"half of the effect or more is left in {failed} of {of} trainings")
+            lines = [] if shown else [NOT_SHOWN]
+            if trainings and failed:
+                lines.append(
+                    f"half of the effect or more is left in {failed} of {trainings} trainings"
+                )
             if one.value < 0 and p_out <= alpha:
-                said.append("the clean twin shows more: not the poison's harm, but a trace of it")
-            reasons = tuple(said)
+                lines.append("the clean twin shows more: not the poison's harm, but a trace of it")
+            reasons = tuple(lines)
             if p_out <= alpha:
                 verdict = replace(verdict, answer="NOT REMOVED", reasons=reasons)
             else:
@@ -239,7 +245,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _effect_of(score: Dependence, effect: Effect) -> float:
-    """0 where a model is independent of the poison, in expectation; nan if undefined."""
+    """The size of an effect, 0 in expectation if the model is independent of the poison; may be nan."""
     if effect == "mean":
         return score.value
     return score.spread if effect == "spread" else score.tail_excess
@@ -253,15 +259,16 @@ def _error_of(score: Dependence, effect: Effect) -> float:
 
 
 def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
-    """What may be left of an effect, less what the score may hide."""
+    """How much of the initial effect may be left, less what the score may hide."""
     return max(0.0, margin - score.hidden) * _effect_of(initial, effect)
 
 
 def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
-    """For "more than is allowed is left". The initial effect's own error is added, as of independent ones.
+    """p-value of "more of an effect is left than is allowed".
 
-    The two models saw the same noise. If that makes their estimates agree the level is below what is
-    stated; only a model whose scores lie against the initial ones can gain by it.
+    The error of the initial effect is added as if the two estimates were independent. They share the noise:
+    if that makes them agree, the true level is below the stated one; only a model whose scores run against
+    the initial model's can gain by it.
     """
     allowed = _allowed(initial, score, effect, margin)
     if math.isnan(score.value) or not allowed > 0:
@@ -276,31 +283,31 @@ def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: fl
     return float(t.sf((allowed - abs(_effect_of(score, effect))) / error, score.n - 1))
 
 
-def _own(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
-    """What the verdict rests on, by the scores that the model has: a black box has no GUS."""
+def _asked(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
+    """The effects that a model's verdict rests on, by the scores that it has: a black box has no GUS."""
     return tuple(rest for rest in rests if rest.score in one.pooled)
 
 
 def _means(rests: Sequence[Rest]) -> list[str]:
-    """Scores whose mean the verdict rests on."""
+    """The names of the scores whose mean the verdict rests on."""
     return [rest.score for rest in rests if rest.effect == "mean"]
 
 
 def _p_removed(initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float) -> float:
-    """Over what the verdict rests on."""
+    """p-value of "more than the margin is left", the largest over the effects that the verdict rests on."""
     pairs = [(initial.pooled[rest.score], one.pooled[rest.score], rest.effect) for rest in rests]
     return max((_p_effect(*pair, margin) for pair in pairs), default=1.0)
 
 
 def _p_independent(one: Evidence) -> float:
-    """Of all exact tests together, Bonferroni."""
+    """p-value of "the model does not depend on the poison", by all exact tests (Bonferroni)."""
     return _bonferroni([p for score in one.pooled.values() for p in score.tests.values()])
 
 
 def _blocking(one: Evidence, rests: Sequence[Rest]) -> dict[tuple[str, str], float]:
-    """p-values of the exact tests of what the verdict does not rest on, by score and test.
+    """p-values of the exact tests that the verdict does not rest on, by score and test.
 
-    Spread and classes are tested round the mean, so a mean within the margin does not make them reject.
+    Spread and classes are tested around the mean, so a mean within the margin does not make them reject.
     """
     return {
         (name, test): p
@@ -311,32 +318,34 @@ def _blocking(one: Evidence, rests: Sequence[Rest]) -> dict[tuple[str, str], flo
 
 
 def _bonferroni(p_values: Sequence[float]) -> float:
-    told = [p for p in p_values if not math.isnan(p)]
-    return min(1.0, len(told) * min(told)) if told else 1.0
+    defined = [p for p in p_values if not math.isnan(p)]
+    return min(1.0, len(defined) * min(defined)) if defined else 1.0
 
 
 def _p_over_trainings(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
 ) -> float:
-    """For "in trainings to come the mean left is beyond the margin"; 0 of fewer than three.
+    """p-value of "in trainings to come the mean that is left is beyond the margin".
 
-    1 where there are three, but not with a mean in both models.
+    It is 0, and asks nothing, with fewer than three trainings; 1 if there are three, but fewer in which
+    both models have a mean.
     """
     if min(len(initial.trainings), len(one.trainings)) < TRAININGS:
         return 0.0
-    found = [0.0]
+    p_values = [0.0]
     for name in _means(rests):
         d, d0 = one.means(name, initial)
         allowed = max(0.0, margin - one.pooled[name].hidden) * d0
         several = len(d) >= TRAININGS
-        found.append(max(p_positive(allowed - d), p_positive(allowed + d)) if several else 1.0)
-    return max(found)
+        p = max(p_positive(allowed - d), p_positive(allowed + d)) if several else 1.0
+        p_values.append(p)
+    return max(p_values)
 
 
 def _within(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
 ) -> tuple[int, int]:
-    """Trainings in which all means that the verdict rests on are within the margin, and of how many."""
+    """(trainings in which all means that the verdict rests on are within the margin, trainings in all)."""
     names = _means(rests)
     inside = []
     for scores in one.trainings.values():
@@ -352,7 +361,7 @@ def _within(
 def _reasons(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
 ) -> tuple[str, ...]:
-    """What speaks against REMOVED, in words; of the means alone where the estimate is beyond the margin."""
+    """What speaks against REMOVED, in words; if a mean's estimate is beyond the margin, the means alone."""
     if hidden := untestable(one, margin):
         return tuple(hidden)
     failed = [
@@ -363,24 +372,24 @@ def _reasons(
         > alpha
     ]
     shares = {rest: _share_left(initial, one, rest) for rest in failed}
-    said = [
+    lines = [
         f"{one.scores[r.score].title}: {_too_much(one.pooled[r.score], r, shares[r], margin)}"
         for r in failed
     ]
     if any(rest.effect == "mean" and shares[rest] > margin for rest in failed):
-        return tuple(text for text, rest in zip(said, failed, strict=True) if rest.effect == "mean")
+        return tuple(text for text, r in zip(lines, failed, strict=True) if r.effect == "mean")
     tests = _blocking(one, rests)
     for (name, test), p in tests.items():
         if len(tests) * p <= alpha:
             what = _rejected(one.pooled[name], test)
-            said.append(f"{one.scores[name].title}: {what} (p {p:.1g})")
-    if not said and _p_over_trainings(initial, one, rests, margin) > alpha:
-        said.append("trainings differ too much to tell what is left in others")
-    return tuple(said)
+            lines.append(f"{one.scores[name].title}: {what} (p {p:.1g})")
+    if not lines and _p_over_trainings(initial, one, rests, margin) > alpha:
+        lines.append("trainings differ too much to tell what is left in others")
+    return tuple(lines)
 
 
 def untestable(one: Evidence, margin: float) -> list[str]:
-    """Scores that cannot acquit, because too much of them cannot be told, in words."""
+    """The scores that cannot acquit, because too many poisons have none, in words."""
     return [
         f"untestable by {name}: {one.scores[name].hidden} for {score.hidden:.0%} of the poisons"
         for name, score in one.pooled.items()
@@ -408,7 +417,7 @@ def _beyond(score: Dependence) -> str:
 
 def _rejected(score: Dependence, test: str) -> str:
     variance = score.error**2 * score.n
-    found = f"(variance {variance:.2f} where 1 is expected)"
+    measured = f"(variance {variance:.2f} where 1 is expected)"
     how = (
         "some poisons are kept and others pushed away"
         if variance > 1
@@ -416,7 +425,7 @@ def _rejected(score: Dependence, test: str) -> str:
     )
     return {
         "mean": "the mean is not 0",
-        "spread": f"{how} {found}",
+        "spread": f"{how} {measured}",
         "classes": "classes, or trainings, differ from each other",
         "tail": f"a part of the poisons is kept whole: {_beyond(score)}",
     }[test]
@@ -425,7 +434,7 @@ def _rejected(score: Dependence, test: str) -> str:
 def _power(
     initial: Evidence, name: str, effect: Effect, margin: float, alpha: float, family: int
 ) -> float:
-    """Probability that a model that never saw the poison shows an effect within the margin."""
+    """Probability that a model that never saw the poison is shown to have an effect within the margin."""
     score, n = initial.pooled[name], initial.pooled[name].n
     allowed = _allowed(score, replace(score, hidden=0.0), effect, margin)
     share = min(1.0, score.fpr + allowed)
@@ -433,6 +442,7 @@ def _power(
         effect
     ]
     of_initial = margin * _error_of(score, effect) * math.sqrt(n)
+    # The test adds the initial effect's own error, which asks of the estimate what a stricter level would.
     stricter = math.hypot(1, of_initial / max(deviation, NO_SPREAD))
     level = float(norm.sf(norm.isf(alpha / family) * stricter))
     if effect == "tail":
@@ -451,7 +461,7 @@ def _power(
 def _needed(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
 ) -> int | None:
-    """Fewest poisons at which this estimate would pass either answer with power 0.9, by the means."""
+    """Fewest poisons with which this estimate would be answered with power 0.9, going by the means."""
     to_remove, to_reject = 0.0 if rests else math.inf, math.inf
     tests = sum(not math.isnan(p) for score in one.pooled.values() for p in score.tests.values())
     for name, score in one.pooled.items():
@@ -477,12 +487,12 @@ def _needed(
 def _trainings_needed(
     initial: Difference, one: Difference, margin: float, alpha: float, family: int
 ) -> int | None:
-    """Fewest trainings at which this estimate would pass either answer with power 0.9."""
+    """Fewest trainings with which this estimate would be answered with power 0.9."""
     if math.isnan(one.value) or not initial.value > 0:
         return None
     left, error = abs(one.value), one.error
-    deviation = NO_SPREAD if math.isnan(error) else error * math.sqrt(len(one.told))
-    works = float((initial.told > initial.value / 2).mean())
+    deviation = NO_SPREAD if math.isnan(error) else error * math.sqrt(len(one.defined))
+    works = float((initial.defined > initial.value / 2).mean())
     level, allowed = alpha / family, margin * initial.value
     removed = partial(
         removal, margin=allowed, left=left, deviation=deviation, alpha=level, estimated=True

@@ -52,12 +52,14 @@ class Choices(Generic[C]):
         base: the class that all of them extend.
         shipped: those of the package, by name.
         stand_in: stands for a user's class until it is imported.
+        needed: class variables that a class must have.
     """
 
     kind: str
     base: Any  # type[C], which may be abstract
     shipped: Mapping[str, type[C]]
     stand_in: Callable[[Mapping[str, Any], str], C]
+    needed: tuple[str, ...] = ()
 
     def parse(self, value: Any, where: str) -> C:
         """Settings by a name, a mapping with a name and options, a class, or an object of a class.
@@ -108,9 +110,10 @@ class Choices(Generic[C]):
         if not (inspect.isclass(cls) and issubclass(cls, self.base)):
             home = f"{self.base.__module__}.{self.base.__qualname__}"
             raise MarshtestError(f"{where}: {name_of(cls)} is no {self.kind}. Extend {home}.")
-        if inspect.isabstract(cls):
-            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise MarshtestError(f"{where}: {name_of(cls)} lacks {missing}. Define it.")
+        missing = [*sorted(getattr(cls, "__abstractmethods__", ()))]
+        missing += [name for name in self.needed if not hasattr(cls, name)]
+        if missing:
+            raise MarshtestError(f"{where}: {name_of(cls)} lacks {', '.join(missing)}. Define it.")
         settings: C = cls.parse({**values, "name": name_of(cls)}, where)  # type: ignore[attr-defined]
         settings._source = digest(cls, where)
         return settings

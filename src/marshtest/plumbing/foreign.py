@@ -16,7 +16,7 @@ from types import FrameType
 
 from marshtest.plumbing.errors import MarshtestError, one_line
 
-LIBRARIES = (
+LIBRARIES = (  # folders of code that is not the user's
     *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
     str(Path(__file__).parents[1]),
 )

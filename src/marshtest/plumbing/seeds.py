@@ -1,4 +1,4 @@
-"""Random draws, each from one seed and the name of its purpose; and foreign code kept from our own."""
+"""Random draws: each from one seed and the name of its purpose, none from the state of the process."""
 
 import os
 import random
@@ -16,21 +16,22 @@ from marshtest.plumbing.derived import derive as derive
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A CPU generator, so that a seed means the same draws on every device."""
+    """A generator of torch for one purpose; it is on the CPU, so that all devices draw alike."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def normal(seed: int, *purpose: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal draws from NumPy: the same on every device, and cheap to draw again."""
+    """Standard normal numbers for one purpose, drawn by NumPy, which is fast enough to draw them again."""
     rng = np.random.default_rng(derive(seed, *purpose))
     return rng.standard_normal(shape, np.float32)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global draws of torch, NumPy and Python inside: initialisation, dropout, a user's own.
+    """Seed the global generators of torch, NumPy and Python inside, and restore them afterwards.
 
-    Afterwards the global states, and the process's switches, are as they were, whatever foreign code did.
+    Initialisation, dropout and a user's code draw from them. The process's switches, such as the default
+    type or the working folder, are restored as well, whatever foreign code does to them.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -46,11 +47,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _set_device(device: torch.device) -> None:
-    # None takes PyTorch's mode for default devices away, which a default of "cpu" would leave on.
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
-# (get, set) of each switch that foreign code has been seen to turn and leave.
+# What a process chooses for all code in it, as pairs (how to read it, how to set it).
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -73,7 +73,7 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
         )
     ),
 )
-# Dicts of hooks that run for every module or optimiser: PyTorch has no other way to list them.
+# The hooks that run on every module or optimiser of the process.
 HOOKS = [
     hooks
     for module in map(import_module, ("torch.nn.modules.module", "torch.optim.optimizer"))
@@ -84,15 +84,14 @@ HOOKS = [
 
 @contextmanager
 def _switches_kept() -> Iterator[None]:
-    """Put the switches and global hooks back afterwards."""
-    before = [get() for get, _ in SWITCHES]
-    hooks = [dict(table) for table in HOOKS]
+    values = [get() for get, _ in SWITCHES]
+    copies = [dict(hooks) for hooks in HOOKS]
     try:
         yield
     finally:
-        for (get, put), value in zip(SWITCHES, before, strict=True):
-            if get() != value:  # setting some anew costs time, or warns
+        for (get, put), value in zip(SWITCHES, values, strict=True):
+            if get() != value:
                 put(value)
-        for table, entries in zip(HOOKS, hooks, strict=True):
-            table.clear()
-            table.update(entries)
+        for hooks, copy in zip(HOOKS, copies, strict=True):
+            hooks.clear()
+            hooks.update(copy)

@@ -11,7 +11,7 @@ import yaml
 from marshtest.plumbing.errors import MarshtestError, unknown
 
 KINDS = {"recipes": "recipe", "hypotheses": "hypothesis", "sweeps": "sweep"}  # folders, and names
-COMMANDS = {"recipes": "run", "hypotheses": "hypotheses", "sweeps": "sweep"}
+COMMANDS = {"recipes": "run", "hypotheses": "study", "sweeps": "sweep"}
 MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
 LONGEST_NAME = 100
 NAME_OR_PATH = "name or path"  # what `data=` gives: the settings of the data know which

@@ -228,12 +228,12 @@ def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
         level = float(effect.nothing)
         bottom.axhline(level, color=GREY, lw=0.8, ls=":", label="nothing left")
     bottom.set_ylim(bottom=0)
-    if effect.high is not None:
-        bottom.set_ylim(top=effect.high)
     bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
     figure.tight_layout()
+    if effect.high is not None:
+        bottom.set_ylim(top=effect.high)
     return figure
 
 

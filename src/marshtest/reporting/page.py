@@ -186,9 +186,9 @@ def examples(results: Results) -> list[dict[str, Any]]:
     for _, line in results.examples.iterrows():
         shown: dict[str, Any] = {"id": line["id"], "label": line["label"], "given": line["given"]}
         if "base" in line:
-            names = ("base", "dosed", "noise")
+            names = [name for name in ("base", "dosed", "noise") if name in line]
             shown |= {name: data_uri(line[name], "image/png") for name in names}
-            shown["largest"] = line["largest"]
+            shown["largest"] = line.get("largest")
         else:
             shown["text"] = line["text"]
         found.append(shown)

@@ -361,26 +361,27 @@ def _measures(results: Results) -> Iterator[str]:
     shown = results.recipe.attack.shown
     if not shown.needs_twin:
         yield f"{', '.join(score.title for score in shown.scores.values())}: {LEFT}"
-        yield from (f"{_clause(score)}." for score in shown.scores.values() if score.legend)
+        legends = [_clause(score) for score in shown.scores.values() if score.legend]
+        yield from (_capital(f"{legend}.") for legend in legends)
     else:
         (score,) = shown.scores.values()
-        yield (
-            f"{_clause(score)}. D{DIFFERENCE}"
-            if score.legend
-            else f"{_clause(score)}: d{DIFFERENCE}"
-        )
+        between = ". D" if score.legend else ": d"
+        yield _capital(f"{_clause(score)}{between}{DIFFERENCE}")
         if "shuffled" in set(results.rows["role"]):
             yield f"Shuffled poisons: {shown.shuffled}."
     for interval, words in POOLED.items():
         columns = [of for of in results.columns_shown.values() if of.interval == interval]
         if columns:
-            yield f"{'; '.join(map(_clause, columns))}; {words}."
+            yield _capital(f"{'; '.join(map(_clause, columns))}, {words}.")
 
 
 def _clause(of: Score | Column) -> str:
     """A title, and what it means."""
-    title = of.title[:1].upper() + of.title[1:]
-    return f"{title}: {of.legend}" if of.legend else title
+    return f"{of.title}: {of.legend}" if of.legend else of.title
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _of_poisons(results: Results) -> str:

@@ -62,7 +62,7 @@ def write_study(study: Study) -> Path:
     return page
 
 
-def report_rows(*sources: str | Path, out: str | Path) -> Merged:
+def report(*sources: str | Path, out: str | Path) -> Merged:
     """Draw every figure and table that rows can fill, and one page of them all.
 
     Args:

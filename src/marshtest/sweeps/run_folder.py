@@ -149,8 +149,8 @@ def _shown(recipe: Named) -> dict[str, Any]:
         for metric in recipe.metrics
         for name, column in metric.columns.items()
     }
-    presentation = {"presentation": recipe.attack.presentation.model_dump(mode="json")}
-    return presentation | ({"metrics": columns} if columns else {})
+    shown = recipe.attack.shown.model_dump(mode="json", exclude_defaults=True)
+    return {"presentation": shown} | ({"metrics": columns} if columns else {})
 
 
 def _values(recipe: Named) -> dict[str, Any]:

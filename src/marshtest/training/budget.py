@@ -1,17 +1,19 @@
-"""A budget that binds: of compute, every matrix product and convolution counted as it runs; or of epochs.
+"""A budget that binds: of compute, counted in every matrix product and convolution; or of epochs.
 
 The unit of compute is a *sample pass*: what the model's forward on one sample costs in floating-point
-operations. A backward then costs about 2, less where early layers are frozen, exactly as much as it
-does. Counting happens below autograd, so it holds for any code: a user's unlearner, a copied model,
-a new model, second derivatives, `torch.func`, `torch.jit`; what `torch.compile` compiled runs uncompiled
-meanwhile. `marshtest.training.flops` says what each operation costs, which are free and which are refused.
+operations. A backward then costs about 2 passes, and exactly as much less as frozen early layers save.
+Counting happens below autograd, so it holds for any code: a user's unlearner, a copied model, a new model,
+second derivatives, `torch.func`, `torch.jit`; code that `torch.compile` compiled runs uncompiled while a
+budget is open. `marshtest.training.flops` says what each operation costs, which operations are free and
+which are refused.
 
 Threads that start while a budget is open are counted with it, and all of them stop once it is spent.
-Nothing sees NumPy, other processes, threads that ran before, kernels that are called past PyTorch's
-dispatcher (Triton, AOTInductor) and code that switches the counting off. What of that runs on the CPU shows
-in the time: CPU seconds of no operation are noted where they exceed half of the initial training.
+Not counted are NumPy, other processes, threads that ran before, kernels that are called past PyTorch's
+dispatcher (Triton, AOTInductor) and code that switches the counting off. If such work runs on the CPU, it
+shows in the time: CPU seconds outside counted operations are noted if they exceed half of the initial
+training's.
 
-A budget of epochs, as the paper's Table 2 counts, ends a stream of mini-batches after so many epochs of the
+A budget of epochs, as in the paper's Table 2, ends a stream of mini-batches after so many epochs of the
 set that the method goes through. Operations are counted as well, and limit nothing.
 """
 
@@ -37,47 +39,51 @@ from marshtest.training.flops import FORMULAS, Formula, formula_of
 
 T = TypeVar("T")
 
-OVERHEAD = 1e-4  # CPU seconds an operation that need no explanation: honest code takes a tenth
+OVERHEAD = 1e-4  # CPU seconds of Python for each operation; ten times what honest code takes
 UNSEEN = "spent {:.1f} s of CPU time outside counted operations, where the initial training took {:.1f} s"
 
 
 class BudgetSpent(BaseException):
-    """Stops an unlearner at its limit. Not an Exception, so that `except Exception` cannot hide it."""
+    """Stops an unlearner at its limit; no Exception, so that `except Exception` cannot hide it."""
 
 
 @cache
 def _treatment(operation: Any) -> tuple[bool, Formula | None]:
-    """Whether an operation is to be taken apart, as inference mode does not; else its formula."""
+    """Whether an operation must be taken apart to be counted; if not, its formula.
+
+    An operation that is made of others usually arrives here as those others, taken apart by autograd. In
+    inference mode autograd is out of the way, and the operation arrives whole.
+    """
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    apart = (
+    is_composite = (
         isinstance(operation, torch._ops.OpOverload)
         and operation.has_kernel_for_dispatch_key(composite)
         and operation._schema.name not in FORMULAS
     )
-    return apart, None if apart else formula_of(operation)
+    return is_composite, None if is_composite else formula_of(operation)
 
 
 @cache
-def _is_made_of_others(kinds: tuple[type, ...]) -> bool:
-    """Whether some of these are kinds of tensors that do their operations on tensors inside them."""
+def _wraps_tensors(kinds: tuple[type, ...]) -> bool:
+    """Whether one of these kinds of tensors does its operations on tensors inside it."""
     opaque = torch._C._disabled_torch_dispatch_impl
     return any(getattr(kind, "__torch_dispatch__", opaque) is not opaque for kind in kinds)
 
 
 class _Watch(TorchDispatchMode):
-    """Shows the operations of a thread to all open meters."""
+    """Shows every operation of one thread to all open meters."""
 
     supports_higher_order_operators = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if types and _is_made_of_others(tuple(types)):
-            return NotImplemented  # comes again, as what is done inside
+        if types and _wraps_tensors(tuple(types)):
+            return NotImplemented  # comes again as the operations on the tensors inside
         kwargs = kwargs or {}
-        apart, formula = _treatment(func)
-        if apart:
-            with self:
+        is_composite, formula = _treatment(func)
+        if is_composite:
+            with self:  # a mode is off while it handles an operation; its parts must be seen
                 return func.decompose(*args, **kwargs)
         for meter in Meter.open:
             meter.stop_if_spent()
@@ -94,7 +100,7 @@ _start = threading.Thread.start
 
 
 def _start_watched(thread: threading.Thread) -> None:
-    """`Thread.start` while a meter is open: the new thread is watched too."""
+    """Start a thread that is watched too; it stands in for `Thread.start` while a meter is open."""
     run = thread.run
 
     def watched() -> None:
@@ -113,11 +119,14 @@ def _start_watched(thread: threading.Thread) -> None:
 class Meter:
     """Counts the floating-point operations that run inside it, and stops at a limit.
 
+    Args:
+        limit: floating-point operations; infinite to count only.
+
     Attributes:
-        flops: counted so far; never above `limit`.
-        operations: that were seen, counted or free.
-        seconds: wall time within them.
-        spent: whether the limit would have been passed; no operation runs from then on.
+        flops: floating-point operations counted so far; never above `limit`.
+        operations: number of operations that were seen, counted or free.
+        seconds: wall time within these operations.
+        spent: whether an operation would have passed the limit; none runs from then on.
     """
 
     open: ClassVar[tuple["Meter", ...]] = ()
@@ -145,21 +154,23 @@ class Meter:
         if self._watch is not None:
             self._watch.__exit__(kind, *error)  # type: ignore[no-untyped-call]
             self._watch = None
-        if self.spent and kind is not BudgetSpent:  # which another thread met, or the code caught
+        if self.spent and kind is not BudgetSpent:  # another thread met it, or the code caught it
             raise BudgetSpent
 
     def stop_if_spent(self) -> None:
-        """Raises:
-        BudgetSpent: the limit was reached, in whichever thread.
+        """Stop the calling thread if the limit was reached in any thread.
+
+        Raises:
+            BudgetSpent: the limit was reached.
         """
         if self.spent:
             raise BudgetSpent
 
     def add(self, flops: int, seconds: float) -> None:
-        """Count an operation.
+        """Count an operation of `flops` floating-point operations that took `seconds` of wall time.
 
         Raises:
-            BudgetSpent: it passes the limit, and is not counted.
+            BudgetSpent: the operation passes the limit; it is not counted.
         """
         with self._lock:
             self.spent = self.spent or self.flops + flops > self.limit
@@ -171,10 +182,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage cost.
+    """The cost of a stage.
 
     Attributes:
-        passes: forward and backward sample passes (one forward = 1).
+        passes: forward and backward sample passes (the forward of one sample is 1).
         flops: floating-point operations of matrix products and convolutions.
         seconds: wall time.
     """
@@ -188,10 +199,10 @@ class Budget:
     """A limit in sample passes, enforced while the budget is open (`with budget:`); or in epochs.
 
     Args:
-        passes: the limit, in forward passes of one sample.
-        flops_per_pass: what one such pass costs.
-        epochs: the limit in epochs of the method's own training set instead; `passes` is infinite then.
-        training_seconds: what the initial training took, where it is known.
+        passes: the limit, in forward passes of one sample; infinite for a budget of epochs.
+        flops_per_pass: floating-point operations of one such pass.
+        epochs: the limit, in epochs of the set that the method goes through; None for one of compute.
+        training_seconds: wall time of the initial training; infinite if it is not known.
 
     Example:
         >>> import torch
@@ -215,7 +226,7 @@ class Budget:
         self.epochs = epochs
         self.training_seconds = training_seconds
         self._cpu_seconds = 0.0
-        self._passed = 0.0  # epochs
+        self._passed = 0.0  # epochs that a stream has passed on
         self._milestones: list[float] = []
         self._reached: Callable[[float], None] | None = None
         self._meter = Meter(limit=passes * flops_per_pass)
@@ -233,18 +244,18 @@ class Budget:
     def of_epochs(
         cls, epochs: float, flops_per_pass: float, *, training_seconds: float = math.inf
     ) -> Self:
-        """A limit in epochs of the method's own training set."""
+        """A budget with a limit in epochs of the set that the method goes through."""
         return cls(math.inf, flops_per_pass, epochs=epochs, training_seconds=training_seconds)
 
     @property
     def unseen_seconds(self) -> float:
-        """CPU seconds of the process, and of its children that ended, that no operation accounts for."""
+        """CPU seconds, of this process and its ended children, outside the operations that were seen."""
         within = self._meter.seconds * torch.get_num_threads()
         return self._cpu_seconds - within - OVERHEAD * self._meter.operations
 
     @property
     def mismatch(self) -> str:
-        """One line where much ran that was not counted, once the budget is closed; else ""."""
+        """One line if much ran that was not counted, else ""; to be read once the budget is closed."""
         if self.unseen_seconds < 1 + self.training_seconds / 2:  # a second for late imports
             return ""
         return UNSEEN.format(self.unseen_seconds, self.training_seconds)
@@ -256,7 +267,7 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Sample passes so far."""
+        """Sample passes spent so far."""
         return self._meter.flops / self.flops_per_pass
 
     @property
@@ -275,21 +286,27 @@ class Budget:
 
     @property
     def progress(self) -> float:
-        """Share of the budget spent, 0 to 1; of epochs, those that a stream has passed on."""
+        """Fraction of the budget that is spent, 0 to 1; for epochs, that a stream has passed on."""
         if self.epochs is not None:
             return self._passed / self.epochs
         return self.spent / self.passes
 
     @property
     def flops(self) -> int:
-        """Floating-point operations so far."""
+        """Floating-point operations counted so far."""
         return self._meter.flops
 
     def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:
-        """Call `reached` where a smaller budget's stream would end, at the latest when this one's does.
+        """Call `reached(m)` at the step after which a stream with budget m would have stopped.
 
-        A milestone, in the budget's own unit, that a step oversteps unforeseen is not reported.
+        If a single step jumps past m, it is not called.
+
+        Args:
+            milestones: smaller budgets m, in this budget's unit.
+            reached: told each of them, in rising order, between two steps of `stream`.
         """
+        # The harness takes the models of all smaller budgets from one run of an anytime method. Each must
+        # be the model of a run under that budget, bit for bit: a milestone ends where `stream` would end.
         self._milestones, self._reached = sorted(milestones), reached
 
     def stream(
@@ -300,13 +317,13 @@ class Budget:
     ) -> Iterator[T]:
         """Pass batches on while the budget affords one more step as dear as the dearest so far.
 
-        One of epochs passes on its number of epochs.
+        A budget of epochs passes on its number of epochs.
 
         Args:
-            batches: of any kind.
-            epoch: mini-batches of one epoch of the set that the method goes through, as
-                `task.batches_per_epoch` tells; a budget of epochs must know.
-            counted: whether a batch is one of that set.
+            batches: mini-batches, in whatever form the method draws them.
+            epoch: how many mini-batches make one epoch of the set that the method goes through, from
+                `task.batches_per_epoch`; a budget of epochs needs it.
+            counted: tells whether a mini-batch belongs to that set; the others are free.
 
         Raises:
             MarshtestError: the budget is one of epochs, and `epoch` is not given.
@@ -314,7 +331,7 @@ class Budget:
         if self.epochs is not None:
             yield from self._epochs_of(self.epochs, batches, epoch, counted)
             return
-        dearest = 0.0
+        dearest = 0.0  # sample passes of a step; the budget cannot know the next one's
         for batch in batches:
             self._pass_milestones(dearest)
             if self.left < dearest:
@@ -326,7 +343,7 @@ class Budget:
     def _epochs_of(
         self, epochs: float, batches: Iterable[T], epoch: int | None, counted: Callable[[T], bool]
     ) -> Iterator[T]:
-        """Batches of the epochs that are left."""
+        """Pass on the batches of the epochs that are left."""
         if not epoch:
             raise MarshtestError(
                 "budget: this one counts epochs (budget_unit: epochs), and the unlearner does not say "
@@ -345,8 +362,10 @@ class Budget:
             self._passed = start + done / epoch
 
     def _pass_milestones(self, dearest: float) -> None:
+        """Report the milestones that do not afford one more step as dear as the dearest so far."""
         while self._milestones and self._milestones[0] - self.spent < dearest:
             milestone = self._milestones.pop(0)
+            # A run under this milestone would have been stopped within a step that jumped past it.
             if self._reached is not None and self.spent <= milestone:
                 self._reached(milestone)
 
@@ -356,10 +375,10 @@ def _cpu_seconds() -> float:
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Floating-point operations of a piece of work, by running it once.
+    """Floating-point operations of a piece of work, counted by running it once.
 
     Raises:
-        MarshtestError: nothing countable ran, so no budget can be kept.
+        MarshtestError: no operation that counts was run, so no budget could be kept.
     """
     with Meter() as meter:
         work()

@@ -1,20 +1,23 @@
-"""What an operation of PyTorch costs in floating-point operations, 2 a multiplication with its addition.
+"""The cost of PyTorch's operations in floating-point operations: 2 for a multiplication with its addition.
 
 *Exact*: matrix products, convolutions and their gradients (groups taken into account), recurrent layers,
 fused attention, sparse products by the entries that are stored, bags of embeddings, and elementwise
 arithmetic that spreads two tensors over more numbers than either holds, as a matrix product written out
 does. A product of complex numbers costs four of real ones.
 
-*A bound*: factorisations, solvers, eigenvalues and singular values by the counts of Golub and Van Loan,
-Matrix Computations; 5 N log2 N for a Fourier transform; the matrix exponential; distances; interpolation
-by its taps. Work that a kernel skips (causal attention, 2:4 sparsity, a product of two sparse matrices) is
-counted.
+*Upper bounds*: factorisations, solvers, eigenvalues and singular values, by the counts of Golub and Van
+Loan, Matrix Computations; 5 N log2 N for a Fourier transform; the matrix exponential; distances;
+interpolation by its taps. Work that a kernel skips (causal attention, 2:4 sparsity, a product of two
+sparse matrices) is counted.
 
-*Free*: a fixed number of operations for each number that is read or written, as in elementwise arithmetic,
-sums, normalisation, pooling, losses, sorting, optimisers and moves.
+*Free*: operations that take a fixed number of steps for each number that they read or write: elementwise
+arithmetic, sums, normalisation, pooling, losses, sorting, optimisers and moves.
 
-*Refused*: all other operations, such as those of other libraries, since nothing sees into their kernels.
-Whoever owns one says what it costs by `torch.utils.flop_counter.register_flop_formula`.
+*Refused*: all other operations, such as those of other libraries, whose kernels nothing sees into. The
+owner of such an operation can state its cost with `torch.utils.flop_counter.register_flop_formula`.
+
+A formula is called with the operation's own arguments and its output `out_val`. `rest[4]` below means the
+fifth argument after the named ones; the schema of each operation is printed by `torch.ops.aten.NAME`.
 """
 
 import math
@@ -28,7 +31,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from marshtest.plumbing.errors import MarshtestError
 
-Formula = Callable[..., int]  # of an operation's own arguments, and of its output, `out_val`
+Formula = Callable[..., int]  # (the operation's arguments, out_val=its output) → operations
 
 aten = torch.ops.aten
 
@@ -63,7 +66,7 @@ def stored(tensor: Tensor) -> int:
 
 
 def product(a: Tensor, b: Tensor) -> int:
-    """Of [..., m, k] @ [..., k, n], dense, sparse or ragged, or of vectors."""
+    """Cost of [..., m, k] @ [..., k, n]: dense, sparse or ragged matrices, or vectors."""
     if a.is_nested:
         others = b.unbind() if b.is_nested else [b] * a.size(0)
         return sum(map(product, a.unbind(), others))
@@ -72,11 +75,13 @@ def product(a: Tensor, b: Tensor) -> int:
     if a.layout == b.layout == torch.strided:
         batch = math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
         return int(2 * batch * rows * a.shape[-1] * columns)
+    # Each stored entry of one factor meets a row, or a column, of the other. What two sparse factors save
+    # together depends on where their entries lie.
     return 2 * min(stored(a) * columns, rows * stored(b))
 
 
 def _of(first: int, second: int) -> Formula:
-    """The product of two of an operation's arguments, by their places."""
+    """Formula for the product of two of an operation's arguments, given by their places."""
     return lambda *args, **_: product(args[first], args[second])
 
 
@@ -85,7 +90,10 @@ def _products(several: Sequence[Tensor], others: Sequence[Tensor], **_: Any) -> 
 
 
 def _sums(place: int, dim: int = -1) -> Formula:
-    """Every output is a sum over a dimension of an argument, however the other factor is packed."""
+    """Formula for outputs that are each a sum over a dimension of the argument at a place.
+
+    It does not look at the other factor, which may be packed or quantised in any way.
+    """
     return lambda *args, out_val, **_: 2 * out_val.numel() * args[place].size(dim)
 
 
@@ -96,7 +104,9 @@ def _outer(*_: Any, out_val: Tensor, **__: Any) -> int:
 def _linear_backward(
     x: Tensor, grad: Tensor, weight: Tensor, mask: Sequence[bool], **_: Any
 ) -> int:
-    return 2 * x.numel() * weight.shape[0] * sum(mask[:2])
+    return (
+        2 * x.numel() * weight.shape[0] * sum(mask[:2])
+    )  # by input and weight; the bias's is free
 
 
 def _matmul_backward(grad: Tensor, a: Tensor, b: Tensor, mask: Sequence[bool], **_: Any) -> int:
@@ -104,12 +114,12 @@ def _matmul_backward(grad: Tensor, a: Tensor, b: Tensor, mask: Sequence[bool], *
 
 
 def _grouped(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """A product for each group; of two matrices, groups divide the sum."""
+    """Cost of one product for each group; for two matrices, the groups divide the dimension of the sum."""
     return product(a, b) if a.dim() == b.dim() == 2 else 2 * out_val.numel() * a.shape[-1]
 
 
 def _sampled(pattern: Tensor, a: Tensor, *_: Any, **__: Any) -> int:
-    """A product of which only the entries of a sparse pattern are made."""
+    """Cost of a product of which only the entries of a sparse pattern are computed."""
     return 2 * stored(pattern) * a.shape[-1]
 
 
@@ -122,7 +132,8 @@ def _combination(powers: Tensor, coefficients: Tensor, **_: Any) -> int:
 
 
 def _trilinear(a: Tensor, b: Tensor, c: Tensor, *rest: Any, **_: Any) -> int:
-    """Two multiplications and an addition for each entry of the product of all three."""
+    """Cost of two multiplications and an addition for each entry of the product of all three."""
+    # The arguments behind a, b and c say where each gets dimensions of size 1 before they are multiplied.
     shapes = []
     for tensor, expanded in zip((a, b, c), rest, strict=False):
         shape = list(tensor.shape)
@@ -133,21 +144,26 @@ def _trilinear(a: Tensor, b: Tensor, c: Tensor, *rest: Any, **_: Any) -> int:
 
 
 def _bag(place: int) -> Formula:
-    """A weighted sum of rows: a product with a sparse matrix of as many entries as there are indices."""
+    """Formula for a weighted sum of rows: a product with a sparse matrix of one entry for each index."""
     return lambda *args, **_: 2 * args[place].numel() * args[0].shape[-1]
 
 
 def _held(tensor: Tensor) -> int:
-    """Numbers in a tensor; those that `expand` repeats count once."""
+    """Count of the numbers in a tensor; those that `expand` repeats count once."""
     strides = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(size for size, stride in strides if stride)
 
 
 def _spread(place: int) -> Formula:
-    """Of two tensors, from a place on: free, unless the output holds more numbers than either."""
+    """Formula for elementwise arithmetic of the two tensors from a place on.
+
+    It is free unless the output holds more numbers than either tensor. A matrix product could otherwise
+    be had for nothing: (a[:, :, None] * b[None]).sum(1).
+    """
 
     def formula(*args: Any, out_val: Tensor, **_: Any) -> int:
         a, b = args[place : place + 2]
+        # The commonest cases come first: this runs for every addition and multiplication of a training.
         if not isinstance(b, Tensor) or a.numel() == 1 or b.numel() == 1:
             return 0
         size = out_val.numel()
@@ -166,22 +182,25 @@ def _spread(place: int) -> Formula:
 
 
 def convolution(side: Tensor, weight: Tensor) -> int:
-    """Every place of the output uses each weight once; of a transposed one, every place of the input.
+    """Cost of a convolution: every place of its output uses each weight once.
 
     Args:
-        side: that output, or input, [N, C, ...].
+        side: the output [N, C, ...]; the input, if the convolution is a transposed one.
+        weight: the weights, of all groups.
     """
     return 2 * side.shape[0] * math.prod(side.shape[2:]) * weight.numel()
 
 
 def _conv(x: Tensor, weight: Tensor, *rest: Any, out_val: Tensor, **_: Any) -> int:
-    """Of arguments input, weight, bias, stride, padding, dilation, transposed, ..."""
+    # Arguments: input, weight, bias, stride, padding, dilation, transposed, ...
     return convolution(x if rest[4] else out_val, weight)
 
 
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **_: Any) -> int:
-    """By the input and by the weight, each as dear as the forward."""
-    transposed = next(value for value in rest if isinstance(value, bool))  # the first truth value
+    """Cost of the gradients by input and weight, those that the mask asks for; each is a forward's."""
+    transposed = next(
+        value for value in rest if isinstance(value, bool)
+    )  # comes at different places
     return convolution(x if transposed else grad, weight) * int(sum(rest[-1][:2]))
 
 
@@ -194,9 +213,10 @@ def _conv_from(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
 
 
 def _conv_fused(x: Tensor, *args: Any, out_val: Tensor, **_: Any) -> int:
-    """Where another tensor may stand before the weight, and a bias, of one dimension, behind it."""
-    other = isinstance(args[1], Tensor) and args[1].dim() > 1
-    return convolution(out_val, args[1] if other else args[0])
+    # One overload has the tensor that is added before the weight; behind the weight comes a bias, of one
+    # dimension.
+    adds = isinstance(args[1], Tensor) and args[1].dim() > 1
+    return convolution(out_val, args[1] if adds else args[0])
 
 
 def _conv_packed(x: Tensor, packed: Any, *_: Any, out_val: Tensor, **__: Any) -> int:
@@ -216,6 +236,7 @@ def _rnn(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
 
 
 def _rnn_backward(x: Tensor, weights: Sequence[Tensor], *rest: Any, **_: Any) -> int:
+    # The gradient by the input always runs back through time; the mask's fourth asks for the weights'.
     return _recurrent(x, weights) * int(1 + rest[-1][3])
 
 
@@ -228,7 +249,7 @@ def _lstm_mps(x: Tensor, state: Any, weights: Sequence[Tensor], *_: Any, **__: A
 
 
 def _lstm_mps_backward(*args: Any, **_: Any) -> int:
-    return 2 * _recurrent(args[5], args[8])
+    return 2 * _recurrent(args[5], args[8])  # the input and the weights
 
 
 # Attention
@@ -245,12 +266,12 @@ def _attention_backward(
 
 
 def _cudnn_attention(*args: Any, **named: Any) -> int:
-    """As the flash kernel's, whose arguments have no bias (the fourth)."""
+    """Cost of the flash kernel, whose arguments lack the fourth, a bias."""
     return int(flop_registry[aten._flash_attention_forward](*args[:3], *args[4:], **named))
 
 
 def _cudnn_attention_backward(*args: Any, **named: Any) -> int:
-    """As the flash kernel's, whose arguments have no seed, offset and bias there."""
+    """Cost of the flash kernel, whose arguments lack the seventh to ninth: seed, offset and bias."""
     return int(flop_registry[aten._flash_attention_backward](*args[:6], *args[9:], **named))
 
 
@@ -259,14 +280,14 @@ def _attention_into(out: Tensor, *args: Any, **named: Any) -> int:
 
 
 def _lengths(texts: Tensor) -> list[int]:
-    """Tokens of each text of a batch [B, L, E], ragged or not."""
+    """Number of tokens of each text of a batch [B, L, E], ragged or not."""
     if texts.is_nested:
         return [text.shape[0] for text in texts.unbind()]
     return [texts.shape[1]] * texts.shape[0]
 
 
 def _multi_head(query: Tensor, key: Tensor, value: Tensor, width: int, *_: Any, **__: Any) -> int:
-    """Three projections, attention in all heads together, and a projection."""
+    """Cost of three projections, attention in all heads together, and a last projection."""
     queries, keys, values = _lengths(query), _lengths(key), _lengths(value)
     projected = 2 * sum(queries) + sum(keys) + sum(values)
     pairs = sum(map(int.__mul__, queries, keys))
@@ -274,12 +295,12 @@ def _multi_head(query: Tensor, key: Tensor, value: Tensor, width: int, *_: Any, 
 
 
 def _encoder_layer(x: Tensor, width: int, *rest: Any, **_: Any) -> int:
-    """Attention, and two linear layers, whose weights are arguments 14 and 16."""
+    """Cost of attention and two linear layers, whose weights are arguments 14 and 16."""
     weights = int(rest[12].numel() + rest[14].numel())
     return _multi_head(x, x, x, width) + 2 * sum(_lengths(x)) * weights
 
 
-# Linear algebra, of each matrix of a batch: m is the larger of its sides, n the smaller
+# Linear algebra on each matrix of a batch, with m the larger and n the smaller of its sides
 
 
 def _matrices(cost: Callable[[int, int], float]) -> Formula:
@@ -303,7 +324,7 @@ def _svd(m: int, n: int) -> float:
 
 
 def _reflectors(m: int, columns: int, k: int) -> float:
-    """So many columns of a product of k reflections of length m."""
+    """Cost of forming so many columns of a product of k reflections of length m."""
     return 4 * m * columns * k - 2 * (m + columns) * k**2 + 4 / 3 * k**3
 
 
@@ -333,7 +354,7 @@ def _eigh(a: Tensor, triangle: str = "L", compute_v: bool = True, **_: Any) -> i
 
 
 def _back(factor: int, triangles: int = 2) -> Formula:
-    """Back substitution in each triangular factor, the argument at a place."""
+    """Formula for back substitution in the triangular factors, which the argument at a place holds."""
 
     def formula(*args: Any, out_val: Any, **_: Any) -> int:
         solution: Tensor = out_val[0] if isinstance(out_val, tuple) else out_val
@@ -354,7 +375,7 @@ def _least_squares(
 
 
 def _exponential(a: Tensor, **_: Any) -> int:
-    """Five products for a polynomial of degree 18, and a squaring for each doubling of the norm."""
+    """Cost of five products, for a polynomial of degree 18, and a squaring a doubling of the norm."""
     norm = float(a.abs().sum(-2).max()) if a.numel() else 0.0
     squarings = math.ceil(math.log2(norm)) if 1 < norm < math.inf else 0
     return _each(a, lambda m, n: 2 * n**3 * (5 + squarings))
@@ -364,7 +385,7 @@ def _exponential(a: Tensor, **_: Any) -> int:
 
 
 def _distances(coordinates: int, operations: int = 3) -> Formula:
-    """Between all pairs; the argument at a place holds the coordinates."""
+    """Formula for distances between all pairs; the argument at a place holds the coordinates."""
 
     def formula(*args: Any, out_val: Tensor, **_: Any) -> int:
         pairs = out_val if coordinates == 0 else args[0]
@@ -374,12 +395,12 @@ def _distances(coordinates: int, operations: int = 3) -> Formula:
 
 
 def _euclidean(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """By a product of both, widened by their squared norms and by ones."""
+    """Cost of the product of both, each widened by its squared norms and by ones."""
     return 2 * out_val.numel() * (a.shape[-1] + 2)
 
 
 def _fourier(a: Tensor, dims: Sequence[int], *_: Any, out_val: Tensor, **__: Any) -> int:
-    """Half as much where one side is real."""
+    """Cost of a Fourier transform, 5 N log2 N; half of it if input or output is real."""
     one_real = not (a.is_complex() and out_val.is_complex())
     real = out_val if one_real and a.is_complex() else a
     points = math.prod(real.shape[dim] for dim in dims)
@@ -387,11 +408,11 @@ def _fourier(a: Tensor, dims: Sequence[int], *_: Any, out_val: Tensor, **__: Any
 
 
 def _grid_sampled(at: int, passes: int = 1) -> Formula:
-    """A weighted sum of neighbours for each place: 2 along each dimension, of bicubic mode (2) 4."""
+    """Formula for a weighted sum of neighbours at each place: 2 along each dimension, 4 if bicubic."""
 
     def formula(*args: Any, **_: Any) -> int:
         x, grid = args[at], args[at + 1]
-        taps = 4 if args[at + 2 : at + 3] == (2,) else 2
+        taps = 4 if args[at + 2 : at + 3] == (2,) else 2  # the mode; 2 is bicubic
         dims = int(grid.shape[-1])
         return int(passes * 2 * (grid.numel() // dims) * x.shape[1] * taps**dims)
 
@@ -399,18 +420,21 @@ def _grid_sampled(at: int, passes: int = 1) -> Formula:
 
 
 def _interpolated(taps: int, backward: bool = False) -> Formula:
-    """A weighted sum of neighbours, `taps` along each dimension, and as many more as an image shrinks."""
+    """Formula for a weighted sum of neighbours, `taps` along each dimension of an image.
+
+    An antialiased kernel grows with the factor by which the image shrinks; the others are counted like it.
+    """
 
     def formula(x: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-        read, made = (out_val, x) if backward else (x, out_val)
-        ratios = zip(read.shape[2:], made.shape[2:], strict=True)
-        return 2 * made.numel() * math.prod(taps * math.ceil(max(a / b, 1)) for a, b in ratios)
+        source, target = (out_val, x) if backward else (x, out_val)
+        sides = zip(source.shape[2:], target.shape[2:], strict=True)
+        return 2 * target.numel() * math.prod(taps * math.ceil(max(a / b, 1)) for a, b in sides)
 
     return formula
 
 
 def _of_complex(formula: Formula) -> Formula:
-    """Four real products where the first tensor is complex."""
+    """The same formula times four if the first tensor is complex."""
 
     def counted(*args: Any, **named: Any) -> int:
         first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
@@ -419,6 +443,8 @@ def _of_complex(formula: Formula) -> Formula:
     return counted
 
 
+# A name without "::" is aten's. Names of backends (cudnn, mkldnn, miopen, mps) are here beside the general
+# ones, since dispatch may be seen before or after it has chosen one.
 _BY_FORMULA: list[tuple[Formula, str]] = [
     (_of(0, 1), "mm bmm mv dot vdot matmul _int_mm _sparse_sparse_matmul hspmm quantized::matmul"),
     (_of(1, 2), "addmm baddbmm addmv addbmm _addmm_activation _sparse_addmm sspaddmm"),
@@ -558,7 +584,7 @@ FORMULAS: dict[str, Formula] = {
     _full(name): _of_complex(formula) for formula, names in _BY_FORMULA for name in names.split()
 } | dict.fromkeys(("aten::_fft_c2c", "aten::_fft_r2c", "aten::_fft_c2r"), _fourier)
 
-# and all that PyTorch tags as pointwise, as a reduction or as a view
+# Free by name; so are the operations that PyTorch tags as pointwise, as a reduction or as a view.
 _FREE_NAMES = """
     _thnn_fused_lstm_cell_backward_impl glu_backward_jvp softmax log_softmax avg_pool1d
     adaptive_avg_pool1d adaptive_avg_pool2d
@@ -634,7 +660,7 @@ _SAME_BUT = re.compile(r"^_foreach_|_copy$|_backward(_data|_reduce|_elemt)?$|(_c
 
 
 def is_free(operation: Any) -> bool:
-    """Whether an operation of PyTorch takes a fixed number of operations a number, or none."""
+    """Whether an operation of PyTorch takes a fixed number of steps for each number, or none at all."""
     if not isinstance(operation, torch._ops.OpOverload):
         return False
     if operation.namespace in _FREE_LIBRARIES:
@@ -642,16 +668,16 @@ def is_free(operation: Any) -> bool:
     if operation.namespace not in ("aten", "prim", "prims", "quantized"):
         return False
     schema = operation._schema
-    given = [str(argument.type) for argument in schema.arguments if not argument.is_out]
-    if not any("Tensor" in kind for kind in given):
-        return True  # makes numbers, or none
+    kinds = [str(argument.type) for argument in schema.arguments if not argument.is_out]
+    if not any("Tensor" in kind for kind in kinds):
+        return True  # without a tensor to read it fills one at most
     if not schema.is_mutable and not any("Tensor" in str(to.type) for to in schema.returns):
-        return True  # tells a fact
+        return True  # it answers a question, such as whether two tensors have one size
     return _is_free_name(schema.name.split("::")[1])
 
 
 def _is_free_name(name: str) -> bool:
-    """By the name without what leaves the cost as it is: in place, of a list, backward."""
+    """Whether an operation's name is a free one, or a variant of one: in place, on a list, backward."""
     while (plain := _SAME_BUT.sub("", name)) != name:
         if _tagged(name):
             return True
@@ -660,7 +686,9 @@ def _is_free_name(name: str) -> bool:
 
 
 def _tagged(name: str) -> bool:
+    """Whether PyTorch tags an operation as pointwise or as a reduction, or knows it as a view."""
     packet = getattr(aten, name, None)
-    overloads = [getattr(packet, of) for of in packet.overloads()] if packet is not None else []
+    names = packet.overloads() if packet is not None else []
+    overloads = [getattr(packet, name) for name in names]
     tags = {torch.Tag.pointwise, torch.Tag.reduction}
-    return any(tags & set(one.tags) or one.is_view for one in overloads)
+    return any(tags & set(overload.tags) or overload.is_view for overload in overloads)

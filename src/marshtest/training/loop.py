@@ -1,4 +1,4 @@
-"""The one training loop, and the one gradient step that it shares with the unlearners."""
+"""The training loop of all models, and the gradient step that it shares with the unlearners."""
 
 import math
 import time
@@ -19,11 +19,11 @@ from marshtest.training.tasks import Augmentation, Precision, Task
 
 
 class OptimizerSettings(Settings):
-    """An optimiser, and the size of its mini-batches."""
+    """Settings of an optimiser, and the size of its mini-batches."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)  # of SGD
+    momentum: float = Field(0.9, ge=0, lt=1)  # SGD's; AdamW has none
     weight_decay: float = Field(5e-4, ge=0)
     batch_size: int = Field(128, ge=1)
 
@@ -38,21 +38,21 @@ class OptimizerSettings(Settings):
 
 
 class Training(OptimizerSettings):
-    """How the initial and the retrained model are trained."""
+    """Settings by which the initial and the retrained model are trained."""
 
     epochs: int = Field(ge=1)
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1)  # share of the training with linearly rising rate
+    warmup: float = Field(0.0, ge=0, lt=1)  # fraction of the training with a linearly rising rate
     augment: tuple[Augmentation, ...] = ()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def set_rate(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
-        """Set the learning rate that belongs to a share `progress` of the training."""
+        """Set the learning rate for the point at which a fraction `progress` of the training is done."""
         for group in optimizer.param_groups:
             group["lr"] = self.rate(progress)
 
     def rate(self, progress: float) -> float:
-        """Learning rate after a share `progress` of the training."""
+        """Learning rate when a fraction `progress` of the training is done."""
         if progress < self.warmup:
             return self.lr * progress / self.warmup
         if self.schedule == "constant":
@@ -61,7 +61,10 @@ class Training(OptimizerSettings):
 
 
 def chosen_precision(training: Training, model: nn.Module, device: torch.device) -> Precision:
-    """The precision to train in: "auto" is bfloat16 for convolutions and transformers, where native."""
+    """The precision to train in.
+
+    "auto" is bfloat16 for convolutions and transformers on a device that computes in it, else float32.
+    """
     if training.precision != "auto":
         return training.precision
     large = hasattr(model, "get_input_embeddings") or any(
@@ -79,7 +82,7 @@ def _native_bfloat16(device: torch.device) -> bool:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of the optimiser against the gradient of `loss`."""
+    """Make one step of the optimiser against the gradient of `loss`."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -87,7 +90,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training cost, and the unit of its passes."""
+    """The cost of a training, and how many floating-point operations one of its passes is."""
 
     cost: Cost
     flops_per_pass: float
@@ -103,22 +106,27 @@ def fit(
 ) -> Fit:
     """Train `model` in place.
 
-    The cost is counted on a few samples (a forward, and a forward with backward) and multiplied.
+    The cost is counted on two samples (a forward, and a forward with backward) and multiplied.
+
+    Args:
+        seed: fixes the order of the samples, augmentation and dropout.
+        progress: told the fraction of the epochs that is done.
 
     Raises:
-        MarshtestError: the loss is no longer finite.
+        MarshtestError: the loss is no longer finite after an epoch.
     """
+    # Counting every operation of a long training would slow it down.
     with seeded(derive(seed, "costs")):
         flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], task)
     optimizer = training.optimizer_for(model)
-    draws = generator(seed, "fit")
+    rng = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
     step = seen = 0
     started = time.perf_counter()
     model.train()
     with seeded(derive(seed, "dropout")):
         for epoch in range(training.epochs):
-            for batch in task.epoch(samples, training.batch_size, draws):
+            for batch in task.epoch(samples, training.batch_size, rng):
                 training.set_rate(optimizer, step / steps)
                 loss = task.loss(model, batch).mean()
                 descend(optimizer, loss)
@@ -133,7 +141,7 @@ def fit(
 def fit_within(
     model: nn.Module, samples: Samples, task: Task, training: Training, seed: int, budget: Budget
 ) -> None:
-    """Train `model` in place, the schedule compressed into what is left of the budget."""
+    """Train `model` in place, with the schedule compressed into what is left of the budget."""
     optimizer = training.optimizer_for(model)
     start = budget.progress
     epoch = task.batches_per_epoch(samples, training.batch_size)
@@ -152,8 +160,11 @@ def _stop_if_diverged(loss: float, epoch: int, training: Training) -> None:
 
 
 def _costs(model: nn.Module, batch: Samples, task: Task) -> tuple[float, float]:
-    """Floating-point operations a sample: of a forward, and of a training step. Changes nothing."""
-    model.eval()  # leaves BatchNorm's statistics alone
+    """Floating-point operations for one sample: (of a forward, of a training step).
+
+    The model's weights and statistics stay as they are.
+    """
+    model.eval()  # or the forward would change BatchNorm's statistics
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():
         forward = flops_of(lambda: task.loss(model, batch))

@@ -1,7 +1,7 @@
-"""A task turns samples into outputs, losses and predictions, so that nothing else asks which it is.
+"""Tasks: how samples become inputs, outputs and losses, so that no other code asks which task it is.
 
-    inputs(model, batch)            the input space: normalised pixels, or token embeddings
-    outputs(model, inputs, batch)   what the model says
+    inputs(model, batch)            [B, ...] the input space: normalised pixels, or token embeddings
+    outputs(model, inputs, batch)   the model's output
     label_logits(outputs, batch)    [B, C] the logits that the label is read from
     losses(outputs, batch)          [B] the training loss of each sample
 
@@ -32,23 +32,24 @@ OptimizerFor = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def scoring_batch(device: torch.device) -> int:
-    """Inputs of one scoring forward: a processor's caches are small, a GPU is wide."""
+    """Number of inputs in one forward of scoring: a processor's caches are small, a GPU is wide."""
     return 2048 if device.type == "cuda" else 128
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What unlearners are given beside the model and the samples.
+    """A task, and the parts of the recipe's pipeline that an unlearner may use.
 
     Attributes:
-        precision: of training; scoring is always done in float32.
-        train: the pipeline that made the initial model: (samples, seed, budget or None) → model.
-            With a budget the same schedule is compressed into it.
-        new_model: a freshly initialised model of the same architecture and device: seed → model.
-        optimizer_for: the pipeline's optimiser over a model's parameters that are not frozen.
-        held_out: the validation samples, which nobody trains on; None where the recipe holds none out.
-        packed: a model of this architecture as the bytes of a file that `load_model` reads.
-        channels_last: whether images are laid out so, half again as fast through convolutions.
+        precision: the precision of training; scoring is always done in float32.
+        train: trains as the initial model was trained: (samples, seed, budget or None) → model. With a
+            budget the same schedule is compressed into it.
+        new_model: makes a fresh model of the same architecture and device: seed → model.
+        optimizer_for: makes the pipeline's optimiser over a model's parameters that are not frozen.
+        held_out: the validation samples, which nobody trains on; None if the recipe holds none out.
+        packed: turns a model of this architecture into the bytes of a file that `load_model` reads.
+        channels_last: whether images are laid out with channels last, in which convolutions are half again
+            as fast.
     """
 
     precision: Precision = "float32"
@@ -61,11 +62,11 @@ class Task(ABC):
 
     @abstractmethod
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
-        """[B, ...] the batch in input space, perturbations added."""
+        """[B, ...] the batch in input space, with its perturbations added."""
 
     @abstractmethod
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        """The model's output, float32."""
+        """The model's output for inputs [B, ...] of the batch, in float32."""
 
     @abstractmethod
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -76,25 +77,26 @@ class Task(ABC):
         """[B] the training loss of each sample."""
 
     def given(self, samples: Samples) -> Samples:
-        """What an unlearner is given of samples: a copy of its own, as the model is trained on it, with
-        nothing beside that tells a poison from its base.
+        """A copy of samples for an unlearner: inputs as the model is trained on them, labels and ids.
+
+        Perturbations are added to the inputs, so nothing in the copy tells a poison from its base.
         """
         inputs = self.inputs(nn.Identity(), samples).detach().clone()
         return Samples(inputs, samples.y.clone(), samples.ids.clone())
 
-    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
-        """The batch as training sees it."""
+    def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
+        """The batch as training sees it, with augmentation drawn anew."""
         return batch
 
-    def view(self, inputs: Tensor, draws: torch.Generator) -> Tensor:
-        """[B, ...] inputs augmented much as training does it, but differentiably."""
+    def view(self, inputs: Tensor, rng: torch.Generator) -> Tensor:
+        """[B, ...] inputs with a differentiable form of training's augmentation, drawn anew."""
         return inputs
 
     def box(self, model: nn.Module, batch: Samples, bound: float) -> tuple[Tensor, Tensor]:
-        """[B, ...] least and largest allowed perturbation, within ± bound.
+        """[B, ...] the least and the largest allowed perturbation of each input, within ± `bound`.
 
-        The bound is in levels of 255 for pixels, which stay pixels, and in the input's own units else. An
-        infinite bound binds nothing.
+        For pixels the bound is in levels of 255, and perturbed pixels stay within 0 and 255. For other
+        inputs it is in the inputs' units. An infinite bound binds nothing.
         """
         size = torch.full_like(self.inputs(model, batch), bound)
         return -size, size
@@ -107,37 +109,37 @@ class Task(ABC):
         """[B] the training loss of each sample of a batch."""
         return self.losses(self(model, batch), batch)
 
-    def epoch(self, samples: Samples, batch_size: int, draws: torch.Generator) -> Iterator[Samples]:
-        """One pass over the samples in shuffled, augmented mini-batches.
+    def epoch(self, samples: Samples, batch_size: int, rng: torch.Generator) -> Iterator[Samples]:
+        """Give one pass over the samples in shuffled, augmented mini-batches.
 
-        A last batch of a single sample is left out where others are larger: BatchNorm cannot take it.
+        A last batch of a single sample is left out if other batches are larger: BatchNorm cannot take it.
         """
-        order = torch.randperm(len(samples), generator=draws).to(samples.y.device)
+        order = torch.randperm(len(samples), generator=rng).to(samples.y.device)
         for index in order.split(batch_size):
             if len(index) > 1 or batch_size == 1 or len(samples) == 1:
-                yield self.augmented(samples[index], draws)
+                yield self.augmented(samples[index], rng)
 
     def batches_per_epoch(self, samples: Samples, batch_size: int) -> int:
-        """Mini-batches that `epoch` gives."""
+        """Number of mini-batches that `epoch` gives."""
         full, rest = divmod(len(samples), batch_size)
         return full + (rest > 1 or (rest == 1 and len(samples) == 1))
 
     def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[Samples]:
-        """Epoch after epoch of mini-batches, without end."""
-        draws = generator(seed, "batches")
+        """Give epoch after epoch of mini-batches, without end."""
+        rng = generator(seed, "batches")
         while True:
-            yield from self.epoch(samples, batch_size, draws)
+            yield from self.epoch(samples, batch_size, rng)
 
     def exact(self) -> Self:
         """The same task in float32, for scoring."""
         return replace(self, precision="float32")
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Samples of one scoring forward."""
+        """Number of samples in one forward of scoring."""
         return scoring_batch(device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Mixed precision where the task asks for it."""
+        """A context of mixed precision if the task's precision asks for it, else an empty one."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
@@ -145,12 +147,12 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Logits [B, C] from images or features; cross-entropy.
+    """Classification of images or features: logits [B, C], cross-entropy.
 
     Attributes:
         mean, std: one value a channel, in units of pixels / 255, for uint8 samples.
-        augment: "flip" (left to right, p = ½) and "crop" (shift by up to an eighth of the width,
-            padded with the mean colour), drawn anew for each sample and epoch.
+        augment: "flip" (left to right, p = ½) and "crop" (a move by up to an eighth of the width, padded
+            with the mean colour), drawn anew for each sample and epoch.
     """
 
     mean: tuple[float, ...] | None = None
@@ -172,7 +174,7 @@ class Classification(Task):
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         images = inputs.dim() == 4 and self.channels_last
         layout = torch.channels_last if images else torch.contiguous_format
-        with self.autocast(inputs.device):  # a copy, since a model may write into its input
+        with self.autocast(inputs.device):  # on a copy, since a model may write into its input
             return logits_in(model(inputs.clone(memory_format=layout))).float()
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -181,26 +183,26 @@ class Classification(Task):
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         return F.cross_entropy(outputs, batch.y, reduction="none")
 
-    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
+    def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
         if not self.augment:
             return batch
         x = self.inputs(nn.Identity(), batch)
         if "flip" in self.augment:
-            x = _flip(x, draws)
+            x = _flip(x, rng)
         if "crop" in self.augment:
-            x = _crop(x, x.shape[-1] // 8, draws)
+            x = _crop(x, x.shape[-1] // 8, rng)
         return Samples(x, batch.y, batch.ids)
 
-    def view(self, inputs: Tensor, draws: torch.Generator) -> Tensor:
-        """Flips, and shifts by fractions of a pixel (Geiping et al. 2021)."""
+    def view(self, inputs: Tensor, rng: torch.Generator) -> Tensor:
+        """[B, C, H, W] images flipped, and moved by fractions of a pixel (Geiping et al. 2021)."""
         if not self.augment:
             return inputs
         count, size = len(inputs), inputs.shape[-1]
         frames = torch.eye(2, 3).repeat(count, 1, 1)  # [B, 2, 3]
         if "flip" in self.augment:
-            frames[:, 0, 0] = 1 - 2 * torch.randint(2, (count,), generator=draws).float()
+            frames[:, 0, 0] = 1 - 2 * torch.randint(2, (count,), generator=rng).float()
         if "crop" in self.augment:  # a pixel is 2 / size of the frame's width
-            moves = (2 * torch.rand(count, 2, generator=draws) - 1) * (size // 8)
+            moves = (2 * torch.rand(count, 2, generator=rng) - 1) * (size // 8)
             frames[:, :, 2] = moves * 2 / size
         grid = F.affine_grid(frames.to(inputs), list(inputs.shape), align_corners=False)
         return F.grid_sample(inputs, grid, align_corners=False)
@@ -208,15 +210,15 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """One number [B, 1] from a vector of features; half the squared error. Labels `y` are real numbers."""
+    """Regression on a vector of features: outputs [B, 1], half the squared error, real labels `y`."""
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         perturbation = batch.perturbation()
         return batch.x if perturbation is None else batch.x + perturbation
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        found: Tensor = model(inputs.clone())
-        return found
+        outputs: Tensor = model(inputs.clone())
+        return outputs
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
@@ -226,21 +228,21 @@ class Regression(Task):
 
 
 def _channels(values: tuple[float, ...], x: Tensor) -> Tensor:
-    """One value a channel, to be broadcast over [B, C, ...]."""
+    """[1, C, 1, ...] one value a channel, to be broadcast over [B, C, ...]."""
     return torch.tensor(values, device=x.device).view(1, -1, *(1 for _ in x.shape[2:]))
 
 
-def _flip(x: Tensor, draws: torch.Generator) -> Tensor:
-    """Mirror each image [B, C, H, W] left to right with probability ½."""
-    mirrored = torch.rand(len(x), generator=draws).to(x.device) < 0.5
+def _flip(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Mirror each image of a batch [B, C, H, W] left to right with probability ½."""
+    mirrored = torch.rand(len(x), generator=rng).to(x.device) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
-def _crop(x: Tensor, padding: int, draws: torch.Generator) -> Tensor:
-    """Move each image [B, C, H, W] by up to `padding` pixels either way; zeros come in."""
+def _crop(x: Tensor, padding: int, rng: torch.Generator) -> Tensor:
+    """Move each image of a batch [B, C, H, W] by up to `padding` pixels either way; zeros come in."""
     batch, _, height, width = x.shape
     padded = F.pad(x, (padding,) * 4)
-    offsets = torch.randint(2 * padding + 1, (2, batch), generator=draws).to(x.device)
+    offsets = torch.randint(2 * padding + 1, (2, batch), generator=rng).to(x.device)
     rows = offsets[0, :, None] + torch.arange(height, device=x.device)  # [B, H]
     columns = offsets[1, :, None] + torch.arange(width, device=x.device)  # [B, W]
     sample = torch.arange(batch, device=x.device)[:, None, None]
@@ -250,24 +252,27 @@ def _crop(x: Tensor, padding: int, draws: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Language(Task, ABC):
-    """Token ids [N, T], padded on the right, in a model with the calling convention of `transformers`.
+    """A task on texts: token ids [N, T], padded on the right, for a model that `transformers` could call.
 
-    The input space is that of the token embeddings. Nothing depends on what stands at padding.
+    The input space is that of the token embeddings. No result depends on the embeddings of padding.
 
     Attributes:
-        padding: the token id that is none.
+        padding: the id that stands for no token.
     """
 
     padding: int = 0
 
     def given(self, samples: Samples) -> Samples:
-        """Copies; of poisoned texts, whose noise is no part of the tokens, sealed ones."""
+        """A copy of samples for an unlearner; sealed if they are poisoned.
+
+        A text's noise is no part of its tokens, so the tokens alone would tell the clean base.
+        """
         if samples.perturbation_rows is not None and bool(samples.perturbation_rows.any()):
             return sealed(samples)
         return Samples(samples.x.clone(), samples.y.clone(), samples.ids.clone())
 
     def tokens(self, batch: Samples) -> Tensor:
-        """[B, T] what the model reads."""
+        """[B, T] the token ids that the model reads."""
         return opened(batch).x
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
@@ -278,33 +283,33 @@ class Language(Task, ABC):
             return embedded
         return embedded + F.pad(perturbation, (0, 0, 0, embedded.shape[1] - perturbation.shape[1]))
 
-    def _said(self, model: Callable[..., Any], inputs: Tensor, **asked: Any) -> Tensor:
+    def _logits(self, model: Callable[..., Any], inputs: Tensor, **options: Any) -> Tensor:
         with self.autocast(inputs.device):
-            return logits_in(model(inputs_embeds=inputs.clone(), **asked)).float()
+            return logits_in(model(inputs_embeds=inputs.clone(), **options)).float()
 
-    def augmented(self, batch: Samples, draws: torch.Generator) -> Samples:
-        """Cut to the longest text in it, which changes nothing but the time."""
+    def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
+        """The batch cut to its longest text, which changes nothing but the time."""
         longest = int(self.lengths(batch).max())
-        read = opened(batch)
-        cut = replace(read, x=read.x[:, :longest])
-        return cut if read is batch else sealed(cut)
+        readable = opened(batch)
+        cut = replace(readable, x=readable.x[:, :longest])
+        return cut if readable is batch else sealed(cut)
 
     def lengths(self, batch: Samples) -> Tensor:
-        """[B] tokens of each text that are no padding."""
+        """[B] number of tokens of each text, without padding."""
         return (opened(batch).x != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Activations are of a token, so fewer would fit than of images."""
+        """Number of texts in one forward of scoring: each of their tokens has activations."""
         return 128
 
 
 @dataclass(frozen=True)
 class TextClassification(Language):
-    """Logits [B, C] of a text; cross-entropy."""
+    """Classification of texts by a head: logits [B, C], cross-entropy."""
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         mask = (opened(batch).x != self.padding).to(torch.int64)
-        return self._said(model, inputs, attention_mask=mask)
+        return self._logits(model, inputs, attention_mask=mask)
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
@@ -315,19 +320,20 @@ class TextClassification(Language):
 
 @dataclass(frozen=True)
 class LabelWord(Language):
-    """Causal language modelling, the label being the word that follows a prompt.
+    """Causal language modelling, in which the label is the word that follows a prompt.
 
-    The label `y` is the token id of the label word; its logits are those at the prompt's last token.
+    The label `y` is the token id of the label's word. Its logits are those at the prompt's last token.
 
     Attributes:
-        label_only: the loss is the label's cross-entropy, and no other token's logits are computed; else
-            the mean over the real tokens after the first, the label included (paper §5.1).
+        label_only: whether the loss is the label's cross-entropy alone, for which no other token's logits
+            are computed. If not, it is the mean over all tokens after the first, the label included
+            (paper §5.1).
     """
 
     label_only: bool = False
 
     def tokens(self, batch: Samples) -> Tensor:
-        """[B, T + 1] the prompt with its label word behind it; [B, T] without where that is all it asks."""
+        """[B, T + 1] token ids of the prompt and its label's word; [B, T], the prompt, if `label_only`."""
         x = opened(batch).x
         if self.label_only:
             return x
@@ -335,15 +341,17 @@ class LabelWord(Language):
         return tokens.scatter(1, self.lengths(batch)[:, None], batch.y[:, None])
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        """Logits [B, T + 1, V] over the vocabulary, or [B, V] those of the label only.
+        """Logits [B, T + 1, V] over the vocabulary; [B, V] those of the label if `label_only`.
 
-        A causal model reads no padding behind the tokens that are asked about, so it needs no mask, and
-        attention without one is faster.
+        A causal model reads no padding to the right of the tokens whose logits count, so it needs no mask,
+        and attention without a mask is faster.
         """
         if not self.label_only:
-            return self._said(model, inputs)
+            return self._logits(model, inputs)
+        # The model computes logits at all places where some text of the batch ends. They are few, since
+        # most texts are cut to one length; a vocabulary's logits at every token would be the dearest part.
         ends, which = (self.lengths(batch) - 1).unique(return_inverse=True)
-        logits = self._said(model, inputs, logits_to_keep=ends)  # few: most texts are cut
+        logits = self._logits(model, inputs, logits_to_keep=ends)
         return logits[torch.arange(len(batch), device=logits.device), which]
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -365,5 +373,5 @@ class LabelWord(Language):
         return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Logits are of a token and a word."""
+        """Number of texts in one forward of scoring: each of their tokens has V logits."""
         return 32

@@ -1,4 +1,7 @@
-"""The unlearners, by the name that a recipe gives them."""
+"""The unlearners by the names that recipes give them, and how an entry of `unlearners` is read.
+
+A new unlearner is one file beside these and one line in `_ALL`.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,54 +34,56 @@ _ALL: tuple[type[Unlearner], ...] = (
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
-Given = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[..., Any]
+Entry = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[..., Any]
 
 
-def parse_trials(given: Given) -> tuple[Unlearner, ...]:
-    """One entry of a recipe's `unlearners`: a name, a mapping, or a Python callable; nothing is imported.
+def parse_trials(entry: Entry) -> tuple[Unlearner, ...]:
+    """The trials of one entry of a recipe's `unlearners`; a user's callable is not imported yet.
 
-    A list given for a hyper-parameter is a search: the entry becomes one trial a combination.
+    Args:
+        entry: a name, a mapping of a name and hyper-parameters, or a Python callable. A list as the value
+            of a hyper-parameter is a search: the entry becomes one trial for each combination of values.
 
     Raises:
-        MarshtestError: no unlearner, or a bad hyper-parameter.
+        MarshtestError: the entry names no unlearner, or a hyper-parameter is bad.
     """
-    if isinstance(given, Unlearner):
-        return (given,)
-    if isinstance(given, str):
-        return (_parse({"name": given}),)
-    if isinstance(given, Mapping):
-        return tuple(map(_parse, _combinations(given)))
-    if callable(given):
-        return (Custom.wrap(given),)
-    if not isinstance(given, Sequence) or not given:
-        raise _misshapen(given)
-    return tuple(_trial(trial) for trial in given)
+    if isinstance(entry, Unlearner):
+        return (entry,)
+    if isinstance(entry, str):
+        return (_parse({"name": entry}),)
+    if isinstance(entry, Mapping):
+        return tuple(map(_parse, _combinations(entry)))
+    if callable(entry):
+        return (Custom.wrap(entry),)
+    if not isinstance(entry, Sequence) or not entry:
+        raise _misshapen(entry)
+    return tuple(_trial(trial) for trial in entry)
 
 
-def _combinations(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Each hyper-parameter's values, in every combination."""
-    axes = [value if isinstance(value, list) else [value] for value in given.values()]
-    for key, values in zip(given, axes, strict=True):
+def _combinations(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Give the entry with every combination of its hyper-parameters' values."""
+    axes = [value if isinstance(value, list) else [value] for value in entry.values()]
+    for key, values in zip(entry, axes, strict=True):
         if not values:
             raise MarshtestError(
-                f"unlearners.{given.get('name')}.{key}: holds no value. Give some, or leave the key out."
+                f"unlearners.{entry.get('name')}.{key}: holds no value. Give some, or leave the key out."
             )
     for combination in itertools.product(*axes):
-        yield dict(zip(given, combination, strict=True))
+        yield dict(zip(entry, combination, strict=True))
 
 
-def _trial(given: Any) -> Unlearner:
-    """One of the trials that a search was stored as."""
-    if isinstance(given, Unlearner):
-        return given
-    if not isinstance(given, Mapping):
-        raise _misshapen(given)
-    return _parse(given)
+def _trial(trial: Any) -> Unlearner:
+    """One trial of a search, which a recipe stores as a list of its trials."""
+    if isinstance(trial, Unlearner):
+        return trial
+    if not isinstance(trial, Mapping):
+        raise _misshapen(trial)
+    return _parse(trial)
 
 
-def _misshapen(given: Any) -> MarshtestError:
+def _misshapen(entry: Any) -> MarshtestError:
     return MarshtestError(
-        f"unlearners: an entry is a name, a mapping with a name, or a list of such mappings. Got {given!r}."
+        f"unlearners: an entry is a name, a mapping with a name, or a list of such mappings. Got {entry!r}."
     )
 
 
@@ -88,7 +93,7 @@ def _parse(values: Mapping[str, Any]) -> Unlearner:
         raise _misshapen(dict(values))
     if ":" in name:
         check_spec(name, "unlearners")
-        if "options" in values:  # in full, as recipes are stored
+        if "options" in values:  # the long form, in which recipes are stored
             return Custom.parse(values, "unlearners")
         return Custom(name=name, options={k: v for k, v in values.items() if k != "name"})
     if name not in UNLEARNERS:

@@ -1,4 +1,4 @@
-"""The contract of an unlearner."""
+"""The contract of an unlearner, and a user's callable that fulfils it."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -15,23 +15,23 @@ from marshtest.training.budget import Budget
 from marshtest.training.loop import OptimizerSettings
 from marshtest.training.tasks import NewModel, Task
 
-HANDED = ("model", "retain", "forget", "task", "budget", "seed")  # the last three by keyword
+ARGUMENTS = ("model", "retain", "forget", "task", "budget", "seed")  # the last three by keyword
 
 
 class Unlearner(Settings, ABC):
-    """A method's hyper-parameters; calling it runs the method."""
+    """The hyper-parameters of a method, as an object that runs the method when it is called."""
 
     name: str
-    # Whether a run under a smaller budget is the beginning of one under a larger: the method draws from
-    # `budget.stream` and looks at nothing else of the budget.
+    # True if the method is *anytime*: stopped at a smaller budget it gives exactly what a run with that
+    # budget gives. It then draws from `budget.stream`, and reads nothing else of the budget.
     anytime: ClassVar[bool] = False
-    # Whether the method looks at the model passed in or at the forget set. One that does not gives the same
-    # model in both arms of an experiment with a clean twin, and runs once.
+    # True if the method looks at the model passed in or at the forget set. A method that looks at neither
+    # gives the same model in both arms of an experiment with a clean twin, and is run once.
     looks_back: ClassVar[bool] = True
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """All but its name, as rows tell them."""
+        """The hyper-parameters by name, as rows hold them."""
         return self.model_dump(mode="json", exclude={"name"})
 
     @abstractmethod
@@ -45,45 +45,61 @@ class Unlearner(Settings, ABC):
         budget: Budget,
         seed: int,
     ) -> nn.Module:
-        """A model from which `forget` should be gone. The model passed in is not changed."""
+        """Unlearn the forget set.
+
+        Args:
+            model: the initial model, which must not be changed.
+            retain: the samples to be kept.
+            forget: the samples to be unlearned.
+            task: gives losses and mini-batches, and the recipe's own training.
+            budget: what the method may spend; it is open, and counts.
+            seed: fixes what the method draws.
+
+        Returns:
+            The updated model, from which `forget` should be gone.
+        """
 
     def imported(self) -> Self:
-        """The same, ready to be called; only a callable of the user's is imported."""
+        """The same unlearner, ready to be called; only a user's callable has to be imported."""
         return self
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
-        """Raise MarshtestError where the method cannot work on this model; before any training.
+        """Refuse a model that the method cannot work on; this is called before any training.
 
         Args:
-            new_model: builds a fresh one of its kind from a seed, as in `task.new_model`.
+            model: an untrained model of the recipe.
+            new_model: builds a fresh model of the recipe from a seed, as in `task.new_model`.
+
+        Raises:
+            MarshtestError: the method cannot work on this model.
         """
 
 
 class GradientUnlearner(OptimizerSettings, Unlearner, ABC):
-    """With the optimiser that the paper's unlearners share: SGD, momentum 0.9, decay 5e-4 (A.2.1)."""
+    """An unlearner with the optimiser that the paper's share: SGD, momentum 0.9, decay 5e-4 (A.2.1)."""
 
     lr: float = Field(1e-3, gt=0)
 
 
 class Custom(Unlearner):
-    """A user's callable; the digest of what it does is part of the configuration."""
+    """A user's callable as an unlearner; the digest of its source is part of the configuration."""
 
     name: str  # "pkg.mod:name"
-    source: str = ""  # eight hex digits; none before the callable is imported
-    options: dict[str, Any] = {}  # passed on to the callable by keyword
-    function: Any = Field(None, exclude=True, repr=False)  # None before it is imported
+    source: str = ""  # eight hex digits; empty before the callable is imported
+    options: dict[str, Any] = {}  # hyper-parameters, passed to the callable by keyword
+    function: Any = Field(None, exclude=True, repr=False)  # None before the callable is imported
 
     @classmethod
     def wrap(cls, function: Any) -> "Custom":
-        """A callable given in Python; it need not be importable."""
+        """An unlearner of a callable from Python, which need not be importable by its name."""
         source = digest(function, "unlearners")
         return cls(name=name_of(function), source=source, function=function)
 
     def imported(self) -> Self:
-        """The same with its callable.
+        """The same unlearner with its callable.
 
         Raises:
-            MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+            MarshtestError: the callable cannot be imported, or has changed since the recipe was stored.
         """
         if self.function is not None:
             return self
@@ -98,18 +114,18 @@ class Custom(Unlearner):
             )
         try:
             signature = inspect.signature(self.function)
-        except (TypeError, ValueError):  # a built-in one does not tell
+        except (TypeError, ValueError):  # a built-in callable does not tell its parameters
             return
-        known = signature.parameters.values()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
-            own = [name for name in signature.parameters if name not in HANDED]
+        parameters = signature.parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            names = [name for name in parameters if name not in ARGUMENTS]
             for key in self.options:
-                if key not in own:
+                if key not in names:
                     raise MarshtestError(
-                        f"unlearners.{self.name}: {unknown('hyper-parameter', key, own)}"
+                        f"unlearners.{self.name}: {unknown('hyper-parameter', key, names)}"
                     )
         try:
-            signature.bind(*HANDED[:3], **dict.fromkeys(HANDED[3:]), **self.options)
+            signature.bind(*ARGUMENTS[:3], **dict.fromkeys(ARGUMENTS[3:]), **self.options)
         except TypeError as error:
             raise MarshtestError(
                 f"unlearners.{self.name}: it is called as (model, retain, forget, *, task, budget, seed) "
@@ -126,7 +142,7 @@ class Custom(Unlearner):
         budget: Budget,
         seed: int,
     ) -> nn.Module:
-        made: nn.Module = self.function(
+        updated: nn.Module = self.function(
             model, retain, forget, task=task, budget=budget, seed=seed, **self.options
         )
-        return made
+        return updated

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.facts import RUNS as BEGINS
+from marshtest.plumbing.facts import Fact
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
@@ -43,16 +45,6 @@ SCALES = (
 )  # standard deviations of a convex problem's inputs, for small rates to large
 SHARES = (0.003, 0.03, 0.3)  # of the compute of a convex problem's training, 300 epochs
 NEARER = 0.8  # of the first excess; one random step in 300 comes as near, descent and ascent nearer
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One thing that must hold on data of one kind, and what was seen where it does not."""
-
-    kind: str
-    name: str
-    holds: bool
-    detail: str = ""
 
 
 def check_unlearner(
@@ -113,7 +105,7 @@ class Problem:
         )[0]
 
 
-RUNS = "runs and returns a model"
+RUNS = f"{BEGINS}a model"
 
 
 def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact]:
@@ -245,7 +237,7 @@ def _frozen_bias(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-class _TinyLM(nn.Module):
+class TinyLM(nn.Module):
     """A causal model with the calling convention of `transformers`: running means, three layers."""
 
     def __init__(self, vocabulary: int, width: int = 16) -> None:
@@ -276,7 +268,7 @@ def text() -> Problem:
     x = words.masked_fill(torch.arange(6) >= lengths, 0)
     samples = Samples(x, 1 + kind, torch.arange(64))
     training = Training(epochs=20, batch_size=16, lr=0.3)
-    return _trained(lambda: _TinyLM(13), samples, 8, LabelWord(padding=0), training)
+    return _trained(lambda: TinyLM(13), samples, 8, LabelWord(padding=0), training)
 
 
 def _trained(

@@ -47,7 +47,7 @@ class GradientDescent(GradientUnlearner):
 
 
 class NoisyGradientDescent(GradientUnlearner):
-    """NGD (Chien et al. 2024; paper A.2.2): the same, with noise on every gradient."""
+    """NGD (Chien et al. 2024; paper A.2.2): gradient descent with noise on every gradient."""
 
     anytime = True
     name: str = "ngd"
@@ -65,20 +65,20 @@ class NoisyGradientDescent(GradientUnlearner):
     ) -> nn.Module:
         model = copy.deepcopy(model).train()
         optimizer = self.optimizer_for(model)
-        draws = generator(seed, "noise")
+        rng = generator(seed, "noise")
         epoch = task.batches_per_epoch(retain, self.batch_size)
         for batch in budget.stream(task.batches(retain, self.batch_size, seed), epoch):
             optimizer.zero_grad()
             task.loss(model, batch).mean().backward()
-            self.add_noise(optimizer, draws)
+            self.add_noise(optimizer, rng)
             optimizer.step()
         return model
 
-    def add_noise(self, optimizer: torch.optim.Optimizer, draws: torch.Generator) -> None:
+    def add_noise(self, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
         """Add ξ ~ N(0, σ² I) to every gradient; a tied weight is one parameter and gets it once."""
         deviation = self.noise_variance**0.5
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    noise = torch.randn(parameter.shape, generator=draws)
+                    noise = torch.randn(parameter.shape, generator=rng)
                     parameter.grad.add_(noise.to(parameter.device), alpha=deviation)

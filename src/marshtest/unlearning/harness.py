@@ -1,4 +1,4 @@
-"""Runs any unlearner under its budget: the harness measures and stops, the method does not."""
+"""The harness that runs any unlearner under its budget: it measures and stops, the method does not."""
 
 import time
 import traceback
@@ -25,14 +25,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an unlearner returned, or why it returned nothing.
+    """The model that an unlearner returned, or why it returned none.
 
     Attributes:
-        model: the updated model, or None.
-        cost: measured by the harness.
-        note: "" or one line: stopped at the budget, raised, returned no sound model, has hooks, ran much
-            that is not counted.
-        trace: the traceback of what it raised.
+        model: the updated model; None if there is no sound one.
+        cost: the cost of the run, measured by the harness.
+        note: "", or one line on what was odd: the run was stopped at the budget, raised, returned no sound
+            model or one with hooks, or did much that is not counted.
+        trace: the traceback if the unlearner raised, else "".
     """
 
     model: nn.Module | None
@@ -51,24 +51,28 @@ def unlearn(
     budgets: Sequence[Budget],
     seed: int,
 ) -> list[Outcome]:
-    """Run `unlearner` on copies of all it is given, one outcome a budget; never raises for what it does.
+    """Run an unlearner on copies of all it is given, under each budget.
 
-    One that would overspend is stopped at the limit, and its model as of then is the outcome. Where the
-    method `anytime`, the outcomes of smaller budgets are taken on the way to the largest's.
+    Nothing that the unlearner does raises here. If it would overspend it is stopped at the limit, and its
+    model as of then is the outcome. For an anytime method the outcomes of smaller budgets are taken on the
+    way to the largest budget's.
+
+    Returns:
+        One outcome for each budget.
 
     Raises:
         MarshtestError: the model cannot be copied.
     """
-    given: dict[float, Outcome] = {}
-    for budget in sorted(budgets, key=lambda of: of.size, reverse=True):
-        if budget.size not in given:
-            others = [of.size for of in budgets if of.size < budget.size]
-            milestones = others if unlearner.anytime else []
+    outcomes: dict[float, Outcome] = {}
+    for budget in sorted(budgets, key=lambda b: b.size, reverse=True):
+        if budget.size not in outcomes:
+            smaller = [b.size for b in budgets if b.size < budget.size]
+            milestones = smaller if unlearner.anytime else []
             last, on_the_way = _run(
                 unlearner, model, retain, forget, task, budget, seed, milestones
             )
-            given = {**on_the_way, budget.size: last, **given}
-    return [given[budget.size] for budget in budgets]
+            outcomes = {**on_the_way, budget.size: last, **outcomes}
+    return [outcomes[budget.size] for budget in budgets]
 
 
 def _run(
@@ -81,59 +85,73 @@ def _run(
     seed: int,
     milestones: Sequence[float],
 ) -> tuple[Outcome, dict[float, Outcome]]:
-    """The outcome, and those at the milestones that were seen, by their sizes."""
-    given, judge = copied(model), _Judge(model, retain[:2], task, seed)
-    handed = [task.given(samples) for samples in (retain, forget)]
-    aside = None if task.held_out is None else task.given(task.held_out)
-    witness = _Witness(given)
-    started, note, trace = time.perf_counter(), "", ""
+    """(the outcome, the outcomes at the milestones that were passed, by their sizes)."""
+    start, judge = copied(model), _Judge(model, retain[:2], task, seed)
+    sets = [task.given(samples) for samples in (retain, forget)]
+    held_out = None if task.held_out is None else task.given(task.held_out)
+    witness = _Witness(start)
+    snapshots = _Snapshots(start, witness, budget)
     updated: Any = None
-    seen: dict[float, tuple[nn.Module, Cost]] = {}
-    copying = 0.0
-
-    def cost() -> Cost:
-        return Cost(budget.spent, budget.flops, time.perf_counter() - started - copying)
-
-    def look(milestone: float) -> None:
-        nonlocal copying
-        spent, before = cost(), time.perf_counter()
-        on_the_way = copied(given)
-        restore(on_the_way, state_of(witness.last))
-        seen[milestone] = on_the_way, spent
-        copying += time.perf_counter() - before
-
-    budget.on_the_way(milestones, look)
+    note = trace = ""
+    budget.on_the_way(milestones, snapshots.take)
     try:
         with seeded(seed), witness, budget:
             updated = unlearner(
-                given, *handed, task=replace(task, held_out=aside), budget=budget, seed=seed
+                start, *sets, task=replace(task, held_out=held_out), budget=budget, seed=seed
             )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
-    except MarshtestError as error:  # it says itself what is to be done
+    except MarshtestError as error:  # its line says what is to be done
         note, trace = str(error), traceback.format_exc()
     except (Exception, SystemExit) as error:
         note = raised(error)
         trace = traceback.format_exc()
-    total = cost()
+    total = snapshots.cost()
     if updated is not None and updated is not witness.last:
-        seen = {}  # what was seen on the way is not what it returns
+        snapshots.taken = {}  # they are of another model than the one that it returned
     on_the_way = {
-        of: _noted(judge(found, spent, ""), budget) for of, (found, spent) in seen.items()
+        size: _noted(judge(snapshot, cost, ""), budget)
+        for size, (snapshot, cost) in snapshots.taken.items()
     }
     if trace:
         return Outcome(None, total, note, trace), on_the_way
     return _noted(judge(updated, total, note), budget), on_the_way
 
 
+class _Snapshots:
+    """Copies of a model at the milestones of a run, each with the cost of the run so far.
+
+    Attributes:
+        taken: the copies and costs, by the size of the milestone.
+    """
+
+    def __init__(self, start: nn.Module, witness: "_Witness", budget: Budget) -> None:
+        self.taken: dict[float, tuple[nn.Module, Cost]] = {}
+        self._start, self._witness, self._budget = start, witness, budget
+        self._started, self._copying = time.perf_counter(), 0.0
+
+    def cost(self) -> Cost:
+        """The cost of the run so far, without the time that snapshots took."""
+        seconds = time.perf_counter() - self._started - self._copying
+        return Cost(self._budget.spent, self._budget.flops, seconds)
+
+    def take(self, milestone: float) -> None:
+        """Copy the model as it is now; what is copied counts neither as operations nor as time."""
+        cost, started = self.cost(), time.perf_counter()
+        snapshot = copied(self._start)
+        restore(snapshot, state_of(self._witness.last))
+        self.taken[milestone] = snapshot, cost
+        self._copying += time.perf_counter() - started
+
+
 def _noted(outcome: Outcome, budget: Budget) -> Outcome:
-    """With a note where much ran that the budget could not count."""
+    """The outcome, with a note if much ran that the budget could not count."""
     notes = [note for note in (outcome.note, budget.mismatch) if note]
     return replace(outcome, note="; ".join(notes))
 
 
 class _Judge:
-    """Tells whether what an unlearner returned is sound, and what is odd about it."""
+    """A judge of what an unlearner returned: whether it is a sound model, and what is odd about it."""
 
     def __init__(self, model: nn.Module, batch: Samples, task: Task, seed: int) -> None:
         self._before, self._batch, self._task, self._seed = model, batch, task.exact(), seed
@@ -141,22 +159,22 @@ class _Judge:
             self._shape = self._ask(copied(model)).shape
 
     def __call__(self, updated: object, cost: Cost, note: str) -> Outcome:
-        """The outcome of a run that ended with a note."""
+        """The outcome of a run that returned `updated`, cost `cost` and ended with `note`."""
         if not isinstance(updated, nn.Module):
             return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
         if not all(self._sound(name, value) for name, value in updated.state_dict().items()):
             return Outcome(None, cost, "NaN or infinite weights")
         try:
             with seeded(self._seed):
-                said, again = self._ask(updated), self._ask(updated)
+                first, second = self._ask(updated), self._ask(updated)
         except Exception as error:
             fault = f"returned a model that raises {type(error).__name__}: {one_line(error)}"
             return Outcome(None, cost, fault)
-        got, expected = tuple(said.shape), tuple(self._shape)
-        if got != expected:
-            return Outcome(None, cost, f"returned a model of logits {got}, not {expected}")
+        shape, expected = tuple(first.shape), tuple(self._shape)
+        if shape != expected:
+            return Outcome(None, cost, f"returned a model of logits {shape}, not {expected}")
         odd = [note, self._hooks(updated)]
-        if not torch.allclose(said, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+        if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
             odd.append("returned a model that answers otherwise when it is asked again")
         return Outcome(updated, cost, "; ".join(filter(None, odd)))
 
@@ -165,7 +183,7 @@ class _Judge:
         return self._task.label_logits(self._task(model.eval(), self._batch), self._batch)
 
     def _sound(self, name: str, value: object) -> bool:
-        """Whether a tensor is finite, but for what was not before: a mask may hold −inf."""
+        """Whether a tensor is finite, but for numbers that were not before: a mask may hold −inf."""
         if not isinstance(value, Tensor) or bool(torch.isfinite(value).all()):
             return True
         before = self._before.state_dict().get(name)
@@ -191,12 +209,21 @@ def _hooks_of(module: nn.Module | None) -> int:
 
 
 class _Witness:
-    """Remembers the model that was last run with gradients, so that a stopped one can be scored."""
+    """A witness that remembers the model of the last training step, in case the unlearner is stopped.
 
-    def __init__(self, given: nn.Module) -> None:
-        self.last = given
-        self._type = type(given)
-        self._shapes = _shapes(given)
+    An unlearner that is stopped returns nothing, and it may have worked on any copy of the model that it
+    was given. So every forward of the process is watched. The model in the making is taken to be the last
+    one of the same class and shapes that ran with gradients and had parameters to train: that leaves out
+    a frozen teacher, a model that is only scored, and layers inside the model.
+
+    Attributes:
+        last: that model; the one that the unlearner was given, if none was trained.
+    """
+
+    def __init__(self, start: nn.Module) -> None:
+        self.last = start
+        self._type = type(start)
+        self._shapes = _shapes(start)
 
     def __enter__(self) -> None:
         self._hook = register_module_forward_hook(self._see)
@@ -205,6 +232,7 @@ class _Witness:
         self._hook.remove()
 
     def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+        # This runs for every layer of every forward, so the cheap questions come first.
         if (
             type(module) is self._type
             and module is not self.last

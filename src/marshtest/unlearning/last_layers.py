@@ -1,20 +1,20 @@
-"""EUk and CFk: only the last k layers (Goel et al. 2022; paper A.2.4, A.2.5).
+"""EUk and CFk: unlearning in the last k layers only (Goel et al. 2022; paper A.2.4, A.2.5).
 
-    EUk:  reset the last k layers, retrain them on the retain set, all before them frozen
-    CFk:  continue training the last k layers on the retain set, all before them frozen
+    EUk:  reset the last k layers, retrain them on the retain set, all layers before them frozen
+    CFk:  continue training the last k layers on the retain set, all layers before them frozen
 
-"The last k layers" is read in several ways in the field. Ours is the original's: convolution and
-linear layers count, norm layers go with theirs, and a transformer's block is one layer
-(`models.weight_layers` has the whole rule). On ResNet-18 k = 3 is the classifier and the last block, on
-GPT-2 the head and the last two blocks. What is frozen keeps its BatchNorm statistics as well.
+"The last k layers" is read in several ways in the field. Here it is read as in the original: convolution
+and linear layers count, norm layers go with the layer before them, and a transformer's block is one layer
+(`models.layers.weight_layers` has the whole rule). On ResNet-18 k = 3 is the classifier and the last
+block, on GPT-2 the head and the last two blocks. Frozen layers keep their BatchNorm statistics as well.
 
-What the model's own training leaves frozen, such as the base of a LoRA layer, stays as it was within the
-last k layers too: it is neither reset nor trained.
+Parameters that the model's own training leaves frozen, such as the base of a LoRA layer, stay as they were
+within the last k layers too: they are neither reset nor trained.
 
-A module is reset by its own `reset_parameters()`. Where that does not draw all of its parameters (weight
-norm, attention, a layer of the user's), and where a part of the layer is frozen (an adapter starts as its
-factory starts it, not as a linear layer does), the values are those of a freshly built model. A pretrained
-model's factory gives the same values again; what is left then is refused before any training.
+A module is reset by its own `reset_parameters()`. If that does not draw all of its parameters (weight
+norm, attention, a user's layer), or if a part of the layer is frozen (an adapter starts as its factory
+starts it, not as a linear layer does), it takes the values of a freshly built model. The factory of a
+pretrained model gives the same values each time; such a model is refused before any training.
 """
 
 import copy
@@ -37,16 +37,18 @@ Layers = list[list[nn.Module]]
 
 
 class _LastLayers(GradientUnlearner, ABC):
+    """Training of the last k layers, with all before them frozen."""
+
     anytime = True
     k: int = Field(3, ge=1)  # layers, counted from the output
-    # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains by whatever optimiser trained the model
+    # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains with the optimiser that trained the model
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
         layers = weight_layers(model)
         if self.k > len(layers):
             raise MarshtestError(
                 f"unlearners.{self.name}.k: {self.k} is more than the model's {len(layers)} layers "
-                "(convolution and linear modules, or blocks)."
+                "(convolution and linear modules, or blocks). Lower k."
             )
         if not any(trainable(module) for layer in layers[-self.k :] for module in layer):
             raise MarshtestError(
@@ -73,6 +75,7 @@ class _LastLayers(GradientUnlearner, ABC):
         epoch = task.batches_per_epoch(retain, self.batch_size)
         for batch in budget.stream(task.batches(retain, self.batch_size, seed), epoch):
             descend(optimizer, task.loss(trained, batch).mean())
+        # Frozen for this method only: what is asked for afterwards, such as further training, is not.
         for parameter, original in zip(trained.parameters(), model.parameters(), strict=True):
             parameter.requires_grad_(original.requires_grad)
         return trained
@@ -80,7 +83,7 @@ class _LastLayers(GradientUnlearner, ABC):
     def prepare(
         self, model: nn.Module, last: Layers, new_model: NewModel | None, seed: int
     ) -> None:
-        """What happens to the last layers before they are trained."""
+        """Change the last layers before they are trained; CFk changes nothing."""
 
 
 class EUk(_LastLayers):
@@ -95,7 +98,7 @@ class EUk(_LastLayers):
     def prepare(
         self, model: nn.Module, last: Layers, new_model: NewModel | None, seed: int
     ) -> None:
-        """Initialise afresh whatever of them is not frozen."""
+        """Initialise afresh all parameters of the last layers that are not frozen."""
         twins = built_anew(model, last, new_model, seed)
         with seeded(seed):
             for module in (module for layer in last for module in layer):
@@ -117,7 +120,7 @@ def trainable(module: nn.Module) -> bool:
 
 
 def free_only(model: nn.Module, layers: Layers) -> None:
-    """Freeze the model, parameters and BatchNorm statistics, all but what the layers have unfrozen."""
+    """Freeze the model's parameters and BatchNorm statistics, but for unfrozen ones of the layers."""
     modules = [module for layer in layers for module in layer]
     modes = {module: any(p.requires_grad for p in module.parameters()) for module in modules}
     free = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
@@ -129,7 +132,7 @@ def free_only(model: nn.Module, layers: Layers) -> None:
 
 
 def reset(module: nn.Module) -> None:
-    """Initialise a module afresh, by its own kind's rule."""
+    """Initialise a module afresh, by the rule of its kind."""
     if type(module).__name__ == "Conv1D":  # transformers' linear layer
         nn.init.normal_(module.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
@@ -139,7 +142,7 @@ def reset(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _resets(module: nn.Module) -> bool:
-    """Whether `reset` draws every parameter of the module; one that it leaves would stay trained."""
+    """Whether `reset` draws every parameter of the module; a parameter left out would stay trained."""
     if type(module).__name__ == "Conv1D":
         return True
     if not hasattr(module, "reset_parameters") or hasattr(module, "parametrizations"):
@@ -155,33 +158,34 @@ def _resets(module: nn.Module) -> bool:
 def built_anew(
     model: nn.Module, layers: Layers, new_model: NewModel | None, seed: int
 ) -> dict[nn.Module, nn.Module]:
-    """For each module of the layers that `reset` does not serve, its twin in a freshly built model.
+    """The counterpart in a freshly built model of each module that `reset` cannot initialise.
 
     Raises:
-        MarshtestError: there is no such twin, or its values are the same whatever the seed.
+        MarshtestError: there is no such counterpart, or its values are the same whatever the seed.
     """
-    wanted = [module for layer in layers for module in _not_reset(layer)]
-    if not wanted:
+    modules = [module for layer in layers for module in _not_reset(layer)]
+    if not modules:
         return {}
     names = {module: name for name, module in model.named_modules()}
     if new_model is None:
         raise _cannot(
-            names[wanted[0]], wanted[0], "the task builds no fresh model (task.new_model)"
+            names[modules[0]], modules[0], "the task builds no fresh model (task.new_model)"
         )
-    fresh, other = (dict(new_model(of).named_modules()) for of in (seed, derive(seed, "other")))
-    for module in wanted:
+    # Two seeds tell values that are drawn from values that are loaded.
+    fresh, other = (dict(new_model(s).named_modules()) for s in (seed, derive(seed, "other")))
+    for module in modules:
         name = names[module]
         if name not in fresh or _shapes(fresh[name]) != _shapes(module):
             raise _cannot(name, module, "a freshly built model has no such module")
         if not _drawn(module, fresh[name], other[name]):
             raise _cannot(name, module, "a freshly built model has pretrained values there")
-    return {module: fresh[names[module]] for module in wanted}
+    return {module: fresh[names[module]] for module in modules}
 
 
 def _not_reset(layer: list[nn.Module]) -> list[nn.Module]:
-    """Of a layer's modules that are not frozen, those that start as the model's factory starts them."""
-    own = [parameter for module in layer for parameter in module.parameters(recurse=False)]
-    adapted = not all(parameter.requires_grad for parameter in own)
+    """The unfrozen modules of a layer that must start as the model's factory starts them."""
+    parameters = [parameter for module in layer for parameter in module.parameters(recurse=False)]
+    adapted = not all(parameter.requires_grad for parameter in parameters)
     return [module for module in layer if trainable(module) and (adapted or not _resets(module))]
 
 
@@ -197,23 +201,23 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def _drawn(module: nn.Module, one: nn.Module, other: nn.Module) -> bool:
-    """Whether what is not frozen differs between two seeds, or is constant, as a bias at zero is."""
+    """Whether each unfrozen parameter differs between two seeds, or is constant, as a bias at zero is."""
     pairs = zip(one.parameters(recurse=False), other.parameters(recurse=False), strict=True)
     return all(
         not torch.equal(a, b) or bool((a == a.flatten()[0]).all())
-        for (a, b), own in zip(pairs, module.parameters(recurse=False), strict=True)
-        if own.requires_grad
+        for (a, b), parameter in zip(pairs, module.parameters(recurse=False), strict=True)
+        if parameter.requires_grad
     )
 
 
 @torch.no_grad()
 def copy_values(source: nn.Module, module: nn.Module) -> None:
-    """Copy a module's own parameters and buffers, and its parametrisations', all but frozen ones."""
+    """Copy the unfrozen parameters and the buffers of a module, and of its parametrisations."""
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad:
             parameter.copy_(getattr(source, name))
     for name, buffer in module.named_buffers(recurse=False):
         buffer.copy_(getattr(source, name))
-    for name, own in module.named_children():
+    for name, child in module.named_children():
         if isinstance(module, nn.utils.parametrize.ParametrizationList):
-            copy_values(getattr(source, name), own)  # spectral norm's vectors
+            copy_values(getattr(source, name), child)  # spectral norm's vectors

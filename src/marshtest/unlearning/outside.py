@@ -1,12 +1,12 @@
-"""A model unlearned elsewhere, by a program, a service, by hand: handed out and taken back as files.
+"""Unlearning elsewhere, by a program, a service or by hand: models go out and come back as files.
 
     FOLDER/DIGEST/initial.safetensors    what the unlearner is given: the model,
     FOLDER/DIGEST/retain.safetensors     and both sets as x, y and ids
     FOLDER/DIGEST/forget.safetensors
     FOLDER/DIGEST/updated.safetensors    what somebody puts there
 
-DIGEST is of the model's weights, so an answer belongs to one model. An experiment with a clean twin
-hands out both models, and their folders do not tell which is which.
+DIGEST is the digest of the model's weights, so an answer belongs to one model. An experiment with a clean
+twin hands out both models, and the names of their folders do not tell which is which.
 """
 
 import copy
@@ -32,20 +32,23 @@ UPDATED = "updated.safetensors"
 
 
 class Outside(Unlearner):
-    """Whatever is done outside: the first run hands models out, and the next takes the answers in."""
+    """Unlearning done elsewhere: the first run hands models out, and the next takes the answers in."""
 
     name: str = "outside"
-    folder: str = Field(min_length=1)  # of what is handed out and taken back
-    answers: str = ""  # eight hex digits of all answers that lie there; found by the tool
+    folder: str = Field(min_length=1)  # holds what is handed out, and the answers
+    answers: str = (
+        ""  # eight hex digits, the digest of all answers in the folder; not for you to give
+    )
 
     def imported(self) -> Self:
-        """The same, told apart by the answers that lie in its folder.
+        """The same unlearner with the digest of the answers in its folder.
 
         Raises:
-            MarshtestError: others lie there than those that the recipe was stored with.
+            MarshtestError: the answers are not those that the recipe was stored with.
         """
-        found = sorted(Path(self.folder).glob(f"*/{UPDATED}"))
-        digests = [f"{file.parent.name} {_digest(file.read_bytes())}" for file in found]
+        # Without the digest, a run with new answers would be taken for one that is done already.
+        files = sorted(Path(self.folder).glob(f"*/{UPDATED}"))
+        digests = [f"{file.parent.name} {_digest(file.read_bytes())}" for file in files]
         answers = _digest("\n".join(digests).encode())[:8] if digests else ""
         if self.answers not in ("", answers):
             raise MarshtestError(
@@ -78,30 +81,32 @@ class Outside(Unlearner):
 
 def _hand_out(place: Path, model: nn.Module, retain: Samples, forget: Samples, task: Task) -> None:
     if task.packed is None:
-        raise MarshtestError("outside: there is no recipe here whose models could be handed out.")
+        raise MarshtestError(
+            "outside: the task has no recipe whose models could be handed out (task.packed)."
+        )
     sets = {"retain": retain, "forget": forget}
     for name, samples in sets.items():
         if isinstance(samples.x, Sealed):
             raise MarshtestError(
                 f"outside: the {name} set's poison lies in the model's embeddings, and no file of texts "
-                "holds it."
+                "holds it. Take another unlearner, or another attack."
             )
         tensors = {"x": samples.x, "y": samples.y, "ids": samples.ids}
-        packed = save({key: of.cpu().contiguous() for key, of in tensors.items()})
+        packed = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
         write(packed, place / f"{name}.safetensors")
-    write(task.packed(model), place / "initial.safetensors")
+    write(task.packed(model), place / "initial.safetensors")  # last: what it belongs to is there
 
 
 def _taken_back(file: Path, model: nn.Module) -> nn.Module:
-    made = copy.deepcopy(model)
+    updated = copy.deepcopy(model)
     try:
-        restore(made, load_file(file))
+        restore(updated, load_file(file))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise MarshtestError(
             f"{file}: holds no weights of this model ({' '.join(str(error).split())[:300]}). Write its "
             "state_dict with safetensors.torch.save_file."
         ) from None
-    return made
+    return updated
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,6 +1,7 @@
-"""The same pipeline from a new initialisation on the retain set, its schedule compressed into the budget.
+"""Retraining: the recipe's training from a new initialisation on the retain set, within the budget.
 
-The full retraining, the reference, is a step of the protocol, not an unlearner.
+The schedule is compressed into the budget. Full retraining, the reference, is a step of the protocol and
+no unlearner.
 """
 
 from typing import ClassVar
@@ -31,5 +32,7 @@ class Retrain(Unlearner):
         seed: int,
     ) -> nn.Module:
         if task.train is None:
-            raise MarshtestError("retrain: the task has no training pipeline (task.train).")
+            raise MarshtestError(
+                "retrain: the task has no training pipeline (task.train). Run it through a recipe."
+            )
         return task.train(retain, seed, budget)

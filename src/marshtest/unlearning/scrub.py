@@ -117,13 +117,13 @@ class ScrubRepository(GradientUnlearner):
     def steps(
         self, retain: Samples, forget: Samples, task: Task, budget: Budget, seed: int
     ) -> Iterator[tuple[bool, Samples]]:
-        """(is it a max step, its batch): an epoch of each in turn, without end."""
-        draws = generator(seed, "scrub")
+        """Give (whether it is a max step, its batch), an epoch of either kind in turn, without end."""
+        rng = generator(seed, "scrub")
         while True:
             if budget.progress < self.max_share:
-                for batch in task.epoch(forget, self.forget_batch_size, draws):
+                for batch in task.epoch(forget, self.forget_batch_size, rng):
                     yield True, batch
-            for batch in task.epoch(retain, self.batch_size, draws):
+            for batch in task.epoch(retain, self.batch_size, rng):
                 yield False, batch
 
 
@@ -132,12 +132,12 @@ def divergence_and_loss(
 ) -> tuple[Tensor, Tensor]:
     """D = T² KL(teacher ‖ student) on a batch, and the student's mean loss there."""
     with torch.no_grad():
-        told = task.label_logits(task(teacher, batch), batch)
+        teacher_logits = task.label_logits(task(teacher, batch), batch)
     outputs = task(student, batch)
-    said = task.label_logits(outputs, batch)
+    student_logits = task.label_logits(outputs, batch)
     divergence = F.kl_div(
-        (said / temperature).log_softmax(1).clamp(min=CLOSED),
-        (told / temperature).log_softmax(1).clamp(min=CLOSED),
+        (student_logits / temperature).log_softmax(1).clamp(min=CLOSED),
+        (teacher_logits / temperature).log_softmax(1).clamp(min=CLOSED),
         reduction="batchmean",
         log_target=True,
     )

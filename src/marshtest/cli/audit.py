@@ -1,0 +1,211 @@
+"""Commands on data and models that are not ours: `dose`, `audit` and `calibrate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from marshtest.cli import screen
+
+if TYPE_CHECKING:
+    from marshtest.kit.noise import Scaling
+
+KeyOption = Annotated[Path, typer.Option(help="Key file that `marshtest dose` wrote.")]
+DataOption = Annotated[Path, typer.Option(help="Data set as it was before dosing.")]
+ScalingOption = Annotated[
+    str | None,
+    typer.Option(help="How stored values become model inputs: unit, pixels or MEAN,…/STD,…"),
+]
+DrawsOption = Annotated[int, typer.Option(help="Number K of fresh noises for each poison.")]
+MarginOption = Annotated[
+    float, typer.Option(help="Share of the initial effect that REMOVED may leave.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Device for the models: auto, cpu or cuda.")]
+InProcessOption = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        help="Callables and .pt2 programs run in this process, not each in one of its own.",
+    ),
+]
+ForgetOption = Annotated[
+    Path | None, typer.Option(help="File for the forget request; default: OUT.forget.csv.")
+]
+SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
+
+
+def dose(
+    source: Annotated[
+        Path, typer.Argument(help="Data set: Parquet, an image folder, .npz or .safetensors.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder or file for the dosed data; must be new.")],
+    fraction: Annotated[float, typer.Option(help="Share of the training samples to dose.")],
+    variance: Annotated[
+        float, typer.Option(help="Variance ε² of the noise, in units of scaled inputs.")
+    ] = 0.32,
+    scaling: ScalingOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the noise; default: one that nobody can guess.")
+    ] = None,
+    hide: Annotated[
+        bool,
+        typer.Option(
+            "--hide",
+            help="All training images are written anew, as PNG without compression, so that formats "
+            "and sizes do not tell which are dosed.",
+        ),
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
+    ] = None,
+    forget: ForgetOption = None,
+) -> None:
+    """Put a dose of noise into a data set on disk.
+
+    The forget request, which names the dosed samples, and the key are written beside it. Nothing is
+    overwritten, and all files of OUT get one and the same time. Images must have one size.
+
+    Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
+    """
+    from marshtest.kit.dose import dose as dose_data
+
+    with screen.console.status("dosing"):
+        done = dose_data(
+            source,
+            out,
+            fraction=fraction,
+            variance=variance,
+            scaling=_scaling(scaling),
+            seed=seed,
+            hide=hide,
+            key_file=key,
+            forget_file=forget,
+        )
+    noise = done.key.noise
+    screen.say(f"{len(done.key.ids):,} of {done.key.samples:,} samples dosed, ε² = {variance:g}")
+    screen.say(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
+    if noise.pixels:
+        screen.say(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+    screen.say_whole(
+        f"  {done.out}  for training{SHOWS * done.shows}",
+        f"  {done.forget_file}  the forget request, for when the model is trained",
+        f"  {done.key_file}  the key: keep it, and show it to nobody",
+    )
+
+
+def audit(
+    before: Annotated[str, typer.Argument(help="Model trained on the dosed data.")],
+    after: Annotated[list[str] | None, typer.Argument(help="Models after unlearning.")] = None,
+    *,
+    key: KeyOption,
+    data: DataOption,
+    retrained: Annotated[
+        str | None, typer.Option(help="Model trained without the dosed samples.")
+    ] = None,
+    scaling: ScalingOption = None,
+    draws: DrawsOption = 199,
+    alpha: Annotated[float, typer.Option(help="Error rate, over all models after.")] = 0.05,
+    margin: MarginOption = 0.2,
+    delta: Annotated[float, typer.Option(help="Probability δ of the privacy bound.")] = 1e-5,
+    device: DeviceOption = "auto",
+    in_process: InProcessOption = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, scores and figures.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON is printed instead of the table.")
+    ] = False,
+) -> None:
+    """Say whether the dose is still in a model.
+
+    Exit 0: removed; 1: not removed; 3: inconclusive; 2: no answer.
+
+    A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
+    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.
+
+    Example: marshtest audit before.pt2 after.pt2 --key dosed.key.json --data images
+    """
+    from marshtest.kit.audit import audit as audit_models
+    from marshtest.kit.audit import refuse_used
+
+    if out is not None:
+        refuse_used(out)
+    with screen.progress() as progress:
+        done = audit_models(
+            key,
+            data,
+            before,
+            *(after or []),
+            retrained=retrained,
+            scaling=_scaling(scaling),
+            device=device,
+            in_process=in_process,
+            progress=progress,
+            draws=draws,
+            alpha=alpha,
+            margin=margin,
+            delta=delta,
+        )
+    if as_json:  # printed before it is saved: a full disk does not lose the answer
+        print(done.to_json(), end="", flush=True)
+    else:
+        screen.show(done.table(), f"{len(done.key.ids):,} poisons")
+        screen.say(*done.sentences())
+        screen.say(done.answer, style="bold")
+    if out is not None:
+        done.save(out)
+    raise typer.Exit(done.exit_code)
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Model trained on the dosed data.")],
+    *,
+    key: KeyOption,
+    data: DataOption,
+    keys: Annotated[int, typer.Option(help="Number of null keys to try.")] = 200,
+    scaling: ScalingOption = None,
+    draws: DrawsOption = 19,
+    alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
+    margin: MarginOption = 0.2,
+    device: DeviceOption = "auto",
+    in_process: InProcessOption = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figure and the results of all keys.")
+    ] = None,
+) -> None:
+    """Count the verdict's errors where the truth is known.
+
+    A null key is noise that no model has seen, so a verdict that finds it is wrong.
+
+    Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
+    """
+    from marshtest.kit.calibration import calibrate as count_errors
+    from marshtest.metrics.dependence import SCORES
+
+    with screen.progress() as progress:
+        done = count_errors(
+            key,
+            data,
+            model,
+            keys=keys,
+            scaling=_scaling(scaling),
+            device=device,
+            in_process=in_process,
+            progress=progress,
+            draws=draws,
+            alpha=alpha,
+            margin=margin,
+        )
+    counts = done.table()
+    shares = ["share", "low", "high", "promised"]
+    counts[shares] = counts[shares].map("{:.3f}".format).replace("nan", "–")
+    screen.show(counts, f"{keys:,} keys")
+    for name, p in done.uniformity().items():
+        screen.say(f"{SCORES[name].title}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")
+    if out is not None:
+        done.save(out)
+
+
+def _scaling(text: str | None) -> "Scaling | None":
+    from marshtest.kit.noise import Scaling
+
+    return None if text is None else Scaling.of(text, "--scaling")

@@ -1,0 +1,65 @@
+"""Commands that train and measure: `run` and `study`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marshtest.cli import screen
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Values to change, such as seeds=2, training.epochs=5 or data=PATH."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for the results; default: runs/NAME-HASH.")
+]
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    overrides: Overrides = None,
+    out: OutOption = None,
+) -> None:
+    """Poison, train, unlearn, measure, and draw a report.
+
+    A finished run is only shown again; one that was stopped goes on.
+
+    Example: marshtest run digits-gaussian seeds=2
+    """
+    from marshtest.commands.run import run as run_recipe
+    from marshtest.reporting.page import sentences
+    from marshtest.reporting.tables import explained, legend, table
+
+    with screen.progress() as progress:
+        results = run_recipe(recipe, *(overrides or []), out=out, progress=progress)
+    screen.show(table(results), results.recipe.name)
+    screen.say(legend(results), style="dim")
+    screen.say(*sentences(results), style="bold")
+    screen.say(*explained(results))
+    files = (results.folder / name for name in ("rows.parquet", "figures", "report.html"))
+    screen.say_paths(*files)
+
+
+def study(
+    hypothesis: Annotated[
+        str, typer.Argument(help="Name of a shipped hypothesis, or a YAML file.")
+    ],
+    overrides: Overrides = None,
+    out: OutOption = None,
+) -> None:
+    """Ask why unlearning fails: does a hypothesis hold?
+
+    The paper's section 6 has two: poisons shift a model further than clean samples do, and in directions
+    that clean samples do not teach.
+
+    Example: marshtest study hypothesis-orthogonality-small
+    """
+    from marshtest.commands.study import study as run_study
+    from marshtest.reporting.hypotheses import hypothesis_table
+
+    with screen.progress() as progress:
+        done = run_study(hypothesis, *(overrides or []), out=out, progress=progress)
+    screen.show(hypothesis_table(done.settings.hypothesis, done.rows), done.settings.name)
+    screen.say(done.statement, style="bold")
+    screen.say_paths(done.folder / "figures")

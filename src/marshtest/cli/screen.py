@@ -1,0 +1,117 @@
+"""What a command shows: lines, tables that fit the terminal, and how far the work is."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from marshtest.plumbing.errors import NOTE
+from marshtest.plumbing.progress import Progress as Callback
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+console = Console(markup=False, emoji=False)  # what is printed is data
+if not console.is_terminal:
+    console.width = 120
+
+LINE_SECONDS = 30  # between two plain lines that say how one stage stands
+WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
+PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
+LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md or audit.json has them
+    160: ["spent", "TPR", "rank TPR"],
+    100: ["cost", "trainings", "vanished", "ties"],
+}
+
+
+def say(*lines: object, style: str | None = None) -> None:
+    """Print lines as they are, wrapped at words."""
+    for line in lines:
+        console.print(line, style=style, highlight=False, markup=False)
+
+
+def say_whole(*lines: object) -> None:
+    """Print lines that are never wrapped: paths, and what is copied from the screen."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_paths(*paths: Path) -> None:
+    """Print the paths of what was written."""
+    say_whole(*(f"  {path}" for path in paths))
+
+
+def warn(line: str) -> None:
+    """Print one line on standard error."""
+    print(f"marshtest: {' '.join(line.split())}", file=sys.stderr)
+
+
+def show(frame: "pd.DataFrame", title: str) -> None:
+    """Print a table of texts, without the columns that the terminal has no room for."""
+    for width, columns in LEFT_OUT.items():
+        if console.width < width:
+            frame = frame.drop(columns=columns, errors="ignore")
+    table = table_of(title)
+    for column in frame.columns:
+        least = 12 if column in {*WRAPPED, *PAIRS} else None
+        table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
+    add_rows(table, frame.itertuples(index=False))
+    console.print(table)
+
+
+def table_of(title: str, *columns: str) -> Table:
+    """An empty table in the style of all commands."""
+    return Table(*columns, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def add_rows(table: Table, rows: Iterable[Iterable[Any]]) -> None:
+    """Add rows of any values to a table."""
+    for row in rows:
+        table.add_row(*map(str, row))
+
+
+@contextmanager
+def progress() -> Iterator[Callback]:
+    """Show how far the work is: a bar on a terminal, plain lines on standard error elsewhere."""
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("loading data", total=1.0)
+
+        def move(done: float, text: str = "", /) -> None:
+            if text.startswith(NOTE):
+                bars.console.print(text, markup=False, highlight=False)
+            else:
+                bars.update(bar, description=text, completed=done)
+
+        yield move
+
+
+def _plain_lines() -> Callback:
+    """A line for each stage that begins, and for a long one every LINE_SECONDS."""
+    last, due = "", 0.0
+
+    def line(done: float, text: str = "", /) -> None:
+        nonlocal last, due
+        stage, _, detail = text.partition(": ")
+        now = time.monotonic()
+        if stage != last or (detail and now >= due):
+            print(f"{done:4.0%} {text}", file=sys.stderr, flush=True)
+            due = now + LINE_SECONDS if detail else now
+        last = stage
+
+    return line

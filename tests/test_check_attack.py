@@ -1,0 +1,322 @@
+"""Our own attacks pass the gate; fakes fail it, each at the fact that it breaks."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import homemade
+import numpy as np
+import pytest
+import torch
+from homemade import LabelFlipping
+
+from marshtest.attacks import Attack, Gaussian
+from marshtest.attacks.check import MAKES, MEASURES, check_attack
+from marshtest.attacks.presentation import Presentation
+from marshtest.commands.check import check
+from marshtest.data.samples import Dataset
+from marshtest.metrics.base import Metric
+from marshtest.metrics.presentation import Column
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.facts import Fact, fact_lines
+
+OURS: list[dict[str, Any]] = [
+    {"name": "gaussian"},
+    {"name": "gradient-matching", "restarts": 1, "steps": 5, "targets": 2},
+    {"name": "gradient-canceling", "steps": 5},
+    {"name": "gradient-canceling", "steps": 5, "place": "add"},
+    {"name": "trigger-word"},
+]
+
+
+def failed(facts: list[Fact]) -> list[str]:
+    return [f"{fact.kind}: {fact.name}" for fact in facts if not fact.holds]
+
+
+@pytest.mark.parametrize("attack", OURS, ids=lambda options: "-".join(map(str, options.values())))
+def test_our_attacks_pass(attack: dict[str, Any]) -> None:
+    facts = check_attack(attack)
+    assert failed(facts) == []
+    kinds = ["text"] if attack["name"] == "trigger-word" else ["images", "features"]
+    assert list(dict.fromkeys(fact.kind for fact in facts)) == kinds
+
+
+def test_gaussian_poisons_of_texts_pass_too() -> None:
+    assert failed(check_attack("gaussian", ["text"])) == []
+
+
+class Fake(LabelFlipping):
+    """Sound; those below break one thing each."""
+
+
+class Unseeded(Fake):
+    def poison(self, samples: Any, count: int, knowledge: Any, seed: int, *rest: Any) -> Any:
+        return super().poison(samples, count, knowledge, int(torch.randint(10**6, ())), *rest)
+
+
+class IgnoresTheSeed(Fake):
+    def poison(self, samples: Any, count: int, knowledge: Any, seed: int, *rest: Any) -> Any:
+        return super().poison(samples, count, knowledge, 0, *rest)
+
+
+class TooMany(Fake):
+    def poison(self, samples: Any, count: int, *rest: Any) -> Any:
+        return super().poison(samples, count + 1, *rest)
+
+
+class TakesAnything(Fake):
+    def candidates(self, samples: Any, marked: Any) -> Any:
+        return samples[: len(samples) // 2]
+
+
+class WritesInPlace(Fake):
+    def poison(self, samples: Any, *rest: Any) -> Any:
+        made = super().poison(replace(samples, y=samples.y.clone()), *rest)
+        samples.y[made.forget_ids] = made.labels
+        return made
+
+
+class TouchesTheRetainSet(Fake):
+    def poison(self, samples: Any, *rest: Any) -> Any:
+        made = super().poison(samples, *rest)
+        y = made.retain.y[:1]
+        return replace(made, clean=samples.relabelled(made.retain.ids[:1], (y + 1) % 3))
+
+
+class ChangesNothing(Fake):
+    def poison(self, *given: Any) -> Any:
+        return replace(super().poison(*given), labels=None)
+
+
+class NamesAControl(Fake):
+    presentation: ClassVar[Presentation] = LabelFlipping.presentation.model_copy(
+        update={"shuffled": "as many wrong labels, elsewhere"}
+    )
+
+
+class ShufflesNothing(NamesAControl):
+    def shuffled(self, poisoned: Any, seed: int) -> Any:
+        return poisoned.samples
+
+
+class AimsAtNoTestSample(Fake):
+    def poison(self, *given: Any) -> Any:
+        made = super().poison(*given)
+        test = given[2].test
+        elsewhere = replace(test[:1], x=test.x[:1] + 1)
+        return replace(made, targets=elsewhere, rest=test[1:])
+
+
+class ChangesTheModel(Fake):
+    def effect(self, model: Any, poisoned: Any, task: Any) -> Any:
+        effect = super().effect(model, poisoned, task)
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        return effect
+
+
+class DrawsAsItMeasures(Fake):
+    def effect(self, *given: Any) -> Any:
+        effect = super().effect(*given)
+        return replace(effect, figures={**effect.figures, "odd": float(torch.rand(()))})
+
+
+class LeavesAColumnOut(Fake):
+    def effect(self, *given: Any) -> Any:
+        effect = super().effect(*given)
+        return replace(effect, figures={"flip_probability": effect.figures["flip_probability"]})
+
+
+class ScoresSome(Fake):
+    def effect(self, *given: Any) -> Any:
+        effect = super().effect(*given)
+        values = effect.scores["flip"].copy()
+        values[::2] = np.nan
+        mean = float(np.mean(values))
+        return replace(
+            effect, scores={"flip": values}, figures={**effect.figures, "flip_probability": mean}
+        )
+
+
+class AnotherColumn(Fake):
+    def effect(self, *given: Any) -> Any:
+        effect = super().effect(*given)
+        return replace(effect, figures={**effect.figures, "flip_probability": 0.123})
+
+
+class NotNormal(Gaussian):
+    def effect(self, *given: Any) -> Any:
+        effect = super().effect(*given)
+        return replace(effect, scores={**effect.scores, "rank": 2 * effect.scores["rank"]})
+
+
+FAKES: dict[type[Attack], str] = {
+    Unseeded: "same seed, same poison",
+    IgnoresTheSeed: "another seed, another poison",
+    TooMany: "makes as many poisons as it is asked for",
+    TakesAnything: "poisons its candidates only",
+    WritesInPlace: "leaves the samples passed in as they were",
+    TouchesTheRetainSet: "leaves the retain set as it was",
+    ChangesNothing: "changes what it poisons",
+    NamesAControl: "has the control that its presentation names",
+    ShufflesNothing: "has the control that its presentation names",
+    AimsAtNoTestSample: "comes back from its file as it was",
+    ChangesTheModel: "leaves the model that it measures as it was",
+    DrawsAsItMeasures: "measures the same when it is asked again",
+    LeavesAColumnOut: "measures all that its presentation names",
+    ScoresSome: "has a score for each of its ids",
+    AnotherColumn: "a compared score's column is its mean",
+    NotNormal: "rank is N(0, 1) on a model that never saw the poison",
+}
+
+
+def test_the_sound_one_passes() -> None:
+    assert failed(check_attack(Fake)) == []
+
+
+@pytest.mark.parametrize("fake", FAKES, ids=lambda cls: cls.__name__)
+def test_a_fake_fails_at_the_fact_that_it_breaks(fake: type[Attack]) -> None:
+    facts = check_attack(fake, ["features"])
+    assert failed(facts) == [f"features: {FAKES[fake]}"]
+    assert all(fact.detail for fact in facts if not fact.holds)
+
+
+class Raises(Fake):
+    def poison(self, *given: Any) -> Any:
+        raise ValueError("no luck")
+
+
+class CannotMeasure(Fake):
+    def effect(self, *given: Any) -> Any:
+        return given[3]
+
+
+@pytest.mark.parametrize(("fake", "name"), [(Raises, MAKES), (CannotMeasure, MEASURES)])
+def test_what_raises_is_one_fact_that_says_where(fake: type[Attack], name: str) -> None:
+    last = check_attack(fake, ["features"])[-1]
+    assert (last.name, last.holds) == (name, False)
+    assert "raised" in last.detail
+    assert "test_check_attack.py, line" in last.detail
+
+
+def test_bad_input_is_one_line() -> None:
+    with pytest.raises(MarshtestError, match="on: unknown kind of data 'sounds'"):
+        check_attack("gaussian", ["sounds"])
+    with pytest.raises(MarshtestError, match="unknown attack 'gausian'. Did you mean 'gaussian'"):
+        check_attack("gausian")
+    with pytest.raises(MarshtestError, match="attack.places: .* Got 0"):
+        check_attack({"name": LabelFlipping, "places": 0})
+
+
+# One check for all that a user brings
+
+
+@pytest.mark.parametrize(
+    ("thing", "kinds", "fact"),
+    [
+        ("gd", ["features"], "keeps to the budget"),
+        ("homemade:fine_tuned", ["features"], "keeps to the budget"),
+        ("gaussian", ["features"], "gus is N(0, 1) on a model that never saw the poison"),
+        ("homemade:LabelFlipping", ["images"], "a compared score's column is its mean"),
+        (LabelFlipping(places=1), ["images"], "a compared score's column is its mean"),
+        ("homemade:LossAUC", ["text"], "keeps to the ranges of its columns"),
+        ("homemade:blobs", ["data"], "has every class in its training split"),
+        ("digits", ["data"], "has every class in its training split"),
+    ],
+    ids=str,
+)
+def test_check_tells_by_what_it_is_given(thing: Any, kinds: list[str], fact: str) -> None:
+    facts = check(thing, on=() if kinds == ["data"] else kinds)
+    assert failed(facts) == []
+    assert list(dict.fromkeys(one.kind for one in facts)) == kinds
+    assert fact in {one.name for one in facts}
+
+
+def test_check_hands_options_on() -> None:
+    assert failed(check("homemade:blobs", classes=4)) == []
+    assert failed(check("homemade:fine_tuned", on=["features"], lr=0.01)) == []
+    with pytest.raises(
+        MarshtestError, match="attack.place: unknown key .place.. Did you mean 'places'"
+    ):
+        check("homemade:LabelFlipping", place=2)
+    with pytest.raises(MarshtestError, match="unknown name 'gausian'. Did you mean 'gaussian'"):
+        check("gausian")
+
+
+class Metrical(Metric):
+    name: str = "metrical"
+    columns: ClassVar[Mapping[str, Column]] = {"found": Column(title="found", low=0, high=1)}
+
+    def measure(self, model: Any, question: Any) -> Any:
+        return {"found": 0.5}
+
+
+class OtherColumn(Metrical):
+    def measure(self, model: Any, question: Any) -> Any:
+        return {"other": 0.5}
+
+
+class OutOfRange(Metrical):
+    def measure(self, model: Any, question: Any) -> Any:
+        return {"found": 1.5}
+
+
+class Random(Metrical):
+    def measure(self, model: Any, question: Any) -> Any:
+        return {"found": float(np.random.default_rng().random())}
+
+
+class Trains(Metrical):
+    def measure(self, model: Any, question: Any) -> Any:
+        with torch.no_grad():
+            next(iter(model.parameters())).mul_(2)
+        return {"found": 0.5}
+
+
+METRICAL: dict[type[Metric], list[str]] = {
+    Metrical: [],
+    OtherColumn: ["features: measures the columns that it names"],
+    OutOfRange: ["features: keeps to the ranges of its columns"],
+    Random: ["features: same seed, same numbers"],
+    Trains: ["features: leaves the model as it was"],
+}
+
+
+@pytest.mark.parametrize("metric", METRICAL, ids=lambda cls: cls.__name__)
+def test_a_metric_fails_at_the_fact_that_it_breaks(metric: type[Metric]) -> None:
+    assert failed(check(metric, on=["features"])) == METRICAL[metric]
+
+
+def unequal() -> Dataset:
+    made = homemade.blobs()
+    odd = int.from_bytes(os.urandom(4), "big") / 2**32
+    return replace(made, train=replace(made.train, x=made.train.x + odd))
+
+
+def on_its_training_samples() -> Dataset:
+    made = homemade.blobs()
+    return replace(made, test=made.train)
+
+
+def lacks_a_class() -> Dataset:
+    return replace(homemade.blobs(), classes=4)
+
+
+DATA: dict[Callable[[], Dataset], str] = {
+    unequal: "gives the same samples every time",
+    on_its_training_samples: "tests on samples that it does not train on",
+    lacks_a_class: "has every class in its training split",
+}
+
+
+@pytest.mark.parametrize("load", DATA, ids=lambda load: load.__name__)
+def test_data_fail_at_the_fact_that_they_break(load: Callable[[], Dataset]) -> None:
+    assert failed(check(load)) == [f"data: {DATA[load]}"]
+
+
+def test_facts_are_told_within_eighty_columns() -> None:
+    told = list(fact_lines(check_attack(AnotherColumn)))
+    assert max(map(len, told)) <= 80
+    assert sum(line.startswith("  FAIL") for line in told) == 2
+    assert told[-1] == "32 of 34 facts hold on images, features."
