@@ -437,7 +437,7 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         ),
         (["dose", "nowhere", "out", "--fraction", "0.5"], "nowhere: no such file or folder"),
         (["dose", ".", "out", "--fraction", "0.5"], "not a data set in a known layout"),
-        (["dose", "set.npz", "out.npz", "--fraction", "0.001"], "at least two poisons"),
+        (["dose", "set.npz", "out.npz", "--fraction", "0.001"], "at least two and leave"),
         (["dose", "set.npz", "set.npz", "--fraction", "0.5"], "set.npz: exists already"),
         (["dose", "set.npz", "o.npz", "--fraction", "0.5", "--scaling", "half"], "--scaling: must"),
         (
@@ -460,7 +460,7 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             "is not the data set that this key dosed",
         ),
         (["audit", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
-        (["audit", "m", *KEY, "--data", "set.npz", "--draws", "1"], "test.draws: Input should be"),
+        (["audit", "m", *KEY, "--data", "set.npz", "--draws", "1"], "audit.draws: Input should be"),
         (
             ["audit", "m", *KEY, "--data", "set.npz", "--device", "tpu"],
             "device: unknown device 'tpu'",

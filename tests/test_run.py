@@ -237,7 +237,7 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
     [
         ({"poison_budgets": 0.001}, "makes fewer than two poisons"),
         ({"unlearners": ["euk"]}, "k: 3 is more than the model's 2 layers"),
-        ({"device": "cuda"}, "device: cuda is not available here. Use cpu"),
+        ({"device": "cuda"}, "device: cuda was asked for, and PyTorch finds no GPU here. Use cpu"),
         ({"model": {"name": "mlp", "depth": 0}, "training": {"epochs": 2, "lr": 1e30}}, "diverged"),
     ],
 )

@@ -101,6 +101,7 @@ def test_onnx_runtime_as_a_black_box_gives_the_programs_rank_score(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script(folder, "to_onnx.py", "before.pt2", "before.onnx")
+    capsys.readouterr()  # the export prints too
     box = f"cmd:{sys.executable} {EXAMPLES / 'onnx_box.py'} before.onnx {{inputs}} {{outputs}}"
     assert asked([box, *ASK], folder, monkeypatch) == 1
     (onnx,) = json.loads(capsys.readouterr().out)["models"]
