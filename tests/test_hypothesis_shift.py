@@ -202,7 +202,7 @@ def test_poisons_and_features_of_ones_own(data: Dataset, done: Study, tmp_path: 
     ("change", "said"),
     [
         ({"ids": torch.arange(29)}, "holds 29 poisons; `poisons` says 30"),
-        ({"ids": torch.arange(30) + 590}, "id 600 is of no training sample"),
+        ({"ids": torch.arange(30) + 590}, "no training sample has id 600"),
         ({"ids": torch.zeros(30, dtype=torch.int64)}, "an id comes twice"),
         ({"x": torch.zeros(30, 7)}, r"x is \[30, 7\]"),
         ({"x": torch.full((30, 8), torch.nan)}, "finite x"),

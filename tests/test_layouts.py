@@ -846,8 +846,8 @@ def test_bad_image_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "ids", "line"),
     [
-        ({"picture": [b""], "label": [0]}, (), "it needs an image column"),
-        ({"image": [b""], "class": [0]}, (), "it needs an image column"),
+        ({"picture": [b""], "label": [0]}, (), "It needs an image column"),
+        ({"image": [b""], "class": [0]}, (), "It needs an image column"),
         ({"image": [[1, 2]], "label": [0]}, (), "not encoded images"),
         ({"image": [b""], "label": ["cat"]}, (), "Store labels as integers"),
         ({"image": [b"", b""], "label": [0, None]}, (), "row 1 has no label, or a negative one"),

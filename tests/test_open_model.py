@@ -319,7 +319,7 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("nowhere:load", "cannot import 'nowhere'"),
         ("boxes:missing", "has no 'missing'"),
         ("subjects:not_a_function", "must return a function from inputs to logits. Got int"),
-        ("subjects:raises", "raised RuntimeError (no weights here)"),
+        ("subjects:raises", "raised RuntimeError: no weights here"),
         ("subjects:other_shape", "into logits"),
         ("boxes:nans", "answered NaN for 2 of 2 inputs"),
         ("cmd:false", "needs {inputs} and {outputs}"),
@@ -335,7 +335,7 @@ def test_checkpoints_come_back_bit_for_bit(tmp_path: Path) -> None:
         ("cmd:'{inputs} {outputs}", "cannot be read as a command (No closing quotation)"),
         ("box:boxes:nothing", "wrote no outputs file"),
         ("box:boxes:junk", "no .npy file"),
-        ("box:boxes:dies", "raised RuntimeError (out of memory)"),
+        ("box:boxes:dies", "raised RuntimeError: out of memory"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(case: Case, tmp_path: Path, spec: str, says: str) -> None:

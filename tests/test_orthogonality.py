@@ -225,5 +225,5 @@ def test_the_command_ends_with_the_statement(tmp_path: Path) -> None:
         study("orthogonal")
     with pytest.raises(MarshtestError, match="is a recipe, not a hypothesis. Use `marshtest run d"):
         study("digits-gaussian")
-    with pytest.raises(MarshtestError, match="is a hypothesis, not a recipe. Use `marshtest hypo"):
+    with pytest.raises(MarshtestError, match="is a hypothesis, not a recipe. Use `marshtest stu"):
         load_recipe("hypothesis-orthogonality")

@@ -47,10 +47,10 @@ def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("exits", "raised SystemExit (0) in vendors.py, line "),
-        ("exits_on_loading", "raised SystemExit (1) in vendors.py, line "),
-        ("interrupts", "raised KeyboardInterrupt (no message) in vendors.py"),
-        ("stops", "raised Stop (enough) in vendors.py"),
+        ("exits", "raised SystemExit: 0 (vendors.py:"),
+        ("exits_on_loading", "raised SystemExit: 1 (vendors.py:"),
+        ("interrupts", "raised KeyboardInterrupt: no message (vendors.py"),
+        ("stops", "raised Stop: enough (vendors.py"),
         ("reads", "(EOFError: EOF when reading a line)"),
         ("quits", "its process died with exit code 0 before it answered."),
         ("crashes", "its process was killed by SIGSEGV before it answered."),

@@ -114,7 +114,7 @@ def test_far_outliers_are_solved_too() -> None:
     ("rows", "weight_decay", "said"),
     [
         (299, 1e-3, "300 rows of features and 299 labels"),
-        (300, 0.0, "without it separable samples have no minimum"),
+        (300, 0.0, "without any, separable samples have no minimum"),
         (300, -1.0, "weight decay is -1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the hypotheses share."""
+"""Types and figures that all hypotheses share."""
 
 from torch import Tensor
 
@@ -6,5 +6,5 @@ Line = dict[str, float | str]
 
 
 def norms(vector: Tensor) -> dict[str, float]:
-    """Two of them."""
+    """The L1 and L2 norm of a vector or matrix."""
     return {"l1": float(vector.norm(1)), "l2": float(vector.norm(2))}

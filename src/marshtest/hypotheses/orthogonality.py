@@ -1,14 +1,15 @@
 """The second hypothesis: poison shifts a model across the directions that clean samples teach.
 
-Linear regression (paper §6, C.2, Figure 5). Half of the samples follow w₁, half w₂, and nearly all that
-they vary in is a few coordinates. S_poison is taken out of S_corr, and gradient descent on the rest, which
+Linear regression (paper §6, C.2, Figure 5). Half of the samples follow w₁, half w₂, and nearly all their
+variance lies in a few coordinates. S_poison is taken out of S_corr, and gradient descent on the rest, which
 steps against g_t, should undo
 
     v = θ(S_corr) − θ(S_corr ∖ S_poison).
 
-Drawn is cos(v, g_t), g_t the gradient of the t-th mini-batch of clean samples, of descent from θ(S_corr);
-and, as a reference, of descent from a random θ, with v = θ_random − θ(S_corr ∖ S_poison). S_poison is made
-by gradient canceling, or is a random part of the samples that follow w₂, as many as shift θ as far.
+The figure shows cos(v, g_t), where g_t is the gradient of the t-th mini-batch of clean samples in a descent
+from θ(S_corr); and, as a reference, in a descent from a random θ, with v = θ_random − θ(S_corr ∖ S_poison).
+S_poison is made by gradient canceling, or is a random part of the samples that follow w₂, as many as shift
+θ as far.
 """
 
 from collections.abc import Iterator
@@ -35,11 +36,11 @@ from marshtest.plumbing.seeds import generator
 from marshtest.plumbing.settings import Settings
 from marshtest.training.tasks import Regression
 
-PAPER = 3200  # clean samples that the paper takes out
+PAPER = 3200  # clean samples that the paper takes out of 10,000
 
 
 class Descent(Settings):
-    """Gradient descent on the clean samples."""
+    """Settings of gradient descent on the clean samples."""
 
     batch_size: int = Field(128, ge=1)
     lr: float = Field(0.01, gt=0)
@@ -47,7 +48,7 @@ class Descent(Settings):
 
 
 class Cancel(Settings):
-    """Gradient canceling, its names as in the attack of the experiments."""
+    """Settings of gradient canceling, with the names of the attack of the experiments."""
 
     radius: float = Field(gt=0)  # ε_w of GradPC
     weighting: Literal["size", "mean"] = "mean"
@@ -56,36 +57,38 @@ class Cancel(Settings):
 
 
 class Orthogonality(Named):
-    """The experiment of C.2; defaults are the paper's where it gives any."""
+    """The experiment of appendix C.2; defaults are the paper's, for all fields that it gives."""
 
     hypothesis: Literal["orthogonality"]
     samples: int = Field(10_000, ge=4)  # N
     dimension: int = Field(1000, ge=2)  # d
     informative: int = Field(50, ge=2)  # coordinates of variance 1
-    tail_variance: float = Field(1e-4, gt=0)  # of the other coordinates
-    noise_variance: float = Field(1e-2, ge=0)  # of the labels
+    tail_variance: float = Field(1e-4, gt=0)  # variance of the other coordinates
+    noise_variance: float = Field(1e-2, ge=0)  # variance of the labels' noise
     ridge: float = Field(ge=0)  # λ
     minimum_norm: bool = False  # the shortest solution of a singular design without a ridge
     poisons: int = Field(1000, ge=1)
     canceling: Cancel
-    norm: Literal["l1", "l2"] = "l1"  # in which the random part's shift is matched
+    norm: Literal["l1", "l2"] = "l1"  # norm by which the random part's shift is matched
     descent: Descent = Descent()
     seeds: int = Field(5, ge=1)
 
     def run(self, progress: Progress) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(one line a set and seed, one line a set, curve, seed and step)."""
+        """(rows, curves): a line for each set and seed, and for each set, curve, seed and step."""
         problem = Problem.draw(self)
         lines: list[Line] = []
         curves: list[Line] = []
         for seed in range(self.seeds):
-            share = 1 / (self.seeds + 1)
-            of_seed = part(progress, seed * share, share, f"cancel gradients, seed {seed}")
-            line, curve = problem.poisoned(seed, of_seed)
+            fraction = 1 / (self.seeds + 1)
+            seed_progress = part(
+                progress, seed * fraction, fraction, f"cancel gradients, seed {seed}"
+            )
+            line, curve = problem.poisoned(seed, seed_progress)
             lines.append(line)
             curves += curve
         progress(self.seeds / (self.seeds + 1), "match random samples")
-        wanted = sum(float(line[self.norm]) for line in lines) / self.seeds
-        for line, curve in problem.random(wanted):
+        mean_shift = sum(float(line[self.norm]) for line in lines) / self.seeds
+        for line, curve in problem.random(mean_shift):
             lines.append(line)
             curves += curve
         return pd.DataFrame(lines), pd.DataFrame(curves)
@@ -93,91 +96,94 @@ class Orthogonality(Named):
 
 @dataclass(frozen=True)
 class Problem:
-    """Samples of C.2, and what is asked of them."""
+    """The samples of C.2, and the shifts and descents that are measured on them."""
 
     settings: Orthogonality
     x: Tensor  # [N, d]
-    y: Tensor  # [N], by w₁ the first half and by w₂ the second
-    test: tuple[Tensor, Tensor]
+    y: Tensor  # [N] labels; the first half follow w₁, the second w₂
+    test: tuple[Tensor, Tensor]  # x [N, d] and y [N] of the same law
     start: Tensor  # [d] θ_random
 
     @classmethod
     def draw(cls, settings: Orthogonality) -> "Problem":
         """Covariates, w₁ ⟂ w₂ of length one, labels, as many test samples, and a random θ."""
-        count, size, few = settings.samples, settings.dimension, settings.informative
-        if few > size:
+        count, size, informative = settings.samples, settings.dimension, settings.informative
+        if informative > size:
             raise MarshtestError(
-                f"informative: {few} coordinates of {size}. Lower it, or raise dimension."
+                f"informative: {informative} coordinates of {size}. Lower it, or raise dimension."
             )
         if settings.poisons >= count:
             raise MarshtestError(f"poisons: {settings.poisons} of {count} samples. Lower it.")
-        draws = generator(0, "regression")
+        rng = generator(0, "regression")
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, dtype=torch.float64, generator=draws)
+            return torch.randn(*shape, dtype=torch.float64, generator=rng)
 
-        basis = torch.linalg.qr(normal(few, 2))[0]  # [few, 2] w₁ and w₂
+        basis = torch.linalg.qr(normal(informative, 2))[0]  # [informative, 2]: w₁ ⟂ w₂
         scale = torch.full((size,), settings.tail_variance**0.5, dtype=torch.float64)
-        scale[:few] = 1
+        scale[:informative] = 1
 
         def labelled() -> tuple[Tensor, Tensor]:
             x = normal(count, size) * scale
             half = (torch.arange(count) >= count // 2).long()
             noise = settings.noise_variance**0.5 * normal(count)
-            return x, (x[:, :few] @ basis).gather(1, half[:, None]).squeeze(1) + noise
+            return x, (x[:, :informative] @ basis).gather(1, half[:, None]).squeeze(1) + noise
 
         return cls(settings, *labelled(), labelled(), normal(size) / size**0.5)
 
     @cached_property
     def whole(self) -> Moments:
-        """Of all samples, clean."""
+        """The moments of all samples, clean."""
         return Moments.of(self.x, self.y)
 
     @cached_property
     def clean(self) -> Solution:
-        """θ of all samples, clean."""
+        """The solution for all samples, clean."""
         return self.solve(self.whole)
 
     def solve(self, moments: Moments) -> Solution:
-        """θ of samples."""
+        """The solution for the samples with these moments."""
         settings = self.settings
         return least_squares(moments, settings.ridge, minimum_norm=settings.minimum_norm)
 
     def poisoned(self, seed: int, progress: Progress) -> tuple[Line, list[Line]]:
-        """Poisons by gradient canceling, from another start each seed."""
+        """The line and curves of poisons by gradient canceling, with another start for each seed."""
         settings = self.settings
-        asked, count = settings.canceling, settings.poisons
+        canceling, count = settings.canceling, settings.poisons
         order = torch.randperm(len(self.x), generator=generator(seed, "poisons"))
-        bases, kept = order[:count], order[count:]
+        bases, rest_rows = order[:count], order[count:]
         task, (x, y) = Regression(), self.test
         test = Samples(x, y, torch.arange(len(y)))
 
-        def loss(model: nn.Module, draws: torch.Generator) -> Tensor:
+        def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
             return task.losses(model(x), test).mean()
 
-        low = ascend(linear(self.clean.theta), loss, asked.radius, generator(seed, "worst"))
+        worst = ascend(linear(self.clean.theta), loss, canceling.radius, generator(seed, "worst"))
         crafted = cancel(
-            Kernel(low, task),
+            Kernel(worst, task),
             self.samples(bases),
-            self.samples(kept),
+            self.samples(rest_rows),
             settings.ridge,
-            asked.weighting,
-            steps=asked.steps,
-            lr=asked.lr,
+            canceling.weighting,
+            steps=canceling.steps,
+            lr=canceling.lr,
             seed=seed,
             progress=progress,
         )
-        rest = Moments.of(self.x[kept], self.y[kept])
+        rest = Moments.of(self.x[rest_rows], self.y[rest_rows])
         added = Moments.of(self.x[bases] + crafted.perturbation, self.y[bases])
         corrupted = Moments(len(self.x), rest.xx + added.xx, rest.xy + added.xy)
         before, after = self.solve(corrupted), self.solve(rest)
-        return self._measured("poisons", seed, count, kept, before, after, crafted.objective)
+        return self._measured("poisons", seed, count, rest_rows, before, after, crafted.objective)
 
-    def random(self, wanted: float) -> Iterator[tuple[Line, list[Line]]]:
-        """Random parts of the samples that follow w₂, as many as shift θ by `wanted` on average.
+    def random(self, target: float) -> Iterator[tuple[Line, list[Line]]]:
+        """Lines and curves of random parts of the samples that follow w₂.
+
+        Args:
+            target: norm of the shift of θ that the parts have on average, over seeds.
 
         Raises:
-            MarshtestError: no number of them does.
+            MarshtestError: no number of these samples shifts θ as far.
         """
         half, before = len(self.x) // 2, self.clean
         orders = [
@@ -189,30 +195,30 @@ class Problem:
             rows = order[:count]
             return self.solve(self.whole - Moments.of(self.x[rows], self.y[rows]))
 
-        def size(count: int) -> float:
+        def mean_shift(count: int) -> float:
             away = [before.theta - after(order, count).theta for order in orders]
             return sum(norms(v)[self.settings.norm] for v in away) / len(away)
 
         least, most = 1, len(self.x) - half - 1
-        if not size(least) <= wanted <= size(most):
+        if not mean_shift(least) <= target <= mean_shift(most):
             raise MarshtestError(
-                f"norm: the poisons shift θ by {wanted:.3g} ({self.settings.norm}), random samples by "
-                f"{size(least):.3g} (one of them) to {size(most):.3g} ({most}), so none match. "
+                f"norm: the poisons shift θ by {target:.3g} ({self.settings.norm}), random samples by "
+                f"{mean_shift(least):.3g} (one of them) to {mean_shift(most):.3g} ({most}), so none match. "
                 "Change canceling.radius or ridge, or match by the other norm."
             )
-        while most - least > 1:
+        while most - least > 1:  # more samples shift θ further, so halving finds the number
             middle = (least + most) // 2
-            least, most = (middle, most) if size(middle) < wanted else (least, middle)
+            least, most = (middle, most) if mean_shift(middle) < target else (least, middle)
         counts = {"random": most, "random, the paper's number": PAPER * len(self.x) // 10_000}
         for name, count in counts.items():
             for seed, order in enumerate(orders):
-                kept = torch.ones(len(self.x), dtype=torch.bool)
-                kept[order[:count]] = False
-                rows = kept.nonzero().flatten()
+                remains = torch.ones(len(self.x), dtype=torch.bool)
+                remains[order[:count]] = False
+                rows = remains.nonzero().flatten()
                 yield self._measured(name, seed, count, rows, before, after(order, count))
 
     def samples(self, rows: Tensor) -> Samples:
-        """Some of the samples."""
+        """The samples in some rows, clean."""
         return Samples(self.x[rows], self.y[rows], rows)
 
     def _measured(
@@ -220,25 +226,35 @@ class Problem:
         name: str,
         seed: int,
         count: int,
-        kept: Tensor,
+        rest_rows: Tensor,
         before: Solution,
         after: Solution,
         objective: float = float("nan"),
     ) -> tuple[Line, list[Line]]:
-        """The line of one set, and its two curves."""
+        """The line of one set, and its two curves.
+
+        Args:
+            name: the set's name.
+            seed: seed of the set, and of the descents.
+            count: number of samples taken out.
+            rest_rows: rows of the samples that remain.
+            before: solution with the set.
+            after: solution without it.
+            objective: what gradient canceling reached, for poisons.
+        """
         key: Line = {"set": name, "seed": seed, "count": count}
-        shift, few = before.theta - after.theta, self.settings.informative
+        shift, informative = before.theta - after.theta, self.settings.informative
         line: Line = {
             **key,
             **norms(shift),
-            "informative": float(shift[:few].square().sum() / shift.square().sum()),
+            "informative": float(shift[:informative].square().sum() / shift.square().sum()),
             "objective": objective,
             "gradient_norm": max(before.gradient_norm, after.gradient_norm),
             "distance": before.distance + after.distance,
         }
         curves: list[Line] = []
         for curve, start in (("corrupted", before.theta), ("random", self.start)):
-            cosines = self.descend(start, start - after.theta, kept, seed)
+            cosines = self.descend(start, start - after.theta, rest_rows, seed)
             line[f"cosine_{curve}"] = sum(cosines) / len(cosines)
             curves += [
                 {**key, "curve": curve, "step": step, "cosine": cosine}
@@ -246,17 +262,17 @@ class Problem:
             ]
         return line, curves
 
-    def descend(self, theta: Tensor, way: Tensor, kept: Tensor, seed: int) -> list[float]:
-        """cos(v, g_t) of mini-batch gradient descent on the kept samples."""
-        settings, draws = self.settings.descent, generator(seed, "descent")
-        way, found = way / way.norm(), []
+    def descend(self, theta: Tensor, direction: Tensor, rows: Tensor, seed: int) -> list[float]:
+        """cos(v, g_t) in mini-batch gradient descent from θ on the samples in `rows`; `direction` is v."""
+        settings, rng = self.settings.descent, generator(seed, "descent")
+        direction, cosines = direction / direction.norm(), []
         for _ in range(settings.steps):
-            rows = kept[torch.randint(len(kept), (settings.batch_size,), generator=draws)]
-            x, y = self.x[rows], self.y[rows]
-            slope = x.T @ (x @ theta - y) / len(x) + self.settings.ridge * theta
-            found.append(float(way @ slope / slope.norm()))
-            theta = theta - settings.lr * slope
-        return found
+            batch = rows[torch.randint(len(rows), (settings.batch_size,), generator=rng)]
+            x, y = self.x[batch], self.y[batch]
+            gradient = x.T @ (x @ theta - y) / len(x) + self.settings.ridge * theta
+            cosines.append(float(direction @ gradient / gradient.norm()))
+            theta = theta - settings.lr * gradient
+        return cosines
 
 
 def linear(theta: Tensor) -> nn.Module:

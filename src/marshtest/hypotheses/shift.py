@@ -1,12 +1,12 @@
 """The first hypothesis: poisons shift a model further than clean samples do.
 
 Softmax regression on a network's features, which is training the network's last layer alone (paper §6,
-C.1, Figure 4). Of the samples S some are poisoned, which makes S_corr, and a share β of the poisons, S^(β),
-is taken out again. Drawn against β is
+C.1, Figure 4). Some of the samples S are poisoned, which makes S_corr, and a fraction β of the poisons,
+S^(β), is taken out again. The figure shows, against β,
 
     ‖θ(S_corr) − θ(S_corr ∖ S^(β))‖,     θ(·) the minimum of mean cross-entropy + ½ λ ‖θ‖²
 
-and beside it the same of as many random samples, clean. Poisons are made on the features, against θ(S).
+and beside it the same for as many random samples, clean. Poisons are made on the features, against θ(S).
 """
 
 import math
@@ -38,10 +38,10 @@ TASK = Classification()
 KEY = ["set", "seed", "weight_decay"]
 
 
-def _sets(given: Any) -> Any:
-    if not isinstance(given, Mapping):
-        return given
-    return {name: _set(value, f"sets.{name}") for name, value in given.items()}
+def _sets(sets: Any) -> Any:
+    if not isinstance(sets, Mapping):
+        return sets
+    return {name: _set(value, f"sets.{name}") for name, value in sets.items()}
 
 
 def _set(value: Any, where: str) -> Attack | Given:
@@ -57,14 +57,14 @@ def _set(value: Any, where: str) -> Attack | Given:
 
 
 class Shift(Named):
-    """The experiment of C.1; defaults are the paper's where it gives any."""
+    """The experiment of appendix C.1; defaults are the paper's, for all fields that it gives."""
 
     hypothesis: Literal["shift"]
     data: DataSettings = DataSettings()
     sets: Annotated[
         dict[str, SerializeAsAny[Attack] | Given], BeforeValidator(_sets), Field(min_length=1)
     ]
-    poisons: int = Field(384, ge=1)  # of each set
+    poisons: int = Field(384, ge=1)  # poisons of each set
     betas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = tuple(b / 10 for b in range(11))
     weight_decay: float = Field(gt=0)  # λ, of all parameters, biases too
     smaller: tuple[Annotated[float, Field(gt=0)], ...] = ()  # further λ, for the first seed's sets
@@ -85,7 +85,7 @@ class Shift(Named):
         return self
 
     def run(self, progress: Progress, data: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(one line a set, seed and λ, one line a set, seed, λ and β) for samples x [N, F]."""
+        """(rows, curves): a line for each set, seed and λ, and in curves for each β too."""
         problem = Problem(self, data)
         names = [*self.sets, RANDOM]
         lines: list[Line] = []
@@ -96,15 +96,21 @@ class Shift(Named):
                 )
                 lines += problem.measured(name, seed)
         curves = pd.DataFrame(lines)
-        whole, none = curves[curves["beta"] == 1], curves[curves["beta"] == 0]
-        before = none[[*KEY, "accuracy", "target_probability", "size"]]
-        rows = whole.merge(before, on=KEY, suffixes=("", "_before"))
+        all_out, none_out = curves[curves["beta"] == 1], curves[curves["beta"] == 0]
+        before = none_out[[*KEY, "accuracy", "target_probability", "size"]]
+        rows = all_out.merge(before, on=KEY, suffixes=("", "_before"))
         return rows.drop(columns="beta"), curves
 
 
 @dataclass
 class Problem:
-    """Samples, and the minima that are known of them."""
+    """The samples, and the minima that were already found for them.
+
+    Attributes:
+        settings: of the study.
+        data: features [N, F] and labels.
+        known: for each λ the solution for clean samples, and a factor of the Hessian there, or None.
+    """
 
     settings: Shift
     data: Dataset
@@ -114,8 +120,8 @@ class Problem:
         train = self.data.train
         if not train.x.is_floating_point() or train.x.dim() != 2:
             raise MarshtestError(
-                f"data: features are needed, floating-point x [N, F]; the training split is "
-                f"{list(train.x.shape)} of {train.x.dtype}. Set data.features, or give a file of features."
+                f"data: must be features, floating-point x [N, F]. Got {list(train.x.shape)} of "
+                f"{train.x.dtype}. Set data.features, or give a file of features."
             )
         if self.settings.poisons >= len(train):
             raise MarshtestError(
@@ -123,34 +129,34 @@ class Problem:
             )
 
     def clean(self, weight_decay: float) -> tuple[Solution, Tensor | None]:
-        """θ(S), and a factor of the Hessian there."""
+        """The solution for clean samples, and a factor of the Hessian there (None if it is too large)."""
         if weight_decay not in self.known:
             problem = self.regression(self.data.train, weight_decay)
-            near = [solution.theta for solution, _ in self.known.values()]
-            found = self.solved(problem, start=near[-1] if near else None)
-            problem.join(found.theta)
-            self.known[weight_decay] = found, problem.factor
+            neighbours = [solution.theta for solution, _ in self.known.values()]
+            solution = self.solved(problem, start=neighbours[-1] if neighbours else None)
+            problem.join(solution.theta)
+            self.known[weight_decay] = solution, problem.factor
         return self.known[weight_decay]
 
     def regression(
         self, samples: Samples, weight_decay: float, factor: Tensor | None = None
     ) -> SoftmaxRegression:
-        """Of samples, shifts added."""
+        """The softmax regression of samples, with a column of ones for biases."""
         features = TASK.inputs(nn.Identity(), samples)
         count, size = features.shape
         x = features.new_ones(count, size + 1, dtype=torch.float64)
         x[:, :-1] = features
-        del features  # some GiB, where features are many
+        del features  # it may take some GiB, and its copy stands in x
         return SoftmaxRegression(x, samples.y, self.data.classes, weight_decay, factor)
 
     def solved(
         self,
         problem: SoftmaxRegression,
-        kept: Tensor | None = None,
+        remain: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Solution:
-        """As exactly as the settings ask."""
-        return problem.solve(kept, start, self.settings.error * problem.weight_decay)
+        """The solution for the samples that remain, as exact as the settings ask."""
+        return problem.solve(remain, start, self.settings.error * problem.weight_decay)
 
     def model(self, theta: Tensor) -> nn.Module:
         """θ as a linear layer, in the features' precision."""
@@ -161,7 +167,7 @@ class Problem:
         return model.to(self.data.train.x).eval()
 
     def poisoned(self, name: str, seed: int) -> Poisoned:
-        """S_corr; of random samples S itself, and which of them are asked of."""
+        """S_corr and the ids of its poisons; for the set of random samples S itself, and their ids."""
         settings, train = self.settings, self.data.train
         if name == RANDOM:
             return Poisoned(train, choose(train, settings.poisons, derive(seed, RANDOM)), seed)
@@ -175,15 +181,15 @@ class Problem:
         return attack.poison(train, settings.poisons, knowledge, derive(seed, name))
 
     def measured(self, name: str, seed: int) -> Iterator[Line]:
-        """One line a λ and β."""
+        """A line for each λ and β of one set and seed."""
         settings = self.settings
         poisoned = self.poisoned(name, seed)
         order = torch.randperm(settings.poisons, generator=generator(seed, name, "order"))
         ids = poisoned.forget_ids[order.to(poisoned.forget_ids.device)]
-        asked = {settings.weight_decay: sorted({0.0, *settings.betas, 1.0})}
+        betas_of = {settings.weight_decay: sorted({0.0, *settings.betas, 1.0})}
         if seed == 0:
-            asked |= {value: [0.0, 1.0] for value in settings.smaller}
-        for weight_decay, betas in asked.items():
+            betas_of |= {value: [0.0, 1.0] for value in settings.smaller}
+        for weight_decay, betas in betas_of.items():
             clean, factor = self.clean(weight_decay)
             problem = self.regression(poisoned.samples, weight_decay, factor)
             before = clean if name == RANDOM else self.solved(problem, start=clean.theta)
@@ -191,8 +197,8 @@ class Problem:
             for beta in betas:
                 count = round(beta * len(ids))
                 if count:
-                    kept = ~torch.isin(poisoned.samples.ids, ids[:count])
-                    after = self.solved(problem, kept, after.theta)
+                    remain = ~torch.isin(poisoned.samples.ids, ids[:count])
+                    after = self.solved(problem, remain, after.theta)
                 yield {
                     **dict(zip(KEY, (name, seed, weight_decay), strict=True)),
                     "beta": beta,
@@ -208,9 +214,11 @@ class Problem:
     def effect(self, name: str, poisoned: Poisoned, theta: Tensor) -> dict[str, float]:
         """What is left of the poison, where the attack can measure that."""
         model, attack = self.model(theta), self.settings.sets.get(name)
-        found = attack.effect(model, poisoned, TASK) if isinstance(attack, Attack) else None
-        wanted = found.figures.get("target_probability", math.nan) if found else math.nan
+        effect = attack.effect(model, poisoned, TASK) if isinstance(attack, Attack) else None
+        target_probability = (
+            effect.figures.get("target_probability", math.nan) if effect else math.nan
+        )
         return {
             "accuracy": accuracy(model, TASK, self.data.test),
-            "target_probability": wanted,
+            "target_probability": target_probability,
         }

@@ -13,9 +13,9 @@ RANDOM = "random"  # the set of clean samples
 
 
 def of_shift(rows: pd.DataFrame) -> str:
-    """Say whether the first hypothesis holds, a set at a time, all of it taken out, by one-sided t tests.
+    """Say whether the first hypothesis holds for each set, taken out whole, by one-sided t tests.
 
-    They are of log(shift / shift of as many random samples), L1, paired over seeds, at level 0.05.
+    The tests are on log(shift / shift of as many random samples), L1, paired over seeds, at level 0.05.
     """
     main = rows[rows["weight_decay"] == rows["weight_decay"].iloc[0]]
     shifts = main.pivot_table("l1", "seed", "set", sort=False)
@@ -27,7 +27,7 @@ def of_shift(rows: pd.DataFrame) -> str:
 
 
 def _verdict(name: str, logs: NDArray[np.float64]) -> str:
-    """One set's sentence, from its log ratios."""
+    """The sentence on one set, from the log ratio of each seed."""
     further, nearer = p_values(logs)
     return (
         f"Hypothesis 1 {answer(further, nearer)} here for {name}: taking it out shifts θ "
@@ -39,18 +39,18 @@ def _verdict(name: str, logs: NDArray[np.float64]) -> str:
 def of_orthogonality(rows: pd.DataFrame) -> str:
     """Say whether the second hypothesis holds, by one-sided paired t tests over seeds, both at level 0.05.
 
-    It does where the poisons' cosine lies surely below the random samples', and below that of descent
-    from a random start; it does not where it lies surely above either.
+    The hypothesis holds if the poisons' cosine lies surely below that of random samples, and below that of
+    descent from a random start; it does not hold if the poisons' cosine lies surely above one of the two.
     """
-    of = {name: lines.set_index("seed") for name, lines in rows.groupby("set")}
-    poison, random = of["poisons"], of[RANDOM]
-    own = poison["cosine_corrupted"]
+    sets = {name: lines.set_index("seed") for name, lines in rows.groupby("set")}
+    poison, random = sets["poisons"], sets[RANDOM]
+    cosine = poison["cosine_corrupted"]
     rivals = (random["cosine_corrupted"], poison["cosine_random"])
-    tests = [p_values((rival - own).to_numpy()) for rival in rivals]
+    tests = [p_values((rival - cosine).to_numpy()) for rival in rivals]
     below, above = max(p for p, _ in tests), min(p for _, p in tests)
     return (
         f"Hypothesis 2 {answer(below, above)} here: the cosine of clean gradients with the "
-        f"way to be unlearned is {own.mean():.3f} for poisons, {rivals[0].mean():.3f} for random "
+        f"way to be unlearned is {cosine.mean():.3f} for poisons, {rivals[0].mean():.3f} for random "
         f"samples that shift as far, {rivals[1].mean():.3f} from a random start (p {below:.2g} "
         "that the first is no smaller)."
     )
@@ -60,8 +60,8 @@ def answer(holds: float, fails: float) -> str:
     """'holds', 'does not hold' or 'is not settled', from two one-sided p-values.
 
     Args:
-        holds: for "the hypothesis does not hold".
-        fails: for "the hypothesis does not fail".
+        holds: p-value of the test that the hypothesis does not hold.
+        fails: p-value of the test that the hypothesis does not fail.
     """
     if holds < ALPHA:
         return "holds"
@@ -69,7 +69,7 @@ def answer(holds: float, fails: float) -> str:
 
 
 def p_values(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """p-values of two t tests: the mean is not above zero, and it is not below; nan of one value."""
+    """p-values of two t tests, that the mean is not above zero, and not below; nan for one value."""
     if len(differences) < 2:
         return math.nan, math.nan
     above = float(ttest_1samp(differences, 0, alternative="greater").pvalue)

@@ -1,4 +1,4 @@
-"""What a finished study of a hypothesis says."""
+"""A finished study of a hypothesis, read from its folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ CURVES = "curves.parquet"
 
 
 class StudySettings(Settings):
-    """What was asked, as rows tell it: to be read, not run."""
+    """The settings that rows were made with: to be read, not run."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -32,11 +32,11 @@ class Study:
     """A finished study.
 
     Attributes:
-        folder: where it lies.
-        settings: what was asked.
-        rows: one line a set of samples taken out, and seed (and weight decay).
-        curves: one line a set, seed, and step or share taken out.
-        about: what it says of itself (see marshtest.experiment.row_file).
+        folder: the folder of its files.
+        settings: the settings that it was run with.
+        rows: a line for each set of samples taken out, and seed (and weight decay).
+        curves: a line for each set, seed, and step (or fraction β taken out).
+        about: the metadata of its rows file; see marshtest.experiment.row_file.
     """
 
     folder: Path
@@ -47,17 +47,19 @@ class Study:
 
     @classmethod
     def of(cls, rows: Rows) -> "Study":
-        """The study that a file of rows is of; its curves lie beside it.
+        """The study that a file of rows belongs to; its curves lie beside the file.
 
         Raises:
-            MarshtestError: they do not.
+            MarshtestError: the curves are missing, or the file holds rows of several studies.
         """
         curves = rows.path.parent / CURVES
         if not curves.is_file():
-            raise MarshtestError(f"{rows.path}: a hypothesis has {CURVES} beside it. Put it there.")
+            raise MarshtestError(
+                f"{rows.path}: {CURVES} is missing beside this file. Put it there."
+            )
         if len(rows.runs) != 1:
             raise MarshtestError(
-                f"{rows.path}: holds rows of {len(rows.runs)} hypotheses. Give those of one."
+                f"{rows.path}: holds rows of {len(rows.runs)} hypotheses. Give the rows of one."
             )
         (about,) = rows.runs.values()
         settings = StudySettings.parse(about["values"], f"{rows.path}: settings")

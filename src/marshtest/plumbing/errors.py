@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-NOTE = "note: "  # begins a line of progress that stays in sight
+NOTE = "note: "  # begins a text of progress that stays on the screen
 
 
 class MarshtestError(ValueError):
@@ -11,7 +11,7 @@ class MarshtestError(ValueError):
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
-    """One line for an unknown name: what was given, the nearest known one, and all that exist."""
+    """One line for an unknown name: the name, the nearest known name, and all known names."""
     names = sorted(known)
     nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
@@ -19,5 +19,10 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a foreign error says."""
+    """The first line of a foreign error's message."""
     return (str(error).splitlines() or ["no message"])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """A foreign error's message with its line breaks taken out."""
+    return " ".join(str(error).split()) or "no message"

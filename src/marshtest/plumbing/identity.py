@@ -1,13 +1,13 @@
-"""What tells a user's callable from every other: a digest of all that decides what it does.
+"""The identity of a user's callable: a digest of all that decides what the callable does.
 
     function     bytecode, constants, defaults, attributes, captured variables, and globals that it names
     object       its class and its state; a bound method or partial: the parts that it is made of
     class        its methods and attributes, and its bases
     module       of the user's own, the names that the function uses of it
 
-Libraries (what is installed, and the standard library) are told by their names; a callable that is itself
+Libraries (what is installed, and the standard library) count by their names; a callable that is itself
 installed, by all source files of its package. Files that a callable opens, environment variables and names
-that are looked up while it runs are not seen.
+that are looked up while it runs do not count.
 """
 
 import dis
@@ -28,7 +28,7 @@ from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
-# Entries of a class that are made anew with it, or say nothing of what it does.
+# Entries of a class that Python makes with the class, and that do not decide what it does.
 BESIDE = (types.MemberDescriptorType, types.GetSetDescriptorType, type(NotImplemented))
 MADE = {  # names that Python and libraries give to a class
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
@@ -43,7 +43,7 @@ INSTALLED = {"site-packages", "dist-packages"}
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name "pkg.mod:name" of a callable; of an object, its class's."""
+    """The name "pkg.mod:name" of a callable; for an object, the name of its class."""
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
@@ -54,7 +54,7 @@ def digest(function: Callable[..., Any], where: str) -> str:
     """Eight hex digits that two callables share only if they do the same.
 
     Raises:
-        MarshtestError: a part of it cannot be told from another, such as an open file or compiled code.
+        MarshtestError: a part of the callable has no digest, such as an open file or compiled code.
     """
     try:
         if isinstance(function, BUILTIN):
@@ -99,29 +99,29 @@ def load_same(spec: str, source: str, where: str, mend: str = "") -> tuple[Calla
 
 
 class _Digest:
-    """Digests of a callable's parts; a part that is met within itself is told by how far up it stands."""
+    """Digests of a callable's parts; a part within itself is represented by how far up it stands."""
 
     def __init__(self, root: Callable[..., Any]) -> None:
         self.package = name_of(root).partition(":")[0].partition(".")[0]
         self._open: list[int] = []
-        # With each digest its object is kept, so that no other gets its id.
+        # Each object is kept with its digest, so that no other object gets its id.
         self._done: dict[int, tuple[bytes, Any]] = {}
 
     def of(self, value: Any) -> bytes:
-        """Thirty-two bytes."""
+        """The digest of a value, thirty-two bytes."""
         if isinstance(value, PLAIN) and type(value) in PLAIN:
             return _hashed(type(value).__name__, repr(value))
         if id(value) in self._open:
             return _hashed("above", str(len(self._open) - self._open.index(id(value))))
         if id(value) not in self._done:
             self._open.append(id(value))
-            found = _hashed(*self._parts(value))
+            digested = _hashed(*self._parts(value))
             self._open.pop()
-            self._done[id(value)] = found, value
+            self._done[id(value)] = digested, value
         return self._done[id(value)][0]
 
     def _parts(self, value: Any) -> Iterator[str | bytes]:
-        """A value's kind, and what it consists of."""
+        """A value's kind, and the digests of its parts."""
         yield type(value).__qualname__
         if isinstance(value, types.FunctionType):
             yield from self._function(value)
@@ -154,7 +154,7 @@ class _Digest:
         yield from (self.of(key) + self.of(value) for key, value in values.items())
 
     def _module(self, module: types.ModuleType) -> Iterator[str | bytes]:
-        """A module held as a value: of the user's, all that is in it, since any of it may be asked for."""
+        """A module held as a value; if it is the user's with all its content, since any may be used."""
         yield module.__name__
         if self._is_own(module.__name__):
             for name, value in sorted(vars(module).items()):
@@ -181,7 +181,7 @@ class _Digest:
         yield from (self.of(_content(cell)) for cell in function.__closure__ or ())
 
     def _used(self, value: Any, attributes: set[str]) -> Iterator[str | bytes]:
-        """A value; of a module of the user's, the attributes that a function names."""
+        """A value that a function uses; if it is a module of the user's, the attributes named."""
         if not isinstance(value, types.ModuleType) or not self._is_own(value.__name__):
             yield self.of(value)
             return
@@ -195,7 +195,7 @@ class _Digest:
         self._open.pop()
 
     def _installed(self, module: str, name: str) -> Iterator[str | bytes]:
-        """A library's function or class; of the callable's own package with that package's source."""
+        """A library's function or class; with its package's source if that is the callable's own."""
         yield f"{module}:{name}"
         if module.partition(".")[0] == self.package:
             yield _source_of(self.package)
@@ -235,7 +235,7 @@ class _Digest:
         yield self.of(vars(tensor))
 
     def _state(self, value: Any) -> Iterator[Any]:
-        """What an object would be copied from."""
+        """The parts from which an object would be copied."""
         if isinstance(value, functools.cached_property):
             yield value.func
         elif isinstance(value, CACHED):
@@ -243,12 +243,12 @@ class _Digest:
         elif isinstance(value, enum.Enum):
             yield from (type(value), value.name, value.value)
         else:
-            made = value.__reduce_ex__(4)
-            if isinstance(made, str):
-                yield from (type(value), made)
+            reduced = value.__reduce_ex__(4)
+            if isinstance(reduced, str):
+                yield from (type(value), reduced)
                 return
-            make, given, *rest = made
-            yield from (make, given, vars(value) if hasattr(value, "__dict__") else None)
+            factory, arguments, *rest = reduced
+            yield from (factory, arguments, vars(value) if hasattr(value, "__dict__") else None)
             for part in rest:
                 yield list(part) if isinstance(part, Iterator) else part
 
@@ -259,11 +259,11 @@ class _Digest:
 
 
 def _hashed(*parts: str | bytes) -> bytes:
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        found.update(len(data).to_bytes(8, "big") + data)
-    return found.digest()
+        hasher.update(len(data).to_bytes(8, "big") + data)
+    return hasher.digest()
 
 
 @functools.cache
@@ -288,7 +288,7 @@ def _places(top: str) -> list[str]:
 
 @functools.cache
 def _source_of(top: str) -> bytes:
-    """All source files of a package, or of a module that is none."""
+    """A digest of all source files of a package, or of a single module."""
     places = [Path(place) for place in _places(top)]
     files = [file for place in places for file in (place, *place.rglob("*.py")) if file.is_file()]
     return _hashed(*(file.read_bytes() for file in sorted(set(files))))

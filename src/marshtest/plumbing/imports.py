@@ -7,13 +7,10 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign
-
-if TYPE_CHECKING:  # what only describes is read without torch
-    pass
 
 
 def is_spec(text: str) -> bool:
@@ -22,10 +19,10 @@ def is_spec(text: str) -> bool:
 
 
 def check_spec(spec: str, where: str) -> None:
-    """Refuse what names no callable in any module; names such as <lambda> are of callables given in Python.
+    """Refuse a text that cannot name a callable; <lambda> and <locals> name callables given in Python.
 
     Raises:
-        MarshtestError: it is not "pkg.mod:name".
+        MarshtestError: the text is not "pkg.mod:name".
     """
     module, _, name = spec.partition(":")
     parts = [*module.split("."), *(part.strip("<>") for part in name.split("."))]
@@ -38,8 +35,8 @@ def check_spec(spec: str, where: str) -> None:
 def load_object(spec: str, where: str) -> Callable[..., Any]:
     """Import the callable that "pkg.mod:name" names.
 
-    The working folder is searched last, and only if no other place has the module: whatever else lies in
-    it is not imported in the place of a library.
+    The working folder is searched last, and only if no other place has the module, so that no file in it is
+    imported in the place of a library.
 
     Raises:
         MarshtestError: the module cannot be imported, or has no such callable.
@@ -48,22 +45,22 @@ def load_object(spec: str, where: str) -> Callable[..., Any]:
     try:
         with foreign(module_name):
             _find_in_working_folder(module_name.partition(".")[0])
-            found: Any = importlib.import_module(module_name)
+            value: Any = importlib.import_module(module_name)
     except MarshtestError as error:
-        why = error.__cause__ or error
+        cause = error.__cause__ or error
         raise MarshtestError(
-            f"{where}: cannot import {module_name!r} ({type(why).__name__}: {first_line(why)}). "
+            f"{where}: cannot import {module_name!r} ({type(cause).__name__}: {first_line(cause)}). "
             "Mend or install it, or run from the folder that holds it."
         ) from None
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise MarshtestError(
-                f"{where}: module {module_name!r} has no {name!r}.{_elsewhere(found)}"
+                f"{where}: module {module_name!r} has no {name!r}.{_elsewhere(value)}"
             )
-        found = getattr(found, part)
-    if not callable(found):
-        raise MarshtestError(f"{where}: {spec!r} is a {type(found).__name__}, not a callable.")
-    return found  # type: ignore[no-any-return]
+        value = getattr(value, part)
+    if not callable(value):
+        raise MarshtestError(f"{where}: {spec!r} is a {type(value).__name__}, not a callable.")
+    return value  # type: ignore[no-any-return]
 
 
 def _find_in_working_folder(package: str) -> None:
@@ -75,7 +72,7 @@ def _find_in_working_folder(package: str) -> None:
 
 
 def _elsewhere(module: Any) -> str:
-    """A sentence where a file of the module's name in the working folder was passed over."""
+    """A sentence for the case that the working folder has a file of the module's name; else empty."""
     package = module.__name__.partition(".")[0]
     hidden = PathFinder.find_spec(package, [os.getcwd()])
     origin = getattr(module, "__file__", None) or "Python itself"

@@ -1,10 +1,10 @@
-"""How long work says how far it is: one callback for all of it."""
+"""The one callback by which long work says how far it is."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told the share of the work that is done, and in words what is going on."""
+    """A function that is told the fraction of the work that is done, and in words what goes on."""
 
     def __call__(self, done: float, text: str = "", /) -> None: ...
 
@@ -13,17 +13,17 @@ def silent(done: float, text: str = "", /) -> None:
     """Say nothing."""
 
 
-def part(progress: Progress, start: float, share: float, label: str = "") -> Progress:
-    """Progress of a part of some work, said as that of the whole.
+def part(progress: Progress, start: float, length: float, label: str = "") -> Progress:
+    """A callback for a part of some work, which tells `progress` how far the whole work is.
 
     Args:
-        progress: told the whole's.
-        start: share of the whole that is done when the part begins.
-        share: of the whole that the part is.
-        label: begins what the part says.
+        progress: the callback of the whole work.
+        start: fraction of the whole that is done when the part begins.
+        length: the part, as a fraction of the whole.
+        label: begins each text of the part.
     """
 
-    def of_part(done: float, text: str = "", /) -> None:
-        progress(start + share * done, ": ".join(filter(None, (label, text))))
+    def part_progress(done: float, text: str = "", /) -> None:
+        progress(start + length * done, ": ".join(filter(None, (label, text))))
 
-    return of_part
+    return part_progress

@@ -1,14 +1,11 @@
 """What every configuration object shares: frozen, typed, and closed to unknown keys."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from marshtest.plumbing.errors import MarshtestError, unknown
-
-if TYPE_CHECKING:  # what only describes is read without torch
-    pass
 
 
 class Settings(BaseModel):
@@ -30,7 +27,7 @@ class Settings(BaseModel):
 
 
 def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
-    """Pydantic's first complaint as one line: key, what is wrong, what was given."""
+    """Pydantic's first error as one line: key, fault, and the value that was given."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
     if first["type"] == "extra_forbidden":
@@ -41,5 +38,5 @@ def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
         known = getattr(owner, "model_fields", cls.model_fields)
         return f"{place}: {unknown('key', str(first['loc'][-1]), known)}"
     if first["type"] == "value_error":
-        return str(first["ctx"]["error"])  # ours, and it names its place
+        return str(first["ctx"]["error"])  # raised by a validator of ours, which names the place
     return f"{place}: {first['msg']}. Got {first['input']!r}."

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one command holds."""
+"""Files that appear whole or not at all, and folders that one command holds."""
 
 import io
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # read without pandas, so that the state of a sweep is known 
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is held there
+except ImportError:  # Windows has no such locks: folders are not held there
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp"
@@ -24,10 +24,10 @@ LOCK = ".lock"
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where there is none; the system lets go of it however the command ends.
+    """Hold a folder, made if needed; the system releases it however the command ends.
 
     Raises:
-        MarshtestError: another command holds it.
+        MarshtestError: another command holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
@@ -45,10 +45,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = os.replace) -> None:
-    """Write bytes under a temporary name, flush them, and give them the path's name.
+    """Write bytes under a temporary name, flush them, and then give the file its name.
 
     Args:
-        name: how; `os.link` refuses where the path exists.
+        path: the file's name; its folder is made if needed.
+        data: the content.
+        name: gives the temporary file its name; `os.link` in place of `os.replace` refuses to overwrite.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
@@ -56,20 +58,22 @@ def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = 
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(
+                file.fileno()
+            )  # or a crash of the machine could leave the name without content
         name(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def write(made: "pd.DataFrame | bytes", path: Path) -> None:
-    """Write a frame, as Parquet or CSV by the path's ending, or bytes.
+def write(content: "pd.DataFrame | bytes", path: Path) -> None:
+    """Write bytes, or a frame as Parquet or CSV by the path's ending.
 
     Raises:
-        MarshtestError: the disk is full, or does not let itself be written.
+        MarshtestError: the file cannot be written, for example on a full disk.
     """
-    data = made if isinstance(made, bytes) else frame_bytes(made, path.suffix)
+    data = content if isinstance(content, bytes) else frame_bytes(content, path.suffix)
     try:
         write_whole(path, data)
     except OSError as error:
@@ -81,7 +85,7 @@ def write(made: "pd.DataFrame | bytes", path: Path) -> None:
 
 
 def frame_bytes(frame: "pd.DataFrame", suffix: str = ".parquet") -> bytes:
-    """A frame as Parquet or CSV."""
+    """A frame as the bytes of a Parquet file, or of CSV if the suffix is ".csv"."""
     if suffix == ".csv":
         return frame.to_csv(index=False).encode()
     buffer = io.BytesIO()

@@ -1,11 +1,9 @@
 """The harness that runs any unlearner under its budget: it measures and stops, the method does not."""
 
-import sysconfig
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,17 +12,14 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from marshtest.data.samples import Samples
 from marshtest.models.state import copied, restore, state_of
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, one_line
+from marshtest.plumbing.foreign import raised
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, BudgetSpent, Cost
 from marshtest.training.tasks import Task
 from marshtest.unlearning.base import Unlearner
 
 STOPPED = "stopped at the budget"
-LIBRARIES = (  # folders of code that is not the user's
-    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
-    str(Path(__file__).parents[1]),
-)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -109,7 +104,7 @@ def _run(
     except MarshtestError as error:  # its line says what is to be done
         note, trace = str(error), traceback.format_exc()
     except (Exception, SystemExit) as error:
-        note = f"raised {type(error).__name__}: {_one_line(error)} ({_place(error)})"
+        note = raised(error)
         trace = traceback.format_exc()
     total = snapshots.cost()
     if updated is not None and updated is not witness.last:
@@ -173,7 +168,7 @@ class _Judge:
             with seeded(self._seed):
                 first, second = self._ask(updated), self._ask(updated)
         except Exception as error:
-            fault = f"returned a model that raises {type(error).__name__}: {_one_line(error)}"
+            fault = f"returned a model that raises {type(error).__name__}: {one_line(error)}"
             return Outcome(None, cost, fault)
         shape, expected = tuple(first.shape), tuple(self._shape)
         if shape != expected:
@@ -211,18 +206,6 @@ def _hooks_of(module: nn.Module | None) -> int:
     """How many functions stand between a module's call and its class's forward."""
     inside = {} if module is None else vars(module)
     return sum(len(inside.get(name, ())) for name in HOOKS) + ("forward" in inside)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _place(error: BaseException) -> str:
-    """The file and line that raised: the last of the user's code, or the last of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
-    last = (users or frames)[-1]
-    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 class _Witness:

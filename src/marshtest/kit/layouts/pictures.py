@@ -92,7 +92,7 @@ def _mode(image: Image.Image, where: str) -> str:
     """Pillow's mode of the file, with the depth behind it if that is below 8 bits, such as "L;4"."""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:  # MPO is a JPEG photograph with previews behind it
-        raise MarshtestError(f"{where}: holds {frames} images. Save one.")
+        raise MarshtestError(f"{where}: holds several images ({frames}). Save one of them.")
     coding = str(getattr(image, "tile", ""))  # such as 'RGB;16B', which Pillow would cut to 8 bits
     if image.mode[0] in "IF" or ";16" in coding:
         raise MarshtestError(f"{where}: has more than 8 bits a value. Save it with 8 bits.")
