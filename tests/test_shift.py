@@ -112,7 +112,7 @@ def test_a_model_that_is_one_layer_has_a_name_for_it() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     recipe = TINY | {"reference": True, "unlearners": ["gd", {"name": "cfk", "k": 1}]}
-    return marshtest.run(recipe, out=Path(tmp_path_factory.mktemp("shift")) / "run", report=False)
+    return marshtest.run(recipe, out=Path(tmp_path_factory.mktemp("shift")) / "run")
 
 
 def test_a_run_records_every_models_shift_by_layer(run: Results) -> None:
