@@ -103,8 +103,9 @@ def changed(call: Callable[[], object]) -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imported(tiny_run: Results) -> None:
+def _imported(tiny_run: Results, tmp_path_factory: pytest.TempPathFactory) -> None:
     """After a first run: what other libraries do as they are imported, and fonts, are not ours."""
+    marshtest.report(tiny_run.folder, out=tmp_path_factory.mktemp("drawn"))
     for module in pkgutil.walk_packages(marshtest.__path__, "marshtest."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -141,7 +142,7 @@ def test_a_study_leaves_the_process_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_report_leaves_the_process_as_it_was(tiny_run: Results, tmp_path: Path) -> None:
-    assert changed(lambda: marshtest.report_rows(tiny_run.folder, out=tmp_path / "report")) == []
+    assert changed(lambda: marshtest.report(tiny_run.folder, out=tmp_path / "report")) == []
 
 
 @pytest.mark.parametrize("in_process", [True, False])

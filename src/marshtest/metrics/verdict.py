@@ -169,11 +169,13 @@ def verdicts(
         margin: fraction of the initial effect that may be left.
     """
     shown = _p_independent(initial) <= alpha
-    asked = [_asked(one, rests) for one in family]
-    removed = holm([_p_removed(initial, *pair, margin) for pair in zip(family, asked, strict=True)])
+    testable = [_testable(one, rests) for one in family]
+    removed = holm(
+        [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
+    )
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
-    for one, effects, p_in, p_out in zip(family, asked, removed, not_removed, strict=True):
+    for one, effects, p_in, p_out in zip(family, testable, removed, not_removed, strict=True):
         reasons = _reasons(initial, one, effects, margin, alpha)
         inside = _within(initial, one, effects, margin)
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside)
@@ -283,7 +285,7 @@ def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: fl
     return float(t.sf((allowed - abs(_effect_of(score, effect))) / error, score.n - 1))
 
 
-def _asked(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
+def _testable(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
     """The effects that a model's verdict rests on, by the scores that it has: a black box has no GUS."""
     return tuple(rest for rest in rests if rest.score in one.pooled)
 

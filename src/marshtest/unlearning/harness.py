@@ -113,9 +113,8 @@ def _run(
         size: _noted(judge(snapshot, cost, ""), budget)
         for size, (snapshot, cost) in snapshots.taken.items()
     }
-    if trace:
-        return Outcome(None, total, note, trace), on_the_way
-    return _noted(judge(updated, total, note), budget), on_the_way
+    failed = Outcome(None, total, note, trace) if trace else None
+    return failed or _noted(judge(updated, total, note), budget), on_the_way
 
 
 class _Snapshots:
