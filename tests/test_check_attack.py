@@ -197,7 +197,7 @@ def test_what_raises_is_one_fact_that_says_where(fake: type[Attack], name: str) 
     last = check_attack(fake, ["features"])[-1]
     assert (last.name, last.holds) == (name, False)
     assert "raised" in last.detail
-    assert "test_check_attack.py, line" in last.detail
+    assert "(test_check_attack.py:" in last.detail
 
 
 def test_bad_input_is_one_line() -> None:

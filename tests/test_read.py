@@ -47,11 +47,12 @@ def rows_naming(results: Results, folder: Path, change: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     "change",
     [
-        {"unlearners": [f"{EVIL}:fn"]},
         {"unlearners": [[{"name": f"{EVIL}:fn", "source": "", "options": {}}]]},
-        {"unlearners": [{"name": f"{EVIL}:fn", "lr": 1}]},
-        {"model": f"{EVIL}:fn"},
-        {"data": {"features": {"model": f"{EVIL}:fn", "training": {"epochs": 1}}}},
+        {"unlearners": [[{"name": f"{EVIL}:fn", "lr": 1}]]},
+        {"model": {"name": f"{EVIL}:fn", "source": ""}},
+        {"data": {"name": f"{EVIL}:fn", "source": ""}},
+        {"data": {"name": "digits", "features": {"model": {"name": f"{EVIL}:fn"}}}},
+        {"metrics": [{"name": f"{EVIL}:fn"}]},
     ],
 )
 def test_rows_import_nothing_that_they_name(
@@ -62,6 +63,17 @@ def test_rows_import_nothing_that_they_name(
     merged = marshtest.report(file, out=evil / "report")
     leaderboard(merged.results)
     compare(read_one(file), read_one(file))
+    assert EVIL not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "change", [{"unlearners": [f"{EVIL}:fn"]}, {"model": f"{EVIL}:fn"}, {"attack": f"{EVIL}:fn"}]
+)
+def test_short_forms_which_rows_never_hold_are_refused_and_not_imported(
+    change: dict[str, Any], tiny_run: Results, evil: Path
+) -> None:
+    with pytest.raises(MarshtestError, match="recipe"):
+        Results.read(rows_naming(tiny_run, evil / "run", change))
     assert EVIL not in sys.modules
 
 
