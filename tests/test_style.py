@@ -20,7 +20,6 @@ def test_nine_functions_in_ten_fit_on_half_a_screen(found: Figures) -> None:
     assert found.p90 <= 21
 
 
-@pytest.mark.xfail(reason="some are being split", strict=False)
 def test_every_function_fits_on_a_screen(found: Figures) -> None:
     assert found.longer(LONG) == []
 

@@ -27,13 +27,14 @@ from marshtest.attacks.base import Attack, Effect, Knowledge, Poisoned
 from marshtest.attacks.presentation import Presentation
 from marshtest.attacks.table import parse_attack
 from marshtest.data.samples import Marked, Samples
-from marshtest.plumbing.errors import MarshtestError, unknown
-from marshtest.plumbing.facts import RUNS, Fact
+from marshtest.models.state import same_tensors
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.facts import KINDS, RUNS, Fact, refuse_unknown_kinds
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.seeds import generator, seeded
 from marshtest.training.loop import Training, fit
 from marshtest.training.tasks import Classification, LabelWord, Task
-from marshtest.unlearning.check import KINDS, TinyLM
+from marshtest.unlearning.check import TinyLM
 
 TRAIN, TEST = 240, 80
 COUNT = 24  # poisons
@@ -90,15 +91,13 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
         MarshtestError: an unknown kind of data, no attack, or options that it does not take.
     """
     ready = parse_attack(attack).imported()
-    for kind in on:
-        if kind not in KINDS:
-            raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
+    refuse_unknown_kinds(on)
     made_for = ("images", "features") if ready.trigger() is None else ("text",)
     return [
-        Fact(kind, name, holds, "" if holds else detail)
+        Fact.of(kind, name, holds, mend)
         for kind in KINDS
         if kind in (on or made_for)
-        for name, holds, detail in _found(ready, GROUNDS[kind]())
+        for name, holds, mend in _found(ready, GROUNDS[kind]())
     ]
 
 
@@ -138,7 +137,7 @@ def _found(attack: Attack, ground: Ground) -> Iterator[Found]:
         return
     yield (
         "leaves the model that it measures as it was",
-        _equal(model.state_dict(), ground.model.state_dict()),
+        same_tensors(model.state_dict(), ground.model.state_dict()),
         "measure a copy: copy.deepcopy(model)",
     )
     yield from _of_effect(attack, ground, poisoned, effect)
@@ -377,7 +376,3 @@ def _measured(effect: Effect) -> tuple[Any, ...]:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().numpy().tobytes()
-
-
-def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

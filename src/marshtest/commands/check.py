@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from marshtest.attacks import ATTACKS, Attack
 from marshtest.attacks.check import GROUNDS, Ground, check_attack
@@ -16,14 +15,15 @@ from marshtest.experiment.recipe import parse_data
 from marshtest.experiment.recipe_data import digest, samples_of
 from marshtest.metrics.base import Metric, Question
 from marshtest.metrics.table import METRICS, parse_metric
+from marshtest.models.state import same_tensors
 from marshtest.plumbing.errors import MarshtestError, unknown
-from marshtest.plumbing.facts import RUNS, Fact
+from marshtest.plumbing.facts import KINDS, RUNS, Fact, refuse_unknown_kinds
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.identity import name_of
 from marshtest.plumbing.imports import check_spec, load_object
 from marshtest.plumbing.seeds import seeded
 from marshtest.unlearning import UNLEARNERS, parse_trials
-from marshtest.unlearning.check import KINDS, check_unlearner
+from marshtest.unlearning.check import check_unlearner
 
 SAME = 0.01  # share of the test samples that may be in the training split by chance
 SHARE = 0.1  # of a data set that a metric's check takes for the forget set
@@ -45,9 +45,7 @@ def check(thing: Any, on: Collection[str] = (), **options: Any) -> list[Fact]:
     Raises:
         MarshtestError: an unknown name, or an option that it does not take.
     """
-    for kind in on:
-        if kind not in KINDS:
-            raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
+    refuse_unknown_kinds(on)
     what = what_is(thing)
     given = {"name": thing, **options} if options or what == "data" else thing
     if what == "attack":
@@ -113,10 +111,10 @@ def check_metric(metric: Any, on: Collection[str] = ()) -> list[Fact]:
     """
     ready = parse_metric(metric).imported()
     return [
-        Fact(kind, name, holds, "" if holds else detail)
+        Fact.of(kind, name, holds, mend)
         for kind in KINDS
         if kind in (on or KINDS)
-        for name, holds, detail in _of_metric(ready, GROUNDS[kind]())
+        for name, holds, mend in _of_metric(ready, GROUNDS[kind]())
     ]
 
 
@@ -153,10 +151,9 @@ def _of_metric(metric: Metric, ground: Ground) -> Iterator[tuple[str, bool, str]
         repr(values) == repr(again),
         "two runs differ; draw whatever is random from `question.seed`",
     )
-    after = ground.model.state_dict()
     yield (
         "leaves the model as it was",
-        all(torch.equal(after[key], state[key]) for key in state),
+        same_tensors(ground.model.state_dict(), state),
         "measure a copy: copy.deepcopy(model)",
     )
 
@@ -178,10 +175,7 @@ def check_data(data: Any) -> list[Fact]:
     values = dict(data) if isinstance(data, Mapping) else {"name": data}
     if callable(values["name"]):
         values["name"] = name_of(values["name"])
-    return [
-        Fact("data", name, holds, "" if holds else detail)
-        for name, holds, detail in _of_data(values)
-    ]
+    return [Fact.of("data", name, holds, mend) for name, holds, mend in _of_data(values)]
 
 
 def _of_data(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:

@@ -45,6 +45,7 @@ from marshtest.models.state import (
     attributes_that_differ,
     copied,
     restore,
+    same_tensors,
     state_of,
 )
 from marshtest.models.table import build
@@ -526,6 +527,5 @@ def _of_twin(
     figures = dict(attack.effect(twin, poisoned, task).figures)
     figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
     columns = ("test_accuracy", *attack.presentation.reference_columns.values())
-    own, other = model.state_dict(), twin.state_dict()
-    same = own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+    same = same_tensors(model.state_dict(), twin.state_dict())
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

@@ -113,12 +113,6 @@ class Dependence:
             f"{name}_tail": float(self.tail),
         }
 
-    @staticmethod
-    def columns_of(name: str) -> list[str]:
-        """The columns that `of` reads."""
-        derived = {f"{name}_{part}" for part in ("low", "high", "p")}
-        return [column for column in NOTHING.columns(name) if column not in derived]
-
     @classmethod
     def of(cls, row: Any, name: str, fpr: float) -> "Dependence":
         """The dependence by the score `name` that a row holds."""

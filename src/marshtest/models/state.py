@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from marshtest.plumbing.errors import MarshtestError, first_line
 
 
+def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state_dicts have the same names, with equal tensors under them."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def attributes_that_differ(one: nn.Module, other: nn.Module) -> list[str]:
     """Names of attributes in which two models of one kind differ; parameters and buffers do not count."""
     pairs = zip(one.named_modules(), other.modules(), strict=False)

@@ -1,9 +1,13 @@
 """Facts: what a check of somebody's code found, and how a reader sees it."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+from marshtest.plumbing.errors import MarshtestError, unknown
+
+KINDS = ("images", "features", "text")  # of data that a check poses its problems on
 RUNS = "runs and returns "  # begins the fact without which no other is asked for
 
 
@@ -15,6 +19,18 @@ class Fact:
     name: str
     holds: bool
     detail: str = ""
+
+    @classmethod
+    def of(cls, kind: str, name: str, holds: bool, mend: str = "") -> Self:
+        """A fact that says what to do only where it does not hold."""
+        return cls(kind, name, holds, "" if holds else mend)
+
+
+def refuse_unknown_kinds(on: Collection[str]) -> None:
+    """Raise MarshtestError where a kind of data is none of KINDS."""
+    for kind in on:
+        if kind not in KINDS:
+            raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
 
 
 def fact_lines(facts: Sequence[Fact]) -> Iterator[str]:

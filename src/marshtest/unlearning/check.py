@@ -20,15 +20,16 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
-from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.models.state import same_tensors
+from marshtest.plumbing.facts import KINDS, Fact, refuse_unknown_kinds
 from marshtest.plumbing.facts import RUNS as BEGINS
-from marshtest.plumbing.facts import Fact
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
@@ -37,7 +38,6 @@ from marshtest.unlearning import Custom, Unlearner
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
 WEIGHT_DECAY = 5e-4  # the unlearners' own, so that they minimise the convex problem's objective
-KINDS = ("images", "features", "text")
 SCALES = (
     5.0,
     1.5,
@@ -64,9 +64,7 @@ def check_unlearner(
         MarshtestError: an unknown kind of data, or an unlearner that does not take its hyper-parameters.
     """
     made = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
-    for kind in on:
-        if kind not in KINDS:
-            raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
+    refuse_unknown_kinds(on)
     return [fact for kind in KINDS if kind in on for fact in _facts(made, kind)]
 
 
@@ -109,9 +107,7 @@ RUNS = f"{BEGINS}a model"
 
 
 def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact]:
-    def fact(name: str, holds: bool, detail: str = "") -> Fact:
-        return Fact(kind, name, holds, "" if holds else detail)
-
+    fact = partial(Fact.of, kind)
     given = copy.deepcopy(problem.model)
     seen = _Given()
     outcome = problem.run(seen.watching(unlearner), 0.5)
@@ -126,7 +122,7 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     )
     yield fact(
         "leaves the model passed in as it was",
-        _equal(seen.state(), given.state_dict()),
+        same_tensors(seen.state(), given.state_dict()),
         "train a copy: model = copy.deepcopy(model)",
     )
     yield fact(
@@ -141,7 +137,7 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     )
     yield fact(
         "changes the model",
-        not _equal(model.state_dict(), given.state_dict()),
+        not same_tensors(model.state_dict(), given.state_dict()),
         "what it returned has the weights of what it was given",
     )
     thawed = _thawed(model, given)
@@ -153,7 +149,7 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     again = problem.run(unlearner, 0.5).model
     yield fact(
         "same seed, same result",
-        again is not None and _equal(model.state_dict(), again.state_dict()),
+        again is not None and same_tensors(model.state_dict(), again.state_dict()),
         "two runs differ; draw whatever is random from `seed`",
     )
 
@@ -423,10 +419,6 @@ def _excess(model: nn.Module, answer: nn.Module, problem: Problem) -> float:
 
 def _storages(model: nn.Module) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-
-
-def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def _thawed(model: nn.Module, given: nn.Module) -> list[str]:
