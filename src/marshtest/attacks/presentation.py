@@ -6,24 +6,16 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from marshtest.metrics.dependence import NOTHING
 from marshtest.metrics.presentation import Column, Name, Score, Text
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
-OF_A_SCORE = [  # ends of the columns that rows and summaries have of a score
-    *(
-        "_dependence",
-        "_error",
-        "_low",
-        "_high",
-        "_p",
-        "_poisons",
-        "_undefined",
-        "_hidden",
-        "_spread",
-    ),
-    *("_spread_error", "_between", "_cells", "_tail", "_trainings", "_trainings_error", "_margin"),
-    *("_trainings_low", "_trainings_high", "_ties", "_wider"),
+# Ends of the columns that rows, summaries and figures have of a score.
+OF_A_SCORE = [
+    *NOTHING.columns(""),
+    *("_trainings", "_trainings_error", "_trainings_low", "_trainings_high"),
+    *("_margin", "_ties", "_wider"),
 ]
 
 
