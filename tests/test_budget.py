@@ -226,6 +226,24 @@ def test_work_that_is_not_counted_shows_in_the_time(work: Callable[[], None]) ->
     )
 
 
+FIRST_OPTIMISER = """
+import sys, torch
+from marshtest.training.budget import Budget
+with Budget(1, 1):
+    before = set(sys.modules)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1).step()
+    print("torch._dynamo" in set(sys.modules) - before)
+"""
+
+
+def test_what_pytorch_imports_late_is_not_held_against_the_method_that_comes_first() -> None:
+    """A sweep that is taken up again may unlearn before it trains anything."""
+    said = subprocess.run(
+        [sys.executable, "-c", FIRST_OPTIMISER], check=True, capture_output=True, text=True
+    )
+    assert said.stdout == "False\n"
+
+
 def test_small_steps_on_a_tiny_model_leave_no_time_unexplained() -> None:
     model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2))
     optimizer = torch.optim.Adam(model.parameters())
