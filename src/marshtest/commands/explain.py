@@ -70,7 +70,7 @@ class Explanation:
 
     @property
     def name(self) -> str:
-        """The recipe's or the sweep's."""
+        """The name of the recipe, or of the sweep."""
         return self.planned.sweep.name
 
     def recipes(self) -> list[str]:
@@ -170,7 +170,7 @@ def _training_step(
 
 
 def _seconds(work: Callable[[], object], model: Module) -> float:
-    """Fastest of a few runs, after one to warm up."""
+    """Seconds of the fastest of a few runs, after one to warm up."""
     on_cuda = next(model.parameters()).is_cuda
     times = []
     for _ in range(1 + REPEATS):
@@ -313,7 +313,7 @@ def _count(job: Job, kind: str, data: Dataset) -> int:
 
 
 def _flops(model: Module, task: Task, samples: Samples) -> float:
-    """Of a forward of one sample."""
+    """Floating-point operations of a forward pass, for each sample."""
     few = samples[:2].to(next(model.parameters()).device)
     with torch.no_grad():
         return flops_of(lambda: task.loss(model.eval(), few)) / len(few)

@@ -90,7 +90,7 @@ class Cell:
 
 
 def groups(recipe: Design) -> list[Group]:
-    """All groups of a recipe, in the order in which they run."""
+    """The groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
 

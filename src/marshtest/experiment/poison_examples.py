@@ -66,7 +66,7 @@ def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
 
 
 def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
-    """As they were read, cut round the attack's word where it has one."""
+    """The texts as they were read, cut round the attack's word where it has one."""
     trigger = pipeline.recipe.attack.trigger()
     word = None if trigger is None else trigger.word
     by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))

@@ -90,7 +90,7 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
 
 
 def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
-    """For NOT REMOVED; for REMOVED if the attack always works; and if it works as often as WORKS."""
+    """Trainings for NOT REMOVED; for REMOVED if the attack always works, and if it works in WORKS of them."""
     alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
     level = alpha / max(1, family)
     sure, likely = (trainings_to_remove(margin, level, works) for works in (1.0, WORKS))
@@ -98,7 +98,7 @@ def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
 
 
 def _poisons(recipe: Judged, family: int) -> int | None:
-    """For REMOVED, where the initial model ranks each poison first; None where no draws bound the score."""
+    """Poisons for REMOVED if the initial model ranks each first; None where no draws bound the score."""
     if recipe.attack.shown.draws is None:
         return None
     draws = int(recipe.attack.shown.draws)

@@ -125,7 +125,7 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the data and the models."""
         return self.trainer.device
 
 

@@ -126,7 +126,7 @@ class Named(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
-        """All values, defaults included."""
+        """The YAML of all values, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -29,7 +29,7 @@ class RecordedNamed(_Part):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """All values but the name, as rows tell them."""
+        """The values without the name, as rows tell them."""
         return dict(self.model_extra or {})
 
 

@@ -278,5 +278,5 @@ def unlike(before: Controls, after: Controls) -> list[str]:
 
 
 def _alike(one: Floats, other: Floats) -> bool:
-    """Equal but for rounding, which differs with the place in a batch."""
+    """Whether losses are equal but for rounding, which differs with the place in a batch."""
     return bool(np.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True))

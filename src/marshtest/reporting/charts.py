@@ -177,7 +177,7 @@ def histograms(results: Results) -> pd.DataFrame:
 
 
 def charts(results: Results) -> list[Chart]:
-    """In the page's order."""
+    """The charts of some results, in the page's order."""
     names = list(dict.fromkeys(models(results).sort_values("order")["model"]))
     found = [
         Chart(

@@ -224,7 +224,7 @@ def about_runs(results: Results) -> list[dict[str, str]]:
 
 
 def costs(results: Results) -> str:
-    """What it all took, in words."""
+    """The cost of all models together, in words."""
     rows = results.rows
     hours = (rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()) / 3600
     return (

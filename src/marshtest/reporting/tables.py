@@ -215,7 +215,7 @@ def table2(results: Results) -> pd.DataFrame:
 
 
 def table2_caption(results: Results) -> str:
-    """What it is by, and the accuracy of the poisoned models, as in the paper's caption."""
+    """The caption: by which budgets, and the accuracy of the poisoned models, as in the paper's."""
     lines = results.summary[results.summary["role"] == "initial"]
     accuracies = [
         f"{plus_minus(100 * mean, 100 * spread, 2)} % with {size:.0f} poisons"
@@ -343,7 +343,7 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
 
 
 def legend(results: Results) -> str:
-    """What the numbers are."""
+    """The meaning of the table's columns."""
     verdict, seeds = results.recipe.verdict, len(results.seeds)
     answers = _of_twins(results) if results.recipe.attack.needs_twin else _of_poisons(results)
     return (

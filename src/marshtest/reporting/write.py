@@ -149,7 +149,7 @@ def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Pict
 
 
 def _caption(name: str, results: Results) -> str:
-    """With the budgets that a figure of one budget shows, where there are several."""
+    """The caption of a figure, with its budgets where it shows one of several."""
     at = []
     if len(results.poison_budgets) > 1 and name not in BY_SIZE:
         at.append(f"poison budget {100 * results.poison_budget:g} %")

@@ -154,7 +154,7 @@ def _lines(
 
 
 def _names(one: Cell, other: Cell) -> tuple[str, str]:
-    """Of two unlearners; of two versions of one with what they differ in."""
+    """The names of two unlearners; if both are versions of one, with the options that differ."""
     given = [_flat(json.loads(cell[1])) for cell in (one, other)]
     keys = [key for key in given[0] | given[1] if given[0].get(key) != given[1].get(key)]
     if one[0] != other[0]:

@@ -49,12 +49,12 @@ class Measure:
 
     @classmethod
     def mean(cls, parts: Sequence["Measure"]) -> "Measure":
-        """Of independent parts."""
+        """The mean of independent parts, with its error."""
         value = sum(part.value for part in parts) / len(parts)
         return cls(value, math.hypot(*(part.error for part in parts)) / len(parts))
 
     def interval(self) -> tuple[float, float]:
-        """95 %; everything, where the error is not known."""
+        """The 95 % interval; everything, where the error is not known."""
         if math.isnan(self.error):
             return -math.inf, math.inf
         half = float(norm.isf(0.025)) * self.error
@@ -136,7 +136,7 @@ def _worst(trials: Sequence[Trial]) -> str:
 
 
 def _trials(results: Results) -> dict[str, list[Trial]]:
-    """By unlearner, one trial a poison budget; of several entries of one name the first."""
+    """The trials of each unlearner, one a poison budget; of several entries of one name the first."""
     found: dict[str, list[Trial]] = {}
     for share in results.poison_budgets:
         table, names = (

@@ -154,7 +154,7 @@ class Results:
 
     @cached_property
     def poison_budgets(self) -> list[float]:
-        """Those that there are rows of."""
+        """The poison budgets that there are rows of."""
         return sorted(self.rows["poison_budget"].unique().tolist())
 
     @cached_property
@@ -164,17 +164,17 @@ class Results:
 
     @property
     def budget(self) -> float:
-        """The one that figures of a single budget show: the paper's 10 %, or else the largest."""
+        """The compute budget that figures of a single one show: the paper's 10 %, or else the largest."""
         return 0.1 if 0.1 in self.budgets else max(self.budgets, default=math.nan)
 
     @property
     def poison_budget(self) -> float:
-        """The one that figures of a single poison budget show: the largest."""
+        """The poison budget that figures of a single one show: the largest."""
         return self.poison_budgets[-1]
 
     @property
     def seeds(self) -> list[int]:
-        """Those that there are rows of."""
+        """The seeds that there are rows of."""
         return sorted(self.rows["seed"].unique().tolist())
 
     @cached_property
@@ -382,7 +382,7 @@ class Results:
 
     @cached_property
     def _judged(self) -> dict[float, tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]]:
-        """By poison budget, what verdicts rest on, and the verdict of each cell."""
+        """What verdicts rest on, and the verdict of each cell, by poison budget."""
         return {share: self._judge(share) for share in self.poison_budgets}
 
     def _judge(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:

@@ -34,7 +34,7 @@ class Collected:
 
 
 def collect(store: Store, keys: Keys) -> Collected:
-    """All that was measured of a recipe, in the order of its cells.
+    """Gather what was measured of a recipe, in the order of its cells.
 
     Raises:
         DamagedError: a score is not as it was recorded.

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, in processes of this machine, or on a Ray cluster.
+"""Engines run jobs: in this process, in processes of this machine, or on a Ray cluster.
 
 An engine takes a job and gives a future of how it went; all that a job needs and makes is in the store.
 """

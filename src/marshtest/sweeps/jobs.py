@@ -78,7 +78,7 @@ def distinct(recipes: Iterable[Keys], *, keep_models: bool) -> list[Job]:
 
 
 def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
-    """All jobs of a recipe, each behind those that it needs.
+    """The jobs of a recipe, each behind those that it needs.
 
     Args:
         keep_models: record the updated models too, not only their scores.

@@ -102,7 +102,7 @@ class Sweep(Settings):
         return _foreign([self.base, self.grid, self.zip])
 
     def variants(self) -> list[Variant]:
-        """All combinations, the last axis fastest."""
+        """The combinations of the axes' values, the last axis fastest."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         for zipped in self.zip:
             rows = zip(*zipped.values(), strict=True)
