@@ -57,7 +57,9 @@ PRESENTATION = Presentation(
     kind="Gaussian poisons",
     scores=SCORES,
     columns={
-        name: Column(title=title, low=0, high=1, legend=legend, interval="exact", count=count)
+        name: Column(
+            title=title, low=0, high=1, legend=legend, interval="exact", count=count, room=160
+        )
         for name, (title, legend, count) in RATES.items()
     },
     effect=EffectFigure(

@@ -157,7 +157,7 @@ def _tell(done: "Audit", as_json: bool) -> None:
     if as_json:
         print(done.to_json(), end="", flush=True)
     else:
-        screen.show(done.table(), f"{len(done.key.ids):,} poisons")
+        screen.show(done.table(), f"{len(done.key.ids):,} poisons", done.shown)
         screen.say(*done.sentences())
         screen.say(done.answer, style="bold")
 

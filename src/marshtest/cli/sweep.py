@@ -63,7 +63,7 @@ def sweep(
     """
     from marshtest.sweeps.settings import read_sweep
 
-    settings = read_sweep(sweep, overrides or [])
+    settings = read_sweep(sweep, *(overrides or []))
     if not retry_failed and _is_done(settings, store, out):
         return
     from marshtest.commands.sweep import sweep as run_sweep

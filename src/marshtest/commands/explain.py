@@ -133,7 +133,7 @@ def explain(
     Raises:
         MarshtestError: bad input, in one line.
     """
-    planned = plan_sweep(read_sweep(source, overrides), imports=False)
+    planned = plan_sweep(read_sweep(source, *overrides), imports=False)
     costs = expected_cost(planned) if foreign_part(planned) is None else None
     return Explanation(planned, costs, gpu_tflops)
 

@@ -41,7 +41,7 @@ def study(
     Raises:
         MarshtestError: bad input, in one line.
     """
-    settings = parse_hypothesis(read_yaml(source, overrides, "hypotheses"))
+    settings = parse_hypothesis(read_yaml(source, "hypotheses", *overrides))
     folder = Path(out) if out is not None else Path("runs") / f"{settings.name}-{settings.hash}"
     identity: dict[str, Any] = {"recipe": settings.hash, "data": None}
     if isinstance(settings, Shift):

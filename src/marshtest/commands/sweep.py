@@ -101,7 +101,7 @@ def sweep(
         MarshtestError: bad input, in one line.
     """
     started = time.monotonic()
-    settings = source if isinstance(source, Sweep) else read_sweep(source, overrides)
+    settings = source if isinstance(source, Sweep) else read_sweep(source, *overrides)
     place, planned = Store(store), plan_sweep(settings)
     if engine not in ENGINES:
         raise MarshtestError(f"engine: {unknown('engine', engine, ENGINES)}")

@@ -6,7 +6,7 @@ from typing import Protocol
 from scipy.stats import norm
 
 from marshtest.attacks.presentation import Presentation
-from marshtest.experiment.verdict_settings import VerdictSettings
+from marshtest.experiment.recipe_parts import VerdictSettings
 from marshtest.metrics.power import poisons_for, removal
 from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
 from marshtest.metrics.verdict import POWER
@@ -90,7 +90,7 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
 
 
 def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
-    """Trainings for NOT REMOVED; for REMOVED if the attack always works, and if it works in WORKS of them."""
+    """Trainings for NOT REMOVED; for REMOVED if the attack always works; and if it works as WORKS says."""
     alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
     level = alpha / max(1, family)
     sure, likely = (trainings_to_remove(margin, level, works) for works in (1.0, WORKS))

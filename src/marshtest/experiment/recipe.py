@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from marshtest.attacks import Attack, ForeignAttack, parse_attack
 from marshtest.data.load import LOADERS
 from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
-from marshtest.experiment.verdict_settings import VerdictSettings
+from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
@@ -23,12 +23,9 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, is_spec
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import NAME_OR_PATH, file_name, read_yaml
+from marshtest.plumbing.yaml_files import NAME_OR_PATH, read_yaml
 from marshtest.training.loop import Training
 from marshtest.unlearning import Custom, Unlearner, parse_trials
-
-Share = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, AfterValidator(file_name)]
 
 
 def _many(given: Any) -> Any:
@@ -147,9 +144,9 @@ class Recipe(Named):
         tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
     ]
     budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
-    budget_unit: Literal["compute", "epochs"] = "compute"  # what `budgets` are shares of
-    seeds: int = Field(1, ge=1, le=100_000)  # repetitions of all of it
-    first_seed: int = Field(0, ge=0, le=10**12)
+    budget_unit: Unit = "compute"
+    seeds: Seeds = 1  # repetitions of all of it
+    first_seed: FirstSeed = 0
     reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
     metrics: Annotated[
@@ -243,7 +240,7 @@ def load_recipe(
         )
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         (overrides,) = overrides
-    values = read_yaml(source, overrides, "recipes")
+    values = read_yaml(source, "recipes", *overrides)
     recipe = Recipe.parse(values, "")
     if unlearners:
         own = _with(recipe.unlearners, [parse_trials(given) for given in unlearners])

@@ -44,6 +44,8 @@ class Column(Settings):
             95 % interval over all seeds, exact (Clopper and Pearson) or Wilson's.
         count: what the column is a share of, for a binomial interval: the name of a row's column, or a
             number a seed; in an attack's own presentation also the name of one of its options.
+        room: characters that a terminal must have in a line for tables on it to show the column; files and
+            pages have it always.
     """
 
     title: Text
@@ -53,6 +55,12 @@ class Column(Settings):
     legend: Text = ""
     interval: Literal["seeds", "exact", "wilson"] = "seeds"
     count: str | int = ""
+    room: int = Field(0, ge=0)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether its cells may be broken: one number may not."""
+        return False
 
     @model_validator(mode="after")
     def _a_share_is_of_something(self) -> Self:
@@ -87,3 +95,13 @@ class Score(Settings):
     hidden: Text = "the score is undefined, or tied,"
     fresh: Name | Literal[""] = ""
     symbol: Text = "I"
+
+    @property
+    def room(self) -> int:
+        """Characters that a terminal must have for tables to show the score: verdicts rest on it."""
+        return 0
+
+    @property
+    def wraps(self) -> bool:
+        """Whether its cells may be broken: with a known null law they hold a number and two errors."""
+        return self.column is None

@@ -61,21 +61,33 @@ class Difference:
     @property
     def error(self) -> float:
         """Standard error of the mean, over trainings to come; nan if all differences are equal."""
-        spread = float(self.defined.std(ddof=1)) if len(self.defined) > 1 else 0.0
-        return spread / math.sqrt(len(self.defined)) if spread > TINY else math.nan
+        error = error_of_mean(self.defined)
+        return error if error * math.sqrt(len(self.defined)) > TINY else math.nan
 
     def columns(self, name: str) -> dict[str, float]:
         """The columns of a summary, for the effect `name`; the p-value is for this unlearner alone."""
         n = len(self.defined)
-        half = float(t.isf(0.025, n - 1)) * self.error if n > 1 else math.nan
+        low, high = interval_over(n, self.value, self.error)
         return {
             f"{name}_dependence": self.value,
             f"{name}_error": self.error,
-            f"{name}_low": self.value - half,
-            f"{name}_high": self.value + half,
+            f"{name}_low": low,
+            f"{name}_high": high,
             f"{name}_p": sign_flips([self])[0],
             f"{name}_trainings": float(n),
         }
+
+
+def error_of_mean(values: Floats) -> float:
+    """Standard error of the mean of values [S], one a training; nan of fewer than two."""
+    n = len(values)
+    return float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+
+
+def interval_over(trainings: int, value: float, error: float) -> tuple[float, float]:
+    """The 95 % t interval of trainings to come about a value with this error; nan of fewer than two."""
+    half = float(t.isf(0.025, trainings - 1)) * error if trainings > 1 else math.nan
+    return value - half, value + half
 
 
 def sign_flips(family: Sequence[Difference]) -> list[float]:

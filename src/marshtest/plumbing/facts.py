@@ -45,6 +45,9 @@ def fact_lines(facts: Sequence[Fact]) -> Iterator[str]:
             )
     failed = sum(not fact.holds for fact in facts)
     yield f"{len(facts) - failed} of {len(facts)} facts hold on {', '.join(kinds)}."
+    left_out = [kind for kind in KINDS if kind not in kinds]
+    if left_out and not set(kinds).isdisjoint(KINDS):  # a data set has no kinds to be asked on
+        yield f"Not asked: {', '.join(left_out)}."
     broken = {fact.kind for fact in facts if fact.name.startswith(RUNS) and not fact.holds}
     sound = [kind for kind in kinds if kind not in broken]
     if broken and sound:

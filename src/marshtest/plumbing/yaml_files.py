@@ -1,7 +1,7 @@
 """YAML files that describe what to run, shipped or a user's, and changes to their raw values."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ def shipped(kind: str = "recipes") -> dict[str, str]:
     return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
 
 
-def read_yaml(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
-) -> dict[str, Any]:
+def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str) -> dict[str, Any]:
     """The raw values of a recipe, hypothesis or sweep, overrides applied.
 
     A recipe's `unlearners: "@FILE"` is the list in that YAML file, its path from the recipe's folder; in an
@@ -143,6 +141,13 @@ def file_name(name: str) -> str:
             "characters without slashes and line breaks."
         )
     return name
+
+
+def file_stem(label: str, also: str = "") -> str:
+    """A label as the beginning of a file's name: letters, digits, `=.-_` and what is in `also` stay."""
+    return "".join(c if c.isalnum() or c in "=.-_" or c in also else "_" for c in label)[
+        :LONGEST_NAME
+    ]
 
 
 def _short(text: str) -> str:

@@ -16,6 +16,12 @@ from marshtest.plumbing.whole_files import write
 from marshtest.results.leaderboard import leaderboard
 from marshtest.results.summary import Results
 
+# Columns of tables that a narrow terminal leaves out; summary.md has them.
+COLUMNS = (
+    Column(title="spent", room=160),
+    Column(title="cost", room=100),
+    Column(title="trainings", room=100),
+)
 REFERENCE = "second retrained"
 NAMES = {
     "none": "no unlearning",
@@ -112,6 +118,11 @@ def table(results: Results) -> pd.DataFrame:
         }
         lines.append(text | _of_effect(line, results))
     return pd.DataFrame(lines)
+
+
+def shown_in(results: Results) -> list[Column | Score]:
+    """The columns of `table` that say what room they need on a terminal."""
+    return [*COLUMNS, *results.scores_shown.values(), *results.columns_shown.values()]
 
 
 def _of_effect(line: Any, results: Results) -> dict[str, str]:

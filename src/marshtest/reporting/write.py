@@ -10,6 +10,7 @@ import pandas as pd
 from marshtest.experiment.row_file import write_rows
 from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.whole_files import write
+from marshtest.plumbing.yaml_files import file_stem
 from marshtest.reporting import charts
 from marshtest.reporting.figures import STYLE, differences, draw_all, save
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
@@ -126,11 +127,6 @@ def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
     with matplotlib.rc_context(STYLE):
         for unit, own in named.groupby("unit", sort=False):
             save(differences(own), folder / f"compare-{unit}")
-
-
-def file_stem(name: str) -> str:
-    """A name as that of a file."""
-    return "".join(c if c.isalnum() or c in "=.-_" else "_" for c in name)[:100]
 
 
 def _stems(names: Sequence[str]) -> list[str]:

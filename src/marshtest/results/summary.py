@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from marshtest.experiment.cells import CELL, cells, groups
 from marshtest.experiment.columns import KINDS, MEND, Kind, check_columns, kinds_of
@@ -26,7 +25,7 @@ from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.tradeoff import interval_of_share
-from marshtest.metrics.trainings import Difference, usable
+from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.kept_models import kept_models, load_kept
@@ -434,15 +433,14 @@ def _over_trainings(name: str, value: float, means: NDArray[np.float64]) -> dict
         value: pooled over all poisons.
         means: [S] of each training; nan where there is none.
     """
-    told = means[~np.isnan(means)]
-    n, several = len(told), len(told) > 1
-    error = float(told.std(ddof=1)) / math.sqrt(n) if several else math.nan
-    half = float(t.isf(0.025, n - 1)) * error if several else math.nan
+    defined = means[~np.isnan(means)]
+    error = error_of_mean(defined)
+    low, high = interval_over(len(defined), value, error)
     return {
-        f"{name}_trainings": float(n),
+        f"{name}_trainings": float(len(defined)),
         f"{name}_trainings_error": error,
-        f"{name}_trainings_low": value - half,
-        f"{name}_trainings_high": value + half,
+        f"{name}_trainings_low": low,
+        f"{name}_trainings_high": high,
     }
 
 

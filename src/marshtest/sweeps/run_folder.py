@@ -32,6 +32,7 @@ from marshtest.experiment.roles import ROW_NAMES, Role, trained
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
+from marshtest.plumbing.yaml_files import file_stem
 from marshtest.sweeps.collect import Collected
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import ALGORITHM
@@ -42,6 +43,7 @@ RAISED = "raised.log"
 DONE = "is done already; nothing was run."
 # What a user's callable does, and answers from outside: a recipe with others may go on in its folder.
 CODE = {"source", "answers"}
+ALSO = ",+"  # stay in names of files: axes are set off by commas, and some unlearners end in +
 
 
 def is_done(folder: Path) -> bool:
@@ -234,7 +236,7 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     for cell in _models(keys.recipe):
         key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
         if cell.role == Role.UPDATED:
-            stem = f"{cell.group.name}-{file_stem(cell.unlearner)}-{cell.budget:g}"
+            stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
         taken[stem.casefold()] += 1  # trials of one unlearner are numbered
         number = taken[stem.casefold()]
         path = f"models/{stem}{f'-{number}' if number > 1 else ''}.safetensors"
@@ -252,12 +254,7 @@ def _models(recipe: Recipe) -> Iterator[Cell]:
             yield Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0)
 
 
-def file_stem(label: str) -> str:
-    """A label as the beginning of a file's name."""
-    return "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in label)[:100]
-
-
 def folder_name(label: str, recipe: str) -> str:
     """A label as the name of a folder; with the recipe's hash where it cannot be taken as it is."""
-    stem = file_stem(label)
+    stem = file_stem(label, ALSO)
     return stem if stem == label else f"{stem}-{recipe}"

@@ -84,7 +84,7 @@ class Sweep(Settings):
     @property
     def base(self) -> dict[str, Any]:
         """The raw recipe that is varied."""
-        values = read_yaml(self.recipe, [], "recipes")
+        values = read_yaml(self.recipe, "recipes")
         for key, value in self.change.items():
             set_key(values, key, value)
         return values
@@ -118,7 +118,7 @@ class Sweep(Settings):
         return variants
 
 
-def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Sweep:
+def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep:
     """Make a sweep.
 
     Args:
@@ -130,7 +130,7 @@ def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
         MarshtestError: anything wrong with it, in one line.
     """
     kind = "recipes" if str(source) in shipped("recipes") else "sweeps"
-    values = read_yaml(source, [], kind)
+    values = read_yaml(source, kind)
     if "recipe" not in values:
         values = {"name": values["name"], "recipe": values}
     for key, value in map(parse_override, overrides):
