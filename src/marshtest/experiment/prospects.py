@@ -92,7 +92,7 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
 def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
     """Trainings for NOT REMOVED; for REMOVED if the attack always works; and if it works as WORKS says."""
     alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
-    level = alpha / max(1, family)
+    level = alpha / max(1, family)  # Holm's first step: nobody knows yet who comes first
     sure, likely = (trainings_to_remove(margin, level, works) for works in (1.0, WORKS))
     return trainings_to_reject(alpha), sure, likely
 
@@ -102,7 +102,8 @@ def _poisons(recipe: Judged, family: int) -> int | None:
     if recipe.attack.shown.draws is None:
         return None
     draws = int(recipe.attack.shown.draws)
-    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))  # the mean score then
+    # The mean score then, E[x | x beyond Φ⁻¹(1 − 1/(K + 1))]: within its rank, a score is drawn.
+    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))
     margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
     return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))
 

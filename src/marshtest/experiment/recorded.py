@@ -17,6 +17,7 @@ from marshtest.plumbing.settings import Settings
 class _Part(Settings):
     """A part of a recipe; the values that nobody here asks for are kept as they are."""
 
+    # Rows outlive versions: what a later recipe says more, and no report asks for, is no fault.
     model_config = ConfigDict(extra="allow")
 
 
@@ -126,8 +127,7 @@ def _presentation(attack: Mapping[str, Any], given: Any, where: str) -> Presenta
         table = import_module("marshtest.attacks.table")  # with torch, for rows that came without
         name = str(attack.get("name"))
         if name in table.ATTACKS:
-            made = table.parse_attack(attack, "attack")
-            shown: Presentation = made.shown
+            shown: Presentation = table.parse_attack(attack, "attack").shown
             return shown
     except MarshtestError as error:
         raise MarshtestError(f"{where}: attack {attack.get('name')}: {error}") from None
