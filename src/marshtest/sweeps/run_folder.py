@@ -75,6 +75,7 @@ def refuse_anothers(
     if not (folder / ABOUT).exists():
         if folder.is_file():
             raise MarshtestError(f"{folder}: is a file, not a folder. Choose another --out.")
+        # Hidden files do not count: a lock of ours, and what systems leave.
         if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
             raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
         return None
@@ -136,6 +137,7 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "algorithm": ALGORITHM,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        # Threads split sums, and so change their last bits.
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": _values(recipe),
         **_shown(recipe),
@@ -207,6 +209,8 @@ def write_results(
     log = "\n".join(
         f"{fault['job']}: {fault['fault']}\n{fault['traceback']}" for fault in measured.raised
     )
+    # Written before the rows and removed after them: at no moment do rows of a failed attempt stand
+    # without it, which would pass for a run that is done.
     if log:
         write(log.encode(), folder / RAISED)
     write_rows(measured.rows, folder / FILE, {keys.recipe.hash: about})
@@ -237,7 +241,9 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
         key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
         if cell.role == Role.UPDATED:
             stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
-        taken[stem.casefold()] += 1  # trials of one unlearner are numbered
+        # Trials of one unlearner are numbered, and names that differ in capitals alone: some file
+        # systems do not tell them apart.
+        taken[stem.casefold()] += 1
         number = taken[stem.casefold()]
         path = f"models/{stem}{f'-{number}' if number > 1 else ''}.safetensors"
         if store.is_recorded(key) and store.load(key)["files"]:  # else its unlearner gave no model

@@ -92,6 +92,7 @@ class Sweep(Settings):
     @property
     def id(self) -> str:
         """The name, and a hash of all that can change a row."""
+        # `base` is what recipe and change come to, by whichever way it was asked for.
         beside = {"description", "recipe", "change", "resources", "name"}
         varied = self.model_dump(mode="json", exclude=beside)
         return f"{self.name}-{hashed([self.base, varied])[:8]}"
@@ -107,6 +108,7 @@ class Sweep(Settings):
         for zipped in self.zip:
             rows = zip(*zipped.values(), strict=True)
             axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
+        # Copies, of values too: no two variants may share a mapping in which a key is then set.
         base, variants = self.base, []
         for combination in itertools.product(*axes):
             recipe, point = copy.deepcopy(base), dict[str, Any]()
@@ -134,6 +136,7 @@ def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep
     if "recipe" not in values:
         values = {"name": values["name"], "recipe": values}
     for key, value in map(parse_override, overrides):
+        # The rest keeps its dots: an axis is called by a key of the recipe.
         section, _, rest = key.partition(".")
         if section == "grid" and rest:
             values.setdefault("grid", {})[rest] = value
@@ -150,6 +153,8 @@ def _foreign(value: Any) -> bool:
         return "tensors" in value.values() or any(map(_foreign, parts))
     if isinstance(value, list | tuple):
         return any(map(_foreign, value))
+    # "pkg.mod:name"; a text that only looks like one costs a plan, one that was missed would give
+    # rows of yesterday's code.
     return isinstance(value, str) and ":" in value
 
 
