@@ -114,6 +114,7 @@ def _pairs(a: Results, b: Results) -> Iterator[tuple[Cell, Cell, float]]:
         for budget in (budget for budget in a.budgets if budget in b.budgets):
             left = [cell for cell in one if cell[-1] == budget]
             right = [cell for cell in other if cell[-1] == budget]
+            # From the surest mark to the weakest; whoever is paired by one is out of the next.
             for same in (lambda cell: cell[:2], lambda cell: cell[:1], lambda cell: ()):
                 for cell in list(left):
                     mates = [mate for mate in right if same(mate) == same(cell)]
@@ -197,6 +198,7 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
         p = nearer = float(found.pvalue)
         low, high = (float(end) for end in found.confidence_interval(0.95))
         if measure != ACCURACY:
+            # Of a score the nearer to 0 is better, and only sum and difference together tell which.
             nearer = max(p, float(stats.ttest_1samp(values.sum(1), 0).pvalue))
     mean = values.mean(0) if n else (math.nan, math.nan)
     return {

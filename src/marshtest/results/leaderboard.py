@@ -150,7 +150,8 @@ def _trials(results: Results) -> dict[str, list[Trial]]:
             continue  # no effect to take a share of
         initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
         updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
-        updated = updated[updated["test_accuracy"].notna()]  # of a model that there is
+        # What raised has no model: it is not tried here, and so has no rank.
+        updated = updated[updated["test_accuracy"].notna()]
         shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])
         for _, line in shown.iterrows():
             trial = _trial(results, names, line, initial, retrained)
