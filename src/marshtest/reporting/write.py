@@ -39,7 +39,7 @@ BY_BUDGET = ("figure8", "left-by-budget", "shift")
 
 def write_report(results: Results) -> Path:
     """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into a run's folder; the page."""
-    charts.prepare()
+    charts.prepare()  # in a thread, beside the figures
     folder = results.folder
     write(results.summary, folder / "summary.csv")
     if len(results.moved):
@@ -87,9 +87,9 @@ def write_all(merged: Merged, folder: Path) -> Path:
     charts.prepare()
     figures, tables = folder / "figures", folder / "tables"
     sections = []
-    stems = _stems(
-        [*(of.recipe.name for of in merged.results), *(of.settings.name for of in merged.studies)]
-    )
+    names = [results.recipe.name for results in merged.results]
+    names += [study.settings.name for study in merged.studies]
+    stems = _stems(names)
     for results, stem in zip(merged.results, stems, strict=False):
         sections.append((results, _pictures(results, figures, f"{stem}-")))
         write(results.summary, tables / f"{stem}-summary.csv")
@@ -111,7 +111,6 @@ def write_all(merged: Merged, folder: Path) -> Path:
     if several and not (board := ranking_table(merged.results)).empty:
         ranking = (board, LEGEND)
         write_table(ranking[0], tables / "leaderboard", LEGEND)
-    names = [of.recipe.name for of, _ in sections] + [of.study.settings.name for of in studies]
     title = names[0] if len(names) == 1 else f"{len(names)} experiments"
     page = folder / "report.html"
     write_page(page, title, sections, studies=studies, ranking=ranking, said=merged.said)
@@ -125,18 +124,18 @@ def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
     write_table(shown, folder / "compare-table", COMPARISON)
     named = compared.assign(label=shown[["unlearner", "poison", "budget"]].agg(" ".join, axis=1))
     with matplotlib.rc_context(STYLE):
-        for unit, own in named.groupby("unit", sort=False):
-            save(differences(own), folder / f"compare-{unit}")
+        for unit, lines in named.groupby("unit", sort=False):
+            save(differences(lines), folder / f"compare-{unit}")
 
 
 def _stems(names: Sequence[str]) -> list[str]:
     """Beginnings of files' names, no two alike, nor where a file system knows no capitals."""
-    found: list[str] = []
+    stems: list[str] = []
     for stem in map(file_stem, names):
         more = ("" if n == 1 else f"-{n}" for n in itertools.count(1))
-        taken = {other.casefold() for other in found}
-        found.append(next(stem + m for m in more if (stem + m).casefold() not in taken))
-    return found
+        taken = {other.casefold() for other in stems}
+        stems.append(next(stem + m for m in more if (stem + m).casefold() not in taken))
+    return stems
 
 
 def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Picture]:
@@ -158,8 +157,8 @@ def _caption(name: str, results: Results) -> str:
 
 def _shown(study: Study, folder: Path, before: str = "") -> Shown:
     kind = study.settings.hypothesis
-    told = SHOWN[kind]
+    look = SHOWN[kind]
     with matplotlib.rc_context(STYLE):
-        picture = save(told.figure(study.curves), folder / f"{before}{told.name}")
+        picture = save(look.figure(study.curves), folder / f"{before}{look.name}")
     frame: pd.DataFrame = hypothesis_table(kind, study.rows)
-    return Shown(study, frame, told.legend, Picture(told.name, told.caption, picture))
+    return Shown(study, frame, look.legend, Picture(look.name, look.caption, picture))
