@@ -33,7 +33,7 @@ def report(
     merged = draw(*rows, out=out)
     screen.say(*merged.said)
     screen.say_paths(out / "report.html", out / "figures", out / "tables")
-    _refuse_gaps(rows, merged)
+    _refuse_gaps(rows, merged)  # last: what there is, is drawn
 
 
 def _refuse_gaps(rows: Sequence[Path], merged: "Merged") -> None:

@@ -56,6 +56,7 @@ def run(
     screen.say(legend(results), style="dim")
     screen.say(*sentences(results), style="bold")
     screen.say(*explained(results))
+    # A run from before, or without a report, need not have all of them.
     written = (results.folder / name for name in WRITTEN)
     screen.say_paths(*(path for path in written if path.exists()))
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from marshtest.metrics.presentation import Column, Score
 
 console = Console(markup=False, emoji=False)  # what is printed is data
-if not console.is_terminal:
+if (
+    not console.is_terminal
+):  # else tables in a file would be cut at the 80 columns that rich assumes
     console.width = 120
 
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
@@ -57,11 +59,12 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
         shown: scores and columns among the table's, by their titles, that say what room they need.
     """
     shown = list(shown)
-    too_wide = [of.title for of in shown if console.width < of.room]
-    wrapped = WRAPPED.union(of.title for of in shown if of.wraps)
+    too_wide = [one.title for one in shown if console.width < one.room]
+    wrapped = WRAPPED.union(one.title for one in shown if one.wraps)
     frame = frame.drop(columns=too_wide, errors="ignore")
     table = table_of(title)
     for column in frame.columns:
+        # Numbers are never broken; running text gives way to them, down to a word's width.
         least = 12 if column in wrapped else None
         table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
     add_rows(table, frame.itertuples(index=False))
@@ -95,7 +98,7 @@ def progress() -> Iterator[Callback]:
         bar = bars.add_task("loading data", total=1.0)
 
         def move(done: float, text: str = "", /) -> None:
-            if text.startswith(NOTE):
+            if text.startswith(NOTE):  # stays above the bar, which vanishes at the end
                 bars.console.print(text, markup=False, highlight=False)
             else:
                 bars.update(bar, description=text, completed=done)
@@ -109,6 +112,7 @@ def _plain_lines() -> Callback:
 
     def line(done: float, text: str = "", /) -> None:
         nonlocal last, due
+        # A log keeps every line: of one stage that reports a thousand times it needs a few.
         stage, _, detail = text.partition(": ")
         now = time.monotonic()
         if stage != last or (detail and now >= due):

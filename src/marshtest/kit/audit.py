@@ -40,7 +40,7 @@ from marshtest.reporting.tables import USE, number, plus_minus, with_interval
 
 # What two neighbouring training sets differ in, without which an ε means nothing.
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
-EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
+EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
 RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
 COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 
@@ -166,6 +166,7 @@ class Audit:
         ]
         scores = {name: SCORES[name] for name in self.names}
         figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
+        # Of a long name its end: that is where paths of several models differ.
         samples = [
             (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
@@ -284,6 +285,7 @@ def audit(
             if scaling is not None or not Path(before).is_dir():  # no processor of its own
                 used = scaling or key.noise.scaling
                 shown = replace(shown, misfed=suspected(model, used, bases, clean))
+            # Now, and not at the end: hours of asking the other models would be for nothing.
             _refuse_untestable(before, shown)
         measured.append(shown)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]

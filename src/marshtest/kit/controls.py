@@ -74,7 +74,9 @@ def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
     layout = open_layout(data)
     others = np.setdiff1d(np.arange(layout.samples), key.positions)
     rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
-    chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
+    chosen = np.sort(
+        rng.choice(others, min(UNDOSED, len(others)), replace=False)
+    )  # as files are read
     shape = bases.values.shape[1:]
     samples = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
     if not samples:
@@ -203,6 +205,7 @@ class Controls:
             near=nearness(near, fresh),
             between=betweenness(base, half, fresh[:, 0]),
             steady=_alike(base, alone) and _alike(same, fresh[:, 0]),
+            # Evenly, not the first: samples of a folder stand class by class.
             fresh=fresh[:: max(1, len(fresh) // COMPARED)],
             clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
         )

@@ -34,6 +34,7 @@ class Chart(NamedTuple):
     chooses: bool = False
 
 
+# Of unequal lengths: where models outnumber the colours, the next one has another shape and dash.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#B0478C", "#7E6BC4", "#A0722A", "#D1495B", "#5F7F8F"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right"]
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [12, 4]]
@@ -61,7 +62,8 @@ OF_A_SCORE = ("dependence", "error", "low", "high", "margin", "poisons", "traini
 OF_TRAININGS = ("trainings_error", "trainings_low", "trainings_high")
 BINS = 40
 STEP = 26  # pixels a model, in a chart with one line each
-# What the page's controls have chosen, as Vega's conditions on a line.
+# What the page's controls have chosen, as Vega's conditions on a line. Numbers are compared with some
+# tolerance, since they went through text.
 AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
 AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
 SHOWN = "indexof(shown, datum.model) >= 0"
@@ -108,6 +110,7 @@ def models(results: Results) -> pd.DataFrame:
     )
     lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
     lines["control"] = lines["role"] != "updated"
+    # One seed has no deviation, and its bar no length.
     lines["accuracy_low"] = lines["test_accuracy"] - lines["test_accuracy_sd"].fillna(0)
     lines["accuracy_high"] = lines["test_accuracy"] + lines["test_accuracy_sd"].fillna(0)
     shares: dict[str, pd.DataFrame] = {}
@@ -363,6 +366,7 @@ def histogram(name: str, score: Score, ends: tuple[float, float], names: Sequenc
 @cache
 def prepare() -> Future[str]:
     """Begin to make the library; a thread has it ready in a second or two, beside other work."""
+    # The same for all pages of a process, hence cached.
     return ThreadPoolExecutor(1).submit(_bundle)
 
 

@@ -67,6 +67,7 @@ def draw_all(results: Results, folder: Path, before: str = "") -> dict[str, Path
 
 def figures_of(results: Results, share: float) -> dict[str, Figure]:
     """The figures of one poison budget; of several compute budgets at `results.budget`."""
+    # Most figures show one compute budget; those along the budgets take every line.
     every, shown = _table(results, share), results.recipe.attack.shown
     table = every[(every["role"] != "updated") | (every["budget"] == results.budget)]
     drawn = {"dependence": dependence(table, shown.scores, results.recipe.verdict.margin)}
@@ -148,6 +149,7 @@ def dependence(table: pd.DataFrame, scores: Mapping[str, Score], margin: float) 
     names = list(scores)
     figure = Figure(figsize=(3.6 * max(len(names), 1.5), 0.9 + 0.28 * len(table)))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
+    # Reversed, since axes count upwards and tables are read downwards.
     places = np.arange(len(table))[::-1]
     for panel, name in zip(panels[0], names, strict=True):
         value = table[f"{name}_dependence"]
@@ -523,6 +525,7 @@ def _references(
 
 def _footnote(figure: Figure, table: pd.DataFrame, what: str) -> None:
     """What is drawn over how many seeds, and what is not there."""
+    # Merged rows need not have the same seeds for all unlearners.
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
     text = f"{what} {seeds} seed{'s' if most > 1 else ''}."
@@ -601,6 +604,7 @@ def _curves(
     at, tpr = tradeoff(test.statistic(own), test.statistic(fresh))
     panel.plot(at, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
     grid = np.logspace(-3, 0, 200)
+    # Of normal scores with that mean and deviation 1: what the paper's analysis says the curve is.
     analytic = test.analytic(-float(np.nanmean(own)), grid)
     panel.plot(grid, analytic, color=colour, lw=1.2, ls="--", label=f"{title}, Gaussian")
     tpr_title = f"{title}, TPR at FPR {fpr:g}"

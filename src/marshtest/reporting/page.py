@@ -37,7 +37,7 @@ from marshtest.reporting.tables import (
 )
 from marshtest.results.summary import Results
 
-CAPTIONS = {
+CAPTIONS = {  # of figures that any attack may have; its own figure brings its caption
     "dependence": "What is left of the poison in each model, by each score, with its 95 % intervals "
     "given these models and of trainings to come, as far as either is known. The band is "
     "the margin of REMOVED.",
@@ -60,6 +60,7 @@ CAPTIONS = {
     "standard error (the larger of the one given these models and that of trainings to come), by the size "
     "of the forget set.",
 }
+# Beside the colours, which not everybody sees and not every printer has.
 SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
 
 
@@ -145,6 +146,7 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
     """A sentence a model after unlearning: what is left, what it cost, what speaks against REMOVED."""
     shown = charts.models(results)
     summary = results.summary
+    # `charts.models` has the summary's lines, in their order.
     for (_, line), (_, model) in zip(summary.iterrows(), shown.iterrows(), strict=True):
         if line["role"] != "updated":
             continue

@@ -23,7 +23,7 @@ COLUMNS = (
     Column(title="trainings", room=100),
 )
 REFERENCE = "second retrained"
-NAMES = {
+NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
     "none": "no unlearning",
     "shuffled": "shuffled poisons",
     "retrain": "retrain in budget",
@@ -108,7 +108,7 @@ def table(results: Results) -> pd.DataFrame:
         text = {"model": label(line, results.recipe)}
         if len(results.poison_budgets) > 1:
             text["poison"] = f"{100 * line['poison_budget']:g}%"
-        if varied:
+        if varied:  # else the legend says it
             text["seeds"] = str(line["seeds"])
         text |= {
             "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
@@ -221,7 +221,9 @@ def table2(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
     columns = {str(name): str(name).rpartition(", ")[0] for name in wide}
-    by_unlearner = dict.fromkeys(columns.values())  # as the paper has it
+    by_unlearner = dict.fromkeys(
+        columns.values()
+    )  # as the paper has it: poison budgets side by side
     wide = wide[[name for title in by_unlearner for name, its in columns.items() if its == title]]
     wide.index = pd.Index([f"{epochs:.3g}" for epochs in wide.index], name="epochs")
     return wide.reset_index().rename_axis(columns=None)
@@ -325,6 +327,7 @@ def markdown(results: Results) -> str:
 
 def as_markdown(frame: pd.DataFrame) -> str:
     """A table of text in Markdown."""
+    # Bars are escaped: |I| > τ stands in a title, and users' names may hold some.
     rows = [frame.columns.tolist(), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows
@@ -335,6 +338,7 @@ def as_latex(frame: pd.DataFrame, caption: str) -> str:
     """A table of text in LaTeX, with booktabs."""
     styled = frame.style.hide(axis="index").format(escape="latex")
     styled = styled.format_index(escape="latex", axis="columns")
+    # pandas escapes cells and heads, and leaves the caption as it is.
     text = styled.to_latex(hrules=True, caption=_in_latex(caption), position_float="centering")
     return f"% needs \\usepackage{{booktabs}}\n{_symbols(text)}"
 

@@ -98,7 +98,9 @@ def write_all(merged: Merged, folder: Path) -> Path:
             write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
+        # So that what the page shows can be given on, and merged with more.
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
+    # Figures 4 and 5 keep the paper's names as long as there is one of each.
     kinds = [study.settings.hypothesis for study in merged.studies]
     studies = [
         _shown(study, figures, f"{stem}-" if kinds.count(study.settings.hypothesis) > 1 else "")
@@ -107,6 +109,7 @@ def write_all(merged: Merged, folder: Path) -> Path:
     for shown, stem in zip(studies, stems[len(merged.results) :], strict=True):
         write_table(shown.table, tables / f"{stem}-table", shown.legend)
     ranking = None
+    # Unlearners are ranked by means over attacks; within one attack the table says all.
     several = len({results.recipe.attack.name for results in merged.results}) > 1
     if several and not (board := ranking_table(merged.results)).empty:
         ranking = (board, LEGEND)

@@ -193,6 +193,7 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
     values = pair[[f"{column}_a", f"{column}_b"]].dropna().to_numpy(dtype=np.float64)
     difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
     n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
+    # Differences that are all equal, as of a method with itself, have no t; they stay without a p.
     if n > 1 and difference.std() > TINY:
         found = stats.ttest_1samp(difference, 0)
         p = nearer = float(found.pvalue)

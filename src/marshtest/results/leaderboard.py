@@ -174,6 +174,7 @@ def _trial(
         )
         for name in names
     ]
+    # Above chance: half right is a ruined model of two classes, and a fair one of a hundred.
     chance = results.rows["chance"].mean()
     room = retrained["test_accuracy"] - chance
     errors = [of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained)]

@@ -115,7 +115,7 @@ def _parts(rows: Rows) -> Iterator[Results]:
 def setting(results: Results) -> dict[str, Any]:
     """What two rows must share to be compared."""
     values = results.recipe.model_dump(mode="json", exclude=VARIED)
-    values["data"].pop("path", None)
+    values["data"].pop("path", None)  # where somebody's copy lies
     about = next(iter(results.runs.values()))
     # From the rows: what the recipe's `auto` was is another thing on another machine.
     first = results.rows.iloc[0]
@@ -197,6 +197,8 @@ def _together(one: Results, other: Results) -> Results:
         "metric_columns": {**other.recipe.metric_columns, **one.recipe.metric_columns},
     }
     recipe: Recorded = one.recipe.model_copy(update=update)
+    # Cell by cell: of one that both have, scores and shifts are the first run's as well, so that the
+    # tables of a row are never of two runs.
     there = pd.MultiIndex.from_frame(one.rows[CELL])
 
     def both(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:

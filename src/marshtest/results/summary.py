@@ -238,6 +238,7 @@ class Results:
     def warnings(self) -> list[str]:
         """Why verdicts cannot be trusted, where the controls do not come out as they must."""
         said = []
+        # Only attacks that are crafted have the column.
         stopped = self.rows.get("crafting_stopped", pd.Series(0.0, self.rows.index)) > 0
         for share, rows in self.rows[stopped].groupby("poison_budget", sort=False):
             said.append(
@@ -310,6 +311,7 @@ class Results:
         return scores
 
     def _summarise(self, share: float) -> pd.DataFrame:
+        # A reference has no line: it is there to be compared with, as the retrained model's twin.
         chosen = self.chosen(share)
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         keys = list(cells.groups)
@@ -460,6 +462,7 @@ def _interval(rows: pd.DataFrame, name: str, column: Column) -> dict[str, float]
     """The binomial 95 % interval of a share, over all seeds; nothing of what is no share."""
     if column.interval == "seeds" or name not in rows:
         return {}
+    # A seed without a model adds nothing to what the share is of.
     n = rows[column.count] if isinstance(column.count, str) else rows[name].notna() * column.count
     total = float(n.sum())
     share = float((rows[name] * n).sum() / total) if total else math.nan

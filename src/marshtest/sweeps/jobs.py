@@ -71,6 +71,7 @@ def distinct(recipes: Iterable[Keys], *, keep_models: bool) -> list[Job]:
     todo: list[Job] = []
     planned: set[str] = set()
     for job in (job for keys in recipes for job in jobs(keys, keep_models=keep_models)):
+        # By all that it makes: a recipe of fewer budgets may have planned a part of it.
         if not planned.issuperset(job.makes):
             todo.append(job)
             planned.update(job.makes)
@@ -126,7 +127,9 @@ def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Jo
     model, twin = keys.model(role, group), keys.twin(role, group)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
-    needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
+    needs = tuple(
+        dict.fromkeys((*first, initial, *beside, model))
+    )  # `model` may be one of the others
     makes = (keys.score(model),)
     return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
 

@@ -174,7 +174,7 @@ class Worker:
                 # What raised is not recorded, so that the next attempt tries it again.
                 if job.keeps_models and not subject.trace:
                     self._record_updated(job, self._updated_key(job, budget, role), subject)
-            progress(done / (len(arms) + 1))
+            progress(done / (len(arms) + 1))  # measuring counts as one arm more
         faults = [
             self._measure_arms(
                 job,
@@ -244,6 +244,7 @@ class Worker:
         trained = self._fit(job.keys.model(Role.INITIAL, job.group))
         row = measure(pipeline, job.group, poisoned, subject, trained, None).row
         fault = f"{subject.unlearner} {subject.note}"
+        # The row stands in the failure, not in a record: reports show it, and it is tried again.
         values = {"job": job.label, "fault": fault, "traceback": subject.trace, "row": row}
         self.store.write(f"failures/{key}.json", json.dumps(values, indent=1).encode())
         return fault
@@ -288,7 +289,7 @@ class Worker:
         return Subject(Role.UPDATED, job.unlearner.name, budget, model, cost, parameters, note)
 
     def _data(self, keys: Keys) -> Dataset:
-        if self._in_memory is not None:
+        if self._in_memory is not None:  # a caller's data, whose digest is in the keys
             return self._in_memory
         recipe, trigger, key = keys.recipe, keys.recipe.attack.trigger(), keys.features
 
