@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from marshtest.metrics.presentation import Column, Score
 
 console = Console(markup=False, emoji=False)  # what is printed is data
-if (
-    not console.is_terminal
-):  # else tables in a file would be cut at the 80 columns that rich assumes
+# Where there is no terminal, rich assumes 80 columns, and would fold the tables in a file.
+if not console.is_terminal:
     console.width = 120
 
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands

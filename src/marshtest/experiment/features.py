@@ -30,12 +30,10 @@ class FeatureSettings(Settings):
 
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training
-    train: int | None = Field(
-        None, ge=2
-    )  # rows after the experiment's own; default those very rows
-    grid: tuple[int, int] | None = (
-        None  # take the last feature map, averaged to this size, unpooled
-    )
+    # Rows after the experiment's own that it is trained on; by default those very rows.
+    train: int | None = Field(None, ge=2)
+    # Take the last feature map, averaged to this size, and not the pooled features.
+    grid: tuple[int, int] | None = None
 
 
 def apart(data: Dataset, rows: int) -> tuple[Dataset, Samples]:

@@ -142,9 +142,8 @@ def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
     sums = answers.sum(1)
     if (answers >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         true = np.take_along_axis(answers, labels[:, None], 1)[:, 0]
-        others = (
-            answers.copy()
-        )  # summed without the label: 1 − p would round to 0 where p is near 1
+        # Summed without the label: 1 − p would round to 0 where p is near 1.
+        others = answers.copy()
         np.put_along_axis(others, labels[:, None], 0, 1)
         with np.errstate(divide="ignore"):
             return np.log(others.sum(1)) - np.log(true), right

@@ -74,9 +74,8 @@ def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
     layout = open_layout(data)
     others = np.setdiff1d(np.arange(layout.samples), key.positions)
     rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
-    chosen = np.sort(
-        rng.choice(others, min(UNDOSED, len(others)), replace=False)
-    )  # as files are read
+    # Sorted, as files are read.
+    chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
     shape = bases.values.shape[1:]
     samples = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
     if not samples:

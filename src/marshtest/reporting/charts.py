@@ -258,9 +258,8 @@ def _bars(name: str, results: Results) -> dict[str, Any]:
     """Beginnings of the columns of a score's intervals, and how their bars look."""
     if results.recipe.attack.needs_twin:
         return {name: THIN}
-    several = (
-        results.summary[f"{name}_trainings_low"].notna().any()
-    )  # trainings: one has no interval
+    # Of one training there is no interval of those to come.
+    several = results.summary[f"{name}_trainings_low"].notna().any()
     return {name: THICK, **({f"{name}_trainings": THIN} if several else {})}
 
 

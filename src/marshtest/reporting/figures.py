@@ -246,7 +246,7 @@ def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
     figure.tight_layout()
-    if effect.high is not None:  # last: error bars would widen the axis again
+    if effect.high is not None:
         bottom.set_ylim(top=effect.high)
     return figure
 

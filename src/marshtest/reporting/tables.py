@@ -221,9 +221,8 @@ def table2(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
     columns = {str(name): str(name).rpartition(", ")[0] for name in wide}
-    by_unlearner = dict.fromkeys(
-        columns.values()
-    )  # as the paper has it: poison budgets side by side
+    # As the paper has it, the poison budgets of an unlearner stand side by side.
+    by_unlearner = dict.fromkeys(columns.values())
     wide = wide[[name for title in by_unlearner for name, its in columns.items() if its == title]]
     wide.index = pd.Index([f"{epochs:.3g}" for epochs in wide.index], name="epochs")
     return wide.reset_index().rename_axis(columns=None)

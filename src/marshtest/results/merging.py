@@ -173,7 +173,7 @@ def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
 def _clash(one: Results, other: Results) -> str | None:
     """Why rows of the same cells do not agree."""
     columns = [c for c in one.rows if c in other.rows and c not in [*CELL, *OF_THE_RUN]]
-    # One model has one row: two that differ mean that the code, or the data, changed unnoticed.
+    # One model has one row: where two differ, something changed that no setting tells of.
     both = one.rows.merge(other.rows, on=CELL, suffixes=("", " again"))
     for column in columns:
         a, b = both[column], both[f"{column} again"]

@@ -127,9 +127,8 @@ def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Jo
     model, twin = keys.model(role, group), keys.twin(role, group)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
-    needs = tuple(
-        dict.fromkeys((*first, initial, *beside, model))
-    )  # `model` may be one of the others
+    # Each once: `model` may be one of the others.
+    needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
     makes = (keys.score(model),)
     return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
 
