@@ -70,6 +70,7 @@ def _features(settings: Shift, folder: Path, progress: Progress) -> Dataset:
     """The features of the settings' data; kept in the folder if a network was trained for them."""
     if settings.data.features is None:
         return data_of(settings.data, settings.device)
+    # Kept, since the network takes most of a study's time, and an interrupted one begins anew.
     file = folder / "features.safetensors"
     if not file.exists():
         data = data_of(

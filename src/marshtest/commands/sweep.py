@@ -20,13 +20,7 @@ from marshtest.sweeps.engines import ENGINES, Engine, InProcess, Processes, Ray
 from marshtest.sweeps.ledger import Ledger
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.planned import Planned, plan_sweep
-from marshtest.sweeps.run_folder import (
-    folder_name,
-    foreseen,
-    is_done,
-    own_folder,
-    write_results,
-)
+from marshtest.sweeps.run_folder import folder_name, foreseen, is_done, own_folder, write_results
 from marshtest.sweeps.scheduler import Scheduler
 from marshtest.sweeps.settings import Resources, Sweep, read_sweep
 from marshtest.sweeps.store import Store

@@ -128,7 +128,7 @@ def _seen(
         hook = model.blocks.register_forward_hook(
             lambda _, given, found: seen.append(F.adaptive_avg_pool2d(found, grid).flatten(1))
         )
-    for _ in logits_of(model, task, samples):
+    for _ in logits_of(model, task, samples):  # for what the hook sees on the way
         pass
     hook.remove()
     return torch.cat(seen).cpu()

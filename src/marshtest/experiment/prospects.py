@@ -76,6 +76,7 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
         if seeds < reject:
             yield f"{_count(seeds)} can give no verdict: NOT REMOVED needs {reject} at least. Raise seeds."
         elif seeds < sure:
+            # One that looks at nothing of before ends with its twin's very parameters: no test is needed.
             yield (
                 f"{_count(seeds)} cannot give REMOVED of {_models(family)}, but for one that never looks "
                 f"at the poisoned model: it needs {sure}. Raise seeds."

@@ -41,13 +41,7 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
 from marshtest.models.networks import MLP, ResNet18
-from marshtest.models.state import (
-    attributes_that_differ,
-    copied,
-    restore,
-    same_tensors,
-    state_of,
-)
+from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import build
 from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -322,11 +316,7 @@ def poison(
 
 @exact_float32()
 def train(
-    pipeline: Pipeline,
-    group: Group,
-    poisoned: Poisoned,
-    role: Role,
-    progress: Progress = silent,
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, role: Role, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
     """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws."""
     if role == Role.INITIAL:

@@ -86,10 +86,7 @@ class Rows:
 
 
 def write_rows(
-    frame: pd.DataFrame,
-    path: Path,
-    runs: Mapping[str, Mapping[str, Any]],
-    kind: Kind = "recipe",
+    frame: pd.DataFrame, path: Path, runs: Mapping[str, Mapping[str, Any]], kind: Kind = "recipe"
 ) -> None:
     """Write rows with their origin.
 

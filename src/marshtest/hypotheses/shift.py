@@ -150,10 +150,7 @@ class Problem:
         return SoftmaxRegression(x, samples.y, self.data.classes, weight_decay, factor)
 
     def solved(
-        self,
-        problem: SoftmaxRegression,
-        remain: Tensor | None = None,
-        start: Tensor | None = None,
+        self, problem: SoftmaxRegression, remain: Tensor | None = None, start: Tensor | None = None
     ) -> Solution:
         """The solution for the samples that remain, as exact as the settings ask."""
         return problem.solve(remain, start, self.settings.error * problem.weight_decay)

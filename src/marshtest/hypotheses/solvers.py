@@ -124,12 +124,7 @@ class SoftmaxRegression:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        classes: int,
-        weight_decay: float,
-        factor: Tensor | None = None,
+        self, x: Tensor, y: Tensor, classes: int, weight_decay: float, factor: Tensor | None = None
     ) -> None:
         if len(x) != len(y):
             raise MarshtestError(

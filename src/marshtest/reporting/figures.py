@@ -344,11 +344,7 @@ SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C
 AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
 
 
-def by_unlearner(
-    table: pd.DataFrame,
-    by: str,
-    effect: EffectFigure | None,
-) -> Figure:
+def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> Figure:
     """Figures 8 to 10: accuracy and the attack's effect of each unlearner, by budget or forget-set size.
 
     Bars are means ± s.d. over seeds, dashed lines retraining and solid ones no unlearning; by size these

@@ -22,6 +22,7 @@ LOOKS = [(BLUE, "-"), (BROWN, "--"), (ORANGE, "-."), (GREEN, ":"), (GREY, "-")] 
 
 def figure4(curves: pd.DataFrame) -> Figure:
     """How far θ shifts as a share β of a set is taken out, in two norms, ± s.d. over seeds."""
+    # The first λ is the study's own; smaller ones have one seed only.
     main = curves[curves["weight_decay"] == curves["weight_decay"].iloc[0]]
     figure = Figure(figsize=(7.2, 3))
     for panel, (norm, title) in zip(figure.subplots(1, 2), NORMS.items(), strict=True):

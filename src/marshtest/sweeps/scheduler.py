@@ -220,6 +220,7 @@ class Scheduler:
         except StoreError:
             raise
         except Exception as error:  # of the engine's: a worker was killed
+            # Tried again, since memory that ran out, or a machine that went, may be there next time.
             self._deaths[i] += 1
             engine.recover()
             if self._deaths[i] < DEATHS:

@@ -8,16 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from marshtest.kit.layouts.base import (
-    HELD_OUT,
-    KNOWN,
-    Dosed,
-    Ids,
-    Layout,
-    Place,
-    Value,
-    within,
-)
+from marshtest.kit.layouts.base import HELD_OUT, KNOWN, Dosed, Ids, Layout, Place, Value, within
 from marshtest.kit.layouts.folders import copy_file, create_file, files_of, folders_of
 from marshtest.kit.layouts.pictures import Picture
 from marshtest.plumbing.errors import MarshtestError
