@@ -145,9 +145,8 @@ def file_name(name: str) -> str:
 
 def file_stem(label: str, also: str = "") -> str:
     """A label as the beginning of a file's name: letters, digits, `=.-_` and what is in `also` stay."""
-    return "".join(c if c.isalnum() or c in "=.-_" or c in also else "_" for c in label)[
-        :LONGEST_NAME
-    ]
+    kept = f"=.-_{also}"
+    return "".join(c if c.isalnum() or c in kept else "_" for c in label)[:LONGEST_NAME]
 
 
 def _short(text: str) -> str:
