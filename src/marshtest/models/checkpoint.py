@@ -63,12 +63,14 @@ def checkpoint(
     model: nn.Module, settings: ModelSettings, input_shape: tuple[int, ...], classes: int
 ) -> bytes:
     """The bytes that `save_model` writes."""
+    # Clones, since safetensors refuses tensors that share memory, as tied weights do.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state_of(model).items()}
     about = {
         "settings": settings.model_dump(),
         "input_shape": list(input_shape),
         "classes": classes,
     }
+    # As text, the only metadata that safetensors holds; no pickle, which could run code.
     return save(tensors, {"marshtest": json.dumps(about)})
 
 
@@ -102,6 +104,7 @@ def load_model(
     try:
         with safe_open(str(path), "pt") as file, seeded(0):  # a new model draws its first weights
             metadata = file.metadata() or {}
+            # From the header: no tensor is read before all are known to fit.
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             about = About.parse(json.loads(metadata["marshtest"]), str(path))
             model = _rebuilt(about, shapes, factory, path)
@@ -134,6 +137,7 @@ def _rebuilt(
             "to test."
         )
     settings = parse_model(about.settings)
+    # On the meta device first: sizes from a file could otherwise fill the memory before they are refused.
     expected = state_of(outline(settings, about.input_shape, about.classes))
     differing = [n for n, t in expected.items() if list(t.shape) != shapes.get(n)]
     differing += sorted(shapes.keys() - expected.keys())
@@ -149,7 +153,7 @@ def _rebuilt(
 
 
 def _is_number(value: Any) -> bool:
-    """Whether an option is a number, a truth value, None, or a list of such; a text might name a file."""
+    """Whether an option is a number, a truth value, None, or a list of these; a text might name a file."""
     if isinstance(value, list):
         return all(map(_is_number, value))
     return value is None or isinstance(value, int | float)

@@ -104,9 +104,8 @@ def _outer(*_: Any, out_val: Tensor, **__: Any) -> int:
 def _linear_backward(
     x: Tensor, grad: Tensor, weight: Tensor, mask: Sequence[bool], **_: Any
 ) -> int:
-    return (
-        2 * x.numel() * weight.shape[0] * sum(mask[:2])
-    )  # by input and weight; the bias's is free
+    # The mask asks for the gradients by input, weight and bias; the bias's is a sum, and free.
+    return 2 * x.numel() * weight.shape[0] * sum(mask[:2])
 
 
 def _matmul_backward(grad: Tensor, a: Tensor, b: Tensor, mask: Sequence[bool], **_: Any) -> int:
@@ -198,9 +197,8 @@ def _conv(x: Tensor, weight: Tensor, *rest: Any, out_val: Tensor, **_: Any) -> i
 
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **_: Any) -> int:
     """Cost of the gradients by input and weight, those that the mask asks for; each is a forward's."""
-    transposed = next(
-        value for value in rest if isinstance(value, bool)
-    )  # comes at different places
+    # Overloads have it at different places.
+    transposed = next(value for value in rest if isinstance(value, bool))
     return convolution(x if transposed else grad, weight) * int(sum(rest[-1][:2]))
 
 
