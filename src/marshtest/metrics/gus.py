@@ -19,11 +19,10 @@ def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
     """[P, d] unit vectors g_z / ‖g_z‖ in input space, flattened to d.
 
     A row is nan if its gradient vanishes or is not finite.
-
-    The margin loss stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly
-    one direction, and the margin's does not underflow where the model is sure.
     """
-    model.eval()
+    # The margin stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly one
+    # direction, and the margin's does not underflow where the model is sure.
+    model.eval()  # or a sample's gradient would depend on its batch
     exact = task.exact()
     directions = []
     size = task.scoring_batch(base.y.device)
