@@ -6,7 +6,7 @@ in the model's input space (normalised pixels, token embeddings), so one mechani
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -18,6 +18,12 @@ from marshtest.data.arrays import as_inputs, as_labels
 from marshtest.plumbing.errors import MarshtestError
 
 Array = Tensor | NDArray[Any]
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Give slices of at most `size` rows that together cover `count` rows in order."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 @dataclass(frozen=True)

@@ -441,6 +441,7 @@ def _power(
     score, n = initial.pooled[name], initial.pooled[name].n
     allowed = _allowed(score, replace(score, hidden=0.0), effect, margin)
     share = min(1.0, score.fpr + allowed)
+    # Of x, of x² and of "x is in the tail", where x is N(0, 1).
     deviation = {"mean": 1.0, "spread": math.sqrt(2), "tail": math.sqrt(share * (1 - share))}[
         effect
     ]

@@ -224,13 +224,9 @@ def _conv_packed(x: Tensor, packed: Any, *_: Any, out_val: Tensor, **__: Any) ->
 # Recurrent layers: every token passes each weight matrix once, and gates are elementwise
 
 
-def _recurrent(x: Tensor, weights: Sequence[Tensor]) -> int:
+def _recurrent(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
     matrices = sum(weight.numel() for weight in weights if weight.dim() == 2)
     return 2 * (x.numel() // x.shape[-1]) * matrices
-
-
-def _rnn(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
-    return _recurrent(x, weights)
 
 
 def _rnn_backward(x: Tensor, weights: Sequence[Tensor], *rest: Any, **_: Any) -> int:
@@ -503,7 +499,7 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
         lambda x, weight, *_, out_val, **__: 2 * out_val[..., 0].numel() * weight.numel(),
         "conv_tbc",
     ),
-    (_rnn, "_cudnn_rnn miopen_rnn"),
+    (_recurrent, "_cudnn_rnn miopen_rnn"),
     (_rnn_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
     (_rnn_layer(1), "mkldnn_rnn_layer"),
     (_rnn_layer(2), "mkldnn_rnn_layer_backward"),

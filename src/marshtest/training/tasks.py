@@ -68,9 +68,9 @@ class Task(ABC):
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         """The model's output for inputs [B, ...] of the batch, in float32."""
 
-    @abstractmethod
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
-        """[B, C] the logits that the label is read from."""
+        """[B, C] the logits that the label is read from; by default the outputs themselves."""
+        return outputs
 
     @abstractmethod
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -180,9 +180,6 @@ class Classification(Task):
             # Losses and scores need float32: bfloat16 keeps two to three digits.
             return logits_in(model(inputs.clone(memory_format=layout))).float()
 
-    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
-        return outputs
-
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         return F.cross_entropy(outputs, batch.y, reduction="none")
 
@@ -221,9 +218,6 @@ class Regression(Task):
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         outputs: Tensor = model(inputs.clone())
-        return outputs
-
-    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -316,9 +310,6 @@ class TextClassification(Language):
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         mask = (opened(batch).x != self.padding).to(torch.int64)
         return self._logits(model, inputs, attention_mask=mask)
-
-    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
-        return outputs
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         return F.cross_entropy(outputs, batch.y, reduction="none")

@@ -33,7 +33,7 @@ from marshtest.plumbing.facts import RUNS as BEGINS
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
-from marshtest.training.tasks import Classification, LabelWord, Task, TextClassification, Train
+from marshtest.training.tasks import Classification, LabelWord, Task, TextClassification
 from marshtest.unlearning import Custom, Unlearner
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
@@ -88,15 +88,8 @@ class Problem:
     def run(self, unlearner: Unlearner, share: float, seed: int = 0) -> Outcome:
         """Unlearn within a share of the training's cost."""
         budget = Budget(share * self.passes, self.flops_per_pass)
-        return unlearn(
-            unlearner,
-            self.model,
-            self.retain,
-            self.forget,
-            task=self.task,
-            budgets=[budget],
-            seed=seed,
-        )[0]
+        sets = self.retain, self.forget
+        return unlearn(unlearner, self.model, *sets, task=self.task, budgets=[budget], seed=seed)[0]
 
 
 RUNS = f"{BEGINS}a model"
@@ -275,38 +268,37 @@ def _trained(
     y[:forget] = samples.y.roll(1)[:forget]
     samples = replace(samples, y=y)
 
-    def train(part: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        with seeded(seed):
-            fresh = new_model()
-        if budget is None:
-            fit(fresh, part, task, training, seed)
-        else:
-            fit_within(fresh, part, task, training, seed, budget)
-        return fresh
-
     with seeded(0):
         model = new_model()
     trained = fit(model, samples, task, training, 0)
-    return Problem(
-        model,
-        samples[forget:],
-        samples[:forget],
-        _equipped(task, train, new_model, training),
-        trained.cost.passes,
-        trained.flops_per_pass,
+    equipped = _equipped(
+        task, new_model, training, lambda model, part, seed: fit(model, part, task, training, seed)
     )
+    cost = trained.cost.passes, trained.flops_per_pass
+    return Problem(model, samples[forget:], samples[:forget], equipped, *cost)
 
 
 def _equipped(
-    task: Task, train: Train, new_model: Callable[[], nn.Module], training: Training
+    task: Task,
+    make: Callable[[], nn.Module],
+    training: Training,
+    train_fully: Callable[[nn.Module, Samples, int], object],
 ) -> Task:
     """The task with all that an unlearner finds in it in a run; nothing is held out."""
 
-    def fresh(seed: int) -> nn.Module:
+    def new_model(seed: int) -> nn.Module:
         with seeded(seed):
-            return new_model()
+            return make()
 
-    return replace(task, train=train, new_model=fresh, optimizer_for=training.optimizer_for)
+    def train(samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
+        model = new_model(seed)
+        if budget is None:
+            train_fully(model, samples, seed)
+        else:
+            fit_within(model, samples, task, training, seed, budget)
+        return model
+
+    return replace(task, train=train, new_model=new_model, optimizer_for=training.optimizer_for)
 
 
 class _Linear(nn.Module):
@@ -366,20 +358,11 @@ def _solved(
 ) -> tuple[Problem, nn.Module]:
     """The problem whose model is the minimiser on all samples, and the minimiser on the retain set."""
     training = Training(epochs=300, batch_size=128, lr=1e-3)
-
-    def train(part: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        with seeded(seed):
-            fresh = make()
-        if budget is None:
-            solve(fresh, part, task)
-        else:
-            fit_within(fresh, part, task, training, seed, budget)
-        return fresh
-
-    model, answer = train(samples, 0), train(samples[forget:], 0)
+    equipped = _equipped(task, make, training, lambda model, part, _: solve(model, part, task))
+    assert equipped.train is not None
+    model, answer = (equipped.train(part, 0, None) for part in (samples, samples[forget:]))
     forward = flops_of(lambda: task(model, samples)) / len(samples)
     passes = 3.0 * training.epochs * len(samples)
-    equipped = _equipped(task, train, make, training)
     return Problem(model, samples[forget:], samples[:forget], equipped, passes, forward), answer
 
 

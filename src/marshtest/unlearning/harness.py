@@ -104,10 +104,8 @@ def _run(
             )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
-    except MarshtestError as error:  # its line says what is to be done
-        note, trace = str(error), traceback.format_exc()
     except (Exception, SystemExit) as error:  # not Ctrl-C, with which the user stops the run
-        note = raised(error)
+        note = str(error) if isinstance(error, MarshtestError) else raised(error)
         trace = traceback.format_exc()
     total = snapshots.cost()
     if updated is not None and updated is not witness.last:
