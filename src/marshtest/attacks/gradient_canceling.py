@@ -260,8 +260,7 @@ def canceling(
     else:
         pull, weight, count = clean, retained / poisons, retained
     size = pull.norm()  # count times ‖g without poisons‖
-    # Adam does not mind the scale of J, and this one keeps derivatives above its ε; sgd's lr is for J.
-    unit = size if relative else torch.full_like(size, count)
+    unit = size if relative else torch.full_like(size, count)  # the lr of sgd is meant for J itself
 
     def objective(total: Tensor) -> tuple[float, Tensor]:
         remainder = (pull + weight * total) / unit

@@ -153,7 +153,7 @@ class Search:
             exact = self.task.exact()
             test, retain = _some(self.test, rng), _some(self.retain, rng)
             p = exact.label_logits(exact(model, test), test).softmax(1)
-            # Not the loss: it has no bound, so it would always outweigh the penalty.
+            # At most 1, where the loss has no bound, so that the penalty outweighs it.
             error = 1 - p.gather(1, test.y[:, None]).mean()
             logits = exact.label_logits(exact(model, retain), retain)
             return error - PENALTY * self._limits(model, logits, retain.y).excess(share)
@@ -194,7 +194,7 @@ def ascend(
     centre = [p.detach().clone() for p in parameters]
     for step in range(STEPS):
         slopes = torch.autograd.grad(gain(model, rng), parameters)
-        # Strides of a set length: where the model is sure, gradients of 1 − p_y are tiny.
+        # Divided by the slope's length: where the model is sure, the gradient of 1 − p_y is tiny.
         stride = radius * STRIDE * (1 - step / STEPS) / max(_norm(slopes), 1e-30)
         with torch.no_grad():
             for p, slope in zip(parameters, slopes, strict=True):

@@ -94,7 +94,7 @@ def _leaky_relu(
 
 def _max_pool2d(gates: Gates, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if gates.recording:
-        # Another winner is a kink as another side of zero is.
+        # A change of the winner is a kink, as a change of side is.
         output, winners = F.max_pool2d_with_indices(input, *args, **kwargs)
         gates.entries.append(winners)
         return output

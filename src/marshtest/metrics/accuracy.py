@@ -42,7 +42,7 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     samples alike. Unlike cross-entropy, the margin does not saturate when the label's probability rounds
     to 1.
     """
-    # Differences rounded to float32 would tie, and ranks depend on ties.
+    # Rounded to float32, differences of large logits could tie, and chance would decide their ranks.
     logits = logits.double()
     label = y[:, None]
     others = logits.scatter(1, label, -torch.inf).logsumexp(1)

@@ -75,7 +75,7 @@ def load_same(spec: str, source: str, where: str, mend: str = "") -> tuple[Calla
     """Import the callable that "pkg.mod:name" names, with the digest of what it does.
 
     Args:
-        spec: its name.
+        spec: the callable's name, "pkg.mod:name".
         source: the digest that a recipe was stored with; "" where it was never imported.
         where: begins the line of an error.
         mend: a sentence that says what else the user can do if the callable has changed.

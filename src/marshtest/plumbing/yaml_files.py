@@ -76,14 +76,14 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise MarshtestError(f"line {line} has a key that is no text. Give it a name.")
-            if key.value in seen:
+            if key.value in keys:
                 raise MarshtestError(f"line {line} gives {key.value!r} twice. Leave one out.")
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -122,7 +122,7 @@ def fit(
     # Order and augmentation have a generator of their own: how much a model's dropout draws moves neither.
     rng = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
-    step = seen = 0
+    step = trained_samples = 0
     started = time.perf_counter()
     model.train()
     with seeded(derive(seed, "dropout")):
@@ -132,11 +132,11 @@ def fit(
                 loss = task.loss(model, batch).mean()
                 descend(optimizer, loss)
                 step += 1
-                seen += len(batch)
+                trained_samples += len(batch)
             # Once an epoch, since .item() makes the CPU wait for the GPU.
             _stop_if_diverged(loss.item(), epoch, training)
             progress((epoch + 1) / training.epochs)
-    flops = seen * flops_per_trained_sample
+    flops = trained_samples * flops_per_trained_sample
     return Fit(Cost(flops / flops_per_pass, flops, time.perf_counter() - started), flops_per_pass)
 
 

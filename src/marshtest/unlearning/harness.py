@@ -138,7 +138,7 @@ class _Snapshots:
     def take(self, milestone: float) -> None:
         """Copy the model as it is now; what is copied counts neither as operations nor as time."""
         cost, started = self.cost(), time.perf_counter()
-        # The weights alone: the model at work also holds gradients, and perhaps hooks.
+        # Only the state is taken over: the method may have put hooks on the model that it trains.
         snapshot = copied(self._start)
         restore(snapshot, state_of(self._witness.last))
         self.taken[milestone] = snapshot, cost
