@@ -16,14 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import (
-    ALONE,
-    Attack,
-    CraftingContext,
-    Effect,
-    Knowledge,
-    Poisoned,
-)
+from marshtest.attacks.base import ALONE, Attack, CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import logits_of

@@ -23,9 +23,7 @@ def _free(name: str) -> str:
 
 
 Name = Annotated[
-    str,
-    StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60),
-    AfterValidator(_free),
+    str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60), AfterValidator(_free)
 ]
 # Shown in tables, figures and the page: "$" would begin a formula, and a line break a line.
 Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_length=1000)]

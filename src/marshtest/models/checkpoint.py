@@ -15,13 +15,7 @@ from torch import nn
 
 from marshtest.models.base import ModelSettings
 from marshtest.models.state import restore, state_of
-from marshtest.models.table import (
-    BUILT_FROM_A_FILE,
-    MODELS,
-    outline,
-    parse_model,
-    refuse_too_large,
-)
+from marshtest.models.table import BUILT_FROM_A_FILE, MODELS, outline, parse_model, refuse_too_large
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
 from marshtest.plumbing.seeds import seeded

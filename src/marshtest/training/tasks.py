@@ -360,10 +360,7 @@ class LabelWord(Language):
             return F.cross_entropy(outputs, batch.y, reduction="none")
         following = F.pad(self.tokens(batch)[:, 1:], (0, 1), value=self.padding)  # [B, T + 1]
         losses = F.cross_entropy(
-            outputs.flatten(0, 1),
-            following.flatten(),
-            ignore_index=self.padding,
-            reduction="none",
+            outputs.flatten(0, 1), following.flatten(), ignore_index=self.padding, reduction="none"
         )
         return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
 

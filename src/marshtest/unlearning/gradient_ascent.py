@@ -68,9 +68,7 @@ class NegGradPlus(GradientUnlearner):
         optimizer = self.optimizer_for(model)
         retained = task.batches(retain, self.batch_size, derive(seed, "retain"))
         forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
-        epoch = task.batches_per_epoch(
-            retain, self.batch_size
-        )  # the smaller forget set repeats in it
+        epoch = task.batches_per_epoch(retain, self.batch_size)  # forget batches come round in it
         for keep, drop in budget.stream(zip(retained, forgotten, strict=True), epoch):
             retain_loss, forget_loss = task.loss(model, keep), task.loss(model, drop)
             descend(
