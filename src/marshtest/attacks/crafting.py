@@ -51,11 +51,8 @@ class Crafted:
         """Perturbation, history and `stopped` as tensors, for a file."""
         # In Python's own precision, so that a run that goes on from a file ranks restarts alike.
         history = torch.tensor(self.history, dtype=torch.float64)
-        return {
-            "perturbation": self.perturbation,
-            "history": history,
-            "stopped": torch.tensor(self.stopped),
-        }
+        stopped = torch.tensor(self.stopped)
+        return {"perturbation": self.perturbation, "history": history, "stopped": stopped}
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:

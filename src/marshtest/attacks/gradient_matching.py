@@ -182,10 +182,9 @@ class GradientMatching(Attack):
             )
             return crafted.tensors()
 
-        names = [f"crafted-{number}-{restart}" for restart in range(self.restarts)]
         return [
-            Crafted.from_tensors(context.kept(name, partial(one, restart)))
-            for restart, name in enumerate(names)
+            Crafted.from_tensors(context.kept(f"crafted-{number}-{restart}", partial(one, restart)))
+            for restart in range(self.restarts)
         ]
 
     def _aims(
