@@ -23,9 +23,7 @@ def _free(name: str) -> str:
 
 
 Name = Annotated[
-    str,
-    StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60),
-    AfterValidator(_free),
+    str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60), AfterValidator(_free)
 ]
 # Shown in tables, figures and the page: "$" would begin a formula, and a line break a line.
 Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_length=1000)]
@@ -35,9 +33,9 @@ class Column(Settings):
     """A column of rows that tables and figures show.
 
     Attributes:
-        title: heads a table's column and names a figure's axis; "" is summarised, and not shown.
-        low: the least value that the column can hold; None where there is none.
-        high: the largest.
+        title: heads a table's column and names a figure's axis; "" for a column that is not shown.
+        low: the least value that the column can hold; None if there is no bound.
+        high: the largest value; None if there is no bound.
         digits: decimals in tables.
         legend: what the values are, in a clause that follows the title and a colon.
         interval: how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial
@@ -81,8 +79,8 @@ class Score(Settings):
         low: the beginning of its histogram; None draws no histogram.
         high: the end.
         each: what has one score each, in the plural.
-        hidden: why a score cannot be told of some poisons, in words.
-        fresh: the column of scores of fresh noise beside it, of which Figures 6 and 7 are drawn, or "".
+        hidden: why the score says nothing about some poisons, in words.
+        fresh: the column with scores of fresh noise, from which Figures 6 and 7 are drawn; "" for none.
         symbol: the score's letter in those figures.
     """
 

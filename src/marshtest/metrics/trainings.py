@@ -106,6 +106,7 @@ def sign_flips(family: Sequence[Difference]) -> list[float]:
     largest = np.zeros(len(flipped))
     for place in order:  # the smallest first: each is compared with the largest of those up to it
         largest = np.maximum(largest, flipped[:, place])
+        # Rounding must not tell equal sums of flipped signs apart.
         adjusted[place] = float((largest >= observed[place] - 1e-9).mean())
     stepped = np.maximum.accumulate(adjusted[order[::-1]])
     adjusted[order[::-1]] = stepped
@@ -117,8 +118,9 @@ def _signs(trainings: int) -> Floats:
     if trainings <= ALL_FLIPS:
         flips = np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1
         return np.where(flips, -1.0, 1.0)
+    # Always seed 0: the same differences have the same p-value each time a report is drawn.
     signs: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS + 1, trainings))
-    signs[0] = 1.0
+    signs[0] = 1.0  # so that no p-value is 0 (Phipson and Smyth 2010)
     return signs
 
 
