@@ -148,7 +148,8 @@ def test_a_full_disk_and_a_read_only_one_are_one_line_and_lose_nothing(
         mount -o remount,size=50m,ro $DISK
         $RUN sweep grid.yaml --store $DISK/store || echo read-only $?
         mount -o remount,rw $DISK
-        $RUN sweep grid.yaml --store $DISK/store --out mended || echo mended $?
+        $RUN sweep grid.yaml --store $DISK/store || echo mended $?
+        $RUN rows --store $DISK/store --out rows.parquet
         """,
         tmp_path,
     )
@@ -162,7 +163,7 @@ def test_a_full_disk_and_a_read_only_one_are_one_line_and_lose_nothing(
     kept = (tmp_path / "before").read_text().split()
     assert f"{len(swept[0].ledger.jobs) - _jobs(kept, swept[0])} jobs done" in said.stdout
     expected = rows_of(swept[0])
-    found = pd.read_parquet(tmp_path / "mended" / "rows.parquet")[list(expected.columns)]
+    found = pd.read_parquet(tmp_path / "rows.parquet")[list(expected.columns)]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_exact=True)
 
 

@@ -1,8 +1,6 @@
 """Our own unlearners pass the gate; fakes fail it, each at the fact that it breaks."""
 
 import copy
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import nn
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.training.budget import Budget
-from marshtest.unlearning import Custom, check, parse_trials
+from marshtest.unlearning import Custom, parse_trials
 from marshtest.unlearning.check import (
     KINDS,
     NEARS,
@@ -26,15 +24,6 @@ from marshtest.unlearning.check import (
     objective,
 )
 from marshtest.unlearning.harness import unlearn
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _solved_once() -> Iterator[None]:
-    """Each convex problem is solved once, and every check has a copy of its own."""
-    solved = cache(convex)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "convex", lambda *which: copy.deepcopy(solved(*which)))
-        yield
 
 
 @pytest.mark.parametrize("name", METHODS)

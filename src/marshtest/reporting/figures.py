@@ -120,7 +120,6 @@ def figures_by_size(results: Results) -> dict[str, Figure]:
 
 def save(figure: Figure, stem: Path) -> Path:
     """Write a figure as PNG and PDF, the same bytes each time; the PNG's path."""
-    figure.set_layout_engine()  # all is in its place; with one, each file is drawn twice
     box = figure.get_tightbbox().padded(0.1)  # of all that is drawn, legends outside the axes too
     for suffix in ("png", "pdf"):
         meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
