@@ -166,6 +166,7 @@ def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
         assert kind in said.out
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_explain_expects_as_many_stages_as_run_does() -> None:
     from marshtest.commands.explain import expected_cost
     from marshtest.sweeps.planned import plan_sweep
@@ -217,6 +218,7 @@ def test_a_failed_job_is_told_with_exit_code_1(marshtest: Any) -> None:
     assert shown.count("Traceback") == 2
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_explain_tells_what_a_sweep_shares(marshtest: Any) -> None:
     said = marshtest("explain", "tiny.yaml", "grid.attack.draws=[9, 19]", "--gpu-tflops", "1")
     assert said.code == 0
