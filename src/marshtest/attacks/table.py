@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+from pydantic import InstanceOf
+
 from marshtest.attacks.base import Attack, Effect, Poisoned
 from marshtest.attacks.gaussian import Gaussian
 from marshtest.attacks.gradient_canceling import GradientCanceling
@@ -33,7 +35,7 @@ class ForeignAttack(Attack, StandIn):
 
 
 CHOICES: Choices[Attack] = Choices(
-    "attack", Attack, ATTACKS, ForeignAttack.parse, ("presentation",)
+    "attack", Attack, ATTACKS, ForeignAttack.parse, {"presentation": InstanceOf[Presentation]}
 )
 
 

@@ -61,7 +61,7 @@ def imported(code: CodeType, package: str) -> Iterator[str]:
 
 
 def spec_of(module: str) -> ModuleSpec | None:
-    """Where a module lies, without an import of it or of the package around it; None if it is not there."""
+    """The place of a module, found without an import of it or its package; None if it is not there."""
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
