@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from homemade import LabelFlipping
+from pydantic import Field
 
 from marshtest.attacks import Attack, Gaussian
 from marshtest.attacks.check import MAKES, MEASURES, check_attack
 from marshtest.attacks.presentation import Presentation
 from marshtest.commands.check import check
 from marshtest.data.samples import Dataset
+from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.base import Metric
 from marshtest.metrics.presentation import Column
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.facts import ENDS, KEEPS_NOTHING, Fact, fact_lines
+from marshtest.unlearning import Unlearner
 
 OURS: list[dict[str, Any]] = [
     {"name": "gaussian"},
@@ -600,6 +603,42 @@ def test_what_a_function_is_follows_from_what_it_takes() -> None:
     assert failed(check(loads_some, samples=100)) == []
     assert {fact.kind for fact in check(loads_some, samples=100)} == {"data"}
     assert failed(check(behind_a_decorator, on=["features"])) == []
+
+
+class FineTuned(Unlearner):
+    name: str = "fine-tuned"
+    lr: float = Field(0.05, gt=0)
+
+    def __call__(self, *given: Any, **about: Any) -> Any:
+        return homemade.fine_tuned(*given, **about, lr=self.lr)
+
+
+SPEC = f"{__name__}:FineTuned"
+
+
+@pytest.mark.parametrize("thing", [SPEC, FineTuned, FineTuned(lr=0.05)], ids=str)
+def test_a_class_of_unlearners_is_checked(thing: Any) -> None:
+    assert failed(check(thing, on=["features"])) == []
+
+
+def test_a_class_of_unlearners_has_its_fields_as_hyper_parameters() -> None:
+    with pytest.raises(MarshtestError, match=f"unlearners.{SPEC}.rate: unknown key 'rate'"):
+        check(SPEC, rate=0.1)
+    with pytest.raises(MarshtestError, match=f"unlearners.{SPEC}.lr: .*greater than 0. Got -1"):
+        check(FineTuned, lr=-1)
+    entry = f"unlearners=[{{name: '{SPEC}', lr: 0.02}}]"
+    recipe = load_recipe("digits-gaussian", entry)
+    ((trial,),) = recipe.unlearners
+    assert isinstance(trial, FineTuned)
+    assert trial.lr == 0.02
+    assert trial.hyperparameters.keys() == {"lr", "source"}
+    stored = recipe.model_dump(mode="json")
+    assert load_recipe(stored).hash == recipe.hash
+    given = load_recipe("digits-gaussian", "unlearners=[gd]", unlearners=[FineTuned(lr=0.02)])
+    assert given.unlearners[-1] == (trial,)
+    stored["unlearners"][0][0]["source"] = "00000000"
+    with pytest.raises(MarshtestError, match="is not what it was when this recipe was stored"):
+        load_recipe(stored)
 
 
 def unequal() -> Dataset:

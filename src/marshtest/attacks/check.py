@@ -360,7 +360,7 @@ def _score_findings(shown: Presentation, poisoned: Poisoned, effect: Effect) -> 
     sets = [some.ids.numpy() for some in (poisoned.forget, poisoned.targets) if some is not None]
     yield (
         "scores its poisons, or its targets, in their order",
-        any(np.array_equal(effect.ids, ids) for ids in (*sets, [-1])),
+        any(np.array_equal(effect.ids, ids) for ids in (*sets, np.array([-1]))),
         "`ids` must be `poisoned.forget.ids`, `poisoned.targets.ids`, or -1 for one score of all",
     )
     undefined = [name for name, values in scores.items() if np.isfinite(values).mean() < 0.8]

@@ -123,7 +123,7 @@ def _loads(thing: Any, options: Iterable[str]) -> bool:
 def _unlearner(thing: Any, options: Mapping[str, Any]) -> Any:
     if not options:
         return parse_trials(thing)[0] if isinstance(thing, str) else thing
-    name = thing if isinstance(thing, str) else name_of(thing)
+    name = thing if isinstance(thing, str) or inspect.isclass(thing) else name_of(thing)
     ready, *more = parse_trials({"name": name, **options})
     if more:
         raise MarshtestError("check: an option has one value here. Check one at a time.")
@@ -196,7 +196,8 @@ class _Asked:
                 *(ground.knowledge.test[:half], ground.knowledge.test[half:]),
             )
         )
-        self.question = Question(*self.sets, ground.knowledge.task, seed=0)
+        forget, retain, test, held_out = self.sets
+        self.question = Question(forget, retain, test, held_out, ground.knowledge.task, seed=0)
         self._before = [bits(samples) for samples in self.sets]
 
     def measure(self, draws: int) -> dict[str, Any]:

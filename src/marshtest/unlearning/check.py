@@ -44,7 +44,7 @@ from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
 from marshtest.training.tasks import Classification, LabelWord, Task, TextClassification
-from marshtest.unlearning import Custom, Unlearner
+from marshtest.unlearning import Custom, Unlearner, parse_trials
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
 WEIGHT_DECAY = 5e-4  # the unlearners' own, so that they minimise the convex problem's objective
@@ -59,7 +59,7 @@ def check_unlearner(
     """Run an unlearner through the gate.
 
     Args:
-        unlearner: one of ours, or a callable
+        unlearner: one of ours, a class that extends Unlearner, or a callable
             (model, retain, forget, *, task, budget, seed) → model.
         on: the kinds of data that it is made for, of "images", "features", "text".
 
@@ -69,7 +69,8 @@ def check_unlearner(
     Raises:
         MarshtestError: an unknown kind of data, or an unlearner that does not take its hyper-parameters.
     """
-    method = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
+    with foreign("check"):
+        method = parse_trials(unlearner)[0].imported()
     refuse_unknown_kinds(on)
     return [fact for kind in KINDS if kind in on for fact in _facts(method, kind)]
 
