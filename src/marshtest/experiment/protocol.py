@@ -30,6 +30,17 @@ from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.cells import Group
 from marshtest.experiment.columns import refuse_taken_columns
+from marshtest.experiment.guarded import (
+    asking,
+    candidates_of,
+    guarded,
+    model_for,
+    refuse_unfit_columns,
+    refuse_unsound_poison,
+    seeded_if_foreign,
+    shuffled_of,
+    sound_effect,
+)
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
@@ -155,7 +166,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
 def _refuse_too_few(recipe: Recipe, share: float, data: Dataset) -> None:
     """Raise where a poison budget makes so few poisons that no error could be told of their mean."""
     if poison_count(recipe, share, data) < 2:
-        possible = len(recipe.attack.candidates(data.train, data.marked))
+        possible = len(candidates_of(recipe.attack, data.train, data.marked))
         raise MarshtestError(
             f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
             "two poisons. Raise it, or use more data."
@@ -188,7 +199,7 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
         model, _ = trial.fit(samples, 0)
     except MarshtestError:
         raise
-    except Exception as error:  # whatever a user's forward raises
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's forward raises
         raise MarshtestError(
             f"model: {trainer.model.name} cannot be trained ({type(error).__name__}: {first_line(error)})."
         ) from None
@@ -247,7 +258,8 @@ def kept_count(recipe: Recipe, data: Dataset) -> int:
 def poison_count(recipe: Recipe, share: float, data: Dataset) -> int:
     """About how many poisons a budget makes: candidates may be among those held out."""
     trained_on = kept_count(recipe, data) / len(data.train)
-    return round(share * trained_on * len(recipe.attack.candidates(data.train, data.marked)))
+    possible = candidates_of(recipe.attack, data.train, data.marked)
+    return round(share * trained_on * len(possible))
 
 
 def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
@@ -265,7 +277,8 @@ def train_clean(
     pipeline: Pipeline, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
     """The model that crafted attacks start from; it serves all poison budgets of a seed."""
-    return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
+    with asking(pipeline.recipe.model):
+        return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
 
 
 def _no_clean_model() -> nn.Module:
@@ -292,12 +305,12 @@ def poison(
     """
     recipe = pipeline.recipe
     samples = split(pipeline, group.seed)[1]
-    possible = recipe.attack.candidates(samples, pipeline.data.marked)
+    possible = candidates_of(recipe.attack, samples, pipeline.data.marked)
     training = recipe.training
     knowledge = Knowledge(
         task=pipeline.task,
         test=pipeline.data.test,
-        clean=clean,
+        clean=lambda: model_for(recipe.attack, clean()),
         input_shape=pipeline.input_shape,
         marked=pipeline.data.marked,
         # AdamW's decay is no term of the loss, so no gradient that an attack cancels holds it.
@@ -311,7 +324,12 @@ def poison(
     )
     count = round(group.poison_budget * len(possible))
     seed = derive(group.draws, "attack")
-    return recipe.attack.poison(samples, count, knowledge, seed, context)
+    shared = samples, pipeline.data.train, pipeline.data.test
+    with seeded_if_foreign(recipe.attack, seed):
+        with guarded(recipe.attack, f"attack {recipe.attack.name}", *shared):
+            poisoned = recipe.attack.poison(samples, count, knowledge, seed, context)
+        refuse_unsound_poison(recipe.attack, poisoned, pipeline.data)
+    return poisoned
 
 
 @exact_float32()
@@ -324,15 +342,15 @@ def train(
     elif role == Role.TWIN:
         samples = poisoned.unpoisoned
     elif role == Role.SHUFFLED:
-        blind = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
-        assert blind is not None, "an attack with a control shuffles its poisons"
-        samples = blind
+        seed = derive(group.draws, "shuffle")
+        samples = shuffled_of(pipeline.recipe.attack, poisoned, seed)
     else:
         samples = poisoned.retain
     # Initial model, twin and control then differ by their samples alone. The retrained model and its
     # reference have one retain set: by the same draws they would be one model.
     draws = Role.INITIAL if role in UNTREATED else role
-    return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
+    with asking(pipeline.recipe.model):
+        return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
 @exact_float32()
@@ -434,8 +452,8 @@ def measure(
     # What a model draws as it answers must not hang on the jobs that this process did before.
     with seeded(derive(group.draws, "measure")):
         if twin is not None:
-            row |= _of_twin(pipeline, poisoned, model, twin)
-        figures, effect = _effect(pipeline, group, poisoned, model)
+            row |= _of_twin(pipeline, poisoned, model, twin, row)
+        figures, effect = _effect(pipeline, group, poisoned, model, row)
     moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
     row |= figures
     for metric in pipeline.recipe.metrics:
@@ -475,19 +493,31 @@ def _row(
 
 
 def _effect(
-    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module, row: Mapping[str, Any]
 ) -> tuple[dict[str, float], Effect]:
     task, started = pipeline.task, time.perf_counter()
-    effect = pipeline.recipe.attack.effect(model, poisoned, task)
+    effect = _effect_on(pipeline, poisoned, model, row)
     parts = {
         "test_accuracy": pipeline.data.test,
         "forget_accuracy": poisoned.forget,
         "validation_accuracy": split(pipeline, group.seed)[0],
     }
-    measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
+    with asking(pipeline.recipe.model):
+        measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
     measured["scoring_seconds"] = time.perf_counter() - started
     # The harness's own measures come last, so that no attack can pass its own off as one of them.
     return {**_dependences(pipeline, poisoned, effect), **effect.figures, **measured}, effect
+
+
+def _effect_on(
+    pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, row: Mapping[str, Any]
+) -> Effect:
+    """The attack's effect on a model, looked through where the attack is a user's."""
+    attack, data = pipeline.recipe.attack, pipeline.data
+    shared = poisoned.clean, poisoned.samples, data.train, data.test
+    with asking(pipeline.recipe.model), guarded(attack, f"attack {attack.name}", *shared):
+        effect = attack.effect(model_for(attack, model), poisoned, pipeline.task)
+    return sound_effect(attack, effect, poisoned, row)
 
 
 def _dependences(pipeline: Pipeline, poisoned: Poisoned, effect: Effect) -> dict[str, float]:
@@ -523,26 +553,35 @@ def _by_metric(
         seed=seed,
     )
     where = f"metrics.{metric.name}"
-    with seeded(seed), foreign(where):
-        values = dict(metric.measure(model, question))
+    shared = question.forget, question.retain, question.test, question.held_out, pipeline.data.train
+    with seeded(seed), guarded(metric, where, *shared), foreign(where):
+        values = dict(metric.measure(model_for(metric, model), question))
     if values.keys() != metric.columns.keys():
         raise MarshtestError(
-            f"{where}: measured {sorted(values)}, and its columns are {sorted(metric.columns)}."
+            f"{where}: measured {sorted(map(str, values))}, and its columns are {sorted(metric.columns)}."
         )
     if taken := sorted(values.keys() & row.keys()):
         raise MarshtestError(
             f"{where}: a row has a column {taken[0]!r} already. Rename the metric's."
         )
-    return {name: float(value) for name, value in values.items()}
+    with foreign(where):
+        numbers = {name: float(value) for name, value in values.items()}
+    refuse_unfit_columns(metric, numbers, pipeline.recipe.attack, row)
+    return numbers
 
 
 def _of_twin(
-    pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, twin: nn.Module
+    pipeline: Pipeline,
+    poisoned: Poisoned,
+    model: nn.Module,
+    twin: nn.Module,
+    row: Mapping[str, Any],
 ) -> dict[str, float]:
     """The effect's columns and the test accuracy of the clean twin, and whether it is the same model."""
     attack, task = pipeline.recipe.attack, pipeline.task
-    figures = dict(attack.effect(twin, poisoned, task).figures)
-    figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
+    figures = dict(_effect_on(pipeline, poisoned, twin, row).figures)
+    with asking(pipeline.recipe.model):
+        figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
     columns = ("test_accuracy", *attack.presentation.reference_columns.values())
     same = same_tensors(model.state_dict(), twin.state_dict())
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

@@ -22,6 +22,7 @@ COLUMNS = (
     Column(title="cost", room=100),
     Column(title="trainings", room=100),
 )
+RANKING = ("rank", "unlearner", "misses", "left", "lost", "spent", "experiments")
 REFERENCE = "second retrained"
 NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
     "none": "no unlearning",
@@ -268,7 +269,7 @@ def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
     attacks = [results.recipe.attack for results in experiments]
     shown = {attack.name: attack.shown.title for attack in attacks}
     # Two attacks of users may bear one title, and would share a column: their names differ.
-    titles = list(shown.values())
+    titles = [*RANKING, *shown.values()]
     lines = []
     for line in leaderboard(experiments).to_dict("records"):
         text = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,10 @@ if TYPE_CHECKING:  # rows are read without torch
     from torch import nn
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
+HEADINGS = (  # of the summary's own columns
+    *("model", "poison", "seeds", "accuracy", "cost", "usable", "spent", "trainings", "verdict"),
+)
+Titled = TypeVar("Titled", Column, Score)
 CONTROLS: dict[str, str] = {
     Role.INITIAL: "initial model (no unlearning)",
     Role.RETRAINED: "retrained model",
@@ -102,7 +106,7 @@ class Results:
         frame = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
         _refuse_unjudgeable(frame, f"{rows.path}: rows of recipe {recipe}")
         # The attack's own columns first: a pattern of ours may fit their names as well.
-        kinds = kinds_of(parsed) | KINDS
+        kinds = kinds_of(parsed.attack.shown, parsed.columns) | KINDS
         check_columns(frame, _columns(parsed), f"{rows.path}: {parsed.attack.name} rows", kinds)
         _check_counts(frame, parsed, rows.path)
         # Only a run's own file has the tables beside it; what was merged or exported lies anywhere.
@@ -133,12 +137,21 @@ class Results:
     @property
     def scores_shown(self) -> Mapping[str, Score]:
         """The scores that verdicts rest on, and what a report must know of each."""
-        return self.recipe.attack.shown.scores
+        scores = self.recipe.attack.shown.scores
+        return {name: titled_apart(name, score, self._titles) for name, score in scores.items()}
 
     @property
     def columns_shown(self) -> Mapping[str, Column]:
         """The rows' further columns that have a title, and what a report must know of each."""
-        return {name: column for name, column in self.recipe.columns.items() if column.title}
+        columns = {name: column for name, column in self.recipe.columns.items() if column.title}
+        return {name: titled_apart(name, column, self._titles) for name, column in columns.items()}
+
+    @cached_property
+    def _titles(self) -> list[str]:
+        """The headings of tables, those of every report first."""
+        scores, columns = self.recipe.attack.shown.scores, self.recipe.columns
+        titles = [score.title for score in scores.values()]
+        return [*HEADINGS, *titles, *(column.title for column in columns.values())]
 
     @property
     def unit(self) -> str:
@@ -480,6 +493,13 @@ def _beside(
     if len(table):
         check_columns(table, needed, str(file), kinds)
     return table
+
+
+def titled_apart(name: str, of: Titled, titles: Sequence[str]) -> Titled:
+    """The score or column, with its name in the title if another heading of the table is the same."""
+    if titles.count(of.title) < 2:
+        return of
+    return of.model_copy(update={"title": f"{of.title} ({name})"})
 
 
 def _columns(recipe: Recorded) -> Iterator[str]:
