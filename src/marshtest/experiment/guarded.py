@@ -265,8 +265,9 @@ def _refuse_missing(
     """Raise where a column or score that the presentation names was not measured."""
     shown = attack.shown
     counts = [c.count for c in shown.columns.values() if isinstance(c.count, str) and c.count]
+    known = {*figures, *row, *MEASURED, *_of_scores(attack)}
     needed = [*shown.columns, *shown.reference_columns.values(), *counts]
-    if missing := [name for name in needed if name not in {*figures, *row, *MEASURED}]:
+    if missing := [name for name in needed if name not in known]:
         raise MarshtestError(
             f"{where}: did not measure {missing[0]!r}, which its presentation names."
         )
