@@ -1,9 +1,10 @@
 """Which answers a recipe's numbers of poisons and trainings allow: said before anything is trained."""
 
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import Protocol
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from marshtest.attacks.presentation import Presentation
 from marshtest.experiment.verdict_settings import VerdictSettings
@@ -102,7 +103,7 @@ def _poisons(recipe: Judged, family: int) -> int | None:
     if recipe.attack.shown.draws is None:
         return None
     draws = int(recipe.attack.shown.draws)
-    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))  # the mean score then
+    largest = (draws + 1) * NormalDist().pdf(ndtri(1 / (draws + 1)))  # the mean score then
     margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
     return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))
 

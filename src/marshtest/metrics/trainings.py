@@ -26,7 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, t
+from scipy.special import stdtr, stdtrit
+
+from marshtest.metrics.binomial import at_least, at_most
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +69,7 @@ class Difference:
     def columns(self, name: str) -> dict[str, float]:
         """The columns of a summary, for the effect `name`; the p-value is for this unlearner alone."""
         n = len(self.defined)
-        half = float(t.isf(0.025, n - 1)) * self.error if n > 1 else math.nan
+        half = -float(stdtrit(n - 1, 0.025)) * self.error if n > 1 else math.nan
         return {
             f"{name}_dependence": self.value,
             f"{name}_error": self.error,
@@ -136,8 +138,14 @@ def p_positive(values: Floats) -> float:
     n = len(values)
     spread = float(values.std(ddof=1)) if n > 1 else 0.0
     if spread > TINY:
-        return float(t.sf(values.mean() / (spread / math.sqrt(n)), n - 1))
+        return float(stdtr(n - 1, -t_statistic(values)))
     return 0.5**n if n and values[0] > TINY else 1.0
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def t_statistic(values: Floats) -> float:
+    """The mean over its standard error; infinite if all values are equal, nan if they are 0."""
+    return float(values.mean() / (values.std(ddof=1) / math.sqrt(len(values))))
 
 
 def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
@@ -146,7 +154,7 @@ def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
     if not half > 0:
         return 1.0
     works = float((d0 > half).mean())
-    return float(binom.cdf(failures(d0, d), len(d), margin * works))
+    return at_most(failures(d0, d), len(d), margin * works)
 
 
 def failures(d0: Floats, d: Floats) -> int:
@@ -167,8 +175,8 @@ def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: 
     trainings = math.ceil(always - 1e-9)
     while trainings < MOST:
         worked = np.arange(trainings + 1)
-        enough = (1 - margin * worked / trainings) ** trainings <= alpha
-        if binom.pmf(worked[enough], trainings, works).sum() >= power:
+        too_few = int(((1 - margin * worked / trainings) ** trainings > alpha).sum())
+        if at_least(too_few, trainings, works) >= power:
             return trainings
         trainings += 1 + trainings // 200  # exact up to 200
     return MOST

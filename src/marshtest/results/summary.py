@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from marshtest.experiment.cells import CELL, cells, groups
 from marshtest.experiment.columns import KINDS, MEND, Kind, check_columns, kinds_of
@@ -22,10 +22,10 @@ from marshtest.experiment.prospects import prospects
 from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
+from marshtest.metrics.binomial import interval_of_share
 from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
-from marshtest.metrics.tradeoff import interval_of_share
 from marshtest.metrics.trainings import Difference, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
@@ -437,7 +437,7 @@ def _over_trainings(name: str, value: float, means: NDArray[np.float64]) -> dict
     told = means[~np.isnan(means)]
     n, several = len(told), len(told) > 1
     error = float(told.std(ddof=1)) / math.sqrt(n) if several else math.nan
-    half = float(t.isf(0.025, n - 1)) * error if several else math.nan
+    half = -float(stdtrit(n - 1, 0.025)) * error if several else math.nan
     return {
         f"{name}_trainings": float(n),
         f"{name}_trainings_error": error,
