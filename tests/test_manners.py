@@ -150,7 +150,7 @@ def test_dose_and_audit_leave_the_process_as_it_was(in_process: bool, tmp_path: 
     case, scaling = audited(), Scaling(std=(0.3,))
     out, rest = tmp_path / "dosed.npz", {"fraction": 0.6, "variance": 4, "seed": 3}
     assert changed(lambda: marshtest.dose(case.source, out, scaling=scaling, **rest)) == []
-    names = ("subjects:before", "subjects:retrained")
+    names = ("subjects:before", "subjects:retrained")[: 2 if in_process else 1]  # dear apart
     rest = {"scaling": Scaling(), "draws": 19, "in_process": in_process}
     assert changed(lambda: marshtest.audit(case.done.key_file, case.source, *names, **rest)) == []
 
@@ -217,7 +217,7 @@ def watching(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 def test_models_are_scored_in_float32_without_tf32(tmp_path: Path) -> None:
     recipe = TINY | {"seeds": 1, "unlearners": [], "model": f"{__name__}:watching"}
     allowed = torch.backends.cudnn.allow_tf32
-    marshtest.run(recipe, out=tmp_path / "run")
+    marshtest.run(recipe, out=tmp_path / "run", report=False)
     assert Watching.seen
     assert not any(Watching.seen)
     assert torch.backends.cudnn.allow_tf32 is allowed is True
@@ -229,10 +229,9 @@ def test_models_are_scored_in_float32_without_tf32(tmp_path: Path) -> None:
     [
         ("sys.argv[1:] = ['run', 'no-such-recipe']; main()", True),
         ("work('store', None, 1, '.')", True),
-        ("marshtest.run('no-such-recipe')", False),
-        ("marshtest.run(TINY, 'seeds=1', out='run')", False),
+        ("marshtest.run(TINY, 'seeds=1', out='run', report=False)", False),
     ],
-    ids=["command", "worker", "refused call", "library call"],
+    ids=["command", "worker", "library call"],
 )
 def test_a_command_and_a_worker_keep_freed_memory_and_a_library_call_does_not(
     does: str, keeps: bool, tmp_path: Path
@@ -240,9 +239,9 @@ def test_a_command_and_a_worker_keep_freed_memory_and_a_library_call_does_not(
     code = f"""
 import sys
 import marshtest
-from conftest import TINY
 from marshtest.cli.app import main
 from marshtest.sweeps.engines import work
+TINY = {TINY}
 {KEEPS}
 try:
     {does}

@@ -80,7 +80,7 @@ class Dependence:
         several = self.cells > 1
         return {
             "mean": self.p_value,
-            "spread": min(1.0, 2 * min(below, above)),
+            "spread": min(1.0, 2 * min(below, above)),  # χ² is skewed: twice the smaller tail
             "classes": float(chdtrc(self.cells - 1, self.between)) if several else math.nan,
             "tail": at_least(self.tail, self.n, self.fpr),
         }
@@ -154,6 +154,7 @@ def dependence(
     """
     defined = ~np.isnan(scores)
     x, n = scores[defined], int(defined.sum())
+    # A missing score hides all that it would have shown; a tied one, what chance decided.
     hidden = float(np.where(defined, ties, 1.0).mean()) if len(scores) else 0.0
     if n < 2:
         return Dependence(math.nan, math.nan, n, len(scores) - n, hidden, fpr=fpr)
@@ -212,6 +213,7 @@ def pooled(parts: Sequence[Dependence]) -> Dependence:
 
 def _over(sizes: NDArray[np.int64], means: Floats, errors: Sequence[float]) -> tuple[float, float]:
     """(mean over all poisons, its standard error) from the mean and the error of each training."""
+    # Spread within trainings and between their means: exact, though no row holds a poison's own score.
     n = sizes.sum()
     mean = float((sizes * means).sum() / n)
     within = sizes * (sizes - 1) * np.square(errors)
