@@ -28,7 +28,7 @@ from marshtest.experiment.recipe import ForeignData, Recipe
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import pick_device, threads
 from marshtest.reporting import charts
 from marshtest.reporting.figures import save
 from marshtest.sweeps.jobs import Job, passes
@@ -215,7 +215,8 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
             if not rated:  # the first step of all, for which libraries are still being loaded
                 costs.add("start", 1, seconds=import_seconds() + _first_step(pipeline, started))
             flops = _flops(pipeline.trainer.new_model(0), pipeline.task, data.train)
-            rated[alike] = measure(pipeline), flops
+            with threads(pipeline.threads):
+                rated[alike] = measure(pipeline), flops
         for job in jobs:
             _add_job(costs, job, data, *rated[alike])
     if len(planned.variants) == 1:  # a sweep of several draws nothing

@@ -59,7 +59,7 @@ from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
-from marshtest.training.budget import Budget, Cost
+from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
 from marshtest.training.tasks import Classification, LabelWord, Precision, Task, TextClassification
 from marshtest.unlearning import Unlearner
@@ -68,6 +68,9 @@ from marshtest.unlearning.harness import Outcome, unlearn
 Row = dict[str, Any]
 
 OWN = (MLP, ResNet18, GPT2)  # models of which all is known
+# Floating-point operations of a training step below which a second thread waits more than it works. Rows of
+# such models are the same bytes on any number of cores.
+SMALL = 3e8
 TRIED = 4  # samples of another's model's trial
 
 
@@ -123,6 +126,7 @@ class Pipeline:
     data: Dataset
     trainer: Trainer
     input_shape: tuple[int, ...]  # of one sample in input space
+    threads: int | None = None  # as many as are worth while; None for all that there are
 
     @property
     def task(self) -> Task:
@@ -156,11 +160,14 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         _refuse_too_few(recipe, share, data)
     task = _task(recipe, data, model, chosen_precision(recipe.training, model, device))
     # The input space may not be the samples': of texts it is that of the embeddings.
-    inputs = task.inputs(model, data.train[:1].to("cpu"))
+    sample = data.train[:1].to("cpu")
+    inputs = task.inputs(model, sample)
     trainer = Trainer(recipe.model, recipe.training, task, device, shape, data.classes)
     if not isinstance(recipe.model, OWN):
         _try_out(trainer, data.train[:TRIED])
-    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]))
+    with torch.no_grad():
+        step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
+    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
 
 
 def _refuse_too_few(recipe: Recipe, share: float, data: Dataset) -> None:

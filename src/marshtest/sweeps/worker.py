@@ -32,6 +32,7 @@ from marshtest.experiment.protocol import (
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.models.state import restore
+from marshtest.plumbing.device import threads
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import Job
@@ -78,14 +79,16 @@ class Worker:
     def _do(self, job: Job, progress: Progress) -> str:
         if job.kind == "features":
             self._make_features(job, progress)
-        elif job.kind == "train":
-            self._train(job, progress)
-        elif job.kind == "craft":
-            self._craft(job, progress)
-        elif job.kind == "score":
-            self._score(job)
-        else:
-            return self._unlearn(job, progress)
+            return ""
+        with threads(self.pipeline(job.keys).threads):
+            if job.kind == "unlearn":
+                return self._unlearn(job, progress)
+            if job.kind == "train":
+                self._train(job, progress)
+            elif job.kind == "craft":
+                self._craft(job, progress)
+            else:
+                self._score(job)
         return ""
 
     def pipeline(self, keys: Keys) -> Pipeline:
