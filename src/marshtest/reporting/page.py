@@ -109,7 +109,7 @@ def answer(results: Results) -> str:
     for _, line in shown.iterrows():
         name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
         of = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
-        if line["unlearner"] == "retrain":
+        if line["unlearner"] in ("retrain", "retrain-tuned"):
             rivals.append(f"{of}: {verdict}")
         else:
             told[verdict].append(of if verdict == "REMOVED" else name)

@@ -33,7 +33,7 @@ from marshtest.plumbing.facts import RUNS as BEGINS
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
-from marshtest.training.tasks import Classification, LabelWord, Task, TextClassification, Train
+from marshtest.training.tasks import Classification, LabelWord, Objective, Task, TextClassification
 from marshtest.unlearning import Custom, Unlearner
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
@@ -279,15 +279,6 @@ def _trained(
     y[:forget] = samples.y.roll(1)[:forget]
     samples = replace(samples, y=y)
 
-    def train(kept: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        with seeded(seed):
-            made = new_model()
-        if budget is None:
-            fit(made, kept, task, training, seed)
-        else:
-            fit_within(made, kept, task, training, seed, budget)
-        return made
-
     with seeded(0):
         model = new_model()
     done = fit(model, samples, task, training, 0)
@@ -295,20 +286,35 @@ def _trained(
         model,
         samples[forget:],
         samples[:forget],
-        _equipped(task, train, new_model, training),
+        _equipped(task, new_model, training),
         done.cost.passes,
         done.flops_per_pass,
     )
 
 
-def _equipped(
-    task: Task, train: Train, new_model: Callable[[], nn.Module], training: Training
-) -> Task:
+def _equipped(task: Task, new_model: Callable[[], nn.Module], training: Training) -> Task:
     """The task with all that an unlearner finds in it in a run; nothing is held out."""
 
     def fresh(seed: int) -> nn.Module:
         with seeded(seed):
             return new_model()
+
+    def train(
+        samples: Samples,
+        seed: int,
+        budget: Budget | None = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> nn.Module:
+        trained = fresh(seed) if start is None else copy.deepcopy(start)
+        own = training.changed(**changes)
+        if budget is None:
+            fit(trained, samples, task, own, seed, objective=objective)
+        else:
+            fit_within(trained, samples, task, own, seed, budget, objective)
+        return trained
 
     return replace(task, train=train, new_model=fresh, optimizer_for=training.optimizer_for)
 
@@ -370,20 +376,14 @@ def _solved(
 ) -> tuple[Problem, nn.Module]:
     """The problem whose model is the minimiser on all samples, and the minimiser on the retain set."""
     training = Training(epochs=300, batch_size=128, lr=1e-3)
-
-    def train(kept: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        with seeded(seed):
-            made = make()
-        if budget is None:
-            solve(made, kept, task)
-        else:
-            fit_within(made, kept, task, training, seed, budget)
-        return made
-
-    model, answer = train(samples, 0), train(samples[forget:], 0)
+    with seeded(0):
+        model = make()
+    answer = copy.deepcopy(model)
+    solve(model, samples, task)
+    solve(answer, samples[forget:], task)
     forward = flops_of(lambda: task(model, samples)) / len(samples)
     passes = 3.0 * training.epochs * len(samples)
-    equipped = _equipped(task, train, make, training)
+    equipped = _equipped(task, make, training)
     return Problem(model, samples[forget:], samples[:forget], equipped, passes, forward), answer
 
 
