@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from marshtest.data.samples import Samples
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget
-from marshtest.training.tasks import Classification
+from marshtest.training.loop import Training, fit_within
+from marshtest.training.tasks import Classification, Task
 
 T = TypeVar("T")
 Objective = Callable[[nn.Module], Tensor]
@@ -67,6 +69,31 @@ def problem(kind: str) -> tuple[nn.Module, Samples, Samples]:
         x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(4, (40,))
     samples = Samples(x, y, torch.arange(40))
     return network(kind), samples[8:], samples[:8]
+
+
+def equipped(kind: str, training: Training) -> Task:
+    """A task with all that an unlearner finds in it, whose models are those of `network`."""
+
+    def train(
+        samples: Samples,
+        seed: int,
+        budget: Any = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Any = None,
+        **changes: Any,
+    ) -> nn.Module:
+        model = network(kind, seed) if start is None else copy.deepcopy(start)
+        own = training.changed(**changes)
+        fit_within(model, samples, Exact(), own, seed, budget, objective)
+        return model
+
+    return replace(
+        Exact(),
+        train=train,
+        new_model=partial(network, kind),
+        optimizer_for=training.optimizer_for,
+    )
 
 
 def log_softmax(logits: Tensor) -> Tensor:

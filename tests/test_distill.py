@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from stepwise import (
     Steps,
     assert_same,
     cross_entropies,
+    equipped,
     log_softmax,
     network,
     problem,
@@ -25,39 +25,13 @@ from marshtest.data.samples import Samples
 from marshtest.models.state import same_tensors
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, seeded
-from marshtest.training.loop import Training, fit_within
-from marshtest.training.tasks import Task
+from marshtest.training.loop import Training
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.check import convex, images, nears_retraining, objective, text
 from marshtest.unlearning.distill import Distill, Undo, label_entropy, noised
 
 SEED, RATE = 5, 0.1
 TRAINING = Training(epochs=1, batch_size=16, lr=RATE, weight_decay=0.01, schedule="constant")
-
-
-def equipped(kind: str) -> Task:
-    """A task whose training is the real one, on small networks in float64."""
-
-    def train(
-        samples: Samples,
-        seed: int,
-        budget: Any = None,
-        *,
-        start: nn.Module | None = None,
-        objective: Any = None,
-        **changes: Any,
-    ) -> nn.Module:
-        assert start is not None
-        model = copy.deepcopy(start)
-        fit_within(model, samples, Exact(), TRAINING.changed(**changes), seed, budget, objective)
-        return model
-
-    return replace(
-        Exact(),
-        train=train,
-        new_model=partial(network, kind),
-        optimizer_for=TRAINING.optimizer_for,
-    )
 
 
 def taught(
@@ -87,7 +61,9 @@ def test_a_fresh_student_is_taught_on_the_retain_set(
     model, retain, forget = problem(kind)
     method = Distill(temperature=3, only_right=only_right, label_weight=weight)
     with seeded(2):  # dropout
-        found = method(model, retain, forget, task=equipped(kind), budget=Steps(5), seed=SEED)
+        found = method(
+            model, retain, forget, task=equipped(kind, TRAINING), budget=Steps(5), seed=SEED
+        )
     teacher, fresh = copy.deepcopy(model).eval(), network(kind, SEED)
     batches = Exact().batches(retain, 16, SEED)
     steps = [partial(taught, teacher, next(batches), only_right, weight) for _ in range(5)]
@@ -109,7 +85,9 @@ def test_undo_unlearns_noises_and_distils(kind: str) -> None:
         lr=RATE / 2,
     )
     with seeded(2):  # dropout
-        found = method(model, retain, forget, task=equipped(kind), budget=Steps(10), seed=SEED)
+        found = method(
+            model, retain, forget, task=equipped(kind, TRAINING), budget=Steps(10), seed=SEED
+        )
     kept = Exact().batches(retain, 8, derive(derive(SEED, "unlearn"), "retain"))
     forgotten = Exact().batches(forget, 8, derive(derive(SEED, "unlearn"), "forget"))
     batches = Exact().batches(retain, 16, SEED)

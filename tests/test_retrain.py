@@ -1,26 +1,22 @@
 """Retraining and shrink and perturb: what they start from, and the settings that they train by."""
 
 import copy
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from conftest import TINY
-from stepwise import Exact, Steps, assert_same, cross_entropies, network, problem, sgd
+from stepwise import Exact, Steps, assert_same, cross_entropies, equipped, network, problem, sgd
 from torch import nn
 
 import marshtest
 from marshtest.data.load import load
-from marshtest.data.samples import Samples
 from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.models.state import same_tensors
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.loop import Training, fit_within
-from marshtest.training.tasks import Task
 from marshtest.unlearning import Unlearner, parse_trials
 from marshtest.unlearning.check import images
 from marshtest.unlearning.shrink_perturb import mixed
@@ -37,30 +33,12 @@ OWN = {
 }
 
 
-def equipped(kind: str) -> Task:
-    """A task whose training is the real one, on small networks in float64."""
-
-    def train(
-        samples: Samples,
-        seed: int,
-        budget: Any = None,
-        *,
-        start: nn.Module | None = None,
-        objective: Any = None,
-        **changes: Any,
-    ) -> nn.Module:
-        model = network(kind, seed) if start is None else copy.deepcopy(start)
-        training = PIPELINE.changed(**changes)
-        fit_within(model, samples, Exact(), training, seed, budget, objective)
-        return model
-
-    return replace(Exact(), train=train, new_model=partial(network, kind))
-
-
 def run(method: Unlearner, kind: str) -> nn.Module:
     model, retain, forget = problem(kind)
     with seeded(2):  # dropout
-        return method(model, retain, forget, task=equipped(kind), budget=Steps(STEPS), seed=SEED)
+        return method(
+            model, retain, forget, task=equipped(kind, PIPELINE), budget=Steps(STEPS), seed=SEED
+        )
 
 
 def by_hand(start: nn.Module, kind: str) -> nn.Module:

@@ -11,9 +11,8 @@ unit Gaussians μ apart (privacy amplification by iteration; shifted interpolati
 
     μ = D / (σ √S),   D = 2 C₀ q^T + 2 γ C₁ Σ_{i<T} q^i,   S = Σ_{i<T} q^{2i}
 
-and they are (ε, δ)-indistinguishable for δ(ε) = Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) (Balle & Wang 2018). σ is
-the least that gives the stated ε at the stated δ. For a constant drift apart the law is exact, so no
-smaller σ will do.
+and σ is the least that keeps that pair (ε, δ)-indistinguishable (`metrics.gaussian_privacy`). Where the two
+drift apart steadily their law is that pair's, so no smaller σ will do.
 
 | known | paper (arXiv 2506.06985) | authors' repository | here |
 | --- | --- | --- | --- |
@@ -35,15 +34,15 @@ steps. Frozen parameters, which no training data moved, stay.
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
 from pydantic import Field, model_validator
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
+from marshtest.metrics.gaussian_privacy import gaussian_distance
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, generator
 from marshtest.training.budget import Budget
@@ -68,8 +67,7 @@ class Certified(TrainingUnlearner):
     def _contracts(self) -> "Certified":
         if self.step * self.decay > 1:
             raise ValueError(
-                f"unlearners.{self.name}: step · decay is {self.step * self.decay:g}. Above 1 a step "
-                "overshoots, and no ε holds. Lower one."
+                f"unlearners.certified: step · decay is {self.step * self.decay:g}. Lower it to 1 or less."
             )
         return self
 
@@ -78,9 +76,9 @@ class Certified(TrainingUnlearner):
         """σ, the standard deviation of the noise of one step that gives (ε, δ)."""
         powers = [(1 - self.step * self.decay) ** i for i in range(self.steps + 1)]
         added = self.step * self.gradient_clip * sum(powers[:-1])
-        apart = 2 * (self.model_clip * powers[-1] + added)
-        spread = math.sqrt(sum(power**2 for power in powers[:-1]))
-        return apart / (spread * gaussian_distance(self.epsilon, self.delta))
+        apart = 2 * (self.model_clip * powers[-1] + added)  # D
+        summed = sum(power**2 for power in powers[:-1])  # S
+        return apart / (math.sqrt(summed) * gaussian_distance(self.epsilon, self.delta))
 
     def __call__(
         self,
@@ -93,64 +91,39 @@ class Certified(TrainingUnlearner):
         seed: int,
     ) -> nn.Module:
         noisy = copy.deepcopy(model).train()
-        rng, deviation, taken = generator(seed, "noise"), self.deviation, 0
-        clip(noisy, self.model_clip)
+        free = [parameter for parameter in noisy.parameters() if parameter.requires_grad]
+        factor = shrinkage(free, self.model_clip)
+        for parameter in free:
+            parameter.data.mul_(factor)
         batches = task.batches(retain, self.noisy_batch_size, derive(seed, "noisy steps"))
         epoch = task.batches_per_epoch(retain, self.noisy_batch_size)
+        rng, taken = generator(seed, "noise"), 0
         for batch in budget.stream(islice(batches, self.steps), epoch):
-            self.noisy_step(noisy, task.loss(noisy, batch).mean(), deviation, rng)
+            self.noisy_step(free, task.loss(noisy, batch).mean(), rng)
             taken += 1
         if taken < self.steps:
             raise MarshtestError(
-                f"{self.name}: the budget affords {taken} of {self.steps} noisy steps, so no ε holds. "
-                "Raise the budget, or lower steps."
+                f"certified: the budget affords {taken} of {self.steps} steps, so no ε holds. Raise it."
             )
-        renew_buffers(noisy, self.new_model(task, seed))
+        fresh = self.new_model(task, seed)
+        for buffer, other in zip(noisy.buffers(), fresh.buffers(), strict=True):
+            buffer.copy_(other)
         return self.train(task, retain, seed, budget, noisy)
 
-    def noisy_step(
-        self, model: nn.Module, loss: Tensor, deviation: float, rng: torch.Generator
-    ) -> None:
+    def noisy_step(self, free: list[nn.Parameter], loss: Tensor, rng: torch.Generator) -> None:
         """Make a step θ ← θ − γ (clip(g, C₁) + λ θ) + ξ; where the loss does not reach, g is 0."""
-        free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(free, self.gradient_clip)
+        gradients = torch.autograd.grad(loss, free, materialize_grads=True)
+        deviation = self.deviation
         with torch.no_grad():
-            for parameter in free:
+            factor = shrinkage(gradients, self.gradient_clip)
+            for parameter, gradient in zip(free, gradients, strict=True):
                 noise = torch.randn(parameter.shape, generator=rng).to(parameter)
-                parameter.mul_(1 - self.step * self.decay)
-                if parameter.grad is not None:
-                    parameter.sub_(parameter.grad, alpha=self.step)
-                parameter.add_(noise, alpha=deviation)
+                update = factor * gradient + self.decay * parameter
+                parameter.sub_(update, alpha=self.step).add_(noise, alpha=deviation)
 
 
 @torch.no_grad()
-def clip(model: nn.Module, norm: float) -> None:
-    """Scale all parameters that are not frozen, in place, to at most `norm` together."""
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    total = torch.stack([parameter.norm() for parameter in free]).norm()
-    for parameter in free:
-        parameter.mul_((norm / total).clamp(max=1.0))
-
-
-@torch.no_grad()
-def renew_buffers(model: nn.Module, fresh: nn.Module) -> None:
-    """Give a model the buffers of a fresh one, in place."""
-    for buffer, other in zip(model.buffers(), fresh.buffers(), strict=True):
-        buffer.copy_(other)
-
-
-def gaussian_delta(distance: float, epsilon: float) -> float:
-    """δ at which N(0, 1) and N(distance, 1) are (ε, δ)-indistinguishable (Balle & Wang 2018)."""
-    near, far = distance / 2 - epsilon / distance, -distance / 2 - epsilon / distance
-    return math.exp(log_ndtr(near)) - math.exp(epsilon + log_ndtr(far))
-
-
-def gaussian_distance(epsilon: float, delta: float) -> float:
-    """μ, the largest distance at which two unit Gaussians are (ε, δ)-indistinguishable."""
-    largest = 10 + math.sqrt(100 + 2 * epsilon)  # δ is 1 there, but for rounding
-    solution: float = brentq(
-        lambda distance: gaussian_delta(distance, epsilon) - delta, 1e-9, largest, xtol=1e-15
-    )
-    return solution
+def shrinkage(tensors: Sequence[Tensor], norm: float) -> Tensor:
+    """The factor that takes tensors to a norm of at most `norm` together; 1 where they are within it."""
+    total = torch.stack([tensor.norm() for tensor in tensors]).norm()
+    return torch.clamp(norm / total, max=1.0)

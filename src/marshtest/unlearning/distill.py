@@ -24,10 +24,11 @@
 
 What is guessed: `distill` is this project's own, the extreme of `undo`, whose teacher unlearned nothing.
 Soft labels carry what the teacher knows: with w = 0 a student that can be its teacher ends as its teacher,
-so on the convex problems of `marshtest check` neither method would come nearer to retraining. w is as
-in Hinton et al. (2015), who leave its value open. `only_right`, this project's own too, puts the labels'
-own loss in the place of the divergence where the teacher is wrong. Teachers teach in eval mode. Buffers of
-`undo`'s student are its teacher's until training, in train mode, replaces them.
+so on the convex problems of `marshtest check` neither method would come nearer to retraining. w is as in
+Hinton et al. (2015), who leave its value open; `alpha` is one that UNDO's authors try. `only_right`, this
+project's own too, puts the labels' own loss in the place of the divergence where the teacher is wrong.
+Teachers teach in eval mode. Buffers of `undo`'s student are its teacher's until training, in train mode,
+replaces them.
 """
 
 import copy

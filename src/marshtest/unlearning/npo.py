@@ -7,13 +7,13 @@
 weighs in gradient ascent, where r = π_θ / π_initial falls from 1 to 0; β → 0 is gradient ascent. The
 student is in train mode, as in the authors' trainers, its reference θ_initial in eval mode.
 
-| NPO (arXiv 2404.05868, §4) | paper, on TOFU | authors' repository | here |
+| NPO (arXiv 2404.05868, its (3)) | paper, on TOFU | authors' repository | here |
 | --- | --- | --- | --- |
 | β | 0.1 | 0.1 | `beta` 0.1 |
 | w_f, w_r (NPO+RT) | 1, 1 | 1, 1 | `forget_weight` 1, `retain_weight` 1 |
 | log π of a text | sum over its tokens | the same | the task's loss: for prompts the mean over tokens |
 
-| SimNPO (arXiv 2410.07163, §5) | paper | authors' repository, TOFU 5 % and 10 % | here |
+| SimNPO (arXiv 2410.07163) | paper | authors' repository, TOFU 5 % and 10 % | here |
 | --- | --- | --- | --- |
 | β | searched for | 2.5 and 4.5 | `beta` 2.5 |
 | γ | 0 | 0 | `margin` 0 |
