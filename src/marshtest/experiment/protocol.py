@@ -50,7 +50,14 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
-from marshtest.training.tasks import Classification, LabelWord, Precision, Task, TextClassification
+from marshtest.training.tasks import (
+    Classification,
+    LabelWord,
+    Objective,
+    Precision,
+    Task,
+    TextClassification,
+)
 from marshtest.unlearning import Unlearner
 from marshtest.unlearning.harness import Outcome, unlearn
 
@@ -98,12 +105,23 @@ class Trainer:
         model = self.new_model(seed)
         return model, fit(model, samples, self.task, self.training, seed, progress)
 
-    def __call__(self, samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        """The same from scratch, compressed into a budget where one is given."""
+    def __call__(
+        self,
+        samples: Samples,
+        seed: int,
+        budget: Budget | None = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> nn.Module:
+        """The training that unlearners may ask for; see `Train`."""
+        model = self.new_model(seed) if start is None else copied(start)
+        training = self.training.changed(**changes)
         if budget is None:
-            return self.fit(samples, seed)[0]
-        model = self.new_model(seed)
-        fit_within(model, samples, self.task, self.training, seed, budget)
+            fit(model, samples, self.task, training, seed, objective=objective)
+        else:
+            fit_within(model, samples, self.task, training, seed, budget, objective)
         return model
 
 

@@ -27,6 +27,7 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "none": "no unlearning",
     "shuffled": "shuffled poisons",
     "retrain": "retrain in budget",
+    "retrain-tuned": "tuned retraining in budget",
     "gd": "GD",
     "ngd": "NGD",
     "ga": "GA",
@@ -36,6 +37,12 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "scrub-repository": "SCRUB (repository)",
     "neggrad+": "NegGrad+",
     "neggrad+-repository": "NegGrad+ (repository)",
+    "shrink-perturb": "shrink and perturb",
+    "distill": "distillation",
+    "undo": "UNDO",
+    "npo": "NPO",
+    "simnpo": "SimNPO",
+    "certified": "certified",
 }
 TABLE_2 = {  # by the unit of the budgets
     "epochs": "by epochs of the method's own training set, as the paper counts",

@@ -10,17 +10,22 @@ from typing import Any
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.imports import check_spec
 from marshtest.unlearning.base import Custom, Unlearner
+from marshtest.unlearning.certified import Certified
+from marshtest.unlearning.distill import Distill, Undo
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
 from marshtest.unlearning.last_layers import CFk, EUk
+from marshtest.unlearning.npo import NPO, SimNPO
 from marshtest.unlearning.outside import Outside
-from marshtest.unlearning.retrain import Retrain
+from marshtest.unlearning.retrain import Retrain, RetrainTuned
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
+from marshtest.unlearning.shrink_perturb import ShrinkPerturb
 
 __all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
 
 _ALL: tuple[type[Unlearner], ...] = (
     Retrain,
+    RetrainTuned,
     GradientDescent,
     NoisyGradientDescent,
     GradientAscent,
@@ -30,6 +35,12 @@ _ALL: tuple[type[Unlearner], ...] = (
     ScrubRepository,
     NegGradPlus,
     NegGradPlusRepository,
+    ShrinkPerturb,
+    Distill,
+    Undo,
+    NPO,
+    SimNPO,
+    Certified,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
