@@ -259,7 +259,9 @@ class Budget:
     @property
     def mismatch(self) -> str:
         """One line if much ran that was not counted, else ""; to be read once the budget is closed."""
-        if self.unseen_seconds < 1 + self.training_seconds / 2:  # a second for what the method itself imports late
+        if (
+            self.unseen_seconds < 1 + self.training_seconds / 2
+        ):  # a second for what the method itself imports late
             return ""
         return UNSEEN.format(self.unseen_seconds, self.training_seconds)
 

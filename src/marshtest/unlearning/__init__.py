@@ -14,7 +14,9 @@ from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, Ne
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
 from marshtest.unlearning.last_layers import CFk, EUk
 from marshtest.unlearning.outside import Outside
+from marshtest.unlearning.random_labels import RandomLabels
 from marshtest.unlearning.retrain import Retrain
+from marshtest.unlearning.salun import SalUn
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
 
 __all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
@@ -30,6 +32,8 @@ _ALL: tuple[type[Unlearner], ...] = (
     ScrubRepository,
     NegGradPlus,
     NegGradPlusRepository,
+    RandomLabels,
+    SalUn,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
