@@ -17,7 +17,9 @@ from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradient
 from marshtest.unlearning.last_layers import CFk, EUk
 from marshtest.unlearning.npo import NPO, SimNPO
 from marshtest.unlearning.outside import Outside
+from marshtest.unlearning.random_labels import RandomLabels
 from marshtest.unlearning.retrain import Retrain, RetrainTuned
+from marshtest.unlearning.salun import SalUn
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
 from marshtest.unlearning.shrink_perturb import ShrinkPerturb
 
@@ -41,6 +43,8 @@ _ALL: tuple[type[Unlearner], ...] = (
     NPO,
     SimNPO,
     Certified,
+    RandomLabels,
+    SalUn,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
