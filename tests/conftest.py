@@ -39,7 +39,8 @@ def load():
     return model
 """
 
-METHODS = [name for name in UNLEARNERS if name != "outside"]  # which waits for somebody's answer
+UNLIKE = {"newton", "outside"}  # one asks for a linear model, one for somebody's answer
+METHODS = [name for name in UNLEARNERS if name not in UNLIKE]
 
 ALL_ON_TEXTS = [  # the paper's, for a transformer of few blocks
     "retrain",

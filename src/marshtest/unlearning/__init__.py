@@ -15,6 +15,7 @@ from marshtest.unlearning.distill import Distill, Undo
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
 from marshtest.unlearning.last_layers import CFk, EUk
+from marshtest.unlearning.newton import Newton
 from marshtest.unlearning.npo import NPO, SimNPO
 from marshtest.unlearning.outside import Outside
 from marshtest.unlearning.random_labels import RandomLabels
@@ -45,6 +46,7 @@ _ALL: tuple[type[Unlearner], ...] = (
     Certified,
     RandomLabels,
     SalUn,
+    Newton,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
