@@ -138,6 +138,8 @@ def test_epsilon_is_enough_for_the_gaussians_own_trade_off() -> None:
             -ratio / 2 - bound / ratio
         )
         assert exactly <= delta
+    # 2 ln 125,000 = 23.4721, its root 4.84480, a sixth of it
+    assert epsilon(0.5, 3.0, 1e-5) == pytest.approx(0.807467, rel=1e-5)
     assert epsilon(5.0, 3.0, 1e-5) == math.inf
 
 
