@@ -39,7 +39,7 @@ def load():
     return model
 """
 
-UNLIKE = {"newton", "outside"}  # one asks for a linear model, one for somebody's answer
+UNLIKE = {"newton", "sisa", "outside"}  # they ask for a linear model, for shards, for an answer
 METHODS = [name for name in UNLEARNERS if name not in UNLIKE]
 
 ALL_ON_TEXTS = [  # the paper's, for a transformer of few blocks

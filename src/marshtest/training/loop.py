@@ -44,6 +44,8 @@ class Training(OptimizerSettings):
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1)  # fraction of the training with a linearly rising rate
     augment: tuple[Augmentation, ...] = ()
+    # An ensemble of so many models, each trained on its own shard of the samples (see unlearners.sisa).
+    shards: int = Field(1, ge=1, le=10_000, exclude_if=lambda shards: shards == 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def set_rate(self, optimizer: torch.optim.Optimizer, progress: float) -> None:

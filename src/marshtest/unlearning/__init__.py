@@ -23,6 +23,7 @@ from marshtest.unlearning.retrain import Retrain, RetrainTuned
 from marshtest.unlearning.salun import SalUn
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
 from marshtest.unlearning.shrink_perturb import ShrinkPerturb
+from marshtest.unlearning.sisa import Sisa
 
 __all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
 
@@ -47,6 +48,7 @@ _ALL: tuple[type[Unlearner], ...] = (
     RandomLabels,
     SalUn,
     Newton,
+    Sisa,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
