@@ -148,6 +148,17 @@ def test_only_members_that_held_the_request_are_trained_anew() -> None:
     assert same == [True, True, False, True]
 
 
+def test_a_member_that_was_hit_is_trained_on_what_its_shard_keeps() -> None:
+    given = case(one_shard(30))
+    kept, fresh = shards(given.retain, COUNT)[2], members(new_model(9))[2]
+    whole = given.budget(len(kept) / 200)
+    with whole:
+        expected = given.train(kept, derive(9, "shard", 2), whole, start=fresh)
+    outcome = given.run(1.0)
+    assert outcome.model is not None
+    assert same_tensors(members(outcome.model)[2].state_dict(), expected.state_dict())
+
+
 def test_retraining_is_whole_where_the_budget_allows_it_and_no_more() -> None:
     given = case(one_shard())
     whole = 45 / 200  # of the initial training
@@ -218,5 +229,5 @@ def test_a_run_of_a_sharded_recipe_keeps_models_that_load(tmp_path: Path) -> Non
     # every shard was hit, so all is retrained but for the poisons: four fifths of the training
     assert rows.loc[("sisa", 1.0), "spent"] == pytest.approx(0.8, abs=0.06)
     assert rows.loc[("sisa", 0.5), "spent"] <= 0.5
-    (kept,) = (tmp_path / "run").rglob("initial*.safetensors")
-    assert isinstance(load_model(kept), Ensemble)
+    for _, line in done.models.iterrows():
+        assert isinstance(done.load_model(line), Ensemble)
