@@ -14,11 +14,11 @@ from torch.utils.data import ConcatDataset, DataLoader
 import marshtest
 
 
-def selective_dampening(model, retain, forget, *, task, budget, seed):
+def selective_dampening(model, retain, forget, *, task, budget, seed, alpha=10):
     retain_loader, forget_loader = marshtest.loaders(task, retain, forget, 64, seed)
     model, fabric = copy.deepcopy(model), Fabric(accelerator=forget.x.device.type, devices=1)
     few, whole = indexed(forget_loader), indexed(retain_loader, forget_loader)
-    ssd(fabric, 1, False, model, few, whole, dampening_constant=1, selection_weighting=10)
+    ssd(fabric, 1, False, model, few, whole, dampening_constant=1, selection_weighting=alpha)
     return model  # changed in place; what `ssd` returns is wrapped
 
 
