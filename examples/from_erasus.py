@@ -1,6 +1,6 @@
 """Fisher forgetting of `erasus`, judged: pip install erasus, and in this folder
 
-marshtest run digits-gaussian 'unlearners=["from_erasus:fisher_forgetting"]'
+marshtest run digits-gaussian 'unlearners=["from_erasus:fisher"]'
 """
 
 import copy
@@ -10,7 +10,7 @@ from erasus.strategies.gradient_methods.fisher_forgetting import FisherForgettin
 import marshtest
 
 
-def fisher_forgetting(model, retain, forget, *, task, budget, seed, lr=1e-4):
+def fisher(model, retain, forget, *, task, budget, seed, lr=1e-4):
     retain_loader, forget_loader = marshtest.loaders(task, retain, forget, 64, seed)
     theirs = FisherForgettingStrategy(lr=lr)
     return theirs.unlearn(copy.deepcopy(model), forget_loader, retain_loader)[0]

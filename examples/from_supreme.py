@@ -2,24 +2,24 @@
 
 pip install lightning wandb && pip install --no-deps supreme-unlearning
 
-and in this folder: marshtest run digits-gaussian 'unlearners=["from_supreme:selective_dampening"]'
+and in this folder: marshtest run digits-gaussian 'unlearners=["from_supreme:ssd"]'
 """
 
 import copy
 
 from lightning.fabric import Fabric
-from supreme.methods.unlearning_methods.ssd import ssd
+from supreme.methods.unlearning_methods import ssd as theirs
 from torch.utils.data import ConcatDataset, DataLoader
 
 import marshtest
 
 
-def selective_dampening(model, retain, forget, *, task, budget, seed, alpha=10):
+def ssd(model, retain, forget, *, task, budget, seed, alpha=10):
     retain_loader, forget_loader = marshtest.loaders(task, retain, forget, 64, seed)
     model, fabric = copy.deepcopy(model), Fabric(accelerator=forget.x.device.type, devices=1)
     few, whole = indexed(forget_loader), indexed(retain_loader, forget_loader)
-    ssd(fabric, 1, False, model, few, whole, dampening_constant=1, selection_weighting=alpha)
-    return model  # changed in place; what `ssd` returns is wrapped
+    theirs.ssd(fabric, 1, False, model, few, whole, dampening_constant=1, selection_weighting=alpha)
+    return model  # changed in place; what their function returns is wrapped
 
 
 def indexed(*loaders):

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
-from from_erasus import fisher_forgetting
-from from_supreme import selective_dampening
+from from_erasus import fisher
+from from_supreme import ssd
 from torch import nn
 
 import marshtest
@@ -16,7 +16,7 @@ from marshtest.unlearning.check import NEARS, check_unlearner, images
 
 # Of 160 retained and 40 poisoned samples, how many are read: SSD looks at all and at the poisons; Fisher
 # forgetting at those retained, and five times at the poisons.
-READ = {selective_dampening: 200 + 40, fisher_forgetting: 160 + 5 * 40}
+READ = {ssd: 200 + 40, fisher: 160 + 5 * 40}
 # Passes of a gradient in a network 64 → 32 → 10: forward, backward to the weights, and to the hidden layer.
 GRADIENT = 2 + 32 * 10 / (64 * 32 + 32 * 10)
 
@@ -52,7 +52,7 @@ def test_each_is_called_soundly(function: Any) -> None:
 def test_dampening_multiplies_what_matters_more_to_the_forget_set() -> None:
     """Foster et al. 2024: where I_f > 10 I_D, θ becomes min(I_D / I_f, 1) θ; I is a squared gradient."""
     problem = images()  # of 64 samples, all of which are one batch
-    updated = problem.run(Custom.wrap(selective_dampening), 10.0).model
+    updated = problem.run(Custom.wrap(ssd), 10.0).model
     assert updated is not None
     model = problem.model.eval()
     x, y = (torch.cat([getattr(s, of) for s in (problem.retain, problem.forget)]) for of in "xy")
