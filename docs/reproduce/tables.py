@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/results.md and docs/unlearners.md, written from the rows in this folder (`make reproduce`)."""
+"""The tables of README.md, docs/results.md and docs/unlearners.md, from rows here (`make reproduce`)."""
 
 import json
 from collections.abc import Sequence

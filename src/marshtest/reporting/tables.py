@@ -96,16 +96,22 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     if line["role"] != "updated":
         return name
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
-    values = json.loads(line["hyperparameters"])
+    values = _settings(json.loads(line["hyperparameters"]))
     namesakes = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
     # what an entry searches tells its trials apart, and not the entry from others
-    entries = [[trial.model_dump() for trial in trials] for trials in namesakes]
+    entries = [[_settings(trial.model_dump()) for trial in trials] for trials in namesakes]
     differing = {
         key: value
         for key, value in values.items()
-        if any([t[key] for t in entry] != [t[key] for t in entries[0]] for entry in entries)
+        if any([t.get(key) for t in entry] != [t.get(key) for t in entries[0]] for entry in entries)
     }
     return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters by name, those that a user's callable takes among the others."""
+    plain = {name: value for name, value in values.items() if name != "options"}
+    return {**plain, **values.get("options", {})}
 
 
 def table(results: Results) -> pd.DataFrame:
