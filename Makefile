@@ -42,7 +42,7 @@ browser: $(VENV)/installed ## the page in a real browser, which is installed whe
 rivals: RIVALS = $(VENV)/rivals/site-packages
 rivals: $(VENV)/installed ## unlearners of other packages, called and judged
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(RIVALS) --requirement tests/rivals/requirements.txt
-	PYTHONPATH=$(RIVALS):examples OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
+	PYTHONPATH=$(RIVALS):examples/foreign OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
 
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -74,7 +74,7 @@ def verdicts(name: str) -> str:
 
 def foreign() -> str:
     """The command that calls unlearners of other packages, and what was left after them."""
-    block = f"```sh\ncd examples\n{HOW[FOREIGN]}\n```"
+    block = f"```sh\ncd examples/foreign\n{HOW[FOREIGN]}\n```"
     return "\n\n".join([block, measured(FOREIGN, ["TPR", "rank TPR"]), verdicts(FOREIGN)])
 
 

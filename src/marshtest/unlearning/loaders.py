@@ -26,7 +26,9 @@ def loaders(
     single sample is left out if other batches are larger, since BatchNorm cannot take it.
 
     Args:
-        task, retain, forget: the arguments of the same names that an unlearner is called with.
+        task: the task that the unlearner is called with.
+        retain: the samples to be kept, as the unlearner gets them.
+        forget: the samples to be unlearned, as the unlearner gets them.
         batch_size: samples of a batch.
         seed: fixes the order and the augmentation.
 
