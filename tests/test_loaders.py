@@ -53,23 +53,33 @@ def test_batches_are_as_large_as_those_of_the_training(count: int, size: int) ->
         assert len(loader) == len(expected)
 
 
-def test_batches_follow_from_the_seed_alone_and_move_no_generator_of_the_process() -> None:
+def test_all_that_is_drawn_follows_from_the_seed_and_moves_no_generator_of_the_process() -> None:
     samples, task = numbered(30, 1, 4, 4), Classification(augment=("flip", "crop"))
 
-    def two_passes(seed: int, others: int) -> list[Tensor]:
+    def two_passes(others: int) -> list[Tensor]:
         torch.manual_seed(others)
         before = torch.get_rng_state()
-        both = marshtest.loaders(task, samples, samples, 4, seed)
+        both = marshtest.loaders(task, samples, samples, 4, 3)
         batches = [x for loader in both for _ in range(2) for x, _ in loader]
         assert torch.equal(torch.get_rng_state(), before)
         return batches
 
-    first, again, other = two_passes(3, 0), two_passes(3, 1), two_passes(4, 0)
-    assert all(map(torch.equal, first, again))
-    assert not any(map(torch.equal, first, other))
-    quarter = len(first) // 4  # the same samples, twice in each loader: all differently drawn
-    passes = [torch.cat(first[part * quarter :][:quarter]) for part in range(4)]
-    assert not any(torch.equal(passes[i], passes[j]) for i in range(4) for j in range(i))
+    assert all(map(torch.equal, two_passes(0), two_passes(1)))
+
+
+def test_order_and_augmentation_differ_between_seeds_loaders_passes_and_batches() -> None:
+    samples, task = numbered(200, 1, 2, 2), Classification(augment=("flip",))
+    orders, throws = [], []
+    for seed in (0, 1):
+        for loader in marshtest.loaders(task, samples, samples, 50, seed):
+            for _ in range(2):
+                batches = list(loader)
+                orders.append(torch.cat([y for _, y in batches]))
+                flips = [torch.isin(x[:, 0, 0, 0], torch.arange(200)) for x, _ in batches]
+                throws.append(torch.cat(flips))
+                assert not torch.equal(flips[0], flips[1])
+    for drawn in (orders, throws):
+        assert len({tuple(one.tolist()) for one in drawn}) == 2 * 2 * 2
 
 
 def test_batches_are_augmented_and_the_dataset_is_not() -> None:
