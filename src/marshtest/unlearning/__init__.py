@@ -9,15 +9,18 @@ from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.imports import check_spec
+from marshtest.unlearning.bad_teacher import BadTeacher
 from marshtest.unlearning.base import Custom, Unlearner
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
+from marshtest.unlearning.l1_sparse import L1Sparse
 from marshtest.unlearning.last_layers import CFk, EUk
 from marshtest.unlearning.outside import Outside
 from marshtest.unlearning.random_labels import RandomLabels
 from marshtest.unlearning.retrain import Retrain
 from marshtest.unlearning.salun import SalUn
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
+from marshtest.unlearning.ssd import ASSD, SSD
 
 __all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
 
@@ -34,6 +37,10 @@ _ALL: tuple[type[Unlearner], ...] = (
     NegGradPlusRepository,
     RandomLabels,
     SalUn,
+    SSD,
+    ASSD,
+    L1Sparse,
+    BadTeacher,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
