@@ -40,7 +40,7 @@ from marshtest.training.loop import descend
 from marshtest.training.tasks import NewModel, Task
 from marshtest.unlearning.base import GradientUnlearner
 from marshtest.unlearning.passes import mixed_stream
-from marshtest.unlearning.scrub import divergence
+from marshtest.unlearning.scrub import label_divergence
 
 
 class BadTeacher(GradientUnlearner):
@@ -90,7 +90,7 @@ class BadTeacher(GradientUnlearner):
             with torch.no_grad():
                 wanted = task.label_logits(task(teacher, batch), batch)
             logits = task.label_logits(task(student, batch), batch)
-            descend(optimizer, divergence(wanted, logits, self.temperature))
+            descend(optimizer, label_divergence(wanted, logits, self.temperature))
         return student
 
     def part(self, retain: Samples, seed: int) -> Samples:

@@ -135,12 +135,11 @@ def divergence_and_loss(
         teacher_logits = task.label_logits(task(teacher, batch), batch)
     outputs = task(student, batch)
     student_logits = task.label_logits(outputs, batch)
-    return divergence(teacher_logits, student_logits, temperature), task.losses(
-        outputs, batch
-    ).mean()
+    loss = task.losses(outputs, batch).mean()
+    return label_divergence(teacher_logits, student_logits, temperature), loss
 
 
-def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+def label_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """T² KL(teacher ‖ student) of label distributions at temperature T, the mean over logits [B, C]."""
     mean = F.kl_div(
         (student_logits / temperature).log_softmax(1).clamp(min=CLOSED),
