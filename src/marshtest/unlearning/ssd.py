@@ -106,7 +106,7 @@ class _Dampening(Unlearner, ABC):
 
     def refuse(self, sums: dict[str, Tensor], seen: dict[str, int], forget: int) -> None:
         """Refuse sums of squared gradients over too few samples, or with a number that is not finite."""
-        if seen["forget"] < forget or not seen["retain"]:
+        if not seen["retain"]:  # it comes after the forget set
             raise MarshtestError(
                 f"unlearners.{self.name}: the budget affords the importances of {seen['forget']} of "
                 f"{forget} samples to forget and of {seen['retain']} to keep. Raise budgets."
