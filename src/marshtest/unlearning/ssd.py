@@ -24,6 +24,9 @@ refused. The paper's 10 is meant for less than a tenth of the data.
 Nothing is trained, so SSD spends a forward and a backward of each sample and no more. If the budget does
 not afford all of the retain set, its importance comes from as many of its samples as are affordable after
 the forget set, drawn at random; in []_D they stand for all of it.
+
+What is guessed: that the papers' expectation is over samples, as the Fisher information is defined, and the
+mode, which is the first repository's.
 """
 
 import copy
