@@ -21,10 +21,10 @@ from marshtest.experiment.prospects import prospects
 from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
+from marshtest.metrics.binomial import interval_of_share
 from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
-from marshtest.metrics.tradeoff import interval_of_share
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
