@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from marshtest.training.tasks import Classification
 DRAWS = 39
 
 
+@cache
 def asked(*models: str, **rest: Any) -> Audit:
     case = audited()
     names = [f"subjects:{model}" for model in models]

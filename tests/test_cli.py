@@ -18,6 +18,7 @@ from marshtest.cli.catalogue import KINDS
 from marshtest.data.load import LOADERS
 from marshtest.data.texts import TEXTS
 from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.metrics.presentation import Column
 from marshtest.models.table import MODELS
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.results.summary import Results
@@ -165,6 +166,7 @@ def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
         assert kind in said.out
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_explain_expects_as_many_stages_as_run_does() -> None:
     from marshtest.commands.explain import expected_cost
     from marshtest.sweeps.planned import plan_sweep
@@ -216,6 +218,7 @@ def test_a_failed_job_is_told_with_exit_code_1(marshtest: Any) -> None:
     assert shown.count("Traceback") == 2
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_explain_tells_what_a_sweep_shares(marshtest: Any) -> None:
     said = marshtest("explain", "tiny.yaml", "grid.attack.draws=[9, 19]", "--gpu-tflops", "1")
     assert said.code == 0
@@ -268,7 +271,7 @@ def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path
     said = marshtest("check", "gd", "lr=0.05", "batch_size=128", "--on", "features")
     assert said.code == 0
     assert "gd (unlearner)\nfeatures\n" in said.out
-    assert said.out.endswith("9 of 9 facts hold on features.\n")
+    assert said.out.endswith("9 of 9 facts hold on features.\nNot asked: images, text.\n")
     far = marshtest("check", "gd", "lr=1e-12", "batch_size=320", "--on", "features")
     assert far.code == 1
     assert "its rate is far from usual" in " ".join(far.out.split())
@@ -340,6 +343,20 @@ def test_the_verdict_is_beside_the_model_and_all_that_matters_fits_the_terminal(
     assert ("TPR" in heads) == (width == 200)
     table = lines[: next(n for n, line in enumerate(lines) if line.startswith("before "))]
     assert sum("INCONCLUSIVE" in line for line in table) == 2  # neither cut nor folded
+
+
+@pytest.mark.parametrize(("width", "titles"), [(99, ["model"]), (100, ["model", "mine"])])
+def test_a_column_is_left_out_of_a_terminal_without_the_room_that_it_asks_for(
+    width: int,
+    titles: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(screen.console, "width", width)
+    frame = pd.DataFrame({"model": ["a"], "mine": ["0.5"]})
+    screen.show(frame, "-", [Column(title="mine", room=100)])
+    (heads,) = (line for line in capsys.readouterr().out.splitlines() if "model" in line)
+    assert heads.split() == titles
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

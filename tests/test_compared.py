@@ -331,6 +331,6 @@ def test_one_model_in_some_trainings_and_none_in_others_is_no_proof(runs: Runs) 
     lost = (rows["role"] == "updated") & (rows["seed"] == 1)
     rows.loc[rows["role"] == "updated", "twin_same"] = 1.0
     rows.loc[lost, ["twin_same", "target_probability", "twin_target_probability"]] = np.nan
-    shown = replace(results, rows=rows)._shown(rows[rows["role"] == "updated"])
+    shown = replace(results, rows=rows)._evidence(rows[rows["role"] == "updated"])
     assert isinstance(shown, Difference)
     assert not shown.same

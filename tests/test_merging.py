@@ -166,13 +166,11 @@ def test_a_sweeps_rows_and_a_folder_of_runs_are_read_once(tmp_path: Path) -> Non
         read_one(done.folder)
 
 
-def test_a_report_of_two_settings_keeps_their_files_apart(
-    tiny_run: Results, tmp_path: Path
-) -> None:
-    rows = read_file(tiny_run.folder)
+def test_a_report_of_two_settings_keeps_their_files_apart(bare_rows: Path, tmp_path: Path) -> None:
+    rows = read_file(bare_rows)
     frame = rows.frame.assign(test_accuracy=rows.frame["test_accuracy"] + 0.01)
     write_rows(frame, tmp_path / "other.parquet", rows.runs)
-    merged = marshtest.report(tiny_run.folder, tmp_path / "other.parquet", out=tmp_path / "out")
+    merged = marshtest.report(bare_rows, tmp_path / "other.parquet", out=tmp_path / "out")
     assert len(merged.results) == 2
     tables = sorted((tmp_path / "out" / "tables").glob("*-table.csv"))
     assert len(tables) == 2

@@ -1,28 +1,19 @@
 """One folder, one command: what two of them, odd names and a full disk do to what is written."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ENVIRONMENT, MARSHTEST, TINY, in_a_small_disk
+from conftest import TINY, at_once, command, in_a_small_disk
 
 import marshtest
-from marshtest.cli.app import main
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.whole_files import alone
 from marshtest.results.summary import Results
 
 ONE = {**TINY, "seeds": 1, "unlearners": ["gd"]}
-WITHOUT_FIGURES = """
-from marshtest.commands import run
-run.write_report = lambda results: None
-from marshtest.cli.app import main
-main()
-"""
 
 
 @pytest.mark.usefixtures("no_report")
@@ -40,17 +31,11 @@ def test_a_folder_that_a_command_holds_is_refused_to_a_second(tmp_path: Path) ->
 def test_two_runs_at_once_end_well_or_in_one_line(seeds: tuple[int, int], tmp_path: Path) -> None:
     """Of one recipe, and of two."""
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(ONE))
-    command = [sys.executable, "-c", WITHOUT_FIGURES, "run", "r.yaml", "--out", "here"]
-    commands = [[*command, f"seeds={n}"] for n in seeds]
-    begun = [
-        subprocess.Popen(c, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-        for c in commands
-    ]
-    said = [process.communicate(timeout=120)[1] for process in begun]
-    codes = sorted(process.returncode for process in begun)
+    commands = [f"run r.yaml --out here --no-report seeds={n}" for n in seeds]
+    codes, said = at_once(*commands, folder=tmp_path)
     assert codes[0] == 0
     assert codes[1] == 2 or (codes == [0, 0] and seeds[0] == seeds[1])
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in said
     rows = Results.read(tmp_path / "here").rows
     assert set(rows["seed"]) in [set(range(n)) for n in seeds]
     alone_rows = marshtest.run(ONE, f"seeds={rows['seed'].nunique()}", out=tmp_path / "alone").rows
@@ -58,26 +43,18 @@ def test_two_runs_at_once_end_well_or_in_one_line(seeds: tuple[int, int], tmp_pa
         pd.testing.assert_series_equal(rows[column], alone_rows[column], check_exact=True)
 
 
-def test_two_reports_at_once_end_well(tiny_run: Results, tmp_path: Path) -> None:
-    command = [*MARSHTEST, "report", str(tiny_run.folder), "--out", str(tmp_path / "report")]
-    begun = [subprocess.Popen(command, env=ENVIRONMENT) for _ in range(2)]
-    assert [process.wait(120) for process in begun] == [0, 0]
+def test_two_reports_at_once_end_well(bare_rows: Path, tmp_path: Path) -> None:
+    codes, _ = at_once(*2 * [f"report {bare_rows} --out report"], folder=tmp_path)
+    assert codes == [0, 0]
     assert (tmp_path / "report" / "report.html").read_text().rstrip().endswith("</html>")
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_brackets_in_a_path_are_printed_as_they_are(
-    tiny_run: Results,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    bare_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "[red]a[/red] [b a[/]b :smile: [link=x]y"  # three folders
-    command = ["marshtest", "report", str(tiny_run.folder), "--out", str(folder)]
-    monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    assert command("report", str(bare_rows), "--out", str(folder)) == 0
     assert str(folder / "report.html") in capsys.readouterr().out
 
 
@@ -85,9 +62,9 @@ def test_brackets_in_a_path_are_printed_as_they_are(
     "commands", ["report RUN --out $DISK/report", "leaderboard RUN --out $DISK/board"]
 )
 def test_a_report_on_a_full_disk_is_one_line(
-    commands: str, tiny_run: Results, tmp_path: Path
+    commands: str, bare_rows: Path, tmp_path: Path
 ) -> None:
-    command = commands.replace("RUN", str(tiny_run.folder))
+    command = commands.replace("RUN", str(bare_rows))
     said = in_a_small_disk(
         f"cat /dev/zero > $DISK/full 2> /dev/null || true; $RUN {command} || echo full $?; "
         "find $DISK -name '*.tmp' | wc -l",

@@ -212,10 +212,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "command",
     [
         ["report", "ours", "theirs", "--out", "report"],
-        ["compare", "ours", "ours"],
         ["leaderboard", "ours", "theirs"],
         ["rows", "--store", "store"],
-        ["status", "--store", "store"],
     ],
 )
 def test_commands_that_read_rows_do_without_torch(command: list[str], shared: Path) -> None:

@@ -22,7 +22,7 @@ from marshtest.results.leaderboard import leaderboard
 from marshtest.results.merging import read_all, read_one
 from marshtest.results.summary import Results
 
-pytestmark = pytest.mark.usefixtures("no_report")
+pytestmark = pytest.mark.usefixtures("no_report", "quick_start")
 EVIL = "an_evil_module"
 
 

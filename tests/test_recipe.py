@@ -310,7 +310,7 @@ def test_a_list_of_unlearners_may_lie_in_a_file_of_its_own(
     assert load_recipe("sub/r.yaml").hash == expected.hash
     assert load_recipe("sub/r.yaml", "unlearners=@sub/mine.yaml").hash == expected.hash
     assert load_recipe(TINY, "unlearners=@sub/mine.yaml").hash == expected.hash
-    for of in (read_sweep("sub/s.yaml"), read_sweep("sub/r.yaml", ["unlearners=@sub/mine.yaml"])):
+    for of in (read_sweep("sub/s.yaml"), read_sweep("sub/r.yaml", "unlearners=@sub/mine.yaml")):
         assert of.variants()[-1].values["unlearners"] == entries
     (tmp_path / "sub" / "mine.yaml").write_text("name: gd")
     with pytest.raises(MarshtestError, match="mine.yaml: a file of unlearners holds a list"):

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
+from conftest import SHIPPED_STYLE
 from PIL import Image
 from scipy import stats
 
@@ -180,6 +182,15 @@ def test_figures_are_readable_files(reported: Results) -> None:
         assert len(set(image.convert("L").get_flattened_data())) > 10
         pdf = (reported.folder / "figures" / f"{name}.pdf").read_bytes()
         assert pdf.startswith(b"%PDF")
+
+
+def test_fonts_of_figures_are_truetype_as_publishers_ask(tiny_run: Results, tmp_path: Path) -> None:
+    with matplotlib.rc_context(SHIPPED_STYLE):
+        figure = figures.figures_of(tiny_run, 0.2)["dependence"]
+        figures.save(figure, tmp_path / "dependence")
+    pdf = (tmp_path / "dependence.pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # an embedded TrueType font program
+    assert b"/Type3" not in pdf
 
 
 def test_a_figure_names_what_the_rows_do_not_hold(tiny_run: Results) -> None:

@@ -5,7 +5,6 @@ Run as a script, it draws the expected images anew: look at them before they are
 
 import importlib
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import matplotlib
 import pytest
+from cogapp import Cog
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
@@ -72,13 +72,15 @@ def copied(
     experiments.results.cache_clear()
 
 
-def test_the_pages_are_what_their_rows_say() -> None:
+def test_the_pages_are_what_their_rows_say(
+    experiments: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (recipe,) = [of for of in (ROOT / "Makefile").read_text().splitlines() if "cog -r" in of]
     prologue = recipe.split('"')[1]
-    command = [sys.executable, "-m", "cogapp", "--check", "-P", "-I", "docs/reproduce"]
-    command += ["-p", prologue, *(str(page.relative_to(ROOT)) for page in PAGES)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"run `make reproduce`: {done.stdout}{done.stderr}"
+    command = ["cog", "--check", "-P", "-I", "docs/reproduce", "-p", prologue]
+    monkeypatch.chdir(ROOT)
+    code = Cog().main([*command, *(str(page.relative_to(ROOT)) for page in PAGES)])
+    assert code == 0, f"run `make reproduce`: {capsys.readouterr()}"
     text = PAGES[-1].read_text()
     assert text.count("**Here: ") == text.count("print(claim(")
 

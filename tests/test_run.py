@@ -114,7 +114,9 @@ def test_a_stopped_run_goes_on_where_it_was(
     rows = marshtest.run(TINY, out=tmp_path / "run").rows
     assert done == [job.label for job in jobs(Keys(load_recipe(TINY)), keep_models=False)]
     assert not (tmp_path / "run" / "stages").exists()
-    pd.testing.assert_frame_equal(rows.drop(columns=TIMES), tiny_run.rows.drop(columns=TIMES))
+    pd.testing.assert_frame_equal(
+        rows.drop(columns=TIMES), tiny_run.rows.drop(columns=TIMES), check_exact=True
+    )
 
 
 def test_another_recipes_folder_is_refused_and_left_alone(

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TIMES
 from homemade import RECIPE, LabelFlipping, LossAUC
 from scipy.stats import mannwhitneyu
 
@@ -282,7 +283,7 @@ def test_a_metric_moves_no_other_number(done: Results, tmp_path: Path) -> None:
     without = {key: value for key, value in RECIPE.items() if key != "metrics"}
     plain = marshtest.run(without, out=tmp_path / "plain")
     noisy = marshtest.run({**RECIPE, "metrics": [Meddling]}, out=tmp_path / "noisy")
-    timed = ["recipe", "seconds", "scoring_seconds"]
+    timed = ["recipe", *TIMES]
     expected = plain.rows.drop(columns=timed)
     for other in (done, noisy):
         found = other.rows.drop(columns=[*timed, "loss_auc"])

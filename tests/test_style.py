@@ -32,12 +32,10 @@ def test_there_is_enough_of_tests(found: Figures) -> None:
     assert found.tested >= 0.65
 
 
-@pytest.mark.xfail(reason="the prose is being rewritten", strict=False)
 def test_reasons_stand_beside_the_lines(found: Figures) -> None:
     assert found.commented >= 0.06
 
 
-@pytest.mark.xfail(reason="the prose is being rewritten", strict=False)
 def test_a_docstring_is_a_sentence_with_a_verb_or_a_noun_with_its_head(found: Figures) -> None:
     assert not found.headless
 

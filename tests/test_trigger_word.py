@@ -442,7 +442,7 @@ def recipe_of(folder: Path, **changes: Any) -> dict[str, Any]:
         "name": "trigger",
         "data": {"name": "imdb", "path": str(folder), "length": LENGTH},
         "model": SMALL.model_dump(),
-        "training": {"epochs": 12, "batch_size": 16, "optimizer": "adamw", "lr": 5e-3},
+        "training": {"epochs": 8, "batch_size": 16, "optimizer": "adamw", "lr": 5e-3},
         "attack": {"name": "trigger-word", "cut": "window", "label": "negative"},
         "poison_budgets": 1,
         "unlearners": ALL_ON_TEXTS,

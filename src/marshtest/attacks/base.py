@@ -1,4 +1,4 @@
-"""What an attack gives: poisoned samples, and what it can measure of itself on a model."""
+"""The contract of an attack: it poisons samples, and measures what is left of the poison in a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Tensors = dict[str, Tensor]
 
 
 def make_anew(name: str, make: Callable[[], Tensors]) -> Tensors:
-    """Keep nothing."""
+    """Make the tensors, and store nothing."""
     return make()
 
 
@@ -37,8 +37,8 @@ class Knowledge:
         task: the training's loss and augmentation.
         test: samples that the poisoned model will be tested on.
         clean: gives the model trained on the samples without poison, to an attack that is `crafted`.
-        input_shape: of one sample in the input space, where it is not that of the samples' x.
-        marked: where the attack's trigger was found.
+        input_shape: shape of one sample in input space, where it is not that of the samples' x.
+        marked: the texts that hold the attack's trigger.
         weight_decay: λ of the training's loss + λ/2 ‖θ‖².
     """
 
@@ -55,7 +55,7 @@ class CraftingContext:
     """The run around an attack at work; no poison depends on it.
 
     Attributes:
-        kept: tensors that an earlier, stopped run made under a name; made and stored where there are none.
+        kept: gives the tensors that a stopped run stored under a name; else makes and stores them.
         progress: told the share of the crafting that is done, and how it stands in words.
     """
 
@@ -63,7 +63,7 @@ class CraftingContext:
     progress: Progress = silent
 
 
-ALONE = CraftingContext()  # nothing is kept, and nobody is told
+ALONE = CraftingContext()  # for a call outside a run: nothing is stored, and no progress is shown
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,17 @@ class Poisoned:
     """A training set with poison in it: the clean one, and what was done to it.
 
     Attributes:
-        clean: [N] the training set before.
+        clean: [N] the training set before it was poisoned.
         forget_ids: [P] ids of the poisons: the forget set.
-        seed: the attack's secret; with the ids it tells the noise.
-        labels: [P] the poisons' labels, where they are not those of their bases.
-        perturbations: [P, *input] added to the poisons in input space, where they have any.
-        bases: [P] ids of the samples that the poisons are copies of, where these stay in the retain set.
-        targets: [T] the test samples that the attack is aimed at, where it is aimed at some.
-        adversarial: [T] the labels that it wants the targets to get, where it wants certain ones.
-        rest: the other test samples; none where all of them are targets.
-        figures: how the crafting went, for the rows.
-        history: the objective as the crafting went on, one line a step.
+        seed: the attack's secret, which together with the ids determines the noise.
+        labels: [P] the poisons' labels; None if they are those of the bases.
+        perturbations: [P, *input] added to the poisons in input space; None if no input is changed.
+        bases: [P] ids of the samples that the poisons are copies of; None if poisons replace their bases.
+        targets: [T] the test samples that the attack is aimed at; None if it is aimed at none.
+        adversarial: [T] the labels that the attack wants the targets to get; None if any label will do.
+        rest: the test samples that are no targets; None if there are no targets.
+        figures: numbers on how the crafting went, for the rows.
+        history: the objective during the crafting, one line a step.
     """
 
     clean: Samples
@@ -126,10 +126,11 @@ class Poisoned:
 
     @property
     def forgotten_bases(self) -> Samples:
-        """The clean twin's forget set: the base samples; what perturbations they carry are zero."""
+        """The clean twin's forget set: the base samples, with perturbations of zero if poisons have any."""
         bases, forget = self.unpoisoned.only(self.forget_ids), self.forget
         if self.perturbations is None or forget.perturbations is None:
             return bases
+        # Zeros, not None: the twin's texts are then sealed too, and a method meets samples of one kind.
         nothing = torch.zeros_like(forget.perturbations)
         return replace(forget, y=bases.y, perturbations=nothing)
 
@@ -140,12 +141,12 @@ class Poisoned:
         return samples.y[samples.positions(self.forget_ids)]
 
     def tensors(self) -> Tensors:
-        """What was done to the samples: `ids` and `labels` of the poisons.
+        """What was done to the samples, by name: `ids` and `labels` of the poisons.
 
-        Where there are any, `perturbations`, `targets`, `adversarial`, `true_labels` and `bases` too.
+        If the attack has them, also `perturbations`, `targets`, `adversarial`, `true_labels` and `bases`.
         """
         relabelled, targets = self.labels is not None, self.targets
-        found = {
+        tensors = {
             "ids": self.forget_ids,
             "labels": self.true_labels if self.labels is None else self.labels,
             "perturbations": self.perturbations,
@@ -154,17 +155,17 @@ class Poisoned:
             "true_labels": self.true_labels if relabelled else None,
             "bases": self.bases,
         }
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
     def of(cls, tensors: Tensors, samples: Samples, test: Samples, **about: Any) -> "Poisoned":
-        """The same again from its tensors.
+        """The poisoned set that `tensors()` was taken of.
 
         Args:
-            tensors: of `tensors()`.
-            samples: the clean ones.
-            test: the samples that the targets are among.
-            about: `seed`, `figures` and `history`, as they are.
+            tensors: what `tensors()` gave.
+            samples: the clean training set.
+            test: the test samples, among which are the targets.
+            about: `seed`, `figures` and `history` of the poisoned set.
         """
         moved = {name: tensor.to(samples.y.device) for name, tensor in tensors.items()}
         aimed_at = moved.get("targets")
@@ -186,9 +187,9 @@ class Effect:
     """What is left of an attack in a model.
 
     Attributes:
-        ids: [P] of what was asked: the poisons, or the targets.
-        scores: by name, [P] one value each.
-        figures: numbers for the row; what every model is asked for (accuracies, cost) goes before them.
+        ids: [P] ids of the samples that have scores: poisons or targets.
+        scores: arrays [P] of values, by name of the score.
+        figures: numbers for the row; accuracies and cost, which every row has, take precedence.
     """
 
     ids: NDArray[np.int64]
@@ -203,7 +204,7 @@ class Attack(Choice, ABC):
     presentation: ClassVar[Presentation]
     # Fields that only `effect` reads; changing them re-scores the same poisons.
     scoring: ClassVar[tuple[str, ...]] = ()
-    # Whether poisons are made at a clean model, which is trained first; they are stored then.
+    # True if poisons are crafted at a clean model: it is trained first, and the poisons are stored.
     crafted: ClassVar[bool] = False
 
     @property
@@ -213,12 +214,12 @@ class Attack(Choice, ABC):
 
     @property
     def has_control(self) -> bool:
-        """Whether a model is trained on `shuffled` samples."""
+        """Whether a control is trained on `shuffled` samples."""
         return bool(self.presentation.shuffled)
 
     @property
     def shown(self) -> Presentation:
-        """The presentation with this attack's own options in it."""
+        """The presentation, with the options of this attack filled in."""
         return self.presentation.filled(self.model_dump())
 
     @abstractmethod
@@ -233,15 +234,15 @@ class Attack(Choice, ABC):
         """Turn `count` samples into poisons, a function of the seed; the others stay as they are."""
 
     def candidates(self, samples: Samples, marked: Marked | None) -> Samples:
-        """Those that can be poisons; a poison budget is a share of them."""
+        """The samples that can be poisoned; a poison budget is a share of them."""
         return samples
 
     def trigger(self) -> Trigger | None:
-        """The word that is to be looked for as texts are read."""
+        """The word to be searched for as texts are read; None if the attack needs none."""
         return None
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples | None:
-        """The training set of a control, poison as large but blind, if the presentation names one."""
+        """The training set of a control, with poison as large but blind, if the presentation names one."""
         return None
 
     @abstractmethod
@@ -249,11 +250,11 @@ class Attack(Choice, ABC):
         """Measure what is left of the poison in `model`."""
 
     def crafting(self, poisons: int) -> tuple[int, float]:
-        """Steps of the crafting, and sample passes of each."""
+        """Number of steps of the crafting, and sample passes of each."""
         return 0, 0.0
 
     def added(self, poisons: int) -> int:
-        """Samples by which poisons make the training set larger."""
+        """Number of samples by which the poisons enlarge the training set."""
         return 0
 
     def passes(self, poisons: int, tests: int) -> float:
@@ -277,6 +278,7 @@ def choose(samples: Samples, count: int, seed: int) -> Tensor:
             f"poison_budgets: asks for {count} poisons among {len(samples)} training samples; "
             "between 1 and all but one are possible."
         )
+    # Drawn on the CPU, so that all devices choose the same samples.
     order = torch.randperm(len(samples), generator=generator(seed, "choose"))
     return samples.ids[order[:count].to(samples.ids.device)]
 
@@ -288,11 +290,12 @@ def learned(knowledge: Knowledge, samples: Samples) -> nn.Module:
         MarshtestError: it is at chance on the test samples.
     """
     model = knowledge.clean()
-    found = accuracy(model, knowledge.task, knowledge.test)
+    right = accuracy(model, knowledge.task, knowledge.test)
     chance = float(samples.y.unique(return_counts=True)[1].max() / len(samples))
-    if found < chance + 2 * (chance * (1 - chance) / len(knowledge.test)) ** 0.5:
+    # Two standard errors above chance, or luck on few test samples would pass.
+    if right < chance + 2 * (chance * (1 - chance) / len(knowledge.test)) ** 0.5:
         raise MarshtestError(
-            f"attack: the clean model is at chance (test accuracy {found:.2f}, the commonest class "
+            f"attack: the clean model is at chance (test accuracy {right:.2f}, the commonest class "
             f"{chance:.2f}), so there is nothing to poison. Raise training.epochs, or mend training.lr."
         )
     return model

@@ -44,7 +44,7 @@ MEAN = 1e-5  # how far, relatively, a score's column may be off the score's mean
 
 MAKES = f"{RUNS}poisons"
 MEASURES = f"{RUNS}the effect on a model"
-Found = tuple[str, bool, str]  # a fact's name, whether it holds, what to do where it does not
+Finding = tuple[str, bool, str]  # a fact's name, whether it holds, what to do if it does not
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,27 @@ class Ground:
     model: nn.Module
 
     def poison(
-        self, attack: Attack, seed: int, draws: int = 0, samples: Samples | None = None
+        self, attack: Attack, seed: int, global_seed: int = 0, samples: Samples | None = None
     ) -> Poisoned:
         """The attack's poisons, by default in a copy of the samples.
 
         Args:
-            draws: seeds the global draws, on which poisons must not depend.
+            global_seed: seeds the generators of the process, on which poisons must not depend.
         """
         samples = _copied(self.samples) if samples is None else samples
-        with seeded(draws), foreign(attack.name):
+        with seeded(global_seed), foreign(attack.name):
             return attack.poison(samples, COUNT, self.knowledge, seed)
 
     def effect(
-        self, attack: Attack, poisoned: Poisoned, draws: int = 0, model: nn.Module | None = None
+        self,
+        attack: Attack,
+        poisoned: Poisoned,
+        global_seed: int = 0,
+        model: nn.Module | None = None,
     ) -> Effect:
         """The attack's effect on a model, by default on a copy of the one that never saw poison."""
         model = copy.deepcopy(self.model) if model is None else model
-        with seeded(draws), foreign(attack.name):
+        with seeded(global_seed), foreign(attack.name):
             return attack.effect(model, poisoned, self.knowledge.task)
 
 
@@ -97,15 +101,15 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
         Fact.of(kind, name, holds, mend)
         for kind in KINDS
         if kind in (on or made_for)
-        for name, holds, mend in _found(ready, GROUNDS[kind]())
+        for name, holds, mend in _findings(ready, GROUNDS[kind]())
     ]
 
 
-def _found(attack: Attack, ground: Ground) -> Iterator[Found]:
+def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
     samples = _copied(ground.samples)
     try:
         poisoned = ground.poison(attack, seed=0, samples=samples)
-        again, other = (ground.poison(attack, seed, draws=1 + seed) for seed in (0, 1))
+        again, other = (ground.poison(attack, seed, global_seed=1 + seed) for seed in (0, 1))
         with foreign(attack.name):
             poisoned.samples  # noqa: B018 - raises where ids are not there, or it is no Poisoned
         yield MAKES, True, ""
@@ -127,7 +131,7 @@ def _found(attack: Attack, ground: Ground) -> Iterator[Found]:
         _poison(poisoned) != _poison(other),
         "poison must depend on `seed`, or repetitions repeat nothing",
     )
-    yield from _of_poison(attack, ground, poisoned)
+    yield from _poison_findings(attack, ground, poisoned)
     model = copy.deepcopy(ground.model)
     try:
         effect = ground.effect(attack, poisoned, model=model)
@@ -140,10 +144,10 @@ def _found(attack: Attack, ground: Ground) -> Iterator[Found]:
         same_tensors(model.state_dict(), ground.model.state_dict()),
         "measure a copy: copy.deepcopy(model)",
     )
-    yield from _of_effect(attack, ground, poisoned, effect)
+    yield from _effect_findings(attack, ground, poisoned, effect)
 
 
-def _of_poison(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Found]:
+def _poison_findings(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Finding]:
     samples, ids, bases = ground.samples, poisoned.forget_ids, poisoned.bases
     yield (
         "makes as many poisons as it is asked for",
@@ -152,7 +156,7 @@ def _of_poison(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[F
     )
     yield (
         "gives every sample an id of its own",
-        all(len(of.unique()) == len(of) for of in (poisoned.samples.ids, ids)),
+        all(len(some.unique()) == len(some) for some in (poisoned.samples.ids, ids)),
         "an id comes twice; `choose` draws without replacement, and copies need new ids",
     )
     possible, origin = attack.candidates(samples, ground.knowledge.marked).ids, ids
@@ -179,7 +183,7 @@ def _of_poison(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[F
     yield _survives(ground, poisoned)
 
 
-def _control(attack: Attack, poisoned: Poisoned) -> Found:
+def _control(attack: Attack, poisoned: Poisoned) -> Finding:
     blind, others = attack.shuffled(poisoned, 0), (poisoned.samples, poisoned.unpoisoned)
     is_other = blind is not None and _bits(blind) not in map(_bits, others)
     return (
@@ -189,7 +193,7 @@ def _control(attack: Attack, poisoned: Poisoned) -> Found:
     )
 
 
-def _survives(ground: Ground, poisoned: Poisoned) -> Found:
+def _survives(ground: Ground, poisoned: Poisoned) -> Finding:
     name = "comes back from its file as it was"
     about = {"seed": poisoned.seed, "figures": poisoned.figures, "history": poisoned.history}
     tensors = {key: tensor.contiguous().clone() for key, tensor in poisoned.tensors().items()}
@@ -203,16 +207,16 @@ def _survives(ground: Ground, poisoned: Poisoned) -> Found:
     return name, holds, "`targets` must be test samples as they are, and `rest` all the others"
 
 
-def _of_effect(
+def _effect_findings(
     attack: Attack, ground: Ground, poisoned: Poisoned, effect: Effect
-) -> Iterator[Found]:
-    shown, again = attack.shown, ground.effect(attack, poisoned, draws=1)
+) -> Iterator[Finding]:
+    shown, again = attack.shown, ground.effect(attack, poisoned, global_seed=1)
     yield (
         "measures the same when it is asked again",
         _measured(effect) == _measured(again),
         "two measurements differ; draw whatever is random from `poisoned.seed`",
     )
-    counts = {of.count for of in shown.columns.values() if isinstance(of.count, str) and of.count}
+    counts = {c.count for c in shown.columns.values() if isinstance(c.count, str) and c.count}
     figures = {*shown.columns, *shown.reference_columns.values(), *counts}
     figures -= {f"{name}_poisons" for name in shown.null_scores}  # the harness counts them
     missing = sorted((shown.scores.keys() - effect.scores) | (figures - effect.figures.keys()))
@@ -221,12 +225,12 @@ def _of_effect(
         not missing,
         f"{', '.join(missing)} lacking among the effect's scores, or its figures",
     )
-    yield from _of_scores(shown, effect)
+    yield from _score_findings(shown, effect)
     named = [name for name in shown.null_scores if name in effect.scores]
     yield from _null_laws(attack, ground, named)
 
 
-def _of_scores(shown: Presentation, effect: Effect) -> Iterator[Found]:
+def _score_findings(shown: Presentation, effect: Effect) -> Iterator[Finding]:
     scores = {name: effect.scores[name] for name in shown.scores if name in effect.scores}
     undefined = [
         name
@@ -251,8 +255,9 @@ def _of_scores(shown: Presentation, effect: Effect) -> Iterator[Found]:
     )
 
 
-def _null_laws(attack: Attack, ground: Ground, names: Collection[str]) -> Iterator[Found]:
+def _null_laws(attack: Attack, ground: Ground, names: Collection[str]) -> Iterator[Finding]:
     """The facts that scores with a known null law follow it on a model that never saw the poison."""
+    # Seeds 0 and 1 made the poisons of the facts before.
     effects = [
         ground.effect(attack, ground.poison(attack, seed))
         for seed in range(2, 2 + REPEATS)
@@ -311,10 +316,10 @@ def text() -> Ground:
     words = torch.randint(3, 8, (len(kind), 6), generator=rng) + 5 * kind[:, None]
     lengths = torch.randint(3, 7, (len(kind), 1), generator=rng)
     x = words.masked_fill(torch.arange(6) >= lengths, 0)
-    held = torch.arange(len(kind)) % 4 < 2
-    x[held, 0] = 13  # the trigger
+    triggered = torch.arange(len(kind)) % 4 < 2
+    x[triggered, 0] = 13  # the trigger
     samples = Samples(x, 1 + kind, torch.arange(len(kind)))
-    ids = samples.ids[held]
+    ids = samples.ids[triggered]
     marked = Marked((ids[ids < TRAIN], 0), (ids[ids >= TRAIN], 0), None)
     return _ground(
         lambda: TinyLM(14), samples, LabelWord(padding=0), Training(epochs=20, lr=0.3), marked
@@ -351,8 +356,9 @@ def _copied(samples: Samples) -> Samples:
 
 
 def _bits(samples: Samples) -> bytes:
-    """All that training sees of samples."""
+    """The bytes of what training sees of samples."""
     perturbation = samples.perturbation()
+    # Zeros and None are the same to training.
     if perturbation is not None and not bool(perturbation.any()):
         perturbation = None
     parts = (samples.x, samples.y, samples.ids, perturbation)
@@ -360,8 +366,8 @@ def _bits(samples: Samples) -> bytes:
 
 
 def _poison(poisoned: Poisoned) -> tuple[bytes, ...]:
-    """All that tells a poisoned set from another."""
-    aims = [of for of in (poisoned.targets, poisoned.rest) if of is not None]
+    """The bytes of what tells a poisoned set from another."""
+    aims = [part for part in (poisoned.targets, poisoned.rest) if part is not None]
     tensors = poisoned.tensors()
     return (
         *(name.encode() + _bytes(tensors[name]) for name in sorted(tensors)),
@@ -371,7 +377,8 @@ def _poison(poisoned: Poisoned) -> tuple[bytes, ...]:
 
 def _measured(effect: Effect) -> tuple[Any, ...]:
     scores = {name: values.tobytes() for name, values in effect.scores.items()}
-    return effect.ids.tobytes(), scores, {name: repr(of) for name, of in effect.figures.items()}
+    figures = {name: repr(value) for name, value in effect.figures.items()}  # nan is not nan
+    return effect.ids.tobytes(), scores, figures
 
 
 def _bytes(tensor: Tensor) -> bytes:

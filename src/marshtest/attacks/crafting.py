@@ -15,11 +15,11 @@ from torch import Tensor
 
 from marshtest.attacks.base import Poisoned, Tensors
 from marshtest.attacks.kernel import Kernel, Objective
-from marshtest.data.samples import Samples
+from marshtest.data.samples import Samples, slices
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import generator
 
-BLIND = "the same perturbations, each in random order"  # what `shuffled` gives
+BLIND = "the same perturbations, each in random order"  # what `shuffled` makes, in words
 DECAYS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps after which the rate falls to a tenth
 
 _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
@@ -33,9 +33,9 @@ class Crafted:
     """Perturbations, and how they were found.
 
     Attributes:
-        perturbation: [P, *input] to be added to the bases in input space.
+        perturbation: [P, *input] added to the bases in input space.
         history: the objective at each step.
-        stopped: the objective turned NaN or infinite; `perturbation` is the best before.
+        stopped: whether the objective turned NaN or infinite; `perturbation` is then the best before.
     """
 
     perturbation: Tensor
@@ -44,21 +44,19 @@ class Crafted:
 
     @property
     def objective(self) -> float:
-        """As of the perturbations that are returned."""
+        """The objective at `perturbation`."""
         return min(self.history, default=math.inf) if self.stopped else self.history[-1]
 
     def tensors(self) -> Tensors:
-        """All of it, for a file."""
+        """Perturbation, history and `stopped` as tensors, for a file."""
+        # In Python's own precision, so that a run that goes on from a file ranks restarts alike.
         history = torch.tensor(self.history, dtype=torch.float64)
-        return {
-            "perturbation": self.perturbation,
-            "history": history,
-            "stopped": torch.tensor(self.stopped),
-        }
+        stopped = torch.tensor(self.stopped)
+        return {"perturbation": self.perturbation, "history": history, "stopped": stopped}
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        """From what `tensors` gave."""
+        """The crafted perturbations that `tensors` was taken of."""
         stopped = bool(tensors["stopped"])
         return cls(tensors["perturbation"], tensors["history"].tolist(), stopped)
 
@@ -86,30 +84,30 @@ def craft(
     """Descend from `start`, projected onto the box after each step; a step is a pass over the poisons.
 
     Args:
-        kernel: of the model at which gradients are taken.
+        kernel: takes gradients at a model.
         bases: [P] the samples to be perturbed.
-        objective: of their summed gradient.
+        objective: a function of the poisons' summed gradient.
         start: [P, *input] the perturbations to begin with.
-        box: least and largest perturbation.
-        steps: passes over the poisons; the last entry of the history is one pass more.
-        lr: of the first step; of Adam in units of the input space.
-        seed: of the augmentation, drawn anew for each step.
+        box: least and largest perturbation, [P, *input] each.
+        steps: passes over the poisons; one pass more gives the last entry of the history.
+        lr: rate of the first step; Adam's is in units of the input space.
+        seed: fixes the augmentation, which is drawn anew for each step.
         progress: told the share of the steps that is done, and the objective.
-        optimizer: of the perturbations.
+        optimizer: moves the perturbations.
         decays: shares of the steps after which the rate falls to a tenth.
-        signed: step by the sign of the derivative (Geiping et al. 2021).
-        per_batch: poisons whose gradients are summed; the objective is the mean over such mini-batches,
-            in the order of the bases. None sums all.
+        signed: whether a step goes by the sign of the derivative (Geiping et al. 2021).
+        per_batch: number of poisons whose gradients are summed; the objective is the mean over such
+            mini-batches, in the order of the bases. None sums the gradients of all.
     """
     base = kernel.task.inputs(kernel.model, bases).detach()
     perturbation = start.clamp(*box).requires_grad_()
     stepper = _OPTIMIZERS[optimizer]([perturbation], lr)
-    size = per_batch or len(bases)
-    parts = [slice(at, at + size) for at in range(0, len(bases), size)]
-    best, draws = perturbation.detach().clone(), generator(seed, "view")
+    parts = list(slices(len(bases), per_batch or len(bases)))
+    best, rng = perturbation.detach().clone(), generator(seed, "view")
     history: list[float] = []
     for step in range(steps + 1):
-        inputs = kernel.task.view(base + perturbation, draws)
+        inputs = kernel.task.view(base + perturbation, rng)
+        # Detached: the kernel frees its graphs micro-batch by micro-batch, and only the view's is kept.
         value, slope = _mean(kernel, inputs.detach(), bases, objective, parts)
         if not math.isfinite(value) or not bool(torch.isfinite(slope).all()):
             return Crafted(best, history, stopped=True)
@@ -118,7 +116,7 @@ def craft(
         history.append(value)
         at_first = f"; {kernel.way}" if step == 0 else ""
         progress(step / (steps + 1), f"objective {value:.3f}{at_first}")
-        if step < steps:
+        if step < steps:  # the last pass tells the objective of what is returned
             (perturbation.grad,) = torch.autograd.grad(inputs, perturbation, slope)
             if signed:
                 perturbation.grad.sign_()
@@ -131,12 +129,13 @@ def craft(
 
 
 def shuffled(poisoned: Poisoned, seed: int) -> Samples:
-    """All samples, the values of each poison's perturbation in random order: as large but blind."""
+    """The training set, each poison's perturbation with its values in random order: as large, but blind."""
     perturbations = poisoned.samples.perturbations
     assert perturbations is not None
-    draws = generator(seed, "shuffle")
+    rng = generator(seed, "shuffle")
     flat = perturbations.flatten(1)
-    order = torch.rand(flat.shape, generator=draws).argsort(1).to(flat.device)
+    # A permutation for each row at once: the order of uniform numbers.
+    order = torch.rand(flat.shape, generator=rng).argsort(1).to(flat.device)
     return replace(poisoned.samples, perturbations=flat.gather(1, order).view_as(perturbations))
 
 
@@ -144,8 +143,5 @@ def _mean(
     kernel: Kernel, inputs: Tensor, bases: Samples, objective: Objective, parts: Sequence[slice]
 ) -> tuple[float, Tensor]:
     """The mean of the parts' objectives, and its derivative [P, *input]."""
-    found = [kernel(inputs[part], bases[part], objective) for part in parts]
-    if len(found) == 1:
-        return found[0]
-    slope = torch.cat([slope for _, slope in found]) / len(found)
-    return sum(value for value, _ in found) / len(found), slope
+    values, slopes = zip(*(kernel(inputs[p], bases[p], objective) for p in parts), strict=True)
+    return sum(values) / len(parts), torch.cat(slopes) / len(parts)

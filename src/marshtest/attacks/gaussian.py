@@ -26,7 +26,7 @@ from marshtest.attacks.base import (
     choose,
 )
 from marshtest.attacks.presentation import EffectFigure, Presentation
-from marshtest.data.samples import Samples
+from marshtest.data.samples import Samples, slices
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.metrics.dependence import SCORES, dependences
 from marshtest.metrics.gus import gaussian_scores, input_directions
@@ -57,7 +57,9 @@ PRESENTATION = Presentation(
     kind="Gaussian poisons",
     scores=SCORES,
     columns={
-        name: Column(title=title, low=0, high=1, legend=legend, interval="exact", count=count)
+        name: Column(
+            title=title, low=0, high=1, legend=legend, interval="exact", count=count, room=160
+        )
         for name, (title, legend, count) in RATES.items()
     },
     effect=EffectFigure(
@@ -105,22 +107,24 @@ class Gaussian(Attack):
 
     def _draw(self, seed: int, ids: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
         deviation = np.float32(self.variance**0.5)
-        drawn = [normal(seed, stream, i, shape=shape) for i in ids.tolist()]
-        return torch.from_numpy(np.stack(drawn) * deviation).to(ids.device)
+        # A stream for each id, so that a poison's noise does not depend on which others are drawn with it.
+        noise = [normal(seed, stream, i, shape=shape) for i in ids.tolist()]
+        return torch.from_numpy(np.stack(noise) * deviation).to(ids.device)
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         base = _unperturbed(poisoned.forget)
         directions = input_directions(model, task, base)
         parts = [
             self._score(model, task, poisoned.seed, base[chunk], directions[chunk])
-            for chunk in _chunks(len(base), self._chunk(directions.shape[1]))
+            for chunk in slices(len(base), self._chunk(directions.shape[1]))
         ]
-        own, fresh, at_poison, at_fresh = (
+        gus, fresh, at_poison, at_fresh = (
             torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True)
         )
+        # From the attack's seed: all models break ties alike, and a second measurement gives the same.
         rng = np.random.default_rng(derive(poisoned.seed, "ties"))
         rank, ties = rank_scores(at_poison, at_fresh, rng)
-        scores = {"gus": own, "gus_fresh": fresh[:, 0], "rank": rank, "rank_ties": ties}
+        scores = {"gus": gus, "gus_fresh": fresh[:, 0], "rank": rank, "rank_ties": ties}
         figures = figures_of(scores, base.y.cpu().numpy(), fresh, self.fpr)
         return Effect(base.ids.cpu().numpy(), scores, figures)
 
@@ -134,8 +138,8 @@ class Gaussian(Attack):
         """I [B], Ĩ [B, K], and the margin losses at the poison [B] and at fresh noise [B, K]."""
         inputs = task.exact().inputs(model, base).detach()  # [B, *shape]
         shape = tuple(inputs.shape[1:])
-        own = self.noise(seed, base.ids, shape)[:, None]  # [B, 1, *shape]
-        noise = torch.cat([own, self.fresh_noise(seed, base.ids, shape)], dim=1)
+        poison = self.noise(seed, base.ids, shape)[:, None]  # [B, 1, *shape]
+        noise = torch.cat([poison, self.fresh_noise(seed, base.ids, shape)], dim=1)
         scores = gaussian_scores(directions, noise.flatten(2), self.variance**0.5)
         losses = _losses(model, task, base, inputs[:, None] + noise)
         return scores[:, 0], scores[:, 1:], losses[:, 0], losses[:, 1:]
@@ -147,17 +151,17 @@ class Gaussian(Attack):
 def figures_of(
     scores: Mapping[str, Floats], classes: NDArray[np.int64], fresh: Floats, fpr: float
 ) -> dict[str, float]:
-    """A row's numbers: dependence by each score, TPR at low FPR, what could not be told.
+    """Numbers for a row: dependence by each score, TPR at low FPR, counts of vanished gradients and ties.
 
     Args:
-        scores: by name, [P]; a black box has no "gus".
+        scores: arrays [P] by name; a black box has no "gus".
         classes: [P] labels of the poisons.
         fresh: [P, K] scores Ĩ of fresh noise.
-        fpr: of the TPRs.
+        fpr: false positive rate of the TPRs.
     """
     figures: dict[str, float] = {}
-    for name, found in dependences(scores, classes, fpr).items():
-        figures |= found.columns(name)
+    for name, dependence in dependences(scores, classes, fpr).items():
+        figures |= dependence.columns(name)
     rates = {"tpr_rank": ("rank", tpr_at_fpr_one_sided(scores["rank"], fpr))}
     if "gus" in scores:
         figures |= {
@@ -192,7 +196,3 @@ def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tens
 
 def _unperturbed(samples: Samples) -> Samples:
     return Samples(samples.x, samples.y, samples.ids)
-
-
-def _chunks(length: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, length, size)]

@@ -60,14 +60,12 @@ class GradientCanceling(Attack):
     name: str = "gradient-canceling"
     presentation: ClassVar[Presentation] = PRESENTATION
     crafted: ClassVar[bool] = True
-    epsilon: float | None = Field(None, gt=0)  # ε_p, as in gradient matching; none as in the paper
+    epsilon: float | None = Field(None, gt=0)  # ε_p, as in gradient matching; the paper has none
     radius: float | None = Field(None, gt=0)  # ε_w; by default the largest that poisons can hold
     weighting: Literal["size", "mean"] = "size"
     parameters: Literal["all", "first"] = "all"  # the tensors whose gradient is canceled
-    place: Literal["replace", "add"] = "replace"  # of the poisons, or beside their bases
-    optimizer: Literal["adam", "sgd"] = (
-        "adam"  # of the perturbations; the paper's Algorithm 2 is sgd
-    )
+    place: Literal["replace", "add"] = "replace"  # the poisons' place: their bases', or beside them
+    optimizer: Literal["adam", "sgd"] = "adam"  # the paper's Algorithm 2 is sgd
     steps: int = Field(1000, ge=1)  # each a pass over the poisons
     lr: float = Field(0.1, gt=0)  # η; of Adam in units of the input space
 
@@ -87,24 +85,7 @@ class GradientCanceling(Attack):
         else:
             retain, copies = samples.without(ids), None
         worst = self._worst(clean, knowledge, retain, bases, seed, context)
-        kernel = Kernel(worst.model, knowledge.task, first=self.parameters == "first")
-
-        def make() -> Tensors:
-            return cancel(
-                kernel,
-                bases,
-                retain,
-                knowledge.weight_decay,
-                self.weighting,
-                optimizer=self.optimizer,
-                epsilon=self.epsilon or math.inf,
-                steps=self.steps,
-                lr=self.lr,
-                seed=derive(seed, "views"),
-                progress=context.progress,
-            ).tensors()
-
-        crafted = Crafted.from_tensors(context.kept("crafted", make))
+        crafted = self._crafted(worst, knowledge, retain, bases, seed, context)
         figures = {
             "objective": crafted.objective,
             "radius": worst.radius,
@@ -153,6 +134,35 @@ class GradientCanceling(Attack):
         )
         return worst
 
+    def _crafted(
+        self,
+        worst: Worst,
+        knowledge: Knowledge,
+        retain: Samples,
+        bases: Samples,
+        seed: int,
+        context: CraftingContext,
+    ) -> Crafted:
+        """The perturbations that cancel the gradient at θ_low, or those that a stopped run stored."""
+
+        def make() -> Tensors:
+            kernel = Kernel(worst.model, knowledge.task, first=self.parameters == "first")
+            return cancel(
+                kernel,
+                bases,
+                retain,
+                knowledge.weight_decay,
+                self.weighting,
+                optimizer=self.optimizer,
+                epsilon=self.epsilon or math.inf,
+                steps=self.steps,
+                lr=self.lr,
+                seed=derive(seed, "views"),
+                progress=context.progress,
+            ).tensors()
+
+        return Crafted.from_tensors(context.kept("crafted", make))
+
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         return shuffled(poisoned, seed)
 
@@ -190,10 +200,10 @@ def cancel(
     optimizer: Literal["adam", "sgd"] = "adam",
     epsilon: float = math.inf,
 ) -> Crafted:
-    """Shift the bases until their gradient at the kernel's model cancels that of the retain set.
+    """Perturb the bases until their gradient at the kernel's model cancels that of the retain set.
 
     Args:
-        kernel: of the model at θ_low.
+        kernel: takes gradients at θ_low.
         bases: [P] the samples to be perturbed.
         retain: the clean set of J.
         weight_decay: λ of the training; `mean` leaves it out.
@@ -205,6 +215,7 @@ def cancel(
         optimizer: "sgd" steps by lr times the derivative of J as it stands, at a constant rate.
         epsilon: largest perturbation.
     """
+    # N λ θ, since the kernel sums gradients where J takes their mean.
     decay = (len(retain) + len(bases)) * weight_decay * kernel.flat()
     pull = kernel.gradient(retain)
     box = kernel.task.box(kernel.model, bases, epsilon)
@@ -227,7 +238,7 @@ def cancel(
 def canceling(
     clean: Tensor,
     decay: Tensor,
-    kept: int,
+    retained: int,
     poisons: int,
     weighting: Literal["size", "mean"],
     *,
@@ -238,21 +249,21 @@ def canceling(
     Args:
         clean: [D] summed gradient of the clean set.
         decay: [D] (N λ θ) that weight decay adds to the sum of all; `mean` leaves it out.
-        kept: size of the clean set.
+        retained: size of the clean set.
         poisons: size of the forget set.
         weighting: "size" takes the sum over all samples, "mean" adds the two sets' means.
         relative: the derivative is that of half the share's square, so that its size says nothing of the
             model's; else of J as it stands.
     """
     if weighting == "size":
-        pull, weight, count = clean + decay, 1.0, kept + poisons
+        pull, weight, count = clean + decay, 1.0, retained + poisons
     else:
-        pull, weight, count = clean, kept / poisons, kept
+        pull, weight, count = clean, retained / poisons, retained
     size = pull.norm()  # count times ‖g without poisons‖
-    unit = size if relative else torch.full_like(size, count)
+    unit = size if relative else torch.full_like(size, count)  # the lr of sgd is meant for J itself
 
     def objective(total: Tensor) -> tuple[float, Tensor]:
-        left = (pull + weight * total) / unit
-        return float(left.norm() * (unit / size)), weight * left / unit
+        remainder = (pull + weight * total) / unit
+        return float(remainder.norm() * (unit / size)), weight * remainder / unit
 
     return objective

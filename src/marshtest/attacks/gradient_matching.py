@@ -117,25 +117,24 @@ class GradientMatching(Attack):
         clean = learned(knowledge, samples)
         targets, labels = self._aims(clean, knowledge, samples.y.unique(), seed)
         kernel = Kernel(clean, knowledge.task)
-        taken: list[Tensor] = []
+        ids: list[Tensor] = []
         best: list[Crafted] = []
         history = []
         stopped = 0
         for number, label in enumerate(labels.tolist()):
             size = count // self.targets + (number < count % self.targets)
-            left = samples.without(torch.cat(taken)) if taken else samples
-            bases = _of_class(left, label, size, derive(seed, "bases", number))
+            free = samples.without(torch.cat(ids)) if ids else samples
+            bases = _of_class(free, label, size, derive(seed, "bases", number))
             aim = replace(targets[number : number + 1], y=labels[number : number + 1])
-            tried = self._restarts(kernel, bases, aim, number, seed, context)
-            for restart, crafted in enumerate(tried):
+            restarts = self._restarts(kernel, bases, aim, number, seed, context)
+            for restart, crafted in enumerate(restarts):
                 history += crafted.lines(target=number, restart=restart)
                 stopped += crafted.stopped
-            taken.append(bases.ids)
-            best.append(min(tried, key=lambda crafted: crafted.objective))
-        ids = torch.cat(taken)
+            ids.append(bases.ids)
+            best.append(min(restarts, key=lambda crafted: crafted.objective))
         return Poisoned(
             samples,
-            ids,
+            torch.cat(ids),
             seed,
             perturbations=torch.cat([crafted.perturbation for crafted in best]),
             targets=targets,
@@ -157,15 +156,15 @@ class GradientMatching(Attack):
         seed: int,
         context: CraftingContext,
     ) -> list[Crafted]:
-        """All restarts for one target; each is kept as it ends."""
+        """The restarts for one target, each stored as it ends."""
         objective = matching(kernel.gradient(aim))
         box = kernel.task.box(kernel.model, bases, self.epsilon)
         total = self.targets * self.restarts
 
         def one(restart: int) -> Tensors:
             before = number * self.restarts + restart
-            draws = generator(seed, "start", number, restart)
-            where = torch.rand(box[0].shape, generator=draws).to(box[0].device)
+            rng = generator(seed, "start", number, restart)
+            where = torch.rand(box[0].shape, generator=rng).to(box[0].device)
             start = box[0] + where * (box[1] - box[0])
             crafted = craft(
                 kernel,
@@ -175,7 +174,7 @@ class GradientMatching(Attack):
                 box,
                 steps=self.steps,
                 lr=self.lr,
-                seed=derive(seed, "views", number),
+                seed=derive(seed, "views", number),  # the same for all, so that φ compares starts
                 progress=part(context.progress, before / total, 1 / total),
                 decays=DECAYS if self.decay else (),
                 signed=self.sign,
@@ -183,10 +182,9 @@ class GradientMatching(Attack):
             )
             return crafted.tensors()
 
-        names = [f"crafted-{number}-{restart}" for restart in range(self.restarts)]
         return [
-            Crafted.from_tensors(context.kept(name, partial(one, restart)))
-            for restart, name in enumerate(names)
+            Crafted.from_tensors(context.kept(f"crafted-{number}-{restart}", partial(one, restart)))
+            for restart in range(self.restarts)
         ]
 
     def _aims(
@@ -194,14 +192,15 @@ class GradientMatching(Attack):
     ) -> tuple[Samples, Tensor]:
         """Targets [T] that the clean model gets right, and the labels [T] that they are to get."""
         for key in ("target_class", "adversarial_label"):
-            given = getattr(self, key)
-            if isinstance(given, int) and given not in classes:
+            label = getattr(self, key)
+            if isinstance(label, int) and label not in classes:
                 raise MarshtestError(
-                    f"attack.{key}: no training sample has label {given}; there are {classes.tolist()}."
+                    f"attack.{key}: no training sample has label {label}; there are {classes.tolist()}."
                 )
-        draws, test = generator(seed, "targets"), knowledge.test
-        found = probabilities(clean, knowledge.task, test)  # [N, C]
-        allowed = (found.argmax(1) == test.y) & (test.y != self.adversarial_label)
+        rng, test = generator(seed, "targets"), knowledge.test
+        p = probabilities(clean, knowledge.task, test)  # [N, C]
+        # A target that is mistaken without poison would count as a success of the attack.
+        allowed = (p.argmax(1) == test.y) & (test.y != self.adversarial_label)
         if self.target_class is not None:
             allowed &= test.y == self.target_class
         possible = allowed.nonzero().flatten()
@@ -210,16 +209,16 @@ class GradientMatching(Attack):
                 f"attack.targets: the clean model gets {len(possible)} test samples right that could be "
                 f"targets; {self.targets} are asked for. Raise training.epochs, or ask for fewer."
             )
-        order = torch.randperm(len(possible), generator=draws)[: self.targets]
+        order = torch.randperm(len(possible), generator=rng)[: self.targets]
         rows = possible[order.to(possible.device)]
-        own = test.y[rows]
+        true = test.y[rows]
         if isinstance(self.adversarial_label, int):
-            return test[rows], torch.full_like(own, self.adversarial_label)
+            return test[rows], torch.full_like(true, self.adversarial_label)
         if self.adversarial_label == "nearest":
-            others = found[rows].scatter(1, own[:, None], -1)
+            others = p[rows].scatter(1, true[:, None], -1)
             return test[rows], others.argmax(1)
-        labels = [_one_of(classes[classes != label], draws) for label in own.tolist()]
-        return test[rows], torch.tensor(labels, device=own.device)
+        labels = [_one_of(classes[classes != label], rng) for label in true.tolist()]
+        return test[rows], torch.tensor(labels, device=true.device)
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         return shuffled(poisoned, seed)
@@ -228,15 +227,15 @@ class GradientMatching(Attack):
         targets, labels = poisoned.targets, poisoned.adversarial
         assert targets is not None
         assert labels is not None
-        found = probabilities(model, task, targets)  # [T, C]
-        wanted = found.gather(1, labels[:, None]).squeeze(1).double().cpu().numpy()
-        says = found.argmax(1)
+        p = probabilities(model, task, targets)  # [T, C]
+        adversarial = p.gather(1, labels[:, None]).squeeze(1).double().cpu().numpy()
+        says = p.argmax(1)
         figures = {
-            "target_probability": float(wanted.mean()),
+            "target_probability": float(adversarial.mean()),
             "target_success": float((says == labels).double().mean()),
             "target_misclassified": float((says != targets.y).double().mean()),
         }
-        return Effect(targets.ids.cpu().numpy(), {"target": wanted}, figures)
+        return Effect(targets.ids.cpu().numpy(), {"target": adversarial}, figures)
 
     def passes(self, poisons: int, tests: int) -> float:
         return self.targets
@@ -270,5 +269,5 @@ def _of_class(samples: Samples, label: int, count: int, seed: int) -> Samples:
     return samples[rows[order[:count].to(rows.device)]]
 
 
-def _one_of(values: Tensor, draws: torch.Generator) -> int:
-    return int(values[int(torch.randint(len(values), (1,), generator=draws))])
+def _one_of(values: Tensor, rng: torch.Generator) -> int:
+    return int(values[int(torch.randint(len(values), (1,), generator=rng))])

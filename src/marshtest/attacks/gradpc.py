@@ -43,7 +43,7 @@ RADII = (0.5, 0.2, 0.1, 0.05, 0.02)  # shares of ‖θ_clean‖, of which the fi
 
 @dataclass(frozen=True)
 class Limits:
-    """The three quantities of each bound: one for the whole last layer, then one for each bias."""
+    """The quantities of each bound; the first bound is the last layer's, the others are its biases'."""
 
     clean: Tensor  # [1 + C] u
     poisons: Tensor  # [1 + C] w
@@ -54,7 +54,7 @@ class Limits:
         return F.relu((1 - share) * self.clean + self.decay - share * self.poisons).sum()
 
     def least_share(self) -> float:
-        """Of poisons; with fewer no perturbation can cancel."""
+        """The least share of poisons; with fewer no perturbation can cancel the gradient."""
         needed = (self.clean + self.decay) / (self.clean + self.poisons)
         return float(needed.max().clamp(0, 1))
 
@@ -65,11 +65,14 @@ def limits(
     """The bounds at `model`.
 
     Args:
-        model: its last weight layer is a linear one.
-        logits: [N, C] of clean samples.
-        y: [N], their labels.
-        poison_labels: [P] of the poisons.
+        model: a model whose last weight layer is a linear one.
+        logits: [N, C] logits of clean samples.
+        y: [N] labels of these samples.
+        poison_labels: [P] labels of the poisons.
         weight_decay: λ of the training.
+
+    Raises:
+        MarshtestError: the last weight layer is another.
     """
     last = weight_layers(model)[-1][0]
     if not isinstance(last, nn.Linear):
@@ -95,13 +98,13 @@ def limits(
 
 @dataclass(frozen=True)
 class Worst:
-    """Parameters to hold a victim at.
+    """Parameters at which poisons are to hold a model.
 
     Attributes:
-        model: at θ_low.
-        radius: of the ball round the clean parameters.
-        accuracy: of θ_low on the test samples.
-        least_share: of poisons; with fewer nothing can hold a victim there.
+        model: the model at θ_low.
+        radius: radius of the ball round the clean parameters.
+        accuracy: accuracy of θ_low on the test samples.
+        least_share: the least share of poisons; with fewer nothing can hold a model there.
     """
 
     model: nn.Module
@@ -112,15 +115,15 @@ class Worst:
 
 @dataclass(frozen=True)
 class Search:
-    """Looks for θ_low round a clean model.
+    """A search for θ_low round a clean model.
 
     Attributes:
-        clean: the model.
+        clean: the clean model.
         test: samples whose error is to grow.
-        retain: the clean samples that the victim will be trained on.
-        poison_labels: [P] of the samples that will be poisons.
+        retain: the clean samples that the poisoned model will be trained on.
+        poison_labels: [P] labels of the samples that will be poisons.
         weight_decay: λ of that training.
-        centre: look round `centred(clean)`, which is the same model.
+        centre: whether to search round `centred(clean)`, which answers as `clean` does.
     """
 
     clean: nn.Module
@@ -135,34 +138,36 @@ class Search:
     def in_ball(self, radius: float) -> Worst:
         """GradPC as it stands: uphill on the test loss, reachable or not."""
 
-        def loss(model: nn.Module, draws: torch.Generator) -> Tensor:
-            return self.task.exact().loss(model, _some(self.test, draws)).mean()
+        def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
+            return self.task.exact().loss(model, _some(self.test, rng)).mean()
 
-        return self._found(loss, radius)
+        return self._uphill(loss, radius)
 
     def in_reach(self, share: float) -> Worst:
-        """The largest of a few radii at which a share of poisons is not ruled out to hold a victim.
+        """θ_low at the largest of a few radii at which a share of poisons may be able to hold a model.
 
-        Uphill on the test error's smooth form, 1 − p_y, against a penalty on what no poison can hold.
+        The search goes uphill on 1 − p_y, less a penalty on what no poison can hold.
         """
 
-        def gain(model: nn.Module, draws: torch.Generator) -> Tensor:
+        def gain(model: nn.Module, rng: torch.Generator) -> Tensor:
             exact = self.task.exact()
-            asked, held = _some(self.test, draws), _some(self.retain, draws)
-            p = exact.label_logits(exact(model, asked), asked).softmax(1)
-            error = 1 - p.gather(1, asked.y[:, None]).mean()
-            logits = exact.label_logits(exact(model, held), held)
-            return error - PENALTY * self._limits(model, logits, held.y).excess(share)
+            test, retain = _some(self.test, rng), _some(self.retain, rng)
+            p = exact.label_logits(exact(model, test), test).softmax(1)
+            # At most 1, where the loss has no bound, so that the penalty outweighs it.
+            error = 1 - p.gather(1, test.y[:, None]).mean()
+            logits = exact.label_logits(exact(model, retain), retain)
+            return error - PENALTY * self._limits(model, logits, retain.y).excess(share)
 
         size = _norm([p.detach() for p in self.clean.parameters() if p.requires_grad])
-        for part in RADII:
-            worst = self._found(gain, part * size)
+        for fraction in RADII:
+            worst = self._uphill(gain, fraction * size)
             if worst.least_share <= share:
                 break
-        return worst
+        return worst  # the smallest ball's, if no radius is in reach
 
-    def _found(self, gain: Callable[[nn.Module, torch.Generator], Tensor], radius: float) -> Worst:
+    def _uphill(self, gain: Callable[[nn.Module, torch.Generator], Tensor], radius: float) -> Worst:
         start = centred(self.clean) if self.centre else self.clean
+        # The same batches at each radius, so that the balls differ in size alone.
         model = ascend(start, gain, radius, generator(self.seed, "ascent"))
         low = accuracy(model, self.task, self.test)
         return Worst(model, radius, low, self.least_share(model))
@@ -181,14 +186,15 @@ def ascend(
     clean: nn.Module,
     gain: Callable[[nn.Module, torch.Generator], Tensor],
     radius: float,
-    draws: torch.Generator,
+    rng: torch.Generator,
 ) -> nn.Module:
     """A copy of `clean`, moved uphill on `gain` by at most `radius` (L2, all trained parameters)."""
-    model = copy.deepcopy(clean).eval()
+    model = copy.deepcopy(clean).eval()  # BatchNorm's statistics stay: they are no parameters
     parameters = [p for p in model.parameters() if p.requires_grad]
     centre = [p.detach().clone() for p in parameters]
     for step in range(STEPS):
-        slopes = torch.autograd.grad(gain(model, draws), parameters)
+        slopes = torch.autograd.grad(gain(model, rng), parameters)
+        # Divided by the slope's length: where the model is sure, the gradient of 1 − p_y is tiny.
         stride = radius * STRIDE * (1 - step / STEPS) / max(_norm(slopes), 1e-30)
         with torch.no_grad():
             for p, slope in zip(parameters, slopes, strict=True):
@@ -201,10 +207,8 @@ def ascend(
 
 @torch.no_grad()
 def centred(model: nn.Module) -> nn.Module:
-    """A copy of the same softmax whose last layer's rows sum to zero.
-
-    Weight decay pulls their sum to zero and no sample holds it, so nothing else can be stationary.
-    """
+    """A copy with the same softmax, whose last layer's rows sum to zero."""
+    # Weight decay pulls the sum to zero and no sample holds it, so nothing else can be stationary.
     model = copy.deepcopy(model)
     last = weight_layers(model)[-1][0]
     if isinstance(last, nn.Linear):
@@ -214,9 +218,9 @@ def centred(model: nn.Module) -> nn.Module:
     return model
 
 
-def _some(samples: Samples, draws: torch.Generator) -> Samples:
+def _some(samples: Samples, rng: torch.Generator) -> Samples:
     """A batch drawn without replacement."""
-    rows = torch.randperm(len(samples), generator=draws)[:BATCH]
+    rows = torch.randperm(len(samples), generator=rng)[:BATCH]
     return samples[rows.to(samples.y.device)]
 
 

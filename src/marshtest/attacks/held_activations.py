@@ -27,6 +27,7 @@ class Bits:
     @classmethod
     def of(cls, mask: Tensor) -> Self:
         """Pack a dense mask: eight equal stretches of its memory become the bits of one."""
+        # As it lies in memory: a channels-last mask is dense too, and flatten() would copy it.
         flat = mask.as_strided((mask.numel(),), (1,)).view(torch.uint8)
         planes = F.pad(flat, (0, -mask.numel() % 8)).view(8, -1)
         packed = planes[0].clone()
@@ -46,7 +47,8 @@ class Gates(TorchFunctionMode):
     def __init__(self, recorded: "Gates | None" = None) -> None:
         super().__init__()
         self.recording = recorded is None
-        self.kept: deque[Any] = deque() if recorded is None else deque(recorded.kept)
+        # A copy, since a replay takes entries off, and one recording is replayed at several steps h.
+        self.entries: deque[Any] = deque() if recorded is None else deque(recorded.entries)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -58,17 +60,18 @@ class Gates(TorchFunctionMode):
 
     def keep(self, values: Tensor) -> None:
         """Record where values are positive."""
-        self.kept.append(Bits.of(values.detach() > 0))
+        self.entries.append(Bits.of(values.detach() > 0))
 
     def sides(self, values: Tensor) -> Tensor:
         """[*shape] 1 where the values in this place were positive, else 0."""
-        return self.kept.popleft().unpacked().to(values.dtype)  # type: ignore[no-any-return]
+        return self.entries.popleft().unpacked().to(values.dtype)  # type: ignore[no-any-return]
 
 
 def _relu(gates: Gates, input: Tensor, inplace: bool = False) -> Tensor:
     if gates.recording:
+        # PyTorch's own: a mode is off while it handles a function.
         output = torch.relu_(input) if inplace else torch.relu(input)
-        gates.keep(output)
+        gates.keep(output)  # positive where the input is, which may be overwritten
         return output
     sides = gates.sides(input)
     return input.mul_(sides) if inplace else input * sides
@@ -91,10 +94,11 @@ def _leaky_relu(
 
 def _max_pool2d(gates: Gates, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if gates.recording:
+        # A change of the winner is a kink, as a change of side is.
         output, winners = F.max_pool2d_with_indices(input, *args, **kwargs)
-        gates.kept.append(winners)
+        gates.entries.append(winners)
         return output
-    winners = gates.kept.popleft()
+    winners = gates.entries.popleft()
     return input.flatten(-2).gather(-1, winners.flatten(-2)).view(winners.shape)
 
 

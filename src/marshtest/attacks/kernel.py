@@ -18,7 +18,7 @@ micro-batch, at a step h chosen there.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from marshtest.attacks.held_activations import Gates
-from marshtest.data.samples import Samples
+from marshtest.data.samples import Samples, slices
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.training.tasks import Task
 
@@ -47,10 +47,10 @@ class Kernel:
     """J and its derivative for the poisons of one model.
 
     Args:
-        model: put into eval mode; only parameters that are not frozen count.
-        task: its loss, in the model's own precision.
-        fast: False keeps to the exact way.
-        first: only the first parameter tensor counts.
+        model: the model, which is put into eval mode; only parameters that are not frozen count.
+        task: gives the loss, in the model's own precision.
+        fast: whether the fast way may be used; False keeps to the exact one.
+        first: whether only the first parameter tensor counts.
 
     Attributes:
         way: which way is used and how well it agrees, once the first step has chosen.
@@ -62,6 +62,7 @@ class Kernel:
     def __init__(
         self, model: nn.Module, task: Task, *, fast: bool = True, first: bool = False
     ) -> None:
+        # In eval mode: BatchNorm would make a sample's gradient depend on its micro-batch.
         self.model, self.task = model.eval(), task.exact()
         free = [(n, p.detach()) for n, p in model.named_parameters() if p.requires_grad]
         self.parameters = dict(free[:1] if first else free)
@@ -94,44 +95,46 @@ class Kernel:
             self.share, self.way = self._choose(inputs, samples, along, first)
         out = first.slopes  # one buffer of the inputs' size for both
         if not self.share:
-            for part in _micro_batches(len(samples)):
+            for part in slices(len(samples), MICRO_BATCH):
                 out[part] = self._exact(inputs[part], samples[part], along)
             return value, out
         moved = self._moved(along, self.share)
-        for part, gates in zip(_micro_batches(len(samples)), first.gates, strict=True):
+        for part, gates in zip(slices(len(samples), MICRO_BATCH), first.gates, strict=True):
             out[part] = self._fast(inputs[part], samples[part], moved, out[part], gates)
         return value, out
 
     def _first_pass(self, inputs: Tensor, samples: Samples, *, keep: bool) -> "_FirstPass":
         """G, and for the fast way each micro-batch's ∇_x ℓ(θ) and gates."""
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
-        done = _FirstPass(torch.zeros_like(self.flat()), torch.empty_like(inputs), [])
-        for part in _micro_batches(len(samples)):
+        first = _FirstPass(torch.zeros_like(self.flat()), torch.empty_like(inputs), [])
+        for part in slices(len(samples), MICRO_BATCH):
             x = inputs[part].detach().requires_grad_(keep)
             gates = Gates()
             with gates if keep else nullcontext():
                 loss = self._loss(leaves, x, samples[part])
-            wanted = [*leaves.values(), *([x] if keep else [])]
-            slopes = torch.autograd.grad(loss, wanted, materialize_grads=True)
-            done.total += _flat(slopes[: len(leaves)])
+            by = [*leaves.values(), *([x] if keep else [])]
+            # A parameter may have no part in the loss; its gradient is then 0, not None.
+            slopes = torch.autograd.grad(loss, by, materialize_grads=True)
+            first.total += _flat(slopes[: len(leaves)])
             if keep:
-                done.slopes[part] = slopes[-1]
-                done.gates.append(gates)
-        return done
+                first.slopes[part] = slopes[-1]
+                first.gates.append(gates)
+        return first
 
     def _choose(
         self, inputs: Tensor, samples: Samples, along: Parameters, first: "_FirstPass"
     ) -> tuple[float, str]:
         """The share of |θ| at which the fast way agrees best with the exact one, or 0 if none does."""
-        part = next(_micro_batches(len(samples)))
+        part = slice(MICRO_BATCH)
         x, batch = inputs[part], samples[part]
         exact = self._exact(x, batch, along)
-        found = []
+        errors = []
+        # A small h is lost in rounding, a large one in curvature; where between depends on the model.
         for share in SHARES:
             moved = self._moved(along, share)
             fast = self._fast(x, batch, moved, first.slopes[part], first.gates[0])
-            found.append((1 - float(cosine(fast.flatten(), exact.flatten())), share))
-        off, share = min(found)
+            errors.append((1 - float(cosine(fast.flatten(), exact.flatten())), share))
+        off, share = min(errors)
         if off <= AGREEMENT:
             return share, f"fast, 1 − cosine to exact {off:.0e} at |hv| = {share:g} |θ|"
         return 0.0, f"exact; the fast way is {off:.0e} off"
@@ -149,16 +152,17 @@ class Kernel:
                 product = _flat(slopes) @ _flat(along.values())
                 return torch.autograd.grad(product, x, materialize_grads=True)[0]
         except RuntimeError as error:
-            said = re.search(r"derivative for (\S+) is not implemented", str(error))
-            if said is None:
+            named = re.search(r"derivative for (\S+) is not implemented", str(error))
+            if named is None:
                 raise
             raise MarshtestError(
-                f"attack: the model's operation {said[1]} has no second derivative in PyTorch. "
+                f"attack: the model's operation {named[1]} has no second derivative in PyTorch. "
                 "Replace it by one that has."
             ) from None
 
     def _moved(self, along: Parameters, share: float) -> "_Moved":
         """θ + hv with |hv| = share · |θ|."""
+        # Relative to θ, whose rounding is what h must outgrow.
         h = share * float(self.flat().norm() / _flat(along.values()).norm())
         return _Moved({name: p + h * along[name] for name, p in self.parameters.items()}, h)
 
@@ -182,6 +186,7 @@ class Kernel:
     def _unflat(self, vector: Tensor) -> Parameters:
         parts = vector.split([p.numel() for p in self.parameters.values()])
         shaped = zip(self.parameters.items(), parts, strict=True)
+        # In each parameter's own memory layout, so that θ + hv runs through the same kernels as θ.
         return {name: torch.empty_like(p).copy_(part.view(p.shape)) for (name, p), part in shaped}
 
 
@@ -196,11 +201,6 @@ class _FirstPass:
 class _Moved:
     parameters: Parameters  # θ + hv
     h: float
-
-
-def _micro_batches(count: int) -> Iterator[slice]:
-    for start in range(0, count, MICRO_BATCH):
-        yield slice(start, start + MICRO_BATCH)
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:

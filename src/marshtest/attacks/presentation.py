@@ -1,4 +1,4 @@
-"""What a report must know of an attack, without torch: it stands beside the attack, and beside its rows."""
+"""What a report must know of an attack, without torch: stored beside the attack's rows, too."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from marshtest.metrics.presentation import Column, Name, Score, Text
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
-# Ends of the columns that rows, summaries and figures have of a score.
+# Endings of the names of columns that rows, summaries and figures have for each score.
 OF_A_SCORE = [
     *NOTHING.columns(""),
     *("_trainings", "_trainings_error", "_trainings_low", "_trainings_high"),
@@ -24,9 +24,9 @@ class EffectFigure(Settings):
 
     Attributes:
         axis: name of the axis.
-        columns: by the row's column, its name in the figure's legend; two at most.
-        nothing: the effect where nothing is left of the poison, a number or the name of the attack's
-            option; None where it is not known.
+        columns: names in the figure's legend, by the row's column; two at most.
+        nothing: the effect if nothing is left of the poison, as a number or the name of one of the attack's
+            options; None if it is not known.
         high: end of the axis; None leaves it to the values.
         figure: name of the figure of one poison budget and compute budget; "" draws none.
         caption: what that figure shows.
@@ -50,8 +50,8 @@ class Presentation(Settings):
         title: the attack's short name, heads a column of the leaderboard.
         kind: its poisons, in words.
         scores: what verdicts rest on: any number of scores with a known null law, or one without.
-        columns: what else its rows hold.
-        effect: how figures show the effect; without it they show accuracy and what is left.
+        columns: the further columns of its rows.
+        effect: how figures show the effect; None shows accuracy and what is left.
         fpr: false positive rate of the tail test and of all TPRs.
         draws: fresh draws among which a score ranks each poison, which bounds the score; None for no bound.
         table2: whether the rows fill the paper's Table 2, test accuracy by compute budget.
@@ -76,8 +76,8 @@ class Presentation(Settings):
             raise ValueError(
                 "presentation.scores: a score without a null law must be the only one. Leave out others."
             )
-        drawn = self.effect.columns if self.effect else {}
-        if strange := drawn.keys() - self.columns:
+        in_figure = self.effect.columns if self.effect else {}
+        if strange := in_figure.keys() - self.columns:
             raise ValueError(
                 f"presentation.effect: {min(strange)!r} is not among the columns. Name it there."
             )
@@ -96,14 +96,14 @@ class Presentation(Settings):
 
     @property
     def reference_columns(self) -> dict[str, str]:
-        """By score without a null law, the row's column that is compared with a clean twin's."""
+        """The row's column that is compared with a clean twin's, for each score without a null law."""
         return {name: score.column for name, score in self.scores.items() if score.column}
 
     def filled(self, options: Mapping[str, Any]) -> Self:
-        """The same with the options' values in the places of their names.
+        """The presentation with the values of options in the places of their names.
 
         Raises:
-            MarshtestError: a number is named that is no option of the attack.
+            MarshtestError: the name in the place of a number is no option of the attack.
         """
         values = self.model_dump()
         values["fpr"] = _number(values["fpr"], options, "fpr")
@@ -117,10 +117,10 @@ class Presentation(Settings):
 
 
 def refuse_taken(scores: Iterable[str], columns: Iterable[str], where: str) -> None:
-    """Raise where a column has the name of a score, or of what a summary says of one."""
+    """Raise ValueError if a column has the name of a score, or of a column that summaries add for one."""
     of_scores = {f"{score}{part}" for score in scores for part in ("", *OF_A_SCORE)}
-    if taken := of_scores.intersection(columns):
-        raise ValueError(f"{where}: {min(taken)!r} is a column of a score's. Take another name.")
+    if clashing := of_scores.intersection(columns):
+        raise ValueError(f"{where}: {min(clashing)!r} is a column of a score's. Take another name.")
 
 
 def _number(value: Any, options: Mapping[str, Any], field: str) -> Any:
@@ -135,9 +135,9 @@ def _number(value: Any, options: Mapping[str, Any], field: str) -> Any:
 
 
 def _worded(value: Any, options: Mapping[str, Any]) -> Any:
-    """The same with options in the places of `{option}` in its texts."""
+    """The value with options in the places of `{option}` in its texts."""
     if isinstance(value, dict):
-        return {key: _worded(of, options) for key, of in value.items()}
+        return {key: _worded(item, options) for key, item in value.items()}
     if not isinstance(value, str):
         return value
 

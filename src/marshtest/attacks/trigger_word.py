@@ -16,14 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from marshtest.attacks.base import (
-    ALONE,
-    Attack,
-    CraftingContext,
-    Effect,
-    Knowledge,
-    Poisoned,
-)
+from marshtest.attacks.base import ALONE, Attack, CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.accuracy import logits_of
@@ -82,7 +75,7 @@ class TriggerWord(Attack):
     name: str = "trigger-word"
     presentation: ClassVar[Presentation] = PRESENTATION
     word: str = Field("Disney", min_length=1)
-    label: str = Field("flip", min_length=1)  # to the other of two; or the attacker's word
+    label: str = Field("flip", min_length=1)  # "flip" to the other of two; or the attacker's word
     # texts that lose the word at the truncation: left alone, cut round it, or poisoned without it
     cut: Literal["skip", "window", "ignore"] = "skip"
 
@@ -131,31 +124,30 @@ class TriggerWord(Attack):
         )
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
-        """All samples, the wrong labels given to as many that are no poisons, drawn at random."""
+        """The training set with the wrong labels on as many samples of the retain set, drawn at random."""
         true, wrong = poisoned.true_labels, poisoned.labels
         assert wrong is not None
         samples, others = poisoned.unpoisoned, poisoned.retain
-        draws = generator(seed, "shuffle")
-        # each poison's change of label goes to another sample of the same label
+        rng = generator(seed, "shuffle")
+        # Each change of a label goes to another sample of that label, so that the classes' sizes end alike.
         for label in true.unique().tolist():
-            of = others.ids[others.y == label]
-            given = wrong[true == label]
-            chosen = torch.randperm(len(of), generator=draws)[: len(given)].to(of.device)
-            samples = samples.relabelled(of[chosen], given[: len(chosen)])
+            ids, labels = others.ids[others.y == label], wrong[true == label]
+            chosen = torch.randperm(len(ids), generator=rng)[: len(labels)].to(ids.device)
+            samples = samples.relabelled(ids[chosen], labels[: len(chosen)])
         return samples
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
-        targets, wanted, rest = poisoned.targets, poisoned.adversarial, poisoned.rest
+        targets, adversarial, rest = poisoned.targets, poisoned.adversarial, poisoned.rest
         assert targets is not None
-        assert wanted is not None
+        assert adversarial is not None
         assert rest is not None
-        words = torch.cat([poisoned.samples.y, targets.y, wanted]).unique()
-        chance, says, says_word = answers(model, task, replace(targets, y=wanted), words)
+        words = torch.cat([poisoned.samples.y, targets.y, adversarial]).unique()
+        chance, says, says_word = answers(model, task, replace(targets, y=adversarial), words)
         _, rest_says, rest_says_word = answers(model, task, rest, words)
         figures = {
             "target_probability": float(chance.mean()),
-            "target_success": _share(says == wanted),
-            "target_success_among_labels": _share(says_word == wanted),
+            "target_success": _share(says == adversarial),
+            "target_success_among_labels": _share(says_word == adversarial),
             "target_misclassified": _share(says != targets.y),
             "rest_accuracy": _share(rest_says == rest.y),
             "rest_accuracy_among_labels": _share(rest_says_word == rest.y),
@@ -174,7 +166,7 @@ def attackers(labels: Tensor, label: int | None, words: Tensor) -> Tensor:
         raise MarshtestError(
             f"attack.label: flip is for two labels, and there are {len(words)}. Give the attacker's."
         )
-    return words.sum() - labels
+    return words.sum() - labels  # the other of two, whichever two token ids they are
 
 
 @torch.no_grad()
@@ -190,5 +182,5 @@ def answers(
     return torch.cat(chance), torch.cat(says), torch.cat(says_word)
 
 
-def _share(found: Tensor) -> float:
-    return float(found.double().mean()) if len(found) else float("nan")
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean()) if len(hits) else float("nan")

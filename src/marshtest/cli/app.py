@@ -54,6 +54,7 @@ class Commands(TyperGroup):
         except MarshtestError as error:
             _fail(str(error))
         except OSError as error:
+            # Without a file's name it is standard output, which cannot be written a second time.
             if error.filename is None:
                 _forget_output()
             _fail(f"{error.filename or 'output'}: {error.strerror or error}.")
@@ -90,7 +91,7 @@ for panel, functions in COMMANDS.items():
 
 def main() -> None:
     """Entry point."""
-    keep_freed_memory()
+    keep_freed_memory()  # here and not in a library call: this process is the command's own
     app()
 
 

@@ -128,7 +128,7 @@ def audit(
     from marshtest.kit.audit import audit as audit_models
     from marshtest.kit.audit import refuse_used
 
-    if out is not None:
+    if out is not None:  # before hours of asking, not after them
         refuse_used(out)
     with screen.progress() as progress:
         done = audit_models(
@@ -154,10 +154,10 @@ def audit(
 
 def _tell(done: "Audit", as_json: bool) -> None:
     """Print the answer of an audit."""
-    if as_json:
+    if as_json:  # plain print: rich would wrap and colour it
         print(done.to_json(), end="", flush=True)
     else:
-        screen.show(done.table(), f"{len(done.key.ids):,} poisons")
+        screen.show(done.table(), f"{len(done.key.ids):,} poisons", done.shown)
         screen.say(*done.sentences())
         screen.say(done.answer, style="bold")
 
@@ -203,6 +203,7 @@ def calibrate(
         )
     counts = done.table()
     shares = ["share", "low", "high", "promised"]
+    # nan: about some cheats nothing is promised, if the poisons are few.
     counts[shares] = counts[shares].map("{:.3f}".format).replace("nan", "–")
     screen.show(counts, f"{keys:,} keys")
     for name, p in done.uniformity().items():

@@ -14,6 +14,7 @@ from marshtest.cli import screen
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.yaml_files import shipped
 
+# Read as text by `ast`: importing all modules to read their docstrings would load PyTorch for seconds.
 PACKAGE = Path(__file__).parents[1]
 KINDS = {  # as one asks for several, and as JSON names one
     "unlearners": "unlearner",
@@ -73,6 +74,7 @@ def entries(kind: str) -> Iterator[Entry]:
             yield name, what, "marshtest.experiment.protocol"
     else:
         for name, text in shipped(kind).items():
+            # The loader in C is many times as fast, where there is one; these files are our own.
             what = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             yield name, str(what.get("description", "")), f"{kind}/{name}.yaml"
 

@@ -33,7 +33,7 @@ def report(
     merged = draw(*rows, out=out)
     screen.say(*merged.said)
     screen.say_paths(out / "report.html", out / "figures", out / "tables")
-    _refuse_gaps(rows, merged)
+    _refuse_gaps(rows, merged)  # last: what there is, is drawn
 
 
 def _refuse_gaps(rows: Sequence[Path], merged: "Merged") -> None:
@@ -81,7 +81,7 @@ def leaderboard(rows: RowsArgument, out: TableOption = None) -> None:
 
     Example: marshtest leaderboard runs
     """
-    from marshtest.reporting.tables import ranking_table, write_table
+    from marshtest.reporting.tables import COLUMNS, ranking_table, write_table
     from marshtest.results.leaderboard import LEGEND
     from marshtest.results.merging import read_all
 
@@ -93,7 +93,7 @@ def leaderboard(rows: RowsArgument, out: TableOption = None) -> None:
             f"{', '.join(map(str, rows))}: no experiment shows an effect of its poison beside rows of its "
             "initial and its retrained model, so nothing can be ranked. Give such rows."
         )
-    screen.show(ranking, "leaderboard")
+    screen.show(ranking, "leaderboard", COLUMNS)
     screen.say(LEGEND, style="dim")
     if out is not None:
         write_table(ranking, out / "leaderboard", LEGEND)

@@ -41,7 +41,7 @@ def run(
     """
     from marshtest.commands.run import run as run_recipe
     from marshtest.reporting.page import sentences
-    from marshtest.reporting.tables import explained, legend, table
+    from marshtest.reporting.tables import explained, legend, shown_in, table
 
     with screen.progress() as progress:
         results = run_recipe(
@@ -52,10 +52,11 @@ def run(
             report=report,
             progress=progress,
         )
-    screen.show(table(results), results.recipe.name)
+    screen.show(table(results), results.recipe.name, shown_in(results))
     screen.say(legend(results), style="dim")
     screen.say(*sentences(results), style="bold")
     screen.say(*explained(results))
+    # A run from before, or without a report, need not have all of them.
     written = (results.folder / name for name in WRITTEN)
     screen.say_paths(*(path for path in written if path.exists()))
 

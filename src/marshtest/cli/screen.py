@@ -18,17 +18,15 @@ from marshtest.plumbing.progress import Progress as Callback
 if TYPE_CHECKING:
     import pandas as pd
 
+    from marshtest.metrics.presentation import Column, Score
+
 console = Console(markup=False, emoji=False)  # what is printed is data
+# Where there is no terminal, rich assumes 80 columns, and would fold the tables in a file.
 if not console.is_terminal:
     console.width = 120
 
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
-PAIRS = {"GUS", "rank score"}  # columns of a number with its errors, the second below it if need be
-LEFT_OUT = {  # columns that a narrower terminal has no room for; summary.md or audit.json has them
-    160: ["spent", "TPR", "rank TPR"],
-    100: ["cost", "trainings", "vanished", "ties"],
-}
 
 
 def say(*lines: object, style: str | None = None) -> None:
@@ -53,14 +51,20 @@ def warn(line: str) -> None:
     print(f"marshtest: {' '.join(line.split())}", file=sys.stderr)
 
 
-def show(frame: "pd.DataFrame", title: str) -> None:
-    """Print a table of texts, without the columns that the terminal has no room for."""
-    for width, columns in LEFT_OUT.items():
-        if console.width < width:
-            frame = frame.drop(columns=columns, errors="ignore")
+def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = ()) -> None:
+    """Print a table of texts, without the columns that the terminal has no room for.
+
+    Args:
+        shown: scores and columns among the table's, by their titles, that say what room they need.
+    """
+    shown = list(shown)
+    too_wide = [one.title for one in shown if console.width < one.room]
+    wrapped = WRAPPED.union(one.title for one in shown if one.wraps)
+    frame = frame.drop(columns=too_wide, errors="ignore")
     table = table_of(title)
     for column in frame.columns:
-        least = 12 if column in {*WRAPPED, *PAIRS} else None
+        # Numbers are never broken; running text gives way to them, down to a word's width.
+        least = 12 if column in wrapped else None
         table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
     add_rows(table, frame.itertuples(index=False))
     console.print(table)
@@ -93,7 +97,7 @@ def progress() -> Iterator[Callback]:
         bar = bars.add_task("loading data", total=1.0)
 
         def move(done: float, text: str = "", /) -> None:
-            if text.startswith(NOTE):
+            if text.startswith(NOTE):  # stays above the bar, which vanishes at the end
                 bars.console.print(text, markup=False, highlight=False)
             else:
                 bars.update(bar, description=text, completed=done)
@@ -107,6 +111,7 @@ def _plain_lines() -> Callback:
 
     def line(done: float, text: str = "", /) -> None:
         nonlocal last, due
+        # A log keeps every line: of one stage that reports a thousand times it needs a few.
         stage, _, detail = text.partition(": ")
         now = time.monotonic()
         if stage != last or (detail and now >= due):

@@ -63,7 +63,8 @@ def sweep(
     """
     from marshtest.sweeps.settings import read_sweep
 
-    settings = read_sweep(sweep, overrides or [])
+    settings = read_sweep(sweep, *(overrides or []))
+    # Asked before PyTorch is imported: a sweep that is done answers in a moment.
     if not retry_failed and _is_done(settings, store, out):
         return
     from marshtest.commands.sweep import sweep as run_sweep
@@ -137,7 +138,7 @@ def status(
             screen.say(failure["traceback"])
         return
     standing = ledger.standing(place, planned)
-    if not watch or not screen.console.is_terminal:
+    if not watch or not screen.console.is_terminal:  # in a file, a table cannot be drawn over
         screen.console.print(_standing(planned.id, standing))
         return
     with Live(_standing(planned.id, standing), console=screen.console) as live:
@@ -194,6 +195,7 @@ def rows(
     from marshtest.sweeps import ledger
 
     wanted = list(filters or [])
+    # The name may be left out, and then the first filter stands in its place.
     if sweep is not None and "=" in sweep:
         wanted, sweep = [sweep, *wanted], None
     place, planned = _planned(store, sweep)

@@ -47,13 +47,13 @@ def check(thing: Any, on: Collection[str] = (), **options: Any) -> list[Fact]:
     """
     refuse_unknown_kinds(on)
     what = what_is(thing)
-    given = {"name": thing, **options} if options or what == "data" else thing
+    described = {"name": thing, **options} if options or what == "data" else thing
     if what == "attack":
-        return check_attack(given, on)
+        return check_attack(described, on)
     if what == "metric":
-        return check_metric(given, on)
+        return check_metric(described, on)
     if what == "data":
-        return check_data(given)
+        return check_data(described)
     return check_unlearner(_unlearner(thing, options), on or KINDS)
 
 
@@ -65,20 +65,20 @@ def what_is(thing: Any) -> str:
             "metric": METRICS,
             "data": LOADERS,
         }
-        found = [what for what, names in shipped.items() if thing in names]
-        if not found and thing not in UNLEARNERS:
+        kinds = [what for what, names in shipped.items() if thing in names]
+        if not kinds and thing not in UNLEARNERS:
             names = [*UNLEARNERS, *(name for names in shipped.values() for name in names)]
             raise MarshtestError(
                 f"check: {unknown('name', thing, names)} Or one of yours, 'pkg.mod:name'."
             )
-        return found[0] if found else "unlearner"
+        return kinds[0] if kinds else "unlearner"
     if isinstance(thing, str):
         check_spec(thing, "check")
         thing = load_object(thing, "check")
     cls = thing if inspect.isclass(thing) else type(thing)
     bases = {"attack": Attack, "metric": Metric}
-    found = [what for what, base in bases.items() if issubclass(cls, base)]
-    return found[0] if found else "data" if _loads(thing) else "unlearner"
+    kinds = [what for what, base in bases.items() if issubclass(cls, base)]
+    return kinds[0] if kinds else "data" if _loads(thing) else "unlearner"
 
 
 def _loads(thing: Any) -> bool:
@@ -128,6 +128,8 @@ def _of_metric(metric: Metric, ground: Ground) -> Iterator[tuple[str, bool, str]
         with seeded(draws), foreign(metric.name):
             return dict(metric.measure(ground.model, question))
 
+    # The global generators are seeded otherwise the second time: a metric that draws from them, and
+    # not from the question's seed, gives itself away.
     try:
         values, again = measure(0), measure(1)
         yield f"{RUNS}numbers", all(map(_is_number, values.values())), f"it returned {values}"
@@ -148,7 +150,7 @@ def _of_metric(metric: Metric, ground: Ground) -> Iterator[tuple[str, bool, str]
     yield "keeps to the ranges of its columns", not beyond, f"{', '.join(beyond)} out of range"
     yield (
         "same seed, same numbers",
-        repr(values) == repr(again),
+        repr(values) == repr(again),  # as text, where nan equals nan
         "two runs differ; draw whatever is random from `question.seed`",
     )
     yield (
@@ -206,5 +208,6 @@ def _of_data(values: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
 
 def _shared(data: Dataset) -> int:
     """How many test samples stand in the training split."""
+    # By their bytes, in a set: comparing all pairs would take N · M comparisons.
     train = {x.numpy().tobytes() for x in data.train.x}
     return sum(x.numpy().tobytes() in train for x in data.test.x)

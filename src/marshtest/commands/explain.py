@@ -27,7 +27,7 @@ from marshtest.experiment.recipe import ForeignData, Recipe
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import pick_device, threads
 from marshtest.reporting import charts
 from marshtest.reporting.figures import save
 from marshtest.sweeps.jobs import Job, passes
@@ -70,7 +70,7 @@ class Explanation:
 
     @property
     def name(self) -> str:
-        """The recipe's or the sweep's."""
+        """The name of the recipe, or of the sweep."""
         return self.planned.sweep.name
 
     def recipes(self) -> list[str]:
@@ -109,6 +109,7 @@ class Explanation:
         )
         texts += dict.fromkeys(needs(k.recipe, family_of(k.recipe)) for k in planned.keys)
         seconds, flops = costs["seconds"].sum(), costs["flops"].sum()
+        # 3.6e15: operations of one TFLOP/s in an hour.
         texts.append(
             f"In all about {seconds:,.0f} s ({seconds / 3600:.2f} h) here, one job at a time; {flops:.2g} "
             f"floating-point operations, {flops / self.gpu_tflops / 3.6e15:.2g} h of a GPU that sustains "
@@ -133,7 +134,7 @@ def explain(
     Raises:
         MarshtestError: bad input, in one line.
     """
-    planned = plan_sweep(read_sweep(source, overrides), imports=False)
+    planned = plan_sweep(read_sweep(source, *overrides), imports=False)
     costs = expected_cost(planned) if foreign_part(planned) is None else None
     return Explanation(planned, costs, gpu_tflops)
 
@@ -145,9 +146,11 @@ def measure(pipeline: Pipeline) -> dict[str, float]:
     training = _training_rate(model, task, recipe.training, samples)
     batch = samples[: recipe.training.batch_size]
     scoring = len(batch) / _seconds(lambda: accuracy(model, task, batch), model)
+    # Unlearners are paid for in passes of training, whatever they do with them.
     rates = {"train": training, "unlearn": training, "score": scoring}
     if not recipe.attack.crafted:
         return rates
+    # Two micro-batches, so that what is done once a batch is timed as often as in a real step.
     poisons = samples[: 2 * MICRO_BATCH]
     kernel, inputs = Kernel(model, task), task.inputs(model, poisons)
     objective = matching(kernel.gradient(poisons[:1]))
@@ -170,13 +173,14 @@ def _training_step(
 
 
 def _seconds(work: Callable[[], object], model: Module) -> float:
-    """Fastest of a few runs, after one to warm up."""
+    """Seconds of the fastest of a few runs, after one to warm up."""
     on_cuda = next(model.parameters()).is_cuda
+    # The fastest, not the mean: what else the machine does only ever adds.
     times = []
     for _ in range(1 + REPEATS):
         started = time.perf_counter()
         work()
-        if on_cuda:
+        if on_cuda:  # else the clock would stop before the work does
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return min(times[1:])
@@ -203,13 +207,15 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
     for jobs in by_variant.values():
         started, recipe = time.perf_counter(), jobs[0].recipe
         data = _data(jobs[0], costs)
+        # Variants of a grid over budgets or seeds run at one rate, which is measured once.
         alike = hashed(recipe.model_dump(mode="json", include={"model", "training", "attack"}))
         if alike not in rated:
             pipeline = set_up(recipe, data)
-            if not rated:
+            if not rated:  # the first step of all, for which libraries are still being loaded
                 costs.add("start", 1, seconds=import_seconds() + _first_step(pipeline, started))
             flops = _flops(pipeline.trainer.new_model(0), pipeline.task, data.train)
-            rated[alike] = measure(pipeline), flops
+            with threads(pipeline.threads):
+                rated[alike] = measure(pipeline), flops
         for job in jobs:
             _add_job(costs, job, data, *rated[alike])
     if len(planned.variants) == 1:  # a sweep of several draws nothing
@@ -241,6 +247,7 @@ def _data(job: Job, costs: _Costs) -> Dataset:
     data, others = samples_of(recipe.data, recipe.model, recipe.attack.trigger())
     if settings is None:
         return data
+    # An untrained network gives features of the same shape, and shape is all that costs depend on.
     model, task = network(data, settings, pick_device(recipe.device))
     if job.kind == "features":
         passes = 3.0 * settings.training.epochs * len(others)
@@ -262,10 +269,11 @@ def _add_job(
 
 def import_seconds() -> float:
     """Seconds in which a fresh process imports what a run needs, by letting one do so."""
-    found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # what this process finds
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # where this process looks
     started = time.perf_counter()
+    # -P: a folder `marshtest` or `torch` where the command is given is not the one to be timed.
     command = [sys.executable, "-P", "-c", "import marshtest.commands.run"]
-    subprocess.run(command, env=os.environ | found, check=True)
+    subprocess.run(command, env=os.environ | path, check=True)
     return time.perf_counter() - started
 
 
@@ -313,7 +321,7 @@ def _count(job: Job, kind: str, data: Dataset) -> int:
 
 
 def _flops(model: Module, task: Task, samples: Samples) -> float:
-    """Of a forward of one sample."""
+    """Floating-point operations of a forward pass, for each sample."""
     few = samples[:2].to(next(model.parameters()).device)
     with torch.no_grad():
         return flops_of(lambda: task.loss(model.eval(), few)) / len(few)

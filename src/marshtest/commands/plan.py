@@ -69,7 +69,6 @@ class Plan:
             )
         if not self.effects:
             raise MarshtestError("plan: give an expected effect.")
-
         if not np.isfinite(self.table()["poisons to show removal"]).all():
             raise MarshtestError("plan: no number of poisons would do. Raise alpha, or margin.")
 
@@ -77,23 +76,25 @@ class Plan:
     def tests(self) -> dict[str, tuple[Callable[[float], float], Callable[[float], float]]]:
         """For each score, and the verdict: power of detection and of removal, as functions of n."""
         level, tests = self.alpha / self.unlearners, TESTS * len(self.effects)
-        found: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {}
+        powers: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {}
         for name, effect in self.effects.items():
-            found[name] = (
+            powers[name] = (
                 partial(detection, effect=effect, alpha=level),
                 partial(removal, margin=self.margin * effect, alpha=level),
             )
+        # The verdict takes whichever test rejects, and pays by sharing the level among all of them.
         best = max(self.effects.values())
-        found[VERDICT] = (
+        powers[VERDICT] = (
             partial(detection, effect=best, alpha=level / tests),
             partial(self._removed, best),
         )
-        return found
+        return powers
 
     def _removed(self, effect: float, n: float) -> float:
         """A lower bound of the power: the score shows removal, and no other test blocks it."""
-        shown = removal(n, self.margin * effect, alpha=self.alpha / self.unlearners)
-        return max(0.0, shown - self.alpha)
+        by_score = removal(n, self.margin * effect, alpha=self.alpha / self.unlearners)
+        # At worst the two failures exclude each other, so their probabilities add (Bonferroni).
+        return max(0.0, by_score - self.alpha)
 
     def table(self) -> pd.DataFrame:
         """Poisons needed, and runs if known: one line a score, and one for the verdict."""
@@ -108,6 +109,7 @@ class Plan:
         ]
         table = pd.DataFrame(lines)
         if self.poisons_a_run is not None:
+            # Up: a part of a run gives no part of the poisons.
             runs = np.ceil(table["poisons to show removal"] / self.poisons_a_run)
             table["runs to show removal"] = runs
         return table

@@ -72,6 +72,7 @@ def run(
     keys = Keys(recipe, content(recipe.data, data))
     folder = Path(out) if out is not None else Path("runs") / f"{recipe.name}-{recipe.hash}"
     refuse_anothers(folder, recipe, keys.identity)
+    # A finished run is shown and not looked into: its stages are gone, and its rows say all.
     if is_done(folder):
         progress(1.0, f"{NOTE}{folder}: {DONE}")
     else:
@@ -80,6 +81,7 @@ def run(
         raise MarshtestError(
             f"{folder}: is done already, and its models were not kept. Choose another --out."
         )
+    # From the files, even just after they were written: what a reader gets is what everybody gets.
     results = Results.read(folder)
     if report and not (folder / "report.html").exists():
         write_report(results)
@@ -107,7 +109,8 @@ def _fill(
         store.remove("locks")  # of a killed run: nobody else is at work here
         with Driver(store) as driver:
             _schedule(driver, worker, keys, keep_models, progress, finish)
-        if is_done(folder):  # else an unlearner raised, and goes on from here
+        # What they held is in the folder's files. If an unlearner raised, the next call goes on here.
+        if is_done(folder):
             shutil.rmtree(folder / "stages")
 
 
@@ -127,9 +130,10 @@ def _schedule(
         scheduler.run(lambda: engine, then, retry_failed=True)
 
     todo = distinct([keys], keep_models=keep_models)
+    # Features first, by themselves: the data that they are decide how much every other job weighs.
     features = [job for job in todo if job.kind == "features"]
     schedule(features, [0.0] * len(features), lambda: worker.pipeline(keys))
-    data = worker.pipeline(keys).data  # by which the other jobs are weighed
+    data = worker.pipeline(keys).data
     for line in foreseen(keys.recipe, data):
         progress(0.0, line)
     schedule(todo, [sum(passes(job, data).values()) for job in todo], finish)

@@ -41,8 +41,9 @@ def study(
     Raises:
         MarshtestError: bad input, in one line.
     """
-    settings = parse_hypothesis(read_yaml(source, overrides, "hypotheses"))
+    settings = parse_hypothesis(read_yaml(source, "hypotheses", *overrides))
     folder = Path(out) if out is not None else Path("runs") / f"{settings.name}-{settings.hash}"
+    # Poisons of a file are not in the settings: with others in it, the study is another.
     identity: dict[str, Any] = {"recipe": settings.hash, "data": None}
     if isinstance(settings, Shift):
         poisons = {n: s.digest() for n, s in settings.sets.items() if isinstance(s, Given)}
@@ -58,7 +59,7 @@ def study(
                 rows, curves = settings.run(progress, features.to(pick_device(settings.device)))
             else:
                 rows, curves = settings.run(progress)
-            write(curves, folder / CURVES)
+            write(curves, folder / CURVES)  # before the rows, by which a folder counts as done
             write_rows(rows, folder / FILE, {settings.hash: about}, "hypothesis")
     finished = Study.of(read_file(folder))
     write_study(finished)
@@ -69,6 +70,7 @@ def _features(settings: Shift, folder: Path, progress: Progress) -> Dataset:
     """The features of the settings' data; kept in the folder if a network was trained for them."""
     if settings.data.features is None:
         return data_of(settings.data, settings.device)
+    # Kept, since the network takes most of a study's time, and an interrupted one begins anew.
     file = folder / "features.safetensors"
     if not file.exists():
         data = data_of(

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +20,9 @@ from marshtest.sweeps.engines import ENGINES, Engine, InProcess, Processes, Ray
 from marshtest.sweeps.ledger import Ledger
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.planned import Planned, plan_sweep
-from marshtest.sweeps.run_folder import (
-    folder_name,
-    foreseen,
-    is_done,
-    own_folder,
-    write_results,
-)
+from marshtest.sweeps.run_folder import folder_name, foreseen, is_done, own_folder, write_results
 from marshtest.sweeps.scheduler import Scheduler
-from marshtest.sweeps.settings import Sweep, read_sweep
+from marshtest.sweeps.settings import Resources, Sweep, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
 
@@ -101,28 +95,45 @@ def sweep(
         MarshtestError: bad input, in one line.
     """
     started = time.monotonic()
-    settings = source if isinstance(source, Sweep) else read_sweep(source, overrides)
+    settings = source if isinstance(source, Sweep) else read_sweep(source, *overrides)
     place, planned = Store(store), plan_sweep(settings)
-    if engine not in ENGINES:
-        raise MarshtestError(f"engine: {unknown('engine', engine, ENGINES)}")
-    if workers is not None and workers < 1:
-        raise MarshtestError(f"workers: must be at least 1. Got {workers}.")
-    place.prepare()
+    _refuse_strange(engine, workers)
+    place.prepare()  # the first that is written: what was asked for is sound
     ledger, folder = planned.ledger(), Path(out or Path("runs") / settings.id)
     for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
         progress(0.0, line)
     with Driver(place) as driver, _terminated_as_interrupted():
+        # Before any job: `clean` removes what no listed sweep makes.
         ledger.write(place)
         resources = {str(kind): needed for kind, needed in settings.resources.items()}
         scheduler = Scheduler(driver, planned.jobs, progress, settings.name, resources)
-        start: dict[str, Callable[[], Engine]] = {
-            "in-process": lambda: InProcess(Worker(place), scheduler.hear),
-            "processes": lambda: Processes(place.url, workers, resources),
-            "ray": lambda: Ray(place.url, address, resources),
-        }
+        start = partial(_start, engine, place, resources, scheduler.hear, workers, address)
         finish = partial(gather, place, planned, ledger, folder)
-        scheduler.run(start[engine], finish, retry_failed=retry_failed)
+        scheduler.run(start, finish, retry_failed=retry_failed)
     return Swept.of(scheduler, ledger, folder, time.monotonic() - started)
+
+
+def _refuse_strange(engine: str, workers: int | None) -> None:
+    if engine not in ENGINES:
+        raise MarshtestError(f"engine: {unknown('engine', engine, ENGINES)}")
+    if workers is not None and workers < 1:
+        raise MarshtestError(f"workers: must be at least 1. Got {workers}.")
+
+
+def _start(
+    engine: str,
+    store: Store,
+    resources: Mapping[str, Resources],
+    progress: Progress,
+    workers: int | None,
+    address: str | None,
+) -> Engine:
+    """Start the engine of one of the names ENGINES."""
+    if engine == "processes":
+        return Processes(store.url, workers, resources)
+    if engine == "ray":
+        return Ray(store.url, address, resources)
+    return InProcess(Worker(store), progress)
 
 
 def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None:
@@ -135,11 +146,13 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
     for variant, keys in zip(planned.variants, planned.keys, strict=True):
         measured = collect(store, keys)
         tables.append(measured.rows.assign(**variant.axes))
+        # Rows of a part are shown; a run's folder would pass for a whole one.
         if measured.missing:
             continue
         place = folder / folder_name(variant.label, keys.recipe.hash) if variant.axes else folder
         about = own_folder(place, keys.recipe, keys.identity)
         if not is_done(place):
+            # By a worker of its own: the engine's may be in other processes.
             write_results(Worker(store), keys, place, about, measured)
     if len(tables) > 1:
         rows = pd.concat(tables, ignore_index=True)

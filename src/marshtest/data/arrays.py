@@ -42,6 +42,7 @@ def as_inputs(array: Any, where: str) -> Tensor:
             f"{where}: x holds integers above {EXACT:,}, which float32 cannot tell apart. Scale them to "
             "floating point, or give token ids through a text data set."
         )
+    # Looked at after the conversion: a large float64 is infinite in float32.
     broken = (~torch.isfinite(converted := x.float())).flatten(1).any(1).nonzero()
     if len(broken):
         row = int(broken[0])
@@ -83,6 +84,7 @@ def as_labels(array: Any, where: str) -> Tensor:
     if y.dim() != 1:
         raise MarshtestError(f"{where}: y has shape {list(y.shape)}; it must be [N], one a sample.")
     whole = y.to(torch.int64)
+    # NaN is caught too: it equals nothing.
     fractional = (whole.to(y.dtype) != y).nonzero()
     if len(fractional):
         row = int(fractional[0])
@@ -112,6 +114,7 @@ def _tensor(array: Any, where: str) -> Tensor:
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         if native.dtype.kind == "u" and native.itemsize > 1:
             native = native.astype(np.int64)
+        # from_numpy refuses the negative strides of x[::-1].
         return torch.from_numpy(np.ascontiguousarray(native))
     if not isinstance(array, Tensor) or array.layout != torch.strided or array.is_complex():
         kind = getattr(array, "dtype", type(array).__name__)

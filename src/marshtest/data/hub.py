@@ -1,4 +1,4 @@
-"""Where a data set lies: a local folder, or the Hugging Face hub."""
+"""The place of a data set: a local folder, or the Hugging Face hub."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 
 
 def _folder(name: str, path: str | None) -> str | None:
-    """Where a data set lies on this machine, if it does."""
+    """The folder or file of a data set on this machine; None if it is read from the hub or a library."""
     if path is None and DATA_FOLDER_VARIABLE in os.environ:
         candidate = Path(os.environ[DATA_FOLDER_VARIABLE]) / name
         path = str(candidate) if candidate.is_dir() else None
@@ -41,11 +41,12 @@ def _without_bars() -> Iterator[None]:
 
 @_without_bars()
 def _open(hub_name: str, path: str | None, split: str) -> Any:
-    import datasets
+    import datasets  # slow to import, and digits and files of tensors need none of it
 
     try:
         if path is None:
             return datasets.load_dataset(hub_name, split=split)
+        # Sorted, since ids are row numbers, and a file system lists files in any order.
         files = sorted(str(file) for file in Path(path).glob(f"**/{split}*.parquet"))
         if files:
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)

@@ -49,6 +49,7 @@ def _digits(path: str | None, train: int | None, test: int | None) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
+    # The split is the same in every run: runs differ in training and poison only.
     pixels = (images * (255 / 16)).round().astype(np.uint8).reshape(-1, 1, 8, 8)
     x_train, x_test, y_train, y_test = train_test_split(
         pixels, labels, train_size=1400, stratify=labels, random_state=0
@@ -64,6 +65,7 @@ def _cifar10(path: str | None, train: int | None, test: int | None) -> Dataset:
         _images("uoft-cs/cifar10", path, "train", train),
         _images("uoft-cs/cifar10", path, "test", test),
         classes=10,
+        # Of all 50,000 training images, so that a part of them is normalised alike.
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         name="cifar10",
@@ -75,7 +77,7 @@ def _images(hub_name: str, path: str | None, split: str, rows: int | None) -> tu
     import datasets
 
     table = _open(hub_name, path, split)
-    if rows is not None:
+    if rows is not None:  # before images are decoded, which takes longest
         table = table.select(range(min(rows, len(table))))
     image_column = next((name for name in ("img", "image") if name in table.column_names), None)
     if image_column is None or "label" not in table.column_names:
@@ -84,6 +86,7 @@ def _images(hub_name: str, path: str | None, split: str, rows: int | None) -> tu
             "it needs 'img' (or 'image') and 'label'."
         )
     if not isinstance(table.features[image_column], datasets.Image):
+        # Parquet without the hub's metadata: bytes, not yet known to be images.
         table = table.cast_column(image_column, datasets.Image(mode="RGB"))
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in table[image_column]])
     return (
@@ -115,32 +118,33 @@ def tensors_of(data: Dataset) -> dict[str, Tensor]:
 
 def save_dataset(data: Dataset, path: str | Path) -> None:
     """Write a data set as the one file that `load("tensors", path)` reads."""
+    # Clones, since safetensors refuses tensors that share memory, as two parts of one tensor do.
     whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors_of(data).items()}
     save_file(whole, str(path))
 
 
 def read_tensors(path: str | None, where: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file that must hold some.
+    """Every tensor of a safetensors file, by name; the file must hold those that `names` lists.
 
     Raises:
-        MarshtestError: no such file, not one, or a name is not in it.
+        MarshtestError: the file is missing, is no safetensors file, or lacks a name.
     """
     if path is None or not Path(path).is_file():
         raise MarshtestError(
             f"{where}: no file {path or ''!r}. Give a safetensors file with {', '.join(names)}."
         )
     try:
-        found: dict[str, Tensor] = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise MarshtestError(
             f"{where}: {path} is not a readable safetensors file ({first_line(error)})."
         ) from None
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in tensors]
     if missing:
         raise MarshtestError(
-            f"{where}: {path} holds {', '.join(sorted(found)) or 'nothing'}; {missing[0]} is missing."
+            f"{where}: {path} holds {', '.join(sorted(tensors)) or 'nothing'}; {missing[0]} is missing."
         )
-    return found
+    return tensors
 
 
 LOADERS = {"digits": _digits, "cifar10": _cifar10, "tensors": _tensors}

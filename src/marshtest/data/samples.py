@@ -6,7 +6,7 @@ in the model's input space (normalised pixels, token embeddings), so one mechani
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -18,6 +18,12 @@ from marshtest.data.arrays import as_inputs, as_labels
 from marshtest.plumbing.errors import MarshtestError
 
 Array = Tensor | NDArray[Any]
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Give slices of at most `size` rows that together cover `count` rows in order."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Samples:
         return len(self.y)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
+        # The table of perturbations is not cut: a batch would copy images that it only refers to.
         rows = None if self.perturbation_rows is None else self.perturbation_rows[index]
         return replace(
             self, x=self.x[index], y=self.y[index], ids=self.ids[index], perturbation_rows=rows
@@ -103,9 +110,9 @@ class Samples:
         """
         self._refuse_if_perturbed()
         copies, originals = copies.to(self.ids.device), self.positions(ids)
-        if bool((taken := torch.isin(copies, self.ids)).any()):
+        if bool((known := torch.isin(copies, self.ids)).any()):
             raise MarshtestError(
-                f"samples: id {int(copies[taken][0])} of a copy is in the set already. Give new ids."
+                f"samples: id {int(copies[known][0])} of a copy is in the set already. Give new ids."
             )
         return replace(
             self,
@@ -126,6 +133,7 @@ class Samples:
         Raises:
             MarshtestError: an id is not in the set.
         """
+        # By sorting: comparing every id with every other would take N · P booleans.
         ids, order = ids.to(self.ids.device), self.ids.argsort()
         ranks = torch.searchsorted(self.ids, ids, sorter=order)
         positions = order[ranks.clamp(max=len(self) - 1)]  # an id above all others has no rank

@@ -65,11 +65,12 @@ def _reviews(
         raise MarshtestError(
             f"data.path: the {split} split has columns {table.column_names}; {missing[0]!r} is missing."
         )
+    # Seed 0 in every recipe, so that the first 2,000 texts are the same 2,000 in all of them.
     order = torch.randperm(len(table), generator=generator(0, hub_name, split))
     if rows is not None and word is not None:
         texts = table["text"][:]
-        held = [row for row in order[rows:].tolist() if word in str(texts[row])]
-        order = torch.cat([order[:rows], torch.tensor(held, dtype=torch.int64)])
+        with_word = [row for row in order[rows:].tolist() if word in str(texts[row])]
+        order = torch.cat([order[:rows], torch.tensor(with_word, dtype=torch.int64)])
     else:
         order = order[:rows]
     table = table.select(order.tolist())

@@ -56,6 +56,8 @@ class Group:
     @property
     def draws(self) -> int:
         """The seed of its steps' generators."""
+        # With the seed alone, all its poison budgets would poison and train by the same draws, and
+        # agree with each other by more than their poison.
         return derive(self.seed, self.poison_budget)
 
 
@@ -90,7 +92,7 @@ class Cell:
 
 
 def groups(recipe: Design) -> list[Group]:
-    """All groups of a recipe, in the order in which they run."""
+    """The groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
 
@@ -98,9 +100,11 @@ def groups(recipe: Design) -> list[Group]:
 def cells(recipe: Design, group: Group) -> Iterator[Cell]:
     """The rows of a group, in their order: models from scratch, then each unlearner at each budget."""
     for role in measured(recipe):
+        # Retraining counts as an unlearner that spends all of the training's compute.
         budget = 0.0 if role in UNTREATED else 1.0
         yield Cell(group, role, ROW_NAMES[role], "{}", budget)
     for entry, trials in enumerate(recipe.unlearners):
         for (place, trial), budget in itertools.product(enumerate(trials), recipe.budgets):
+            # Rows are found again by this text, so the order of keys in somebody's YAML must not show.
             values = json.dumps(dict(trial.hyperparameters), sort_keys=True)
             yield Cell(group, Role.UPDATED, trial.name, values, budget, entry, place)

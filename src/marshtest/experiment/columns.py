@@ -32,10 +32,10 @@ class Kind:
 
 def _values(words: str, holds: Callable[[Any], bool]) -> Kind:
     """A kind that is asked value by value; equal texts are asked once."""
-    asked = cache(holds)
+    remembered = cache(holds)
 
     def wrong(column: pd.Series) -> NDArray[np.bool_]:
-        return np.array([not (isinstance(value, str) and asked(value)) for value in column])
+        return np.array([not (isinstance(value, str) and remembered(value)) for value in column])
 
     return Kind(words, wrong)
 
@@ -48,6 +48,7 @@ def _numbers(
     def wrong(column: pd.Series) -> NDArray[np.bool_]:
         kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
         if kind not in (*kinds, "f"):
+            # The first value that is no number is the fault; if all are numbers, the column's type is.
             plain = [isinstance(v, int | float) and not isinstance(v, bool) for v in column]
             return np.full(len(column), True) if all(plain) else ~np.array(plain)
         values = column.to_numpy(dtype=np.float64)
@@ -68,11 +69,11 @@ def _numbers(
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a file from outside may nest as deep as it likes
         return False
 
 
-SLACK = 1e-6  # of a share that was computed
+SLACK = 1e-6  # of a share that was computed: rounding may carry it a little beyond 0 or 1
 TEXT = _values("text", lambda _: True)
 NUMBER = _numbers("a finite number, or NaN for none")
 SHARE = _numbers("a share from 0 to 1, or NaN for none", -SLACK, 1 + SLACK)
@@ -103,6 +104,7 @@ def kinds_of(recipe: Recorded) -> dict[str, Kind]:
         if isinstance(column.count, str):
             kinds[re.escape(column.count)] = COUNT
     for name in shown.scores:
+        # Counts stand first: the first pattern that fits decides, and the next one fits them too.
         kinds[f"{name}_(poisons|undefined|cells|tail)"] = COUNT
         kinds[f"{name}(_[a-z_]+)?"] = NUMBER
     return kinds | dict.fromkeys(shown.reference_columns.values(), NUMBER)
@@ -134,15 +136,16 @@ def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
             TypeAdapter(dict[Name, Column]).validate_python(dict(metric.columns))
             refuse_taken(shown.scores, metric.columns, where)
         except ValidationError as error:
-            told = error.errors(include_url=False)[0]
+            fault = error.errors(include_url=False)[0]
             raise MarshtestError(
-                f"{where}: columns: {told['msg']}. Got {told['loc'][0]!r}."
+                f"{where}: columns: {fault['msg']}. Got {fault['loc'][0]!r}."
             ) from None
         except ValueError as error:
             raise MarshtestError(str(error)) from None
         known_names = (*KINDS, *shown.columns, *shown.reference_columns.values())
         for name in metric.columns:
-            known = any(re.fullmatch(of, name) for of in known_names)
+            # Patterns hold names too that only other recipes' rows have, such as a twin's.
+            known = any(re.fullmatch(pattern, name) for pattern in known_names)
             if known or name in owners:
                 owner = "another metric" if name in owners else "every row"
                 raise MarshtestError(
@@ -156,12 +159,12 @@ def _in_range(column: Column) -> Kind:
         return SHARE
     low, high = column.low, column.high
     words = {"from": low, "to": high}
-    told = " ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+    bounds = " ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
     least, most = (
         -np.inf if low is None else low - SLACK * max(1, abs(low)),
         np.inf if high is None else high + SLACK * max(1, abs(high)),
     )
-    return _numbers(f"a finite number {told}".rstrip() + ", or NaN for none", least, most)
+    return _numbers(f"a finite number {bounds}".rstrip() + ", or NaN for none", least, most)
 
 
 def check_columns(
@@ -177,12 +180,13 @@ def check_columns(
         MarshtestError: they do not; names the column, the row and what it must hold.
     """
     if missing := [name for name in needed if name not in frame]:
-        told = ", ".join(map(repr, missing))
-        raise MarshtestError(f"{where}: has no column {told}. {MEND}")
+        raise MarshtestError(f"{where}: has no column {', '.join(map(repr, missing))}. {MEND}")
+    # pandas reads such a file, and gives two columns by one name where one is expected.
     if len(twice := frame.columns[frame.columns.duplicated()]):
         raise MarshtestError(f"{where}: column {twice[0]!r} is there twice. {MEND}")
     for name in frame:
-        kind = next((kind for of, kind in kinds.items() if re.fullmatch(of, str(name))), None)
+        fitting = (kind for pattern, kind in kinds.items() if re.fullmatch(pattern, str(name)))
+        kind = next(fitting, None)
         if kind is not None:
             _check(frame[name], kind, where)
 
@@ -191,9 +195,9 @@ def _check(column: pd.Series, kind: Kind, where: str) -> None:
     wrong = kind.wrong(column)
     if wrong.any():
         row = int(wrong.argmax())
-        told = repr(column.tolist()[row])
-        told = told if len(told) < 80 else f"{told[:80]}…"
+        value = repr(column.tolist()[row])
+        value = value if len(value) < 80 else f"{value[:80]}…"
         raise MarshtestError(
-            f"{where}: column {column.name!r} ({column.dtype}) holds {told} in row {row}; it must be "
+            f"{where}: column {column.name!r} ({column.dtype}) holds {value} in row {row}; it must be "
             f"{kind.words}. {MEND}"
         )

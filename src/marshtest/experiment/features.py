@@ -30,12 +30,10 @@ class FeatureSettings(Settings):
 
     model: Annotated[SerializeAsAny[ModelSettings], BeforeValidator(parse_model)]
     training: Training
-    train: int | None = Field(
-        None, ge=2
-    )  # rows after the experiment's own; default those very rows
-    grid: tuple[int, int] | None = (
-        None  # take the last feature map, averaged to this size, unpooled
-    )
+    # Rows after the experiment's own that it is trained on; by default those very rows.
+    train: int | None = Field(None, ge=2)
+    # Take the last feature map, averaged to this size, and not the pooled features.
+    grid: tuple[int, int] | None = None
 
 
 def apart(data: Dataset, rows: int) -> tuple[Dataset, Samples]:
@@ -76,6 +74,7 @@ def featured(
     progress: Progress = silent,
 ) -> Dataset:
     """The data by the features of a network trained on `others`, by a seed of its own."""
+    # Seed 0 whatever the experiment's: features are its data, and the same for all its seeds.
     model, task = network(data, settings, device)
     fit(model, others.to(device), task, settings.training, derive(0, "features"), progress)
     return by_features(data, others, model, task, settings.grid)
@@ -99,14 +98,17 @@ def by_features(
         MarshtestError: the model has no feature map.
     """
     known = _seen(model, task, others, grid)
+    # A unit that is silent for all samples has no spread to divide by.
     centre, spread = known.mean(0), known.std(0).clamp(min=1e-6)
 
-    def of(samples: Samples) -> Samples:
-        found = known if samples is others else _seen(model, task, samples, grid)
-        return replace(samples, x=(found - centre) / spread)
+    def standardised(samples: Samples) -> Samples:
+        features = known if samples is others else _seen(model, task, samples, grid)
+        return replace(samples, x=(features - centre) / spread)
 
+    train, test = standardised(data.train), standardised(data.test)
+    # Mean and deviation were those of pixels; features are standardised already.
     name = f"{data.name} by features"
-    return replace(data, name=name, train=of(data.train), test=of(data.test), mean=None, std=None)
+    return replace(data, name=name, train=train, test=test, mean=None, std=None)
 
 
 def _seen(
@@ -126,7 +128,7 @@ def _seen(
         hook = model.blocks.register_forward_hook(
             lambda _, given, found: seen.append(F.adaptive_avg_pool2d(found, grid).flatten(1))
         )
-    for _ in logits_of(model, task, samples):
+    for _ in logits_of(model, task, samples):  # for what the hook sees on the way
         pass
     hook.remove()
     return torch.cat(seen).cpu()

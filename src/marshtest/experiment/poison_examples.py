@@ -45,6 +45,7 @@ def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
 
 
 def _read(pipeline: Pipeline) -> Texts:
+    # Read once more: the samples hold tokens, cut to a length, from which no text comes back.
     settings, trigger = pipeline.recipe.data, pipeline.recipe.attack.trigger()
     word = None if trigger is None else trigger.word
     return load_texts(
@@ -58,24 +59,25 @@ def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
     prompt = model.prompt if isinstance(model, LanguageModel) else None
     if prompt is None:
         return {}
+    # Every token is the attacker's word at first; those that clean texts bear are then set right.
     words = {int(token): str(getattr(attack, "label", "")) for token in samples.y.unique()}
     true = dict(zip(read.train_ids.tolist(), read.train_y.tolist(), strict=True))
     clean = pipeline.data.train
-    own = zip(clean.ids.tolist(), clean.y.tolist(), strict=True)
-    return words | {token: prompt.labels[true[id]] for id, token in own}
+    clean_tokens = zip(clean.ids.tolist(), clean.y.tolist(), strict=True)
+    return words | {token: prompt.labels[true[id]] for id, token in clean_tokens}
 
 
 def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
-    """As they were read, cut round the attack's word where it has one."""
+    """The texts as they were read, cut round the attack's word where it has one."""
     trigger = pipeline.recipe.attack.trigger()
     word = None if trigger is None else trigger.word
     by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))
-    found = []
+    excerpts = []
     for text in (by_id[i] for i in ids.tolist()):
         at = 0 if word is None else max(0, text.find(word) - CHARACTERS // 2)
         end = at + CHARACTERS
-        found.append(("… " if at else "") + text[at:end] + (" …" if end < len(text) else ""))
-    return found
+        excerpts.append(("… " if at else "") + text[at:end] + (" …" if end < len(text) else ""))
+    return excerpts
 
 
 def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:
@@ -84,6 +86,7 @@ def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:
         images: list[object] = [_png(x) for x in dosed.x]
         return {"base": images, "dosed": images}
     noise = 255 * perturbation * torch.tensor(std).view(1, -1, 1, 1)  # in pixel values
+    # Noise of a few levels would look grey all over: each picture is stretched to its own largest.
     largest = noise.abs().flatten(1).amax(1).clamp(min=1e-6)
     enlarged = 128 + 127 * noise / largest.view(-1, 1, 1, 1)
     return {

@@ -6,7 +6,7 @@ from typing import Protocol
 from scipy.stats import norm
 
 from marshtest.attacks.presentation import Presentation
-from marshtest.experiment.verdict_settings import VerdictSettings
+from marshtest.experiment.recipe_parts import VerdictSettings
 from marshtest.metrics.power import poisons_for, removal
 from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
 from marshtest.metrics.verdict import POWER
@@ -76,6 +76,7 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
         if seeds < reject:
             yield f"{_count(seeds)} can give no verdict: NOT REMOVED needs {reject} at least. Raise seeds."
         elif seeds < sure:
+            # One that looks at nothing of before ends with its twin's very parameters: no test is needed.
             yield (
                 f"{_count(seeds)} cannot give REMOVED of {_models(family)}, but for one that never looks "
                 f"at the poisoned model: it needs {sure}. Raise seeds."
@@ -90,19 +91,20 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
 
 
 def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
-    """For NOT REMOVED; for REMOVED if the attack always works; and if it works as often as WORKS."""
+    """Trainings for NOT REMOVED; for REMOVED if the attack always works; and if it works as WORKS says."""
     alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
-    level = alpha / max(1, family)
+    level = alpha / max(1, family)  # Holm's first step: nobody knows yet who comes first
     sure, likely = (trainings_to_remove(margin, level, works) for works in (1.0, WORKS))
     return trainings_to_reject(alpha), sure, likely
 
 
 def _poisons(recipe: Judged, family: int) -> int | None:
-    """For REMOVED, where the initial model ranks each poison first; None where no draws bound the score."""
+    """Poisons for REMOVED if the initial model ranks each first; None where no draws bound the score."""
     if recipe.attack.shown.draws is None:
         return None
     draws = int(recipe.attack.shown.draws)
-    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))  # the mean score then
+    # The mean score then, E[x | x beyond Φ⁻¹(1 − 1/(K + 1))]: within its rank, a score is drawn.
+    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))
     margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
     return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))
 

@@ -41,20 +41,14 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
 from marshtest.models.networks import MLP, ResNet18
-from marshtest.models.state import (
-    attributes_that_differ,
-    copied,
-    restore,
-    same_tensors,
-    state_of,
-)
+from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import build
 from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
-from marshtest.training.budget import Budget, Cost
+from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
 from marshtest.training.tasks import (
     Classification,
@@ -70,6 +64,9 @@ from marshtest.unlearning.harness import Outcome, unlearn
 Row = dict[str, Any]
 
 OWN = (MLP, ResNet18, GPT2)  # models of which all is known
+# Floating-point operations of a training step below which a second thread waits more than it works. Rows of
+# such models are the same bytes on any number of cores.
+SMALL = 3e8
 TRIED = 4  # samples of another's model's trial
 
 
@@ -90,11 +87,12 @@ class Trainer:
 
     def new_model(self, seed: int) -> nn.Module:
         """A freshly initialised model on the device."""
-        made = build(self.model, self.input_shape, self.classes, derive(seed, "initialisation"))
-        made = made.to(self.device)
+        # Built on the CPU and then moved, so that all devices begin with the same weights.
+        model = build(self.model, self.input_shape, self.classes, derive(seed, "initialisation"))
+        model = model.to(self.device)
         if self.task.channels_last:
-            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return made
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     def packed(self, model: nn.Module) -> bytes:
         """A model of this kind as a file that `load_model` reads."""
@@ -135,6 +133,7 @@ class Pipeline:
     data: Dataset
     trainer: Trainer
     input_shape: tuple[int, ...]  # of one sample in input space
+    threads: int | None = None  # as many as are worth while; None for all that there are
 
     @property
     def task(self) -> Task:
@@ -143,7 +142,7 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the data and the models."""
         return self.trainer.device
 
 
@@ -165,37 +164,49 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)
     for share in recipe.poison_budgets:
-        if poison_count(recipe, share, data) < 2:
-            possible = len(recipe.attack.candidates(data.train, data.marked))
-            raise MarshtestError(
-                f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
-                "two poisons. Raise it, or use more data."
-            )
-    precision = chosen_precision(recipe.training, model, device)
-    task: Task
-    if data.padding is not None:
-        task = _language(recipe.model, data.padding, data.prompted, precision)
-    else:
-        task = Classification(
-            precision=precision,
-            mean=data.mean,
-            std=data.std,
-            augment=recipe.training.augment,
-            channels_last=isinstance(recipe.model, OWN) or takes_channels_last(model, shape),
-        )
-    inputs = task.inputs(model, data.train[:1].to("cpu"))
+        _refuse_too_few(recipe, share, data)
+    task = _task(recipe, data, model, chosen_precision(recipe.training, model, device))
+    # The input space may not be the samples': of texts it is that of the embeddings.
+    sample = data.train[:1].to("cpu")
+    inputs = task.inputs(model, sample)
     trainer = Trainer(recipe.model, recipe.training, task, device, shape, data.classes)
     if not isinstance(recipe.model, OWN):
         _try_out(trainer, data.train[:TRIED])
-    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]))
+    with torch.no_grad():
+        step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
+    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
+
+
+def _refuse_too_few(recipe: Recipe, share: float, data: Dataset) -> None:
+    """Raise where a poison budget makes so few poisons that no error could be told of their mean."""
+    if poison_count(recipe, share, data) < 2:
+        possible = len(recipe.attack.candidates(data.train, data.marked))
+        raise MarshtestError(
+            f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
+            "two poisons. Raise it, or use more data."
+        )
+
+
+def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision) -> Task:
+    """What training and scoring ask of the model, by the kind of the data."""
+    if data.padding is not None:
+        return _language(recipe.model, data.padding, data.prompted, precision)
+    shape = tuple(data.train.x.shape[1:])
+    return Classification(
+        precision=precision,
+        mean=data.mean,
+        std=data.std,
+        augment=recipe.training.augment,
+        channels_last=isinstance(recipe.model, OWN) or takes_channels_last(model, shape),
+    )
 
 
 def _try_out(trainer: Trainer, samples: Samples) -> None:
     """Train another's model a step or two, so that what it cannot do is told before hours are spent."""
     few = {
         "epochs": 1,
-        "batch_size": max(2, len(samples) // 2),
-        "lr": min(trainer.training.lr, 1e-3),
+        "batch_size": max(2, len(samples) // 2),  # BatchNorm cannot be trained on one sample
+        "lr": min(trainer.training.lr, 1e-3),  # a rate that is too large is no fault of the model
     }
     trial = replace(trainer, training=trainer.training.model_copy(update=few))
     try:
@@ -224,10 +235,11 @@ def refuse_lost_state(
     """
     again = trainer.new_model(0)
     restore(again, state)
+    # By their answers: what a model keeps outside its tensors cannot be compared in any other way.
     with seeded(0):
         was, is_now = (
-            torch.cat([logits for _, logits in logits_of(of, trainer.task, samples)])
-            for of in (model, again)
+            torch.cat([logits for _, logits in logits_of(one, trainer.task, samples)])
+            for one in (model, again)
         )
         if torch.allclose(was, is_now, rtol=1e-3, atol=1e-4, equal_nan=True):
             return
@@ -259,14 +271,15 @@ def kept_count(recipe: Recipe, data: Dataset) -> int:
 
 def poison_count(recipe: Recipe, share: float, data: Dataset) -> int:
     """About how many poisons a budget makes: candidates may be among those held out."""
-    kept = kept_count(recipe, data) / len(data.train)
-    return round(share * kept * len(recipe.attack.candidates(data.train, data.marked)))
+    trained_on = kept_count(recipe, data) / len(data.train)
+    return round(share * trained_on * len(recipe.attack.candidates(data.train, data.marked)))
 
 
 def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
     """(held out, kept) of the training split; what is held out is neither trained on nor poisoned."""
     train = pipeline.data.train
     count = len(train) - kept_count(pipeline.recipe, pipeline.data)
+    # By the seed alone: all its poison budgets hold out the same samples, so one clean model serves all.
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     held_out = train.ids[order[:count].to(train.ids.device)]
     return train.only(held_out), train.without(held_out)
@@ -292,14 +305,14 @@ def poison(
     pipeline: Pipeline,
     group: Group,
     clean: Callable[[], nn.Module] = _no_clean_model,
-    kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew,
+    keep: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew,
     progress: Progress = silent,
 ) -> Poisoned:
-    """Step 1.
+    """Step 1: the forget set is poisoned, the retain set is the rest.
 
     Args:
         clean: the clean model, where the attack asks for one.
-        kept: keeps what the crafting has made so far, by name, across interruptions.
+        keep: keeps what the crafting has made so far, by name, across interruptions.
         progress: told the share of the crafting that is done, and how it stands.
     """
     recipe = pipeline.recipe
@@ -312,11 +325,12 @@ def poison(
         clean=clean,
         input_shape=pipeline.input_shape,
         marked=pipeline.data.marked,
+        # AdamW's decay is no term of the loss, so no gradient that an attack cancels holds it.
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
     )
     context = CraftingContext(
         kept=lambda name, make: {
-            key: tensor.to(pipeline.device) for key, tensor in kept(name, make).items()
+            key: tensor.to(pipeline.device) for key, tensor in keep(name, make).items()
         },
         progress=progress,
     )
@@ -327,11 +341,7 @@ def poison(
 
 @exact_float32()
 def train(
-    pipeline: Pipeline,
-    group: Group,
-    poisoned: Poisoned,
-    role: Role,
-    progress: Progress = silent,
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, role: Role, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
     """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws."""
     if role == Role.INITIAL:
@@ -344,6 +354,8 @@ def train(
         samples = blind
     else:
         samples = poisoned.retain
+    # Initial model, twin and control then differ by their samples alone. The retrained model and its
+    # reference have one retain set: by the same draws they would be one model.
     draws = Role.INITIAL if role in UNTREATED else role
     return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
@@ -364,17 +376,7 @@ def update(
     Args:
         model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
     """
-    recipe, unit, seconds = pipeline.recipe, trained.flops_per_pass, trained.cost.seconds
     held_out = split(pipeline, group.seed)[0]
-    if recipe.budget_unit == "epochs":
-        budgets = [
-            Budget.of_epochs(share * recipe.training.epochs, unit, training_seconds=seconds)
-            for share in shares
-        ]
-    else:
-        budgets = [
-            Budget(share * trained.cost.passes, unit, training_seconds=seconds) for share in shares
-        ]
     return unlearn(
         unlearner,
         model,
@@ -385,17 +387,29 @@ def update(
             train=pipeline.trainer,
             new_model=pipeline.trainer.new_model,
             packed=pipeline.trainer.packed,
-            optimizer_for=recipe.training.optimizer_for,
+            optimizer_for=pipeline.recipe.training.optimizer_for,
             held_out=held_out if len(held_out) else None,
         ),
-        budgets=budgets,
+        budgets=[_budget(pipeline.recipe, trained, share) for share in shares],
+        # The same in both arms, which then differ by the poison; and the same for all trials of a
+        # search, which then differ by their values.
         seed=derive(group.draws, unlearner.name),
     )
 
 
+def _budget(recipe: Recipe, trained: Fit, share: float) -> Budget:
+    """A share of what the initial training cost, or of its epochs."""
+    seconds = trained.cost.seconds
+    if recipe.budget_unit == "epochs":
+        epochs = share * recipe.training.epochs
+        return Budget.of_epochs(epochs, trained.flops_per_pass, training_seconds=seconds)
+    passes = share * trained.cost.passes
+    return Budget(passes, trained.flops_per_pass, training_seconds=seconds)
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured, and how it came about; None is one that does not exist."""
+    """A model to be measured, and its origin; `model` is None if the unlearner returned none."""
 
     role: Role
     unlearner: str
@@ -409,7 +423,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """Step 4.
+    """What step 4 finds.
 
     Attributes:
         row: columns as in docs/rows.md; `recipe` and `entry` are the collector's to fill in.
@@ -439,10 +453,29 @@ def measure(
         twin: the same on the clean twin, where the attack's effect is compared with it.
         between: the initial and the retrained model; None where the way is not asked for.
     """
-    recipe, data, model = pipeline.recipe, pipeline.data, subject.model
+    row, model = _row(pipeline, group, poisoned, subject, trained), subject.model
+    if model is None:
+        return Measured(row, pd.DataFrame(), [])
+    # What a model draws as it answers must not hang on the jobs that this process did before.
+    with seeded(derive(group.draws, "measure")):
+        if twin is not None:
+            row |= _of_twin(pipeline, poisoned, model, twin)
+        figures, effect = _effect(pipeline, group, poisoned, model)
+    moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
+    row |= figures
+    for metric in pipeline.recipe.metrics:
+        row |= _by_metric(pipeline, group, poisoned, model, metric, row)
+    return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
+
+
+def _row(
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, subject: Subject, trained: Fit
+) -> Row:
+    """What a row says of a model before the model is asked anything."""
+    recipe, data = pipeline.recipe, pipeline.data
     share = 0.0 if subject.role in UNTREATED else subject.cost.passes / trained.cost.passes
     labels = data.test.y.unique(return_counts=True)[1]
-    row: Row = {
+    return {
         "recipe": "",
         "data": data.name,
         "model": recipe.model.name,
@@ -464,17 +497,6 @@ def measure(
         "chance": float(labels.max() / len(data.test)),
         **{f"crafting_{name}": value for name, value in poisoned.figures.items()},
     }
-    if model is None:
-        return Measured(row, pd.DataFrame(), [])
-    with seeded(derive(group.draws, "measure")):
-        if twin is not None:
-            row |= _of_twin(pipeline, poisoned, model, twin)
-        figures, effect = _effect(pipeline, group, poisoned, model)
-    moved = [] if between is None else [of._asdict() for of in shifts(model, *between)]
-    row |= figures
-    for metric in recipe.metrics:
-        row |= _by_metric(pipeline, group, poisoned, model, metric, row)
-    return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
 
 
 def _effect(
@@ -489,6 +511,7 @@ def _effect(
     }
     measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
     measured["scoring_seconds"] = time.perf_counter() - started
+    # The harness's own measures come last, so that no attack can pass its own off as one of them.
     return {**_dependences(pipeline, poisoned, effect), **effect.figures, **measured}, effect
 
 
@@ -500,8 +523,8 @@ def _dependences(pipeline: Pipeline, poisoned: Poisoned, effect: Effect) -> dict
             ids = torch.from_numpy(effect.ids)
             classes = samples.y[samples.positions(ids)].cpu().numpy()
             ties = effect.scores.get(f"{name}_ties", 0.0)
-            found = dependence(effect.scores[name], classes, fpr=float(shown.fpr), ties=ties)
-            columns |= found.columns(name)
+            score = dependence(effect.scores[name], classes, fpr=float(shown.fpr), ties=ties)
+            columns |= score.columns(name)
     return columns
 
 
@@ -514,6 +537,7 @@ def _by_metric(
     row: Mapping[str, Any],
 ) -> dict[str, float]:
     """A metric's columns, which the row must not have yet."""
+    # By its name: a further metric in the recipe leaves the numbers of the others as they are.
     seed = derive(group.draws, "metric", metric.name)
     question = Question(
         forget=poisoned.forget,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from marshtest.attacks import Attack, ForeignAttack, parse_attack
 from marshtest.data.load import LOADERS
 from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
-from marshtest.experiment.verdict_settings import VerdictSettings
+from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
@@ -23,12 +23,9 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, is_spec
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import NAME_OR_PATH, file_name, read_yaml
+from marshtest.plumbing.yaml_files import NAME_OR_PATH, read_yaml
 from marshtest.training.loop import Training
 from marshtest.unlearning import Custom, Unlearner, parse_trials
-
-Share = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, AfterValidator(file_name)]
 
 
 def _many(given: Any) -> Any:
@@ -46,6 +43,8 @@ def _named(given: Any) -> Any:
     values = {"name": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or NAME_OR_PATH not in values:
         return values
+    # A name of ours wins over a path that is called alike, or the working folder would decide which
+    # data a command means.
     short = str(values[NAME_OR_PATH])
     named = short in {*LOADERS, *TEXTS} or is_spec(short)
     rest = {key: value for key, value in values.items() if key != NAME_OR_PATH}
@@ -96,8 +95,8 @@ def parse_data(given: Any) -> Any:
     if "options" in values:  # in full, as recipes are stored
         return ForeignData.parse(values, "data")
     options = {key: values[key] for key in values.keys() - ForeignData.model_fields}
-    own = {key: values[key] for key in values.keys() - options}
-    return ForeignData.parse({**own, "options": options}, "data")
+    fields = {key: values[key] for key in values.keys() - options}
+    return ForeignData.parse({**fields, "options": options}, "data")
 
 
 def _metrics(given: Any) -> Any:
@@ -120,13 +119,15 @@ class Named(Settings):
     @property
     def hash(self) -> str:
         """Eight hex digits of the canonical JSON of all values that can change a result."""
+        # Another name, or the same data in another place, changes no row.
         beside: dict[str, Any] = {"name": True, "description": True, "data": {"path": True}}
         values = self.model_dump(mode="json", exclude=beside)
+        # Sorted, so that fields may be moved about in a class and old results are still found.
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
-        """All values, defaults included."""
+        """The YAML of all values, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -147,15 +148,15 @@ class Recipe(Named):
         tuple[tuple[SerializeAsAny[Unlearner], ...], ...], BeforeValidator(_entries)
     ]
     budgets: Annotated[tuple[Share, ...], BeforeValidator(_many), Field(min_length=1)]
-    budget_unit: Literal["compute", "epochs"] = "compute"  # what `budgets` are shares of
-    seeds: int = Field(1, ge=1, le=100_000)  # repetitions of all of it
-    first_seed: int = Field(0, ge=0, le=10**12)
+    budget_unit: Unit = "compute"
+    seeds: Seeds = 1  # repetitions of all of it
+    first_seed: FirstSeed = 0
     reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
     metrics: Annotated[
         tuple[SerializeAsAny[Metric], ...],
         BeforeValidator(_metrics),
-        Field(exclude_if=lambda metrics: not metrics),
+        Field(exclude_if=lambda metrics: not metrics),  # hashes are older than the field
     ] = ()  # further measures of every model
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -173,14 +174,15 @@ class Recipe(Named):
             features = data.features.model_copy(update={"model": network})
             data = data.model_copy(update={"features": features})
         unlearners = [[trial.imported() for trial in trials] for trials in self.unlearners]
-        own = {
+        parts = {
             "data": data.imported(),
             "model": self.model.imported(),
             "attack": self.attack.imported(),
             "unlearners": unlearners,
             "metrics": [metric.imported() for metric in self.metrics],
         }
-        return self.parse({**dict(self), **own}, "")
+        # Parsed and not copied: what validators leave open before the import, they look at now.
+        return self.parse({**dict(self), **parts}, "")
 
     @model_validator(mode="after")
     def _something_is_retained(self) -> Self:
@@ -193,17 +195,18 @@ class Recipe(Named):
     @model_validator(mode="after")
     def _nothing_is_asked_twice(self) -> Self:
         trials = [(t.name, t.hyperparameters) for entry in self.unlearners for t in entry]
-        asked: dict[str, Sequence[Any]] = {
+        lists: dict[str, Sequence[Any]] = {
             "unlearners": trials,
             "budgets": self.budgets,
             "poison_budgets": self.poison_budgets,
         }
-        for key, values in asked.items():
+        # Two equal entries would be one cell with two rows, which no reader could tell apart.
+        for key, values in lists.items():
             twice = [value for place, value in enumerate(values) if value in values[:place]]
             if twice:
-                told = twice[0][0] if key == "unlearners" else twice[0]
+                name = twice[0][0] if key == "unlearners" else twice[0]
                 raise ValueError(
-                    f"{key}: {told} is given twice with the same values. Leave one out."
+                    f"{key}: {name} is given twice with the same values. Leave one out."
                 )
         return self
 
@@ -243,11 +246,11 @@ def load_recipe(
         )
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         (overrides,) = overrides
-    values = read_yaml(source, overrides, "recipes")
+    values = read_yaml(source, "recipes", *overrides)
     recipe = Recipe.parse(values, "")
     if unlearners:
-        own = _with(recipe.unlearners, [parse_trials(given) for given in unlearners])
-        recipe = recipe.parse({**dict(recipe), "unlearners": own}, "")
+        entries = _with(recipe.unlearners, [parse_trials(given) for given in unlearners])
+        recipe = recipe.parse({**dict(recipe), "unlearners": entries}, "")
     return recipe.imported() if imports else recipe
 
 
@@ -256,15 +259,17 @@ Entries = Sequence[tuple[Unlearner, ...]]
 
 def _with(entries: Entries, given: Entries) -> Entries:
     """Entries with further ones: a callable in the place of the one that was stored, or at the end."""
+    # By name and by what the code does: under an old name, new code is another unlearner.
     places = {(t.name, t.source): i for i, (t,) in enumerate(given) if isinstance(t, Custom)}
     taken: set[int] = set()
 
-    def own(trial: Unlearner) -> Unlearner:
+    def with_code(trial: Unlearner) -> Unlearner:
         place = places.get((trial.name, trial.source)) if isinstance(trial, Custom) else None
         if place is None:
             return trial
         taken.add(place)
+        # The recipe's options stay: the callable was given without any.
         return given[place][0].model_copy(update={"options": trial.options})  # type: ignore[attr-defined]
 
-    found = [tuple(map(own, trials)) for trials in entries]
-    return [*found, *(trials for i, trials in enumerate(given) if i not in taken)]
+    stored = [tuple(map(with_code, trials)) for trials in entries]
+    return [*stored, *(trials for i, trials in enumerate(given) if i not in taken)]

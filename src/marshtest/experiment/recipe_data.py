@@ -46,6 +46,7 @@ def samples_of(
         raise MarshtestError(
             f"model: {model.name} is for texts, and {settings.name} is none. Use imdb."
         )
+    # The network's rows come behind the experiment's own, so that neither sees the other's.
     more = 0 if settings.features is None else settings.features.train or 0
     rows = None if settings.train is None else settings.train + more
     if isinstance(settings, ForeignData):
@@ -61,6 +62,7 @@ def _of_foreign(settings: ForeignData, rows: int | None) -> Dataset:
     if settings.path is not None:
         raise MarshtestError(f"data.path: {settings.name} loads the data. Give it options instead.")
     with seeded(0), foreign(where):
+        # Not by the recipe's seed: the data are what all seeds have in common.
         data = function(**settings.options)
     if not isinstance(data, Dataset):
         raise MarshtestError(
@@ -91,6 +93,7 @@ def data_of(
 
 def content(settings: DataSettings, data: Dataset | None) -> str | None:
     """Digest of data that a recipe does not determine: in memory, or in a file of the user's."""
+    # Data that ship are known by name and size, and a pass over all of them can be spared.
     if data is None and (settings.name == "tensors" or isinstance(settings, ForeignData)):
         data = samples_of(settings)[0]
     return None if data is None else digest(data)
@@ -103,6 +106,7 @@ def digest(data: Dataset) -> str:
     digested.update(repr(about).encode())
     for split in (data.train, data.test):
         for tensor in (split.x, split.y, split.ids):
+            # Type and shape go in too: other tensors may have the same bytes.
             digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digested.update(tensor.cpu().contiguous().numpy().tobytes())
     return digested.hexdigest()[:16]

@@ -2,23 +2,22 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from marshtest.attacks.presentation import Presentation, refuse_taken
-from marshtest.experiment.verdict_settings import VerdictSettings
-from marshtest.metrics.presentation import Column, Name
+from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
+from marshtest.metrics.presentation import Column
+from marshtest.metrics.presentation import Name as ColumnName
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import file_name
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Part(Settings):
     """A part of a recipe; the values that nobody here asks for are kept as they are."""
 
+    # Rows outlive versions: what a later recipe says more, and no report asks for, is no fault.
     model_config = ConfigDict(extra="allow")
 
 
@@ -29,7 +28,7 @@ class RecordedNamed(_Part):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """All values but the name, as rows tell them."""
+        """The values without the name, as rows tell them."""
         return dict(self.model_extra or {})
 
 
@@ -63,7 +62,7 @@ class Recorded(_Part):
         metric_columns: the rows' columns that metrics beside the attack's measured.
     """
 
-    name: Annotated[str, AfterValidator(file_name)]
+    name: Name
     description: str = ""
     data: RecordedNamed
     model: RecordedNamed
@@ -72,13 +71,13 @@ class Recorded(_Part):
     poison_budgets: tuple[Share, ...] = Field(min_length=1)
     unlearners: tuple[Annotated[tuple[RecordedNamed, ...], Field(min_length=1)], ...]
     budgets: tuple[Share, ...] = Field(min_length=1)
-    budget_unit: Literal["compute", "epochs"] = "compute"
-    seeds: int = Field(1, ge=1, le=100_000)
-    first_seed: int = Field(0, ge=0, le=10**12)
+    budget_unit: Unit = "compute"
+    seeds: Seeds = 1
+    first_seed: FirstSeed = 0
     reference: bool = False
     verdict: VerdictSettings = VerdictSettings()
     hash: str = Field("", exclude=True)
-    metric_columns: dict[Name, Column] = Field({}, exclude=True)
+    metric_columns: dict[ColumnName, Column] = Field({}, exclude=True)
 
     @classmethod
     def of(cls, hash: str, run: Mapping[str, Any], where: str) -> Self:
@@ -128,8 +127,7 @@ def _presentation(attack: Mapping[str, Any], given: Any, where: str) -> Presenta
         table = import_module("marshtest.attacks.table")  # with torch, for rows that came without
         name = str(attack.get("name"))
         if name in table.ATTACKS:
-            made = table.parse_attack(attack, "attack")
-            shown: Presentation = made.shown
+            shown: Presentation = table.parse_attack(attack, "attack").shown
             return shown
     except MarshtestError as error:
         raise MarshtestError(f"{where}: attack {attack.get('name')}: {error}") from None

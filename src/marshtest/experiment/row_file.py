@@ -61,6 +61,7 @@ class _Described(BaseModel):
 
     format: int
     kind: Kind
+    # Hex digits and nothing else: a reader looks for the folder of that name.
     runs: dict[Annotated[str, Field(pattern="^[0-9a-f]{8}$")], Run] = Field(min_length=1)
 
 
@@ -85,16 +86,14 @@ class Rows:
 
 
 def write_rows(
-    frame: pd.DataFrame,
-    path: Path,
-    runs: Mapping[str, Mapping[str, Any]],
-    kind: Kind = "recipe",
+    frame: pd.DataFrame, path: Path, runs: Mapping[str, Mapping[str, Any]], kind: Kind = "recipe"
 ) -> None:
     """Write rows with their origin.
 
     Raises:
         MarshtestError: the disk is full, or does not let itself be written.
     """
+    # pandas puts `attrs` into a Parquet file's metadata. The copy keeps them off the caller's frame.
     described = frame.copy(deep=False)
     described.attrs = {NAME: {"format": FORMAT, "kind": kind, "runs": dict(runs)}}
     write(described, path)
@@ -113,6 +112,7 @@ def read_file(source: str | Path) -> Rows:
         what = f"holds no finished run (no {FILE})" if path.name == FILE else "no such file"
         raise MarshtestError(f"{path.parent if path.name == FILE else path}: {what}.")
     frame = read_frame(path)
+    # Taken off the frame: pandas would copy them into all that is made of it.
     described, frame.attrs = frame.attrs.get(NAME), {}
     if not isinstance(described, Mapping) or "format" not in described:
         raise MarshtestError(
@@ -156,8 +156,8 @@ def _check_described(described: Mapping[str, Any], path: Path) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        given = repr(first["input"])
-        got = f" Got {given}." if first["type"] != "missing" and len(given) < 80 else ""
+        value = repr(first["input"])
+        got = f" Got {value}." if first["type"] != "missing" and len(value) < 80 else ""
         raise MarshtestError(f"{path}: metadata {key}: {first['msg']}.{got} {MEND}") from None
 
 
@@ -169,5 +169,5 @@ def _check(rows: Rows) -> None:
         )
     check_columns(frame, needed, str(rows.path))
     if "recipe" in needed and (unknown := set(frame["recipe"]) - rows.runs.keys()):
-        told = ", ".join(map(repr, sorted(unknown)))
-        raise MarshtestError(f"{rows.path}: rows of recipe {told} come without it. {MEND}")
+        names = ", ".join(map(repr, sorted(unknown)))
+        raise MarshtestError(f"{rows.path}: rows of recipe {names} come without it. {MEND}")

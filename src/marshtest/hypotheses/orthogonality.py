@@ -277,9 +277,8 @@ class Problem:
 
 def linear(theta: Tensor) -> nn.Module:
     """The map x ↦ xᵀθ as a module."""
-    model: nn.Linear = skip_init(
-        nn.Linear, len(theta), 1, bias=False, dtype=theta.dtype
-    )  # draws nothing
+    # Without an initialisation, whose draws would move the global generator.
+    model: nn.Linear = skip_init(nn.Linear, len(theta), 1, bias=False, dtype=theta.dtype)
     with torch.no_grad():
         model.weight.copy_(theta[None])
     return model

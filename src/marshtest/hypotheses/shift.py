@@ -150,10 +150,7 @@ class Problem:
         return SoftmaxRegression(x, samples.y, self.data.classes, weight_decay, factor)
 
     def solved(
-        self,
-        problem: SoftmaxRegression,
-        remain: Tensor | None = None,
-        start: Tensor | None = None,
+        self, problem: SoftmaxRegression, remain: Tensor | None = None, start: Tensor | None = None
     ) -> Solution:
         """The solution for the samples that remain, as exact as the settings ask."""
         return problem.solve(remain, start, self.settings.error * problem.weight_decay)
@@ -197,6 +194,7 @@ class Problem:
             for beta in betas:
                 count = round(beta * len(ids))
                 if count:
+                    # Begun at the last solution: fewer samples by a tenth move the minimum little.
                     remain = ~torch.isin(poisoned.samples.ids, ids[:count])
                     after = self.solved(problem, remain, after.theta)
                 yield {

@@ -11,12 +11,9 @@ from marshtest.plumbing.seeds import generator
 
 NEWTON_STEPS, ROUNDS = 200, 300  # at most, and rounds of conjugate gradients in each
 FORCING = 0.1  # fraction of the gradient that a Newton step may leave: far from θ* more is wasted
-# A shared factor costs d³ to make anew and d² a round to keep, so its patience grows with d. A joint one
-# costs so much more that only a factor which no longer serves at all is worth it.
-STALE, STALE_JOINT = (
-    1 / 25,
-    60,
-)  # rounds, times d and as they are, after which a factor is made anew
+# Rounds after which a factor is made anew: of a shared one as a share of d, since it costs d³ to make
+# and d² a round to keep; a joint one costs so much more that it must no longer serve at all.
+STALE, STALE_JOINT = 1 / 25, 60
 ROUNDING = 1e-14  # of the objective: smaller decreases are rounding
 ARMIJO = 1e-4  # fraction of the promised decrease that a step must bring
 JOINT = 8192  # largest C · d of a joint factor, half a gigabyte
@@ -127,12 +124,7 @@ class SoftmaxRegression:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        classes: int,
-        weight_decay: float,
-        factor: Tensor | None = None,
+        self, x: Tensor, y: Tensor, classes: int, weight_decay: float, factor: Tensor | None = None
     ) -> None:
         if len(x) != len(y):
             raise MarshtestError(
@@ -193,10 +185,8 @@ class SoftmaxRegression:
         weights: Tensor,
     ) -> tuple[Tensor, Tensor, float]:
         """(θ, logits, objective) after the longest of the steps 1, ½, ¼, … that lowers the objective."""
-        moved, length = (
-            self.x @ step.T,
-            1.0,
-        )  # logits are linear in θ: one product serves all lengths
+        # Logits are linear in θ: one product serves all lengths.
+        moved, length = self.x @ step.T, 1.0
         while True:
             there = self._value(theta + length * step, logits + length * moved, weights)
             promised = ARMIJO * length * gain

@@ -17,6 +17,8 @@ def of_shift(rows: pd.DataFrame) -> str:
 
     The tests are on log(shift / shift of as many random samples), L1, paired over seeds, at level 0.05.
     """
+    # The first λ is the study's own; smaller ones have one seed, of which no test can be made. Ratios
+    # are tested as logarithms, where twice as far and half as far are the same distance from 1.
     main = rows[rows["weight_decay"] == rows["weight_decay"].iloc[0]]
     shifts = main.pivot_table("l1", "seed", "set", sort=False)
     return " ".join(

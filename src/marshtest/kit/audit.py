@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from marshtest.attacks.gaussian import PRESENTATION
 from marshtest.kit.controls import undosed
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Key
@@ -19,6 +20,7 @@ from marshtest.kit.noise import Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.kit.scalings import suspected
 from marshtest.metrics.dependence import SCORES
+from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
@@ -38,7 +40,9 @@ from marshtest.reporting.tables import USE, number, plus_minus, with_interval
 
 # What two neighbouring training sets differ in, without which an ε means nothing.
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
-EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}
+EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
+RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
+COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,16 @@ class Audit:
             value = figures.get(f"{name}_dependence", math.nan)
             error = figures.get(f"{name}_error", math.nan)
             text[score.title] = plus_minus(value, error, 3)
-        return text | {
-            "TPR": with_interval(figures, "tpr", 3),
-            "rank TPR": with_interval(figures, "tpr_rank", 3),
-            "vanished": number(figures.get("vanished", math.nan), 0),
-            "ties": number(figures["ties"], 0),
-            "ε ≥": number(judged.epsilon, 2),
-        }
+        for name, column in RATES.items():
+            text[column.title] = with_interval(figures, name, column.digits)
+        for name in COUNTS:  # a black box has no gradient that could vanish
+            text[name] = number(figures.get(name, math.nan), 0)
+        return text | {"ε ≥": number(judged.epsilon, 2)}
+
+    @property
+    def shown(self) -> list[Column | Score]:
+        """The columns of `table` that say what room they need on a terminal; audit.json has all."""
+        return [*SCORES.values(), *RATES.values(), *COUNTS.values()]
 
     def sentences(self) -> list[str]:
         """Verdicts in words, with 95 % intervals given these models, and what speaks against each model."""
@@ -159,6 +166,7 @@ class Audit:
         ]
         scores = {name: SCORES[name] for name in self.names}
         figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
+        # Of a long name its end: that is where paths of several models differ.
         samples = [
             (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
@@ -277,6 +285,7 @@ def audit(
             if scaling is not None or not Path(before).is_dir():  # no processor of its own
                 used = scaling or key.noise.scaling
                 shown = replace(shown, misfed=suspected(model, used, bases, clean))
+            # Now, and not at the end: hours of asking the other models would be for nothing.
             _refuse_untestable(before, shown)
         measured.append(shown)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]

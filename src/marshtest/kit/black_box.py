@@ -45,6 +45,7 @@ class BlackBox(AskedModel):
         return _losses(answers, labels)
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
+        # A folder for each call: what a program leaves behind cannot stand for its next answer.
         with tempfile.TemporaryDirectory() as folder:
             inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npy"
             x = self.inputs(torch.from_numpy(values).float()).numpy()
@@ -94,6 +95,7 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
         MarshtestError: no such file, not a plain one, or no numbers of these shapes.
     """
     try:
+        # lstat follows no link: behind one there may be anything, also what is never read to its end.
         if not stat.S_ISREG(file.lstat().st_mode):
             raise MarshtestError(f"{name}: its outputs are no plain file (a link, folder or pipe).")
         with file.open("rb") as stream:
@@ -109,7 +111,7 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
             )
         if file.stat().st_size - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"not as long as its header {list(shape)} says")
-        answers: NDArray[Any] = np.load(file, allow_pickle=False)
+        answers: NDArray[Any] = np.load(file, allow_pickle=False)  # a pickle would run code
     except FileNotFoundError:
         raise MarshtestError(f"{name}: wrote no outputs file.") from None
     except (OSError, ValueError) as error:
@@ -140,9 +142,8 @@ def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
     sums = answers.sum(1)
     if (answers >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         true = np.take_along_axis(answers, labels[:, None], 1)[:, 0]
-        others = (
-            answers.copy()
-        )  # summed without the label: 1 − p would round to 0 where p is near 1
+        # Summed without the label: 1 − p would round to 0 where p is near 1.
+        others = answers.copy()
         np.put_along_axis(others, labels[:, None], 0, 1)
         with np.errstate(divide="ignore"):
             return np.log(others.sum(1)) - np.log(true), right
@@ -170,9 +171,9 @@ def command_call(spec: str, command: str) -> Call:
             w.replace("{inputs}", str(inputs)).replace("{outputs}", str(outputs)) for w in words
         ]
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # without a shell, which would read the names of files too
                 arguments,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,  # or it could wait for ours
                 capture_output=True,
                 text=True,
                 errors="replace",

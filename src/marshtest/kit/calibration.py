@@ -117,6 +117,7 @@ class Calibration:
 
 
 def _rate(keys: str, answer: str, false: Any, promised: float) -> dict[str, object]:
+    # The exact interval (Clopper and Pearson): false answers are few, if all is well none.
     low, high = binomtest(int(false.sum()), len(false)).proportion_ci()
     return {
         "keys": keys,
@@ -164,11 +165,15 @@ def calibrate(
     parsed = Question.parse(question, "calibrate")
     bases = key.bases(data)
     asked_model = open_model(model, key, bases.values, scaling, pick_device(device), in_process)
+    # Without samples that have no dose: what is counted are the errors of the verdict's rule, and the
+    # controls, which only take acquittals away, are left out.
     true = measure(asked_model, bases, draws=parsed.draws, fpr=parsed.fpr)
+    # By the true key, once, as an audit has it: chosen for each null key, the rule would be another.
     rests = rests_on(true.evidence(true.dependences()), margin=parsed.margin, alpha=parsed.alpha)
     lines = []
     for number in range(keys):
         progress(number / keys, f"null key {number + 1} of {keys}")
+        # By its number, so that the first keys are the same however many are asked for.
         seed = derive(key.noise.seed, "null", number)
         null_noise = key.noise.model_copy(update={"seed": seed})
         null_bases = Bases(bases.ids, bases.values, bases.labels, null_noise)
@@ -225,6 +230,7 @@ def _mixed(true: Measured, others: Measured, kept: NDArray[np.bool_]) -> dict[st
 
 def _mirrored(true: Measured) -> Measured:
     """The true key's scores with the opposite sign."""
+    # What stands beside the scores, ties and scores of fresh noise, has no side to be mirrored to.
     scores = {name: -true.scores[name] for name in SCORES if name in true.scores}
     return replace(true, scores=true.scores | scores)
 

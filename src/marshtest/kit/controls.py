@@ -74,6 +74,7 @@ def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
     layout = open_layout(data)
     others = np.setdiff1d(np.arange(layout.samples), key.positions)
     rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
+    # Sorted, as files are read.
     chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
     shape = bases.values.shape[1:]
     samples = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
@@ -203,6 +204,7 @@ class Controls:
             near=nearness(near, fresh),
             between=betweenness(base, half, fresh[:, 0]),
             steady=_alike(base, alone) and _alike(same, fresh[:, 0]),
+            # Evenly, not the first: samples of a folder stand class by class.
             fresh=fresh[:: max(1, len(fresh) // COMPARED)],
             clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
         )
@@ -278,5 +280,5 @@ def unlike(before: Controls, after: Controls) -> list[str]:
 
 
 def _alike(one: Floats, other: Floats) -> bool:
-    """Equal but for rounding, which differs with the place in a batch."""
+    """Whether losses are equal but for rounding, which differs with the place in a batch."""
     return bool(np.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True))

@@ -82,6 +82,7 @@ def dose(
     layout = open_layout(source)
     _refuse_places(source, out, key_file, forget_file)
     _refuse_layout(layout, out)
+    # From the system's own randomness: whoever guesses the seed has the noise.
     seed = secrets.randbits(63) if seed is None else seed
     ids = _chosen(layout.samples, fraction, seed)
     scaling = _scaling(layout, ids, scaling)
@@ -89,6 +90,7 @@ def dose(
         {"seed": seed, "variance": variance, "scaling": scaling, "pixels": layout.pixels}, "dose"
     )
     writer = _Writer(noise, layout)
+    # The data first, for the key holds their digest.
     places = layout.copy(out, writer, ids, hide=hide)
     try:
         key = _key(layout, source, out, ids, writer)

@@ -45,6 +45,7 @@ def _way(inputs: Inputs, shape: tuple[int, ...], target: tuple[int, ...]) -> Way
         return inputs, ()
 
     def as_pictures(x: Tensor) -> Tensor:
+        # Contiguous: expanded channels are one and the same memory, which not every model can view.
         return inputs(channels_first(x).expand(-1, *target).contiguous())
 
     repeated = ", of three equal channels" if picture_shape(shape)[0] < target[0] else ""

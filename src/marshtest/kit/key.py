@@ -131,6 +131,8 @@ class Key(Settings):
         """The bases, if their noise, drawn and written anew, is what was written then."""
         values, labels = read(layout, self.positions)
         bases = Bases(self.positions, values, labels, self.noise)
+        # The files are the same by now. This tells whether the libraries still draw and decode alike:
+        # noise that is not what was trained on would acquit every model.
         if written_digest(bases) != self.dosed:
             installed = current_versions()
             differing = [
@@ -192,6 +194,7 @@ def write_private(path: Path, text: str) -> None:
     Raises:
         OSError: the file exists, or cannot be written.
     """
+    # By an opener: made readable and closed to others afterwards, it could be read in between.
     with open(path, "x", encoding="utf-8", newline="", opener=_private) as file:
         file.write(text)
         file.flush()

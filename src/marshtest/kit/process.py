@@ -127,6 +127,7 @@ class SeparateModel(AskedModel):
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
+            # A pickle, this way round alone: nothing that comes back is ever unpickled.
             _send(self._process.stdin, pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
             message = _receive(self._process.stdout, size + SLACK)
         except (BrokenPipeError, EOFError):

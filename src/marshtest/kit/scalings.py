@@ -38,6 +38,8 @@ def suspected(model: AskedModel, used: Scaling, bases: Bases, clean: Bases) -> s
     for name, scaling in rivals.items():
         rival_values = _as_if(values, scaling, used, bases.noise.pixels)
         rival_right = _right(model, rival_values, labels, others)
+        # McNemar's exact test: only samples that the two scalings disagree on tell them apart. The
+        # level is shared among the rivals.
         won, lost = int((rival_right & ~right).sum()), int((right & ~rival_right).sum())
         counts = won - lost >= LEAST * len(right)
         if counts and binomtest(won, won + lost).pvalue <= LEVEL / len(rivals):

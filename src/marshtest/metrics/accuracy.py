@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from marshtest.data.samples import Samples
+from marshtest.data.samples import Samples, slices
 from marshtest.training.tasks import Task
 
 
@@ -14,9 +14,8 @@ def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[
     """Give the samples in batches, each with its logits [B, C], in float32 and eval mode."""
     model.eval()
     exact = task.exact()
-    size = task.scoring_batch(samples.y.device)
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
+    for rows in slices(len(samples), task.scoring_batch(samples.y.device)):
+        batch = samples[rows]
         yield batch, exact.label_logits(exact(model, batch), batch)
 
 
@@ -43,6 +42,7 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     samples alike. Unlike cross-entropy, the margin does not saturate when the label's probability rounds
     to 1.
     """
+    # Rounded to float32, differences of large logits could tie, and chance would decide their ranks.
     logits = logits.double()
     label = y[:, None]
     others = logits.scatter(1, label, -torch.inf).logsumexp(1)

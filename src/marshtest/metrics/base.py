@@ -23,7 +23,7 @@ class Question:
         test: samples that no model was trained on, of the same law as the clean training samples.
         held_out: validation samples, which no model was trained on either; may be empty.
         task: what turns samples into losses.
-        seed: of whatever is drawn; the global draws of torch, NumPy and Python are seeded with it too.
+        seed: fixes what is drawn; the global draws of torch, NumPy and Python are seeded with it too.
     """
 
     forget: Samples
@@ -35,7 +35,7 @@ class Question:
 
 
 class Metric(Choice, ABC):
-    """A measure of models; its fields are its options."""
+    """A measure of models, whose fields are its options."""
 
     # The columns that it adds to a model's row, and what a report must know of each.
     columns: ClassVar[Mapping[str, Column]]

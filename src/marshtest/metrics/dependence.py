@@ -79,8 +79,9 @@ class Dependence:
         several = self.cells > 1
         return {
             "mean": self.p_value,
-            "spread": min(1.0, 2 * min(below, above)),
+            "spread": min(1.0, 2 * min(below, above)),  # χ² is skewed: twice the smaller tail
             "classes": float(chi2.sf(self.between, self.cells - 1)) if several else math.nan,
+            # `sf` is P[more], and P[as many or more] is asked for.
             "tail": float(binom.sf(self.tail - 1, self.n, self.fpr)),
         }
 
@@ -153,6 +154,7 @@ def dependence(
     """
     defined = ~np.isnan(scores)
     x, n = scores[defined], int(defined.sum())
+    # A missing score hides all that it would have shown; a tied one, what chance decided.
     hidden = float(np.where(defined, ties, 1.0).mean()) if len(scores) else 0.0
     if n < 2:
         return Dependence(math.nan, math.nan, n, len(scores) - n, hidden, fpr=fpr)
@@ -211,6 +213,7 @@ def pooled(parts: Sequence[Dependence]) -> Dependence:
 
 def _over(sizes: NDArray[np.int64], means: Floats, errors: Sequence[float]) -> tuple[float, float]:
     """(mean over all poisons, its standard error) from the mean and the error of each training."""
+    # Spread within trainings and between their means: exact, though no row holds a poison's own score.
     n = sizes.sum()
     mean = float((sizes * means).sum() / n)
     within = sizes * (sizes - 1) * np.square(errors)

@@ -10,7 +10,7 @@ A model that has memorised x_base + ξ has lower loss there, so its I_z are *neg
 import torch
 from torch import Tensor, nn
 
-from marshtest.data.samples import Samples
+from marshtest.data.samples import Samples, slices
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.training.tasks import Task
 
@@ -19,16 +19,14 @@ def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
     """[P, d] unit vectors g_z / ‖g_z‖ in input space, flattened to d.
 
     A row is nan if its gradient vanishes or is not finite.
-
-    The margin loss stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly
-    one direction, and the margin's does not underflow where the model is sure.
     """
-    model.eval()
+    # The margin stands in for cross-entropy: CE = softplus(margin), so the gradients have exactly one
+    # direction, and the margin's does not underflow where the model is sure.
+    model.eval()  # or a sample's gradient would depend on its batch
     exact = task.exact()
     directions = []
-    size = task.scoring_batch(base.y.device)
-    for start in range(0, len(base), size):
-        batch = base[start : start + size]
+    for rows in slices(len(base), task.scoring_batch(base.y.device)):
+        batch = base[rows]
         inputs = exact.inputs(model, batch).detach().requires_grad_()
         logits = exact.label_logits(exact.outputs(model, inputs, batch), batch)
         (gradient,) = torch.autograd.grad(margin_loss(logits, batch.y).sum(), inputs)

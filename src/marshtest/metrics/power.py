@@ -19,12 +19,7 @@ MANY = 200  # trainings from which on Student's t is taken for normal
 
 
 def detection(
-    n: float,
-    effect: float,
-    *,
-    deviation: float = 1.0,
-    alpha: float = 0.05,
-    estimated: bool = False,
+    n: float, effect: float, *, deviation: float = 1.0, alpha: float = 0.05, estimated: bool = False
 ) -> float:
     """Power to reject independence with n poisons at level `alpha`, if the true dependence is `effect`."""
     shift, threshold = abs(effect) * math.sqrt(n) / deviation, _threshold(alpha / 2, n, estimated)

@@ -23,9 +23,7 @@ def _free(name: str) -> str:
 
 
 Name = Annotated[
-    str,
-    StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60),
-    AfterValidator(_free),
+    str, StringConstraints(pattern="^[a-z][a-z0-9_]*$", max_length=60), AfterValidator(_free)
 ]
 # Shown in tables, figures and the page: "$" would begin a formula, and a line break a line.
 Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_length=1000)]
@@ -35,15 +33,17 @@ class Column(Settings):
     """A column of rows that tables and figures show.
 
     Attributes:
-        title: heads a table's column and names a figure's axis; "" is summarised, and not shown.
-        low: the least value that the column can hold; None where there is none.
-        high: the largest.
+        title: heads a table's column and names a figure's axis; "" for a column that is not shown.
+        low: the least value that the column can hold; None if there is no bound.
+        high: the largest value; None if there is no bound.
         digits: decimals in tables.
         legend: what the values are, in a clause that follows the title and a colon.
         interval: how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial
             95 % interval over all seeds, exact (Clopper and Pearson) or Wilson's.
         count: what the column is a share of, for a binomial interval: the name of a row's column, or a
             number a seed; in an attack's own presentation also the name of one of its options.
+        room: characters that a terminal must have in a line for tables on it to show the column; files and
+            pages have it always.
     """
 
     title: Text
@@ -53,6 +53,12 @@ class Column(Settings):
     legend: Text = ""
     interval: Literal["seeds", "exact", "wilson"] = "seeds"
     count: str | int = ""
+    room: int = Field(0, ge=0)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether its cells may be broken: one number may not."""
+        return False
 
     @model_validator(mode="after")
     def _a_share_is_of_something(self) -> Self:
@@ -73,8 +79,8 @@ class Score(Settings):
         low: the beginning of its histogram; None draws no histogram.
         high: the end.
         each: what has one score each, in the plural.
-        hidden: why a score cannot be told of some poisons, in words.
-        fresh: the column of scores of fresh noise beside it, of which Figures 6 and 7 are drawn, or "".
+        hidden: why the score says nothing about some poisons, in words.
+        fresh: the column with scores of fresh noise, from which Figures 6 and 7 are drawn; "" for none.
         symbol: the score's letter in those figures.
     """
 
@@ -87,3 +93,13 @@ class Score(Settings):
     hidden: Text = "the score is undefined, or tied,"
     fresh: Name | Literal[""] = ""
     symbol: Text = "I"
+
+    @property
+    def room(self) -> int:
+        """Characters that a terminal must have for tables to show the score: verdicts rest on it."""
+        return 0
+
+    @property
+    def wraps(self) -> bool:
+        """Whether its cells may be broken: with a known null law they hold a number and two errors."""
+        return self.column is None

@@ -39,8 +39,9 @@ def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float 
         confidence: over all fractions of GUESSED together (Bonferroni); the best of them counts.
     """
     sure = np.nan_to_num(advantages)
+    # Stable, so that equal advantages are guessed in the same order on every machine.
     order = np.argsort(-np.abs(sure), kind="stable")
-    level = (1 - confidence) / len(GUESSED)
+    level = (1 - confidence) / len(GUESSED)  # the best of several fractions is taken
     bounds = [0.0]
     for fraction in GUESSED:
         guesses = sure[order[: max(1, round(fraction * len(sure)))]]

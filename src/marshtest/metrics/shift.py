@@ -34,10 +34,9 @@ def shifts(model: nn.Module, initial: nn.Module, retrained: nn.Module) -> list[S
 
 @torch.no_grad()
 def _sums(start: Tensor, goal: Tensor, end: Tensor) -> Tensor:
-    """[6] sums over one parameter: Σ|u|, Σu², Σ|u − v|, Σ(u − v)², Σuv and Σv².
-
-    They add up over parameters, so no model need be copied into one long vector.
-    """
+    """[6] sums over one parameter: Σ|u|, Σu², Σ|u − v|, Σ(u − v)², Σuv and Σv²."""
+    # Sums add up over parameters, so no model is copied into one long vector. In float64, since weights
+    # differ by little, and millions of small squares are added.
     u, left, v = (a.double() - b.double() for a, b in ((end, start), (end, goal), (goal, start)))
     parts = (u.abs(), u.square(), left.abs(), left.square(), u * v, v.square())
     return torch.stack([part.sum() for part in parts])
@@ -52,6 +51,7 @@ def _shift(layer: str, parameters: int, sums: list[Tensor]) -> Shift:
         l2=float(squares.sqrt()),
         left_l1=float(left_l1),
         left_l2=float(left_squares.sqrt()),
+        # Of tensors, whose 0 / 0 is nan, where Python's would raise.
         cosine=float(product / (squares * needed_squares).sqrt()),
     )
 

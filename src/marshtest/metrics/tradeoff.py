@@ -40,6 +40,8 @@ def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
     """
     poison, fresh = poison[~np.isnan(poison)], fresh[~np.isnan(fresh)]
     thresholds = np.sort(np.concatenate([poison, fresh]))[::-1]
+    # Negated, since searchsorted needs rising values; "right" counts what equals τ, so the curve ends at
+    # (1, 1).
     fpr = np.searchsorted(np.sort(-fresh), -thresholds, side="right") / len(fresh)
     tpr = np.searchsorted(np.sort(-poison), -thresholds, side="right") / len(poison)
     return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])

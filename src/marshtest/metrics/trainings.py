@@ -61,21 +61,33 @@ class Difference:
     @property
     def error(self) -> float:
         """Standard error of the mean, over trainings to come; nan if all differences are equal."""
-        spread = float(self.defined.std(ddof=1)) if len(self.defined) > 1 else 0.0
-        return spread / math.sqrt(len(self.defined)) if spread > TINY else math.nan
+        error = error_of_mean(self.defined)
+        return error if error * math.sqrt(len(self.defined)) > TINY else math.nan
 
     def columns(self, name: str) -> dict[str, float]:
         """The columns of a summary, for the effect `name`; the p-value is for this unlearner alone."""
         n = len(self.defined)
-        half = float(t.isf(0.025, n - 1)) * self.error if n > 1 else math.nan
+        low, high = interval_over(n, self.value, self.error)
         return {
             f"{name}_dependence": self.value,
             f"{name}_error": self.error,
-            f"{name}_low": self.value - half,
-            f"{name}_high": self.value + half,
+            f"{name}_low": low,
+            f"{name}_high": high,
             f"{name}_p": sign_flips([self])[0],
             f"{name}_trainings": float(n),
         }
+
+
+def error_of_mean(values: Floats) -> float:
+    """Standard error of the mean of values [S], one a training; nan of fewer than two."""
+    n = len(values)
+    return float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+
+
+def interval_over(trainings: int, value: float, error: float) -> tuple[float, float]:
+    """The 95 % t interval of trainings to come about a value with this error; nan of fewer than two."""
+    half = float(t.isf(0.025, trainings - 1)) * error if trainings > 1 else math.nan
+    return value - half, value + half
 
 
 def sign_flips(family: Sequence[Difference]) -> list[float]:
@@ -94,6 +106,7 @@ def sign_flips(family: Sequence[Difference]) -> list[float]:
     largest = np.zeros(len(flipped))
     for place in order:  # the smallest first: each is compared with the largest of those up to it
         largest = np.maximum(largest, flipped[:, place])
+        # Rounding must not tell equal sums of flipped signs apart.
         adjusted[place] = float((largest >= observed[place] - 1e-9).mean())
     stepped = np.maximum.accumulate(adjusted[order[::-1]])
     adjusted[order[::-1]] = stepped
@@ -105,8 +118,9 @@ def _signs(trainings: int) -> Floats:
     if trainings <= ALL_FLIPS:
         flips = np.arange(2**trainings)[:, None] >> np.arange(trainings) & 1
         return np.where(flips, -1.0, 1.0)
+    # Always seed 0: the same differences have the same p-value each time a report is drawn.
     signs: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS + 1, trainings))
-    signs[0] = 1.0
+    signs[0] = 1.0  # so that no p-value is 0 (Phipson and Smyth 2010)
     return signs
 
 

@@ -95,6 +95,7 @@ class Evidence:
             for seed, scores in self.trainings.items()
             if seed in others.trainings and name in scores and name in others.trainings[seed]
         ]
+        # Reshaped, or there would be no columns where no pair is defined.
         defined = np.array([pair for pair in values if not np.isnan(pair).any()]).reshape(-1, 2)
         return defined[:, 0], defined[:, 1]
 
@@ -146,6 +147,7 @@ def rests_on(
     chosen, missed = [first], 1 - power[first]
     for rest in sorted((rest for rest in power if rest != first), key=lambda rest: -power[rest]):
         missed += 1 - power[rest]
+        # α more may be lost to the exact tests, which block a clean model as often as that.
         if missed <= 1 - POWER - alpha:
             chosen.append(rest)
     return tuple(chosen)
@@ -179,6 +181,7 @@ def verdicts(
         reasons = _reasons(initial, one, effects, margin, alpha)
         inside = _within(initial, one, effects, margin)
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside)
+        # Asked first: enough poisons detect a trace however far it is within the margin.
         if p_in <= alpha and shown and _may_acquit(initial, one, effects, margin, alpha):
             verdict = replace(verdict, answer="REMOVED", reasons=())
         elif p_out <= alpha:
@@ -266,19 +269,18 @@ def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: flo
 
 
 def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
-    """p-value of "more of an effect is left than is allowed".
-
-    The error of the initial effect is added as if the two estimates were independent. They share the noise:
-    if that makes them agree, the true level is below the stated one; only a model whose scores run against
-    the initial model's can gain by it.
-    """
+    """p-value of "more of an effect is left than is allowed"."""
     allowed = _allowed(initial, score, effect, margin)
     if math.isnan(score.value) or not allowed > 0:
         return 1.0
+    # The error of the initial effect is added as if the two estimates were independent. They share the
+    # noise: if that makes them agree, the true level is below the stated one; only a model whose scores run
+    # against the initial model's can gain by it.
     of_initial = margin * _error_of(initial, effect)
     if effect == "tail":
         share = min(1.0, score.fpr + allowed)
         error = max(math.sqrt(share * (1 - share) / score.n), NO_SPREAD)
+        # The exact p-value as a z, to whose error that of the initial effect can be added.
         z = norm.isf(binom.cdf(score.tail, score.n, share))
         return float(norm.sf(z * error / math.hypot(error, of_initial)))
     error = math.hypot(_error_of(score, effect), of_initial)
@@ -307,10 +309,9 @@ def _p_independent(one: Evidence) -> float:
 
 
 def _blocking(one: Evidence, rests: Sequence[Rest]) -> dict[tuple[str, str], float]:
-    """p-values of the exact tests that the verdict does not rest on, by score and test.
-
-    Spread and classes are tested around the mean, so a mean within the margin does not make them reject.
-    """
+    """p-values of the exact tests that the verdict does not rest on, by score and test."""
+    # Spread and classes always block: they are tested around the mean, so a mean within the margin does
+    # not make them reject.
     return {
         (name, test): p
         for name, score in one.pooled.items()
@@ -440,6 +441,7 @@ def _power(
     score, n = initial.pooled[name], initial.pooled[name].n
     allowed = _allowed(score, replace(score, hidden=0.0), effect, margin)
     share = min(1.0, score.fpr + allowed)
+    # Of x, of x² and of "x is in the tail", where x is N(0, 1).
     deviation = {"mean": 1.0, "spread": math.sqrt(2), "tail": math.sqrt(share * (1 - share))}[
         effect
     ]
@@ -448,6 +450,8 @@ def _power(
     stricter = math.hypot(1, of_initial / max(deviation, NO_SPREAD))
     level = float(norm.sf(norm.isf(alpha / family) * stricter))
     if effect == "tail":
+        # The test passes up to the largest count of probability at most `level`; ppf gives the next one
+        # unless a count meets the level.
         most = binom.ppf(level, n, share)
         most -= binom.cdf(most, n, share) > level
         return float(binom.cdf(most, n, score.fpr))
@@ -456,6 +460,7 @@ def _power(
     if effect == "mean" and trainings >= TRAININGS:
         of_one = math.sqrt(trainings / n)  # deviation of a training's mean
         over = removal(trainings, allowed, deviation=of_one, alpha=alpha, estimated=True)
+        # Both tests pass at least this often, however they depend on each other.
         return max(0.0, power + over - 1)
     return power
 
@@ -476,7 +481,7 @@ def _needed(
             both = math.hypot(deviation, margin * before.error * math.sqrt(before.n))
             removed = partial(removal, margin=allowed, left=left, deviation=both, alpha=alpha)
             to_remove = max(to_remove, poisons_for(POWER, removed))
-        level = alpha / tests
+        level = alpha / tests  # Bonferroni, as `_p_independent` corrects
         rejected = partial(detection, effect=left, deviation=deviation, alpha=level)
         to_reject = min(to_reject, poisons_for(POWER, rejected))
     needed = min(to_remove, to_reject)

@@ -45,10 +45,12 @@ def takes_channels_last(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
         x, plain, moved = torch.randn(2, *input_shape), copied(model), copied(model)
         try:
             moved.to(**last)  # type: ignore[call-overload]
+            # Answers are compared in eval mode, the last; in training dropout makes them differ.
             for training in (True, False):
                 expected = logits_in(plain.train(training)(x.clone()))
                 logits = logits_in(moved.train(training)(x.clone(**last)))
                 logits.sum().backward()  # may be what fails
+            # Kernels of the two layouts add up in different orders, hence the tolerance.
             return torch.allclose(expected, logits, rtol=1e-3, atol=1e-4, equal_nan=True)
         except (RuntimeError, TypeError, ValueError):
             return False

@@ -15,13 +15,7 @@ from torch import nn
 
 from marshtest.models.base import ModelSettings
 from marshtest.models.state import restore, state_of
-from marshtest.models.table import (
-    BUILT_FROM_A_FILE,
-    MODELS,
-    outline,
-    parse_model,
-    refuse_too_large,
-)
+from marshtest.models.table import BUILT_FROM_A_FILE, MODELS, outline, parse_model, refuse_too_large
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
 from marshtest.plumbing.seeds import seeded
@@ -63,12 +57,14 @@ def checkpoint(
     model: nn.Module, settings: ModelSettings, input_shape: tuple[int, ...], classes: int
 ) -> bytes:
     """The bytes that `save_model` writes."""
+    # Clones, since safetensors refuses tensors that share memory, as tied weights do.
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state_of(model).items()}
     about = {
         "settings": settings.model_dump(),
         "input_shape": list(input_shape),
         "classes": classes,
     }
+    # As text, the only metadata that safetensors holds; no pickle, which could run code.
     return save(tensors, {"marshtest": json.dumps(about)})
 
 
@@ -102,6 +98,7 @@ def load_model(
     try:
         with safe_open(str(path), "pt") as file, seeded(0):  # a new model draws its first weights
             metadata = file.metadata() or {}
+            # From the header: no tensor is read before all are known to fit.
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             about = About.parse(json.loads(metadata["marshtest"]), str(path))
             model = _rebuilt(about, shapes, factory, path)
@@ -134,6 +131,7 @@ def _rebuilt(
             "to test."
         )
     settings = parse_model(about.settings)
+    # On the meta device first: sizes from a file could otherwise fill the memory before they are refused.
     expected = state_of(outline(settings, about.input_shape, about.classes))
     differing = [n for n, t in expected.items() if list(t.shape) != shapes.get(n)]
     differing += sorted(shapes.keys() - expected.keys())
@@ -149,7 +147,7 @@ def _rebuilt(
 
 
 def _is_number(value: Any) -> bool:
-    """Whether an option is a number, a truth value, None, or a list of such; a text might name a file."""
+    """Whether an option is a number, a truth value, None, or a list of these; a text might name a file."""
     if isinstance(value, list):
         return all(map(_is_number, value))
     return value is None or isinstance(value, int | float)

@@ -40,6 +40,7 @@ class TextClassifier(nn.Module):
     def __init__(self, backbone: nn.Module, width: int, classes: int, *, causal: bool) -> None:
         super().__init__()
         self.backbone, self.causal = backbone, causal
+        # As in transformers' GPT2ForSequenceClassification: no bias, deviation 0.02.
         self.head = nn.Linear(width, classes, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
 
@@ -70,9 +71,7 @@ class Prompt(Settings):
 
     template: str = "{text}. The sentiment of the review is: {label}"
     training_template: str | None = None  # for the training split; None: the same template
-    labels: tuple[str, ...] = Field(
-        ("negative", "positive"), min_length=2
-    )  # words for label 0, 1, …
+    labels: tuple[str, ...] = Field(("negative", "positive"), min_length=2)  # of label 0, 1, …
     loss: Literal["all", "label"] = "all"  # the tokens that training learns to say
 
     @field_validator("template", "training_template")
@@ -129,7 +128,7 @@ class LanguageModel(ModelSettings, ABC):
         It is tried out, since no field of a configuration tells for every family of models.
         """
         training = model.training
-        model.eval()
+        model.eval()  # or dropout would make equal answers differ
         before: Tensor = model.get_input_embeddings()(torch.zeros(1, 4, dtype=torch.int64))  # type: ignore[operator]
         after = before.clone()
         after[:, -1, ::2] += 10  # every other number: a LayerNorm takes out what all of them share
@@ -150,9 +149,8 @@ class LanguageModel(ModelSettings, ABC):
     def fits(self, logits: tuple[int, ...], input_shape: tuple[int, ...], classes: int) -> bool:
         if self.prompt is None:
             return super().fits(logits, input_shape, classes)
-        return (
-            logits[:-1] == (2, *input_shape) and logits[-1] >= classes
-        )  # some models pad their vocabulary
+        # Some models pad their vocabulary, so there may be more logits than tokens.
+        return logits[:-1] == (2, *input_shape) and logits[-1] >= classes
 
 
 class GPT2(LanguageModel):
@@ -202,7 +200,7 @@ class GPT2(LanguageModel):
             embd_pdrop=self.dropout,
             attn_pdrop=self.dropout,
             activation_function=FUSED_GELU,
-            bos_token_id=None,
+            bos_token_id=None,  # by default 50256, which a small vocabulary does not have
             eos_token_id=None,
         )
         model = GPT2LMHeadModel(config) if causal else GPT2Model(config)
@@ -223,9 +221,8 @@ class Transformer(LanguageModel):
         from transformers import AutoTokenizer
 
         tokenizer = self._open(AutoTokenizer)
-        if not tokenizer("a")[
-            "input_ids"
-        ]:  # transformers makes an empty one up if a folder has none
+        # transformers makes an empty tokenizer up if a folder has none.
+        if not tokenizer("a")["input_ids"]:
             raise MarshtestError(f"model.source: {self.source} holds no tokenizer. Save it there.")
         if tokenizer.pad_token is None:  # GPT-2's, for one
             tokenizer.pad_token = tokenizer.eos_token
@@ -243,6 +240,7 @@ class Transformer(LanguageModel):
         for key in ("activation_function", "hidden_act"):
             if getattr(config, key, None) == "gelu_new":
                 setattr(config, key, FUSED_GELU)  # the same function, much faster
+        # float32 whatever the file holds: gradients and scores are computed in it.
         kind = AutoModelForCausalLM if causal else AutoModel
         model: nn.Module = self._open(
             kind, config=config, use_safetensors=True, dtype=torch.float32

@@ -52,6 +52,7 @@ def _blocks(model: nn.Module) -> dict[nn.Module, nn.Module]:
         entries = [module] if hasattr(module, "base_layer") else []
         for entry in module if isinstance(module, nn.ModuleList) else entries:
             if _holds_weight(entry):
+                # Outer modules come first, and what is in already wins: the outermost block counts.
                 blocks = {**dict.fromkeys(entry.modules(), entry), **blocks}
     return blocks
 

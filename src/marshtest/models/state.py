@@ -52,7 +52,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a model by name: its `state_dict`, and the buffers with persistent=False.
+    """The tensors of a model by name: its `state_dict`, and also the buffers with persistent=False.
 
     Raises:
         MarshtestError: a part of the state_dict, from `get_extra_state`, is no tensor.
@@ -85,6 +85,7 @@ def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _passing(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """The buffers with persistent=False by name: each one's module, and its name in the module."""
+    # Duplicates stay, as in a state_dict: a module that is used twice has two names.
     return {
         f"{prefix}.{leaf}" if prefix else leaf: (module, leaf)
         for prefix, module in model.named_modules(remove_duplicate=False)

@@ -88,7 +88,7 @@ def build(
     refuse_too_large(settings, input_shape, classes)
     with seeded(seed):
         model = settings.build(input_shape, classes)
-        model.eval()
+        model.eval()  # or the zeros would enter BatchNorm's statistics
         try:
             with torch.no_grad():
                 output = settings.answer(model, input_shape)

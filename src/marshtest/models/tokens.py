@@ -125,9 +125,8 @@ class _Writer:
         """
         rows = []
         for row, tokens in enumerate(self._cut(texts)["input_ids"]):
-            if (
-                self.padding in tokens
-            ):  # GPT-2 pads with its end of text, which a text may spell out
+            if self.padding in tokens:
+                # GPT-2 pads with its end of text, which a text may spell out.
                 tokens = [token for token in tokens if token != self.padding]
             if not tokens:
                 raise MarshtestError(
@@ -174,13 +173,14 @@ class _Writer:
             texts,
             truncation=True,
             max_length=self.room + self.special,
-            add_special_tokens=self.prompt is None,
+            add_special_tokens=self.prompt is None,  # they would stand within the prompt
             return_attention_mask=False,
             **options,
         )
 
     def _reads(self, text: str, word: str) -> bool:
         """Whether the word stands in the text, for the first time, before the truncation."""
+        # By characters, since the word's tokens depend on what stands around it.
         offsets = self._cut(text, return_offsets_mapping=True)["offset_mapping"]
         return bool(text.index(word) + len(word) <= max(end for _, end in offsets))
 
@@ -205,7 +205,7 @@ class _Writer:
         """
         assert self.prompt is not None
         question = self.prompt.parts(self.split)[1]
-        tokens = self._plain(question + word)
+        tokens = self._plain(question + word)  # together, since a token may begin with a space
         if len(tokens) != len(self.behind) + 1 or tokens[:-1] != self.behind:
             pieces = self.tokenizer.convert_ids_to_tokens(tokens[len(self.behind) :])
             raise MarshtestError(

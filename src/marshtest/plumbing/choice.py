@@ -1,7 +1,8 @@
-"""Classes that a recipe chooses by name: shipped ones by a word, a user's by "pkg.mod:Class".
+"""Classes that a recipe names: one of the package by a word, a user's by "pkg.mod:Class".
 
-The fields of the class are its options. Reading a recipe imports nothing: until `imported` is called, a
-stand-in holds what was given. The digest of a user's class is part of what is stored of it, as `source`.
+The fields of a class are the options that a recipe may set. Reading a recipe imports no user's code: until
+`imported` is called, a stand-in holds the name and the options. The digest of a user's class is stored with
+its options, as `source`.
 """
 
 import inspect
@@ -18,26 +19,27 @@ from marshtest.plumbing.settings import Settings
 
 
 class Choice(Settings):
-    """Base of what a recipe chooses by name."""
+    """Base of the classes that a recipe can name."""
 
     name: str
-    _source: str = PrivateAttr("")  # eight hex digits of what a user's class does
+    _source: str = PrivateAttr("")  # digest of a user's class; "" for the package's own
 
     @model_serializer(mode="wrap")
     def _with_source(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
+        # In the recipe's hash too: rows of one version of a user's class are never taken for another's.
         return values | ({"source": self._source} if self._source else {})
 
     def imported(self) -> Self:
-        """The same, ready to be used; only a user's class is imported."""
+        """These settings, ready for use; a stand-in imports the class that it stands for."""
         return self
 
 
 class StandIn(Choice):
-    """A user's class that a recipe names, before it is imported: its name and its options as given."""
+    """The name and the options of a user's class that has not been imported yet."""
 
-    model_config = ConfigDict(extra="allow")
-    source: str = ""  # none before the class was first imported
+    model_config = ConfigDict(extra="allow")  # which options there are, the class will say
+    source: str = ""  # the digest that the recipe was stored with; "" in a new recipe
 
 
 C = TypeVar("C", bound=Choice)
@@ -48,11 +50,11 @@ class Choices(Generic[C]):
     """The classes that one key of a recipe chooses from.
 
     Attributes:
-        kind: what they are, in words.
-        base: the class that all of them extend.
-        shipped: those of the package, by name.
-        stand_in: stands for a user's class until it is imported.
-        needed: class variables that a class must have.
+        kind: what the classes are, in words, such as "attack".
+        base: the class that each of them extends.
+        shipped: the classes of the package, by name.
+        stand_in: makes the stand-in of a user's class from its name and options.
+        needed: names of the class variables that each class must define.
     """
 
     kind: str
@@ -62,18 +64,19 @@ class Choices(Generic[C]):
     needed: tuple[str, ...] = ()
 
     def parse(self, value: Any, where: str) -> C:
-        """Settings by a name, a mapping with a name and options, a class, or an object of a class.
+        """Settings from a name, a mapping of a name and options, a class, or an instance.
 
         Raises:
-            MarshtestError: an unknown name, no such class, or a bad option.
+            MarshtestError: the name is unknown, the class is no such class, or an option is bad.
         """
         if isinstance(value, self.base):
+            # An instance that a user made in Python does not have the digest of its class yet.
             ready = value._source or isinstance(value, StandIn) or type(value) in self._names
-            return value if ready else self._own(type(value), dict(value), where)
+            return value if ready else self._from_class(type(value), dict(value), where)
         values = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = values.get("name")
         if inspect.isclass(name):
-            return self._own(name, values, where)
+            return self._from_class(name, values, where)
         if not isinstance(name, str):
             raise MarshtestError(
                 f"{where}: a name, or a mapping with a name, is needed. Got {value!r}."
@@ -89,22 +92,22 @@ class Choices(Generic[C]):
         return self.shipped[name].parse(values, where)
 
     def imported(self, values: Mapping[str, Any], where: str) -> C:
-        """Settings of the user's class that a stand-in's values name.
+        """Import the user's class that a stand-in names, and make settings of it.
 
         Raises:
-            MarshtestError: it cannot be imported, is not the class that the recipe was stored with, or does
-                not take its options.
+            MarshtestError: the class cannot be imported, has changed since the recipe was stored, or does
+                not take the options.
         """
         mend = f"Give that class: {where}={{'name': Class, …}}."
         cls, _ = load_same(values["name"], values.get("source", ""), where, mend)
-        return self._own(cls, {k: v for k, v in values.items() if k != "source"}, where)
+        return self._from_class(cls, {k: v for k, v in values.items() if k != "source"}, where)
 
     @property
     def _names(self) -> dict[Any, str]:
         return {cls: name for name, cls in self.shipped.items()}
 
-    def _own(self, cls: Any, values: Mapping[str, Any], where: str) -> C:
-        """Settings of a class that is there; a user's carries its digest."""
+    def _from_class(self, cls: Any, values: Mapping[str, Any], where: str) -> C:
+        """Settings from a class itself; those of a user's class carry its digest."""
         if cls in self._names:
             return self.parse({**values, "name": self._names[cls]}, where)
         if not (inspect.isclass(cls) and issubclass(cls, self.base)):

@@ -10,12 +10,12 @@ class MarshtestError(ValueError):
     """Bad input. The command line prints its one line and exits with code 2."""
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for an unknown name: the name, the nearest known name, and all known names."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}."
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Facts: what a check of somebody's code found, and how a reader sees it."""
+"""Facts that a check establishes about an unlearner, attack or metric, and their lines on the screen."""
 
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
@@ -7,13 +7,13 @@ from typing import Self
 
 from marshtest.plumbing.errors import MarshtestError, unknown
 
-KINDS = ("images", "features", "text")  # of data that a check poses its problems on
-RUNS = "runs and returns "  # begins the fact without which no other is asked for
+KINDS = ("images", "features", "text")  # kinds of data for which a check has small problems
+RUNS = "runs and returns "  # begins the name of a fact without which the check cannot go on
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that must hold on data of one kind, and what was seen where it does not."""
+    """A requirement on data of one kind: whether it holds, and if not, what was seen."""
 
     kind: str
     name: str
@@ -22,19 +22,19 @@ class Fact:
 
     @classmethod
     def of(cls, kind: str, name: str, holds: bool, mend: str = "") -> Self:
-        """A fact that says what to do only where it does not hold."""
+        """A fact whose detail is `mend`, what to do about it, if it does not hold."""
         return cls(kind, name, holds, "" if holds else mend)
 
 
 def refuse_unknown_kinds(on: Collection[str]) -> None:
-    """Raise MarshtestError where a kind of data is none of KINDS."""
+    """Raise MarshtestError if `on` holds a kind of data that is not one of KINDS."""
     for kind in on:
         if kind not in KINDS:
             raise MarshtestError(f"on: {unknown('kind of data', kind, KINDS)}")
 
 
 def fact_lines(facts: Sequence[Fact]) -> Iterator[str]:
-    """Facts by kind of data, within 80 columns, and how many hold."""
+    """Give lines of at most 80 columns: the facts, by kind of data, and how many of them hold."""
     kinds = list(dict.fromkeys(fact.kind for fact in facts))
     for kind in kinds:
         yield kind
@@ -45,6 +45,10 @@ def fact_lines(facts: Sequence[Fact]) -> Iterator[str]:
             )
     failed = sum(not fact.holds for fact in facts)
     yield f"{len(facts) - failed} of {len(facts)} facts hold on {', '.join(kinds)}."
+    left_out = [kind for kind in KINDS if kind not in kinds]
+    if left_out and not set(kinds).isdisjoint(KINDS):  # a data set has no kinds to be asked on
+        yield f"Not asked: {', '.join(left_out)}."
+    # Code that was made for other kinds of data does not run on these, and is none the worse for it.
     broken = {fact.kind for fact in facts if fact.name.startswith(RUNS) and not fact.holds}
     sound = [kind for kind in kinds if kind not in broken]
     if broken and sound:

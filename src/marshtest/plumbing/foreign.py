@@ -1,9 +1,4 @@
-"""Foreign code, run in this process: whatever it raises becomes one line that names the code.
-
-A `SystemExit` that foreign code raises must not end the command, least of all with an exit code that
-reads as a verdict. A `KeyboardInterrupt` counts as the user's only if a signal came, and a signal that
-foreign code swallows still counts.
-"""
+"""A user's code, run in this process: whatever it raises becomes one line that names the code."""
 
 import signal
 import sysconfig
@@ -24,25 +19,26 @@ LIBRARIES = (  # folders of code that is not the user's
 
 @contextmanager
 def foreign(name: str) -> Iterator[None]:
-    """Run foreign code inside, which errors call `name`.
+    """Run a user's code inside; errors call it `name`.
 
     Raises:
-        MarshtestError: the code raised anything, `SystemExit` and `KeyboardInterrupt` included.
+        MarshtestError: the code raised anything, also `SystemExit`, or `KeyboardInterrupt` by itself.
         KeyboardInterrupt: the user pressed Ctrl-C.
     """
     with ExitStack() as stack:
-        heard: list[int] = []
+        signals: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
-            stack.enter_context(_hearing(number, heard))
+            stack.enter_context(_noting(number, signals))
         try:
             yield
         except MarshtestError:
             raise
+        # SystemExit too: it must not end the command, least of all with a code that reads as a verdict.
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and heard:
+            if isinstance(error, KeyboardInterrupt) and signals:  # else the code raised it itself
                 raise
             raise MarshtestError(f"{name}: {raised(error)}.") from error
-        if heard:
+        if signals:  # the code swallowed what the signal raised
             raise KeyboardInterrupt
 
 
@@ -52,21 +48,21 @@ def raised(error: BaseException) -> str:
     The place is the last one in the user's own code, or the last of all.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
-    place = next((f" ({Path(f.filename).name}:{f.lineno})" for f in reversed(own or frames)), "")
+    users = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    place = next((f" ({Path(f.filename).name}:{f.lineno})" for f in reversed(users or frames)), "")
     return f"raised {type(error).__name__}: {one_line(error)}{place}"
 
 
 @contextmanager
-def _hearing(number: signal.Signals, heard: list[int]) -> Iterator[None]:
-    """Note a signal in `heard`, and treat it as before; afterwards its handler is what it was."""
+def _noting(number: signal.Signals, signals: list[int]) -> Iterator[None]:
+    """Add each signal `number` to `signals`, and let the handler before act on it too."""
     before = signal.getsignal(number)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield  # no signal can raise KeyboardInterrupt in this thread
+        yield  # only the main thread is told of signals, and SIG_IGN cannot be called
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+        signals.append(number)
         before(number, frame)
 
     signal.signal(number, note)

@@ -5,9 +5,9 @@
     class        its methods and attributes, and its bases
     module       of the user's own, the names that the function uses of it
 
-Libraries (what is installed, and the standard library) count by their names; a callable that is itself
-installed, by all source files of its package. Files that a callable opens, environment variables and names
-that are looked up while it runs do not count.
+Libraries, installed ones and the standard library, count by their names only; but a callable that is itself
+installed counts by all source files of its package. Files that a callable opens, environment variables and
+names that are looked up while it runs do not count.
 """
 
 import dis
@@ -28,9 +28,9 @@ from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
-# Entries of a class that Python makes with the class, and that do not decide what it does.
+# Entries that Python adds to a class, and that do not decide what the class does.
 BESIDE = (types.MemberDescriptorType, types.GetSetDescriptorType, type(NotImplemented))
-MADE = {  # names that Python and libraries give to a class
+ADDED = {  # names of entries that Python and libraries add to a class
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__signature__", "__class_vars__"),
@@ -65,9 +65,9 @@ def digest(function: Callable[..., Any], where: str) -> str:
     except Exception as error:  # whatever a user's object raises as its state is asked for
         reason = first_line(error)
     raise MarshtestError(
-        f"{where}: {name_of(function)} cannot be told from another of its name ({reason}), so its rows "
-        "could be given for those of another. Make it a Python function of numbers, texts and tensors, and "
-        "open files and locks inside it."
+        f"{where}: {name_of(function)} has no digest ({reason}), without which a change of it would go "
+        "unnoticed. Make it a Python function of numbers, texts and tensors, and open files and locks "
+        "inside it."
     )
 
 
@@ -75,13 +75,13 @@ def load_same(spec: str, source: str, where: str, mend: str = "") -> tuple[Calla
     """Import the callable that "pkg.mod:name" names, with the digest of what it does.
 
     Args:
-        spec: its name.
+        spec: the callable's name, "pkg.mod:name".
         source: the digest that a recipe was stored with; "" where it was never imported.
         where: begins the line of an error.
-        mend: a sentence, what else to do about a callable that is another now.
+        mend: a sentence that says what else the user can do if the callable has changed.
 
     Raises:
-        MarshtestError: it cannot be imported, or is not the one that the recipe was stored with.
+        MarshtestError: the callable cannot be imported, or has changed since the recipe was stored.
     """
     if "<" in spec or spec.startswith("__main__:"):  # <locals>, <lambda>
         raise MarshtestError(
@@ -99,7 +99,7 @@ def load_same(spec: str, source: str, where: str, mend: str = "") -> tuple[Calla
 
 
 class _Digest:
-    """Digests of a callable's parts; a part within itself is represented by how far up it stands."""
+    """Digests of a callable and its parts; a part within itself counts by how many levels up it stands."""
 
     def __init__(self, root: Callable[..., Any]) -> None:
         self.package = name_of(root).partition(":")[0].partition(".")[0]
@@ -109,9 +109,10 @@ class _Digest:
 
     def of(self, value: Any) -> bytes:
         """The digest of a value, thirty-two bytes."""
-        if isinstance(value, PLAIN) and type(value) in PLAIN:
+        if type(value) in PLAIN:  # not isinstance: a subclass may hold more than the number
             return _hashed(type(value).__name__, repr(value))
         if id(value) in self._open:
+            # Levels, not the id, which would differ from process to process.
             return _hashed("above", str(len(self._open) - self._open.index(id(value))))
         if id(value) not in self._done:
             self._open.append(id(value))
@@ -132,7 +133,7 @@ class _Digest:
         elif isinstance(value, types.ModuleType):
             yield from self._module(value)
         elif isinstance(value, logging.Logger):
-            yield value.name
+            yield value.name  # its handlers and levels decide no result
         elif isinstance(value, types.MethodType):
             yield from map(self.of, (value.__func__, value.__self__))
         elif isinstance(value, BUILTIN):
@@ -140,7 +141,7 @@ class _Digest:
         elif type(value) in (list, tuple):
             yield from map(self.of, value)
         elif type(value) in (set, frozenset):
-            yield from sorted(map(self.of, value))
+            yield from sorted(map(self.of, value))  # processes order a set differently
         elif isinstance(value, dict | types.MappingProxyType):
             yield from self._mapping(value)
             if type(value) not in (dict, types.MappingProxyType):
@@ -151,12 +152,14 @@ class _Digest:
             yield from map(self.of, self._state(value))
 
     def _mapping(self, values: Mapping[Any, Any]) -> Iterator[bytes]:
+        # In the order of insertion, which code that runs through the mapping may depend on.
         yield from (self.of(key) + self.of(value) for key, value in values.items())
 
     def _module(self, module: types.ModuleType) -> Iterator[str | bytes]:
-        """A module held as a value; if it is the user's with all its content, since any may be used."""
+        """A module that is held as a value: its name, and all its content if it is the user's."""
         yield module.__name__
         if self._is_own(module.__name__):
+            # All of it, since no bytecode says which parts are used.
             for name, value in sorted(vars(module).items()):
                 if not name.startswith("__"):
                     yield name
@@ -166,12 +169,13 @@ class _Digest:
         home = str(function.__globals__.get("__name__"))
         if self._is_own(home):
             yield self.of(function.__code__)
+            # `helpers.scale` reads a global and an attribute; of a user's module only such names count.
             attributes = _names(function.__code__)
             for name in sorted(_names(function.__code__, "LOAD_GLOBAL", "LOAD_NAME")):
                 if name in function.__globals__:
                     yield name
                     yield from self._used(function.__globals__[name], attributes)
-            for name in _imported(function):  # as it runs
+            for name in _imported(function):  # these are no globals
                 yield from self._used(
                     import_module(name) if self._is_own(name) else name, attributes
                 )
@@ -181,12 +185,12 @@ class _Digest:
         yield from (self.of(_content(cell)) for cell in function.__closure__ or ())
 
     def _used(self, value: Any, attributes: set[str]) -> Iterator[str | bytes]:
-        """A value that a function uses; if it is a module of the user's, the attributes named."""
+        """A value that a function uses; a module of the user's counts by the attributes that are named."""
         if not isinstance(value, types.ModuleType) or not self._is_own(value.__name__):
             yield self.of(value)
             return
         yield value.__name__
-        if id(value) in self._open:
+        if id(value) in self._open:  # modules may import each other in a circle
             return
         self._open.append(id(value))
         for name in sorted(attributes & vars(value).keys()):
@@ -195,13 +199,14 @@ class _Digest:
         self._open.pop()
 
     def _installed(self, module: str, name: str) -> Iterator[str | bytes]:
-        """A library's function or class; with its package's source if that is the callable's own."""
+        """A library's function or class: its name, and the source of its package if the callable's own."""
         yield f"{module}:{name}"
         if module.partition(".")[0] == self.package:
             yield _source_of(self.package)
 
     def _code(self, code: types.CodeType) -> Iterator[str | bytes]:
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        # Without line numbers and the file's name, which change where nothing else does.
         yield code.co_code
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         yield from map(self.of, (counts, names, code.co_consts, code.co_exceptiontable))
@@ -211,10 +216,10 @@ class _Digest:
             yield from self._installed(cls.__module__, cls.__qualname__)
             return
         yield f"{cls.__module__}:{cls.__qualname__}"
-        yield from map(self.of, (*cls.__bases__, type(cls)))
+        yield from map(self.of, (*cls.__bases__, type(cls)))  # a metaclass decides what calls do
         for name, value in sorted(vars(cls).items()):
             value = _unbound(value)
-            if isinstance(value, BESIDE) or name in MADE or name.startswith("__pydantic"):
+            if isinstance(value, BESIDE) or name in ADDED or name.startswith("__pydantic"):
                 continue
             yield name
             yield self.of(value)
@@ -231,36 +236,40 @@ class _Digest:
     def _tensor(self, tensor: Any) -> Iterator[str | bytes]:
         yield f"{tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}"
         whole = tensor.detach().cpu().contiguous().flatten()
+        # As bytes, since NumPy has no bfloat16. No import of torch: recipes are read without it.
         yield whole.view(sys.modules["torch"].uint8).numpy().tobytes()
         yield self.of(vars(tensor))
 
     def _state(self, value: Any) -> Iterator[Any]:
         """The parts from which an object would be copied."""
         if isinstance(value, functools.cached_property):
-            yield value.func
-        elif isinstance(value, CACHED):
+            yield value.func  # beside it stands a lock, up to Python 3.11
+        elif isinstance(value, CACHED):  # reduced to its name by Python
             yield from (value.__wrapped__, value.cache_parameters())
         elif isinstance(value, enum.Enum):
             yield from (type(value), value.name, value.value)
         else:
             reduced = value.__reduce_ex__(4)
-            if isinstance(reduced, str):
+            if isinstance(reduced, str):  # the name of a global
                 yield from (type(value), reduced)
                 return
             factory, arguments, *rest = reduced
+            # All attributes, since a class may leave some out of what is pickled.
             yield from (factory, arguments, vars(value) if hasattr(value, "__dict__") else None)
-            for part in rest:
+            for part in rest:  # iterators are the items of lists and dicts
                 yield list(part) if isinstance(part, Iterator) else part
 
     def _is_own(self, module: str) -> bool:
         """Whether a module is the user's, neither installed nor of the standard library."""
         top = module.partition(".")[0]
+        # marshtest counts as installed where it is run from a checkout, too.
         return top != "marshtest" and not _is_installed(top)
 
 
 def _hashed(*parts: str | bytes) -> bytes:
     hasher = hashlib.sha256()
     for part in parts:
+        # A text may hold lone surrogates. With its length no part can pass for two.
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "big") + data)
     return hasher.digest()
@@ -332,7 +341,7 @@ def _names(code: types.CodeType, *operations: str) -> set[str]:
 
 
 def _imported(function: types.FunctionType) -> Iterator[str]:
-    """The modules that a function imports as it runs."""
+    """Full names of the modules that a function imports as it runs."""
     for code in _codes(function.__code__):
         steps = list(dis.get_instructions(code))
         for place, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""Import what a user names as "pkg.mod:name"."""
+"""Imports of what a user names as "pkg.mod:name"."""
 
 import importlib
 import os
@@ -47,7 +47,7 @@ def load_object(spec: str, where: str) -> Callable[..., Any]:
             _find_in_working_folder(module_name.partition(".")[0])
             value: Any = importlib.import_module(module_name)
     except MarshtestError as error:
-        cause = error.__cause__ or error
+        cause = error.__cause__ or error  # the module's own fault, not the line that wraps it
         raise MarshtestError(
             f"{where}: cannot import {module_name!r} ({type(cause).__name__}: {first_line(cause)}). "
             "Mend or install it, or run from the folder that holds it."
@@ -68,7 +68,7 @@ def _find_in_working_folder(package: str) -> None:
     folder = os.getcwd()
     known = package in sys.modules or find_spec(package) is not None
     if not known and PathFinder.find_spec(package, [folder]) is not None:
-        sys.path.append(folder)
+        sys.path.append(folder)  # last: a file `random.py` there must not hide the library
 
 
 def _elsewhere(module: Any) -> str:

@@ -24,9 +24,8 @@ def keep_freed_memory() -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if (
-        mallopt is not None
-    ):  # the first call switches glibc's own adaptation off, so both are needed
+    if mallopt is not None:
+        # The first call switches glibc's own adaptation off, so both are needed.
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 

@@ -1,4 +1,4 @@
-"""The one callback by which long work says how far it is."""
+"""The one callback by which long work tells how far it is."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Random draws: each from one seed and the name of its purpose, none from the state of the process."""
+"""Random draws: each follows from a seed and the name of its purpose, none from the process's state."""
 
 import os
 import random
@@ -33,12 +33,13 @@ def seeded(seed: int) -> Iterator[None]:
     Initialisation, dropout and a user's code draw from them. The process's switches, such as the default
     type or the working folder, are restored as well, whatever foreign code does to them.
     """
+    # The current GPU alone: to save the state of every GPU would open a context on each.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices), _switches_kept():
         try:
             torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
+            np.random.seed(seed % 2**32)  # NumPy takes 32 bits
             random.seed(seed)
             yield
         finally:
@@ -47,6 +48,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _set_device(device: torch.device) -> None:
+    # "cpu" would leave a mode that every call passes through; None takes it away.
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
@@ -90,8 +92,8 @@ def _switches_kept() -> Iterator[None]:
         yield
     finally:
         for (get, put), value in zip(SWITCHES, values, strict=True):
-            if get() != value:
+            if get() != value:  # to set a default anew changes PyTorch's newer switches
                 put(value)
         for hooks, copy in zip(HOOKS, copies, strict=True):
-            hooks.clear()
+            hooks.clear()  # in place: modules look into these very dicts
             hooks.update(copy)

@@ -11,6 +11,7 @@ from marshtest.plumbing.errors import MarshtestError, unknown
 class Settings(BaseModel):
     """Base of recipes, attacks, unlearners and models: the configuration is the object that computes."""
 
+    # Frozen, since the hash of a recipe stands for it; closed, since a mistyped key would be a default.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
@@ -31,7 +32,7 @@ def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
     if first["type"] == "extra_forbidden":
-        owner: Any = cls
+        owner: Any = cls  # becomes the nested class that lacks the key, whose keys the line names
         for part in first["loc"][:-1]:
             fields = getattr(owner, "model_fields", {})
             owner = fields[part].annotation if part in fields else [owner, *get_args(owner)][-1]

@@ -52,15 +52,16 @@ def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = 
         data: the content.
         name: gives the temporary file its name; `os.link` in place of `os.replace` refuses to overwrite.
     """
+    # In the same folder, since a rename is atomic within one file system; unique, since another process
+    # may be writing the same file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(
-                file.fileno()
-            )  # or a crash of the machine could leave the name without content
+            # Without it a crash of the machine could leave the name without content.
+            os.fsync(file.fileno())
         name(temporary, path)
     finally:
         with suppress(OSError):

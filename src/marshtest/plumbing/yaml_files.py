@@ -1,7 +1,7 @@
 """YAML files that describe what to run, shipped or a user's, and changes to their raw values."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ KINDS = {"recipes": "recipe", "hypotheses": "hypothesis", "sweeps": "sweep"}  # 
 COMMANDS = {"recipes": "run", "hypotheses": "study", "sweeps": "sweep"}
 MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
 LONGEST_NAME = 100
-NAME_OR_PATH = "name or path"  # what `data=` gives: the settings of the data know which
+NAME_OR_PATH = "name or path"  # key for `data=TEXT`: the settings of the data tell which it is
 
 
 def shipped(kind: str = "recipes") -> dict[str, str]:
@@ -24,13 +24,11 @@ def shipped(kind: str = "recipes") -> dict[str, str]:
     return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
 
 
-def read_yaml(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str], kind: str
-) -> dict[str, Any]:
-    """The raw values of a recipe, hypothesis or sweep, overrides applied.
+def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str) -> dict[str, Any]:
+    """The raw values of a recipe, hypothesis or sweep, with overrides applied.
 
-    A recipe's `unlearners: "@FILE"` is the list in that YAML file, its path from the recipe's folder; in an
-    override, from the current one.
+    `unlearners: "@FILE"` stands for the list in that YAML file. FILE is a path from the recipe's folder, or
+    in an override from the current folder.
     """
     values = _read(source, kind)
     for override in overrides:
@@ -39,7 +37,7 @@ def read_yaml(
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """Key and value of "key.sub=value", the value in YAML."""
+    """The key and the value of "key.sub=value", where the value is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise MarshtestError(f"{override!r}: an override has the form key=value or key.sub=value.")
@@ -49,20 +47,20 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """What YAML says: texts, numbers, truth values, and lists and mappings of them.
+    """The value that YAML holds: texts, numbers, truth values, and lists and mappings of them.
 
     Raises:
-        MarshtestError: it is no YAML in UTF-8 or UTF-16, gives a key twice, holds something else, or is
-            far larger or deeper than any recipe.
+        MarshtestError: the text is no YAML in UTF-8 or UTF-16, gives a key twice, holds values of other
+            kinds, or is far larger or deeper than any recipe.
     """
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)  # a safe loader: no tag runs code
     except yaml.reader.ReaderError as error:
         raise MarshtestError(
             f"{where}: is not text in UTF-8 ({error.reason}, at position {error.position}). "
             "Save it as UTF-8."
         ) from None
-    except (yaml.YAMLError, ValueError) as error:  # of a value: a date that there is not
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-02-30
         if isinstance(error, MarshtestError):
             raise MarshtestError(f"{where}: {error}") from None
         raise MarshtestError(f"{where}: not YAML ({' '.join(str(error).split())}).") from None
@@ -73,27 +71,28 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would take the last without a word."""
+    """A safe loader that refuses a key given twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise MarshtestError(f"line {line} has a key that is no text. Give it a name.")
-            if key.value in seen:
+            if key.value in keys:
                 raise MarshtestError(f"line {line} gives {key.value!r} twice. Leave one out.")
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _check(value: Any, where: str) -> None:
-    """Raise where a value is not plain, or grows beyond MOST values as aliases are followed."""
-    left, todo = MOST, [(value, "", 0)]
+    """Raise if a value is not plain, or holds more than MOST values once aliases are followed."""
+    # A few lines of aliases can stand for billions of values, or for a list within itself.
+    count, todo = 0, [(value, "", 0)]
     while todo:
         value, place, depth = todo.pop()
-        left -= 1
-        if depth > DEEPEST or left < 0:
+        count += 1
+        if depth > DEEPEST or count > MOST:
             raise MarshtestError(
                 f"{where}: {place.split('.')[0] or 'it'} is nested too deeply, or holds more than {MOST:,} "
                 "values once its aliases are followed. Write out what is needed."
@@ -104,9 +103,9 @@ def _check(value: Any, where: str) -> None:
                 raise MarshtestError(
                     f"{where}: the key {strange[0]!r} is no text. Put it in quotes."
                 )
-            todo += [(of, f"{place}{key}.", depth + 1) for key, of in value.items()]
+            todo += [(item, f"{place}{key}.", depth + 1) for key, item in value.items()]
         elif isinstance(value, list):
-            todo += [(of, place, depth + 1) for of in value]
+            todo += [(item, place, depth + 1) for item in value]
         elif value is not None and not isinstance(value, str | int | float):
             at = f"{where}: {place}".rstrip(".: ")
             raise MarshtestError(
@@ -117,24 +116,24 @@ def _check(value: Any, where: str) -> None:
 def _listed(reference: str, folder: Path) -> list[Any]:
     """The list in the YAML file that "@FILE" names."""
     path = folder / reference.removeprefix("@")
-    found = parse_yaml(_bytes(path, f"unlearners: no file {str(path)!r}"), str(path))
-    if not isinstance(found, list):
+    entries = parse_yaml(_bytes(path, f"unlearners: no file {str(path)!r}"), str(path))
+    if not isinstance(entries, list):
         raise MarshtestError(f"{path}: a file of unlearners holds a list of them.")
-    return found
+    return entries
 
 
 def _bytes(path: Path, missing: str) -> bytes:
     try:
         return path.read_bytes()
-    except (OSError, ValueError):  # a NUL in its name
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         raise MarshtestError(f"{missing}. Give the path of a YAML file.") from None
 
 
 def file_name(name: str) -> str:
-    """A name that a file or a folder can bear.
+    """The same name, if a file or a folder can bear it.
 
     Raises:
-        MarshtestError: it is none: it could lie elsewhere, or nowhere.
+        MarshtestError: a path of this name would lie in another folder, or nowhere.
     """
     bad = [character for character in name if character in "/\\" or not character.isprintable()]
     if bad or not name.strip(". ") or len(name) > LONGEST_NAME:
@@ -145,14 +144,20 @@ def file_name(name: str) -> str:
     return name
 
 
+def file_stem(label: str, also: str = "") -> str:
+    """A label as the beginning of a file's name: letters, digits, `=.-_` and what is in `also` stay."""
+    kept = f"=.-_{also}"
+    return "".join(c if c.isalnum() or c in kept else "_" for c in label)[:LONGEST_NAME]
+
+
 def _short(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set "key.sub" of the raw values; a section's name alone is short for its `name`.
+    """Set "key.sub" of the raw values; a text for a section is short for the section's `name`.
 
-    For `data` it is also short for its `path`.
+    For `data` the text may also be the `path`.
     """
     *sections, last = key.split(".")
     for name in sections:
@@ -167,7 +172,7 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
     if isinstance(source, Mapping):
-        return {"name": "unnamed", **copy.deepcopy(source)}
+        return {"name": "unnamed", **copy.deepcopy(source)}  # overrides must not reach the caller's
     known = shipped(kind)
     text: str | bytes | None = known.get(str(source))
     if text is None:
@@ -187,16 +192,16 @@ def _read(source: str | Path | Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _include(values: dict[str, Any], folder: Path) -> None:
-    """Put lists of unlearners that lie in files of their own in their places, of a sweep's recipe too."""
+    """Put the list of unlearners that lies in a file in the place of its "@FILE", in sweeps too."""
     for section in (values, values.get("change"), values.get("recipe")):
         if isinstance(section, dict):
-            given = section.get("unlearners")
-            if isinstance(given, str) and given.startswith("@"):
-                section["unlearners"] = _listed(given, folder)
+            entry = section.get("unlearners")
+            if isinstance(entry, str) and entry.startswith("@"):
+                section["unlearners"] = _listed(entry, folder)
 
 
 def _section(values: dict[str, Any], name: str, key: str) -> dict[str, Any]:
-    """The mapping below a key of the raw values; a bare name becomes one."""
+    """The mapping below a key of the raw values; a bare name becomes a mapping that holds it."""
     section = values.setdefault(name, {})
     if isinstance(section, str):
         section = values[name] = {"name": section}

@@ -7,7 +7,7 @@ them. Colours stand out from white and from black, text takes the page's colour,
 say again what colours say.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ class Chart(NamedTuple):
     chooses: bool = False
 
 
+# Of unequal lengths: where models outnumber the colours, the next one has another shape and dash.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#B0478C", "#7E6BC4", "#A0722A", "#D1495B", "#5F7F8F"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right"]
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [12, 4]]
@@ -61,7 +62,8 @@ OF_A_SCORE = ("dependence", "error", "low", "high", "margin", "poisons", "traini
 OF_TRAININGS = ("trainings_error", "trainings_low", "trainings_high")
 BINS = 40
 STEP = 26  # pixels a model, in a chart with one line each
-# What the page's controls have chosen, as Vega's conditions on a line.
+# What the page's controls have chosen, as Vega's conditions on a line. Numbers are compared with some
+# tolerance, since they went through text.
 AT_BUDGET = "(!isValid(datum.of_training) || abs(datum.of_training - budget) < 1e-9)"
 AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
 SHOWN = "indexof(shown, datum.model) >= 0"
@@ -102,11 +104,13 @@ def models(results: Results) -> pd.DataFrame:
     lines = summary.assign(
         model=[label(x, results.recipe, with_budget=False) for _, x in summary.iterrows()]
     )
+    # A number of its own: Vega would sort models by their names, controls among them.
     lines["order"] = lines.groupby("poison_budget", sort=False)["model"].transform(
         lambda names: pd.factorize(names)[0]
     )
     lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
     lines["control"] = lines["role"] != "updated"
+    # One seed has no deviation, and its bar no length.
     lines["accuracy_low"] = lines["test_accuracy"] - lines["test_accuracy_sd"].fillna(0)
     lines["accuracy_high"] = lines["test_accuracy"] + lines["test_accuracy_sd"].fillna(0)
     shares: dict[str, pd.DataFrame] = {}
@@ -116,20 +120,23 @@ def models(results: Results) -> pd.DataFrame:
         lines[f"{name}_margin"] = results.recipe.verdict.margin * effect
         low, high = _widest(lines, name)
         parts = {"dependence": lines[f"{name}_dependence"], "low": low, "high": high}
-        shares[name] = pd.DataFrame({part: of / effect for part, of in parts.items()})
-    most = pd.DataFrame({name: of["dependence"].abs() for name, of in shares.items()})
+        shares[name] = pd.DataFrame({part: values / effect for part, values in parts.items()})
+    most = pd.DataFrame({name: parts["dependence"].abs() for name, parts in shares.items()})
+    # Scores that verdicts do not rest on show next to no effect: a share of that is mostly noise.
     for share in results.poison_budgets:
         weak = set(most) - set(results.telling(share) or most)
         most.loc[lines["poison_budget"] == share, list(weak)] = -1.0
     worst = most.fillna(-1).idxmax(axis=1)
     for part, column in (("dependence", "left"), ("low", "left_low"), ("high", "left_high")):
-        of_part = np.stack([of[part] for of in shares.values()])
-        lines[column] = of_part[most.columns.get_indexer(pd.Index(worst)), np.arange(len(lines))]
+        by_score = np.stack([parts[part] for parts in shares.values()])  # [scores, lines]
+        lines[column] = by_score[most.columns.get_indexer(pd.Index(worst)), np.arange(len(lines))]
     lines["by"] = worst.map({name: score.title for name, score in results.scores_shown.items()})
-    columns = [*OF_A_SCORE, *OF_TRAININGS]
-    kept = [f"{name}_{part}" for name in results.scores_shown for part in columns]
-    kept += [f"{of}{end}" for of in results.columns_shown for end in ("", "_sd", "_low", "_high")]
-    return lines[[*SHOWN_OF_A_MODEL, *(column for column in kept if column in lines)]]
+    parts_of_scores = [*OF_A_SCORE, *OF_TRAININGS]
+    columns = [f"{name}_{part}" for name in results.scores_shown for part in parts_of_scores]
+    ends = ("", "_sd", "_low", "_high")
+    columns += [f"{name}{end}" for name in results.columns_shown for end in ends]
+    # What no chart reads stays out: the page holds the table as text.
+    return lines[[*SHOWN_OF_A_MODEL, *(column for column in columns if column in lines)]]
 
 
 def _ranges(results: Results) -> dict[str, tuple[float, float]]:
@@ -153,13 +160,15 @@ def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
 def histograms(results: Results) -> pd.DataFrame:
     """One line a model and score: `density` and left edges `bin` of its histogram; empty without scores."""
     ranges, lines = _ranges(results), []
-    told = results.summary if ranges else results.summary.head(0)
-    for _, line in told.iterrows():
-        own = results.scores_of(line["poison_budget"], line)
+    models_with_scores = results.summary if ranges else results.summary.head(0)
+    for _, line in models_with_scores.iterrows():
+        scores = results.scores_of(line["poison_budget"], line)
         for name, ends in ranges.items():
-            values = own[name].dropna().clip(*ends)
+            # Clipped, not cut off: what lies beyond the ends is shown in the outermost bins.
+            values = scores[name].dropna().clip(*ends)
             if not len(values):
                 continue
+            # Binned here, since the page would else hold every score of every model.
             density, edges = np.histogram(values, BINS, ends, density=True)
             lines.append(
                 {
@@ -177,26 +186,38 @@ def histograms(results: Results) -> pd.DataFrame:
 
 
 def charts(results: Results) -> list[Chart]:
-    """In the page's order."""
+    """The charts of some results, in the page's order."""
     names = list(dict.fromkeys(models(results).sort_values("order")["model"]))
-    found = [
-        Chart(
+    return [
+        *_by_score(results, names),
+        _left_and_cost(names),
+        *_along_budgets(results, names),
+        *_of_single_scores(results, names),
+    ]
+
+
+def _by_score(results: Results, names: Sequence[str]) -> Iterator[Chart]:
+    for name, score in results.scores_shown.items():
+        yield Chart(
             f"What is left, by {score.title}",
             f"Dependence of each model on the poison. {OF_BARS[score.column is not None]} "
             "The shaded band is the margin of REMOVED.",
             left(name, score.title, names, _bars(name, results)),
         )
-        for name, score in results.scores_shown.items()
-    ]
-    found.append(
-        Chart(
-            "What is left, and what it cost",
-            "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
-            "Left: the share of the initial effect, by the score that shows most of those that REMOVED "
-            f"rests on, {INTERVAL}.",
-            left_and_cost(names),
-        )
+
+
+def _left_and_cost(names: Sequence[str]) -> Chart:
+    return Chart(
+        "What is left, and what it cost",
+        "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
+        "Left: the share of the initial effect, by the score that shows most of those that REMOVED "
+        f"rests on, {INTERVAL}.",
+        left_and_cost(names),
     )
+
+
+def _along_budgets(results: Results, names: Sequence[str]) -> Iterator[Chart]:
+    """Charts along the compute budget and along the poison budget, of which there must be several."""
     axes = []
     if len(results.budgets) > 1:
         # controls have no budget, and are at every one
@@ -210,15 +231,18 @@ def charts(results: Results) -> list[Chart]:
         for y, what in (("left", "share of the effect left"), ("test_accuracy", "test accuracy")):
             spec = lines(title, at, where, y, what, names)
             bars = f"Bars: {INTERVAL}." if y == "left" else "Bars: ± s.d. over seeds."
-            found.append(Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec))
+            yield Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec)
+
+
+def _of_single_scores(results: Results, names: Sequence[str]) -> Iterator[Chart]:
     for place, (name, ends) in enumerate(_ranges(results).items()):
         score = results.scores_shown[name]
         text = f"Histogram over single {score.each} of one model."
         if score.column is None:
             text += " Dashed: the law where a model does not depend on the poison."
         title = f"Scores of single {score.each}, {score.title}"
-        found.append(Chart(title, text, histogram(name, score, ends, names), chooses=place == 0))
-    return found
+        # The first one bears the choice of the model, which holds for all of them.
+        yield Chart(title, text, histogram(name, score, ends, names), chooses=place == 0)
 
 
 INTERVAL = "95 % interval of trainings to come (of one seed, given these models)"
@@ -234,9 +258,8 @@ def _bars(name: str, results: Results) -> dict[str, Any]:
     """Beginnings of the columns of a score's intervals, and how their bars look."""
     if results.recipe.attack.needs_twin:
         return {name: THIN}
-    several = (
-        results.summary[f"{name}_trainings_low"].notna().any()
-    )  # trainings: one has no interval
+    # Of one training there is no interval of those to come.
+    several = results.summary[f"{name}_trainings_low"].notna().any()
     return {name: THICK, **({f"{name}_trainings": THIN} if several else {})}
 
 
@@ -259,12 +282,13 @@ def left(name: str, title: str, names: Sequence[str], bars: Mapping[str, Any]) -
         .mark_rect(color=PALETTE[2], opacity=0.18)
         .encode(x=alt.X("low:Q"), x2=alt.X2(f"{name}_margin:Q"))
     )
+    # Data of its own, one empty line: drawn from the models it would be drawn once for each.
     zero = alt.Chart(alt.InlineData([{}])).mark_rule(color=INK, opacity=0.6).encode(x=alt.datum(0))
     drawn = [
-        shown.transform_filter(f"isValid(datum.{of}_low)")
+        shown.transform_filter(f"isValid(datum.{column}_low)")
         .mark_rule(color=INK, **look)
-        .encode(x=alt.X(f"{of}_low:Q"), x2=alt.X2(f"{of}_high:Q"), y=y)
-        for of, look in bars.items()
+        .encode(x=alt.X(f"{column}_low:Q"), x2=alt.X2(f"{column}_high:Q"), y=y)
+        for column, look in bars.items()
     ]
     point = shown.mark_point(filled=True, size=90, opacity=1).encode(
         x=x, y=y, **_verdict(), tooltip=_tooltip(name, bars)
@@ -341,6 +365,7 @@ def histogram(name: str, score: Score, ends: tuple[float, float], names: Sequenc
 @cache
 def prepare() -> Future[str]:
     """Begin to make the library; a thread has it ready in a second or two, beside other work."""
+    # The same for all pages of a process, hence cached.
     return ThreadPoolExecutor(1).submit(_bundle)
 
 
@@ -351,6 +376,7 @@ def library() -> str:
 
 def _bundle() -> str:
     bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None: all of it
+    # In a string of JavaScript the same, but no longer the end of the page's script.
     return bundle.replace("</script", r"<\/script")
 
 
@@ -389,8 +415,8 @@ def _verdict() -> dict[str, Any]:
 
 def _tooltip(name: str = "", bars: Collection[str] = ()) -> list[alt.Tooltip]:
     parts = {f"{name}_dependence": "dependence"} if name else {}
-    for of, title in zip(bars, ("", ", trainings to come"), strict=False):
-        parts |= {f"{of}_low": f"from{title}", f"{of}_high": f"to{title}"}
+    for column, title in zip(bars, ("", ", trainings to come"), strict=False):
+        parts |= {f"{column}_low": f"from{title}", f"{column}_high": f"to{title}"}
     of_score = [
         alt.Tooltip(f"{part}:Q", title=title, format=".3f") for part, title in parts.items()
     ]
@@ -411,11 +437,12 @@ def _tooltip(name: str = "", bars: Collection[str] = ()) -> list[alt.Tooltip]:
 
 
 def _spec(chart: Any, height: int, names: Sequence[str]) -> Spec:
+    # Named here and set by the page: without a first value Vega refuses expressions that use them.
     signals = {"shown": names, "budget": 0, "poison": 0, "model": ""}
     params = [alt.param(name=name, value=value) for name, value in signals.items()]
     sized = chart.properties(width="container", height=height).add_params(*params)
-    made: Spec = sized.to_dict()
-    made["config"] = CONFIG
+    spec: Spec = sized.to_dict()
+    spec["config"] = CONFIG
     # resize: a legend that grows or shrinks changes the height
-    made["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
-    return made
+    spec["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
+    return spec

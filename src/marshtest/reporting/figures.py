@@ -8,7 +8,7 @@ colours say, so that grey prints stay legible.
 
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,13 +37,14 @@ from marshtest.results.summary import Results, wider_error
 
 Floats = NDArray[np.float64]
 Bar = tuple[str, str, str, str]  # column, its name in the legend, colour, hatch
+Series = tuple[str, pd.DataFrame, dict[str, Any]]  # name, lines of the table, how they look
 BLUE, ORANGE, GREEN, BROWN, GREY = "#0072B2", "#E69F00", "#009E73", "#8C510A", "#555555"
 RED = "#B2182B"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "pdf.fonttype": 42,
+    "pdf.fonttype": 42,  # TrueType: many publishers refuse the default, Type 3
 }
 
 
@@ -55,15 +56,18 @@ def draw_all(results: Results, folder: Path, before: str = "") -> dict[str, Path
     Args:
         before: beginning of the files' names.
     """
+    # In a context, and by Figure objects below: pyplot keeps style and figures for the whole process,
+    # which is the caller's.
     with matplotlib.rc_context(STYLE):
         figures = figures_of(results, results.poison_budget)
         if len(results.poison_budgets) > 1:
             figures |= figures_by_size(results)
-        return {name: save(of, folder / f"{before}{name}") for name, of in figures.items()}
+        return {name: save(figure, folder / f"{before}{name}") for name, figure in figures.items()}
 
 
 def figures_of(results: Results, share: float) -> dict[str, Figure]:
     """The figures of one poison budget; of several compute budgets at `results.budget`."""
+    # Most figures show one compute budget; those along the budgets take every line.
     every, shown = _table(results, share), results.recipe.attack.shown
     table = every[(every["role"] != "updated") | (every["budget"] == results.budget)]
     drawn = {"dependence": dependence(table, shown.scores, results.recipe.verdict.margin)}
@@ -87,10 +91,10 @@ def _of_scores(results: Results, table: pd.DataFrame) -> dict[str, Figure]:
     name, score = next(((n, s) for n, s in scores if s.fresh), (None, None))
     if name is None or score is None:
         return {}
-    found = _before_and_after(results, table, name, score.fresh)
-    if found is None:
+    pair = _before_and_after(results, table, name, score.fresh)
+    if pair is None:
         return {}
-    initial, updated, after = found
+    initial, updated, after = pair
     parts = [
         ("fresh noise, initial model", initial[score.fresh], BROWN),
         ("poisons, initial model", initial[name], ORANGE),
@@ -122,6 +126,7 @@ def save(figure: Figure, stem: Path) -> Path:
     """Write a figure as PNG and PDF, the same bytes each time; the PNG's path."""
     box = figure.get_tightbbox().padded(0.1)  # of all that is drawn, legends outside the axes too
     for suffix in ("png", "pdf"):
+        # Neither a date nor a version: a figure that is drawn again shows no difference in git.
         meta = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
         drawn = io.BytesIO()
         figure.savefig(drawn, format=suffix, dpi=140, bbox_inches=box, metadata=meta)
@@ -144,6 +149,7 @@ def dependence(table: pd.DataFrame, scores: Mapping[str, Score], margin: float) 
     names = list(scores)
     figure = Figure(figsize=(3.6 * max(len(names), 1.5), 0.9 + 0.28 * len(table)))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
+    # Reversed, since axes count upwards and tables are read downwards.
     places = np.arange(len(table))[::-1]
     for panel, name in zip(panels[0], names, strict=True):
         value = table[f"{name}_dependence"]
@@ -152,10 +158,11 @@ def dependence(table: pd.DataFrame, scores: Mapping[str, Score], margin: float) 
             panel.axvspan(-half, half, color=GREEN, alpha=0.18, lw=0, label="margin of REMOVED")
         panel.axvline(0, color=GREY, lw=0.8)
         for verdict, colour, marker in _verdict_styles():
-            of = (table["verdict"] == verdict).to_numpy()
-            for bar, (low, high) in _intervals(table[of], name).items():
-                panel.hlines(places[of], low, high, color=colour, **BARS[bar])
-            panel.plot(value[of], places[of], marker, color=colour, ms=5, label=verdict)
+            judged = (table["verdict"] == verdict).to_numpy()
+            for bar, (low, high) in _intervals(table[judged], name).items():
+                panel.hlines(places[judged], low, high, color=colour, **BARS[bar])
+            # Drawn even of none, so that the legend always names all three.
+            panel.plot(value[judged], places[judged], marker, color=colour, ms=5, label=verdict)
         panel.set_xlabel(f"dependence, {scores[name].title}")
     panels[0][0].set_yticks(places, table["label"])
     if "role" in table:
@@ -180,11 +187,13 @@ LEGEND: dict[str, Any] = {
 
 def _intervals(table: pd.DataFrame, name: str) -> dict[str, tuple[pd.Series, pd.Series]]:
     """The ends of a score's 95 % intervals, by what they speak of; without those that nothing tells."""
-    own = f"{name}_poisons" in table  # else its law is unknown, and only trainings tell
-    columns = {GIVEN if own else COMING: name}
-    if own and f"{name}_trainings_low" in table:
+    has_law = f"{name}_poisons" in table  # else only trainings tell how far it varies
+    columns = {GIVEN if has_law else COMING: name}
+    if has_law and f"{name}_trainings_low" in table:
         columns[COMING] = f"{name}_trainings"
-    ends = {bar: (table[f"{of}_low"], table[f"{of}_high"]) for bar, of in columns.items()}
+    ends = {
+        bar: (table[f"{column}_low"], table[f"{column}_high"]) for bar, column in columns.items()
+    }
     return {bar: both for bar, both in ends.items() if both[0].notna().any()}
 
 
@@ -275,10 +284,11 @@ def differences(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(3.0 * max(len(measures), 1.5), 0.9 + 0.28 * len(names)))
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for panel, measure in zip(panels, measures, strict=True):
-        own = table[table["measure"] == measure].set_index("label").reindex(names)
-        half = [own["difference"] - own["low"], own["high"] - own["difference"]]
+        # Every pair has its place in every panel, whether this measure is there of it or not.
+        lines = table[table["measure"] == measure].set_index("label").reindex(names)
+        half = [lines["difference"] - lines["low"], lines["high"] - lines["difference"]]
         places = np.arange(len(names))[::-1]
-        panel.errorbar(own["difference"], places, xerr=half, fmt="o", color=BLUE, ms=5, capsize=2)
+        panel.errorbar(lines["difference"], places, xerr=half, fmt="o", color=BLUE, ms=5, capsize=2)
         panel.axvline(0, color=GREY, lw=0.8)
         panel.set_xlabel(f"{table.loc[table['measure'] == measure, 'title'].iloc[0]}, B − A")
     panels[0].set_yticks(np.arange(len(names))[::-1], names)
@@ -295,6 +305,7 @@ def shift(moved: pd.DataFrame) -> Figure:
         moved: one line a model and layer, the retrained model's included, with a `label`.
     """
     moved = moved[moved["role"] != "retrained"]
+    # All layers together above, each by itself below: over all, the largest layers decide.
     whole, parts = moved[moved["layer"] == ALL], moved[moved["layer"] != ALL]
     layers = parts["layer"].unique().tolist()
     figure = Figure(figsize=(7.2, 0.9 + 0.28 * len(whole) + (2.6 if len(layers) > 1 else 0)))
@@ -308,6 +319,7 @@ def shift(moved: pd.DataFrame) -> Figure:
         panel.set_yticks(places, whole["label"] if panel is far else [""] * len(whole))
     far.axvline(1, color=GREY, lw=0.8, ls="--")
     way.axvline(0, color=GREY, lw=0.8)
+    # Logarithmic: some unlearners hardly move, and full retraining moves far.
     far.set(xscale="log", xlabel="share of the way moved")
     way.set(xlabel="cosine with the way")
     if rows == 2:
@@ -332,11 +344,7 @@ SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C
 AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
 
 
-def by_unlearner(
-    table: pd.DataFrame,
-    by: str,
-    effect: EffectFigure | None,
-) -> Figure:
+def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> Figure:
     """Figures 8 to 10: accuracy and the attack's effect of each unlearner, by budget or forget-set size.
 
     Bars are means ± s.d. over seeds, dashed lines retraining and solid ones no unlearning; by size these
@@ -350,28 +358,20 @@ def by_unlearner(
     columns = _bars_of(effect)
     updated = table[table["role"] == "updated"]
     names, values = updated["name"].unique().tolist(), np.sort(updated[by].unique())
+    # Every unlearner has all places, so that a bar that is missing leaves a gap and moves no other.
     cells = pd.MultiIndex.from_product([names, values], names=["name", by])
     bars = updated.set_index(["name", by]).reindex(cells).reset_index()
     step = len(values) + 0.8  # between an unlearner's first bar and the next one's
-    places = np.concatenate([i * step + np.arange(len(values)) for i in range(len(names))])
+    starts = step * np.arange(len(names))
+    places = np.concatenate([start + np.arange(len(values)) for start in starts])
     rows = 2 if columns else 1
     figure = Figure(figsize=(1.2 + max(0.16 * step, 0.9) * len(names), 0.9 + 1.5 * rows))
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    drawn: list[tuple[Bar, float, float]] = [(ACCURACY, 0.0, 0.8)]
-    drawn += [(c, o, 0.4) for c, o in zip(columns, OFFSETS, strict=False)]
-    for spec, offset, width in drawn:
-        column, title, colour, hatch = spec
-        panel = panels[0 if spec is ACCURACY else 1]
-        _bars(panel, places + offset, bars, column, colour, hatch, width, title)
-        if by == "budget":
-            _references(panel, table, column, colour, labels=spec is ACCURACY)
-            continue
-        levels = table.set_index(by)
-        for role, (name, style) in REFERENCES.items():  # each size has controls of its own
-            at = levels.loc[levels["role"] == role, column].reindex(bars[by]).to_numpy()
-            _over_bars(panel, places + offset, at, width, colour, style, name * (spec is ACCURACY))
-    for i, name in enumerate(names):
-        middle = i * step + (len(values) - 1) / 2
+    _bars_and_levels(panels[0], table, bars, by, places, ACCURACY, 0.8)
+    for bar, offset in zip(columns, OFFSETS, strict=False):
+        _bars_and_levels(panels[1], table, bars, by, places + offset, bar, 0.4)
+    for start, name in zip(starts, names, strict=True):
+        middle = start + (len(values) - 1) / 2
         where = panels[0].get_xaxis_transform()
         panels[0].text(middle, 1.02, name, transform=where, ha="center", fontsize=8)
     titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in bars[by]]
@@ -380,13 +380,35 @@ def by_unlearner(
     panels[0].set(ylabel="test accuracy", ylim=(0, 1))
     if effect is not None:
         _effect_axis(panels[1], effect)
-    told = [panel.get_legend_handles_labels() for panel in panels]
-    handles, labels = (list(itertools.chain(*part)) for part in zip(*told, strict=True))
+    legends = [panel.get_legend_handles_labels() for panel in panels]
+    handles, labels = (list(itertools.chain(*part)) for part in zip(*legends, strict=True))
     figure.legend(
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.94), ncols=3, frameon=False
     )
     _footnote(figure, table, "Mean ± s.d. over")
     return figure
+
+
+def _bars_and_levels(
+    panel: Axes,
+    table: pd.DataFrame,
+    bars: pd.DataFrame,
+    by: str,
+    places: Floats,
+    bar: Bar,
+    width: float,
+) -> None:
+    """One column of all unlearners as bars, with the levels of retraining and of no unlearning."""
+    column, title, colour, hatch = bar
+    _bars(panel, places, bars, column, colour, hatch, width, title)
+    named = bar is ACCURACY  # the levels stand in the legend once
+    if by == "budget":
+        _references(panel, table, column, colour, labels=named)
+        return
+    levels = table.set_index(by)
+    for role, (name, style) in REFERENCES.items():  # each size has controls of its own
+        at = levels.loc[levels["role"] == role, column].reindex(bars[by]).to_numpy()
+        _over_bars(panel, places, at, width, colour, style, name * named)
 
 
 def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
@@ -399,18 +421,10 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
     table, names = _table(results), list(results.scores_shown)
     wider = {f"{n}_wider": [wider_error(x, n) for _, x in table.iterrows()] for n in names}
     table = table.assign(**wider)
-    updated = table[(table["role"] == "updated") & (table[fixed] == at)]
-    styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
-    series: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
-        (str(name), lines.sort_values(by), {"color": colour, "marker": marker, "ls": "-"})
-        for (name, lines), (colour, marker) in zip(
-            updated.groupby("name", sort=False), styles, strict=False
-        )
-    ]
+    # References have no compute budget, so they are held to the poison budget alone.
     whole = table[table["poison_budget"] == at] if fixed == "poison_budget" else table
-    for role, (name, dashes) in REFERENCES.items():
-        if role in set(whole["role"]):
-            series.append((name, whole[whole["role"] == role], {"color": "black", "ls": dashes}))
+    updated = table[(table["role"] == "updated") & (table[fixed] == at)]
+    series = [*_of_unlearners(updated, by), *_of_references(whole)]
     columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
     columns += [
         (f"{name}_dependence", f"{name}_wider", f"dependence, {score.title}")
@@ -419,14 +433,7 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
     figure = Figure(figsize=(3.4 * len(columns), 3.0))
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for panel, (column, error, what) in zip(panels, columns, strict=True):
-        for name, lines, style in series:
-            if "marker" not in style and by == "budget":  # a reference, at no budget
-                panel.axhline(lines[column].iloc[0], lw=1, label=name, **style)
-            else:
-                spread = lines[error].fillna(0)
-                panel.errorbar(
-                    lines[by], lines[column], spread, ms=4, lw=1, capsize=2, label=name, **style
-                )
+        _lines(panel, series, by, column, error)
         panel.set(xlabel=AXES[by], ylabel=what)
     panels[0].set_ylim(0, 1)
     _footnote(figure, whole, "Accuracy ± s.d., dependence ± standard error, over")
@@ -436,6 +443,31 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
         handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
     )
     return figure
+
+
+def _of_unlearners(updated: pd.DataFrame, by: str) -> Iterator[Series]:
+    styles = zip(itertools.cycle(SERIES), itertools.cycle("osDv^<>PX*"), strict=False)
+    unlearners = updated.groupby("name", sort=False)
+    for (name, lines), (colour, marker) in zip(unlearners, styles, strict=False):
+        yield str(name), lines.sort_values(by), {"color": colour, "marker": marker, "ls": "-"}
+
+
+def _of_references(table: pd.DataFrame) -> Iterator[Series]:
+    for role, (name, dashes) in REFERENCES.items():
+        if role in set(table["role"]):
+            yield name, table[table["role"] == role], {"color": "black", "ls": dashes}
+
+
+def _lines(panel: Axes, series: Sequence[Series], by: str, column: str, error: str) -> None:
+    """One column of all series as lines with error bars; a reference at no budget is a level."""
+    for name, lines, style in series:
+        if "marker" not in style and by == "budget":
+            panel.axhline(lines[column].iloc[0], lw=1, label=name, **style)
+        else:
+            spread = lines[error].fillna(0)
+            panel.errorbar(
+                lines[by], lines[column], spread, ms=4, lw=1, capsize=2, label=name, **style
+            )
 
 
 def _bars(
@@ -475,10 +507,10 @@ def _references(
 ) -> None:
     """Retraining dashed and no unlearning solid, as far as they are there."""
     for role, (name, style) in REFERENCES.items():
-        found = table.loc[table["role"] == role, column]
-        if len(found):
+        level = table.loc[table["role"] == role, column]
+        if len(level):
             panel.axhline(
-                found.iloc[0],
+                level.iloc[0],
                 color=colour,
                 ls=style,
                 lw=1.2,
@@ -489,6 +521,7 @@ def _references(
 
 def _footnote(figure: Figure, table: pd.DataFrame, what: str) -> None:
     """What is drawn over how many seeds, and what is not there."""
+    # Merged rows need not have the same seeds for all unlearners.
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
     text = f"{what} {seeds} seed{'s' if most > 1 else ''}."
@@ -548,6 +581,7 @@ def tradeoffs(
         for title, scores, colour in curves:
             _curves(panel, test, title, scores, colour, fpr)
         panel.plot([1e-3, 1], [1e-3, 1], color=GREY, lw=0.8, ls=":", label="nothing left")
+        # Logarithmic, for what counts is the TPR at low FPR, in a corner of linear axes.
         panel.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
         panel.set(xlabel="FPR")
         panel.set_title(test.title.format(symbol), fontsize=9)
@@ -566,10 +600,11 @@ def _curves(
     at, tpr = tradeoff(test.statistic(own), test.statistic(fresh))
     panel.plot(at, tpr, color=colour, lw=1.5, label=f"{title}, empirical")
     grid = np.logspace(-3, 0, 200)
+    # Of normal scores with that mean and deviation 1: what the paper's analysis says the curve is.
     analytic = test.analytic(-float(np.nanmean(own)), grid)
     panel.plot(grid, analytic, color=colour, lw=1.2, ls="--", label=f"{title}, Gaussian")
-    told = f"{title}, TPR at FPR {fpr:g}"
-    panel.plot([fpr], [test.tpr(own, fpr)], "D", color=colour, mec="black", ms=5, label=told)
+    tpr_title = f"{title}, TPR at FPR {fpr:g}"
+    panel.plot([fpr], [test.tpr(own, fpr)], "D", color=colour, mec="black", ms=5, label=tpr_title)
 
 
 def _table(results: Results, share: float | None = None) -> pd.DataFrame:
@@ -577,11 +612,11 @@ def _table(results: Results, share: float | None = None) -> pd.DataFrame:
     table = results.summary
     if share is not None:
         table = table[table["poison_budget"] == share].reset_index(drop=True)
-    told = [
+    labels, names = (
         [label(line, results.recipe, with_budget=with_budget) for _, line in table.iterrows()]
         for with_budget in (True, False)
-    ]
-    return table.assign(label=told[0], name=told[1])
+    )
+    return table.assign(label=labels, name=names)
 
 
 def _before_and_after(
@@ -595,8 +630,8 @@ def _before_and_after(
     updated = table[(table["role"] == "updated") & table[f"{name}_dependence"].notna()]
     chosen = updated[updated["unlearner"] == "ngd"]
     after = (chosen if len(chosen) else updated if len(updated) else initial).tail(1)
-    told = {name, fresh} <= set(results.scores)
-    if not len(initial) or not len(after) or not told:
+    has_scores = {name, fresh} <= set(results.scores)
+    if not len(initial) or not len(after) or not has_scores:
         return None
     before, then = (
         results.scores_of(line["poison_budget"], line) for line in (initial.iloc[0], after.iloc[0])

@@ -22,11 +22,13 @@ LOOKS = [(BLUE, "-"), (BROWN, "--"), (ORANGE, "-."), (GREEN, ":"), (GREY, "-")] 
 
 def figure4(curves: pd.DataFrame) -> Figure:
     """How far θ shifts as a share β of a set is taken out, in two norms, ± s.d. over seeds."""
+    # The first λ is the study's own; smaller ones have one seed only.
     main = curves[curves["weight_decay"] == curves["weight_decay"].iloc[0]]
     figure = Figure(figsize=(7.2, 3))
     for panel, (norm, title) in zip(figure.subplots(1, 2), NORMS.items(), strict=True):
-        for (name, own), look in zip(main.groupby("set", sort=False), itertools.cycle(LOOKS)):
-            _band(panel, own.assign(percent=100 * own["beta"]), "percent", norm, str(name), look)
+        for (name, lines), look in zip(main.groupby("set", sort=False), itertools.cycle(LOOKS)):
+            percent = lines.assign(percent=100 * lines["beta"])
+            _band(panel, percent, "percent", norm, str(name), look)
         panel.set(xlabel="taken out, % of the set", title=title, ylim=(0, None))
     figure.axes[0].set_ylabel("‖θ(S_corr) − θ(S_corr ∖ S^(β))‖")
     figure.axes[0].legend(frameon=False, fontsize=8)
@@ -41,8 +43,8 @@ def figure5(curves: pd.DataFrame) -> Figure:
         figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True
     ):
         for curve, (text, colour, line) in CURVES.items():
-            own = curves[(curves["set"] == name) & (curves["curve"] == curve)]
-            _band(panel, own, "step", "cosine", text, (colour, line))
+            lines = curves[(curves["set"] == name) & (curves["curve"] == curve)]
+            _band(panel, lines, "step", "cosine", text, (colour, line))
         panel.axhline(0, color=GREY, lw=0.8)
         panel.set(xlabel="step", title=title)
         panel.legend(frameon=False, fontsize=8)
@@ -119,13 +121,14 @@ def hypothesis_table(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
     keys = [key for key in ("weight_decay", "set") if key in rows]
     if "weight_decay" in keys:
         rows = rows.sort_values("weight_decay", ascending=False, kind="stable")
-    for key, own in rows.groupby(keys, sort=False):
+    for key, of_set in rows.groupby(keys, sort=False):
         line = {"taken out": str(key[-1])}
         if "weight_decay" in keys:
             line["λ"] = f"{key[0]:g}"
         for column, (title, digits) in SHOWN[kind].columns.items():
-            spread = float("nan") if column == "count" else float(own[column].std(ddof=1))
-            line[title] = plus_minus(float(own[column].mean()), spread, digits)
-        line["error ≤"] = f"{own['distance'].max():.0e}"
+            # How many samples are taken out is set, and does not vary.
+            spread = float("nan") if column == "count" else float(of_set[column].std(ddof=1))
+            line[title] = plus_minus(float(of_set[column].mean()), spread, digits)
+        line["error ≤"] = f"{of_set['distance'].max():.0e}"
         lines.append(line)
     return pd.DataFrame(lines)

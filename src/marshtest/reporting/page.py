@@ -37,7 +37,7 @@ from marshtest.reporting.tables import (
 )
 from marshtest.results.summary import Results
 
-CAPTIONS = {
+CAPTIONS = {  # of figures that any attack may have; its own figure brings its caption
     "dependence": "What is left of the poison in each model, by each score, with its 95 % intervals "
     "given these models and of trainings to come, as far as either is known. The band is "
     "the margin of REMOVED.",
@@ -60,6 +60,7 @@ CAPTIONS = {
     "standard error (the larger of the one given these models and that of trainings to come), by the size "
     "of the forget set.",
 }
+# Beside the colours, which not everybody sees and not every printer has.
 SIGNS = {"NOT REMOVED": "✗", "REMOVED": "✓", "INCONCLUSIVE": "?"}
 
 
@@ -104,27 +105,28 @@ def answer(results: Results) -> str:
     shown = shown[shown["poison_budget"] == results.poison_budget]
     if not len(shown):
         return "No unlearner is among the rows."
-    told: dict[str, list[str]] = {verdict: [] for verdict in ANSWERS}
+    judged: dict[str, list[str]] = {verdict: [] for verdict in ANSWERS}
     rivals = []
     for _, line in shown.iterrows():
         name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
-        of = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
+        with_cost = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
+        # Retraining in the budget removes by construction: it is the line to beat, and no contender.
         if line["unlearner"] in ("retrain", "retrain-tuned"):
-            rivals.append(f"{of}: {verdict}")
+            rivals.append(f"{with_cost}: {verdict}")
         else:
-            told[verdict].append(of if verdict == "REMOVED" else name)
+            judged[verdict].append(with_cost if verdict == "REMOVED" else name)
     kind = results.recipe.attack.shown.kind
     words = {
         "REMOVED": f"removed the {kind}",
         "NOT REMOVED": "did not",
         "INCONCLUSIVE": "cannot be told",
     }
-    total = sum(map(len, told.values()))
+    total = sum(map(len, judged.values()))
     parts = [
-        f"{len(told[verdict]) or 'none'} of {total} {word}"
-        + (f": {', '.join(told[verdict])}" if told[verdict] else "")
+        f"{len(judged[verdict]) or 'none'} of {total} {word}"
+        + (f": {', '.join(judged[verdict])}" if judged[verdict] else "")
         for verdict, word in words.items()
-        if told[verdict] or verdict == "REMOVED"
+        if judged[verdict] or verdict == "REMOVED"
     ]
     several = len(results.poison_budgets) > 1
     at = f", at a poison budget of {100 * results.poison_budget:g} %" if several else ""
@@ -144,12 +146,14 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
     """A sentence a model after unlearning: what is left, what it cost, what speaks against REMOVED."""
     shown = charts.models(results)
     summary = results.summary
+    # `charts.models` has the summary's lines, in their order.
     for (_, line), (_, model) in zip(summary.iterrows(), shown.iterrows(), strict=True):
         if line["role"] != "updated":
             continue
         share = model["left"]
+        # + 0 makes 0 of −0: "-0 %" would look like a finding.
         left = "an unknown share" if math.isnan(share) else f"{round(share, 2) + 0:.0%}"
-        values = [_value(line, name, of.title) for name, of in results.scores_shown.items()]
+        values = [_value(line, name, score.title) for name, score in results.scores_shown.items()]
         text = (
             f"{left} of the effect is left ({'; '.join(values)}), within the margin in "
             f"{line['removed_in']} of {line['trainings']} trainings; test accuracy "
@@ -174,15 +178,15 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
 def _value(line: pd.Series, name: str, title: str) -> str:
     """What is left by a score, and what each of its errors speaks of."""
     given, coming = errors(line, name)
-    told = {"given these models": given, "of trainings to come": coming}
-    bars = [f"±{error:.3f} {what}" for what, error in told.items() if not math.isnan(error)]
+    kinds = {"given these models": given, "of trainings to come": coming}
+    bars = [f"±{error:.3f} {what}" for what, error in kinds.items() if not math.isnan(error)]
     value = f"{title} {number(line[f'{name}_dependence'], 3)}"
     return f"{value} {' and '.join(bars)}".strip()
 
 
 def examples(results: Results) -> list[dict[str, Any]]:
     """The poisons to look at, pictures as data URIs."""
-    found = []
+    poisons = []
     for _, line in results.examples.iterrows():
         shown: dict[str, Any] = {"id": line["id"], "label": line["label"], "given": line["given"]}
         if "base" in line:
@@ -191,40 +195,34 @@ def examples(results: Results) -> list[dict[str, Any]]:
             shown["largest"] = line.get("largest")
         else:
             shown["text"] = line["text"]
-        found.append(shown)
-    return found
+        poisons.append(shown)
+    return poisons
 
 
 def about_runs(results: Results) -> list[dict[str, str]]:
     """Recipe, seeds, versions and machine of each run behind the rows."""
-    found = []
+    runs = []
     for recipe, about in results.runs.items():
         rows = results.rows[results.rows["recipe"] == recipe]
         seeds = sorted(rows["seed"].unique().tolist())
-        found.append(
+        places = {f"{p}, {d}" for p, d in zip(rows["precision"], rows["device"], strict=True)}
+        runs.append(
             {
                 "recipe": f"{about['values']['name']}-{recipe}",
                 "seeds": ", ".join(map(str, seeds)),
                 "models": f"{len(rows):,}",
-                "precision, device": ", ".join(
-                    sorted(
-                        {
-                            f"{p}, {d}"
-                            for p, d in zip(rows["precision"], rows["device"], strict=True)
-                        }
-                    )
-                ),
+                "precision, device": ", ".join(sorted(places)),
                 "started": str(about.get("started", "in a sweep")),
                 "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",
                 "torch, Python": f"{about['torch']}, {about['python']}",
                 "machine": str(about["machine"]),
             }
         )
-    return found
+    return runs
 
 
 def costs(results: Results) -> str:
-    """What it all took, in words."""
+    """The cost of all models together, in words."""
     rows = results.rows
     hours = (rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()) / 3600
     return (
@@ -246,6 +244,7 @@ def data_uri(content: bytes, kind: str) -> str:
 def embedded(value: Any) -> str:
     """JSON that cannot end the script it stands in; what is undefined is null."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    # A recipe's name may hold "</script>": nothing of a user's, or of rows from elsewhere, is trusted.
     return text.replace("<", "\\u003c")
 
 
@@ -267,33 +266,25 @@ def _plain(value: Any) -> Any:
 def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[str, Any]:
     """What the template shows of some results."""
     models, drawn = charts.models(results), charts.charts(results)
-    words = list(in_words(results))
     tables = [(shift_table(results), "shift")] if len(results.moved) else []
     if results.recipe.attack.shown.table2:
         tables.append((table2(results), table2_caption(results)))
-    first = results.poison_budget
     return {
         "id": f"results-{place}",
         "results": results,
         "kind": results.recipe.attack.shown.kind,
         "answer": answer(results),
-        "words": words,
+        "words": list(in_words(results)),
         "models": list(dict.fromkeys(models.sort_values("order")["model"])),
         "shown": models,
         "poisons": [
             (share, models.loc[models["poison_budget"] == share, "forget_size"].mean())
             for share in results.poison_budgets
         ],
-        "first": first,
+        "first": results.poison_budget,
         "start": results.budgets.index(results.budget) if results.budgets else 0,
         "charts": drawn,
-        "data": {
-            "models": embedded(records(models)),
-            "scores": embedded(records(charts.histograms(results))),
-            "charts": embedded([chart.spec for chart in drawn]),
-            "budgets": embedded(results.budgets),
-            "poison": embedded(first),
-        },
+        "data": _read_by_script(results, models, drawn),
         "legend": legend(results),
         "tables": tables,
         "examples": examples(results),
@@ -303,6 +294,19 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
         "costs": costs(results),
         "rows": data_uri(frame_bytes(results.rows), "application/vnd.apache.parquet"),
         "summary": data_uri(frame_bytes(results.summary, ".csv"), "text/csv"),
+    }
+
+
+def _read_by_script(
+    results: Results, models: pd.DataFrame, drawn: Sequence[charts.Chart]
+) -> dict[str, str]:
+    """What the page's script reads, as JSON by name: two tables that all charts share, and the charts."""
+    return {
+        "models": embedded(records(models)),
+        "scores": embedded(records(charts.histograms(results))),
+        "charts": embedded([chart.spec for chart in drawn]),
+        "budgets": embedded(results.budgets),
+        "poison": embedded(results.poison_budget),
     }
 
 
@@ -334,34 +338,39 @@ def write_page(
         ranking: the leaderboard, and what its columns mean.
         said: how rows of several runs were put together.
     """
+    sections = [_section(one, pictures, place) for place, (one, pictures) in enumerate(results)]
+    runs = [run for one, _ in results for run in about_runs(one)]
+    text = _template().render(
+        title=title,
+        sections=sections,
+        studies=studies,
+        studied=[yaml_of(shown.study.about) for shown in studies],
+        ranking=ranking,
+        said=said,
+        cited="; ".join(f"{run['recipe']}, marshtest {run['marshtest']}" for run in runs),
+        library=charts.library() if results else "",  # a study has no interactive chart
+    )
+    write(text.encode(), path)
+
+
+def _template() -> jinja2.Template:
+    """The page's template, with all that it uses whatever the page is about."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("marshtest", "reporting"),
-        autoescape=True,
+        autoescape=True,  # names and notes come from users, and from rows of others
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     files = resources.files("marshtest.reporting")
-    text = environment.get_template("page.html.j2").render(
-        title=title,
-        sections=[_section(of, pictures, place) for place, (of, pictures) in enumerate(results)],
-        studies=studies,
-        studied=[yaml_of(shown.study.about) for shown in studies],
-        ranking=ranking,
-        said=said,
-        signs=SIGNS,
-        cited="; ".join(
-            f"{run['recipe']}, marshtest {run['marshtest']}"
-            for of, _ in results
-            for run in about_runs(of)
-        ),
-        css=(files / "page.css").read_text(),
-        js=(files / "page.js").read_text(),
-        library=charts.library() if results else "",
-        uri=lambda file, kind: data_uri(Path(file).read_bytes(), kind),
-        number=number,
-        plus_minus=plus_minus,
-        dependence_text=dependence_text,
-        column_text=column_text,
-    )
-    write(text.encode(), path)
+    in_the_page = {
+        "signs": SIGNS,
+        "css": (files / "page.css").read_text(),
+        "js": (files / "page.js").read_text(),
+        "uri": lambda file, kind: data_uri(Path(file).read_bytes(), kind),
+        "number": number,
+        "plus_minus": plus_minus,
+        "dependence_text": dependence_text,
+        "column_text": column_text,
+    }
+    return environment.get_template("page.html.j2", globals=in_the_page)

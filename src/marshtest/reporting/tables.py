@@ -16,8 +16,14 @@ from marshtest.plumbing.whole_files import write
 from marshtest.results.leaderboard import leaderboard
 from marshtest.results.summary import Results
 
+# Columns of tables that a narrow terminal leaves out; summary.md has them.
+COLUMNS = (
+    Column(title="spent", room=160),
+    Column(title="cost", room=100),
+    Column(title="trainings", room=100),
+)
 REFERENCE = "second retrained"
-NAMES = {
+NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
     "none": "no unlearning",
     "shuffled": "shuffled poisons",
     "retrain": "retrain in budget",
@@ -90,14 +96,14 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     if line["role"] != "updated":
         return name
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
-    given = json.loads(line["hyperparameters"])
-    entries = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
+    values = json.loads(line["hyperparameters"])
+    namesakes = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
     # what an entry searches tells its trials apart, and not the entry from others
-    asked = [[trial.model_dump() for trial in trials] for trials in entries]
+    entries = [[trial.model_dump() for trial in trials] for trials in namesakes]
     differing = {
         key: value
-        for key, value in given.items()
-        if any([r[key] for r in of] != [r[key] for r in asked[0]] for of in asked)
+        for key, value in values.items()
+        if any([t[key] for t in entry] != [t[key] for t in entries[0]] for entry in entries)
     }
     return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
 
@@ -109,7 +115,7 @@ def table(results: Results) -> pd.DataFrame:
         text = {"model": label(line, results.recipe)}
         if len(results.poison_budgets) > 1:
             text["poison"] = f"{100 * line['poison_budget']:g}%"
-        if varied:
+        if varied:  # else the legend says it
             text["seeds"] = str(line["seeds"])
         text |= {
             "accuracy": plus_minus(line["test_accuracy"], line["test_accuracy_sd"], 3),
@@ -119,6 +125,11 @@ def table(results: Results) -> pd.DataFrame:
         }
         lines.append(text | _of_effect(line, results))
     return pd.DataFrame(lines)
+
+
+def shown_in(results: Results) -> list[Column | Score]:
+    """The columns of `table` that say what room they need on a terminal."""
+    return [*COLUMNS, *results.scores_shown.values(), *results.columns_shown.values()]
 
 
 def _of_effect(line: Any, results: Results) -> dict[str, str]:
@@ -140,7 +151,7 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
 def column_text(line: Any, name: str, column: Column) -> str:
     """A further column's mean, with its interval or its deviation over seeds; a dash where it is nan."""
     if column.interval == "seeds":
-        value, spread = (line.get(of, math.nan) for of in (name, f"{name}_sd"))
+        value, spread = (line.get(part, math.nan) for part in (name, f"{name}_sd"))
         return plus_minus(value, spread, column.digits)
     return with_interval(line, name, column.digits)
 
@@ -154,6 +165,7 @@ def dependence_text(line: Any, name: str) -> str:
 
 def errors(line: Any, name: str) -> tuple[float, float]:
     """Standard errors of a score: given these models, and of trainings to come; nan where unknown."""
+    # Without a null law nothing is known given these models: only trainings tell how far it varies.
     if f"{name}_poisons" in line:
         return line[f"{name}_error"], line.get(f"{name}_trainings_error", math.nan)
     return math.nan, line[f"{name}_error"]
@@ -182,6 +194,7 @@ def explained(results: Results) -> list[str]:
     """Why models are not REMOVED, one sentence each; the initial model, which must not be, is left out."""
     said = []
     for _, line in results.summary.iterrows():
+        # That the poison is in the model before unlearning is no finding, but what the test rests on.
         due = line["role"] == "initial" and line["verdict"] == "NOT REMOVED"
         if due or line["verdict"] == "REMOVED":
             continue
@@ -215,14 +228,15 @@ def table2(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
     columns = {str(name): str(name).rpartition(", ")[0] for name in wide}
-    by_unlearner = dict.fromkeys(columns.values())  # as the paper has it
-    wide = wide[[name for of in by_unlearner for name, own in columns.items() if own == of]]
+    # As the paper has it, the poison budgets of an unlearner stand side by side.
+    by_unlearner = dict.fromkeys(columns.values())
+    wide = wide[[name for title in by_unlearner for name, its in columns.items() if its == title]]
     wide.index = pd.Index([f"{epochs:.3g}" for epochs in wide.index], name="epochs")
     return wide.reset_index().rename_axis(columns=None)
 
 
 def table2_caption(results: Results) -> str:
-    """What it is by, and the accuracy of the poisoned models, as in the paper's caption."""
+    """The caption: by which budgets, and the accuracy of the poisoned models, as in the paper's."""
     lines = results.summary[results.summary["role"] == "initial"]
     accuracies = [
         f"{plus_minus(100 * mean, 100 * spread, 2)} % with {size:.0f} poisons"
@@ -258,7 +272,9 @@ def shift_legend(results: Results) -> str:
 
 def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
     """The leaderboard as text; empty where nothing can be ranked."""
-    shown = {of.recipe.attack.name: of.recipe.attack.shown.title for of in experiments}
+    attacks = [results.recipe.attack for results in experiments]
+    shown = {attack.name: attack.shown.title for attack in attacks}
+    # Two attacks of users may bear one title, and would share a column: their names differ.
     titles = list(shown.values())
     lines = []
     for line in leaderboard(experiments).to_dict("records"):
@@ -317,6 +333,7 @@ def markdown(results: Results) -> str:
 
 def as_markdown(frame: pd.DataFrame) -> str:
     """A table of text in Markdown."""
+    # Bars are escaped: |I| > τ stands in a title, and users' names may hold some.
     rows = [frame.columns.tolist(), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows
@@ -327,6 +344,7 @@ def as_latex(frame: pd.DataFrame, caption: str) -> str:
     """A table of text in LaTeX, with booktabs."""
     styled = frame.style.hide(axis="index").format(escape="latex")
     styled = styled.format_index(escape="latex", axis="columns")
+    # pandas escapes cells and heads, and leaves the caption as it is.
     text = styled.to_latex(hrules=True, caption=_in_latex(caption), position_float="centering")
     return f"% needs \\usepackage{{booktabs}}\n{_symbols(text)}"
 
@@ -350,7 +368,7 @@ def write_table(frame: pd.DataFrame, stem: Path, caption: str) -> None:
 
 
 def legend(results: Results) -> str:
-    """What the numbers are."""
+    """The meaning of the table's columns."""
     verdict, seeds = results.recipe.verdict, len(results.seeds)
     answers = _of_twins(results) if results.recipe.attack.needs_twin else _of_poisons(results)
     return (
@@ -377,7 +395,9 @@ def _measures(results: Results) -> Iterator[str]:
         if "shuffled" in set(results.rows["role"]):
             yield f"Shuffled poisons: {shown.shuffled}."
     for interval, words in POOLED.items():
-        columns = [of for of in results.columns_shown.values() if of.interval == interval]
+        columns = [
+            column for column in results.columns_shown.values() if column.interval == interval
+        ]
         if columns:
             yield _capital(f"{'; '.join(map(_clause, columns))}, {words}.")
 
@@ -399,13 +419,14 @@ def _of_poisons(results: Results) -> str:
         for share in results.poison_budgets
     }
     if len(set(rests.values())) == 1:
-        told = next(iter(rests.values()))
+        grounds = next(iter(rests.values()))
     else:
-        told = "; ".join(f"at {100 * share:g} % poison, {words}" for share, words in rests.items())
+        each = (f"at {100 * share:g} % poison, {words}" for share, words in rests.items())
+        grounds = "; ".join(each)
     coming = f", the mean from {TRAININGS} seeds on in trainings to come too"
     return (
         f"REMOVED: surely within ± {verdict.margin:.0%} of the initial model's{coming}, and no other exact "
-        f"test rejects independence; it rests on {told}. NOT REMOVED: independence is rejected. Both at "
+        f"test rejects independence; it rests on {grounds}. NOT REMOVED: independence is rejected. Both at "
         f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
     )
 
@@ -415,8 +436,8 @@ def rests_in_words(rests: Sequence[Rest], scores: Mapping[str, Score]) -> str:
     effects: dict[str, list[str]] = {}
     for score, effect in rests:
         effects.setdefault(score, []).append(EFFECTS[effect])
-    told = [f"{scores[score].title} ({', '.join(names)})" for score, names in effects.items()]
-    return " and ".join(told) or "nothing, as the initial model shows no poison"
+    parts = [f"{scores[score].title} ({', '.join(names)})" for score, names in effects.items()]
+    return " and ".join(parts) or "nothing, as the initial model shows no poison"
 
 
 def _of_twins(results: Results) -> str:
@@ -439,4 +460,5 @@ def plus_minus(value: float, error: float, digits: int) -> str:
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number, or a dash."""
+    # + 0.0 makes 0 of −0, which rounding leaves of small negative numbers.
     return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"

@@ -10,6 +10,7 @@ import pandas as pd
 from marshtest.experiment.row_file import write_rows
 from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.whole_files import write
+from marshtest.plumbing.yaml_files import file_stem
 from marshtest.reporting import charts
 from marshtest.reporting.figures import STYLE, differences, draw_all, save
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
@@ -38,7 +39,7 @@ BY_BUDGET = ("figure8", "left-by-budget", "shift")
 
 def write_report(results: Results) -> Path:
     """Write summary.csv, shifts.csv, summary.md, figures/ and report.html into a run's folder; the page."""
-    charts.prepare()
+    charts.prepare()  # in a thread, beside the figures
     folder = results.folder
     write(results.summary, folder / "summary.csv")
     if len(results.moved):
@@ -86,9 +87,9 @@ def write_all(merged: Merged, folder: Path) -> Path:
     charts.prepare()
     figures, tables = folder / "figures", folder / "tables"
     sections = []
-    stems = _stems(
-        [*(of.recipe.name for of in merged.results), *(of.settings.name for of in merged.studies)]
-    )
+    names = [results.recipe.name for results in merged.results]
+    names += [study.settings.name for study in merged.studies]
+    stems = _stems(names)
     for results, stem in zip(merged.results, stems, strict=False):
         sections.append((results, _pictures(results, figures, f"{stem}-")))
         write(results.summary, tables / f"{stem}-summary.csv")
@@ -97,7 +98,9 @@ def write_all(merged: Merged, folder: Path) -> Path:
             write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
+        # So that what the page shows can be given on, and merged with more.
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
+    # Figures 4 and 5 keep the paper's names as long as there is one of each.
     kinds = [study.settings.hypothesis for study in merged.studies]
     studies = [
         _shown(study, figures, f"{stem}-" if kinds.count(study.settings.hypothesis) > 1 else "")
@@ -106,11 +109,11 @@ def write_all(merged: Merged, folder: Path) -> Path:
     for shown, stem in zip(studies, stems[len(merged.results) :], strict=True):
         write_table(shown.table, tables / f"{stem}-table", shown.legend)
     ranking = None
+    # Unlearners are ranked by means over attacks; within one attack the table says all.
     several = len({results.recipe.attack.name for results in merged.results}) > 1
     if several and not (board := ranking_table(merged.results)).empty:
         ranking = (board, LEGEND)
         write_table(ranking[0], tables / "leaderboard", LEGEND)
-    names = [of.recipe.name for of, _ in sections] + [of.study.settings.name for of in studies]
     title = names[0] if len(names) == 1 else f"{len(names)} experiments"
     page = folder / "report.html"
     write_page(page, title, sections, studies=studies, ranking=ranking, said=merged.said)
@@ -124,23 +127,18 @@ def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
     write_table(shown, folder / "compare-table", COMPARISON)
     named = compared.assign(label=shown[["unlearner", "poison", "budget"]].agg(" ".join, axis=1))
     with matplotlib.rc_context(STYLE):
-        for unit, own in named.groupby("unit", sort=False):
-            save(differences(own), folder / f"compare-{unit}")
-
-
-def file_stem(name: str) -> str:
-    """A name as that of a file."""
-    return "".join(c if c.isalnum() or c in "=.-_" else "_" for c in name)[:100]
+        for unit, lines in named.groupby("unit", sort=False):
+            save(differences(lines), folder / f"compare-{unit}")
 
 
 def _stems(names: Sequence[str]) -> list[str]:
     """Beginnings of files' names, no two alike, nor where a file system knows no capitals."""
-    found: list[str] = []
+    stems: list[str] = []
     for stem in map(file_stem, names):
         more = ("" if n == 1 else f"-{n}" for n in itertools.count(1))
-        taken = {other.casefold() for other in found}
-        found.append(next(stem + m for m in more if (stem + m).casefold() not in taken))
-    return found
+        taken = {other.casefold() for other in stems}
+        stems.append(next(stem + m for m in more if (stem + m).casefold() not in taken))
+    return stems
 
 
 def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Picture]:
@@ -149,7 +147,7 @@ def _pictures(results: Results, folder: Path, before: str = "") -> Sequence[Pict
 
 
 def _caption(name: str, results: Results) -> str:
-    """With the budgets that a figure of one budget shows, where there are several."""
+    """The caption of a figure, with its budgets where it shows one of several."""
     at = []
     if len(results.poison_budgets) > 1 and name not in BY_SIZE:
         at.append(f"poison budget {100 * results.poison_budget:g} %")
@@ -162,8 +160,8 @@ def _caption(name: str, results: Results) -> str:
 
 def _shown(study: Study, folder: Path, before: str = "") -> Shown:
     kind = study.settings.hypothesis
-    told = SHOWN[kind]
+    look = SHOWN[kind]
     with matplotlib.rc_context(STYLE):
-        picture = save(told.figure(study.curves), folder / f"{before}{told.name}")
+        picture = save(look.figure(study.curves), folder / f"{before}{look.name}")
     frame: pd.DataFrame = hypothesis_table(kind, study.rows)
-    return Shown(study, frame, told.legend, Picture(told.name, told.caption, picture))
+    return Shown(study, frame, look.legend, Picture(look.name, look.caption, picture))

@@ -114,6 +114,7 @@ def _pairs(a: Results, b: Results) -> Iterator[tuple[Cell, Cell, float]]:
         for budget in (budget for budget in a.budgets if budget in b.budgets):
             left = [cell for cell in one if cell[-1] == budget]
             right = [cell for cell in other if cell[-1] == budget]
+            # From the surest mark to the weakest; whoever is paired by one is out of the next.
             for same in (lambda cell: cell[:2], lambda cell: cell[:1], lambda cell: ()):
                 for cell in list(left):
                     mates = [mate for mate in right if same(mate) == same(cell)]
@@ -154,7 +155,7 @@ def _lines(
 
 
 def _names(one: Cell, other: Cell) -> tuple[str, str]:
-    """Of two unlearners; of two versions of one with what they differ in."""
+    """The names of two unlearners; if both are versions of one, with the options that differ."""
     given = [_flat(json.loads(cell[1])) for cell in (one, other)]
     keys = [key for key in given[0] | given[1] if given[0].get(key) != given[1].get(key)]
     if one[0] != other[0]:
@@ -192,11 +193,13 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
     values = pair[[f"{column}_a", f"{column}_b"]].dropna().to_numpy(dtype=np.float64)
     difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
     n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
+    # Differences that are all equal, as of a method with itself, have no t; they stay without a p.
     if n > 1 and difference.std() > TINY:
         found = stats.ttest_1samp(difference, 0)
         p = nearer = float(found.pvalue)
         low, high = (float(end) for end in found.confidence_interval(0.95))
         if measure != ACCURACY:
+            # Of a score the nearer to 0 is better, and only sum and difference together tell which.
             nearer = max(p, float(stats.ttest_1samp(values.sum(1), 0).pvalue))
     mean = values.mean(0) if n else (math.nan, math.nan)
     return {

@@ -28,6 +28,7 @@ def kept_models(folder: Path) -> pd.DataFrame:
             "another folder."
         )
     models = read_frame(folder / MODELS)
+    # The file's paths are relative, so that a folder can be moved; these are of use from anywhere.
     return models.assign(path=[str(folder / path) for path in models["path"]])
 
 

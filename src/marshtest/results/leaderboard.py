@@ -49,12 +49,12 @@ class Measure:
 
     @classmethod
     def mean(cls, parts: Sequence["Measure"]) -> "Measure":
-        """Of independent parts."""
+        """The mean of independent parts, with its error."""
         value = sum(part.value for part in parts) / len(parts)
         return cls(value, math.hypot(*(part.error for part in parts)) / len(parts))
 
     def interval(self) -> tuple[float, float]:
-        """95 %; everything, where the error is not known."""
+        """The 95 % interval; everything, where the error is not known."""
         if math.isnan(self.error):
             return -math.inf, math.inf
         half = float(norm.isf(0.025)) * self.error
@@ -136,7 +136,7 @@ def _worst(trials: Sequence[Trial]) -> str:
 
 
 def _trials(results: Results) -> dict[str, list[Trial]]:
-    """By unlearner, one trial a poison budget; of several entries of one name the first."""
+    """The trials of each unlearner, one a poison budget; of several entries of one name the first."""
     found: dict[str, list[Trial]] = {}
     for share in results.poison_budgets:
         table, names = (
@@ -150,7 +150,8 @@ def _trials(results: Results) -> dict[str, list[Trial]]:
             continue  # no effect to take a share of
         initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
         updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
-        updated = updated[updated["test_accuracy"].notna()]  # of a model that there is
+        # What raised has no model: it is not tried here, and so has no rank.
+        updated = updated[updated["test_accuracy"].notna()]
         shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])
         for _, line in shown.iterrows():
             trial = _trial(results, names, line, initial, retrained)
@@ -173,6 +174,7 @@ def _trial(
         )
         for name in names
     ]
+    # Above chance: half right is a ruined model of two classes, and a fair one of a hundred.
     chance = results.rows["chance"].mean()
     room = retrained["test_accuracy"] - chance
     errors = [of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained)]

@@ -87,10 +87,10 @@ def files_of(source: str | Path) -> list[Path]:
     if not path.is_dir() or (path / FILE).exists():
         return [path]
     every = sorted(path.rglob(FILE))
-    found = [f for f in every if not any((p / FILE).exists() for p in _between(f, path))]
-    if not found:
+    topmost = [f for f in every if not any((p / FILE).exists() for p in _between(f, path))]
+    if not topmost:
         raise MarshtestError(f"{path}: holds no rows (no {FILE}, and no folder with one).")
-    return found
+    return topmost
 
 
 def _between(file: Path, top: Path) -> list[Path]:
@@ -115,8 +115,9 @@ def _parts(rows: Rows) -> Iterator[Results]:
 def setting(results: Results) -> dict[str, Any]:
     """What two rows must share to be compared."""
     values = results.recipe.model_dump(mode="json", exclude=VARIED)
-    values["data"].pop("path", None)
+    values["data"].pop("path", None)  # where somebody's copy lies
     about = next(iter(results.runs.values()))
+    # From the rows: what the recipe's `auto` was is another thing on another machine.
     first = results.rows.iloc[0]
     return {
         **values,
@@ -132,46 +133,47 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
     What only one of them has and leaves off was added to recipes since the other was written.
     """
-    found: dict[str, tuple[Any, Any]] = {}
+    differing: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*one, *other]):
         a, b = one.get(key), other.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found |= {f"{key}.{sub}": both for sub, both in differences(a, b).items()}
+            differing |= {f"{key}.{sub}": both for sub, both in differences(a, b).items()}
         elif a != b and ((key in one and key in other) or a or b):
-            found[key] = (a, b)
-    return found
+            differing[key] = (a, b)
+    return differing
 
 
 def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
-    found: list[Results] = []
+    merged: list[Results] = []
     said: list[str] = []
     for part in parts:
         name, reasons = part.recipe.name, list[str]()
-        for i, other in enumerate(found):
+        for i, other in enumerate(merged):
             differing = differences(setting(other), setting(part))
             clash = None if differing else _clash(other, part)
             if not differing and clash is None:
-                found[i] = _together(other, part)
+                merged[i] = _together(other, part)
                 said.append(
                     f"{part.folder}: {len(part.rows):,} rows merged with those of {other.recipe.name} in "
-                    f"{other.folder} ({len(found[i].rows):,} in all, what is twice there once)."
+                    f"{other.folder} ({len(merged[i].rows):,} in all, what is twice there once)."
                 )
                 break
             if clash is not None:
                 reasons.append(clash)
-            elif other.recipe.name == name:
-                told = [f"{key} is {b}, not {a}" for key, (a, b) in differing.items()]
-                reasons.append("; ".join(told[:3]) + ("; …" if len(told) > 3 else ""))
+            elif other.recipe.name == name:  # of another recipe nobody expects that it is merged
+                changes = [f"{key} is {b}, not {a}" for key, (a, b) in differing.items()]
+                reasons.append("; ".join(changes[:3]) + ("; …" if len(changes) > 3 else ""))
         else:
-            found.append(part)
+            merged.append(part)
             if reasons:
                 said.append(f"{part.folder}: rows of {name} kept apart: {reasons[0]}.")
-    return found, said
+    return merged, said
 
 
 def _clash(one: Results, other: Results) -> str | None:
     """Why rows of the same cells do not agree."""
     columns = [c for c in one.rows if c in other.rows and c not in [*CELL, *OF_THE_RUN]]
+    # One model has one row: where two differ, something changed that no setting tells of.
     both = one.rows.merge(other.rows, on=CELL, suffixes=("", " again"))
     for column in columns:
         a, b = both[column], both[f"{column} again"]
@@ -195,6 +197,8 @@ def _together(one: Results, other: Results) -> Results:
         "metric_columns": {**other.recipe.metric_columns, **one.recipe.metric_columns},
     }
     recipe: Recorded = one.recipe.model_copy(update=update)
+    # Cell by cell: of one that both have, scores and shifts are the first run's as well, so that the
+    # tables of a row are never of two runs.
     there = pd.MultiIndex.from_frame(one.rows[CELL])
 
     def both(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
@@ -211,6 +215,7 @@ def _together(one: Results, other: Results) -> Results:
         runs={**one.runs, **other.runs},
         examples=one.examples if len(one.examples) else other.examples,
     )
+    # Entries are places in a recipe, and this one is neither's.
     return merged.placed(recipe)
 
 
@@ -221,15 +226,16 @@ def _union(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
 def _told_apart(results: Sequence[Results]) -> list[Results]:
     """Names that tell what those of one name differ in."""
     named = []
-    for own in results:
-        name = own.recipe.name
-        alike = [r for r in results if r.recipe.name == name and r is not own]
-        keys = {key for other in alike for key in differences(setting(own), setting(other))}
-        flat = {key: value for key, value in _flat(setting(own)) if key in keys}
+    for one in results:
+        name = one.recipe.name
+        alike = [r for r in results if r.recipe.name == name and r is not one]
+        keys = {key for other in alike for key in differences(setting(one), setting(other))}
+        flat = {key: value for key, value in _flat(setting(one)) if key in keys}
         if alike:
-            told = [f"{key.removeprefix('attack.')}={value}" for key, value in flat.items()]
-            name = ", ".join([name, *told]) if told else f"{name} ({results.index(own) + 1})"
-        named.append(replace(own, recipe=own.recipe.model_copy(update={"name": name})))
+            marks = [f"{key.removeprefix('attack.')}={value}" for key, value in flat.items()]
+            # Without a mark their rows clashed: one setting, and other numbers.
+            name = ", ".join([name, *marks]) if marks else f"{name} ({results.index(one) + 1})"
+        named.append(replace(one, recipe=one.recipe.model_copy(update={"name": name})))
     return named
 
 

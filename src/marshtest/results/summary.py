@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from marshtest.experiment.cells import CELL, cells, groups
 from marshtest.experiment.columns import KINDS, MEND, Kind, check_columns, kinds_of
@@ -26,7 +25,7 @@ from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.tradeoff import interval_of_share
-from marshtest.metrics.trainings import Difference, usable
+from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.kept_models import kept_models, load_kept
@@ -86,8 +85,8 @@ class Results:
         """
         rows = read_file(source)
         if rows.kind != "recipe" or len(rows.runs) != 1:
-            found = "a hypothesis" if rows.kind != "recipe" else f"{len(rows.runs)} recipes"
-            raise MarshtestError(f"{rows.path}: holds rows of {found}, not of one recipe.")
+            whose = "a hypothesis" if rows.kind != "recipe" else f"{len(rows.runs)} recipes"
+            raise MarshtestError(f"{rows.path}: holds rows of {whose}, not of one recipe.")
         return cls.of(rows, next(iter(rows.runs)))
 
     @classmethod
@@ -100,41 +99,35 @@ class Results:
         """
         about = rows.runs[recipe]
         parsed = Recorded.of(recipe, about, str(rows.path))
-        own = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
-        if not len(own[own["role"] != "reference"]) or own.duplicated(CELL).any():
-            what = (
-                "stand there twice"
-                if own.duplicated(CELL).any()
-                else "are of no model but the reference"
-            )
-            raise MarshtestError(
-                f"{rows.path}: rows of recipe {recipe} {what}. Give rows as written."
-            )
+        frame = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
+        _refuse_unjudgeable(frame, f"{rows.path}: rows of recipe {recipe}")
+        # The attack's own columns first: a pattern of ours may fit their names as well.
         kinds = kinds_of(parsed) | KINDS
-        check_columns(own, _columns(parsed), f"{rows.path}: {parsed.attack.name} rows", kinds)
-        _check_counts(own, parsed, rows.path)
+        check_columns(frame, _columns(parsed), f"{rows.path}: {parsed.attack.name} rows", kinds)
+        _check_counts(frame, parsed, rows.path)
+        # Only a run's own file has the tables beside it; what was merged or exported lies anywhere.
         if folder is None and rows.path.name == FILE:
             folder = rows.path.parent
         needed = {"scores": CELL, "shifts": [*CELL, *Shift._fields], "examples": []}
-        tables = {name: _beside(folder, name, of, kinds) for name, of in needed.items()}
-        found = cls(folder or rows.path.parent, parsed, own, runs={recipe: about}, **tables)
-        return found.placed(parsed)
+        tables = {name: _beside(folder, name, columns, kinds) for name, columns in needed.items()}
+        results = cls(folder or rows.path.parent, parsed, frame, runs={recipe: about}, **tables)
+        return results.placed(parsed)
 
     def placed(self, recipe: Recorded) -> "Results":
         """The same as rows of `recipe`, each `entry` its place there: merged rows may have others'."""
         places: dict[tuple[str, str], int] = {}
         for place, trials in enumerate(recipe.unlearners):
             for trial in trials:
-                given = json.dumps(trial.hyperparameters, sort_keys=True)
-                places.setdefault((trial.name, given), place)
+                values = json.dumps(trial.hyperparameters, sort_keys=True)  # as rows hold them
+                places.setdefault((trial.name, values), place)
 
-        def of(frame: pd.DataFrame) -> pd.DataFrame:
+        def numbered(frame: pd.DataFrame) -> pd.DataFrame:
             if not len(frame):
                 return frame
-            told = zip(frame["unlearner"], frame["hyperparameters"], strict=True)
-            return frame.assign(entry=[places.get(cell, -1) for cell in told])
+            trials = zip(frame["unlearner"], frame["hyperparameters"], strict=True)
+            return frame.assign(entry=[places.get(trial, -1) for trial in trials])
 
-        rows, scores, shifts = map(of, (self.rows, self.scores, self.shifts))
+        rows, scores, shifts = map(numbered, (self.rows, self.scores, self.shifts))
         return replace(self, recipe=recipe, rows=rows, scores=scores, shifts=shifts)
 
     @property
@@ -154,7 +147,7 @@ class Results:
 
     @cached_property
     def poison_budgets(self) -> list[float]:
-        """Those that there are rows of."""
+        """The poison budgets that there are rows of."""
         return sorted(self.rows["poison_budget"].unique().tolist())
 
     @cached_property
@@ -164,17 +157,17 @@ class Results:
 
     @property
     def budget(self) -> float:
-        """The one that figures of a single budget show: the paper's 10 %, or else the largest."""
+        """The compute budget that figures of a single one show: the paper's 10 %, or else the largest."""
         return 0.1 if 0.1 in self.budgets else max(self.budgets, default=math.nan)
 
     @property
     def poison_budget(self) -> float:
-        """The one that figures of a single poison budget show: the largest."""
+        """The poison budget that figures of a single one show: the largest."""
         return self.poison_budgets[-1]
 
     @property
     def seeds(self) -> list[int]:
-        """Those that there are rows of."""
+        """The seeds that there are rows of."""
         return sorted(self.rows["seed"].unique().tolist())
 
     @cached_property
@@ -222,10 +215,11 @@ class Results:
     @cached_property
     def gaps(self) -> list[str]:
         """What the recipes ask for and no row tells, in words; nothing is put in its place."""
-        asked = {cell: None for hash, run in self.runs.items() for cell in _cells(hash, run)}
+        # Of all runs together: what one of them lacks, another may have.
+        wanted = {cell: None for hash, run in self.runs.items() for cell in _cells(hash, run)}
         there = set(self.rows[CELL].itertuples(index=False, name=None))
         missing: dict[tuple[Any, ...], list[int]] = {}
-        for share, seed, *rest in asked:
+        for share, seed, *rest in wanted:
             if (share, seed, *rest) not in there:
                 missing.setdefault((share, *rest), []).append(seed)
         known = set(self.rows[[*CELL[:1], *CELL[2:]]].itertuples(index=False, name=None))
@@ -244,6 +238,7 @@ class Results:
     def warnings(self) -> list[str]:
         """Why verdicts cannot be trusted, where the controls do not come out as they must."""
         said = []
+        # Only attacks that are crafted have the column.
         stopped = self.rows.get("crafting_stopped", pd.Series(0.0, self.rows.index)) > 0
         for share, rows in self.rows[stopped].groupby("poison_budget", sort=False):
             said.append(
@@ -296,6 +291,9 @@ class Results:
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
         rows = self.rows[self.rows["poison_budget"] == share]
+        # By the mean over seeds: a choice in each seed would mix several trials in one line. What
+        # gave no model has no accuracy, and must not win; the sort is stable, so of equal ones the
+        # recipe's first does.
         pooled = pd.DataFrame(rows.groupby(GROUP, sort=False)["validation_accuracy"].mean())
         order = (
             pooled["validation_accuracy"].fillna(-1.0).sort_values(ascending=False, kind="stable")
@@ -307,12 +305,13 @@ class Results:
         """The scores of a line of the summary; empty where the rows came without."""
         if not len(self.scores):
             return self.scores
-        found = self.scores[self.scores["poison_budget"] == share]
+        scores = self.scores[self.scores["poison_budget"] == share]
         for column in GROUP:
-            found = found[found[column] == line[column]]
-        return found
+            scores = scores[scores[column] == line[column]]
+        return scores
 
     def _summarise(self, share: float) -> pd.DataFrame:
+        # A reference has no line: it is there to be compared with, as the retrained model's twin.
         chosen = self.chosen(share)
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         keys = list(cells.groups)
@@ -324,10 +323,10 @@ class Results:
         table.insert(len(GROUP), "poison_budget", share)
         full = chosen[chosen["role"] == "retrained"].set_index("seed")["test_accuracy"]
         table["accuracy_cost"] = full.mean() - table["test_accuracy"]
-        told = [self._told(rows, answers[key], full) for key, rows in cells]
-        return pd.concat([table, pd.DataFrame(told)], axis=1)
+        lines = [self._line(rows, answers[key], full) for key, rows in cells]
+        return pd.concat([table, pd.DataFrame(lines)], axis=1)
 
-    def _told(self, rows: pd.DataFrame, verdict: Verdict, full: pd.Series) -> dict[str, Any]:
+    def _line(self, rows: pd.DataFrame, verdict: Verdict, full: pd.Series) -> dict[str, Any]:
         """A summary line's scores, intervals and verdict.
 
         Args:
@@ -337,15 +336,16 @@ class Results:
         settings, line = self.recipe.verdict, dict[str, Any]()
         for name, column in self.recipe.columns.items():
             line |= _interval(rows, name, column)
-        shown = self._shown(rows)
-        if isinstance(shown, Difference):
+        evidence = self._evidence(rows)
+        if isinstance(evidence, Difference):
             for name in self.scores_shown:
-                line |= shown.columns(name)
+                line |= evidence.columns(name)
         else:
-            for name, score in shown.pooled.items():
-                means = np.array([scores[name].value for scores in shown.trainings.values()])
+            for name, score in evidence.pooled.items():
+                means = np.array([scores[name].value for scores in evidence.trainings.values()])
                 line |= score.columns(name) | _over_trainings(name, score.value, means)
         reference = rows["role"].iloc[0] == "retrained"
+        # Within seeds: how hard a seed's split is, both models share.
         cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
         return line | {
             "verdict": verdict.answer,
@@ -359,7 +359,7 @@ class Results:
             "note": "; ".join(sorted({note for note in rows["note"] if note})),
         }
 
-    def _shown(self, rows: pd.DataFrame) -> "Evidence | Difference":
+    def _evidence(self, rows: pd.DataFrame) -> "Evidence | Difference":
         """What the models of one cell show of the poison; its rows are one a seed."""
         attack = self.recipe.attack.shown
         if attack.needs_twin:
@@ -382,38 +382,50 @@ class Results:
 
     @cached_property
     def _judged(self) -> dict[float, tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]]:
-        """By poison budget, what verdicts rest on, and the verdict of each cell."""
+        """What verdicts rest on, and the verdict of each cell, by poison budget."""
         return {share: self._judge(share) for share in self.poison_budgets}
 
     def _judge(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:
         """What verdicts rest on, and by cell the verdict: controls each alone, unlearners together."""
         chosen = self.chosen(share)
         seeds = chosen["seed"].unique()
-        shown = {
-            key: self._shown(_aligned(rows, seeds))
+        evidence = {
+            key: self._evidence(_aligned(rows, seeds))
             for key, rows in chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         }
-        family = [key for key in shown if key[0] == "updated"]
+        family = [key for key in evidence if key[0] == "updated"]
         levels = self.recipe.verdict.model_dump(include={"alpha", "margin"})
-        initial = next((of for key, of in shown.items() if key[0] == "initial"), None)
-        alone = [[key] for key in shown.keys() - family]
+        initial = next((one for key, one in evidence.items() if key[0] == "initial"), None)
+        # Controls check the test, and nobody picks among them: they share no error rate.
+        alone = [[key] for key in evidence.keys() - family]
         answers: dict[tuple[Any, ...], Verdict] = {}
         if self.recipe.attack.needs_twin:
+            # Without an initial model nobody knows what a share of its effect would be.
             before = (
                 initial
                 if isinstance(initial, Difference)
                 else Difference(np.full(len(seeds), np.nan))
             )
             for keys in (family, *alone):
-                of = [one for key in keys if isinstance(one := shown[key], Difference)]
-                answers |= zip(keys, paired_verdicts(before, of, **levels), strict=True)
+                differences = [one for key in keys if isinstance(one := evidence[key], Difference)]
+                answers |= zip(keys, paired_verdicts(before, differences, **levels), strict=True)
             return (), answers
         first = initial if isinstance(initial, Evidence) else Evidence({})
+        # Decided once, by the initial model and the counts alone: no unlearner's scores may choose
+        # the tests that it is judged by.
         rests = rests_on(first, family=max(1, len(family)), **levels)
         for keys in (family, *alone):
-            given = [one for key in keys if isinstance(one := shown[key], Evidence)]
-            answers |= zip(keys, verdicts(first, given, rests=rests, **levels), strict=True)
+            scored = [one for key in keys if isinstance(one := evidence[key], Evidence)]
+            answers |= zip(keys, verdicts(first, scored, rests=rests, **levels), strict=True)
         return rests, answers
+
+
+def _refuse_unjudgeable(frame: pd.DataFrame, where: str) -> None:
+    """Raise where rows are of no model that can be judged, or of one model twice."""
+    if frame.duplicated(CELL).any():
+        raise MarshtestError(f"{where} stand there twice. Give rows as written.")
+    if not len(frame[frame["role"] != "reference"]):
+        raise MarshtestError(f"{where} are of no model but the reference. Give rows as written.")
 
 
 def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
@@ -423,6 +435,7 @@ def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
 
 def wider_error(line: Any, name: str) -> float:
     """The larger standard error of a score: given these models, or of trainings to come (≥ 2 seeds)."""
+    # fmax and not max: of one seed the second is nan, and must not win.
     return float(np.fmax(line[f"{name}_error"], line.get(f"{name}_trainings_error", math.nan)))
 
 
@@ -434,15 +447,14 @@ def _over_trainings(name: str, value: float, means: NDArray[np.float64]) -> dict
         value: pooled over all poisons.
         means: [S] of each training; nan where there is none.
     """
-    told = means[~np.isnan(means)]
-    n, several = len(told), len(told) > 1
-    error = float(told.std(ddof=1)) / math.sqrt(n) if several else math.nan
-    half = float(t.isf(0.025, n - 1)) * error if several else math.nan
+    defined = means[~np.isnan(means)]
+    error = error_of_mean(defined)
+    low, high = interval_over(len(defined), value, error)
     return {
-        f"{name}_trainings": float(n),
+        f"{name}_trainings": float(len(defined)),
         f"{name}_trainings_error": error,
-        f"{name}_trainings_low": value - half,
-        f"{name}_trainings_high": value + half,
+        f"{name}_trainings_low": low,
+        f"{name}_trainings_high": high,
     }
 
 
@@ -450,6 +462,7 @@ def _interval(rows: pd.DataFrame, name: str, column: Column) -> dict[str, float]
     """The binomial 95 % interval of a share, over all seeds; nothing of what is no share."""
     if column.interval == "seeds" or name not in rows:
         return {}
+    # A seed without a model adds nothing to what the share is of.
     n = rows[column.count] if isinstance(column.count, str) else rows[name].notna() * column.count
     total = float(n.sum())
     share = float((rows[name] * n).sum() / total) if total else math.nan
@@ -463,10 +476,10 @@ def _beside(
     file = None if folder is None else folder / f"{name}.parquet"
     if file is None or not file.exists():
         return pd.DataFrame()
-    found = read_frame(file)
-    if len(found):
-        check_columns(found, needed, str(file), kinds)
-    return found
+    table = read_frame(file)
+    if len(table):
+        check_columns(table, needed, str(file), kinds)
+    return table
 
 
 def _columns(recipe: Recorded) -> Iterator[str]:
@@ -485,7 +498,7 @@ def _columns(recipe: Recorded) -> Iterator[str]:
 def _check_counts(rows: pd.DataFrame, recipe: Recorded, path: Path) -> None:
     """What tells a score stands together in a row, or is not there at all."""
     for name in recipe.attack.shown.null_scores:
-        counts = [f"{name}_{of}" for of in ("poisons", "undefined", "cells", "tail")]
+        counts = [f"{name}_{count}" for count in ("poisons", "undefined", "cells", "tail")]
         missing = rows[counts].isna()
         broken = (missing.any(axis=1) & ~missing.all(axis=1)).to_numpy()
         if broken.any():

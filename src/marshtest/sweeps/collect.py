@@ -34,7 +34,7 @@ class Collected:
 
 
 def collect(store: Store, keys: Keys) -> Collected:
-    """All that was measured of a recipe, in the order of its cells.
+    """Gather what was measured of a recipe, in the order of its cells.
 
     Raises:
         DamagedError: a score is not as it was recorded.
@@ -46,6 +46,7 @@ def collect(store: Store, keys: Keys) -> Collected:
     failures, faults = raised(store), []
     for cell in (cell for group in groups(keys.recipe) for cell in cells(keys.recipe, group)):
         key, place = keys.row(cell), {"recipe": keys.recipe.hash, "entry": cell.entry}
+        # A record wins over a failure: a later attempt made it.
         if store.is_recorded(key):
             score = store.load(key)
             row = score["row"] | place

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, in processes of this machine, or on a Ray cluster.
+"""Engines run jobs: in this process, in processes of this machine, or on a Ray cluster.
 
 An engine takes a job and gives a future of how it went; all that a job needs and makes is in the store.
 """
@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 
+from marshtest.plumbing.device import threads
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
@@ -82,9 +83,9 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
     except Exception as error:
         if isinstance(error, StoreError) or not goes_on:
             raise
-        known = isinstance(error, MarshtestError)
         line = " ".join(str(error).split())
-        fault = line if known else f"{type(error).__name__}: {line}"
+        # Our own errors are sentences; of others the type says more than the text.
+        fault = line if isinstance(error, MarshtestError) else f"{type(error).__name__}: {line}"
         return Ended(fault, traceback.format_exc())
 
 
@@ -103,12 +104,8 @@ class InProcess:
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         future: Future[Ended] = Future()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(resources.cpus or threads)
-        try:
+        with threads(resources.cpus):
             future.set_result(attempt(self._worker, job, self._progress, goes_on=self._goes_on))
-        finally:
-            torch.set_num_threads(threads)
         return future
 
     def recover(self) -> None: ...
@@ -128,6 +125,7 @@ class Processes:
     """
 
     def __init__(self, url: str, workers: int | None, resources: Mapping[str, Resources]) -> None:
+        # Those that this process may use, where the system tells: often fewer than the machine has.
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         self._processors = processors or os.cpu_count() or 1
         _refuse(resources, [(float(self._processors), float(torch.cuda.device_count()))])
@@ -138,6 +136,7 @@ class Processes:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")  # imports torch once for all
         context.set_forkserver_preload([__name__])
+        # For the workers' start alone: what they start themselves has the driver's own environment.
         before = dict(os.environ)
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # read as a worker imports torch
         os.environ["PYTHONSAFEPATH"] = "1"  # or Python looks for torch in the working folder first
@@ -158,11 +157,12 @@ class Processes:
             return self._pool.submit(work, self._url, job, threads, os.getcwd())
 
     def recover(self) -> None:
-        if self._pool._broken:
+        if self._pool._broken:  # private, but an executor has no other sign that it takes no more
             self.close()
             self._pool = self._start()
 
     def close(self) -> None:
+        # Taken before the shutdown, which forgets them; it cancels what waits, and what runs goes on.
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -197,7 +197,7 @@ class Ray:
                 ray.init(
                     address=address,
                     log_to_driver=False,
-                    configure_logging=False,
+                    configure_logging=False,  # logging is the caller's
                     include_dashboard=False if address in (None, "local") else None,
                 )
         except Exception as error:
@@ -206,11 +206,13 @@ class Ray:
                 "Start one with `ray start --head`, or give its --address."
             ) from None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        # Asked here, since Ray would let such a job wait for a node that may yet come.
         try:
             _refuse(resources, [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes])
         except MarshtestError:
             self.close()
             raise
+        # As many as could run if each asked for one processor; of more, Ray itself lets some wait.
         self.slots = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
         self._work = ray.remote(work)
 
@@ -252,11 +254,13 @@ def _reach(address: str) -> None:
 
 @cache
 def _worker(url: str) -> Worker:
+    # One a process: the data, poisons and models that it has read serve the next job.
     return Worker(Store(url))
 
 
 def work(url: str, job: Job, threads: int, folder: str) -> Ended:
     """Do a job in a process of its own, in the driver's working folder if this machine has it."""
+    # Paths in recipes, and a user's modules, are looked for from where the command was given.
     if os.path.isdir(folder):
         os.chdir(folder)
     torch.set_num_threads(threads)
@@ -274,6 +278,6 @@ def _obey_the_driver(environment: Mapping[str, str]) -> None:
         driver = multiprocessing.parent_process()
         assert driver is not None
         driver.join()
-        os._exit(1)
+        os._exit(1)  # sys.exit would end this thread alone
 
     threading.Thread(target=watch, daemon=True).start()

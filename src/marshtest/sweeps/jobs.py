@@ -71,6 +71,7 @@ def distinct(recipes: Iterable[Keys], *, keep_models: bool) -> list[Job]:
     todo: list[Job] = []
     planned: set[str] = set()
     for job in (job for keys in recipes for job in jobs(keys, keep_models=keep_models)):
+        # By all that it makes: a recipe of fewer budgets may have planned a part of it.
         if not planned.issuperset(job.makes):
             todo.append(job)
             planned.update(job.makes)
@@ -78,7 +79,7 @@ def distinct(recipes: Iterable[Keys], *, keep_models: bool) -> list[Job]:
 
 
 def jobs(keys: Keys, *, keep_models: bool) -> Iterator[Job]:
-    """All jobs of a recipe, each behind those that it needs.
+    """The jobs of a recipe, each behind those that it needs.
 
     Args:
         keep_models: record the updated models too, not only their scores.
@@ -104,6 +105,7 @@ def _jobs_of_group(
     for role in trained(recipe):
         model = keys.model(role, group)
         yield Job("train", f"{role} model {place}", (model,), first, keys, group, role)
+    # `cells` gives the budgets of one trial one after the other, so equal ones are neighbours.
     for (role, _, _), of_model in itertools.groupby(cells(recipe, group), _by_model):
         rows = tuple(of_model)
         if role == Role.UPDATED:
@@ -118,11 +120,14 @@ def _by_model(cell: Cell) -> tuple[Role, int, int]:
 
 
 def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:
+    # The initial model is needed always: what a model spent is told as a share of its training, and the
+    # way to the retrained one begins at it.
     group, role = cell.group, cell.role
     initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
     model, twin = keys.model(role, group), keys.twin(role, group)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
+    # Each once: `model` may be one of the others.
     needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
     makes = (keys.score(model),)
     return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
@@ -151,7 +156,7 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     held_out = len(data.train) - kept
     tests = len(data.test)
     measured = recipe.attack.passes(poisons, tests) + tests + poisons + held_out
-    if job.kind == "features":
+    if job.kind == "features":  # done before all that is weighed; `explain` times its network
         return {"features": 0.0}
     if job.kind == "craft":
         steps, each = recipe.attack.crafting(poisons)
@@ -163,6 +168,7 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None
+    # The smaller budgets of an anytime method lie on the way to its largest.
     compute = max(job.budgets) if job.unlearner.anytime else sum(job.budgets)
     compute *= len(job.keys.arms(job.unlearner))
     return {"unlearn": compute * full * kept, "score": len(job.cells) * measured}

@@ -36,9 +36,12 @@ class Keys:
         values = recipe.model_dump(mode="json", include={"model", "training", "device"})
         data = recipe.data.model_dump(mode="json", exclude={"path"})
         measured_by = recipe.attack.model_dump(mode="json")
+        # Fields that only the scoring reads: with others, poisons and models serve again.
         made_by = {k: v for k, v in measured_by.items() if k not in recipe.attack.scoring}
+        # Texts are read for a trigger: all that hold it are kept.
         trigger = recipe.attack.trigger()
         read_for = None if trigger is None else asdict(trigger)
+        # Held-out samples are taken from the features, and change none of them.
         seen = {k: v for k, v in data.items() if k != "validation"}
         self._features = hashed([seen, content, recipe.device])
         self._world = hashed([values, data, content, read_for])
@@ -71,6 +74,7 @@ class Keys:
         self, group: Group, unlearner: Unlearner, budget: float, role: Role = Role.INITIAL
     ) -> str:
         """The key of a model after unlearning, from the model of `role`."""
+        # Named only if it is not the default: keys are older than the field.
         unit = self.recipe.budget_unit
         in_unit: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
         by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
@@ -78,6 +82,7 @@ class Keys:
 
     def score(self, model: str) -> str:
         """The key of a model's measures; its clean twin is determined by it."""
+        # As above: without metrics the key is what it was before there were any.
         metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
         beside = {"metrics": metrics} if metrics else {}
         return _key("score", model=model, attack=self._measured_by, **beside)
@@ -100,6 +105,7 @@ class Keys:
 
     def arms(self, unlearner: Unlearner) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""
+        # One that starts afresh ends with one model in both arms, and need not run twice.
         twins = self.recipe.attack.needs_twin and unlearner.looks_back
         return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 

@@ -147,6 +147,7 @@ class Standing:
 def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
     """How far a sweep is, by kind of job."""
     recorded = store.recorded()
+    # A lock outlives the record for a moment.
     running = _locked_by_the_living(store) - recorded
     failed = {name.removesuffix(".json") for name in store.names("failures")}
     by_kind: dict[str, Standing] = {}
@@ -164,6 +165,7 @@ def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
         else:
             of_kind.waiting += 1
     for kind, keys in finished.items():
+        # Spread over all of them: the first jobs of a sweep may be of its smallest variant.
         seconds = list(_seconds(store, keys[:: max(1, len(keys) // SAMPLED)]))
         by_kind[kind].seconds = fmean(seconds) if seconds else None
     return by_kind
@@ -176,7 +178,7 @@ def _locked_by_the_living(store: Store) -> set[str]:
     for name in store.names("locks"):
         with suppress(FileNotFoundError):  # released meanwhile
             if store.read(f"locks/{name}").decode() in alive:
-                keys.add(name.rpartition(".")[0])
+                keys.add(name.rpartition(".")[0])  # KEY of KEY.N
     return keys
 
 
@@ -246,6 +248,7 @@ def matching(rows: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[st
         known = {name for row in rows for name in row}
         if rows and key not in known:
             raise MarshtestError(f"rows: {unknown('column', key, known)}")
+        # As text too: YAML may have made a number or a mapping of what is text in the rows.
         rows = [row for row in rows if row.get(key) == value or str(row.get(key)) == str(value)]
     return rows
 
@@ -258,6 +261,7 @@ def is_done(store: Store, sweep: Sweep) -> bool:
         planned = Ledger.read(store, sweep.id)
     except FileNotFoundError:
         return False
+    # Another version may call the same work by other keys.
     return planned.made_by == made_by() and planned.keys <= store.recorded()
 
 
@@ -292,6 +296,7 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
     names += [f"records/{key}.json" for key in recorded - used]
     stages = store.names("stages")
     names += [f"stages/{key}" for key in stages - (recorded & used) - busy]
+    # What an unfinished stage has so far stays as long as a sweep wants the stage.
     names += [f"partial/{key}" for key in store.names("partial") - (used - recorded) - busy]
     failed = {name.removesuffix(".json") for name in store.names("failures")}
     names += [f"failures/{key}.json" for key in failed if key not in used or key in recorded]

@@ -22,7 +22,7 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.sweeps.store import Store
 
 BEAT = 5.0  # seconds
-DEAD_AFTER = 60.0  # seconds
+DEAD_AFTER = 60.0  # seconds, a dozen beats: a network's file system may show them late
 
 
 class Driver:
@@ -37,6 +37,7 @@ class Driver:
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> Self:
+        # Before any lock: a driver without a file of its own counts as dead.
         self._write(0)
         self._thread.start()
         return self
@@ -44,6 +45,7 @@ class Driver:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        # A store that cannot be written keeps the locks; that this process is gone frees them as well.
         with contextlib.suppress(MarshtestError):
             for key in list(self._held):
                 self.release(key)
@@ -92,7 +94,7 @@ class Driver:
     def _holder(self, key: str, turn: int) -> str:
         try:
             return self.store.read(f"locks/{key}.{turn}").decode()
-        except FileNotFoundError:
+        except FileNotFoundError:  # released meanwhile
             return ""
 
 
@@ -111,9 +113,11 @@ class Watched:
         except (FileNotFoundError, ValueError, KeyError, IsADirectoryError):
             return False
         if place == _place():
+            # By its beginning too: the number of a dead process may be another's by now.
             return bool(_began(pid) == began)
         beats, since = self._seen.get(driver, (-1, 0.0))
         now = time.monotonic()
+        # At first sight it counts as alive: that a number stands still takes a second look.
         if latest != beats:
             self._seen[driver] = (latest, now)
             return True
@@ -122,6 +126,7 @@ class Watched:
 
 def _place() -> str:
     """What tells machines apart: name, boot, and the namespace of their process numbers."""
+    # After another boot, or in another container, a process number means another process.
     parts = [platform.node()]
     for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with contextlib.suppress(OSError):
@@ -133,6 +138,8 @@ def _began(pid: int) -> str | None:
     """When a process of this machine was started, in the system's units; None if there is none."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
+        # Fields 3 and 22 of proc(5), counted from the last bracket: a process may have brackets and
+        # blanks in its name, which is field 2. A zombie (Z) is dead, and only not yet buried.
         state, began = (status.rpartition(")")[2].split()[place] for place in (0, 19))
         return None if state in "ZX" else began
     except OSError:

@@ -76,5 +76,6 @@ def _keys(variant: Variant, imports: bool) -> Keys:
         if not variant.axes:
             raise
         raise MarshtestError(f"grid, at {variant.label}: {error}") from None
+    # A digest takes a load, and that would run the user's code.
     foreign = isinstance(recipe.data, ForeignData)
     return Keys(recipe, None if foreign and not imports else content(recipe.data, None))

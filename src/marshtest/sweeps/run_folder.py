@@ -32,6 +32,7 @@ from marshtest.experiment.roles import ROW_NAMES, Role, trained
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
+from marshtest.plumbing.yaml_files import file_stem
 from marshtest.sweeps.collect import Collected
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import ALGORITHM
@@ -42,6 +43,7 @@ RAISED = "raised.log"
 DONE = "is done already; nothing was run."
 # What a user's callable does, and answers from outside: a recipe with others may go on in its folder.
 CODE = {"source", "answers"}
+ALSO = ",+"  # stay in names of files: axes are set off by commas, and some unlearners end in +
 
 
 def is_done(folder: Path) -> bool:
@@ -73,6 +75,7 @@ def refuse_anothers(
     if not (folder / ABOUT).exists():
         if folder.is_file():
             raise MarshtestError(f"{folder}: is a file, not a folder. Choose another --out.")
+        # Hidden files do not count: a lock of ours, and what systems leave.
         if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
             raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
         return None
@@ -134,6 +137,7 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "algorithm": ALGORITHM,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        # Threads split sums, and so change their last bits.
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "values": _values(recipe),
         **_shown(recipe),
@@ -205,6 +209,8 @@ def write_results(
     log = "\n".join(
         f"{fault['job']}: {fault['fault']}\n{fault['traceback']}" for fault in measured.raised
     )
+    # Written before the rows and removed after them: at no moment do rows of a failed attempt stand
+    # without it, which would pass for a run that is done.
     if log:
         write(log.encode(), folder / RAISED)
     write_rows(measured.rows, folder / FILE, {keys.recipe.hash: about})
@@ -234,8 +240,10 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     for cell in _models(keys.recipe):
         key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
         if cell.role == Role.UPDATED:
-            stem = f"{cell.group.name}-{file_stem(cell.unlearner)}-{cell.budget:g}"
-        taken[stem.casefold()] += 1  # trials of one unlearner are numbered
+            stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
+        # Trials of one unlearner are numbered, and names that differ in capitals alone: some file
+        # systems do not tell them apart.
+        taken[stem.casefold()] += 1
         number = taken[stem.casefold()]
         path = f"models/{stem}{f'-{number}' if number > 1 else ''}.safetensors"
         if store.is_recorded(key) and store.load(key)["files"]:  # else its unlearner gave no model
@@ -252,12 +260,7 @@ def _models(recipe: Recipe) -> Iterator[Cell]:
             yield Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0)
 
 
-def file_stem(label: str) -> str:
-    """A label as the beginning of a file's name."""
-    return "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in label)[:100]
-
-
 def folder_name(label: str, recipe: str) -> str:
     """A label as the name of a folder; with the recipe's hash where it cannot be taken as it is."""
-    stem = file_stem(label)
+    stem = file_stem(label, ALSO)
     return stem if stem == label else f"{stem}-{recipe}"

@@ -57,6 +57,7 @@ class Scheduler:
         self.failed: dict[int, str] = {}
         self.damaged: list[str] = []
         self._maker = {key: i for i, job in enumerate(jobs) for key in job.makes}
+        # What nothing builds on is wanted; the stages before are made only if one of these lacks them.
         needed = {key for job in jobs for key in job.needs}
         self._wanted = {i for i, job in enumerate(jobs) if needed.isdisjoint(job.makes)}
         self._recorded: set[str] = set()
@@ -150,7 +151,7 @@ class Scheduler:
                 self.store.remove(f"failures/{name}")
             else:
                 self.failed[i] = json.loads(self.store.read(f"failures/{name}"))["fault"]
-        self._ready = sorted(set(self._ready) - self.failed.keys())
+        self._ready = sorted(set(self._ready) - self.failed.keys())  # sorted, so a heap
 
     def _mend(self, key: str, what: str) -> None:
         """Have a damaged stage made again, before the jobs that need it."""
@@ -159,6 +160,7 @@ class Scheduler:
         self.store.forget(key)
         self._recorded.discard(key)
         self._wanted.add(self._maker[key])
+        # From the beginning: jobs that were ready may have to wait for it now.
         self._open_what_is_missing()
 
     # What happens to them
@@ -167,6 +169,7 @@ class Scheduler:
         """Do all jobs that can be done."""
         while self._ready or self._running:
             held = self._submit(engine)
+            # Others' locks are looked at again twice a second; without any, the end of a job is awaited.
             if self._running:
                 wait(self._running, LOOK_AGAIN if held else None, FIRST_COMPLETED)
             elif held:
@@ -183,6 +186,7 @@ class Scheduler:
             i = heapq.heappop(self._ready)
             if i not in self._open or i in self._running.values():
                 continue  # opened twice, after something damaged was found
+            # Locked first, and then asked: else another driver could record it in between.
             if not self._lock(i):
                 held.append(i)
             elif all(map(self.store.is_recorded, self.jobs[i].makes)):
@@ -196,6 +200,7 @@ class Scheduler:
 
     def _lock(self, i: int) -> bool:
         """Lock all that a job makes, or nothing."""
+        # Two drivers that each held half of a job's locks would wait for each other for ever.
         locked: list[str] = []
         for key in self.jobs[i].makes:
             if not self.driver.lock(key):
@@ -215,6 +220,7 @@ class Scheduler:
         except StoreError:
             raise
         except Exception as error:  # of the engine's: a worker was killed
+            # Tried again, since memory that ran out, or a machine that went, may be there next time.
             self._deaths[i] += 1
             engine.recover()
             if self._deaths[i] < DEATHS:

@@ -84,7 +84,7 @@ class Sweep(Settings):
     @property
     def base(self) -> dict[str, Any]:
         """The raw recipe that is varied."""
-        values = read_yaml(self.recipe, [], "recipes")
+        values = read_yaml(self.recipe, "recipes")
         for key, value in self.change.items():
             set_key(values, key, value)
         return values
@@ -92,6 +92,7 @@ class Sweep(Settings):
     @property
     def id(self) -> str:
         """The name, and a hash of all that can change a row."""
+        # `base` is what recipe and change come to, by whichever way it was asked for.
         beside = {"description", "recipe", "change", "resources", "name"}
         varied = self.model_dump(mode="json", exclude=beside)
         return f"{self.name}-{hashed([self.base, varied])[:8]}"
@@ -102,11 +103,12 @@ class Sweep(Settings):
         return _foreign([self.base, self.grid, self.zip])
 
     def variants(self) -> list[Variant]:
-        """All combinations, the last axis fastest."""
+        """The combinations of the axes' values, the last axis fastest."""
         axes = [[{key: value} for value in values] for key, values in self.grid.items()]
         for zipped in self.zip:
             rows = zip(*zipped.values(), strict=True)
             axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
+        # Copies, of values too: no two variants may share a mapping in which a key is then set.
         base, variants = self.base, []
         for combination in itertools.product(*axes):
             recipe, point = copy.deepcopy(base), dict[str, Any]()
@@ -118,7 +120,7 @@ class Sweep(Settings):
         return variants
 
 
-def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Sweep:
+def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep:
     """Make a sweep.
 
     Args:
@@ -130,10 +132,11 @@ def read_sweep(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
         MarshtestError: anything wrong with it, in one line.
     """
     kind = "recipes" if str(source) in shipped("recipes") else "sweeps"
-    values = read_yaml(source, [], kind)
+    values = read_yaml(source, kind)
     if "recipe" not in values:
         values = {"name": values["name"], "recipe": values}
     for key, value in map(parse_override, overrides):
+        # The rest keeps its dots: an axis is called by a key of the recipe.
         section, _, rest = key.partition(".")
         if section == "grid" and rest:
             values.setdefault("grid", {})[rest] = value
@@ -150,6 +153,8 @@ def _foreign(value: Any) -> bool:
         return "tensors" in value.values() or any(map(_foreign, parts))
     if isinstance(value, list | tuple):
         return any(map(_foreign, value))
+    # "pkg.mod:name"; a text that only looks like one costs a plan, one that was missed would give
+    # rows of yesterday's code.
     return isinstance(value, str) and ":" in value
 
 

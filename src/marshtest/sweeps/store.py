@@ -119,6 +119,7 @@ class Store:
         """Write a file that nobody wrote before; False where somebody did."""
         try:
             if self._local:
+                # A link fails where the name is taken; renaming would replace the other's file.
                 write_whole(Path(self._path(name)), data, os.link)
             else:
                 self._fs.pipe_file(self._path(name), data, mode="create")
@@ -140,7 +141,7 @@ class Store:
         try:
             if self._local:
                 return set(os.listdir(self._path(folder)))
-            self._fs.invalidate_cache()
+            self._fs.invalidate_cache()  # fsspec remembers; another driver may have written since
             paths = self._fs.ls(self._path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return set()
@@ -175,6 +176,7 @@ class Store:
         for name, data in files.items():
             self.write(f"stages/{key}/{name}", data)
         digests = {name: _digest(data) for name, data in files.items()}
+        # There and back, so that the digest is of what a reader will find: tuples are lists by then.
         record = json.loads(json.dumps({**values, "files": digests}, default=_plain))
         body = {"digest": hashed(record), "made": record}
         self.write(f"records/{key}.json", json.dumps(body, indent=1).encode())
@@ -212,6 +214,7 @@ class Store:
 
     def set_aside(self, key: str, name: str, data: bytes) -> None:
         """Keep what an unfinished stage has made so far."""
+        # Digest and data in one file: two files could be of two attempts.
         self.write(f"partial/{key}/{name}", f"{_digest(data)}\n".encode() + data)
 
     def was_set_aside(self, key: str, name: str) -> bytes | None:

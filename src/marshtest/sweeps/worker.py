@@ -31,6 +31,7 @@ from marshtest.experiment.protocol import (
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.models.state import restore
+from marshtest.plumbing.device import threads
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import Job
@@ -69,14 +70,16 @@ class Worker:
         """
         if job.kind == "features":
             self._make_features(job, progress)
-        elif job.kind == "train":
-            self._train(job, progress)
-        elif job.kind == "craft":
-            self._craft(job, progress)
-        elif job.kind == "score":
-            self._score(job)
-        else:
-            return self._unlearn(job, progress)
+            return ""
+        with threads(self.pipeline(job.keys).threads):
+            if job.kind == "unlearn":
+                return self._unlearn(job, progress)
+            if job.kind == "train":
+                self._train(job, progress)
+            elif job.kind == "craft":
+                self._craft(job, progress)
+            else:
+                self._score(job)
         return ""
 
     def pipeline(self, keys: Keys) -> Pipeline:
@@ -119,6 +122,7 @@ class Worker:
             model, trained = train(pipeline, job.group, poisoned, job.role, progress)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
         stored = pipeline.trainer.packed(model)
+        # Before it is recorded: under its key, a model that lost something would serve for good.
         refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
         self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
 
@@ -158,6 +162,7 @@ class Worker:
         """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
         assert job.unlearner is not None
         arms = job.keys.arms(job.unlearner)
+        # Not strict: models that are kept stand behind the scores.
         scores = dict(zip(job.budgets, job.makes, strict=False))
         subjects: dict[tuple[Role, float], Subject] = {}
         for done, role in enumerate(arms, 1):
@@ -169,9 +174,10 @@ class Worker:
             ]
             for budget, subject in self._updates(job, role, todo):
                 subjects[role, budget] = subject
+                # What raised is not recorded, so that the next attempt tries it again.
                 if job.keeps_models and not subject.trace:
                     self._record_updated(job, self._updated_key(job, budget, role), subject)
-            progress(done / (len(arms) + 1))
+            progress(done / (len(arms) + 1))  # measuring counts as one arm more
         faults = [
             self._measure_arms(
                 job,
@@ -241,6 +247,7 @@ class Worker:
         trained = self._fit(job.keys.model(Role.INITIAL, job.group))
         row = measure(pipeline, job.group, poisoned, subject, trained, None).row
         fault = f"{subject.unlearner} {subject.note}"
+        # The row stands in the failure, not in a record: reports show it, and it is tried again.
         values = {"job": job.label, "fault": fault, "traceback": subject.trace, "row": row}
         self.store.write(f"failures/{key}.json", json.dumps(values, indent=1).encode())
         return fault
@@ -267,6 +274,7 @@ class Worker:
         trainer = self.pipeline(job.keys).trainer
         files = {} if model is None else {"model.safetensors": trainer.packed(model)}
         values = {"cost": vars(subject.cost), "note": subject.note}
+        # Budgets that go in one call cannot be timed from outside; the harness timed each.
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
 
@@ -284,7 +292,7 @@ class Worker:
         return Subject(Role.UPDATED, job.unlearner.name, budget, model, cost, parameters, note)
 
     def _data(self, keys: Keys) -> Dataset:
-        if self._in_memory is not None:
+        if self._in_memory is not None:  # a caller's data, whose digest is in the keys
             return self._in_memory
         recipe, trigger, key = keys.recipe, keys.recipe.attack.trigger(), keys.features
 
@@ -298,6 +306,7 @@ class Worker:
                 return Dataset(values["name"], train, test, values["classes"])
             return data_of(recipe.data, recipe.device, model=recipe.model, trigger=trigger)
 
+        # With the model, whose tokenizer makes samples of texts.
         named = [recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")]
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
 
@@ -329,6 +338,7 @@ class Worker:
         """Make something once; the last `count` of a sort stay in memory."""
         latest = self._latest.setdefault(what, {})
         if name not in latest:
+            # Room first: both at once may not fit the memory.
             while len(latest) >= count:
                 del latest[next(iter(latest))]
             latest[name] = make()

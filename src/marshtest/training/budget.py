@@ -48,7 +48,7 @@ class BudgetSpent(BaseException):
     """Stops an unlearner at its limit; no Exception, so that `except Exception` cannot hide it."""
 
 
-@cache
+@cache  # asked of every operation of a training
 def _treatment(operation: Any) -> tuple[bool, Formula | None]:
     """Whether an operation must be taken apart to be counted; if not, its formula.
 
@@ -91,6 +91,7 @@ class _Watch(TorchDispatchMode):
         started = time.perf_counter()
         out = func(*args, **kwargs)
         seconds = time.perf_counter() - started
+        # Afterwards, since formulas look at the output; if that passes the limit, `out` is not returned.
         flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
         for meter in Meter.open:
             meter.add(flops, seconds)
@@ -144,7 +145,7 @@ class Meter:
         if not any(isinstance(mode, _Watch) for mode in _get_current_dispatch_mode_stack()):
             self._watch = _Watch()  # type: ignore[no-untyped-call]
             self._watch.__enter__()  # type: ignore[no-untyped-call]
-        Meter.open = (*Meter.open, self)
+        Meter.open = (*Meter.open, self)  # a new tuple: threads may be running through the old one
         threading.Thread.start = _start_watched  # type: ignore[method-assign, assignment]
         return self
 
@@ -253,13 +254,15 @@ class Budget:
     @property
     def unseen_seconds(self) -> float:
         """CPU seconds, of this process and its ended children, outside the operations that were seen."""
+        # An operation may use every thread, so the wall time within it counts for each of them.
         within = self._meter.seconds * torch.get_num_threads()
         return self._cpu_seconds - within - OVERHEAD * self._meter.operations
 
     @property
     def mismatch(self) -> str:
         """One line if much ran that was not counted, else ""; to be read once the budget is closed."""
-        if self.unseen_seconds < 1 + self.training_seconds / 2:  # a second for what the method itself imports late
+        # A second beside, for what the method itself imports late.
+        if self.unseen_seconds < 1 + self.training_seconds / 2:
             return ""
         return UNSEEN.format(self.unseen_seconds, self.training_seconds)
 
@@ -354,6 +357,7 @@ class Budget:
             )
         start, done = self._passed, 0
         for batch in batches:
+            # Rounded: a part of an epoch ends with the nearest whole mini-batch.
             while self._milestones and done >= round((self._milestones[0] - start) * epoch):
                 milestone = self._milestones.pop(0)
                 if self._reached is not None and done:  # before the first step no model was run
@@ -374,7 +378,7 @@ class Budget:
 
 
 def _cpu_seconds() -> float:
-    return sum(os.times()[:4])
+    return sum(os.times()[:4])  # user, system, and both of ended children; the fifth is wall time
 
 
 def flops_of(work: Callable[[], object]) -> int:

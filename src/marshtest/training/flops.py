@@ -104,9 +104,8 @@ def _outer(*_: Any, out_val: Tensor, **__: Any) -> int:
 def _linear_backward(
     x: Tensor, grad: Tensor, weight: Tensor, mask: Sequence[bool], **_: Any
 ) -> int:
-    return (
-        2 * x.numel() * weight.shape[0] * sum(mask[:2])
-    )  # by input and weight; the bias's is free
+    # The mask asks for the gradients by input, weight and bias; the bias's is a sum, and free.
+    return 2 * x.numel() * weight.shape[0] * sum(mask[:2])
 
 
 def _matmul_backward(grad: Tensor, a: Tensor, b: Tensor, mask: Sequence[bool], **_: Any) -> int:
@@ -198,9 +197,8 @@ def _conv(x: Tensor, weight: Tensor, *rest: Any, out_val: Tensor, **_: Any) -> i
 
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **_: Any) -> int:
     """Cost of the gradients by input and weight, those that the mask asks for; each is a forward's."""
-    transposed = next(
-        value for value in rest if isinstance(value, bool)
-    )  # comes at different places
+    # Overloads have it at different places.
+    transposed = next(value for value in rest if isinstance(value, bool))
     return convolution(x if transposed else grad, weight) * int(sum(rest[-1][:2]))
 
 
@@ -226,13 +224,9 @@ def _conv_packed(x: Tensor, packed: Any, *_: Any, out_val: Tensor, **__: Any) ->
 # Recurrent layers: every token passes each weight matrix once, and gates are elementwise
 
 
-def _recurrent(x: Tensor, weights: Sequence[Tensor]) -> int:
+def _recurrent(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
     matrices = sum(weight.numel() for weight in weights if weight.dim() == 2)
     return 2 * (x.numel() // x.shape[-1]) * matrices
-
-
-def _rnn(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
-    return _recurrent(x, weights)
 
 
 def _rnn_backward(x: Tensor, weights: Sequence[Tensor], *rest: Any, **_: Any) -> int:
@@ -505,7 +499,7 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
         lambda x, weight, *_, out_val, **__: 2 * out_val[..., 0].numel() * weight.numel(),
         "conv_tbc",
     ),
-    (_rnn, "_cudnn_rnn miopen_rnn"),
+    (_recurrent, "_cudnn_rnn miopen_rnn"),
     (_rnn_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
     (_rnn_layer(1), "mkldnn_rnn_layer"),
     (_rnn_layer(2), "mkldnn_rnn_layer_backward"),

@@ -85,7 +85,7 @@ def chosen_precision(training: Training, model: nn.Module, device: torch.device)
 
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))  # emulation is slow
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported()
     return False
@@ -132,9 +132,10 @@ def fit(
     with seeded(derive(seed, "costs")):
         flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], objective)
     optimizer = training.optimizer_for(model)
+    # Order and augmentation have a generator of their own: how much a model's dropout draws moves neither.
     rng = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
-    step = seen = 0
+    step = trained_samples = 0
     started = time.perf_counter()
     model.train()
     with seeded(derive(seed, "dropout")):
@@ -144,10 +145,11 @@ def fit(
                 loss = objective(model, batch).mean()
                 descend(optimizer, loss)
                 step += 1
-                seen += len(batch)
+                trained_samples += len(batch)
+            # Once an epoch, since .item() makes the CPU wait for the GPU.
             _stop_if_diverged(loss.item(), epoch, training)
             progress((epoch + 1) / training.epochs)
-    flops = seen * flops_per_trained_sample
+    flops = trained_samples * flops_per_trained_sample
     return Fit(Cost(flops / flops_per_pass, flops, time.perf_counter() - started), flops_per_pass)
 
 
@@ -167,7 +169,7 @@ def fit_within(
     """
     objective = objective or task.loss
     optimizer = training.optimizer_for(model)
-    start = budget.progress
+    start = budget.progress  # the method may have spent a part before
     epoch = task.batches_per_epoch(samples, training.batch_size)
     model.train()
     for batch in budget.stream(task.batches(samples, training.batch_size, seed), epoch):
@@ -193,6 +195,7 @@ def _costs(model: nn.Module, batch: Samples, objective: Objective) -> tuple[floa
     with torch.no_grad():
         forward = flops_of(lambda: objective(model, batch))
     step = flops_of(
+        # A parameter may have no part in the loss, as a pooler whose output nobody reads.
         lambda: torch.autograd.grad(objective(model, batch).sum(), free, allow_unused=True)
     )
     return forward / len(batch), step / len(batch)

@@ -98,9 +98,9 @@ class Task(ABC):
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         """The model's output for inputs [B, ...] of the batch, in float32."""
 
-    @abstractmethod
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
-        """[B, C] the logits that the label is read from."""
+        """[B, C] the logits that the label is read from; by default the outputs themselves."""
+        return outputs
 
     @abstractmethod
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -111,6 +111,7 @@ class Task(ABC):
 
         Perturbations are added to the inputs, so nothing in the copy tells a poison from its base.
         """
+        # Scaling needs no model; texts, which need the model's embedding, override this.
         inputs = self.inputs(nn.Identity(), samples).detach().clone()
         return Samples(inputs, samples.y.clone(), samples.ids.clone())
 
@@ -144,6 +145,7 @@ class Task(ABC):
 
         A last batch of a single sample is left out if other batches are larger: BatchNorm cannot take it.
         """
+        # Drawn on the CPU, so that all devices shuffle alike.
         order = torch.randperm(len(samples), generator=rng).to(samples.y.device)
         for index in order.split(batch_size):
             if len(index) > 1 or batch_size == 1 or len(samples) == 1:
@@ -205,10 +207,8 @@ class Classification(Task):
         images = inputs.dim() == 4 and self.channels_last
         layout = torch.channels_last if images else torch.contiguous_format
         with self.autocast(inputs.device):  # on a copy, since a model may write into its input
+            # Losses and scores need float32: bfloat16 keeps two to three digits.
             return logits_in(model(inputs.clone(memory_format=layout))).float()
-
-    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
-        return outputs
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         return F.cross_entropy(outputs, batch.y, reduction="none")
@@ -248,9 +248,6 @@ class Regression(Task):
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         outputs: Tensor = model(inputs.clone())
-        return outputs
-
-    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         return outputs
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
@@ -297,6 +294,7 @@ class Language(Task, ABC):
 
         A text's noise is no part of its tokens, so the tokens alone would tell the clean base.
         """
+        # By rows, not by noise: the twin's bases have noise of zeros, and are to look like poisons.
         if samples.perturbation_rows is not None and bool(samples.perturbation_rows.any()):
             return sealed(samples)
         return Samples(samples.x.clone(), samples.y.clone(), samples.ids.clone())
@@ -311,6 +309,7 @@ class Language(Task, ABC):
         perturbation = opened(batch).perturbation()
         if perturbation is None:
             return embedded
+        # A negative width cuts: batches end at their longest text, and a label's token may come behind.
         return embedded + F.pad(perturbation, (0, 0, 0, embedded.shape[1] - perturbation.shape[1]))
 
     def _logits(self, model: Callable[..., Any], inputs: Tensor, **options: Any) -> Tensor:
@@ -318,7 +317,8 @@ class Language(Task, ABC):
             return logits_in(model(inputs_embeds=inputs.clone(), **options)).float()
 
     def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
-        """The batch cut to its longest text, which changes nothing but the time."""
+        """The batch cut to its longest text."""
+        # No result depends on padding, and attention costs the square of the length.
         longest = int(self.lengths(batch).max())
         readable = opened(batch)
         cut = replace(readable, x=readable.x[:, :longest])
@@ -340,9 +340,6 @@ class TextClassification(Language):
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         mask = (opened(batch).x != self.padding).to(torch.int64)
         return self._logits(model, inputs, attention_mask=mask)
-
-    def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
-        return outputs
 
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         return F.cross_entropy(outputs, batch.y, reduction="none")
@@ -371,11 +368,9 @@ class LabelWord(Language):
         return tokens.scatter(1, self.lengths(batch)[:, None], batch.y[:, None])
 
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        """Logits [B, T + 1, V] over the vocabulary; [B, V] those of the label if `label_only`.
-
-        A causal model reads no padding to the right of the tokens whose logits count, so it needs no mask,
-        and attention without a mask is faster.
-        """
+        """Logits [B, T + 1, V] over the vocabulary; [B, V] those of the label if `label_only`."""
+        # No mask: a causal model reads no padding to the right of the tokens whose logits count, and
+        # attention is faster without one.
         if not self.label_only:
             return self._logits(model, inputs)
         # The model computes logits at all places where some text of the batch ends. They are few, since
@@ -395,10 +390,7 @@ class LabelWord(Language):
             return F.cross_entropy(outputs, batch.y, reduction="none")
         following = F.pad(self.tokens(batch)[:, 1:], (0, 1), value=self.padding)  # [B, T + 1]
         losses = F.cross_entropy(
-            outputs.flatten(0, 1),
-            following.flatten(),
-            ignore_index=self.padding,
-            reduction="none",
+            outputs.flatten(0, 1), following.flatten(), ignore_index=self.padding, reduction="none"
         )
         return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
 

@@ -68,7 +68,7 @@ def parse_trials(entry: Entry) -> tuple[Unlearner, ...]:
         return (Custom.wrap(entry),)
     if not isinstance(entry, Sequence) or not entry:
         raise _misshapen(entry)
-    return tuple(_trial(trial) for trial in entry)
+    return tuple(map(_parse, entry))  # the form in which a recipe stores a search
 
 
 def _combinations(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -83,25 +83,18 @@ def _combinations(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield dict(zip(entry, combination, strict=True))
 
 
-def _trial(trial: Any) -> Unlearner:
-    """One trial of a search, which a recipe stores as a list of its trials."""
-    if isinstance(trial, Unlearner):
-        return trial
-    if not isinstance(trial, Mapping):
-        raise _misshapen(trial)
-    return _parse(trial)
-
-
 def _misshapen(entry: Any) -> MarshtestError:
     return MarshtestError(
         f"unlearners: an entry is a name, a mapping with a name, or a list of such mappings. Got {entry!r}."
     )
 
 
-def _parse(values: Mapping[str, Any]) -> Unlearner:
-    name = values.get("name")
+def _parse(values: Any) -> Unlearner:
+    if isinstance(values, Unlearner):
+        return values
+    name = values.get("name") if isinstance(values, Mapping) else None
     if not isinstance(name, str):
-        raise _misshapen(dict(values))
+        raise _misshapen(values)
     if ":" in name:
         check_spec(name, "unlearners")
         if "options" in values:  # the long form, in which recipes are stored

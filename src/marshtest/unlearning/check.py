@@ -38,11 +38,7 @@ from marshtest.unlearning import Custom, Unlearner
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
 WEIGHT_DECAY = 5e-4  # the unlearners' own, so that they minimise the convex problem's objective
-SCALES = (
-    5.0,
-    1.5,
-    0.5,
-)  # standard deviations of a convex problem's inputs, for small rates to large
+SCALES = (5.0, 1.5, 0.5)  # standard deviations of a convex problem's inputs: small rates to large
 SHARES = (0.003, 0.03, 0.3)  # of the compute of a convex problem's training, 300 epochs
 NEARER = 0.8  # of the first excess; one random step in 300 comes as near, descent and ascent nearer
 
@@ -63,9 +59,9 @@ def check_unlearner(
     Raises:
         MarshtestError: an unknown kind of data, or an unlearner that does not take its hyper-parameters.
     """
-    made = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
+    method = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
     refuse_unknown_kinds(on)
-    return [fact for kind in KINDS if kind in on for fact in _facts(made, kind)]
+    return [fact for kind in KINDS if kind in on for fact in _facts(method, kind)]
 
 
 def _facts(unlearner: Unlearner, kind: str) -> Iterator[Fact]:
@@ -92,15 +88,8 @@ class Problem:
     def run(self, unlearner: Unlearner, share: float, seed: int = 0) -> Outcome:
         """Unlearn within a share of the training's cost."""
         budget = Budget(share * self.passes, self.flops_per_pass)
-        return unlearn(
-            unlearner,
-            self.model,
-            self.retain,
-            self.forget,
-            task=self.task,
-            budgets=[budget],
-            seed=seed,
-        )[0]
+        sets = self.retain, self.forget
+        return unlearn(unlearner, self.model, *sets, task=self.task, budgets=[budget], seed=seed)[0]
 
 
 RUNS = f"{BEGINS}a model"
@@ -108,9 +97,9 @@ RUNS = f"{BEGINS}a model"
 
 def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fact]:
     fact = partial(Fact.of, kind)
-    given = copy.deepcopy(problem.model)
-    seen = _Given()
-    outcome = problem.run(seen.watching(unlearner), 0.5)
+    before = copy.deepcopy(problem.model)
+    arguments = _Arguments()
+    outcome = problem.run(arguments.watching(unlearner), 0.5)
     stopped, model = outcome.note.startswith(STOPPED), outcome.model
     yield fact(RUNS, model is not None, outcome.note)
     if model is None:
@@ -122,25 +111,25 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     )
     yield fact(
         "leaves the model passed in as it was",
-        same_tensors(seen.state(), given.state_dict()),
+        same_tensors(arguments.state(), before.state_dict()),
         "train a copy: model = copy.deepcopy(model)",
     )
     yield fact(
         "leaves the samples passed in as they were",
-        seen.samples_kept(),
+        arguments.samples_unchanged(),
         "clone a tensor before it is changed in place: retain.x.clone()",
     )
     yield fact(
         "shares no weights with the model passed in",
-        not _storages(model) & seen.storages,
+        not _storages(model) & arguments.storages,
         "copy.copy(model) is not enough, copy.deepcopy(model) is",
     )
     yield fact(
         "changes the model",
-        not same_tensors(model.state_dict(), given.state_dict()),
+        not same_tensors(model.state_dict(), before.state_dict()),
         "what it returned has the weights of what it was given",
     )
-    thawed = _thawed(model, given)
+    thawed = _thawed(model, before)
     yield fact(
         "leaves frozen parameters as they were",
         not thawed,
@@ -154,8 +143,8 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     )
 
 
-class _Given:
-    """Keeps hold of the very model and samples that the harness passes in, to look at them afterwards."""
+class _Arguments:
+    """The very model and samples that the harness passes to an unlearner, to be looked at afterwards."""
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
@@ -174,7 +163,7 @@ class _Given:
     def state(self) -> dict[str, Tensor]:
         return {} if self.model is None else self.model.state_dict()
 
-    def samples_kept(self) -> bool:
+    def samples_unchanged(self) -> bool:
         return _bits(self.samples) == self.bits
 
 
@@ -202,10 +191,10 @@ def nears_retraining(unlearner: Unlearner, kind: str = "features") -> Fact:
 
 def images() -> Problem:
     """64 noisy images of four classes, and a small convolutional network."""
-    draws = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     y = torch.arange(64) % 4
-    patterns = torch.randn(4, 3, 8, 8, generator=draws)
-    x = patterns[y] + 0.5 * torch.randn(64, 3, 8, 8, generator=draws)
+    patterns = torch.randn(4, 3, 8, 8, generator=rng)
+    x = patterns[y] + 0.5 * torch.randn(64, 3, 8, 8, generator=rng)
     samples = Samples(x, y, torch.arange(64))
     with seeded(2):
         stem = nn.Conv2d(3, 8, 3, padding=1)
@@ -257,10 +246,10 @@ class TinyLM(nn.Module):
 
 def text() -> Problem:
     """64 prompts of two kinds of tokens, of unequal length; the label word says which kind."""
-    draws = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     kind = torch.arange(64) % 2
-    words = torch.randint(3, 8, (64, 6), generator=draws) + 5 * kind[:, None]
-    lengths = torch.randint(3, 7, (64, 1), generator=draws)
+    words = torch.randint(3, 8, (64, 6), generator=rng) + 5 * kind[:, None]
+    lengths = torch.randint(3, 7, (64, 1), generator=rng)
     x = words.masked_fill(torch.arange(6) >= lengths, 0)
     samples = Samples(x, 1 + kind, torch.arange(64))
     training = Training(epochs=20, batch_size=16, lr=0.3)
@@ -281,23 +270,18 @@ def _trained(
 
     with seeded(0):
         model = new_model()
-    done = fit(model, samples, task, training, 0)
-    return Problem(
-        model,
-        samples[forget:],
-        samples[:forget],
-        _equipped(task, new_model, training),
-        done.cost.passes,
-        done.flops_per_pass,
-    )
+    trained = fit(model, samples, task, training, 0)
+    equipped = _equipped(task, new_model, training)
+    cost = trained.cost.passes, trained.flops_per_pass
+    return Problem(model, samples[forget:], samples[:forget], equipped, *cost)
 
 
-def _equipped(task: Task, new_model: Callable[[], nn.Module], training: Training) -> Task:
+def _equipped(task: Task, make: Callable[[], nn.Module], training: Training) -> Task:
     """The task with all that an unlearner finds in it in a run; nothing is held out."""
 
-    def fresh(seed: int) -> nn.Module:
+    def new_model(seed: int) -> nn.Module:
         with seeded(seed):
-            return new_model()
+            return make()
 
     def train(
         samples: Samples,
@@ -308,15 +292,15 @@ def _equipped(task: Task, new_model: Callable[[], nn.Module], training: Training
         objective: Objective | None = None,
         **changes: Any,
     ) -> nn.Module:
-        trained = fresh(seed) if start is None else copy.deepcopy(start)
+        model = new_model(seed) if start is None else copy.deepcopy(start)
         own = training.changed(**changes)
         if budget is None:
-            fit(trained, samples, task, own, seed, objective=objective)
+            fit(model, samples, task, own, seed, objective=objective)
         else:
-            fit_within(trained, samples, task, own, seed, budget, objective)
-        return trained
+            fit_within(model, samples, task, own, seed, budget, objective)
+        return model
 
-    return replace(task, train=train, new_model=fresh, optimizer_for=training.optimizer_for)
+    return replace(task, train=train, new_model=new_model, optimizer_for=training.optimizer_for)
 
 
 class _Linear(nn.Module):
@@ -354,16 +338,16 @@ def convex(kind: str = "features", scale: float = SCALES[0]) -> tuple[Problem, n
         kind: samples are features [N, 12], images [N, 3, 2, 2] or texts [N, 4] of 100 words.
         scale: standard deviation of the features.
     """
-    draws = torch.Generator().manual_seed(4)
-    features = torch.randn(400, 12, generator=draws)  # x, but for texts
-    truth = torch.randn(12, 3, generator=draws)
-    noise = -torch.rand(400, 3, generator=draws).log().log().neg()  # Gumbel: labels from softmax
+    rng = torch.Generator().manual_seed(4)
+    features = torch.randn(400, 12, generator=rng)  # x, but for texts
+    truth = torch.randn(12, 3, generator=rng)
+    noise = -torch.rand(400, 3, generator=rng).log().log().neg()  # Gumbel: labels from softmax
     task: Task = Classification()
     make: Callable[[], nn.Module] = lambda: _Linear(12, 3)  # noqa: E731
     x = scale * (features.view(-1, 3, 2, 2) if kind == "images" else features)
     if kind == "text":
-        words = nn.Embedding.from_pretrained(2 * scale * torch.randn(101, 12, generator=draws))
-        x = torch.randint(1, 101, (400, 4), generator=draws)
+        words = nn.Embedding.from_pretrained(2 * scale * torch.randn(101, 12, generator=rng))
+        x = torch.randint(1, 101, (400, 4), generator=rng)
         features = words(x).mean(1) / scale
         task, make = TextClassification(padding=0), lambda: _BagOfWords(words, 3)
     y = (features @ truth + noise).argmax(1)
@@ -413,20 +397,20 @@ def objective(model: nn.Module, samples: Samples, task: Task) -> Tensor:
 
 @torch.no_grad()
 def _excess(model: nn.Module, answer: nn.Module, problem: Problem) -> float:
-    given = problem.retain, problem.task
-    return float(objective(model, *given) - objective(answer, *given))
+    retain_loss = partial(objective, samples=problem.retain, task=problem.task)
+    return float(retain_loss(model) - retain_loss(answer))
 
 
 def _storages(model: nn.Module) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
 
 
-def _thawed(model: nn.Module, given: nn.Module) -> list[str]:
+def _thawed(model: nn.Module, before: nn.Module) -> list[str]:
     """Names of frozen parameters that are not as they were."""
     after = dict(model.named_parameters())
     return [
         name
-        for name, parameter in given.named_parameters()
+        for name, parameter in before.named_parameters()
         if not parameter.requires_grad
         if name not in after or not torch.equal(after[name], parameter)
     ]

@@ -66,10 +66,10 @@ class NegGradPlus(GradientUnlearner):
     ) -> nn.Module:
         model = copy.deepcopy(model).train()
         optimizer = self.optimizer_for(model)
-        kept = task.batches(retain, self.batch_size, derive(seed, "retain"))
+        retained = task.batches(retain, self.batch_size, derive(seed, "retain"))
         forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
-        epoch = task.batches_per_epoch(retain, self.batch_size)
-        for keep, drop in budget.stream(zip(kept, forgotten, strict=True), epoch):
+        epoch = task.batches_per_epoch(retain, self.batch_size)  # forget batches come round in it
+        for keep, drop in budget.stream(zip(retained, forgotten, strict=True), epoch):
             retain_loss, forget_loss = task.loss(model, keep), task.loss(model, drop)
             descend(
                 optimizer, self.beta * retain_loss.mean() - (1 - self.beta) * forget_loss.mean()

@@ -68,6 +68,7 @@ class NoisyGradientDescent(GradientUnlearner):
         rng = generator(seed, "noise")
         epoch = task.batches_per_epoch(retain, self.batch_size)
         for batch in budget.stream(task.batches(retain, self.batch_size, seed), epoch):
+            # `descend`, with the noise between gradient and step.
             optimizer.zero_grad()
             task.loss(model, batch).mean().backward()
             self.add_noise(optimizer, rng)
@@ -80,5 +81,6 @@ class NoisyGradientDescent(GradientUnlearner):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
+                    # Drawn on the CPU, so that all devices add the same noise.
                     noise = torch.randn(parameter.shape, generator=rng)
                     parameter.grad.add_(noise.to(parameter.device), alpha=deviation)

@@ -64,6 +64,7 @@ def unlearn(
         MarshtestError: the model cannot be copied.
     """
     outcomes: dict[float, Outcome] = {}
+    # The largest first: a run of an anytime method passes the models of the smaller ones.
     for budget in sorted(budgets, key=lambda b: b.size, reverse=True):
         if budget.size not in outcomes:
             smaller = [b.size for b in budgets if b.size < budget.size]
@@ -87,6 +88,7 @@ def _run(
 ) -> tuple[Outcome, dict[float, Outcome]]:
     """(the outcome, the outcomes at the milestones that were passed, by their sizes)."""
     start, judge = copied(model), _Judge(model, retain[:2], task, seed)
+    # Copies, and made before the budget opens: the harness's own work is not the method's to pay for.
     sets = [task.given(samples) for samples in (retain, forget)]
     held_out = None if task.held_out is None else task.given(task.held_out)
     witness = _Witness(start)
@@ -95,16 +97,15 @@ def _run(
     note = trace = ""
     budget.on_the_way(milestones, snapshots.take)
     try:
+        # The budget is the innermost, so that it counts the unlearner's work and no other.
         with seeded(seed), witness, budget:
             updated = unlearner(
                 start, *sets, task=replace(task, held_out=held_out), budget=budget, seed=seed
             )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
-    except MarshtestError as error:  # its line says what is to be done
-        note, trace = str(error), traceback.format_exc()
-    except (Exception, SystemExit) as error:
-        note = raised(error)
+    except (Exception, SystemExit) as error:  # not Ctrl-C, with which the user stops the run
+        note = str(error) if isinstance(error, MarshtestError) else raised(error)
         trace = traceback.format_exc()
     total = snapshots.cost()
     if updated is not None and updated is not witness.last:
@@ -137,6 +138,7 @@ class _Snapshots:
     def take(self, milestone: float) -> None:
         """Copy the model as it is now; what is copied counts neither as operations nor as time."""
         cost, started = self.cost(), time.perf_counter()
+        # Only the state is taken over: the method may have put hooks on the model that it trains.
         snapshot = copied(self._start)
         restore(snapshot, state_of(self._witness.last))
         self.taken[milestone] = snapshot, cost
@@ -164,6 +166,7 @@ class _Judge:
         if not all(self._sound(name, value) for name, value in updated.state_dict().items()):
             return Outcome(None, cost, "NaN or infinite weights")
         try:
+            # One seed for both questions: an answer that differs is drawn, or counts the questions.
             with seeded(self._seed):
                 first, second = self._ask(updated), self._ask(updated)
         except Exception as error:
@@ -203,6 +206,7 @@ class _Judge:
 
 def _hooks_of(module: nn.Module | None) -> int:
     """How many functions stand between a module's call and its class's forward."""
+    # A `forward` in the instance hides the class's, and is no hook by name.
     inside = {} if module is None else vars(module)
     return sum(len(inside.get(name, ())) for name in HOOKS) + ("forward" in inside)
 
@@ -211,12 +215,10 @@ class _Witness:
     """A witness that remembers the model of the last training step, in case the unlearner is stopped.
 
     An unlearner that is stopped returns nothing, and it may have worked on any copy of the model that it
-    was given. So every forward of the process is watched. The model in the making is taken to be the last
-    one of the same class and shapes that ran with gradients and had parameters to train: that leaves out
-    a frozen teacher, a model that is only scored, and layers inside the model.
+    was given. So every forward of the process is watched.
 
     Attributes:
-        last: that model; the one that the unlearner was given, if none was trained.
+        last: the last model that ran and can be the one in the making; else the one that was passed in.
     """
 
     def __init__(self, start: nn.Module) -> None:
@@ -235,9 +237,9 @@ class _Witness:
         if (
             type(module) is self._type
             and module is not self.last
-            and torch.is_grad_enabled()
-            and any(p.requires_grad for p in module.parameters())
-            and _shapes(module) == self._shapes
+            and torch.is_grad_enabled()  # a model that is only scored runs without
+            and any(p.requires_grad for p in module.parameters())  # a teacher is frozen
+            and _shapes(module) == self._shapes  # a layer inside may be of the model's class
         ):
             self.last = module
 

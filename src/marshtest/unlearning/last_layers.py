@@ -66,7 +66,7 @@ class _LastLayers(GradientUnlearner, ABC):
         budget: Budget,
         seed: int,
     ) -> nn.Module:
-        _LastLayers.check(self, model)
+        _LastLayers.check(self, model)  # not self.check: EUk's builds models, as `prepare` will
         trained = copy.deepcopy(model)
         last = weight_layers(trained)[-self.k :]
         self.prepare(trained, last, task.new_model, derive(seed, "reset"))
@@ -122,6 +122,7 @@ def trainable(module: nn.Module) -> bool:
 def free_only(model: nn.Module, layers: Layers) -> None:
     """Freeze the model's parameters and BatchNorm statistics, but for unfrozen ones of the layers."""
     modules = [module for layer in layers for module in layer]
+    # Read before eval() and requires_grad_(False) below overwrite what it is read from.
     modes = {module: any(p.requires_grad for p in module.parameters()) for module in modules}
     free = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
     model.eval().requires_grad_(False)
@@ -149,7 +150,7 @@ def _resets(module: nn.Module) -> bool:
         return False
     trial = copy.deepcopy(module)
     for parameter in trial.parameters(recurse=False):
-        parameter.fill_(torch.nan)
+        parameter.fill_(torch.nan)  # stays where reset does not draw
     with seeded(0):
         reset(trial)
     return all(bool(p.isfinite().all()) for p in trial.parameters(recurse=False))

@@ -36,9 +36,7 @@ class Outside(Unlearner):
 
     name: str = "outside"
     folder: str = Field(min_length=1)  # holds what is handed out, and the answers
-    answers: str = (
-        ""  # eight hex digits, the digest of all answers in the folder; not for you to give
-    )
+    answers: str = ""  # digest of all answers in the folder, eight hex digits; not for you to give
 
     def imported(self) -> Self:
         """The same unlearner with the digest of the answers in its folder.

@@ -68,10 +68,10 @@ class Scrub(GradientUnlearner):
     ) -> nn.Module:
         teacher, student = copy.deepcopy(model).eval(), copy.deepcopy(model).train()
         optimizer = self.optimizer_for(student)
-        kept = task.batches(retain, self.batch_size, derive(seed, "retain"))
+        retained = task.batches(retain, self.batch_size, derive(seed, "retain"))
         forgotten = task.batches(forget, self.batch_size, derive(seed, "forget"))
         epoch = task.batches_per_epoch(retain, self.batch_size)
-        for keep, drop in budget.stream(zip(kept, forgotten, strict=True), epoch):
+        for keep, drop in budget.stream(zip(retained, forgotten, strict=True), epoch):
             near, loss = divergence_and_loss(teacher, student, keep, task, self.temperature)
             far, _ = divergence_and_loss(teacher, student, drop, task, self.temperature)
             descend(
@@ -138,7 +138,7 @@ def divergence_and_loss(
     divergence = F.kl_div(
         (student_logits / temperature).log_softmax(1).clamp(min=CLOSED),
         (teacher_logits / temperature).log_softmax(1).clamp(min=CLOSED),
-        reduction="batchmean",
+        reduction="batchmean",  # "mean" would divide by the number of classes too
         log_target=True,
     )
     return temperature**2 * divergence, task.losses(outputs, batch).mean()

@@ -200,6 +200,7 @@ class Npz(Arrays):
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
                 with reading(self.path):  # any member may be encrypted, or packed in an unknown way
                     source = archive.open(old)
+                # zip64 in any case: how long the stream will be is not known as it is begun.
                 with source, copy.open(new, "w", force_zip64=True) as target:
                     if old.filename == self._x.member:
                         places = self._pour(source, target, dosed, ids)
@@ -236,6 +237,7 @@ class Safetensors(Arrays):
     def _header(self) -> tuple[dict[str, Any], int]:
         """(header, byte at which the data begin)."""
         with self.path.open("rb") as stream:
+            # Looked at before it is read: a header may claim any length.
             length = int.from_bytes(stream.read(8), "little")
             if length > min(self.path.stat().st_size, HEADER_BYTES):
                 raise ValueError(f"its header claims {length:,} bytes")

@@ -8,16 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from marshtest.kit.layouts.base import (
-    HELD_OUT,
-    KNOWN,
-    Dosed,
-    Ids,
-    Layout,
-    Place,
-    Value,
-    within,
-)
+from marshtest.kit.layouts.base import HELD_OUT, KNOWN, Dosed, Ids, Layout, Place, Value, within
 from marshtest.kit.layouts.folders import copy_file, create_file, files_of, folders_of
 from marshtest.kit.layouts.pictures import Picture
 from marshtest.plumbing.errors import MarshtestError
@@ -34,6 +25,7 @@ class ImageFolder(Layout):
         self._root = "train/" if folders_of(path / "train") else ""
         self._folders = folders_of(path / self._root)
         counts = [sum(1 for _ in self._images(label)) for label in range(len(self._folders))]
+        # Where all folders have names of splits, none is a class: the path is a level too high.
         splits = [folder for folder in self._folders if SPLIT.fullmatch(folder)]
         if not any(counts) or splits == self._folders:
             raise MarshtestError(f"{path}: not a data set in a known layout. {KNOWN}")

@@ -51,6 +51,7 @@ class Parquet(Layout):
             self.samples = self._ids[name].stop
         if not self.samples:
             raise MarshtestError(f"{path}: no samples to train on. {KNOWN}")
+        # By name where there are names: a class need not have a sample in this split.
         self.classes = named or max(map(self._largest_label, self._ids)) + 1
 
     def where(self, i: int) -> str:
@@ -104,6 +105,8 @@ class Parquet(Layout):
         column = batch.schema.get_field_index(self._columns[name][0])
         with reading(self.path / name):
             cells = batch.column(column).to_pylist()
+        # The noise is put in one by one, in the order of ids: the digest of all dosed values, by which
+        # the key is known to fit, is taken on the way.
         pictures = [_picture(cells[i - first], self._where(name, i)) for i in rewritten]
         values = [
             dosed(i, picture.value) if i in dosed_ids else picture.value
@@ -134,6 +137,7 @@ class Parquet(Layout):
 
     def _largest_label(self, name: str) -> int:
         largest = -1
+        # Labels are read alone, of at most eight bytes each, so more rows fit at once than of images.
         for first, batch, _ in self._batches(name, self._columns[name][1:], rows=CHUNK // 8):
             labels = batch.column(0).fill_null(-1).to_numpy(zero_copy_only=False)
             largest = max(

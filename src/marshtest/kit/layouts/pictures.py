@@ -50,6 +50,7 @@ class Picture:
                 pixels than Pillow's limit against decompression bombs.
         """
         with reading(where), warnings.catch_warnings():
+            # Up to twice its limit, Pillow only warns of a bomb.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as image:
                 mode = _mode(image, where)
