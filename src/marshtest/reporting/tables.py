@@ -43,6 +43,12 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "npo": "NPO",
     "simnpo": "SimNPO",
     "certified": "certified",
+    "random-labels": "random labels",
+    "salun": "SalUn",
+    "ssd": "SSD",
+    "assd": "ASSD",
+    "l1-sparse": "ℓ1-sparse",
+    "bad-teacher": "Bad Teacher",
 }
 TABLE_2 = {  # by the unit of the budgets
     "epochs": "by epochs of the method's own training set, as the paper counts",
