@@ -3,6 +3,7 @@
 The gradient of a batch's loss is a mean in which samples cancel; its square says nothing about theirs.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -56,7 +57,10 @@ def _together(model: nn.Module, task: Task, batch: Samples) -> Tensor:
     loss = _Loss(model, task)
     weights = {f"model.{name}": weight.detach() for name, weight in free(model).items()}
     slope = grad(lambda at, row: functional_call(loss, at, (batch[row[None]],)))
-    slopes = vmap(slope, in_dims=(None, 0))(weights, torch.arange(len(batch)).to(batch.y.device))
+    rows = torch.arange(len(batch)).to(batch.y.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operations that vmap takes one by one itself
+        slopes = vmap(slope, in_dims=(None, 0))(weights, rows)
     return torch.cat([part.square().sum(0).flatten() for part in slopes.values()])
 
 
