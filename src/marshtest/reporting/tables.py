@@ -109,7 +109,7 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     differing = {
         key: value
         for key, value in values.items()
-        if any([t[key] for t in entry] != [t[key] for t in entries[0]] for entry in entries)
+        if any([t.get(key) for t in entry] != [t.get(key) for t in entries[0]] for entry in entries)
     }
     return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
 
@@ -383,7 +383,24 @@ def legend(results: Results) -> str:
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
         f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
-        f"margin. {answers}"
+        f"margin. {answers}{_of_searches(results)}"
+    )
+
+
+def _of_searches(results: Results) -> str:
+    """How a search chose, and what it cost; nothing where no entry has several trials."""
+    searches = pd.concat([results.searched(share) for share in results.poison_budgets])
+    if not len(searches):
+        return ""
+    dearest = searches.loc[searches.groupby("entry")["spent"].idxmax()]
+    costs = [
+        f"{label(line, results.recipe, with_budget=False)} {line['trials']} ({line['spent']:.2g})"
+        for _, line in dearest.iterrows()
+    ]
+    return (
+        " Of several trials the one is shown that answers held-out samples best, less what it answers "
+        "the forget set better than those; no score of the poison has a part in it. Trials, and the share "
+        f"of the training's compute that they took together: {', '.join(costs)}."
     )
 
 
