@@ -303,7 +303,7 @@ class Results:
     def searched(self, share: float) -> pd.DataFrame:
         """What the searches cost: a line for each entry and budget of several trials.
 
-        Columns `role`, `unlearner`, `entry`, `budget`; `hyperparameters` of the first trial; `trials`, their
+        Columns `role`, `unlearner`, `entry`, `budget`; `hyperparameters` of the first; `trials`, their
         number; `spent`, the share of the training's compute that all of them took, mean over seeds.
         """
         rows = self.rows[(self.rows["poison_budget"] == share) & (self.rows["role"] == "updated")]
