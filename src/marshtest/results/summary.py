@@ -449,7 +449,7 @@ def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
 
 
 def worth_of(means: pd.DataFrame) -> "pd.Series[float]":
-    """By what a search chooses: held-out accuracy, less what the forget set's accuracy exceeds it by.
+    """What a search makes greatest: held-out accuracy, less what the forget set's exceeds it by.
 
     That excess is all a method can see of its own forgetting: a model that never trained on the forget set
     answers it no better than other data. The poison's effect is never looked at.
