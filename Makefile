@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test wheel browser lint docs reproduce bench
+.PHONY: demo test wheel browser rivals lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-test: $(VENV)/installed ## all tests but those of the page in a browser
+test: $(VENV)/installed ## all tests but those of the page in a browser and of rivals
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The wheel is made from the source distribution, so that both are whole.
@@ -37,6 +37,12 @@ browser: $(VENV)/installed ## the page in a real browser, which is installed whe
 	command -v npm || $(SUDO) apt-get install --quiet --yes npm
 	npm install --silent --prefix $(VENV)/axe axe-core@4.14.1
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
+
+# Beside the environment and not in it: their pins contradict ours. 100 MB, half a minute with the tests.
+rivals: RIVALS = $(VENV)/rivals/site-packages
+rivals: $(VENV)/installed ## unlearners of other packages, called and judged
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(RIVALS) --requirement tests/rivals/requirements.txt
+	PYTHONPATH=$(RIVALS):examples OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
 
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .
