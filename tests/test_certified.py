@@ -59,6 +59,13 @@ def test_the_distance_is_that_of_the_analytic_gaussian_mechanism() -> None:
     assert 1 / gaussian_distance(1.0, 1e-5) == pytest.approx(3.7304, abs=1e-3)
 
 
+def test_a_renyi_epsilon_of_one_is_six_and_a_half() -> None:
+    """α divergences of α μ² / 2 = α make μ = √2, whatever is made of them afterwards."""
+    distance = math.sqrt(2)
+    assert gaussian_delta(distance, 6.57) > 1e-5 > gaussian_delta(distance, 6.58)
+    assert distance / gaussian_distance(1.0, 1e-5) == pytest.approx(5.3, abs=0.1)
+
+
 HARD = {"epsilon": 1.0, "delta": 1e-3, "model_clip": 0.7, "gradient_clip": 2.0, "step": 0.1}
 SETTINGS = [
     HARD | {"decay": 0.0, "steps": 6},

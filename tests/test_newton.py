@@ -1,13 +1,11 @@
 """Newton's step: against an explicit Hessian, its certificate against the exact minimum, its refusals."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +18,7 @@ from marshtest.training.loop import Training
 from marshtest.training.tasks import Classification
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.harness import unlearn
-from marshtest.unlearning.newton import Newton, certificate, epsilon, read
+from marshtest.unlearning.newton import Newton, certificate, read
 
 DECAY = 0.05
 TASK = Classification(optimizer_for=Training(epochs=1, weight_decay=DECAY).optimizer_for)
@@ -128,19 +126,6 @@ def test_noise_has_the_stated_deviation_and_a_seed() -> None:
     # relative standard error of a deviation from 4,010 draws: 1 / √8,020 = 0.011
     assert float((noisy - plain).std()) == pytest.approx(0.3, rel=0.05)
     assert torch.equal(noisy, read(layer(run(model, retain, retain[:2], noise=0.3))))
-
-
-def test_epsilon_is_enough_for_the_gaussians_own_trade_off() -> None:
-    """Balle and Wang 2018, theorem 5: the exact δ of two Gaussians at a distance."""
-    for noise, delta in ((3.0, 1e-5), (10.0, 1e-2)):
-        bound, ratio = epsilon(0.5, noise, delta), 0.5 / noise
-        exactly = norm.cdf(ratio / 2 - bound / ratio) - math.exp(bound) * norm.cdf(
-            -ratio / 2 - bound / ratio
-        )
-        assert exactly <= delta
-    # 2 ln 125,000 = 23.4721, its root 4.84480, a sixth of it
-    assert epsilon(0.5, 3.0, 1e-5) == pytest.approx(0.807467, rel=1e-5)
-    assert epsilon(5.0, 3.0, 1e-5) == math.inf
 
 
 class Doubled(nn.Module):

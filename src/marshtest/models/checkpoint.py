@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from marshtest.models.base import ModelSettings
+from marshtest.models.sharded import SHARDED
 from marshtest.models.state import restore, state_of
 from marshtest.models.table import BUILT_FROM_A_FILE, MODELS, outline, parse_model, refuse_too_large
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -150,7 +151,7 @@ def _rebuilt(
 def _member(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of an ensemble's members; of any other model its own."""
     of = settings.get("of")
-    return of if settings.get("name") == "sharded" and isinstance(of, Mapping) else settings
+    return of if settings.get("name") == SHARDED and isinstance(of, Mapping) else settings
 
 
 def _is_number(value: Any) -> bool:

@@ -14,11 +14,13 @@ from marshtest.plumbing.errors import MarshtestError
 
 SPREAD = 0x9E3779B1  # 2³² over the golden ratio: neighbouring ids land far apart, so no class fills a shard
 
+SHARDED = "sharded"  # no recipe's name: it is how a file says what training.shards made
+
 
 class Sharded(ModelSettings):
     """So many models of one kind, each for one shard; `training.shards` of a recipe asks for it."""
 
-    name: str = "sharded"
+    name: str = SHARDED
     shards: int = Field(ge=2)
     of: SerializeAsAny[ModelSettings]
 

@@ -10,7 +10,7 @@ from marshtest.models.answers import logits_in
 from marshtest.models.base import ModelSettings
 from marshtest.models.language import GPT2, Transformer
 from marshtest.models.networks import MLP, ResNet18
-from marshtest.models.sharded import Sharded
+from marshtest.models.sharded import SHARDED, Sharded
 from marshtest.plumbing.errors import MarshtestError, first_line, unknown
 from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, load_object
@@ -65,7 +65,7 @@ def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings
         raise MarshtestError(f"model: must be a name, or a mapping with a name. Got {value!r}.")
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name", "mlp"))
-    if name == "sharded":  # no recipe's name: it is how a file says what training.shards made
+    if name == SHARDED:
         return Sharded.parse({**values, "of": parse_model(values.get("of", "mlp"))}, "model")
     if ":" in name:
         check_spec(name, "model.name")

@@ -43,6 +43,12 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "npo": "NPO",
     "simnpo": "SimNPO",
     "certified": "certified",
+    "random-labels": "random labels",
+    "salun": "SalUn",
+    "ssd": "SSD",
+    "assd": "ASSD",
+    "l1-sparse": "ℓ1-sparse",
+    "bad-teacher": "Bad Teacher",
 }
 TABLE_2 = {  # by the unit of the budgets
     "epochs": "by epochs of the method's own training set, as the paper counts",
@@ -383,7 +389,24 @@ def legend(results: Results) -> str:
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
         f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
-        f"margin. {answers}"
+        f"margin. {answers}{_of_searches(results)}"
+    )
+
+
+def _of_searches(results: Results) -> str:
+    """How a search chose, and what it cost; nothing where no entry has several trials."""
+    searches = pd.concat([results.searched(share) for share in results.poison_budgets])
+    if not len(searches):
+        return ""
+    dearest = searches.loc[searches.groupby("entry")["spent"].idxmax()]
+    costs = [
+        f"{label(line, results.recipe, with_budget=False)} {line['trials']} ({line['spent']:.2g})"
+        for _, line in dearest.iterrows()
+    ]
+    return (
+        " Of several trials the one is shown that answers held-out samples best, less what it answers "
+        "the forget set better than those; no score of the poison has a part in it. Trials, and the share "
+        f"of the training's compute that they took together: {', '.join(costs)}."
     )
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.imports import check_spec
+from marshtest.unlearning.bad_teacher import BadTeacher
 from marshtest.unlearning.base import Custom, Unlearner
 from marshtest.unlearning.certified import Certified
 from marshtest.unlearning.distill import Distill, Undo
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
+from marshtest.unlearning.l1_sparse import L1Sparse
 from marshtest.unlearning.last_layers import CFk, EUk
 from marshtest.unlearning.newton import Newton
 from marshtest.unlearning.npo import NPO, SimNPO
@@ -24,6 +26,7 @@ from marshtest.unlearning.salun import SalUn
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
 from marshtest.unlearning.shrink_perturb import ShrinkPerturb
 from marshtest.unlearning.sisa import Sisa
+from marshtest.unlearning.ssd import ASSD, SSD
 
 __all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
 
@@ -47,6 +50,10 @@ _ALL: tuple[type[Unlearner], ...] = (
     Certified,
     RandomLabels,
     SalUn,
+    SSD,
+    ASSD,
+    L1Sparse,
+    BadTeacher,
     Newton,
     Sisa,
     Outside,

@@ -25,11 +25,12 @@ drift apart steadily their law is that pair's, so no smaller σ will do.
 | batches | 128 | 128 | `noisy_batch_size` 128 |
 | afterwards | fine-tuning | SGD, one cycle to 0.1 | the recipe's training |
 
-What is guessed: these values are one of the repository's settings for CIFAR-10 features. By them the noise
-left at the end deviates by D / μ = 0.16 in each weight, where the signal is at most C₁ / λ = 0.02 in all
-weights together: what is certified is a training from a random start. The model is in train mode, so
-gradients do not depend on BatchNorm's statistics; buffers, which no noise covers, start anew after the
-steps. Frozen parameters, which no training data moved, stay.
+What is guessed: these values are one of the repository's settings for CIFAR-10 features. Its noise for a
+Rényi ε of 1 has μ = √2, which at δ = 1e-5 is ε = 6.6, so the noise here is 5 times as large. It deviates at
+the end by D / μ = 0.16 in each weight, where the signal is at most C₁ / λ = 0.02 in all weights together:
+what is certified is a training from a random start. The model is in train mode, so gradients do not depend
+on BatchNorm's statistics; buffers, which no noise covers, start anew after the steps. Frozen parameters,
+which no training data moved, stay.
 """
 
 import copy

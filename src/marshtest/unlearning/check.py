@@ -292,13 +292,13 @@ def _equipped(task: Task, make: Callable[[], nn.Module], training: Training) -> 
         objective: Objective | None = None,
         **changes: Any,
     ) -> nn.Module:
-        trained = new_model(seed) if start is None else copy.deepcopy(start)
+        model = new_model(seed) if start is None else copy.deepcopy(start)
         own = training.changed(**changes)
         if budget is None:
-            fit(trained, samples, task, own, seed, objective=objective)
+            fit(model, samples, task, own, seed, objective=objective)
         else:
-            fit_within(trained, samples, task, own, seed, budget, objective)
-        return trained
+            fit_within(model, samples, task, own, seed, budget, objective)
+        return model
 
     return replace(task, train=train, new_model=new_model, optimizer_for=training.optimizer_for)
 

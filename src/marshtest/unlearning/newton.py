@@ -8,7 +8,8 @@ H⁻¹ Δ; where training stopped short of the minimum, it makes up for that as 
 solved by conjugate gradients, as far as the budget goes.
 
 The certificate: ‖θ' − θ*‖ ≤ ‖∇F(θ')‖ / λ, where θ* is the minimum that exact retraining finds. With noise
-N(0, σ² I) on both, nobody can tell them apart but with (ε, δ), ε = √(2 ln(1.25 / δ)) ‖θ' − θ*‖ / σ ≤ 1.
+N(0, σ² I) on both they are (ε, δ)-indistinguishable, δ = `metrics.gaussian_privacy.gaussian_delta` of that
+bound over σ, and of ε.
 
 | known | paper | authors' repository | here |
 | --- | --- | --- | --- |
@@ -23,7 +24,6 @@ Neel et al. 2021 (arXiv 2007.02923), needs the training's end alone.
 """
 
 import copy
-import math
 from itertools import count
 
 import torch
@@ -83,15 +83,6 @@ def certificate(
         MarshtestError: the model is not linear in what it trains, or λ is not positive.
     """
     return regression(model, retain, task, weight_decay).certified(read(linear_layer(model)))
-
-
-def epsilon(distance: float, noise: float, delta: float) -> float:
-    """ε between two models at a distance, N(0, σ² I) on both; infinite above 1.
-
-    The Gaussian mechanism's formula (Dwork and Roth 2014, theorem A.1) holds for ε ≤ 1.
-    """
-    bound = math.sqrt(2 * math.log(1.25 / delta)) * distance / noise
-    return bound if bound <= 1 else math.inf
 
 
 def linear_layer(model: nn.Module) -> nn.Linear:

@@ -95,7 +95,7 @@ class SimNPO(NPO):
     name: str = "simnpo"
     beta: float = Field(2.5, gt=0)
     forget_weight: float = Field(0.1375, ge=0)
-    margin: float = 0.0  # γ, the loss from which on a sample counts as forgotten
+    margin: float = Field(0.0, ge=0)  # γ, the loss from which on a sample counts as forgotten
 
     def excess(self, losses: Tensor, reference: nn.Module, batch: Samples, task: Task) -> Tensor:
         return losses - self.margin
