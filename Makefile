@@ -38,7 +38,7 @@ browser: $(VENV)/installed ## the page in a real browser, which is installed whe
 	npm install --silent --prefix $(VENV)/axe axe-core@4.14.1
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 
-# Beside the environment and not in it: their pins contradict ours. 100 MB, half a minute with the tests.
+# Beside the environment and not in it: their pins contradict ours. 110 MB, a quarter of a minute in all.
 rivals: RIVALS = $(VENV)/rivals/site-packages
 rivals: $(VENV)/installed ## unlearners of other packages, called and judged
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(RIVALS) --requirement tests/rivals/requirements.txt

@@ -1,18 +1,22 @@
 """Unlearners of other packages, called through loaders and judged; `make rivals` installs them."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from conftest import TINY
 from from_erasus import fisher
-from from_supreme import ssd
+from from_supreme import indexed, ssd
+from lightning.fabric import Fabric
+from supreme.methods.unlearning_methods.ssd import ssd as theirs
 from torch import nn
 
 import marshtest
 from marshtest.results.summary import Results
 from marshtest.unlearning.base import Custom
 from marshtest.unlearning.check import NEARS, check_unlearner, images
+from marshtest.unlearning.ssd import SSD
 
 # Of 160 retained and 40 poisoned samples, how many are read: SSD looks at all and at the poisons; Fisher
 # forgetting at those retained, and five times at the poisons.
@@ -71,3 +75,19 @@ def test_dampening_multiplies_what_matters_more_to_the_forget_set() -> None:
         torch.testing.assert_close(after[name], expected, rtol=1e-3, atol=1e-5)
         dampened += int(chosen.sum())
     assert dampened > 100
+
+
+def test_our_ssd_is_theirs_where_a_batch_is_one_sample() -> None:
+    """Both then take the mean of each sample's squared gradient; larger batches are where they part."""
+    problem, alpha = images(), 2.0
+    updated = problem.run(SSD(alpha=alpha), 10.0).model
+    assert updated is not None
+    model, fabric = copy.deepcopy(problem.model), Fabric(accelerator="cpu", devices=1)
+    loaders = marshtest.loaders(problem.task, problem.retain, problem.forget, 1)
+    theirs(fabric, 1, False, model, indexed(loaders[1]), indexed(*loaders), 1, alpha)
+    before, ours = (dict(m.named_parameters()) for m in (problem.model, updated))
+    changed = 0
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-5)
+        changed += int((weight != before[name]).sum())
+    assert changed > 100
