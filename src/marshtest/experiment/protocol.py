@@ -52,6 +52,7 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
 from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import build
 from marshtest.plumbing.device import exact_float32, pick_device
@@ -61,7 +62,15 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
-from marshtest.training.tasks import Classification, LabelWord, Precision, Task, TextClassification
+from marshtest.training.shards import fit_shards, fit_shards_within
+from marshtest.training.tasks import (
+    Classification,
+    LabelWord,
+    Objective,
+    Precision,
+    Task,
+    TextClassification,
+)
 from marshtest.unlearning import Unlearner
 from marshtest.unlearning.harness import Outcome, unlearn
 
@@ -107,14 +116,29 @@ class Trainer:
     ) -> tuple[nn.Module, Fit]:
         """The recipe's whole training, from scratch."""
         model = self.new_model(seed)
-        return model, fit(model, samples, self.task, self.training, seed, progress)
+        train = fit_shards if isinstance(model, Ensemble) else fit
+        return model, train(model, samples, self.task, self.training, seed, progress)
 
-    def __call__(self, samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        """The same from scratch, compressed into a budget where one is given."""
+    def __call__(
+        self,
+        samples: Samples,
+        seed: int,
+        budget: Budget | None = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> nn.Module:
+        """The training that unlearners may ask for; see `Train`."""
+        model = self.new_model(seed) if start is None else copied(start)
+        training = self.training.changed(**changes)
+        ensemble = isinstance(model, Ensemble)
         if budget is None:
-            return self.fit(samples, seed)[0]
-        model = self.new_model(seed)
-        fit_within(model, samples, self.task, self.training, seed, budget)
+            train = fit_shards if ensemble else fit
+            train(model, samples, self.task, training, seed, objective=objective)
+        else:
+            within = fit_shards_within if ensemble else fit_within
+            within(model, samples, self.task, training, seed, budget, objective)
         return model
 
 
@@ -150,9 +174,10 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     device = pick_device(recipe.device)
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
-    model = copied(build(recipe.model, shape, data.classes, 0))
+    settings = _trained_model(recipe, data)
+    model = copied(build(settings, shape, data.classes, 0))
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
-        unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
+        unlearner.check(model, lambda seed: build(settings, shape, data.classes, seed))
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)
@@ -162,9 +187,9 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     # The input space may not be the samples': of texts it is that of the embeddings.
     sample = data.train[:1].to("cpu")
     inputs = task.inputs(model, sample)
-    trainer = Trainer(recipe.model, recipe.training, task, device, shape, data.classes)
+    trainer = Trainer(settings, recipe.training, task, device, shape, data.classes)
     if not isinstance(recipe.model, OWN):
-        _try_out(trainer, data.train[:TRIED])
+        _try_out(trainer, data.train[: TRIED * recipe.training.shards])  # some for every shard
     with torch.no_grad():
         step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
     return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
@@ -192,6 +217,24 @@ def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision)
         augment=recipe.training.augment,
         channels_last=isinstance(recipe.model, OWN) or takes_channels_last(model, shape),
     )
+
+
+def _trained_model(recipe: Recipe, data: Dataset) -> ModelSettings:
+    """Settings of what is trained: the recipe's model, or an ensemble of such."""
+    shards = recipe.training.shards
+    if shards == 1:
+        return recipe.model
+    if data.padding is not None:
+        raise MarshtestError(
+            "training.shards: an ensemble has no one token embedding, into which poisons of texts are put. "
+            "Leave it out, or use images or features."
+        )
+    fewest = min(kept_count(recipe, data) * (1 - share) for share in recipe.poison_budgets) / shards
+    if fewest < 2:
+        raise MarshtestError(
+            f"training.shards: {shards} leave fewer than two samples to retain in each. Lower it."
+        )
+    return Sharded(shards=shards, of=recipe.model)
 
 
 def _try_out(trainer: Trainer, samples: Samples) -> None:
@@ -399,12 +442,12 @@ def update(
 
 def _budget(recipe: Recipe, trained: Fit, share: float) -> Budget:
     """A share of what the initial training cost, or of its epochs."""
-    seconds = trained.cost.seconds
+    cost, unit = trained.cost, trained.flops_per_pass
     if recipe.budget_unit == "epochs":
         epochs = share * recipe.training.epochs
-        return Budget.of_epochs(epochs, trained.flops_per_pass, training_seconds=seconds)
-    passes = share * trained.cost.passes
-    return Budget(passes, trained.flops_per_pass, training_seconds=seconds)
+        return Budget.of_epochs(epochs, unit, training_seconds=cost.seconds)
+    whole = {"training_seconds": cost.seconds, "training_passes": cost.passes}
+    return Budget(share * cost.passes, unit, **whole)
 
 
 @dataclass(frozen=True)

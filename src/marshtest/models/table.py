@@ -10,6 +10,7 @@ from marshtest.models.answers import logits_in
 from marshtest.models.base import ModelSettings
 from marshtest.models.language import GPT2, Transformer
 from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.sharded import SHARDED, Sharded
 from marshtest.plumbing.errors import MarshtestError, first_line, unknown
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.identity import load_same
@@ -67,6 +68,8 @@ def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings
         raise MarshtestError(f"model: must be a name, or a mapping with a name. Got {value!r}.")
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name", "mlp"))
+    if name == SHARDED:
+        return Sharded.parse({**values, "of": parse_model(values.get("of", "mlp"))}, "model")
     if ":" in name:
         check_spec(name, "model.name")
         if "options" in values:  # the long form, in which recipes are stored

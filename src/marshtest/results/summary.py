@@ -307,12 +307,27 @@ class Results:
         # By the mean over seeds: a choice in each seed would mix several trials in one line. What
         # gave no model has no accuracy, and must not win; the sort is stable, so of equal ones the
         # recipe's first does.
-        pooled = pd.DataFrame(rows.groupby(GROUP, sort=False)["validation_accuracy"].mean())
-        order = (
-            pooled["validation_accuracy"].fillna(-1.0).sort_values(ascending=False, kind="stable")
-        )
+        means = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]].mean()
+        worth = pd.DataFrame({"worth": worth_of(means)})
+        order = worth["worth"].fillna(-2.0).sort_values(ascending=False, kind="stable")
         best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
         return rows.merge(best[GROUP], on=GROUP, how="inner")
+
+    def searched(self, share: float) -> pd.DataFrame:
+        """What the searches cost: a line for each entry and budget of several trials.
+
+        Columns `role`, `unlearner`, `entry`, `budget`; `hyperparameters` of the first; `trials`, their
+        number; `spent`, the share of the training's compute that all of them took, mean over seeds.
+        """
+        rows = self.rows[(self.rows["poison_budget"] == share) & (self.rows["role"] == "updated")]
+        keys = ["role", "unlearner", "entry", "budget"]
+        spent = rows.groupby(GROUP, sort=False)["spent"].mean().reset_index()
+        searches = spent.groupby(keys, sort=False).agg(
+            hyperparameters=("hyperparameters", "first"),
+            trials=("spent", "size"),
+            spent=("spent", "sum"),
+        )
+        return searches[searches["trials"] > 1].reset_index()
 
     def scores_of(self, share: float, line: Mapping[Any, Any] | pd.Series) -> pd.DataFrame:
         """The scores of a line of the summary; empty where the rows came without."""
@@ -444,6 +459,19 @@ def _refuse_unjudgeable(frame: pd.DataFrame, where: str) -> None:
 def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
     """One row a seed, in the order of `seeds`; all nan where there is none."""
     return rows.set_index("seed").reindex(seeds).reset_index()
+
+
+def worth_of(means: pd.DataFrame) -> "pd.Series[float]":
+    """What a search makes greatest: held-out accuracy, less what the forget set's exceeds it by.
+
+    That excess is all a method can see of its own forgetting: a model that never trained on the forget set
+    answers it no better than other data. The poison's effect is never looked at.
+
+    Args:
+        means: columns `validation_accuracy` and `forget_accuracy`, a line for each trial.
+    """
+    held_out, forget = means["validation_accuracy"], means["forget_accuracy"]
+    return held_out - (forget - held_out).clip(lower=0)
 
 
 def wider_error(line: Any, name: str) -> float:

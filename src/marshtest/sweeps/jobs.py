@@ -153,7 +153,7 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     """What a job is expected to cost, in sample passes (training = 3 a sample), by kind of work."""
     recipe = job.recipe
     kept, poisons = kept_count(recipe, data), poison_count(recipe, job.group.poison_budget, data)
-    full = 3.0 * recipe.training.epochs
+    full = 3.0 * recipe.training.epochs / recipe.training.shards  # a pass runs every member
     held_out = len(data.train) - kept
     tests = len(data.test)
     work = work_of(recipe.attack, poisons, tests)
