@@ -1,6 +1,7 @@
 """Small problems in float64 and literal updates, for tests of methods against their formulas."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from marshtest.data.samples import Samples
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget
-from marshtest.training.loop import Training, fit_within
+from marshtest.training.loop import Training, fit, fit_within
 from marshtest.training.tasks import Classification, Task
 
 T = TypeVar("T")
-Objective = Callable[[nn.Module], Tensor]
+Objective = Callable[[nn.Module], Tensor]  # of the model that is trained
 
+SEED, RATE, MOMENTUM, DECAY = 5, 0.1, 0.9, 0.01
+SGD = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": DECAY}
 KINDS = {
     "plain": nn.Identity(),
     "batch norm": nn.BatchNorm1d(7),
@@ -63,12 +66,28 @@ def network(kind: str, seed: int = 1) -> nn.Module:
     return model
 
 
-def problem(kind: str) -> tuple[nn.Module, Samples, Samples]:
-    """A network, 32 samples to retain and 8 to forget."""
+def problem(kind: str, frozen: bool = False) -> tuple[nn.Module, Samples, Samples]:
+    """A network, its last bias frozen if that is asked for, 32 samples to retain and 8 to forget."""
     with seeded(1):
         x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(4, (40,))
-    samples = Samples(x, y, torch.arange(40))
-    return network(kind), samples[8:], samples[:8]
+    samples, model = Samples(x, y, torch.arange(40)), network(kind)
+    *_, last = model.parameters()
+    last.requires_grad_(not frozen)
+    return model, samples[8:], samples[:8]
+
+
+def by_heart() -> tuple[nn.Module, Samples, Samples]:
+    """A network that knows 160 labels by heart, 16 of them wrong ones; those are to be forgotten."""
+    draws = torch.Generator().manual_seed(0)
+    y = torch.arange(160) % 4
+    x = 2 * torch.randn(4, 30, generator=draws)[y] + torch.randn(160, 30, generator=draws)
+    samples = Samples(x, torch.cat([(y[:16] + 1) % 4, y[16:]]), torch.arange(160))
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 4))
+    training = Training(epochs=100, batch_size=16, lr=0.02, weight_decay=0)
+    fit(model, samples, Classification(), training, 0)
+    assert accuracy(model, samples) == 1
+    return model, samples[16:], samples[:16]
 
 
 def equipped(kind: str, training: Training) -> Task:
@@ -107,32 +126,43 @@ def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
     return -log_softmax(logits)[torch.arange(len(y)), y]
 
 
+def free(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
 def sgd(
     model: nn.Module,
     objectives: Iterable[Objective],
-    rates: Iterable[float],
-    momentum: float = 0.9,
-    decay: float = 0.01,
+    rates: Iterable[float] = itertools.repeat(RATE),
+    masks: list[Tensor] | None = None,
 ) -> nn.Module:
-    """v ← μ v + g + λ θ,  θ ← θ − η v: one step against each objective, of a copy in train mode."""
-    student = copy.deepcopy(model).train()
-    weights = list(student.parameters())
+    """v ← μ v + g + λ θ,  θ ← θ − η v where a mask is 1: a step of a copy against each objective."""
+    trained = copy.deepcopy(model).train()
+    weights = free(trained)
     velocity = [torch.zeros_like(weight) for weight in weights]
+    masks = masks or [torch.ones_like(weight) for weight in weights]
     for objective, rate in zip(objectives, rates, strict=False):
-        slopes = torch.autograd.grad(objective(student), weights)
+        slopes = torch.autograd.grad(objective(trained), weights)
         with torch.no_grad():
-            for weight, v, slope in zip(weights, velocity, slopes, strict=True):
-                v.copy_(momentum * v + slope + decay * weight)
-                weight.sub_(rate * v)
-    return student
+            for weight, v, slope, mask in zip(weights, velocity, slopes, masks, strict=True):
+                v.copy_(MOMENTUM * v + slope + DECAY * weight)
+                weight.sub_(rate * v * mask)
+    return trained
 
 
 def assert_same(found: nn.Module, expected: nn.Module, start: nn.Module) -> None:
-    """The same weights to rounding, and other ones than at the start."""
-    moved = 0.0
-    for ours, theirs, before in zip(
-        found.parameters(), expected.parameters(), start.parameters(), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-        moved = max(moved, float((theirs - before).detach().abs().max()))
-    assert moved > 1e-4
+    """Equal weights and statistics to rounding, and other weights than at the start."""
+    expected_state = expected.state_dict()
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, expected_state[name], rtol=0, atol=1e-12, msg=name)
+    moved = flat(found.parameters()) - flat(start.parameters())
+    assert float(moved.abs().max()) > 1e-4
+
+
+def accuracy(model: nn.Module, samples: Samples) -> float:
+    with torch.no_grad():
+        return float((model.eval()(samples.x).argmax(1) == samples.y).double().mean())

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from by_hand import (
+from stepwise import (
     KINDS,
     RATE,
     SEED,
@@ -77,7 +77,7 @@ def objectives(model: nn.Module, retain: Samples, forget: Samples) -> Iterator[O
 def test_a_step_is_towards_the_initial_model_or_on_the_forget_set_towards_a_fresh_one(
     kind: str, count: int
 ) -> None:
-    model, retain, forget = problem(kind)
+    model, retain, forget = problem(kind, frozen=True)
     task = Exact(new_model=lambda seed: fresh(model, seed % 2**31))
     method = BadTeacher(
         optimizer="sgd", batch_size=SIZE, retain_share=0.5, temperature=TEMPERATURE, **SGD
@@ -91,7 +91,7 @@ def test_a_step_is_towards_the_initial_model_or_on_the_forget_set_towards_a_fres
 
 
 def test_labels_play_no_part() -> None:
-    model, retain, forget = problem("batch norm")
+    model, retain, forget = problem("batch norm", frozen=True)
     task = Exact(new_model=lambda seed: fresh(model, seed % 2**31))
     run = partial(BadTeacher(lr=0.01, batch_size=SIZE), model, task=task, seed=SEED)
     other = [replace(part, y=part.y.roll(1)) for part in (retain, forget)]
@@ -101,7 +101,7 @@ def test_labels_play_no_part() -> None:
 
 def test_the_optimiser_is_adam() -> None:
     """Its first step is η along each sign of the gradient."""
-    model, retain, forget = problem("plain")
+    model, retain, forget = problem("plain", frozen=True)
     task = Exact(new_model=lambda seed: fresh(model, seed % 2**31))
     method = BadTeacher(lr=RATE, batch_size=SIZE, retain_share=0.5)
     found = method(model, forget, retain, task=task, budget=Steps(1), seed=3)
@@ -110,7 +110,7 @@ def test_the_optimiser_is_adam() -> None:
 
 
 def test_the_part_of_the_retain_set_is_drawn_once_and_has_the_share() -> None:
-    _, retain, _ = problem("plain")
+    _, retain, _ = problem("plain", frozen=True)
     parts = [BadTeacher(retain_share=share).part(retain, SEED) for share in (0.3, 0.3, 1, 0.001)]
     assert [len(part) for part in parts] == [9, 9, 32, 1]
     assert torch.equal(parts[0].ids, parts[1].ids)
@@ -138,7 +138,7 @@ def test_outputs_become_those_of_a_random_model_on_what_is_forgotten_alone() -> 
 
 
 def test_a_step_costs_a_forward_of_one_teacher_beside_the_students() -> None:
-    model, retain, forget = problem("plain")
+    model, retain, forget = problem("plain", frozen=True)
     task = Exact(new_model=lambda seed: fresh(model, seed % 2**31))
     method = BadTeacher(batch_size=SIZE)
 
@@ -153,7 +153,7 @@ def test_a_step_costs_a_forward_of_one_teacher_beside_the_students() -> None:
 
 def test_a_factory_that_gives_the_same_weights_each_time_is_refused() -> None:
     (method,) = parse_trials("bad-teacher")
-    model, retain, forget = problem("plain")
+    model, retain, forget = problem("plain", frozen=True)
     said = "^unlearners.bad-teacher: a freshly built model has the same weights"
     with pytest.raises(MarshtestError, match=said):
         method.check(model, lambda seed: copy.deepcopy(model))

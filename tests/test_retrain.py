@@ -68,10 +68,11 @@ def test_shrink_and_perturb_trains_the_mixture_by_settings_of_its_own(kind: str)
     (method,) = parse_trials({"name": "shrink-perturb", "keep": 0.3, **OWN})
     initial, fresh = network(kind), network(kind, SEED)
     start = copy.deepcopy(initial)
-    for own, one, other in zip(
-        start.parameters(), initial.parameters(), fresh.parameters(), strict=True
-    ):
-        own.data = 0.3 * one.data + 0.7 * other.data
+    with torch.no_grad():
+        states = (model.state_dict().values() for model in (start, initial, fresh))
+        for own, one, other in zip(*states, strict=True):
+            if own.is_floating_point():
+                own.copy_(0.3 * one + 0.7 * other)
     updated = run(method, kind)
     assert_same(updated, by_hand(start, kind), start)
 

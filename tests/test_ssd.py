@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import (
+from stepwise import (
     KINDS,
     SEED,
     Exact,
     accuracy,
     by_heart,
-    cross_entropy,
+    cross_entropies,
     flat,
     free,
     problem,
@@ -39,7 +39,7 @@ def importance(model: nn.Module, samples: Samples) -> Tensor:
     model = copy.deepcopy(model).eval()
     total = torch.zeros(0)
     for x, y in zip(samples.x, samples.y, strict=True):
-        slopes = torch.autograd.grad(cross_entropy(model(x[None]), y[None]), free(model))
+        slopes = torch.autograd.grad(cross_entropies(model(x[None]), y[None]).mean(), free(model))
         square = flat(slopes) ** 2
         total = square if len(total) == 0 else total + square
     return total / len(samples)
@@ -66,7 +66,7 @@ def dampened(
 def test_a_weight_is_dampened_by_how_much_more_it_matters_to_the_forget_set(
     kind: str, alpha: float, factor: float
 ) -> None:
-    model, retain, forget = problem(kind)
+    model, retain, forget = problem(kind, frozen=True)
     found = run(SSD(alpha=alpha, dampening=factor), model, retain, forget)
     ours, theirs = importance(model, forget), importance(model, retain)
     everyones = SHARE * ours + (1 - SHARE) * theirs  # the mean over all 40
@@ -161,7 +161,7 @@ def test_gradients_of_a_large_model_are_held_for_fewer_samples() -> None:
 
 
 def test_assd_dampens_the_weights_above_the_percentile_of_its_formula() -> None:
-    model, retain, forget = problem("plain")
+    model, retain, forget = problem("plain", frozen=True)
     ours, theirs = importance(model, forget), importance(model, retain)
     everyones = SHARE * ours + (1 - SHARE) * theirs
     ratios = sorted((ours / everyones).tolist())
@@ -194,7 +194,7 @@ BACKWARD = 2 * (6 * 7 + 2 * 7 * 4)  # for weights, and for the input of the last
 
 
 def test_it_spends_a_forward_and_a_backward_of_each_sample_and_no_more() -> None:
-    given = problem("plain")
+    given = problem("plain", frozen=True)
     with Budget(1e9, 1.0) as budget:
         SSD(alpha=1)(*given, task=Exact(), budget=budget, seed=SEED)
     assert budget.flops == 41 * (PASS + BACKWARD)  # one sample tells how they go through
@@ -205,7 +205,7 @@ def test_a_small_budget_sees_some_of_the_retain_set(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("marshtest.unlearning.per_sample.BATCH", 4)
-    model, retain, forget = problem("plain")
+    model, retain, forget = problem("plain", frozen=True)
     budget = Budget(29 * (PASS + BACKWARD), 1.0) if unit == "compute" else Budget.of_epochs(0.6, 1)
     with budget:
         of_forget, of_retain = SSD().importances(model, retain, forget, Exact(), budget, SEED)
@@ -236,7 +236,7 @@ def test_an_alpha_that_no_weight_can_reach_is_refused(alpha: float) -> None:
 
 @pytest.mark.parametrize("name", ["ssd", "assd"])
 def test_an_importance_that_is_no_number_is_refused(name: str) -> None:
-    model, retain, forget = problem("plain")
+    model, retain, forget = problem("plain", frozen=True)
     with torch.no_grad():
         model[0].weight[0, 0] = torch.nan  # type: ignore[index]
     (method,) = parse_trials(name)
