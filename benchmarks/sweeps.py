@@ -29,6 +29,7 @@ from marshtest.data.load import load
 from marshtest.experiment.cells import groups
 from marshtest.experiment.protocol import Subject, measure, poison, set_up, train, update
 from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.roles import Role
 from marshtest.sweeps.planned import plan_sweep
 from marshtest.sweeps.settings import read_sweep
 
@@ -65,16 +66,16 @@ def bare() -> None:
     pipeline = set_up(recipe, load("digits"))
     for group in groups(recipe):
         poisoned = poison(pipeline, group)
-        initial, trained = train(pipeline, group, poisoned, "initial")
-        retrained, refit = train(pipeline, group, poisoned, "retrained")
-        first = Subject("initial", "none", 0.0, initial, trained.cost)
+        initial, trained = train(pipeline, group, poisoned, Role.INITIAL)
+        retrained, refit = train(pipeline, group, poisoned, Role.RETRAINED)
+        first = Subject(Role.INITIAL, "none", 0.0, initial, trained.cost)
         measure(pipeline, group, poisoned, first, trained, None)
-        second = Subject("retrained", "retrain (full)", 1.0, retrained, refit.cost)
+        second = Subject(Role.RETRAINED, "retrain (full)", 1.0, retrained, refit.cost)
         measure(pipeline, group, poisoned, second, trained, (initial, retrained))
         for trial in (trial for trials in recipe.unlearners for trial in trials):
             made = update(pipeline, group, poisoned, initial, trained, trial, recipe.budgets)
             for budget, outcome in zip(recipe.budgets, made, strict=True):
-                subject = Subject("updated", trial.name, budget, outcome.model, outcome.cost)
+                subject = Subject(Role.UPDATED, trial.name, budget, outcome.model, outcome.cost)
                 measure(pipeline, group, poisoned, subject, trained, (initial, retrained))
 
 

@@ -27,10 +27,12 @@ from torch import nn
 
 import marshtest
 from marshtest.data.load import load
+from marshtest.experiment.protocol import set_up, train
+from marshtest.experiment.recipe import load_recipe
 from marshtest.kit.hugging_face import open_folder
 from marshtest.kit.noise import Scaling
 from marshtest.models.table import build, parse_model
-from marshtest.plumbing.device import exact_float32
+from marshtest.plumbing.device import exact_float32, threads
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.summary import Results
 from marshtest.unlearning.gradient_descent import GradientDescent
@@ -256,3 +258,24 @@ print(keeps_freed_memory())
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == str(keeps), done.stderr
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(64, 1), (10**7, None)])
+def test_a_small_model_gets_one_thread_and_the_process_its_own_again(
+    batch_size: int, expected: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So rows of small models are the same bytes on any machine, and threads do not wait for each other."""
+    sized = load_recipe({**TINY, "training": {**TINY["training"], "batch_size": batch_size}})
+    assert set_up(sized, load("digits", train=200, test=100)).threads == expected
+    if expected is None:
+        return
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "marshtest.sweeps.worker.train",
+        lambda *given: seen.append(torch.get_num_threads()) or train(*given),  # type: ignore[func-returns-value]
+    )
+    with threads(3):
+        recipe = {**TINY, "seeds": 1, "unlearners": []}
+        marshtest.run(recipe, out=tmp_path / "run", report=False)
+        assert torch.get_num_threads() == 3
+    assert set(seen) == {1}

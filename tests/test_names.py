@@ -13,10 +13,12 @@ from marshtest.cli.app import RENAMED, app
 from marshtest.data.load import load
 from marshtest.results.summary import Results
 
+SLOW = {"torch", "scipy.stats", "scipy.optimize", "pandas", "matplotlib", "altair"}
+
 
 def imported_by(code: str) -> set[str]:
     """The libraries of note that a fresh process has imported after some code."""
-    tell = "import sys; print(*{'torch', 'pandas', 'matplotlib', 'altair'} & sys.modules.keys())"
+    tell = f"import sys; print(*{SLOW} & sys.modules.keys())"
     command = [sys.executable, "-c", f"{code}\n{tell}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     return set(said.stdout.splitlines()[-1].split())

@@ -216,13 +216,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["rows", "--store", "store"],
     ],
 )
-def test_commands_that_read_rows_do_without_torch(command: list[str], shared: Path) -> None:
+def test_commands_that_read_rows_do_without_torch_and_scipys_laws(
+    command: list[str], shared: Path
+) -> None:
     code = (
         "import sys\n"
         "from marshtest.cli.app import app\n"
         f"app({command}, standalone_mode=False)\n"
         "drawn = {'matplotlib', 'altair'} if sys.argv[1] != 'report' else set()\n"
-        "print('loaded:', ({'torch', *drawn} & set(sys.modules)) or 'none')\n"
+        "print('loaded:', ({'torch', 'scipy.stats', *drawn} & set(sys.modules)) or 'none')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, command[0]],

@@ -316,8 +316,8 @@ def test_other_metrics_score_the_same_models() -> None:
 @pytest.mark.parametrize(
     ("column", "says"),
     [
-        ("test_accuracy", "columns: .*test_accuracy: is the name of a column that every row has"),
-        ("Loss AUC", "columns: String should match pattern"),
+        ("test_accuracy", "test_accuracy: is the name of a column that every row has"),
+        ("Loss AUC", "columns.Loss AUC: String should match pattern"),
         ("flip_probability", "'flip_probability' is a column of every row"),
         ("flip_success", "'flip_success' is a column of every row"),
         ("flip", "'flip' is a column of a score's"),
@@ -329,7 +329,7 @@ def test_a_column_that_is_taken_is_refused_before_any_training(
     column: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LossAUC, "columns", {column: Column(title="x")})
-    with pytest.raises(MarshtestError, match=f"metrics.homemade:LossAUC: .*{says}"):
+    with pytest.raises(MarshtestError, match=f"metrics.*homemade:LossAUC.*{says}"):
         marshtest.run(RECIPE, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

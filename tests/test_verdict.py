@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from marshtest.metrics import power
+from marshtest.metrics.binomial import interval_of_share
 from marshtest.metrics.dependence import Dependence, dependence
 from marshtest.metrics.tradeoff import (
     gaussian_tradeoff,
     gaussian_tradeoff_two_sided,
-    interval_of_share,
     tpr_at_fpr,
     tpr_at_fpr_empirical,
     tpr_at_fpr_one_sided,

@@ -1,9 +1,10 @@
 """Which answers a recipe's numbers of poisons and trainings allow: said before anything is trained."""
 
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import Protocol
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from marshtest.attacks.presentation import Presentation
 from marshtest.experiment.recipe_parts import VerdictSettings
@@ -104,7 +105,7 @@ def _poisons(recipe: Judged, family: int) -> int | None:
         return None
     draws = int(recipe.attack.shown.draws)
     # The mean score then, E[x | x beyond Φ⁻¹(1 − 1/(K + 1))]: within its rank, a score is drawn.
-    largest = (draws + 1) * norm.pdf(norm.isf(1 / (draws + 1)))
+    largest = (draws + 1) * NormalDist().pdf(ndtri(1 / (draws + 1)))
     margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
     return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))
 

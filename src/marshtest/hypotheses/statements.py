@@ -6,7 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import ttest_1samp
+from scipy.special import stdtr
+
+from marshtest.metrics.trainings import t_statistic
 
 ALPHA = 0.05  # level of the tests behind a statement
 RANDOM = "random"  # the set of clean samples
@@ -74,7 +76,7 @@ def p_values(differences: NDArray[np.float64]) -> tuple[float, float]:
     """p-values of two t tests, that the mean is not above zero, and not below; nan for one value."""
     if len(differences) < 2:
         return math.nan, math.nan
-    above = float(ttest_1samp(differences, 0, alternative="greater").pvalue)
+    above = float(stdtr(len(differences) - 1, -t_statistic(differences)))
     return above, 1 - above
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, chi2, norm, t
+from scipy.special import chdtr, chdtrc, ndtr, ndtri, stdtrit
 
+from marshtest.metrics.binomial import at_least
 from marshtest.metrics.presentation import Score
 
 Floats = NDArray[np.float64]
@@ -66,7 +67,7 @@ class Dependence:
     @property
     def p_value(self) -> float:
         """Two-sided p-value of the test of the mean."""
-        return float(2 * norm.sf(abs(self.value) * math.sqrt(self.n)))
+        return float(2 * ndtr(-abs(self.value) * math.sqrt(self.n)))
 
     @property
     def tests(self) -> dict[str, float]:
@@ -74,15 +75,14 @@ class Dependence:
         if math.isnan(self.value):
             return dict.fromkeys(("mean", "spread", "classes", "tail"), math.nan)
         squares = self.error**2 * self.n * (self.n - 1)  # Σ (x − x̄)²
-        below = float(chi2.cdf(squares, self.n - 1))
-        above = float(chi2.sf(squares, self.n - 1))
+        below = float(chdtr(self.n - 1, squares))
+        above = float(chdtrc(self.n - 1, squares))
         several = self.cells > 1
         return {
             "mean": self.p_value,
             "spread": min(1.0, 2 * min(below, above)),  # χ² is skewed: twice the smaller tail
-            "classes": float(chi2.sf(self.between, self.cells - 1)) if several else math.nan,
-            # `sf` is P[more], and P[as many or more] is asked for.
-            "tail": float(binom.sf(self.tail - 1, self.n, self.fpr)),
+            "classes": float(chdtrc(self.cells - 1, self.between)) if several else math.nan,
+            "tail": at_least(self.tail, self.n, self.fpr),
         }
 
     @property
@@ -92,7 +92,7 @@ class Dependence:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval (low, high) of the dependence of these very models."""
-        half = float(t.isf((1 - level) / 2, self.n - 1)) * self.error
+        half = -float(stdtrit(self.n - 1, (1 - level) / 2)) * self.error
         return self.value - half, self.value + half
 
     def columns(self, name: str) -> dict[str, float]:
@@ -171,7 +171,7 @@ def dependence(
         spread_error=_error(x**2),
         between=float((sizes * (means - x.mean()) ** 2).sum()),
         cells=len(sizes),
-        tail=int((x < norm.ppf(fpr)).sum()),
+        tail=int((x < ndtri(fpr)).sum()),
         fpr=fpr,
     )
 

@@ -9,12 +9,12 @@ the noncentral t law with n − 1 degrees of freedom takes its place (`estimated
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 
-from scipy.optimize import brentq
-from scipy.stats import nct, norm, t
+from scipy.special import nctdtr, ndtr, ndtri, stdtrit
 
-MOST = 1e12  # poisons; beyond it the answer is "never"
+MOST = 10**12  # poisons; beyond it the answer is "never"
 MANY = 200  # trainings from which on Student's t is taken for normal
 
 
@@ -46,21 +46,19 @@ def removal(
 
 
 def _threshold(alpha: float, n: float, estimated: bool) -> float:
-    return float(t.isf(alpha, n - 1) if estimated else norm.isf(alpha))
+    return -float(stdtrit(n - 1, alpha) if estimated else ndtri(alpha))
 
 
 def _below(threshold: float, shift: float, n: float, estimated: bool) -> float:
     """Probability that a test statistic shifted by `shift` stays below its threshold."""
     if not estimated or n > MANY:
-        return float(norm.cdf(threshold - shift))
-    below = float(nct.cdf(threshold, n - 1, shift))
+        return float(ndtr(threshold - shift))
+    below = float(nctdtr(n - 1, shift, threshold))
     return 0.0 if math.isnan(below) else below  # SciPy gives nan if the shift is huge
 
 
 def poisons_for(power: float, power_of: Callable[[float], float]) -> float:
     """The least n with power_of(n) ≥ power, where power_of grows with n; infinite if there is none."""
-    if power_of(2) >= power:
-        return 2.0
     if power_of(MOST) < power:
         return math.inf
-    return math.ceil(brentq(lambda n: power_of(n) - power, 2, MOST, xtol=0.01))
+    return 2 + bisect_left(range(2, MOST), power, key=power_of)

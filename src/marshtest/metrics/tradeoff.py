@@ -1,18 +1,15 @@
 """TPR and FPR of telling the scores of poisons from those of fresh noise (paper §4.3, Figure 7)."""
 
-import math
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.special import ndtr, ndtri
 
 Floats = NDArray[np.float64]
 
 
 def tpr_at_fpr(scores: Floats, fpr: float) -> float:
     """TPR of the paper's test |I| > τ, τ = Φ⁻¹(1 − FPR / 2), on scores [P]."""
-    return _fraction(np.abs(scores) > norm.isf(fpr / 2), scores)
+    return _fraction(np.abs(scores) > -ndtri(fpr / 2), scores)
 
 
 def tpr_at_fpr_empirical(scores: Floats, fresh: Floats, fpr: float) -> float:
@@ -27,7 +24,7 @@ def tpr_at_fpr_one_sided(scores: Floats, fpr: float) -> float:
 
     It is exact for rank scores too, with any number of draws, as ranks are spread over the unit interval.
     """
-    return _fraction(-scores > norm.isf(fpr), scores)
+    return _fraction(-scores > -ndtri(fpr), scores)
 
 
 def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
@@ -49,23 +46,13 @@ def tradeoff(poison: Floats, fresh: Floats) -> tuple[Floats, Floats]:
 
 def gaussian_tradeoff(mean: float, fpr: Floats) -> Floats:
     """The analytic curve of the test −I > τ: TPR of N(µ, 1) against N(0, 1), 1 − Φ(Φ⁻¹(1 − FPR) − µ)."""
-    return np.asarray(norm.sf(norm.isf(fpr) - mean), dtype=np.float64)
+    return np.asarray(ndtr(mean + ndtri(fpr)), dtype=np.float64)
 
 
 def gaussian_tradeoff_two_sided(mean: float, fpr: Floats) -> Floats:
     """The analytic curve of the test |I| > τ: TPR = Φ(µ − τ) + Φ(−µ − τ), τ = Φ⁻¹(1 − FPR / 2)."""
-    threshold = norm.isf(fpr / 2)
-    return np.asarray(norm.cdf(mean - threshold) + norm.cdf(-mean - threshold), dtype=np.float64)
-
-
-def interval_of_share(
-    share: float, n: float, level: float = 0.95, method: Literal["exact", "wilson"] = "exact"
-) -> tuple[float, float]:
-    """The interval for a share of n: Clopper and Pearson's exact one, or Wilson's; nan if n is 0."""
-    if not n > 0 or math.isnan(share):
-        return math.nan, math.nan
-    interval = binomtest(round(share * n), int(n)).proportion_ci(level, method)
-    return float(interval.low), float(interval.high)
+    threshold = -ndtri(fpr / 2)
+    return np.asarray(ndtr(mean - threshold) + ndtr(-mean - threshold), dtype=np.float64)
 
 
 def _fraction(hits: NDArray[np.bool_], scores: Floats) -> float:

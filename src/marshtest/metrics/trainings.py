@@ -26,7 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, t
+from scipy.special import stdtr, stdtrit
+
+from marshtest.metrics.binomial import at_least, at_most
 
 Floats = NDArray[np.float64]
 
@@ -86,7 +88,7 @@ def error_of_mean(values: Floats) -> float:
 
 def interval_over(trainings: int, value: float, error: float) -> tuple[float, float]:
     """The 95 % t interval of trainings to come about a value with this error; nan of fewer than two."""
-    half = float(t.isf(0.025, trainings - 1)) * error if trainings > 1 else math.nan
+    half = -float(stdtrit(trainings - 1, 0.025)) * error if trainings > 1 else math.nan
     return value - half, value + half
 
 
@@ -150,8 +152,14 @@ def p_positive(values: Floats) -> float:
     n = len(values)
     spread = float(values.std(ddof=1)) if n > 1 else 0.0
     if spread > TINY:
-        return float(t.sf(values.mean() / (spread / math.sqrt(n)), n - 1))
+        return float(stdtr(n - 1, -t_statistic(values)))
     return 0.5**n if n and values[0] > TINY else 1.0
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def t_statistic(values: Floats) -> float:
+    """The mean over its standard error; infinite if all values are equal, nan if they are 0."""
+    return float(values.mean() / np.float64(error_of_mean(values)))
 
 
 def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
@@ -160,7 +168,7 @@ def p_rarely_fails(d0: Floats, d: Floats, margin: float) -> float:
     if not half > 0:
         return 1.0
     works = float((d0 > half).mean())
-    return float(binom.cdf(failures(d0, d), len(d), margin * works))
+    return at_most(failures(d0, d), len(d), margin * works)
 
 
 def failures(d0: Floats, d: Floats) -> int:
@@ -181,8 +189,8 @@ def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: 
     trainings = math.ceil(always - 1e-9)
     while trainings < MOST:
         worked = np.arange(trainings + 1)
-        enough = (1 - margin * worked / trainings) ** trainings <= alpha
-        if binom.pmf(worked[enough], trainings, works).sum() >= power:
+        too_few = int(((1 - margin * worked / trainings) ** trainings > alpha).sum())
+        if at_least(too_few, trainings, works) >= power:
             return trainings
         trainings += 1 + trainings // 200  # exact up to 200
     return MOST

@@ -26,6 +26,7 @@ level α for each unlearner. No unlearning and full retraining are controls, tes
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -33,8 +34,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm, t
+from scipy.special import ndtr, ndtri, stdtr
 
+from marshtest.metrics.binomial import at_most
 from marshtest.metrics.dependence import NOTHING, SCORES, Dependence, pooled
 from marshtest.metrics.power import detection, poisons_for, removal
 from marshtest.metrics.presentation import Score
@@ -281,10 +283,10 @@ def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: fl
         share = min(1.0, score.fpr + allowed)
         error = max(math.sqrt(share * (1 - share) / score.n), NO_SPREAD)
         # The exact p-value as a z, to whose error that of the initial effect can be added.
-        z = norm.isf(binom.cdf(score.tail, score.n, share))
-        return float(norm.sf(z * error / math.hypot(error, of_initial)))
+        z = ndtri(at_most(score.tail, score.n, share))
+        return float(ndtr(z * error / math.hypot(error, of_initial)))
     error = math.hypot(_error_of(score, effect), of_initial)
-    return float(t.sf((allowed - abs(_effect_of(score, effect))) / error, score.n - 1))
+    return float(stdtr(score.n - 1, (abs(_effect_of(score, effect)) - allowed) / error))
 
 
 def _testable(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
@@ -448,13 +450,11 @@ def _power(
     of_initial = margin * _error_of(score, effect) * math.sqrt(n)
     # The test adds the initial effect's own error, which asks of the estimate what a stricter level would.
     stricter = math.hypot(1, of_initial / max(deviation, NO_SPREAD))
-    level = float(norm.sf(norm.isf(alpha / family) * stricter))
+    level = float(ndtr(ndtri(alpha / family) * stricter))
     if effect == "tail":
-        # The test passes up to the largest count of probability at most `level`; ppf gives the next one
-        # unless a count meets the level.
-        most = binom.ppf(level, n, share)
-        most -= binom.cdf(most, n, share) > level
-        return float(binom.cdf(most, n, score.fpr))
+        # The test passes up to the largest count of probability at most `level`.
+        passing = bisect_right(range(n + 1), level, key=partial(at_most, n=n, chance=share))
+        return at_most(passing - 1, n, score.fpr)
     power = removal(n, allowed, deviation=deviation, alpha=level)
     trainings = sum(not math.isnan(scores[name].value) for scores in initial.trainings.values())
     if effect == "mean" and trainings >= TRAININGS:

@@ -49,6 +49,11 @@ class StandIn(Choice):
     source: str = ""  # the digest that the recipe was stored with; "" in a new recipe
 
 
+def is_foreign(choice: Choice) -> bool:
+    """Whether settings are of a user's class, not of the package's."""
+    return bool(choice._source)
+
+
 C = TypeVar("C", bound=Choice)
 
 

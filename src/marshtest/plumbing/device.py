@@ -41,6 +41,17 @@ def exact_float32() -> Iterator[None]:
         _choose(tf32, precision)
 
 
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads inside, None for as many as now; the process's number stands again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _choose(tf32: bool, precision: str) -> None:
     """Set what differs only: setting a default anew is a change to PyTorch's newer switches."""
     if torch.backends.cudnn.allow_tf32 != tf32:

@@ -10,13 +10,13 @@ say again what colours say.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import altair as alt
 import numpy as np
 import pandas as pd
 import vl_convert
-from scipy.stats import norm
 
 from marshtest.metrics.presentation import Score
 from marshtest.reporting.tables import label
@@ -356,7 +356,7 @@ def histogram(name: str, score: Score, ends: tuple[float, float], names: Sequenc
     if score.column is not None:
         return _spec(bars.properties(title=title), 240, names)
     x = np.linspace(low, high, 81)
-    law = [{"x": round(at, 3), "y": round(float(norm.pdf(at)), 4)} for at in x.tolist()]
+    law = [{"x": round(at, 3), "y": round(NormalDist().pdf(at), 4)} for at in x.tolist()]
     null = alt.Chart(alt.InlineData(law)).mark_line(color=INK, strokeDash=[5, 3])
     both = alt.layer(bars, null.encode(x="x:Q", y="y:Q"))
     return _spec(both.properties(title=title), 240, names)

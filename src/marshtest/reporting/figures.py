@@ -10,6 +10,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -19,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from marshtest.attacks.presentation import EffectFigure
 from marshtest.metrics.presentation import Column, Score
@@ -541,8 +541,16 @@ def histograms(parts: Sequence[tuple[str, pd.Series, str]], score: str = "I") ->
         scores = scores.dropna()
         mean, deviation = scores.mean(), scores.std(ddof=1)
         panel.hist(scores, bins=40, range=(-5, 5), density=True, color=colour, alpha=0.6)
-        panel.plot(grid, norm.pdf(grid, mean, deviation), color=colour, lw=1.5, label="fitted")
-        panel.plot(grid, norm.pdf(grid), color="black", lw=1, ls="--", label="N(0, 1)")
+        panel.plot(
+            grid,
+            [*map(NormalDist(mean, deviation).pdf, grid)],
+            color=colour,
+            lw=1.5,
+            label="fitted",
+        )
+        panel.plot(
+            grid, [*map(NormalDist().pdf, grid)], color="black", lw=1, ls="--", label="N(0, 1)"
+        )
         panel.set_title(f"{title}\nmean {mean:+.2f}, s.d. {deviation:.2f}", fontsize=8)
         panel.set_xlabel(score)
         panel.legend(frameon=False, fontsize=7)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtr
 
-from marshtest.metrics.trainings import TINY
+from marshtest.metrics.trainings import TINY, error_of_mean, interval_over, t_statistic
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.merging import differences, setting
@@ -195,12 +195,11 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
     n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
     # Differences that are all equal, as of a method with itself, have no t; they stay without a p.
     if n > 1 and difference.std() > TINY:
-        found = stats.ttest_1samp(difference, 0)
-        p = nearer = float(found.pvalue)
-        low, high = (float(end) for end in found.confidence_interval(0.95))
+        p = nearer = _p_of_mean(difference)
+        low, high = interval_over(n, float(difference.mean()), error_of_mean(difference))
         if measure != ACCURACY:
             # Of a score the nearer to 0 is better, and only sum and difference together tell which.
-            nearer = max(p, float(stats.ttest_1samp(values.sum(1), 0).pvalue))
+            nearer = max(p, _p_of_mean(values.sum(1)))
     mean = values.mean(0) if n else (math.nan, math.nan)
     return {
         "measure": measure,
@@ -214,6 +213,11 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
         "p": p,
         "p_better": nearer,
     }
+
+
+def _p_of_mean(values: NDArray[np.float64]) -> float:
+    """The two-sided p-value of a t test that the mean is 0."""
+    return float(2 * stdtr(len(values) - 1, -abs(t_statistic(values))))
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.summary import Results, wider_error
@@ -57,7 +57,7 @@ class Measure:
         """The 95 % interval; everything, where the error is not known."""
         if math.isnan(self.error):
             return -math.inf, math.inf
-        half = float(norm.isf(0.025)) * self.error
+        half = -float(ndtri(0.025)) * self.error
         return self.value - half, self.value + half
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 
+from marshtest.plumbing.device import threads
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
@@ -103,13 +104,8 @@ class InProcess:
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         future: Future[Ended] = Future()
-        # Put back afterwards: the process is the caller's, and does other things as well.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(resources.cpus or threads)
-        try:
+        with threads(resources.cpus):
             future.set_result(attempt(self._worker, job, self._progress, goes_on=self._goes_on))
-        finally:
-            torch.set_num_threads(threads)
         return future
 
     def recover(self) -> None: ...
