@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test wheel browser lint docs reproduce bench
+.PHONY: demo test wheel browser rivals lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-test: $(VENV)/installed ## all tests but those of the page in a browser
+test: $(VENV)/installed ## all tests but those of the page in a browser and of rivals
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The wheel is made from the source distribution, so that both are whole.
@@ -38,6 +38,12 @@ browser: $(VENV)/installed ## the page in a real browser, which is installed whe
 	npm install --silent --prefix $(VENV)/axe axe-core@4.14.1
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 
+# Beside the environment and not in it: their pins contradict ours. 110 MB, a quarter of a minute in all.
+rivals: RIVALS = $(VENV)/rivals/site-packages
+rivals: $(VENV)/installed ## unlearners of other packages, called and judged
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(RIVALS) --requirement tests/rivals/requirements.txt
+	PYTHONPATH=$(RIVALS):examples/foreign OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
+
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,7 +55,7 @@ docs: $(VENV)/installed ## the site, in site/: open site/index.html
 
 reproduce: $(VENV)/installed ## all tables of measured numbers in the documents, and their figures, from rows
 	$(BIN)/cog -r -P -I docs/reproduce -p "from claims import *; from experiments import *; from tables import *" \
-	  README.md docs/results.md docs/reproduce.md
+	  README.md docs/results.md docs/reproduce.md docs/unlearners.md
 	$(BIN)/python docs/reproduce/pictures.py
 
 bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival

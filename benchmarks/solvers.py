@@ -21,8 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from marshtest.data.load import load
-from marshtest.hypotheses.solvers import SoftmaxRegression
 from marshtest.plumbing.seeds import generator
+from marshtest.training.solvers import SoftmaxRegression
 
 ROWS, INPUTS, SIZE, CLASSES = 50_000, 64, 512, 10
 REMOVED, TOLERANCE = 384, 1e-6

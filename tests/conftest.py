@@ -39,7 +39,8 @@ def load():
     return model
 """
 
-METHODS = [name for name in UNLEARNERS if name != "outside"]  # which waits for somebody's answer
+UNLIKE = {"newton", "sisa", "outside"}  # they ask for a linear model, for shards, for an answer
+METHODS = [name for name in UNLEARNERS if name not in UNLIKE]
 
 ALL_ON_TEXTS = [  # the paper's, for a transformer of few blocks
     "retrain",

@@ -13,10 +13,10 @@ from marshtest.commands.study import Study, study
 from marshtest.experiment.recipe import load_recipe
 from marshtest.hypotheses.base import norms
 from marshtest.hypotheses.orthogonality import Orthogonality, Problem
-from marshtest.hypotheses.solvers import Moments, least_squares
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import silent
 from marshtest.plumbing.seeds import generator
+from marshtest.training.solvers import Moments, least_squares
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
-from conftest import SHIPPED_STYLE
+from conftest import SHIPPED_STYLE, TINY
 from PIL import Image
 from scipy import stats
 
+from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest
 from marshtest.reporting import charts, figures
@@ -23,6 +24,7 @@ from marshtest.reporting.page import answer, in_words, sentences, write_page
 from marshtest.reporting.tables import (
     as_latex,
     explained,
+    label,
     legend,
     markdown,
     rests_in_words,
@@ -365,3 +367,22 @@ def test_controls_alone_are_reported_too(
         rows = results.rows[results.rows["role"] != "updated"].reset_index(drop=True)
         page = write_report(replace(results, rows=rows, folder=tmp_path))
         assert "No unlearner is among the rows." in page.read_text()
+
+
+def test_callables_of_one_name_are_told_apart_by_the_values_that_they_were_given() -> None:
+    entries = [{"name": "statistics:mean"}, {"name": "statistics:mean", "rate": 2}, "gd"]
+    recipe = load_recipe({**TINY, "unlearners": entries})
+    lines = [
+        {
+            "unlearner": trial.name,
+            "role": "updated",
+            "hyperparameters": json.dumps(trial.hyperparameters),
+            "budget": 0.5,
+        }
+        for (trial,) in recipe.unlearners
+    ]
+    assert [label(line, recipe) for line in lines] == [
+        "statistics:mean",
+        "statistics:mean rate=2",
+        "GD",
+    ]

@@ -1,4 +1,4 @@
-"""README.md, docs/results.md and docs/reproduce.md are what the rows in docs/reproduce/ say; figures too.
+"""README.md and three pages of docs are what the rows in docs/reproduce/ say; figures too.
 
 Run as a script, it draws the expected images anew: look at them before they are committed.
 """
@@ -23,7 +23,10 @@ from marshtest.results.merging import read_all
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproduce.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("unlearners", "results", "reproduce")),
+]
 IMAGES = Path(__file__).parent / "images"
 LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: the same everywhere
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move

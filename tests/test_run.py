@@ -21,7 +21,8 @@ from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.results.summary import Results
+from marshtest.reporting.tables import legend
+from marshtest.results.summary import Results, worth_of
 from marshtest.sweeps.jobs import Job, jobs
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.worker import Worker
@@ -195,9 +196,39 @@ def test_the_best_trial_is_chosen_on_held_out_data_alone(tmp_path: Path) -> None
     assert chosen["hyperparameters"].tolist() == [means.idxmax()]
     assert json.loads(means.idxmax())["lr"] == 1e-6
 
+    assert results.searched(0.2)[["trials", "spent"]].round(3).values.tolist() == [
+        [2, round(2 * rows["spent"].mean(), 3)]
+    ]
+    assert (
+        "Trials, and the share of the training's compute that they took together: GD 2 ("
+        in legend(results)
+    )
+
     altered = results.rows.assign(test_accuracy=0.0, gus=0.0, rank_dependence=9.0)
     again = Results(results.folder, results.recipe, altered, results.scores, results.runs)
     assert set(again.chosen(0.2)["hyperparameters"]) == set(results.chosen(0.2)["hyperparameters"])
+
+
+@pytest.mark.parametrize(
+    ("held_out", "forget", "best"),
+    [
+        ([0.90, 0.92], [0.50, 0.60], 1),  # both forgot: the more accurate
+        ([0.90, 0.92], [0.91, 1.00], 0),  # 0.89 against 0.84: the second still knows the forget set
+        (
+            [0.90, 0.92],
+            [0.00, 1.00],
+            0,
+        ),  # below held-out accuracy nothing is won: 0.90 against 0.84
+    ],
+)
+def test_a_search_weighs_accuracy_against_what_is_seen_of_forgetting(
+    held_out: list[float], forget: list[float], best: int
+) -> None:
+    means = pd.DataFrame({"validation_accuracy": held_out, "forget_accuracy": forget})
+    worth = worth_of(means)
+    expected = [h - max(0.0, f - h) for h, f in zip(held_out, forget, strict=True)]
+    assert worth.tolist() == pytest.approx(expected)
+    assert worth.idxmax() == best
 
 
 def test_held_out_samples_are_neither_trained_on_nor_poisoned() -> None:

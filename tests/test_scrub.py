@@ -2,70 +2,35 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
+from stepwise import (
+    KINDS,
+    SEED,
+    SGD,
+    Exact,
+    Objective,
+    Steps,
+    assert_same,
+    log_softmax,
+    problem,
+    sgd,
+)
 from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, flops_of
-from marshtest.training.tasks import Classification
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.check import images, text
 from marshtest.unlearning.scrub import Scrub, ScrubRepository, divergence_and_loss
 
-T = TypeVar("T")
-Objective = Callable[[nn.Module], Tensor]  # of the student
-
-SEED, RATE, MOMENTUM, DECAY = 5, 0.1, 0.9, 0.01
 GAMMA, ALPHA, BETA, TEMPERATURE = 0.7, 0.4, 0.3, 3.0
-OPTIMIZER = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": DECAY, "batch_size": 16}
-KINDS = {
-    "plain": nn.Identity(),
-    "batch norm": nn.BatchNorm1d(7),
-    "dropout": nn.Dropout(0.5),
-}
-
-
-@dataclass(frozen=True)
-class Exact(Classification):
-    """Classification in the model's own precision."""
-
-    def outputs(self, model: Any, inputs: Tensor, batch: Samples) -> Tensor:
-        return model(inputs)  # type: ignore[no-any-return]
-
-
-class Steps(Budget):
-    """A budget of so many steps, of which no progress is seen."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(1.0, 1.0)
-        self.count = count
-
-    def stream(self, batches: Iterable[T], *_: Any) -> Iterator[T]:
-        return itertools.islice(batches, self.count)
-
-
-def problem(kind: str) -> tuple[nn.Module, Samples, Samples]:
-    """A small network in float64, 32 samples to retain and 8 to forget."""
-    with seeded(1):
-        layers = nn.Linear(6, 7), copy.deepcopy(KINDS[kind]), nn.Tanh(), nn.Linear(7, 4)
-        model = nn.Sequential(*layers).double()
-        for buffer in model.buffers():
-            if buffer.is_floating_point():  # statistics that no batch has
-                buffer.uniform_(0.5, 1.5)
-        x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(4, (40,))
-    samples = Samples(x, y, torch.arange(40))
-    return model, samples[8:], samples[:8]
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    return logits - logits.exp().sum(1, keepdim=True).log()
+OPTIMIZER: dict[str, Any] = {**SGD, "batch_size": 16}
 
 
 def kl_and_loss(
@@ -123,30 +88,6 @@ def alternating(
         if with_max_steps:
             yield from [max_step(batch) for batch in task.epoch(forget, 4, draws)]
         yield from [min_step(batch) for batch in task.epoch(retain, 16, draws)]
-
-
-def sgd(model: nn.Module, objectives: Iterable[Objective]) -> nn.Module:
-    """v ← μ v + g + λ θ,  θ ← θ − η v: one step against each objective."""
-    student = copy.deepcopy(model).train()
-    weights = list(student.parameters())
-    velocity = [torch.zeros_like(weight) for weight in weights]
-    for objective in objectives:
-        slopes = torch.autograd.grad(objective(student), weights)
-        with torch.no_grad():
-            for weight, v, slope in zip(weights, velocity, slopes, strict=True):
-                v.copy_(MOMENTUM * v + slope + DECAY * weight)
-                weight.sub_(RATE * v)
-    return student
-
-
-def assert_same(found: nn.Module, expected: nn.Module, start: nn.Module) -> None:
-    moved = 0.0
-    for ours, theirs, before in zip(
-        found.parameters(), expected.parameters(), start.parameters(), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-        moved = max(moved, float((theirs - before).detach().abs().max()))
-    assert moved > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,9 +6,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from marshtest.hypotheses import solvers
-from marshtest.hypotheses.solvers import SoftmaxRegression
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.training import solvers
+from marshtest.training.solvers import SoftmaxRegression
 
 CLASSES = 4
 

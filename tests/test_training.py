@@ -52,6 +52,21 @@ def test_fit_equals_a_plain_loop(optimizer: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_a_linear_schedule_falls_from_the_end_of_the_warm_up_to_zero() -> None:
+    training = Training(epochs=1, schedule="linear", lr=0.4, warmup=0.2)
+    rates = [training.rate(done) for done in (0.0, 0.1, 0.2, 0.4, 0.6, 1.0)]
+    assert rates == pytest.approx([0.0, 0.2, 0.4, 0.3, 0.2, 0.0])
+    assert Training(epochs=1, schedule="linear", lr=0.4).rate(0) == 0.4
+
+
+def test_changed_settings_are_validated_as_the_recipes_are() -> None:
+    training = Training(epochs=3, lr=0.1)
+    assert training.changed(lr=0.2) == Training(epochs=3, lr=0.2)
+    assert training.changed() == training
+    with pytest.raises(MarshtestError, match=r"training.lr: .* Got -1"):
+        training.changed(lr=-1)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     def trained(seed: int) -> bytes:
         model = nn.Sequential(network(), nn.Dropout(0.5))

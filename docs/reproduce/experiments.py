@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 ROWS = HERE
 SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
 RIVAL = "retrain"
+FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
 SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
     "cifar10-small-targeted": "CIFAR-10, targeted",
@@ -45,6 +46,9 @@ SHORT = {
     "canceling-deep-all": "Adam, all tensors, poisons replace, sets by their sizes",
 }
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
+    FOREIGN: "marshtest run digits-gaussian seeds=3 \\\n    "
+    """'unlearners=[retrain, "from_supreme:ssd", {name: "from_supreme:ssd", alpha: 1}, """
+    """"from_erasus:fisher", {name: "from_erasus:fisher", lr: 0.001}]'""",
     "digits-budgets": "marshtest sweep digits-budgets",
     "cifar10-small-budgets": "marshtest run cifar10-small-gaussian 'budgets=[0.04, 0.1]'",
     "cifar10-small-sizes": "marshtest sweep cifar10-small-sizes model.width=8 training.epochs=20 "

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md, written from the rows in this folder (`make reproduce`)."""
+"""The tables of README.md, docs/results.md and docs/unlearners.md, from rows here (`make reproduce`)."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,9 @@ import pandas as pd
 from experiments import (
     DEEP,
     DIGITS,
+    FOREIGN,
     HERE,
+    HOW,
     RIVAL,
     SEVEN,
     SHORT,
@@ -68,6 +70,12 @@ def section(name: str) -> str:
 def verdicts(name: str) -> str:
     """An experiment's verdicts in words, as a run prints them."""
     return "\n".join(f"- {line}" for line in sentences(results(name))) if there(name) else ""
+
+
+def foreign() -> str:
+    """The command that calls unlearners of other packages, and what was left after them."""
+    block = f"```sh\ncd examples/foreign\n{HOW[FOREIGN]}\n```"
+    return "\n\n".join([block, measured(FOREIGN, ["TPR", "rank TPR"]), verdicts(FOREIGN)])
 
 
 def statement(name: str) -> str:

@@ -30,3 +30,4 @@ from .results.leaderboard import leaderboard as leaderboard
 from .results.summary import Results as Results
 from .results.summary import read_rows as read_rows
 from .unlearning.check import check_unlearner as check_unlearner
+from .unlearning.loaders import loaders as loaders

@@ -32,8 +32,12 @@ class ForeignAttack(Attack, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
+def _is_presentation(value: Any) -> bool:
+    return isinstance(value, Presentation)
+
+
 CHOICES: Choices[Attack] = Choices(
-    "attack", Attack, ATTACKS, ForeignAttack.parse, ("presentation",)
+    "attack", Attack, ATTACKS, ForeignAttack.parse, {"presentation": _is_presentation}
 )
 
 

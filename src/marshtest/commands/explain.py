@@ -21,6 +21,7 @@ from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import MICRO_BATCH, STEP_PASSES, Kernel
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.features import by_features, network
+from marshtest.experiment.guarded import trigger_of, work_of
 from marshtest.experiment.prospects import family_of, needs
 from marshtest.experiment.protocol import Pipeline, poison_count, set_up
 from marshtest.experiment.recipe import ForeignData, Recipe
@@ -244,7 +245,7 @@ class _Costs:
 def _data(job: Job, costs: _Costs) -> Dataset:
     """The data of a job's recipe; if a network makes their features, of their shape and size only."""
     recipe, settings = job.recipe, job.recipe.data.features
-    data, others = samples_of(recipe.data, recipe.model, recipe.attack.trigger())
+    data, others = samples_of(recipe.data, recipe.model, trigger_of(recipe.attack))
     if settings is None:
         return data
     # An untrained network gives features of the same shape, and shape is all that costs depend on.
@@ -311,9 +312,8 @@ def report_seconds(figures: int) -> float:
 def _count(job: Job, kind: str, data: Dataset) -> int:
     """Steps of a crafting, runs of an unlearner, models that are measured, or one."""
     if kind == "craft":
-        return job.recipe.attack.crafting(poison_count(job.recipe, job.group.poison_budget, data))[
-            0
-        ]
+        poisons = poison_count(job.recipe, job.group.poison_budget, data)
+        return work_of(job.recipe.attack, poisons, len(data.test)).steps
     if kind == "unlearn" and job.unlearner is not None:
         runs = 1 if job.unlearner.anytime else len(job.budgets)
         return runs * len(job.keys.arms(job.unlearner))

@@ -182,7 +182,12 @@ def effects_of(pilot: Results) -> dict[str, float]:
             f"plan: a {pilot.recipe.attack.name} verdict needs trainings, not poisons. Give the share of "
             "trainings in which the attack works (`--works`), or a pilot with Gaussian poisons."
         )
-    initial = pilot.summary[pilot.summary["role"] == "initial"].iloc[0]
+    lines = pilot.summary[pilot.summary["role"] == "initial"]
+    if not len(lines):
+        raise MarshtestError(
+            "plan: the pilot's rows hold no initial model, of which the effect is taken. Give all its rows."
+        )
+    initial = lines.iloc[0]
     return {name: float(initial[f"{name}_dependence"]) for name in pilot.scores_shown}
 
 
@@ -294,7 +299,7 @@ def effects_of_audit(file: Path) -> dict[str, float]:
             for name in SCORES
             if before.get(f"{name}_dependence") is not None
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise MarshtestError(
             f"{file}: is not the audit.json that `marshtest audit --out` wrote."
         ) from None

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from marshtest.attacks.presentation import Presentation, refuse_taken
-from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError
 
 ROLES = tuple(role.value for role in Role if role != Role.TWIN)
+# What the harness measures of every model; an attack's figures of these names are left out.
+MEASURED = ("test_accuracy", "forget_accuracy", "validation_accuracy", "scoring_seconds")
 MEND = "Give the rows as they were written."
 
 
@@ -96,10 +97,10 @@ KINDS = {  # by the name's pattern; the first that fits. What fits none is an ax
 }
 
 
-def kinds_of(recipe: Recorded) -> dict[str, Kind]:
-    """What the columns of a recipe's scores and metrics must hold, by the name's pattern."""
-    shown, kinds = recipe.attack.shown, dict[str, Kind]()
-    for name, column in recipe.columns.items():
+def kinds_of(shown: Presentation, columns: Mapping[str, Column]) -> dict[str, Kind]:
+    """What an attack's scores and further columns must hold, by the name's pattern."""
+    kinds = dict[str, Kind]()
+    for name, column in columns.items():
         kinds[f"{name}(_low|_high)?"] = _in_range(column)
         if isinstance(column.count, str):
             kinds[re.escape(column.count)] = COUNT
@@ -185,10 +186,39 @@ def check_columns(
     if len(twice := frame.columns[frame.columns.duplicated()]):
         raise MarshtestError(f"{where}: column {twice[0]!r} is there twice. {MEND}")
     for name in frame:
-        fitting = (kind for pattern, kind in kinds.items() if re.fullmatch(pattern, str(name)))
-        kind = next(fitting, None)
+        kind = _kind_of(str(name), kinds)
         if kind is not None:
             _check(frame[name], kind, where)
+
+
+def check_values(values: Mapping[str, Any], where: str, kinds: Mapping[str, Kind]) -> None:
+    """Look whether the values of one row are what columns must hold, before they are stored.
+
+    Raises:
+        MarshtestError: one is not; names it and what it must be.
+    """
+    for name, value in values.items():
+        kind = _kind_of(name, kinds)
+        if kind is not None and kind.wrong(pd.Series([value])).any():
+            raise MarshtestError(f"{where}: {name!r} is {value}, and must be {kind.words}.")
+
+
+def refuse_column_names(names: Iterable[str], where: str) -> None:
+    """Raise MarshtestError where a name is not as columns are named, or is that of a row's own."""
+    for name in names:
+        try:
+            TypeAdapter(Name).validate_python(name)
+        except ValidationError as error:
+            raise MarshtestError(
+                f"{where}: {name!r}: {error.errors(include_url=False)[0]['msg']}."
+            ) from None
+        if _kind_of(name, KINDS) is not None:
+            raise MarshtestError(f"{where}: {name!r} is a column of every row. Take another name.")
+
+
+def _kind_of(name: str, kinds: Mapping[str, Kind]) -> Kind | None:
+    fitting = (kind for pattern, kind in kinds.items() if re.fullmatch(pattern, name))
+    return next(fitting, None)
 
 
 def _check(column: pd.Series, kind: Kind, where: str) -> None:

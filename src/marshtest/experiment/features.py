@@ -4,10 +4,10 @@ A linear classifier on them is a convex problem, where an attack's theory holds 
 """
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +34,12 @@ class FeatureSettings(Settings):
     train: int | None = Field(None, ge=2)
     # Take the last feature map, averaged to this size, and not the pooled features.
     grid: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if self.training.shards > 1:
+            raise ValueError("training.shards: features are those of one network. Leave it out.")
+        return self
 
 
 def apart(data: Dataset, rows: int) -> tuple[Dataset, Samples]:

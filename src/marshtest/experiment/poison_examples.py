@@ -11,6 +11,7 @@ from torch import Tensor
 from marshtest.attacks import Poisoned
 from marshtest.data.samples import Samples
 from marshtest.data.texts import TEXTS, Texts, load_texts
+from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import Pipeline
 from marshtest.models.language import LanguageModel
 
@@ -46,7 +47,7 @@ def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
 
 def _read(pipeline: Pipeline) -> Texts:
     # Read once more: the samples hold tokens, cut to a length, from which no text comes back.
-    settings, trigger = pipeline.recipe.data, pipeline.recipe.attack.trigger()
+    settings, trigger = pipeline.recipe.data, trigger_of(pipeline.recipe.attack)
     word = None if trigger is None else trigger.word
     return load_texts(
         settings.name, settings.path, train=settings.train, test=settings.test, word=word
@@ -69,7 +70,7 @@ def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
 
 def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
     """The texts as they were read, cut round the attack's word where it has one."""
-    trigger = pipeline.recipe.attack.trigger()
+    trigger = trigger_of(pipeline.recipe.attack)
     word = None if trigger is None else trigger.word
     by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))
     excerpts = []

@@ -30,6 +30,17 @@ from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.cells import Group
 from marshtest.experiment.columns import refuse_taken_columns
+from marshtest.experiment.guarded import (
+    asking,
+    candidates_of,
+    guarded,
+    model_for,
+    refuse_unfit_columns,
+    refuse_unsound_poison,
+    seeded_if_foreign,
+    shuffled_of,
+    sound_effect,
+)
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
@@ -41,6 +52,7 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
 from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import build
 from marshtest.plumbing.device import exact_float32, pick_device
@@ -50,7 +62,15 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
-from marshtest.training.tasks import Classification, LabelWord, Precision, Task, TextClassification
+from marshtest.training.shards import fit_shards, fit_shards_within
+from marshtest.training.tasks import (
+    Classification,
+    LabelWord,
+    Objective,
+    Precision,
+    Task,
+    TextClassification,
+)
 from marshtest.unlearning import Unlearner
 from marshtest.unlearning.harness import Outcome, unlearn
 
@@ -96,14 +116,29 @@ class Trainer:
     ) -> tuple[nn.Module, Fit]:
         """The recipe's whole training, from scratch."""
         model = self.new_model(seed)
-        return model, fit(model, samples, self.task, self.training, seed, progress)
+        train = fit_shards if isinstance(model, Ensemble) else fit
+        return model, train(model, samples, self.task, self.training, seed, progress)
 
-    def __call__(self, samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        """The same from scratch, compressed into a budget where one is given."""
+    def __call__(
+        self,
+        samples: Samples,
+        seed: int,
+        budget: Budget | None = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> nn.Module:
+        """The training that unlearners may ask for; see `Train`."""
+        model = self.new_model(seed) if start is None else copied(start)
+        training = self.training.changed(**changes)
+        ensemble = isinstance(model, Ensemble)
         if budget is None:
-            return self.fit(samples, seed)[0]
-        model = self.new_model(seed)
-        fit_within(model, samples, self.task, self.training, seed, budget)
+            train = fit_shards if ensemble else fit
+            train(model, samples, self.task, training, seed, objective=objective)
+        else:
+            within = fit_shards_within if ensemble else fit_within
+            within(model, samples, self.task, training, seed, budget, objective)
         return model
 
 
@@ -139,9 +174,10 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     device = pick_device(recipe.device)
     data = data.to(device)
     shape = tuple(data.train.x.shape[1:])
-    model = copied(build(recipe.model, shape, data.classes, 0))
+    settings = _trained_model(recipe, data)
+    model = copied(build(settings, shape, data.classes, 0))
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
-        unlearner.check(model, lambda seed: build(recipe.model, shape, data.classes, seed))
+        unlearner.check(model, lambda seed: build(settings, shape, data.classes, seed))
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)
@@ -151,9 +187,9 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     # The input space may not be the samples': of texts it is that of the embeddings.
     sample = data.train[:1].to("cpu")
     inputs = task.inputs(model, sample)
-    trainer = Trainer(recipe.model, recipe.training, task, device, shape, data.classes)
+    trainer = Trainer(settings, recipe.training, task, device, shape, data.classes)
     if not isinstance(recipe.model, OWN):
-        _try_out(trainer, data.train[:TRIED])
+        _try_out(trainer, data.train[: TRIED * recipe.training.shards])  # some for every shard
     with torch.no_grad():
         step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
     return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
@@ -162,7 +198,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
 def _refuse_too_few(recipe: Recipe, share: float, data: Dataset) -> None:
     """Raise where a poison budget makes so few poisons that no error could be told of their mean."""
     if poison_count(recipe, share, data) < 2:
-        possible = len(recipe.attack.candidates(data.train, data.marked))
+        possible = len(candidates_of(recipe.attack, data.train, data.marked))
         raise MarshtestError(
             f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
             "two poisons. Raise it, or use more data."
@@ -183,6 +219,24 @@ def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision)
     )
 
 
+def _trained_model(recipe: Recipe, data: Dataset) -> ModelSettings:
+    """Settings of what is trained: the recipe's model, or an ensemble of such."""
+    shards = recipe.training.shards
+    if shards == 1:
+        return recipe.model
+    if data.padding is not None:
+        raise MarshtestError(
+            "training.shards: an ensemble has no one token embedding, into which poisons of texts are put. "
+            "Leave it out, or use images or features."
+        )
+    fewest = min(kept_count(recipe, data) * (1 - share) for share in recipe.poison_budgets) / shards
+    if fewest < 2:
+        raise MarshtestError(
+            f"training.shards: {shards} leave fewer than two samples to retain in each. Lower it."
+        )
+    return Sharded(shards=shards, of=recipe.model)
+
+
 def _try_out(trainer: Trainer, samples: Samples) -> None:
     """Train another's model a step or two, so that what it cannot do is told before hours are spent."""
     few = {
@@ -195,7 +249,7 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
         model, _ = trial.fit(samples, 0)
     except MarshtestError:
         raise
-    except Exception as error:  # whatever a user's forward raises
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's forward raises
         raise MarshtestError(
             f"model: {trainer.model.name} cannot be trained ({type(error).__name__}: {first_line(error)})."
         ) from None
@@ -254,7 +308,8 @@ def kept_count(recipe: Recipe, data: Dataset) -> int:
 def poison_count(recipe: Recipe, share: float, data: Dataset) -> int:
     """About how many poisons a budget makes: candidates may be among those held out."""
     trained_on = kept_count(recipe, data) / len(data.train)
-    return round(share * trained_on * len(recipe.attack.candidates(data.train, data.marked)))
+    possible = candidates_of(recipe.attack, data.train, data.marked)
+    return round(share * trained_on * len(possible))
 
 
 def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
@@ -272,7 +327,8 @@ def train_clean(
     pipeline: Pipeline, seed: int, progress: Progress = silent
 ) -> tuple[nn.Module, Fit]:
     """The model that crafted attacks start from; it serves all poison budgets of a seed."""
-    return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
+    with asking(pipeline.recipe.model):
+        return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
 
 
 def _no_clean_model() -> nn.Module:
@@ -299,12 +355,12 @@ def poison(
     """
     recipe = pipeline.recipe
     samples = split(pipeline, group.seed)[1]
-    possible = recipe.attack.candidates(samples, pipeline.data.marked)
+    possible = candidates_of(recipe.attack, samples, pipeline.data.marked)
     training = recipe.training
     knowledge = Knowledge(
         task=pipeline.task,
         test=pipeline.data.test,
-        clean=clean,
+        clean=lambda: model_for(recipe.attack, clean()),
         input_shape=pipeline.input_shape,
         marked=pipeline.data.marked,
         # AdamW's decay is no term of the loss, so no gradient that an attack cancels holds it.
@@ -318,7 +374,12 @@ def poison(
     )
     count = round(group.poison_budget * len(possible))
     seed = derive(group.draws, "attack")
-    return recipe.attack.poison(samples, count, knowledge, seed, context)
+    shared = samples, pipeline.data.train, pipeline.data.test
+    with seeded_if_foreign(recipe.attack, seed):
+        with guarded(recipe.attack, f"attack {recipe.attack.name}", *shared):
+            poisoned = recipe.attack.poison(samples, count, knowledge, seed, context)
+        refuse_unsound_poison(recipe.attack, poisoned, pipeline.data)
+    return poisoned
 
 
 @exact_float32()
@@ -331,15 +392,15 @@ def train(
     elif role == Role.TWIN:
         samples = poisoned.unpoisoned
     elif role == Role.SHUFFLED:
-        blind = pipeline.recipe.attack.shuffled(poisoned, derive(group.draws, "shuffle"))
-        assert blind is not None, "an attack with a control shuffles its poisons"
-        samples = blind
+        seed = derive(group.draws, "shuffle")
+        samples = shuffled_of(pipeline.recipe.attack, poisoned, seed)
     else:
         samples = poisoned.retain
     # Initial model, twin and control then differ by their samples alone. The retrained model and its
     # reference have one retain set: by the same draws they would be one model.
     draws = Role.INITIAL if role in UNTREATED else role
-    return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
+    with asking(pipeline.recipe.model):
+        return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
 
 @exact_float32()
@@ -381,12 +442,12 @@ def update(
 
 def _budget(recipe: Recipe, trained: Fit, share: float) -> Budget:
     """A share of what the initial training cost, or of its epochs."""
-    seconds = trained.cost.seconds
+    cost, unit = trained.cost, trained.flops_per_pass
     if recipe.budget_unit == "epochs":
         epochs = share * recipe.training.epochs
-        return Budget.of_epochs(epochs, trained.flops_per_pass, training_seconds=seconds)
-    passes = share * trained.cost.passes
-    return Budget(passes, trained.flops_per_pass, training_seconds=seconds)
+        return Budget.of_epochs(epochs, unit, training_seconds=cost.seconds)
+    whole = {"training_seconds": cost.seconds, "training_passes": cost.passes}
+    return Budget(share * cost.passes, unit, **whole)
 
 
 @dataclass(frozen=True)
@@ -441,8 +502,8 @@ def measure(
     # What a model draws as it answers must not hang on the jobs that this process did before.
     with seeded(derive(group.draws, "measure")):
         if twin is not None:
-            row |= _of_twin(pipeline, poisoned, model, twin)
-        figures, effect = _effect(pipeline, group, poisoned, model)
+            row |= _of_twin(pipeline, poisoned, model, twin, row)
+        figures, effect = _effect(pipeline, group, poisoned, model, row)
     moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
     row |= figures
     for metric in pipeline.recipe.metrics:
@@ -482,19 +543,31 @@ def _row(
 
 
 def _effect(
-    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module, row: Mapping[str, Any]
 ) -> tuple[dict[str, float], Effect]:
     task, started = pipeline.task, time.perf_counter()
-    effect = pipeline.recipe.attack.effect(model, poisoned, task)
+    effect = _effect_on(pipeline, poisoned, model, row)
     parts = {
         "test_accuracy": pipeline.data.test,
         "forget_accuracy": poisoned.forget,
         "validation_accuracy": split(pipeline, group.seed)[0],
     }
-    measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
+    with asking(pipeline.recipe.model):
+        measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
     measured["scoring_seconds"] = time.perf_counter() - started
     # The harness's own measures come last, so that no attack can pass its own off as one of them.
     return {**_dependences(pipeline, poisoned, effect), **effect.figures, **measured}, effect
+
+
+def _effect_on(
+    pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, row: Mapping[str, Any]
+) -> Effect:
+    """The attack's effect on a model, looked through where the attack is a user's."""
+    attack, data = pipeline.recipe.attack, pipeline.data
+    shared = poisoned.clean, poisoned.samples, data.train, data.test
+    with asking(pipeline.recipe.model), guarded(attack, f"attack {attack.name}", *shared):
+        effect = attack.effect(model_for(attack, model), poisoned, pipeline.task)
+    return sound_effect(attack, effect, poisoned, row)
 
 
 def _dependences(pipeline: Pipeline, poisoned: Poisoned, effect: Effect) -> dict[str, float]:
@@ -530,26 +603,35 @@ def _by_metric(
         seed=seed,
     )
     where = f"metrics.{metric.name}"
-    with seeded(seed), foreign(where):
-        values = dict(metric.measure(model, question))
+    shared = question.forget, question.retain, question.test, question.held_out, pipeline.data.train
+    with seeded(seed), guarded(metric, where, *shared), foreign(where):
+        values = dict(metric.measure(model_for(metric, model), question))
     if values.keys() != metric.columns.keys():
         raise MarshtestError(
-            f"{where}: measured {sorted(values)}, and its columns are {sorted(metric.columns)}."
+            f"{where}: measured {sorted(map(str, values))}, and its columns are {sorted(metric.columns)}."
         )
     if taken := sorted(values.keys() & row.keys()):
         raise MarshtestError(
             f"{where}: a row has a column {taken[0]!r} already. Rename the metric's."
         )
-    return {name: float(value) for name, value in values.items()}
+    with foreign(where):
+        numbers = {name: float(value) for name, value in values.items()}
+    refuse_unfit_columns(metric, numbers, pipeline.recipe.attack, row)
+    return numbers
 
 
 def _of_twin(
-    pipeline: Pipeline, poisoned: Poisoned, model: nn.Module, twin: nn.Module
+    pipeline: Pipeline,
+    poisoned: Poisoned,
+    model: nn.Module,
+    twin: nn.Module,
+    row: Mapping[str, Any],
 ) -> dict[str, float]:
     """The effect's columns and the test accuracy of the clean twin, and whether it is the same model."""
     attack, task = pipeline.recipe.attack, pipeline.task
-    figures = dict(attack.effect(twin, poisoned, task).figures)
-    figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
+    figures = dict(_effect_on(pipeline, poisoned, twin, row).figures)
+    with asking(pipeline.recipe.model):
+        figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
     columns = ("test_accuracy", *attack.presentation.reference_columns.values())
     same = same_tensors(model.state_dict(), twin.state_dict())
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

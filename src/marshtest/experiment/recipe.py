@@ -14,6 +14,7 @@ from marshtest.attacks import Attack, ForeignAttack, parse_attack
 from marshtest.data.load import LOADERS
 from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
+from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
@@ -188,7 +189,7 @@ class Recipe(Named):
     def _something_is_retained(self) -> Self:
         if isinstance(self.attack, ForeignAttack):  # asked again once it is imported
             return self
-        if 1 in self.poison_budgets and self.attack.trigger() is None:
+        if 1 in self.poison_budgets and trigger_of(self.attack) is None:
             raise ValueError("poison_budgets: 1 leaves no sample to retain. Lower it.")
         return self
 

@@ -29,11 +29,11 @@ from marshtest.attacks.kernel import Kernel
 from marshtest.data.samples import Samples
 from marshtest.experiment.recipe import Named
 from marshtest.hypotheses.base import Line, norms
-from marshtest.hypotheses.solvers import Moments, Solution, least_squares
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part
 from marshtest.plumbing.seeds import generator
 from marshtest.plumbing.settings import Settings
+from marshtest.training.solvers import Moments, Solution, least_squares
 from marshtest.training.tasks import Regression
 
 PAPER = 3200  # clean samples that the paper takes out of 10,000

@@ -26,12 +26,12 @@ from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.recipe import DataSettings, Named
 from marshtest.hypotheses.base import Line, norms
 from marshtest.hypotheses.given import Given
-from marshtest.hypotheses.solvers import SoftmaxRegression, Solution
 from marshtest.hypotheses.statements import RANDOM
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress
 from marshtest.plumbing.seeds import derive, generator
+from marshtest.training.solvers import SoftmaxRegression, Solution
 from marshtest.training.tasks import Classification
 
 TASK = Classification()

@@ -66,6 +66,11 @@ class Column(Settings):
             raise ValueError(f"{self.title}: a binomial interval needs a count. Say of what.")
         return self
 
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        _refuse_empty_range(self)
+        return self
+
 
 class Score(Settings):
     """A score of what is left of the poison in a model.
@@ -103,3 +108,13 @@ class Score(Settings):
     def wraps(self) -> bool:
         """Whether its cells may be broken: with a known null law they hold a number and two errors."""
         return self.column is None
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        _refuse_empty_range(self)
+        return self
+
+
+def _refuse_empty_range(of: Column | Score) -> None:
+    if of.low is not None and of.high is not None and of.low >= of.high:
+        raise ValueError(f"{of.title}: low {of.low:g} is not below high {of.high:g}. Swap them.")

@@ -25,7 +25,13 @@ class ForeignMetric(Metric, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
-CHOICES: Choices[Metric] = Choices("metric", Metric, METRICS, ForeignMetric.parse, ("columns",))
+def _are_columns(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(c, Column) for c in value.values())
+
+
+CHOICES: Choices[Metric] = Choices(
+    "metric", Metric, METRICS, ForeignMetric.parse, {"columns": _are_columns}
+)
 
 
 def parse_metric(value: Any) -> Metric:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from marshtest.models.base import ModelSettings
+from marshtest.models.sharded import SHARDED
 from marshtest.models.state import restore, state_of
 from marshtest.models.table import BUILT_FROM_A_FILE, MODELS, outline, parse_model, refuse_too_large
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -122,10 +123,11 @@ def _rebuilt(
     """A model for tensors of these shapes, built from a checkpoint's metadata or by a factory."""
     if factory is not None:
         return _by_factory(about, factory, path)
-    kind = MODELS.get(str(about.settings.get("name", "mlp")))
+    single = _member(about.settings)
+    kind = MODELS.get(str(single.get("name", "mlp")))
     if kind not in BUILT_FROM_A_FILE:
         raise MarshtestError(
-            f"{path}: holds a model of kind {str(about.settings.get('name'))[:100]!r}, and a file is not "
+            f"{path}: holds a model of kind {str(single.get('name'))[:100]!r}, and a file is not "
             "trusted to choose what is run or downloaded. Name the factory that builds it, if you trust "
             f"it: marshtest.load_model(path, factory='pkg.mod:fn'), or {path.name}@pkg.mod:fn as a model "
             "to test."
@@ -144,6 +146,12 @@ def _rebuilt(
         )
     refuse_too_large(settings, about.input_shape, about.classes)
     return settings.build(about.input_shape, about.classes)
+
+
+def _member(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of an ensemble's members; of any other model its own."""
+    of = settings.get("of")
+    return of if settings.get("name") == SHARDED and isinstance(of, Mapping) else settings
 
 
 def _is_number(value: Any) -> bool:

@@ -10,11 +10,13 @@ from marshtest.models.answers import logits_in
 from marshtest.models.base import ModelSettings
 from marshtest.models.language import GPT2, Transformer
 from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.sharded import SHARDED, Sharded
 from marshtest.plumbing.errors import MarshtestError, first_line, unknown
+from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, load_object
 from marshtest.plumbing.malloc import physical_memory
-from marshtest.plumbing.seeds import seeded
+from marshtest.plumbing.seeds import seeded, switches_kept
 
 
 class Factory(ModelSettings):
@@ -34,7 +36,9 @@ class Factory(ModelSettings):
         return self.model_copy(update={"source": source})
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        model = load_object(self.name, "model.name")(input_shape, classes, **self.options)
+        factory = load_object(self.name, "model.name")
+        with switches_kept(), foreign(f"model.name: {self.name}"):
+            model = factory(input_shape, classes, **self.options)
         if not isinstance(model, nn.Module):
             raise MarshtestError(
                 f"model.name: {self.name} returned {type(model).__name__}, not a torch.nn.Module."
@@ -64,6 +68,8 @@ def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings
         raise MarshtestError(f"model: must be a name, or a mapping with a name. Got {value!r}.")
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.get("name", "mlp"))
+    if name == SHARDED:
+        return Sharded.parse({**values, "of": parse_model(values.get("of", "mlp"))}, "model")
     if ":" in name:
         check_spec(name, "model.name")
         if "options" in values:  # the long form, in which recipes are stored
@@ -92,9 +98,9 @@ def build(
         try:
             with torch.no_grad():
                 output = settings.answer(model, input_shape)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, MarshtestError):
-                raise
+        except MarshtestError:
+            raise
+        except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's forward raises
             raise MarshtestError(
                 f"model: {settings.name} cannot take inputs {list(input_shape)}: {first_line(error)}"
             ) from None

@@ -7,7 +7,7 @@ its options, as `source`.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 from pydantic import ConfigDict, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
@@ -42,6 +42,11 @@ class StandIn(Choice):
     source: str = ""  # the digest that the recipe was stored with; "" in a new recipe
 
 
+def is_foreign(choice: Choice) -> bool:
+    """Whether settings are of a user's class, not of the package's."""
+    return bool(choice._source)
+
+
 C = TypeVar("C", bound=Choice)
 
 
@@ -54,14 +59,14 @@ class Choices(Generic[C]):
         base: the class that each of them extends.
         shipped: the classes of the package, by name.
         stand_in: makes the stand-in of a user's class from its name and options.
-        needed: names of the class variables that each class must define.
+        needed: the class variables that each class must define, and whether a value is sound.
     """
 
     kind: str
     base: Any  # type[C], which may be abstract
     shipped: Mapping[str, type[C]]
     stand_in: Callable[[Mapping[str, Any], str], C]
-    needed: tuple[str, ...] = ()
+    needed: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
 
     def parse(self, value: Any, where: str) -> C:
         """Settings from a name, a mapping of a name and options, a class, or an instance.
@@ -117,6 +122,12 @@ class Choices(Generic[C]):
         missing += [name for name in self.needed if not hasattr(cls, name)]
         if missing:
             raise MarshtestError(f"{where}: {name_of(cls)} lacks {', '.join(missing)}. Define it.")
+        for variable, is_sound in self.needed.items():
+            if not is_sound(value := getattr(cls, variable)):
+                raise MarshtestError(
+                    f"{where}: {name_of(cls)}.{variable} is {value!r:.80}. "
+                    f"Give what {self.base.__name__}.{variable} says."
+                )
         settings: C = cls.parse({**values, "name": name_of(cls)}, where)  # type: ignore[attr-defined]
         settings._source = digest(cls, where)
         return settings

@@ -36,7 +36,7 @@ def seeded(seed: int) -> Iterator[None]:
     # The current GPU alone: to save the state of every GPU would open a context on each.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices), _switches_kept():
+    with torch.random.fork_rng(devices), switches_kept():
         try:
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # NumPy takes 32 bits
@@ -85,7 +85,8 @@ HOOKS = [
 
 
 @contextmanager
-def _switches_kept() -> Iterator[None]:
+def switches_kept() -> Iterator[None]:
+    """Restore the process's switches and its hooks on all modules afterwards, whatever runs inside."""
     values = [get() for get, _ in SWITCHES]
     copies = [dict(hooks) for hooks in HOOKS]
     try:

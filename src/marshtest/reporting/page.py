@@ -112,7 +112,7 @@ def answer(results: Results) -> str:
         name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
         with_cost = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
         # Retraining in the budget removes by construction: it is the line to beat, and no contender.
-        if line["unlearner"] == "retrain":
+        if line["unlearner"] in ("retrain", "retrain-tuned"):
             rivals.append(f"{with_cost}: {verdict}")
         else:
             judged[verdict].append(with_cost if verdict == "REMOVED" else name)

@@ -23,11 +23,13 @@ COLUMNS = (
     Column(title="trainings", room=100),
 )
 LARGE = 1e6  # from here on numbers are written by powers of ten
+RANKING = ("rank", "unlearner", "misses", "left", "lost", "spent", "experiments")
 REFERENCE = "second retrained"
 NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
     "none": "no unlearning",
     "shuffled": "shuffled poisons",
     "retrain": "retrain in budget",
+    "retrain-tuned": "tuned retraining in budget",
     "gd": "GD",
     "ngd": "NGD",
     "ga": "GA",
@@ -37,6 +39,18 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "scrub-repository": "SCRUB (repository)",
     "neggrad+": "NegGrad+",
     "neggrad+-repository": "NegGrad+ (repository)",
+    "shrink-perturb": "shrink and perturb",
+    "distill": "distillation",
+    "undo": "UNDO",
+    "npo": "NPO",
+    "simnpo": "SimNPO",
+    "certified": "certified",
+    "random-labels": "random labels",
+    "salun": "SalUn",
+    "ssd": "SSD",
+    "assd": "ASSD",
+    "l1-sparse": "ℓ1-sparse",
+    "bad-teacher": "Bad Teacher",
 }
 TABLE_2 = {  # by the unit of the budgets
     "epochs": "by epochs of the method's own training set, as the paper counts",
@@ -92,16 +106,22 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     if line["role"] != "updated":
         return name
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
-    values = json.loads(line["hyperparameters"])
+    values = _settings(json.loads(line["hyperparameters"]))
     namesakes = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
     # what an entry searches tells its trials apart, and not the entry from others
-    entries = [[trial.model_dump() for trial in trials] for trials in namesakes]
+    entries = [[_settings(trial.model_dump()) for trial in trials] for trials in namesakes]
     differing = {
         key: value
         for key, value in values.items()
-        if any([t[key] for t in entry] != [t[key] for t in entries[0]] for entry in entries)
+        if any([t.get(key) for t in entry] != [t.get(key) for t in entries[0]] for entry in entries)
     }
     return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters by name, those that a user's callable takes among the others."""
+    plain = {name: value for name, value in values.items() if name != "options"}
+    return {**plain, **values.get("options", {})}
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -271,7 +291,7 @@ def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
     attacks = [results.recipe.attack for results in experiments]
     shown = {attack.name: attack.shown.title for attack in attacks}
     # Two attacks of users may bear one title, and would share a column: their names differ.
-    titles = list(shown.values())
+    titles = [*RANKING, *shown.values()]
     lines = []
     for line in leaderboard(experiments).to_dict("records"):
         text = {
@@ -373,7 +393,24 @@ def legend(results: Results) -> str:
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
         f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
-        f"margin. {answers}"
+        f"margin. {answers}{_of_searches(results)}"
+    )
+
+
+def _of_searches(results: Results) -> str:
+    """How a search chose, and what it cost; nothing where no entry has several trials."""
+    searches = pd.concat([results.searched(share) for share in results.poison_budgets])
+    if not len(searches):
+        return ""
+    dearest = searches.loc[searches.groupby("entry")["spent"].idxmax()]
+    costs = [
+        f"{label(line, results.recipe, with_budget=False)} {line['trials']} ({line['spent']:.2g})"
+        for _, line in dearest.iterrows()
+    ]
+    return (
+        " Of several trials the one is shown that answers held-out samples best, less what it answers "
+        "the forget set better than those; no score of the poison has a part in it. Trials, and the share "
+        f"of the training's compute that they took together: {', '.join(costs)}."
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,10 @@ if TYPE_CHECKING:  # rows are read without torch
     from torch import nn
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
+HEADINGS = (  # of the summary's own columns
+    *("model", "poison", "seeds", "accuracy", "cost", "usable", "spent", "trainings", "verdict"),
+)
+Titled = TypeVar("Titled", Column, Score)
 CONTROLS: dict[str, str] = {
     Role.INITIAL: "initial model (no unlearning)",
     Role.RETRAINED: "retrained model",
@@ -102,7 +106,7 @@ class Results:
         frame = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
         _refuse_unjudgeable(frame, f"{rows.path}: rows of recipe {recipe}")
         # The attack's own columns first: a pattern of ours may fit their names as well.
-        kinds = kinds_of(parsed) | KINDS
+        kinds = kinds_of(parsed.attack.shown, parsed.columns) | KINDS
         check_columns(frame, _columns(parsed), f"{rows.path}: {parsed.attack.name} rows", kinds)
         _check_counts(frame, parsed, rows.path)
         # Only a run's own file has the tables beside it; what was merged or exported lies anywhere.
@@ -133,12 +137,21 @@ class Results:
     @property
     def scores_shown(self) -> Mapping[str, Score]:
         """The scores that verdicts rest on, and what a report must know of each."""
-        return self.recipe.attack.shown.scores
+        scores = self.recipe.attack.shown.scores
+        return {name: titled_apart(name, score, self._titles) for name, score in scores.items()}
 
     @property
     def columns_shown(self) -> Mapping[str, Column]:
         """The rows' further columns that have a title, and what a report must know of each."""
-        return {name: column for name, column in self.recipe.columns.items() if column.title}
+        columns = {name: column for name, column in self.recipe.columns.items() if column.title}
+        return {name: titled_apart(name, column, self._titles) for name, column in columns.items()}
+
+    @cached_property
+    def _titles(self) -> list[str]:
+        """The headings of tables, those of every report first."""
+        scores, columns = self.recipe.attack.shown.scores, self.recipe.columns
+        titles = [score.title for score in scores.values()]
+        return [*HEADINGS, *titles, *(column.title for column in columns.values())]
 
     @property
     def unit(self) -> str:
@@ -294,12 +307,27 @@ class Results:
         # By the mean over seeds: a choice in each seed would mix several trials in one line. What
         # gave no model has no accuracy, and must not win; the sort is stable, so of equal ones the
         # recipe's first does.
-        pooled = pd.DataFrame(rows.groupby(GROUP, sort=False)["validation_accuracy"].mean())
-        order = (
-            pooled["validation_accuracy"].fillna(-1.0).sort_values(ascending=False, kind="stable")
-        )
+        means = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]].mean()
+        worth = pd.DataFrame({"worth": worth_of(means)})
+        order = worth["worth"].fillna(-2.0).sort_values(ascending=False, kind="stable")
         best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
         return rows.merge(best[GROUP], on=GROUP, how="inner")
+
+    def searched(self, share: float) -> pd.DataFrame:
+        """What the searches cost: a line for each entry and budget of several trials.
+
+        Columns `role`, `unlearner`, `entry`, `budget`; `hyperparameters` of the first; `trials`, their
+        number; `spent`, the share of the training's compute that all of them took, mean over seeds.
+        """
+        rows = self.rows[(self.rows["poison_budget"] == share) & (self.rows["role"] == "updated")]
+        keys = ["role", "unlearner", "entry", "budget"]
+        spent = rows.groupby(GROUP, sort=False)["spent"].mean().reset_index()
+        searches = spent.groupby(keys, sort=False).agg(
+            hyperparameters=("hyperparameters", "first"),
+            trials=("spent", "size"),
+            spent=("spent", "sum"),
+        )
+        return searches[searches["trials"] > 1].reset_index()
 
     def scores_of(self, share: float, line: Mapping[Any, Any] | pd.Series) -> pd.DataFrame:
         """The scores of a line of the summary; empty where the rows came without."""
@@ -433,6 +461,19 @@ def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
     return rows.set_index("seed").reindex(seeds).reset_index()
 
 
+def worth_of(means: pd.DataFrame) -> "pd.Series[float]":
+    """What a search makes greatest: held-out accuracy, less what the forget set's exceeds it by.
+
+    That excess is all a method can see of its own forgetting: a model that never trained on the forget set
+    answers it no better than other data. The poison's effect is never looked at.
+
+    Args:
+        means: columns `validation_accuracy` and `forget_accuracy`, a line for each trial.
+    """
+    held_out, forget = means["validation_accuracy"], means["forget_accuracy"]
+    return held_out - (forget - held_out).clip(lower=0)
+
+
 def wider_error(line: Any, name: str) -> float:
     """The larger standard error of a score: given these models, or of trainings to come (≥ 2 seeds)."""
     # fmax and not max: of one seed the second is nan, and must not win.
@@ -480,6 +521,13 @@ def _beside(
     if len(table):
         check_columns(table, needed, str(file), kinds)
     return table
+
+
+def titled_apart(name: str, of: Titled, titles: Sequence[str]) -> Titled:
+    """The score or column, with its name in the title if another heading of the table is the same."""
+    if titles.count(of.title) < 2:
+        return of
+    return of.model_copy(update={"title": f"{of.title} ({name})"})
 
 
 def _columns(recipe: Recorded) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
 from marshtest.experiment.cells import Cell, Group, cells, groups
+from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role, trained
@@ -152,19 +153,21 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     """What a job is expected to cost, in sample passes (training = 3 a sample), by kind of work."""
     recipe = job.recipe
     kept, poisons = kept_count(recipe, data), poison_count(recipe, job.group.poison_budget, data)
-    full = 3.0 * recipe.training.epochs
+    full = 3.0 * recipe.training.epochs / recipe.training.shards  # a pass runs every member
     held_out = len(data.train) - kept
     tests = len(data.test)
-    measured = recipe.attack.passes(poisons, tests) + tests + poisons + held_out
+    work = work_of(recipe.attack, poisons, tests)
+    measured = work.passes + tests + poisons + held_out
     if job.kind == "features":  # done before all that is weighed; `explain` times its network
         return {"features": 0.0}
     if job.kind == "craft":
-        steps, each = recipe.attack.crafting(poisons)
-        return {"craft": steps * each}
+        return {"craft": work.steps * work.each}
     if job.kind == "train":
-        added = recipe.attack.added(poisons)
-        samples: dict[Role | None, int] = {None: kept, **dict.fromkeys(UNTREATED, kept + added)}
-        return {"train": full * samples.get(job.role, kept + added - poisons)}
+        samples: dict[Role | None, int] = {
+            None: kept,
+            **dict.fromkeys(UNTREATED, kept + work.added),
+        }
+        return {"train": full * samples.get(job.role, kept + work.added - poisons)}
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None

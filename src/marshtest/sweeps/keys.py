@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from marshtest.experiment.cells import Cell, Group
+from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import TWINS, Role
 from marshtest.sweeps.ledger import ALGORITHM
@@ -39,7 +40,7 @@ class Keys:
         # Fields that only the scoring reads: with others, poisons and models serve again.
         made_by = {k: v for k, v in measured_by.items() if k not in recipe.attack.scoring}
         # Texts are read for a trigger: all that hold it are kept.
-        trigger = recipe.attack.trigger()
+        trigger = trigger_of(recipe.attack)
         read_for = None if trigger is None else asdict(trigger)
         # Held-out samples are taken from the features, and change none of them.
         seen = {k: v for k, v in data.items() if k != "validation"}

@@ -15,6 +15,7 @@ from marshtest.attacks import Poisoned
 from marshtest.attacks.base import Tensors
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.cells import Group
+from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import (
     TRIED,
     Pipeline,
@@ -68,6 +69,14 @@ class Worker:
             DamagedError: a stage that it needs is not as it was recorded.
             MarshtestError: the recipe does not work.
         """
+        try:
+            return self._do(job, progress)
+        except BaseException:
+            # A user's code may have changed what is in memory; the next job reads it again.
+            self._latest.clear()
+            raise
+
+    def _do(self, job: Job, progress: Progress) -> str:
         if job.kind == "features":
             self._make_features(job, progress)
             return ""
@@ -294,7 +303,7 @@ class Worker:
     def _data(self, keys: Keys) -> Dataset:
         if self._in_memory is not None:  # a caller's data, whose digest is in the keys
             return self._in_memory
-        recipe, trigger, key = keys.recipe, keys.recipe.attack.trigger(), keys.features
+        recipe, trigger, key = keys.recipe, trigger_of(keys.recipe.attack), keys.features
 
         def read() -> Dataset:
             if recipe.data.features is not None:

@@ -205,6 +205,7 @@ class Budget:
         flops_per_pass: floating-point operations of one such pass.
         epochs: the limit, in epochs of the set that the method goes through; None for one of compute.
         training_seconds: wall time of the initial training; infinite if it is not known.
+        training_passes: cost of the initial training in passes; infinite if it is not known.
 
     Example:
         >>> import torch
@@ -222,11 +223,13 @@ class Budget:
         *,
         epochs: float | None = None,
         training_seconds: float = math.inf,
+        training_passes: float = math.inf,
     ) -> None:
         self.passes = passes
         self.flops_per_pass = flops_per_pass
         self.epochs = epochs
         self.training_seconds = training_seconds
+        self.training_passes = training_passes
         self._cpu_seconds = 0.0
         self._passed = 0.0  # epochs that a stream has passed on
         self._milestones: list[float] = []
@@ -301,6 +304,17 @@ class Budget:
     def flops(self) -> int:
         """Floating-point operations counted so far."""
         return self._meter.flops
+
+    def part(self, whole: float, share: float) -> "Budget":
+        """A budget for a part of the work, to be opened within this one, which counts on.
+
+        Args:
+            whole: the fraction of the initial training that the part needs at most.
+            share: the fraction of what is left that the part may spend.
+        """
+        if self.epochs is not None:
+            return Budget.of_epochs(self.epochs, self.flops_per_pass)
+        return Budget(min(whole * self.training_passes, share * self.left), self.flops_per_pass)
 
     def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:
         """Call `reached(m)` at the step after which a stream with budget m would have stopped.

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.plumbing.settings import Settings
 from marshtest.training.budget import Budget, Cost, flops_of
-from marshtest.training.tasks import Augmentation, Precision, Task
+from marshtest.training.tasks import Augmentation, Objective, Precision, Task
 
 
 class OptimizerSettings(Settings):
@@ -41,9 +41,11 @@ class Training(OptimizerSettings):
     """Settings by which the initial and the retrained model are trained."""
 
     epochs: int = Field(ge=1)
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1)  # fraction of the training with a linearly rising rate
     augment: tuple[Augmentation, ...] = ()
+    # An ensemble of so many models, each trained on its own shard of the samples (see unlearners.sisa).
+    shards: int = Field(1, ge=1, le=10_000, exclude_if=lambda shards: shards == 1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def set_rate(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
@@ -57,7 +59,17 @@ class Training(OptimizerSettings):
             return self.lr * progress / self.warmup
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "linear":  # from `lr` at the end of the warm-up to 0
+            return self.lr * (1 - progress) / (1 - self.warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def changed(self, **changes: Any) -> Self:
+        """The same settings but for `changes`.
+
+        Raises:
+            MarshtestError: an unknown setting, or a bad value.
+        """
+        return self.parse({**dict(self), **changes}, "training")
 
 
 def chosen_precision(training: Training, model: nn.Module, device: torch.device) -> Precision:
@@ -103,6 +115,7 @@ def fit(
     training: Training,
     seed: int,
     progress: Progress = silent,
+    objective: Objective | None = None,
 ) -> Fit:
     """Train `model` in place.
 
@@ -111,13 +124,15 @@ def fit(
     Args:
         seed: fixes the order of the samples, augmentation and dropout.
         progress: told the fraction of the epochs that is done.
+        objective: gives what is minimised, for each sample of a batch; `task.loss` if it is None.
 
     Raises:
         MarshtestError: the loss is no longer finite after an epoch.
     """
+    objective = objective or task.loss
     # Counting every operation of a long training would slow it down.
     with seeded(derive(seed, "costs")):
-        flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], task)
+        flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], objective)
     optimizer = training.optimizer_for(model)
     # Order and augmentation have a generator of their own: how much a model's dropout draws moves neither.
     rng = generator(seed, "fit")
@@ -129,7 +144,7 @@ def fit(
         for epoch in range(training.epochs):
             for batch in task.epoch(samples, training.batch_size, rng):
                 training.set_rate(optimizer, step / steps)
-                loss = task.loss(model, batch).mean()
+                loss = objective(model, batch).mean()
                 descend(optimizer, loss)
                 step += 1
                 trained_samples += len(batch)
@@ -141,16 +156,27 @@ def fit(
 
 
 def fit_within(
-    model: nn.Module, samples: Samples, task: Task, training: Training, seed: int, budget: Budget
+    model: nn.Module,
+    samples: Samples,
+    task: Task,
+    training: Training,
+    seed: int,
+    budget: Budget,
+    objective: Objective | None = None,
 ) -> None:
-    """Train `model` in place, with the schedule compressed into what is left of the budget."""
+    """Train `model` in place, with the schedule compressed into what is left of the budget.
+
+    Args:
+        objective: as in `fit`.
+    """
+    objective = objective or task.loss
     optimizer = training.optimizer_for(model)
     start = budget.progress  # the method may have spent a part before
     epoch = task.batches_per_epoch(samples, training.batch_size)
     model.train()
     for batch in budget.stream(task.batches(samples, training.batch_size, seed), epoch):
         training.set_rate(optimizer, (budget.progress - start) / (1 - start))
-        descend(optimizer, task.loss(model, batch).mean())
+        descend(optimizer, objective(model, batch).mean())
 
 
 def _stop_if_diverged(loss: float, epoch: int, training: Training) -> None:
@@ -161,7 +187,7 @@ def _stop_if_diverged(loss: float, epoch: int, training: Training) -> None:
         )
 
 
-def _costs(model: nn.Module, batch: Samples, task: Task) -> tuple[float, float]:
+def _costs(model: nn.Module, batch: Samples, objective: Objective) -> tuple[float, float]:
     """Floating-point operations for one sample: (of a forward, of a training step).
 
     The model's weights and statistics stay as they are.
@@ -169,9 +195,9 @@ def _costs(model: nn.Module, batch: Samples, task: Task) -> tuple[float, float]:
     model.eval()  # or the forward would change BatchNorm's statistics
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():
-        forward = flops_of(lambda: task.loss(model, batch))
+        forward = flops_of(lambda: objective(model, batch))
     step = flops_of(
         # A parameter may have no part in the loss, as a pooler whose output nobody reads.
-        lambda: torch.autograd.grad(task.loss(model, batch).sum(), free, allow_unused=True)
+        lambda: torch.autograd.grad(objective(model, batch).sum(), free, allow_unused=True)
     )
     return forward / len(batch), step / len(batch)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,40 @@ from marshtest.training.budget import Budget
 
 Augmentation = Literal["flip", "crop"]
 Precision = Literal["float32", "bfloat16"]
-Train = Callable[[Samples, int, Budget | None], nn.Module]
 NewModel = Callable[[int], nn.Module]
 OptimizerFor = Callable[[nn.Module], torch.optim.Optimizer]
+Objective = Callable[
+    [nn.Module, Samples], Tensor
+]  # [B] what is minimised, for each sample of a batch
+
+
+class Train(Protocol):
+    """The recipe's own training, from scratch or from a model, with settings of a method's own."""
+
+    def __call__(
+        self,
+        samples: Samples,
+        seed: int,
+        budget: Budget | None = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> nn.Module:
+        """Train a model on samples.
+
+        Args:
+            seed: fixes the initialisation, the order of the samples, augmentation and dropout.
+            budget: the schedule is compressed into what is left of it; without one the training is whole.
+            start: the model whose copy is trained; None for a freshly initialised one.
+            objective: takes the place of `task.loss`.
+            changes: settings of the recipe's `training` that take the place of its own: `optimizer`, `lr`,
+                `momentum`, `weight_decay`, `batch_size`, `schedule`, `warmup`.
+
+        Raises:
+            MarshtestError: an unknown setting, or a bad value.
+        """
+        ...
 
 
 def scoring_batch(device: torch.device) -> int:
@@ -42,8 +73,7 @@ class Task(ABC):
 
     Attributes:
         precision: the precision of training; scoring is always done in float32.
-        train: trains as the initial model was trained: (samples, seed, budget or None) → model. With a
-            budget the same schedule is compressed into it.
+        train: trains as the initial model was trained, within a budget or in full; see `Train`.
         new_model: makes a fresh model of the same architecture and device: seed → model.
         optimizer_for: makes the pipeline's optimiser over a model's parameters that are not frozen.
         held_out: the validation samples, which nobody trains on; None if the recipe holds none out.

@@ -9,18 +9,30 @@ from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.imports import check_spec
+from marshtest.unlearning.bad_teacher import BadTeacher
 from marshtest.unlearning.base import Custom, Unlearner
+from marshtest.unlearning.certified import Certified
+from marshtest.unlearning.distill import Distill, Undo
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
+from marshtest.unlearning.l1_sparse import L1Sparse
 from marshtest.unlearning.last_layers import CFk, EUk
+from marshtest.unlearning.newton import Newton
+from marshtest.unlearning.npo import NPO, SimNPO
 from marshtest.unlearning.outside import Outside
-from marshtest.unlearning.retrain import Retrain
+from marshtest.unlearning.random_labels import RandomLabels
+from marshtest.unlearning.retrain import Retrain, RetrainTuned
+from marshtest.unlearning.salun import SalUn
 from marshtest.unlearning.scrub import Scrub, ScrubRepository
+from marshtest.unlearning.shrink_perturb import ShrinkPerturb
+from marshtest.unlearning.sisa import Sisa
+from marshtest.unlearning.ssd import ASSD, SSD
 
 __all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
 
 _ALL: tuple[type[Unlearner], ...] = (
     Retrain,
+    RetrainTuned,
     GradientDescent,
     NoisyGradientDescent,
     GradientAscent,
@@ -30,6 +42,20 @@ _ALL: tuple[type[Unlearner], ...] = (
     ScrubRepository,
     NegGradPlus,
     NegGradPlusRepository,
+    ShrinkPerturb,
+    Distill,
+    Undo,
+    NPO,
+    SimNPO,
+    Certified,
+    RandomLabels,
+    SalUn,
+    SSD,
+    ASSD,
+    L1Sparse,
+    BadTeacher,
+    Newton,
+    Sisa,
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}

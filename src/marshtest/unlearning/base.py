@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import nn
@@ -13,7 +13,7 @@ from marshtest.plumbing.identity import digest, load_same, name_of
 from marshtest.plumbing.settings import Settings
 from marshtest.training.budget import Budget
 from marshtest.training.loop import OptimizerSettings
-from marshtest.training.tasks import NewModel, Task
+from marshtest.training.tasks import NewModel, Objective, Task
 
 ARGUMENTS = ("model", "retain", "forget", "task", "budget", "seed")  # the last three by keyword
 
@@ -79,6 +79,57 @@ class GradientUnlearner(OptimizerSettings, Unlearner, ABC):
     """An unlearner with the optimiser that the paper's share: SGD, momentum 0.9, decay 5e-4 (A.2.1)."""
 
     lr: float = Field(1e-3, gt=0)
+
+
+def _own(**bounds: Any) -> Any:
+    """A field for a setting of a method's own; where it is None no row, hash or key tells of it."""
+    return Field(None, exclude_if=lambda value: value is None, **bounds)
+
+
+class TrainingUnlearner(Unlearner, ABC):
+    """An unlearner that trains as the recipe does; a setting that is None is the recipe's."""
+
+    optimizer: Literal["sgd", "adamw"] | None = _own()
+    lr: float | None = _own(gt=0)
+    momentum: float | None = _own(ge=0, lt=1)
+    weight_decay: float | None = _own(ge=0)
+    batch_size: int | None = _own(ge=1)
+    schedule: Literal["constant", "cosine", "linear"] | None = _own()
+    warmup: float | None = _own(ge=0, lt=1)  # fraction of the training with a linearly rising rate
+
+    def train(
+        self,
+        task: Task,
+        samples: Samples,
+        seed: int,
+        budget: Budget,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+    ) -> nn.Module:
+        """Train within the budget by the recipe's training and the settings of this method; see `Train`.
+
+        Raises:
+            MarshtestError: the task has no training.
+        """
+        if task.train is None:
+            raise MarshtestError(
+                f"{self.name}: the task has no training pipeline (task.train). Run it through a recipe."
+            )
+        settings = TrainingUnlearner.model_fields.keys() - Unlearner.model_fields.keys()
+        own = self.model_dump(include=settings, exclude_none=True)
+        return task.train(samples, seed, budget, start=start, objective=objective, **own)
+
+    def new_model(self, task: Task, seed: int) -> nn.Module:
+        """A freshly initialised model.
+
+        Raises:
+            MarshtestError: the task builds none.
+        """
+        if task.new_model is None:
+            raise MarshtestError(
+                f"{self.name}: the task builds no fresh model (task.new_model). Run it through a recipe."
+            )
+        return task.new_model(seed)
 
 
 class Custom(Unlearner):

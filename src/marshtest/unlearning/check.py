@@ -33,7 +33,7 @@ from marshtest.plumbing.facts import RUNS as BEGINS
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
-from marshtest.training.tasks import Classification, LabelWord, Task, TextClassification
+from marshtest.training.tasks import Classification, LabelWord, Objective, Task, TextClassification
 from marshtest.unlearning import Custom, Unlearner
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
@@ -271,31 +271,33 @@ def _trained(
     with seeded(0):
         model = new_model()
     trained = fit(model, samples, task, training, 0)
-    equipped = _equipped(
-        task, new_model, training, lambda model, part, seed: fit(model, part, task, training, seed)
-    )
+    equipped = _equipped(task, new_model, training)
     cost = trained.cost.passes, trained.flops_per_pass
     return Problem(model, samples[forget:], samples[:forget], equipped, *cost)
 
 
-def _equipped(
-    task: Task,
-    make: Callable[[], nn.Module],
-    training: Training,
-    train_fully: Callable[[nn.Module, Samples, int], object],
-) -> Task:
+def _equipped(task: Task, make: Callable[[], nn.Module], training: Training) -> Task:
     """The task with all that an unlearner finds in it in a run; nothing is held out."""
 
     def new_model(seed: int) -> nn.Module:
         with seeded(seed):
             return make()
 
-    def train(samples: Samples, seed: int, budget: Budget | None = None) -> nn.Module:
-        model = new_model(seed)
+    def train(
+        samples: Samples,
+        seed: int,
+        budget: Budget | None = None,
+        *,
+        start: nn.Module | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> nn.Module:
+        model = new_model(seed) if start is None else copy.deepcopy(start)
+        own = training.changed(**changes)
         if budget is None:
-            train_fully(model, samples, seed)
+            fit(model, samples, task, own, seed, objective=objective)
         else:
-            fit_within(model, samples, task, training, seed, budget)
+            fit_within(model, samples, task, own, seed, budget, objective)
         return model
 
     return replace(task, train=train, new_model=new_model, optimizer_for=training.optimizer_for)
@@ -358,11 +360,14 @@ def _solved(
 ) -> tuple[Problem, nn.Module]:
     """The problem whose model is the minimiser on all samples, and the minimiser on the retain set."""
     training = Training(epochs=300, batch_size=128, lr=1e-3)
-    equipped = _equipped(task, make, training, lambda model, part, _: solve(model, part, task))
-    assert equipped.train is not None
-    model, answer = (equipped.train(part, 0, None) for part in (samples, samples[forget:]))
+    with seeded(0):
+        model = make()
+    answer = copy.deepcopy(model)
+    solve(model, samples, task)
+    solve(answer, samples[forget:], task)
     forward = flops_of(lambda: task(model, samples)) / len(samples)
     passes = 3.0 * training.epochs * len(samples)
+    equipped = _equipped(task, make, training)
     return Problem(model, samples[forget:], samples[:forget], equipped, passes, forward), answer
 
 

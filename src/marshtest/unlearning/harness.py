@@ -104,7 +104,11 @@ def _run(
             )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
-    except (Exception, SystemExit) as error:  # not Ctrl-C, with which the user stops the run
+    except (
+        Exception,
+        SystemExit,
+        GeneratorExit,
+    ) as error:  # not Ctrl-C, with which the user stops the run
         note = str(error) if isinstance(error, MarshtestError) else raised(error)
         trace = traceback.format_exc()
     total = snapshots.cost()

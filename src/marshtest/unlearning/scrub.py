@@ -135,10 +135,16 @@ def divergence_and_loss(
         teacher_logits = task.label_logits(task(teacher, batch), batch)
     outputs = task(student, batch)
     student_logits = task.label_logits(outputs, batch)
-    divergence = F.kl_div(
+    loss = task.losses(outputs, batch).mean()
+    return label_divergence(teacher_logits, student_logits, temperature), loss
+
+
+def label_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """T² KL(teacher ‖ student) of label distributions at temperature T, the mean over logits [B, C]."""
+    mean = F.kl_div(
         (student_logits / temperature).log_softmax(1).clamp(min=CLOSED),
         (teacher_logits / temperature).log_softmax(1).clamp(min=CLOSED),
         reduction="batchmean",  # "mean" would divide by the number of classes too
         log_target=True,
     )
-    return temperature**2 * divergence, task.losses(outputs, batch).mean()
+    return temperature**2 * mean

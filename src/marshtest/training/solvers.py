@@ -1,5 +1,6 @@
 """Convex problems solved exactly, each solution with its certificate, in float64."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -158,9 +159,7 @@ class SoftmaxRegression:
         logits = self.x @ theta.T
         value, rounds = self._value(theta, logits, weights), 0
         for _ in range(NEWTON_STEPS):
-            p = logits.softmax(1)
-            wrong = p.scatter_add(1, self.y, -torch.ones_like(weights)) * weights  # [N, C]
-            slope = wrong.T @ self.x + self.weight_decay * theta
+            p, slope = self._slope(theta, logits, weights)
             size = float(slope.norm())
             if size <= tolerance:
                 return Solution(theta, size, self.weight_decay)
@@ -174,6 +173,32 @@ class SoftmaxRegression:
             f"softmax regression: stays at a gradient of {size:.1e}; the tolerance is {tolerance:.1e}. "
             "Raise the tolerance, or the weight decay."
         )
+
+    def newton(
+        self, theta: Tensor, tolerance: float, rounds: Iterable[int] = range(ROUNDS)
+    ) -> Tensor:
+        """The end of one full Newton step from θ [C, d].
+
+        Args:
+            tolerance: fraction of the gradient that the step's equations may leave.
+            rounds: given out one by one, for each round of conjugate gradients that is afforded.
+        """
+        weights = self._weights(None)
+        p, slope = self._slope(theta, self.x @ theta.T, weights)
+        factor = self._fresh(p, weights, 0)
+        target = tolerance * float(slope.norm())
+        return theta + self._newton_step(slope, p, weights, factor, target, rounds)[0]
+
+    def certified(self, theta: Tensor) -> Solution:
+        """θ [C, d] with the certificate of how far from the minimum it is."""
+        slope = self._slope(theta, self.x @ theta.T, self._weights(None))[1]
+        return Solution(theta, float(slope.norm()), self.weight_decay)
+
+    def _slope(self, theta: Tensor, logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(probabilities [N, C], gradient [C, d]) at θ."""
+        p = logits.softmax(1)
+        wrong = p.scatter_add(1, self.y, -torch.ones_like(weights)) * weights  # [N, C]
+        return p, wrong.T @ self.x + self.weight_decay * theta
 
     def _line_search(
         self,
@@ -234,16 +259,24 @@ class SoftmaxRegression:
         return _cholesky(flat).float()  # half the memory: a preconditioner need not be exact
 
     def _newton_step(
-        self, slope: Tensor, p: Tensor, weights: Tensor, factor: Tensor, target: float
+        self,
+        slope: Tensor,
+        p: Tensor,
+        weights: Tensor,
+        factor: Tensor,
+        target: float,
+        rounds: Iterable[int] = range(ROUNDS),
     ) -> tuple[Tensor, int]:
         """(step [C, d], rounds of conjugate gradients)."""
         p, weighted = p.to(self.fast), (p * weights).to(self.fast)
         step, residual = torch.zeros_like(slope), -slope
         direction = preconditioned = _preconditioned(residual, factor)
         energy = (residual * preconditioned).sum()
-        rounds = 0
-        while rounds < ROUNDS and float(residual.norm()) > target:
-            rounds += 1
+        done = 0
+        for _ in rounds:
+            if float(residual.norm()) <= target:
+                break
+            done += 1
             # The Hessian times the direction, without the Hessian: through the logits and back.
             curved_logits = weighted * (self.fast @ direction.to(self.fast).T)
             curved_logits -= p * curved_logits.sum(1, keepdim=True)
@@ -253,7 +286,7 @@ class SoftmaxRegression:
             preconditioned = _preconditioned(residual, factor)
             before, energy = energy, (residual * preconditioned).sum()
             direction = preconditioned + energy / before * direction
-        return step, rounds
+        return step, done
 
     def _weights(self, kept: Tensor | None) -> Tensor:
         """[N, 1] each sample's weight in the mean."""
