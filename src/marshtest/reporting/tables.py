@@ -399,7 +399,8 @@ def legend(results: Results) -> str:
 
 def _of_searches(results: Results) -> str:
     """How a search chose, and what it cost; nothing where no entry has several trials."""
-    searches = pd.concat([results.searched(share) for share in results.poison_budgets])
+    by_share = [results.searched(share) for share in results.poison_budgets]
+    searches = pd.concat(by_share, ignore_index=True)
     if not len(searches):
         return ""
     dearest = searches.loc[searches.groupby("entry")["spent"].idxmax()]
