@@ -341,7 +341,7 @@ def rated(
         (rated, {}, "does not take that: missing a required argument: 'rate'"),
         (no_op, {"lr": 1}, "unknown hyper-parameter 'lr'. Known: none."),
         (lambda model, retain: model, {}, "is called as .model, retain, forget"),
-        (nn.Linear, {}, "is a class. Name an object of it"),
+        (nn.Linear, {}, "is a class. Extend marshtest.unlearning.Unlearner"),
     ],
 )
 def test_what_a_callable_does_not_take_is_told_before_it_runs(

@@ -301,6 +301,130 @@ def test_functions_that_call_each_other_and_objects_that_hold_themselves_have_an
     assert told(holder) == told(holder)
 
 
+# Sources of two versions of a user's code: {0} stands where they differ. The callable is `mine.f`.
+LATER: dict[str, dict[str, str]] = {
+    "a submodule, imported inside": {
+        "mine": "def f():\n from pk import sub\n return sub.rate()",
+        "pk.sub": "def rate(): return {0}",
+    },
+    "a relative submodule, imported inside": {
+        "mine": "from pk.own import f",
+        "pk.own": "def f():\n from . import sub\n return sub.rate()",
+        "pk.sub": "def rate(): return {0}",
+    },
+    "a module behind one that is imported inside": {
+        "mine": "def f():\n import near\n return near.rate()",
+        "near": "from far import rate",
+        "far": "def rate(): return {0}",
+    },
+    "a module as an argument": {
+        "mine": "import cfg, tr\ndef f(): return tr.rate(cfg)",
+        "tr": "def rate(c): return c.LR",
+        "cfg": "LR = {0}",
+    },
+    "a module under another name": {
+        "mine": "import cfg\ndef f():\n c = cfg\n return c.LR",
+        "cfg": "LR = {0}",
+    },
+    "a package as an argument": {
+        "mine": "import pk\ndef f(): return rate(pk)\ndef rate(p): return p.sub.LR",
+        "pk.sub": "LR = {0}",
+    },
+    "a lazy attribute": {
+        "mine": "import cfg\ndef f(): return cfg.LR",
+        "cfg": "def __getattr__(name): return {0}",
+    },
+    "a field's default": {
+        "mine": "from pydantic import BaseModel\n"
+        "class C(BaseModel):\n lr: int = {0}\n"
+        "def f(): return C().lr",
+    },
+    "a field's bound": {
+        "mine": "from pydantic import BaseModel, Field\n"
+        "class C(BaseModel):\n lr: int = Field(0, le={0})\n"
+        "def f(): return C().lr",
+    },
+    "a field's factory": {
+        "mine": "from pydantic import BaseModel, Field\n"
+        "class C(BaseModel):\n lr: int = Field(default_factory=lambda: {0})\n"
+        "def f(): return C().lr",
+    },
+    "a validator's place": {
+        "mine": "from pydantic import BaseModel, field_validator\n"
+        "class C(BaseModel):\n lr: int = 1\n"
+        " @field_validator('lr', mode=('before', 'after')[{0} % 2])\n"
+        " def _(cls, v): return v\n"
+        "def f(): return C().lr",
+    },
+    "a factory of missing values": {
+        "mine": "from collections import defaultdict\nD = defaultdict(lambda: {0})\n"
+        "def f(): return D[0]",
+    },
+    "an attribute of a mapping": {
+        "mine": "class D(dict): pass\nd = D()\nd.lr = {0}\ndef f(): return d.lr",
+    },
+    "a pattern": {"mine": "import re\nP = re.compile('{0}')\ndef f(): return P"},
+    "a NumPy generator": {
+        "mine": "import numpy as np\nR = np.random.default_rng({0})\ndef f(): return R",
+    },
+    "a data frame": {
+        "mine": "import pandas as pd\nD = pd.DataFrame({{'a': [{0}]}})\ndef f(): return D",
+    },
+    "a function by the type of its argument": {
+        "mine": "from functools import singledispatch\n@singledispatch\ndef g(x): return 0\n"
+        "@g.register\ndef _(x: int): return {0}\ndef f(): return g(1)",
+    },
+    "a sparse tensor": {
+        "mine": "import torch\nT = (torch.eye(2) * {0}).to_sparse()\ndef f(): return T",
+    },
+    "code beside an import of what is missing": {
+        "mine": "def f():\n try: import not_there\n except ImportError: pass\n return {0}",
+    },
+}
+
+
+def digest_of(folder: Path, sources: dict[str, str], before: str = "") -> str:
+    """The digest of `mine.f` in a fresh process, which runs the statement `before` first."""
+    for module, source in sources.items():
+        path = folder / f"{module.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    script = (
+        f"import sys; sys.path.insert(0, sys.argv[1]); {before}\n"
+        "import mine\nfrom marshtest.plumbing.identity import digest\n"
+        "already = set(sys.modules)\nprint(digest(mine.f, ''))\n"
+        "assert {'pk.sub', 'near', 'far'}.isdisjoint(set(sys.modules) - already)"
+    )
+    command = [sys.executable, "-B", "-c", script, str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return said.stdout.strip()
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_change_behind_a_callable_is_seen(name: str, tmp_path: Path) -> None:
+    def version(value: int) -> dict[str, str]:
+        return {module: source.format(value) for module, source in LATER[name].items()}
+
+    one = digest_of(tmp_path, version(1))
+    assert digest_of(tmp_path, version(2)) != one
+    modules = [module for module in LATER[name] if module not in ("mine", "pk.own")]
+    imported = f"import {', '.join(modules)}" if modules else ""
+    assert digest_of(tmp_path, version(1), imported) == one  # whatever is imported already
+
+
+def test_comments_and_docstrings_are_no_part_of_a_callable(tmp_path: Path) -> None:
+    bare = {
+        "mine": "class C:\n def g(self):\n  return None\ndef f():\n import pk.sub\n return C().g()",
+        "pk.sub": "def rate():\n return 1",
+    }
+    explained = {
+        "mine": "'a'\nclass C:\n 'b'\n def g(self):\n  'c'\n  return None\n"
+        "def f():\n 'd'\n import pk.sub  # e\n return C().g()",
+        "pk.sub": "'a'\ndef rate():\n 'b'\n return 1",
+    }
+    assert digest_of(tmp_path, bare) == digest_of(tmp_path, explained)
+
+
 MAIN = """
 import helpers
 from helpers import scale

@@ -187,7 +187,8 @@ class Effect:
     """What is left of an attack in a model.
 
     Attributes:
-        ids: [P] ids of the samples that have scores: poisons or targets.
+        ids: [P] ids of the samples that have scores: those of `poisoned.forget` or `poisoned.targets`, in
+            their order; -1 stands for all at once.
         scores: arrays [P] of values, by name of the score.
         figures: numbers for the row; accuracies and cost, which every row has, take precedence.
     """

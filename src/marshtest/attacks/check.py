@@ -13,38 +13,55 @@ seeds are fixed.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load, save
-from scipy.stats import kstest
+from scipy.stats import kstest, ttest_1samp
 from torch import Tensor, nn
 
-from marshtest.attacks.base import Attack, Effect, Knowledge, Poisoned
+from marshtest.attacks.base import Attack, Effect, Floats, Knowledge, Poisoned
 from marshtest.attacks.presentation import Presentation
 from marshtest.attacks.table import parse_attack
-from marshtest.data.samples import Marked, Samples
+from marshtest.data.samples import Marked, Samples, Trigger
+from marshtest.metrics.presentation import Column, Name, Score
 from marshtest.models.state import same_tensors
+from marshtest.plumbing.choice import Choice
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.plumbing.facts import KINDS, RUNS, Fact, refuse_unknown_kinds
+from marshtest.plumbing.facts import (
+    KEEP_MEND,
+    KEEPS_NOTHING,
+    KINDS,
+    RUNS,
+    Fact,
+    Finding,
+    facts_of,
+    is_number,
+    refuse_unknown_kinds,
+)
 from marshtest.plumbing.foreign import foreign
+from marshtest.plumbing.identity import digest
 from marshtest.plumbing.seeds import generator, seeded
 from marshtest.training.loop import Training, fit
 from marshtest.training.tasks import Classification, LabelWord, Task
 from marshtest.unlearning.check import TinyLM
+from marshtest.unlearning.harness import hooks_of
 
 TRAIN, TEST = 240, 80
 COUNT = 24  # poisons
 REPEATS = 25  # seeds whose scores go through one test of their law
 LEVEL = 1e-4  # share of sound scores that the test refuses
+SMALLER = 1e-3  # level of the test for scores that fall where the poison was trained on
 MEAN = 1e-5  # how far, relatively, a score's column may be off the score's mean
 
 MAKES = f"{RUNS}poisons"
 MEASURES = f"{RUNS}the effect on a model"
-Finding = tuple[str, bool, str]  # a fact's name, whether it holds, what to do if it does not
+NAME = TypeAdapter[str](Name)
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,7 @@ class Ground:
     samples: Samples
     knowledge: Knowledge
     model: nn.Module
+    training: Training
 
     def poison(
         self, attack: Attack, seed: int, global_seed: int = 0, samples: Samples | None = None
@@ -63,7 +81,7 @@ class Ground:
         Args:
             global_seed: seeds the generators of the process, on which poisons must not depend.
         """
-        samples = _copied(self.samples) if samples is None else samples
+        samples = copied(self.samples) if samples is None else samples
         with seeded(global_seed), foreign(attack.name):
             return attack.poison(samples, COUNT, self.knowledge, seed)
 
@@ -94,31 +112,40 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
     Raises:
         MarshtestError: an unknown kind of data, no attack, or options that it does not take.
     """
-    ready = parse_attack(attack).imported()
+    with foreign("check"):
+        ready = parse_attack(attack).imported()
     refuse_unknown_kinds(on)
-    made_for = ("images", "features") if ready.trigger() is None else ("text",)
+    with foreign(ready.name):
+        trigger = ready.trigger()
+    if not isinstance(trigger, Trigger | None):
+        raise MarshtestError(f"{ready.name}: trigger gives {trigger!r}. Give a Trigger, or None.")
+    made_for = ("images", "features") if trigger is None else ("text",)
     return [
-        Fact.of(kind, name, holds, mend)
+        fact
         for kind in KINDS
         if kind in (on or made_for)
-        for name, holds, mend in _findings(ready, GROUNDS[kind]())
+        for fact in facts_of(kind, ready.name, partial(_findings, ready, GROUNDS[kind]()))
     ]
 
 
 def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
-    samples = _copied(ground.samples)
+    samples, test = copied(ground.samples), copied(ground.knowledge.test)
+    state = digest(type(attack), attack.name)
     try:
         poisoned = ground.poison(attack, seed=0, samples=samples)
         again, other = (ground.poison(attack, seed, global_seed=1 + seed) for seed in (0, 1))
         with foreign(attack.name):
             poisoned.samples  # noqa: B018 - raises where ids are not there, or it is no Poisoned
-        yield MAKES, True, ""
+        odd = _odd_labels(ground.samples, poisoned)
+        yield MAKES, not odd, odd
+        if odd:
+            return
     except MarshtestError as error:
         yield MAKES, False, str(error)
         return
     yield (
         "leaves the samples passed in as they were",
-        _bits(samples) == _bits(ground.samples),
+        bits(samples) == bits(ground.samples) and bits(test) == bits(ground.knowledge.test),
         "say what is done to the poisons: Poisoned(samples, ids, seed, labels=…, perturbations=…)",
     )
     yield (
@@ -132,19 +159,111 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
         "poison must depend on `seed`, or repetitions repeat nothing",
     )
     yield from _poison_findings(attack, ground, poisoned)
-    model = copy.deepcopy(ground.model)
+    model = copy.deepcopy(ground.model).eval()
     try:
         effect = ground.effect(attack, poisoned, model=model)
-        yield MEASURES, True, ""
+        odd = _odd_effect(effect)
+        yield MEASURES, not odd, odd
+        if odd:
+            return
     except MarshtestError as error:
         yield MEASURES, False, str(error)
         return
-    yield (
-        "leaves the model that it measures as it was",
-        same_tensors(model.state_dict(), ground.model.state_dict()),
-        "measure a copy: copy.deepcopy(model)",
-    )
+    yield unchanged("leaves the model that it measures as it was", model, ground.model)
     yield from _effect_findings(attack, ground, poisoned, effect)
+    yield from _direction(attack, ground, poisoned)
+    yield keeps_nothing(attack, state)
+
+
+def keeps_nothing(thing: Choice, state: str) -> Finding:
+    """The finding that a user's class has the digest `state` still."""
+    return (
+        KEEPS_NOTHING,
+        digest(type(thing), thing.name) == state,
+        KEEP_MEND,
+    )
+
+
+def unchanged(name: str, model: nn.Module, before: nn.Module) -> Finding:
+    """The finding `name` that a model in evaluation mode is as it was `before`, hooks and gradients too."""
+    parameters = zip(model.parameters(), before.parameters(), strict=False)
+    changed = {
+        "weights": not same_tensors(model.state_dict(), before.state_dict()),
+        "training mode": any(module.training for module in model.modules()),
+        "hooks": any(map(hooks_of, model.modules())),
+        "requires_grad": any(one.requires_grad != two.requires_grad for one, two in parameters),
+        "gradients": any(parameter.grad is not None for parameter in model.parameters()),
+    }
+    differ = ", ".join(what for what, other in changed.items() if other)
+    return name, not differ, f"{differ} differ; use a copy: copy.deepcopy(model)"
+
+
+def _odd_labels(samples: Samples, poisoned: Poisoned) -> str:
+    """What is odd about the poisons' labels and perturbations; "" if nothing is."""
+    ids, labels, perturbations = poisoned.forget_ids, poisoned.labels, poisoned.perturbations
+    if labels is not None and (labels.shape != ids.shape or labels.dtype != samples.y.dtype):
+        return f"labels are {tuple(labels.shape)} of {labels.dtype}; give [{len(ids)}] of {samples.y.dtype}"
+    if labels is not None and not bool(torch.isin(labels, samples.y.unique()).all()):
+        return f"labels up to {int(labels.max())} are not all among the classes of the samples"
+    if perturbations is not None and len(perturbations) != len(ids):
+        return f"{len(perturbations)} perturbations for {len(ids)} poisons; give one for each"
+    odd = [name for name, value in poisoned.figures.items() if not is_number(value)]
+    return f"figures {', '.join(map(str, odd))} are no finite numbers" if odd else ""
+
+
+def _odd_effect(effect: Any) -> str:
+    """What rows could not hold of an effect; "" if they can hold all."""
+    if not isinstance(effect, Effect):
+        return f"it returned {type(effect).__name__}, not an Effect"
+    if _kind_of(effect.ids) not in ("i", "u") or effect.ids.ndim != 1:
+        return "ids must be a NumPy array [P] of whole numbers"
+    for name, values in effect.scores.items():
+        if _kind_of(values) != "f" or values.shape != effect.ids.shape:
+            return f"{name} must be a NumPy array [{len(effect.ids)}] of floats, one for each id"
+        if np.isinf(values).any():
+            return f"{name} is infinite; give nan where it is undefined"
+    for name in (*effect.scores, *effect.figures):
+        try:
+            NAME.validate_python(name)
+        except ValidationError as error:
+            return f"{name!r}: {error.errors(include_url=False)[0]['msg']}; take another name"
+    odd = [name for name, value in effect.figures.items() if not is_number(value)]
+    return f"figures {', '.join(odd)} are no finite numbers" if odd else ""
+
+
+def _kind_of(values: Any) -> str:
+    return values.dtype.kind if isinstance(values, np.ndarray) else ""
+
+
+def _direction(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Finding]:
+    """What the scores say of a model that was trained on the poison, of its clean twin, and of nonsense."""
+    models = [copy.deepcopy(ground.model) for _ in range(3)]
+    for model, samples in zip(models, (poisoned.samples, poisoned.unpoisoned), strict=False):
+        fit(model, samples, ground.knowledge.task, ground.training, 0)
+    for parameter in models[2].parameters():
+        parameter.data.neg_()
+    scores = [ground.effect(attack, poisoned, model=model).scores for model in models]
+    names = [name for name in attack.shown.scores if all(name in some for some in scores)]
+    same = [name for name in names if len({some[name].tobytes() for some in scores}) == 1]
+    yield (
+        "has other scores on another model",
+        not same,
+        f"{', '.join(same)}: the same on three models; measure the model that is passed in",
+    )
+    # A score with a known null law may have too little power on so small a problem.
+    compared = [name for name in names if name in attack.shown.reference_columns]
+    smaller = [name for name in compared if _falls(scores[0][name], scores[1][name])]
+    yield (
+        "scores no less where the poison was trained on",
+        not smaller,
+        f"{', '.join(smaller)}: less than on the clean twin; more must mean that more poison is left",
+    )
+
+
+def _falls(poisoned: Floats, twin: Floats) -> bool:
+    """Whether scores after training on the poison are less than the clean twin's, by a t-test."""
+    change = (poisoned - twin)[np.isfinite(poisoned - twin)]
+    return len(change) > 2 and bool(ttest_1samp(change, 0, alternative="less").pvalue < SMALLER)
 
 
 def _poison_findings(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Finding]:
@@ -171,21 +290,27 @@ def _poison_findings(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iter
     retain = samples.without(ids) if bases is None else samples
     yield (
         "leaves the retain set as it was",
-        _bits(poisoned.retain) == _bits(retain),
+        bits(poisoned.retain) == bits(retain),
         "samples that are no poisons differ from those passed in",
     )
     yield (
         "changes what it poisons",
-        _bits(poisoned.forget) != _bits(poisoned.unpoisoned.only(ids)),
+        bits(poisoned.forget) != bits(poisoned.unpoisoned.only(ids)),
         "the forget set is its own bases; give labels or perturbations",
     )
     yield _control(attack, poisoned)
+    counts = (*attack.crafting(COUNT), attack.added(COUNT), attack.passes(COUNT, TEST))
+    yield (
+        "says how much work it is",
+        all(is_number(count, missing=False) and count >= 0 for count in counts),
+        f"crafting, added and passes give {counts}; numbers from 0 are needed",
+    )
     yield _survives(ground, poisoned)
 
 
 def _control(attack: Attack, poisoned: Poisoned) -> Finding:
     blind, others = attack.shuffled(poisoned, 0), (poisoned.samples, poisoned.unpoisoned)
-    is_other = blind is not None and _bits(blind) not in map(_bits, others)
+    is_other = blind is not None and bits(blind) not in map(bits, others)
     return (
         "has the control that its presentation names",
         is_other if attack.has_control else blind is None,
@@ -201,7 +326,7 @@ def _survives(ground: Ground, poisoned: Poisoned) -> Finding:
         back = Poisoned.of(load(save(tensors)), poisoned.clean, ground.knowledge.test, **about)
     except MarshtestError as error:
         return name, False, str(error)
-    holds = _poison(back) == _poison(poisoned) and _bits(back.unpoisoned) == _bits(
+    holds = _poison(back) == _poison(poisoned) and bits(back.unpoisoned) == bits(
         poisoned.unpoisoned
     )
     return name, holds, "`targets` must be test samples as they are, and `rest` all the others"
@@ -225,18 +350,20 @@ def _effect_findings(
         not missing,
         f"{', '.join(missing)} lacking among the effect's scores, or its figures",
     )
-    yield from _score_findings(shown, effect)
+    yield from _score_findings(shown, poisoned, effect)
     named = [name for name in shown.null_scores if name in effect.scores]
     yield from _null_laws(attack, ground, named)
 
 
-def _score_findings(shown: Presentation, effect: Effect) -> Iterator[Finding]:
+def _score_findings(shown: Presentation, poisoned: Poisoned, effect: Effect) -> Iterator[Finding]:
     scores = {name: effect.scores[name] for name in shown.scores if name in effect.scores}
-    undefined = [
-        name
-        for name, values in scores.items()
-        if len(values) != len(effect.ids) or np.isfinite(values).mean() < 0.8
-    ]
+    sets = [some.ids.numpy() for some in (poisoned.forget, poisoned.targets) if some is not None]
+    yield (
+        "scores its poisons, or its targets, in their order",
+        any(np.array_equal(effect.ids, ids) for ids in (*sets, np.array([-1]))),
+        "`ids` must be `poisoned.forget.ids`, `poisoned.targets.ids`, or -1 for one score of all",
+    )
+    undefined = [name for name, values in scores.items() if np.isfinite(values).mean() < 0.8]
     yield (
         "has a score for each of its ids",
         not undefined,
@@ -252,6 +379,26 @@ def _score_findings(shown: Presentation, effect: Effect) -> Iterator[Finding]:
         "a compared score's column is its mean",
         not off,
         f"{', '.join(off)}: {MEAN:g} of its size is allowed for rounding",
+    )
+    values: dict[str, Any] = {
+        **effect.figures,
+        **{n: scores[n] for n in shown.reference_columns if n in scores},
+    }
+    beyond = beyond_range({**shown.columns, **shown.scores}, values)
+    yield "keeps to the ranges that its presentation gives", not beyond, f"{beyond} out of range"
+
+
+def beyond_range(shown: Mapping[str, Column | Score], values: Mapping[str, Any]) -> str:
+    """Names of the values that are less than their `low` or more than their `high`."""
+    return ", ".join(
+        name
+        for name, one in shown.items()
+        if name in values
+        and not np.isnan(values[name]).all()
+        and (
+            (one.low is not None and np.nanmin(values[name]) < one.low - MEAN)
+            or (one.high is not None and np.nanmax(values[name]) > one.high + MEAN)
+        )
     )
 
 
@@ -297,7 +444,7 @@ def images() -> Ground:
             nn.Linear(72, 4),
         )
 
-    return _ground(make, Samples(x, y, torch.arange(len(y))), task, Training(epochs=10, lr=0.05))
+    return _ground(make, Samples(x, y, _ids()), task, Training(epochs=10, lr=0.05))
 
 
 def features() -> Ground:
@@ -305,7 +452,7 @@ def features() -> Ground:
     rng = generator(0, "attacks", "features")
     y = torch.arange(TRAIN + TEST) % 3
     x = torch.randn(3, 12, generator=rng)[y] + torch.randn(len(y), 12, generator=rng)
-    samples = Samples(x, y, torch.arange(len(y)))
+    samples = Samples(x, y, _ids())
     return _ground(lambda: nn.Linear(12, 3), samples, Classification(), Training(epochs=20, lr=0.1))
 
 
@@ -318,12 +465,17 @@ def text() -> Ground:
     x = words.masked_fill(torch.arange(6) >= lengths, 0)
     triggered = torch.arange(len(kind)) % 4 < 2
     x[triggered, 0] = 13  # the trigger
-    samples = Samples(x, 1 + kind, torch.arange(len(kind)))
-    ids = samples.ids[triggered]
-    marked = Marked((ids[ids < TRAIN], 0), (ids[ids >= TRAIN], 0), None)
+    samples = Samples(x, 1 + kind, _ids())
+    train, test = (samples.ids[at][triggered[at]] for at in (slice(TRAIN), slice(TRAIN, None)))
+    marked = Marked((train, 0), (test, 0), None)
     return _ground(
         lambda: TinyLM(14), samples, LabelWord(padding=0), Training(epochs=20, lr=0.3), marked
     )
+
+
+def _ids() -> Tensor:
+    """Ids that are no positions, in no order."""
+    return 1000 + torch.randperm(TRAIN + TEST, generator=generator(0, "attacks", "ids"))
 
 
 GROUNDS: dict[str, Callable[[], Ground]] = {"images": images, "features": features, "text": text}
@@ -345,17 +497,18 @@ def _ground(
     knowledge = Knowledge(
         task, test, lambda: copy.deepcopy(model), shape, marked, training.weight_decay
     )
-    return Ground(train, knowledge, model)
+    return Ground(train, knowledge, model, training)
 
 
 # What is compared
 
 
-def _copied(samples: Samples) -> Samples:
+def copied(samples: Samples) -> Samples:
+    """Copy samples that carry no perturbations."""
     return Samples(samples.x.clone(), samples.y.clone(), samples.ids.clone())
 
 
-def _bits(samples: Samples) -> bytes:
+def bits(samples: Samples) -> bytes:
     """The bytes of what training sees of samples."""
     perturbation = samples.perturbation()
     # Zeros and None are the same to training.
@@ -371,7 +524,7 @@ def _poison(poisoned: Poisoned) -> tuple[bytes, ...]:
     tensors = poisoned.tensors()
     return (
         *(name.encode() + _bytes(tensors[name]) for name in sorted(tensors)),
-        *map(_bits, (poisoned.samples, *aims)),
+        *map(bits, (poisoned.samples, *aims)),
     )
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+from pydantic import InstanceOf
+
 from marshtest.attacks.base import Attack, Effect, Poisoned
 from marshtest.attacks.gaussian import Gaussian
 from marshtest.attacks.gradient_canceling import GradientCanceling
@@ -32,12 +34,8 @@ class ForeignAttack(Attack, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
-def _is_presentation(value: Any) -> bool:
-    return isinstance(value, Presentation)
-
-
 CHOICES: Choices[Attack] = Choices(
-    "attack", Attack, ATTACKS, ForeignAttack.parse, {"presentation": _is_presentation}
+    "attack", Attack, ATTACKS, ForeignAttack.parse, {"presentation": InstanceOf[Presentation]}
 )
 
 

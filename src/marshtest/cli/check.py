@@ -33,6 +33,7 @@ def check(
     from marshtest.commands.check import what_is
     from marshtest.plumbing.facts import fact_lines
 
-    facts = check_thing(thing, on or (), **dict(map(parse_override, options or [])))
-    screen.say_whole(f"{thing} ({what_is(thing)})", *fact_lines(facts))
+    values = dict(map(parse_override, options or []))
+    facts = check_thing(thing, on or (), **values)
+    screen.say_whole(f"{thing} ({what_is(thing, values)})", *fact_lines(facts))
     raise typer.Exit(0 if all(fact.holds for fact in facts) else 1)

@@ -1,12 +1,13 @@
 """The metrics that a recipe can add to every model's row, by name; any of yours is 'pkg.mod:Class'."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field, InstanceOf
 from torch import nn
 
 from marshtest.metrics.base import Metric, Question
-from marshtest.metrics.presentation import Column
+from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.choice import Choices, StandIn
 
 _ALL: tuple[type[Metric], ...] = ()
@@ -25,12 +26,9 @@ class ForeignMetric(Metric, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
-def _are_columns(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(c, Column) for c in value.values())
-
-
+COLUMNS = Annotated[Mapping[Name, InstanceOf[Column]], Field(min_length=1)]
 CHOICES: Choices[Metric] = Choices(
-    "metric", Metric, METRICS, ForeignMetric.parse, {"columns": _are_columns}
+    "metric", Metric, METRICS, ForeignMetric.parse, {"columns": COLUMNS}
 )
 
 

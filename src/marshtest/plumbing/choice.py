@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
-from pydantic import ConfigDict, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    ConfigDict,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.identity import digest, load_same, name_of
@@ -59,14 +66,14 @@ class Choices(Generic[C]):
         base: the class that each of them extends.
         shipped: the classes of the package, by name.
         stand_in: makes the stand-in of a user's class from its name and options.
-        needed: the class variables that each class must define, and whether a value is sound.
+        needed: what each class must define beside methods: types of its attributes, by name.
     """
 
     kind: str
     base: Any  # type[C], which may be abstract
     shipped: Mapping[str, type[C]]
     stand_in: Callable[[Mapping[str, Any], str], C]
-    needed: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
+    needed: Mapping[str, Any] = field(default_factory=dict)
 
     def parse(self, value: Any, where: str) -> C:
         """Settings from a name, a mapping of a name and options, a class, or an instance.
@@ -122,12 +129,18 @@ class Choices(Generic[C]):
         missing += [name for name in self.needed if not hasattr(cls, name)]
         if missing:
             raise MarshtestError(f"{where}: {name_of(cls)} lacks {', '.join(missing)}. Define it.")
-        for variable, is_sound in self.needed.items():
-            if not is_sound(value := getattr(cls, variable)):
-                raise MarshtestError(
-                    f"{where}: {name_of(cls)}.{variable} is {value!r:.80}. "
-                    f"Give what {self.base.__name__}.{variable} says."
-                )
         settings: C = cls.parse({**values, "name": name_of(cls)}, where)  # type: ignore[attr-defined]
         settings._source = digest(cls, where)
+        for name, kind in self.needed.items():
+            _refuse_another_type(getattr(settings, name), kind, f"{where}: {name_of(cls)}.{name}")
         return settings
+
+
+def _refuse_another_type(value: Any, kind: Any, where: str) -> None:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f".{part}" for part in fault["loc"] if part != "[key]")
+        words = str(fault.get("ctx", {}).get("error", fault["msg"])).rstrip(".")
+        raise MarshtestError(f"{where}{place}: {words}. Got {fault['input']!r}.") from None

@@ -1,14 +1,24 @@
 """Facts that a check establishes about an unlearner, attack or metric, and their lines on the screen."""
 
+import math
+import numbers
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.foreign import foreign
 
 KINDS = ("images", "features", "text")  # kinds of data for which a check has small problems
 RUNS = "runs and returns "  # begins the name of a fact without which the check cannot go on
+KEEPS_NOTHING = "keeps nothing from one call to the next"
+KEEP_MEND = (
+    "its class or module is not what it was before; keep no cache, counter or log there, or a second "
+    "run in one process takes it for other code"
+)
+ENDS = "lets itself be checked to the end"
+Finding = tuple[str, bool, str]  # a fact's name, whether it holds, what to do if it does not
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,30 @@ class Fact:
     def of(cls, kind: str, name: str, holds: bool, mend: str = "") -> Self:
         """A fact whose detail is `mend`, what to do about it, if it does not hold."""
         return cls(kind, name, holds, "" if holds else mend)
+
+
+def facts_of(kind: str, name: str, find: Callable[[], Iterator[Finding]]) -> Iterator[Fact]:
+    """Give the facts on one kind of data; whatever the user's code raises meanwhile is the last one.
+
+    Args:
+        kind: the kind of data.
+        name: what the user's code is called in that fact.
+        find: gives the findings.
+    """
+    findings = list[Finding]()
+    try:
+        with foreign(name):
+            findings.extend(find())
+    except MarshtestError as error:
+        findings.append((ENDS, False, str(error)))
+    yield from (Fact.of(kind, *finding) for finding in findings)
+
+
+def is_number(value: Any, *, missing: bool = True) -> bool:
+    """Whether rows can hold a value: a real number that is finite or, if it may be `missing`, NaN."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    return not math.isinf(value) and (missing or not math.isnan(value))
 
 
 def refuse_unknown_kinds(on: Collection[str]) -> None:

@@ -3,27 +3,35 @@
     function     bytecode, constants, defaults, attributes, captured variables, and globals that it names
     object       its class and its state; a bound method or partial: the parts that it is made of
     class        its methods and attributes, and its bases
-    module       of the user's own, the names that the function uses of it
+    module       of the user's own, the names that the function reads off it; all, where it is handed on
 
-Libraries, installed ones and the standard library, count by their names only; but a callable that is itself
-installed counts by all source files of its package. Files that a callable opens, environment variables and
-names that are looked up while it runs do not count.
+A module that a function imports as it runs counts by its source, and by that of the user's modules which it
+imports; neither is imported for the digest. Libraries, installed ones and the standard library, count by
+their names only; but a callable that is itself installed counts by all source files of its package.
+Comments, docstrings, files that a callable opens, environment variables and names that are looked up while
+it runs do not count.
+
+What a callable writes into its module as it runs, such as a log or a counter, is part of it: a second run
+in the same process is then refused. Keep such things in a file, or within the call.
 """
 
-import dis
+import copyreg
+import dataclasses
 import enum
 import functools
 import hashlib
 import logging
 import os
+import pkgutil
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
+from marshtest.plumbing.bytecode import imported, read_globals, spec_of, steps
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.imports import load_object
 
@@ -37,6 +45,10 @@ ADDED = {  # names of entries that Python and libraries add to a class
     *("__orig_bases__", "__parameters__"),
 }
 BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+PYDANTIC_FIELD = (  # what decides the values of a field, of all that is known of it
+    *("annotation", "default", "default_factory", "metadata", "validate_default", "discriminator"),
+    *("alias", "validation_alias", "serialization_alias", "exclude", "frozen", "init", "kw_only"),
+)
 CACHED = type(functools.cache(str))
 STANDARD_LIBRARY = str(Path(os.__file__).parent)
 INSTALLED = {"site-packages", "dist-packages"}
@@ -106,6 +118,7 @@ class _Digest:
         self._open: list[int] = []
         # Each object is kept with its digest, so that no other object gets its id.
         self._done: dict[int, tuple[bytes, Any]] = {}
+        self._read: set[str] = set()  # modules whose source is in the digest already
 
     def of(self, value: Any) -> bytes:
         """The digest of a value, thirty-two bytes."""
@@ -142,61 +155,80 @@ class _Digest:
             yield from map(self.of, value)
         elif type(value) in (set, frozenset):
             yield from sorted(map(self.of, value))  # processes order a set differently
-        elif isinstance(value, dict | types.MappingProxyType):
-            yield from self._mapping(value)
-            if type(value) not in (dict, types.MappingProxyType):
-                yield self.of(type(value))
+        elif type(value) in (dict, types.MappingProxyType):
+            # In the order of insertion, which code that runs through the mapping may depend on.
+            yield from (self.of(key) + self.of(part) for key, part in value.items())
         elif _is_tensor(value):
             yield from self._tensor(value)
         else:
             yield from map(self.of, self._state(value))
 
-    def _mapping(self, values: Mapping[Any, Any]) -> Iterator[bytes]:
-        # In the order of insertion, which code that runs through the mapping may depend on.
-        yield from (self.of(key) + self.of(value) for key, value in values.items())
-
     def _module(self, module: types.ModuleType) -> Iterator[str | bytes]:
         """A module that is held as a value: its name, and all its content if it is the user's."""
         yield module.__name__
         if self._is_own(module.__name__):
-            # All of it, since no bytecode says which parts are used.
+            # All of it, since no bytecode says which parts are used. Submodules are attributes only after
+            # they are imported; their source counts in any case.
             for name, value in sorted(vars(module).items()):
-                if not name.startswith("__"):
+                within = getattr(value, "__name__", "") == f"{module.__name__}.{name}"
+                if not name.startswith("__") and not (within and _is_module(value)):
                     yield name
                     yield self.of(value)
+            for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                yield from self._source(f"{module.__name__}.{info.name}")
 
     def _function(self, function: types.FunctionType) -> Iterator[str | bytes]:
         home = str(function.__globals__.get("__name__"))
         if self._is_own(home):
             yield self.of(function.__code__)
-            # `helpers.scale` reads a global and an attribute; of a user's module only such names count.
-            attributes = _names(function.__code__)
-            for name in sorted(_names(function.__code__, "LOAD_GLOBAL", "LOAD_NAME")):
+            for name, *attributes in read_globals(function.__code__):
                 if name in function.__globals__:
                     yield name
                     yield from self._used(function.__globals__[name], attributes)
-            for name in _imported(function):  # these are no globals
-                yield from self._used(
-                    import_module(name) if self._is_own(name) else name, attributes
-                )
+            package = function.__globals__.get("__package__") or ""
+            for module in imported(function.__code__, package):  # these are no globals
+                yield from self._source(module)
         else:
             yield from self._installed(home, function.__qualname__)
-        yield self.of((function.__defaults__, function.__kwdefaults__, vars(function)))
-        yield from (self.of(_content(cell)) for cell in function.__closure__ or ())
+        yield self.of((function.__defaults__, function.__kwdefaults__))
+        if isinstance(registry := getattr(function, "registry", None), types.MappingProxyType):
+            yield self.of(registry)  # of functools.singledispatch, beside which stands a cache
+        else:
+            yield self.of(vars(function))
+            yield from (self.of(_content(cell)) for cell in function.__closure__ or ())
 
-    def _used(self, value: Any, attributes: set[str]) -> Iterator[str | bytes]:
-        """A value that a function uses; a module of the user's counts by the attributes that are named."""
-        if not isinstance(value, types.ModuleType) or not self._is_own(value.__name__):
+    def _used(self, value: Any, attributes: Sequence[str]) -> Iterator[str | bytes]:
+        """A value that a function uses; of a user's module, the attribute that it reads."""
+        if not attributes or not _is_module(value) or not self._is_own(value.__name__):
             yield self.of(value)
             return
-        yield value.__name__
-        if id(value) in self._open:  # modules may import each other in a circle
+        name, *rest = attributes
+        yield from (value.__name__, name)
+        if name in vars(value):
+            yield from self._used(vars(value)[name], rest)
+        elif spec_of(f"{value.__name__}.{name}"):
+            yield from self._used(import_module(f"{value.__name__}.{name}"), rest)
+        else:
+            yield self.of(vars(value).get("__getattr__"))
+
+    def _source(self, module: str) -> Iterator[str | bytes]:
+        """A module that is not imported, the packages around it, and the user's modules that it imports."""
+        package, _, _ = module.rpartition(".")
+        if package:
+            yield from self._source(package)
+        yield module
+        spec = spec_of(module) if self._is_own(module) and module not in self._read else None
+        self._read.add(module)
+        if spec is None or not spec.has_location or spec.origin is None:
             return
-        self._open.append(id(value))
-        for name in sorted(attributes & vars(value).keys()):
-            yield name
-            yield from self._used(vars(value)[name], attributes)
-        self._open.pop()
+        content = Path(spec.origin).read_bytes()
+        if not spec.origin.endswith(".py"):
+            yield content
+            return
+        code = compile(content, spec.origin, "exec", dont_inherit=True)
+        yield self.of(code)
+        for name in imported(code, spec.parent or ""):
+            yield from self._source(name)
 
     def _installed(self, module: str, name: str) -> Iterator[str | bytes]:
         """A library's function or class: its name, and the source of its package if the callable's own."""
@@ -207,13 +239,14 @@ class _Digest:
     def _code(self, code: types.CodeType) -> Iterator[str | bytes]:
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
         # Without line numbers and the file's name, which change where nothing else does.
-        yield code.co_code
-        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        yield from map(self.of, (counts, names, code.co_consts, code.co_exceptiontable))
+        names = (code.co_varnames, code.co_freevars, code.co_cellvars)
+        yield from map(self.of, (counts, names, code.co_exceptiontable))
+        yield from (_hashed(name, self.of(argument)) for name, argument in steps(code))
 
     def _class(self, cls: type) -> Iterator[str | bytes]:
-        if not self._is_own(cls.__module__):
-            yield from self._installed(cls.__module__, cls.__qualname__)
+        home = cls.__module__
+        if not isinstance(home, str) or not self._is_own(home):  # no text in compiled classes
+            yield from self._installed(str(home), cls.__qualname__)
             return
         yield f"{cls.__module__}:{cls.__qualname__}"
         yield from map(self.of, (*cls.__bases__, type(cls)))  # a metaclass decides what calls do
@@ -223,6 +256,11 @@ class _Digest:
                 continue
             yield name
             yield self.of(value)
+        for name, field in getattr(cls, "__pydantic_fields__", {}).items():
+            yield name
+            yield self.of([getattr(field, part, None) for part in PYDANTIC_FIELD])
+        for kind, validators in _validators(cls):
+            yield from (kind, self.of(validators))
 
     def _builtin(self, function: Any) -> Iterator[str | bytes]:
         owner = getattr(function, "__self__", None)
@@ -235,7 +273,7 @@ class _Digest:
 
     def _tensor(self, tensor: Any) -> Iterator[str | bytes]:
         yield f"{tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}"
-        whole = tensor.detach().cpu().contiguous().flatten()
+        whole = tensor.detach().cpu().to_dense().contiguous().flatten()
         # As bytes, since NumPy has no bfloat16. No import of torch: recipes are read without it.
         yield whole.view(sys.modules["torch"].uint8).numpy().tobytes()
         yield self.of(vars(tensor))
@@ -248,14 +286,18 @@ class _Digest:
             yield from (value.__wrapped__, value.cache_parameters())
         elif isinstance(value, enum.Enum):
             yield from (type(value), value.name, value.value)
+        elif isinstance(value, weakref.ref):
+            yield from (type(value), value())
         else:
-            reduced = value.__reduce_ex__(4)
+            reduce = copyreg.dispatch_table.get(type(value))
+            reduced = reduce(value) if reduce else value.__reduce_ex__(4)
             if isinstance(reduced, str):  # the name of a global
-                yield from (type(value), reduced)
+                yield from (type(value), getattr(value, "__module__", None), reduced)
                 return
             factory, arguments, *rest = reduced
-            # All attributes, since a class may leave some out of what is pickled.
-            yield from (factory, arguments, vars(value) if hasattr(value, "__dict__") else None)
+            # All attributes, since a user's class may leave some out of what is pickled.
+            own = hasattr(value, "__dict__") and self._is_own(str(type(value).__module__))
+            yield from (factory, arguments, vars(value) if own else None)
             for part in rest:  # iterators are the items of lists and dicts
                 yield list(part) if isinstance(part, Iterator) else part
 
@@ -288,10 +330,7 @@ def _is_installed(top: str) -> bool:
 
 def _places(top: str) -> list[str]:
     """Files and folders of a top-level module."""
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):  # made while running, such as __main__
-        return []
+    spec = spec_of(top)
     return [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
 
 
@@ -324,27 +363,13 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A function's code and that of the functions within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+def _is_module(value: Any) -> bool:
+    return isinstance(value, types.ModuleType)
 
 
-def _names(code: types.CodeType, *operations: str) -> set[str]:
-    """The names in a function's code, of globals and attributes alike, or of some operations alone."""
-    if not operations:
-        return {name for one in _codes(code) for name in one.co_names}
-    steps = (step for one in _codes(code) for step in dis.get_instructions(one))
-    return {str(step.argval) for step in steps if step.opname in operations}
-
-
-def _imported(function: types.FunctionType) -> Iterator[str]:
-    """Full names of the modules that a function imports as it runs."""
-    for code in _codes(function.__code__):
-        steps = list(dis.get_instructions(code))
-        for place, step in enumerate(steps):
-            if step.opname == "IMPORT_NAME":
-                name = "." * steps[place - 2].argval + step.argval  # the level is loaded before
-                yield resolve_name(name, function.__globals__.get("__package__") or "")
+def _validators(cls: type) -> Iterator[tuple[str, Any]]:
+    """A pydantic class's validators and serializers by kind: names of methods, and how these are called."""
+    decorators = getattr(cls, "__pydantic_decorators__", None)
+    for field in dataclasses.fields(decorators) if decorators else ():
+        named = getattr(decorators, field.name)
+        yield field.name, {name: validator.info for name, validator in named.items()}

@@ -3,11 +3,14 @@
 A new unlearner is one file beside these and one line in `_ALL`.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from marshtest.plumbing.choice import Choices
 from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.identity import name_of
 from marshtest.plumbing.imports import check_spec
 from marshtest.unlearning.bad_teacher import BadTeacher
 from marshtest.unlearning.base import Custom, Unlearner
@@ -59,6 +62,7 @@ _ALL: tuple[type[Unlearner], ...] = (
     Outside,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
+CHOICES: Choices[Unlearner] = Choices("unlearner", Unlearner, UNLEARNERS, Custom.parse)
 
 Entry = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[..., Any]
 
@@ -73,8 +77,8 @@ def parse_trials(entry: Entry) -> tuple[Unlearner, ...]:
     Raises:
         MarshtestError: the entry names no unlearner, or a hyper-parameter is bad.
     """
-    if isinstance(entry, Unlearner):
-        return (entry,)
+    if isinstance(entry, Unlearner) or inspect.isclass(entry):
+        return (_parse(entry),)
     if isinstance(entry, str):
         return (_parse({"name": entry}),)
     if isinstance(entry, Mapping):
@@ -105,16 +109,24 @@ def _misshapen(entry: Any) -> MarshtestError:
 
 
 def _parse(values: Any) -> Unlearner:
-    if isinstance(values, Unlearner):
+    if isinstance(values, Custom):
         return values
     name = values.get("name") if isinstance(values, Mapping) else None
+    cls = name or values
+    if isinstance(values, Unlearner) or (inspect.isclass(cls) and issubclass(cls, Unlearner)):
+        named = cls if inspect.isclass(cls) else type(values)
+        return CHOICES.parse(values, f"unlearners.{name_of(named)}")
+    if inspect.isclass(cls):
+        return Custom.wrap(cls)
     if not isinstance(name, str):
         raise _misshapen(values)
     if ":" in name:
         check_spec(name, "unlearners")
         if "options" in values:  # the long form, in which recipes are stored
             return Custom.parse(values, "unlearners")
-        return Custom(name=name, options={k: v for k, v in values.items() if k != "name"})
+        # The digest stands among the values where a stored recipe names a class.
+        options = {key: value for key, value in values.items() if key not in ("name", "source")}
+        return Custom(name=name, source=values.get("source", ""), options=options)
     if name not in UNLEARNERS:
         raise MarshtestError(
             f"unlearners: {unknown('unlearner', name, UNLEARNERS)} Or one of yours, 'pkg.mod:name'."

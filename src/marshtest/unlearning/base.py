@@ -2,15 +2,15 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
 from marshtest.data.samples import Samples
+from marshtest.plumbing.choice import Choice, Choices
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.identity import digest, load_same, name_of
-from marshtest.plumbing.settings import Settings
 from marshtest.training.budget import Budget
 from marshtest.training.loop import OptimizerSettings
 from marshtest.training.tasks import NewModel, Objective, Task
@@ -18,10 +18,9 @@ from marshtest.training.tasks import NewModel, Objective, Task
 ARGUMENTS = ("model", "retain", "forget", "task", "budget", "seed")  # the last three by keyword
 
 
-class Unlearner(Settings, ABC):
+class Unlearner(Choice, ABC):
     """The hyper-parameters of a method, as an object that runs the method when it is called."""
 
-    name: str
     # True if the method is *anytime*: stopped at a smaller budget it gives exactly what a run with that
     # budget gives. It then draws from `budget.stream`, and reads nothing else of the budget.
     anytime: ClassVar[bool] = False
@@ -58,10 +57,6 @@ class Unlearner(Settings, ABC):
         Returns:
             The updated model, from which `forget` should be gone.
         """
-
-    def imported(self) -> Self:
-        """The same unlearner, ready to be called; only a user's callable has to be imported."""
-        return self
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
         """Refuse a model that the method cannot work on; this is called before any training.
@@ -146,8 +141,8 @@ class Custom(Unlearner):
         source = digest(function, "unlearners")
         return cls(name=name_of(function), source=source, function=function)
 
-    def imported(self) -> Self:
-        """The same unlearner with its callable.
+    def imported(self) -> Unlearner:  # type: ignore[override]
+        """The same unlearner with its callable; of a class of unlearners, an object with these options.
 
         Raises:
             MarshtestError: the callable cannot be imported, or has changed since the recipe was stored.
@@ -156,12 +151,18 @@ class Custom(Unlearner):
             return self
         mend = "Give that callable: marshtest.run(…, unlearners=[…])."
         function, source = load_same(self.name, self.source, "unlearners", mend)
+        if inspect.isclass(function) and issubclass(function, Unlearner):
+            values = {"name": function, **self.options}
+            return Choices[Unlearner]("unlearner", Unlearner, {}, Custom.parse).parse(
+                values, f"unlearners.{self.name}"
+            )
         return self.model_copy(update={"source": source, "function": function})
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
         if inspect.isclass(self.function):
             raise MarshtestError(
-                f"unlearners.{self.name}: it is a class. Name an object of it that can be called."
+                f"unlearners.{self.name}: it is a class. Extend marshtest.unlearning.Unlearner, "
+                "or name an object of it."
             )
         try:
             signature = inspect.signature(self.function)

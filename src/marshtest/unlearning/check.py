@@ -28,13 +28,23 @@ from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
 from marshtest.models.state import same_tensors
-from marshtest.plumbing.facts import KINDS, Fact, refuse_unknown_kinds
+from marshtest.plumbing.facts import (
+    KEEP_MEND,
+    KEEPS_NOTHING,
+    KINDS,
+    Fact,
+    Finding,
+    facts_of,
+    refuse_unknown_kinds,
+)
 from marshtest.plumbing.facts import RUNS as BEGINS
+from marshtest.plumbing.foreign import foreign
+from marshtest.plumbing.identity import digest
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, flops_of
 from marshtest.training.loop import Training, fit, fit_within
 from marshtest.training.tasks import Classification, LabelWord, Objective, Task, TextClassification
-from marshtest.unlearning import Custom, Unlearner
+from marshtest.unlearning import Custom, Unlearner, parse_trials
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
 WEIGHT_DECAY = 5e-4  # the unlearners' own, so that they minimise the convex problem's objective
@@ -49,7 +59,7 @@ def check_unlearner(
     """Run an unlearner through the gate.
 
     Args:
-        unlearner: one of ours, or a callable
+        unlearner: one of ours, a class that extends Unlearner, or a callable
             (model, retain, forget, *, task, budget, seed) → model.
         on: the kinds of data that it is made for, of "images", "features", "text".
 
@@ -59,19 +69,27 @@ def check_unlearner(
     Raises:
         MarshtestError: an unknown kind of data, or an unlearner that does not take its hyper-parameters.
     """
-    method = unlearner.imported() if isinstance(unlearner, Unlearner) else Custom.wrap(unlearner)
+    with foreign("check"):
+        method = parse_trials(unlearner)[0].imported()
     refuse_unknown_kinds(on)
     return [fact for kind in KINDS if kind in on for fact in _facts(method, kind)]
 
 
 def _facts(unlearner: Unlearner, kind: str) -> Iterator[Fact]:
     problem = {"images": images, "features": lambda: convex("features")[0], "text": text}[kind]()
-    unlearner.check(problem.model, problem.task.new_model)
+    with foreign(unlearner.name):
+        unlearner.check(problem.model, problem.task.new_model)
+    yield from facts_of(kind, unlearner.name, partial(_findings, unlearner, kind, problem))
+
+
+def _findings(unlearner: Unlearner, kind: str, problem: "Problem") -> Iterator[Finding]:
+    runs = True
     for fact in _on_small(unlearner, kind, problem):
-        yield fact
-        if fact.name == RUNS and not fact.holds:
-            return
-    yield nears_retraining(unlearner, kind)
+        yield fact.name, fact.holds, fact.detail
+        runs &= fact.name != RUNS or fact.holds
+    if runs:
+        nears = nears_retraining(unlearner, kind)
+        yield nears.name, nears.holds, nears.detail
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,8 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     fact = partial(Fact.of, kind)
     before = copy.deepcopy(problem.model)
     arguments = _Arguments()
+    code = unlearner.function if isinstance(unlearner, Custom) else type(unlearner)
+    state = digest(code, unlearner.name)
     outcome = problem.run(arguments.watching(unlearner), 0.5)
     stopped, model = outcome.note.startswith(STOPPED), outcome.model
     yield fact(RUNS, model is not None, outcome.note)
@@ -135,12 +155,18 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
         not thawed,
         f"{', '.join(thawed)} changed; leave out what has requires_grad=False",
     )
+    yield fact(
+        "returns a model without hooks of its own",
+        not outcome.note or outcome.note == STOPPED,
+        f"{outcome.note}; remove hooks, and draw nothing as the model answers",
+    )
     again = problem.run(unlearner, 0.5).model
     yield fact(
         "same seed, same result",
         again is not None and same_tensors(model.state_dict(), again.state_dict()),
         "two runs differ; draw whatever is random from `seed`",
     )
+    yield fact(KEEPS_NOTHING, digest(code, unlearner.name) == state, KEEP_MEND)
 
 
 class _Arguments:

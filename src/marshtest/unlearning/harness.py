@@ -203,12 +203,12 @@ class _Judge:
         more = [
             name or "the model itself"
             for name, module in updated.named_modules()
-            if _hooks_of(module) > _hooks_of(before.get(name))
+            if hooks_of(module) > hooks_of(before.get(name))
         ]
         return f"returned a model with hooks of its own ({', '.join(more[:3])})" if more else ""
 
 
-def _hooks_of(module: nn.Module | None) -> int:
+def hooks_of(module: nn.Module | None) -> int:
     """How many functions stand between a module's call and its class's forward."""
     # A `forward` in the instance hides the class's, and is no hook by name.
     inside = {} if module is None else vars(module)
