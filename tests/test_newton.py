@@ -13,7 +13,7 @@ from marshtest.data.samples import Samples
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import seeded
-from marshtest.training.budget import Budget
+from marshtest.training.budget import Budget, Meter
 from marshtest.training.loop import Training
 from marshtest.training.tasks import Classification
 from marshtest.unlearning import parse_trials
@@ -172,3 +172,16 @@ def test_a_small_budget_ends_the_rounds_and_not_the_run() -> None:
     assert outcome.model is not None
     before = certificate(model, retain, TASK).distance
     assert certificate(outcome.model, retain, TASK).distance < before / 2
+
+
+def test_a_step_that_is_not_affordable_leaves_the_one_before() -> None:
+    model, retain, forget = problem()
+    with Meter() as meter:
+        run(model, retain, forget)
+    budget = Budget(1.5 * meter.flops / 36, 36.0)
+    method = Newton(steps=5)
+    (outcome,) = unlearn(method, model, retain, forget, task=TASK, budgets=[budget], seed=0)
+    assert outcome.note == ""
+    assert outcome.model is not None
+    expected = read(layer(run(model, retain, forget)))
+    assert torch.equal(read(layer(outcome.model)), expected)

@@ -17,7 +17,7 @@ from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.charts import charts
 from marshtest.reporting.figures import figures_of
-from marshtest.reporting.tables import legend, markdown, ranking_table, table
+from marshtest.reporting.tables import legend, markdown, plus_minus, ranking_table, table
 from marshtest.reporting.write import write_all
 from marshtest.results.merging import read_all, read_one
 from marshtest.results.summary import Results
@@ -86,7 +86,7 @@ def test_an_attack_that_nobody_here_has_is_reported_as_one_of_ours(tmp_path: Pat
     assert charts(theirs)[0].title == "What is left, by harm done"
     assert "flips" in ranking_table([ours, theirs])
     page = write_all(read_all([tmp_path / "rows"]), tmp_path / "report").read_text()
-    assert "flipped labels; digits" in page
+    assert "flips (flipped labels); digits" in page  # title and kind
     assert '<th scope="col">harm done</th>' in page
 
 
@@ -235,3 +235,8 @@ def test_commands_that_read_rows_do_without_torch_and_scipys_laws(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded: none"
+
+
+def test_numbers_of_models_that_diverged_are_told_by_their_order_of_magnitude() -> None:
+    assert plus_minus(470272825847451520.0, 377886242510160128.0, 3) == "4.70e+17±3.78e+17"
+    assert plus_minus(999_999.5, 0.25, 1) == "999999.5±0.2"

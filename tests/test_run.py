@@ -231,6 +231,19 @@ def test_a_search_weighs_accuracy_against_what_is_seen_of_forgetting(
     assert worth.idxmax() == best
 
 
+def test_a_trial_that_gave_no_model_in_a_seed_is_not_chosen_by_the_others(
+    tiny_run: Results,
+) -> None:
+    rows = tiny_run.rows.assign(validation_accuracy=0.5, forget_accuracy=0.0)
+    one = rows[(rows["unlearner"] == "gd")]
+    other = one.assign(hyperparameters="{}", validation_accuracy=[0.9, math.nan])
+    both = Results(tiny_run.folder, tiny_run.recipe, pd.concat([one, other]), tiny_run.scores)
+    assert set(both.chosen(0.2)["hyperparameters"]) == set(one["hyperparameters"])
+    whole = other.assign(validation_accuracy=[0.9, 0.8])
+    both = Results(tiny_run.folder, tiny_run.recipe, pd.concat([one, whole]), tiny_run.scores)
+    assert set(both.chosen(0.2)["hyperparameters"]) == {"{}"}
+
+
 def test_held_out_samples_are_neither_trained_on_nor_poisoned() -> None:
     recipe = load_recipe({**TINY, "data": {"name": "digits", "validation": 0.25}, "unlearners": []})
     pipeline = set_up(recipe, load("digits"))

@@ -185,6 +185,19 @@ def test_nothing_of_the_forget_set_is_left_whatever_it_was() -> None:
                 assert (moved - start).norm().item() < (moved - old).norm().item()
 
 
+def test_a_member_whose_part_affords_no_step_stays_fresh_and_takes_no_other_with_it() -> None:
+    every = samples()
+    given = case([int(shard.ids[0]) for shard in shards(every, COUNT)])
+    first = 8 * 336 / (COUNT * 144)  # passes of a step of one member on eight samples
+    for budget, trained in ((0.9 * first, 0), (4.4 * first, 4)):
+        outcome = given.run(budget / given.budget(1.0).passes)
+        assert outcome.model is not None
+        assert outcome.note == ""
+        pairs = zip(members(outcome.model), members(new_model(9)), strict=True)
+        fresh = [same_tensors(one.state_dict(), two.state_dict()) for one, two in pairs]
+        assert fresh.count(False) == trained
+
+
 def test_a_shard_of_which_nothing_is_kept_ends_fresh() -> None:
     given = case(shards(samples(), COUNT)[1].ids.tolist())
     model = given.run(1.0).model
@@ -209,8 +222,14 @@ def test_what_cannot_work_is_refused_before_training() -> None:
         Sisa().check(nn.Linear(2, 2))
     training = {"epochs": 1, "shards": 400}
     recipe = {**TINY, "training": training, "unlearners": ["sisa"]}
-    with pytest.raises(MarshtestError, match=r"training.shards: 400 leave fewer than two samples"):
+    with pytest.raises(MarshtestError, match=r"training.shards: 400 leave fewer than ten samples"):
         marshtest.run(recipe, report=False)
+
+
+def test_a_shard_of_less_than_two_samples_is_told_as_the_training_comes_to_it() -> None:
+    few = samples(5)
+    with pytest.raises(MarshtestError, match=r"one of 4 shards holds [01] of 5 samples. Lower it"):
+        fit_shards(new_model(0), few, Classification(), TRAINING, 5)
 
 
 def test_recipes_without_shards_have_the_hash_that_they_had() -> None:

@@ -68,7 +68,9 @@ class Plan:
                 f"model that never saw the poison is not acquitted. Got {self.power:g}."
             )
         if not self.effects:
-            raise MarshtestError("plan: give an expected effect.")
+            raise MarshtestError(
+                "plan: give an expected effect: --gus and --rank, or --pilot FOLDER, or --works SHARE."
+            )
         if not np.isfinite(self.table()["poisons to show removal"]).all():
             raise MarshtestError("plan: no number of poisons would do. Raise alpha, or margin.")
 

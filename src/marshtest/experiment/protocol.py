@@ -230,9 +230,9 @@ def _trained_model(recipe: Recipe, data: Dataset) -> ModelSettings:
             "Leave it out, or use images or features."
         )
     fewest = min(kept_count(recipe, data) * (1 - share) for share in recipe.poison_budgets) / shards
-    if fewest < 2:
+    if fewest < 10:  # on average; the smallest must hold two
         raise MarshtestError(
-            f"training.shards: {shards} leave fewer than two samples to retain in each. Lower it."
+            f"training.shards: {shards} leave fewer than ten samples to retain in each. Lower it."
         )
     return Sharded(shards=shards, of=recipe.model)
 

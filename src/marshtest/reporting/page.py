@@ -30,6 +30,7 @@ from marshtest.reporting.tables import (
     legend,
     number,
     plus_minus,
+    shift_legend,
     shift_table,
     table2,
     table2_caption,
@@ -224,9 +225,10 @@ def about_runs(results: Results) -> list[dict[str, str]]:
 def costs(results: Results) -> str:
     """The cost of all models together, in words."""
     rows = results.rows
-    hours = (rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()) / 3600
+    seconds = rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()
+    work = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:,.0f} seconds"
     return (
-        f"{len(rows):,} models were trained or updated and measured in {hours:.2f} hours of work "
+        f"{len(rows):,} models were trained or updated and measured in {work} of work "
         f"({rows['flops'].sum():.2g} floating-point operations beside measuring)."
     )
 
@@ -273,6 +275,7 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
         "id": f"results-{place}",
         "results": results,
         "kind": results.recipe.attack.shown.kind,
+        "shift": shift_legend(results) if len(results.moved) else "",
         "answer": answer(results),
         "words": list(in_words(results)),
         "models": list(dict.fromkeys(models.sort_values("order")["model"])),

@@ -22,6 +22,7 @@ COLUMNS = (
     Column(title="cost", room=100),
     Column(title="trainings", room=100),
 )
+LARGE = 1e6  # from here on numbers are written by powers of ten
 RANKING = ("rank", "unlearner", "misses", "left", "lost", "spent", "experiments")
 REFERENCE = "second retrained"
 NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
@@ -57,11 +58,13 @@ TABLE_2 = {  # by the unit of the budgets
 }
 SHIFTS = (
     "How far each model lies from the initial one, over all parameters: L2 distance, the same as a share "
-    "of the retrained model's, the cosine with the way to the retrained model, and the L2 distance left "
-    "to it; mean ± s.d. over seeds."
+    "of the retrained model's, the cosine with the way to the retrained model, and the L2 distance to that "
+    "model; mean ± s.d. over seeds."
 )
-BY_CHANCE = " The second retrained model shows how far two seeds differ by chance."
-MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "left"}
+BY_CHANCE = (
+    " Second retrained: another seed's retraining, to show how far two seeds differ by chance."
+)
+MOVED = {"l2": "moved", "travelled": "of the way", "cosine": "cosine", "left_l2": "distance left"}
 DIFFERENCE = (
     "ifference to the clean twin (the same run with the base samples in the poisons' places): mean, and "
     "(±) its standard error over seeds."
@@ -396,7 +399,8 @@ def legend(results: Results) -> str:
 
 def _of_searches(results: Results) -> str:
     """How a search chose, and what it cost; nothing where no entry has several trials."""
-    searches = pd.concat([results.searched(share) for share in results.poison_budgets])
+    by_share = [results.searched(share) for share in results.poison_budgets]
+    searches = pd.concat(by_share, ignore_index=True)
     if not len(searches):
         return ""
     dearest = searches.loc[searches.groupby("entry")["spent"].idxmax()]
@@ -476,8 +480,8 @@ def _of_twins(results: Results) -> str:
     return (
         f"REMOVED: the difference is surely within ± {verdict.margin:.0%} of the initial model's, and half "
         f"of that or more is surely left in under {verdict.margin:.0%} of the trainings where the attack "
-        f"works (Holm-corrected over the unlearners). NOT REMOVED: the difference is not zero (sign flips, "
-        f"step-down over the unlearners). Both at level {verdict.alpha:g}."
+        f"works (Holm-corrected over the unlearners). Else NOT REMOVED: the difference is not zero (sign "
+        f"flips, step-down over the unlearners). Both at level {verdict.alpha:g}."
     )
 
 
@@ -485,10 +489,16 @@ def plus_minus(value: float, error: float, digits: int) -> str:
     """A value with its error, or a dash."""
     if math.isnan(value):
         return "–"
-    return number(value, digits) + ("" if math.isnan(error) else f"±{error:.{digits}f}")
+    return number(value, digits) + ("" if math.isnan(error) else f"±{number(error, digits)}")
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
     """A number, or a dash."""
     # + 0.0 makes 0 of −0, which rounding leaves of small negative numbers.
-    return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"
+    if math.isnan(value):
+        return "–"
+    # A model that diverged is told by its order of magnitude: nobody reads eighteen digits.
+    large = abs(value) >= LARGE
+    return (
+        f"{value:{sign}.2e}" if large else f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"
+    )

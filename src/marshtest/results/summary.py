@@ -304,10 +304,11 @@ class Results:
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
         rows = self.rows[self.rows["poison_budget"] == share]
-        # By the mean over seeds: a choice in each seed would mix several trials in one line. What
-        # gave no model has no accuracy, and must not win; the sort is stable, so of equal ones the
-        # recipe's first does.
-        means = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]].mean()
+        # By the mean over seeds: a choice in each seed would mix several trials in one line. The sort is
+        # stable, so of equal ones the recipe's first wins.
+        seen = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]]
+        # A seed that gave no model counts: a trial must not win by the seeds in which it worked.
+        means = seen.mean().where(seen.count() == seen.size().max())
         worth = pd.DataFrame({"worth": worth_of(means)})
         order = worth["worth"].fillna(-2.0).sort_values(ascending=False, kind="stable")
         best = order.reset_index().drop_duplicates(["role", "entry", "budget"])

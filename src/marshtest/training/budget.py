@@ -93,7 +93,8 @@ class _Watch(TorchDispatchMode):
         seconds = time.perf_counter() - started
         # Afterwards, since formulas look at the output; if that passes the limit, `out` is not returned.
         flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
-        for meter in Meter.open:
+        # The innermost first: what a part may not spend is lost to it, and not counted for the whole.
+        for meter in reversed(Meter.open):
             meter.add(flops, seconds)
         return out
 

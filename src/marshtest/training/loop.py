@@ -172,6 +172,8 @@ def fit_within(
     objective = objective or task.loss
     optimizer = training.optimizer_for(model)
     start = budget.progress  # the method may have spent a part before
+    if start >= 1:
+        return
     epoch = task.batches_per_epoch(samples, training.batch_size)
     model.train()
     for batch in budget.stream(task.batches(samples, training.batch_size, seed), epoch):

@@ -6,6 +6,7 @@ from torch import nn
 
 from marshtest.data.samples import Samples
 from marshtest.models.sharded import members, shards
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.training.budget import Budget, Cost
@@ -24,6 +25,12 @@ def fit_shards(
 ) -> Fit:
     """Train an ensemble in place; the arguments and errors are those of `fit`."""
     count = len(members(model))
+    for shard in shards(samples, count):
+        if len(shard) < 2:
+            raise MarshtestError(
+                f"training.shards: one of {count} shards holds {len(shard)} of {len(samples)} samples. "
+                "Lower it."
+            )
     fits = [
         fit(
             member,

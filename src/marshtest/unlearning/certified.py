@@ -55,8 +55,9 @@ class Certified(TrainingUnlearner):
     """Certified unlearning by gradient clipping and noise (Koloskova et al. 2025), at a stated (ε, δ)."""
 
     name: str = "certified"
-    epsilon: float = Field(1.0, gt=0)  # ε
-    delta: float = Field(1e-5, gt=0, lt=1)  # δ
+    # Within these bounds the Gaussian law is computed to its last digits.
+    epsilon: float = Field(1.0, ge=1e-3, le=100)  # ε
+    delta: float = Field(1e-5, ge=1e-12, le=0.5)  # δ
     model_clip: float = Field(1.0, gt=0)  # C₀, largest norm of the weights at the start
     gradient_clip: float = Field(10.0, gt=0)  # C₁, largest norm of a gradient
     step: float = Field(1e-3, gt=0)  # γ

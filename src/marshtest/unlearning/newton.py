@@ -66,7 +66,8 @@ class Newton(Unlearner):
         model = copy.deepcopy(model).eval()
         problem = regression(model, retain, task, self.weight_decay)
         layer, rng = linear_layer(model), generator(seed, "noise")
-        for _ in range(self.steps):
+        # A step that the budget would not afford after the first is left out: it would end the run.
+        for _ in budget.stream(range(self.steps), epoch=1):
             rounds = budget.stream(count(), epoch=1)
             write(layer, problem.newton(read(layer), SOLVED, rounds))
         for parameter in layer.parameters():

@@ -16,7 +16,7 @@ student is in train mode, as in the authors' trainers, its reference θ_initial 
 | SimNPO (arXiv 2410.07163) | paper | authors' repository, TOFU 5 % and 10 % | here |
 | --- | --- | --- | --- |
 | β | searched for | 2.5 and 4.5 | `beta` 2.5 |
-| γ | 0 | 0 | `margin` 0 |
+| γ | 0, in σ(β ℓ − γ) | 0, in σ(β (ℓ − γ)) | `margin` 0, as the repository's |
 | w_f, w_r | searched for | 0.1375 and 0.125, 1 | `forget_weight` 0.1375, `retain_weight` 1 |
 | log π of a text | mean over its tokens | the same | the same: the task's loss |
 

@@ -21,6 +21,7 @@ request of more than a few samples does.
 """
 
 import copy
+from contextlib import suppress
 
 from torch import nn
 
@@ -28,7 +29,7 @@ from marshtest.data.samples import Samples
 from marshtest.models.sharded import Ensemble, members, shards
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
-from marshtest.training.budget import Budget
+from marshtest.training.budget import Budget, BudgetSpent
 from marshtest.training.tasks import NewModel, Task
 from marshtest.unlearning.base import Unlearner
 
@@ -60,11 +61,10 @@ class Sisa(Unlearner):
         hit = [k for k, shard in enumerate(shards(forget, len(each))) if len(shard)]
         for done, k in enumerate(hit):
             share = len(kept[k]) / (len(retain) + len(forget))
-            with budget.part(share, 1 / (len(hit) - done)) as part:
-                anew = fresh[k]
-                if (
-                    len(kept[k]) > 1
-                ):  # else there is nothing to train on, and a fresh member says nothing
-                    anew = task.train(kept[k], derive(seed, "shard", k), part, start=anew)
-            each[k] = anew
+            each[k] = fresh[k]
+            if len(kept[k]) < 2:
+                continue  # nothing to train on; a fresh member says nothing of anybody
+            # A part that does not afford one step ends its own member's training, and no other's.
+            with suppress(BudgetSpent), budget.part(share, 1 / (len(hit) - done)) as part:
+                each[k] = task.train(kept[k], derive(seed, "shard", k), part, start=fresh[k])
         return Ensemble(each)
