@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-sys.path.append(str(Path(__file__).parents[1] / "docs" / "hooks"))
+sys.path.append(str(Path(__file__).parents[1] / "docs" / "reproduce"))
 
 from cli_reference import cli_reference
 

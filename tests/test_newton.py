@@ -1,14 +1,18 @@
 """Newton's step: against an explicit Hessian, its certificate against the exact minimum, its refusals."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import marshtest
 from marshtest.data.samples import Samples
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
@@ -185,3 +189,16 @@ def test_a_step_that_is_not_affordable_leaves_the_one_before() -> None:
     assert outcome.model is not None
     expected = read(layer(run(model, retain, forget)))
     assert torch.equal(read(layer(outcome.model)), expected)
+
+
+@pytest.mark.parametrize(
+    "training", [{"optimizer": "adamw", "weight_decay": 0.01}, {"weight_decay": 0}]
+)
+def test_a_training_without_an_objective_of_its_own_is_refused_before_it(
+    training: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = {**TINY, "model": {"name": "mlp", "depth": 0}, "unlearners": ["newton"]}
+    recipe["training"] = {**TINY["training"], **training}
+    with pytest.raises(MarshtestError, match=r"newton.weight_decay: the training minimises no"):
+        marshtest.run(recipe, out=tmp_path / "run", report=False)
+    assert not list(tmp_path.rglob("*.safetensors"))

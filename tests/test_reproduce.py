@@ -25,12 +25,12 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("unlearners", "results", "reproduce")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("cli", "unlearners", "results", "reproduce")),
 ]
 IMAGES = Path(__file__).parent / "images"
 LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: the same everywhere
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move
-MODULES = ("claims", "tables", "pictures", "experiments")
+MODULES = ("claims", "tables", "pictures", "experiments", "cli_reference")
 NAMES = {  # by experiment, the figures that must look as they did
     "digits-gaussian": ["dependence", "figure2", "figure6", "figure7"],
     "digits-targeted": ["dependence", "figure3"],

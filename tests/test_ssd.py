@@ -2,11 +2,13 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from stepwise import (
     KINDS,
     SEED,
@@ -20,6 +22,7 @@ from stepwise import (
 )
 from torch import Tensor, nn
 
+import marshtest
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
@@ -255,3 +258,11 @@ def test_values_are_the_papers() -> None:
     (ssd,), (assd,) = parse_trials("ssd"), parse_trials("assd")
     assert ssd.hyperparameters == {"alpha": 10.0, "dampening": 1.0}
     assert assd.hyperparameters == {"dampening": 1.0}
+
+
+def test_an_alpha_that_no_weight_can_reach_is_refused_before_any_training(tmp_path: Path) -> None:
+    recipe = {**TINY, "unlearners": [{"name": "ssd", "alpha": [2, 5]}]}
+    recipe["data"] = {"name": "digits", "train": 200, "test": 100, "validation": 0.1}
+    with pytest.raises(MarshtestError, match=r"ssd.alpha: no weight is 5 times .* less than 5"):
+        marshtest.run(recipe, out=tmp_path / "run", report=False)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -69,6 +69,17 @@ class Unlearner(Choice, ABC):
             MarshtestError: the method cannot work on this model.
         """
 
+    def check_setting(self, training: OptimizerSettings, forget_share: float) -> None:
+        """Refuse what the method cannot work with beside the model; called before any training.
+
+        Args:
+            training: how the initial model is going to be trained.
+            forget_share: the forget set's share of the samples that it is trained on.
+
+        Raises:
+            MarshtestError: the method cannot work in this setting.
+        """
+
 
 class GradientUnlearner(OptimizerSettings, Unlearner, ABC):
     """An unlearner with the optimiser that the paper's share: SGD, momentum 0.9, decay 5e-4 (A.2.1)."""

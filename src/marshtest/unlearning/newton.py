@@ -35,6 +35,7 @@ from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
 from marshtest.training.budget import Budget
+from marshtest.training.loop import OptimizerSettings
 from marshtest.training.solvers import SoftmaxRegression, Solution
 from marshtest.training.tasks import NewModel, Task
 from marshtest.unlearning.base import Unlearner
@@ -52,6 +53,14 @@ class Newton(Unlearner):
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
         linear_layer(model)
+
+    def check_setting(self, training: OptimizerSettings, forget_share: float) -> None:
+        if self.weight_decay is None and (training.optimizer != "sgd" or not training.weight_decay):
+            raise MarshtestError(
+                "unlearners.newton.weight_decay: the training minimises no objective with a weight decay "
+                f"({training.optimizer}, weight_decay {training.weight_decay:g}), so no minimum is known "
+                "to go to. Give one, or train with sgd and a weight_decay above 0."
+            )
 
     def __call__(
         self,

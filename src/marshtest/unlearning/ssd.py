@@ -43,6 +43,7 @@ from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 from marshtest.training.budget import Budget
+from marshtest.training.loop import OptimizerSettings
 from marshtest.training.tasks import Task
 from marshtest.unlearning.base import Unlearner
 from marshtest.unlearning.passes import whole_pass
@@ -128,13 +129,20 @@ class SSD(_Dampening):
     name: str = "ssd"
     alpha: float = Field(10.0, gt=0)  # α
 
+    def check_setting(self, training: OptimizerSettings, forget_share: float) -> None:
+        self.refuse_unreachable(forget_share)
+
     def threshold(self, of_forget: Tensor, of_all: Tensor, share: float) -> float:
+        self.refuse_unreachable(share)  # without a recipe nobody has asked before
+        return self.alpha
+
+    def refuse_unreachable(self, share: float) -> None:
+        """Refuse an α that no ratio can reach, since all data hold the forget set."""
         if self.alpha * share >= 1:
             raise MarshtestError(
                 f"unlearners.{self.name}.alpha: no weight is {self.alpha:g} times as important to a "
                 f"forget set that is {share:.1%} of all data. Give less than {1 / share:.3g}."
             )
-        return self.alpha
 
 
 class ASSD(_Dampening):
