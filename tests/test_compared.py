@@ -230,7 +230,7 @@ def test_a_warning_asks_for_the_seeds_that_its_two_controls_need(runs: Runs) -> 
     summary["verdict"] = "INCONCLUSIVE"
     vars(results)["summary"] = summary  # initial, shuffled, retrained, updated
     few, impossible = results.warnings
-    assert "About 7 trainings in all would do" in few
+    assert "For these two about 7 trainings in all would do" in few
     assert "2 trainings can give no verdict: NOT REMOVED needs 6 at least" in impossible
 
 

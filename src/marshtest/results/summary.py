@@ -272,12 +272,12 @@ class Results:
                 needed = table.loc[judged, "needed"].max()
                 more = ""
                 if not pd.isna(needed):
-                    more = f" About {needed:,.0f} {self.unit} in all would do."
+                    more = f" For these two about {needed:,.0f} {self.unit} in all would do."
                 said.append(
                     f"Poison budget {share:g}: too small for a verdict. The initial model came out "
                     f"{controls['initial']} (it must be NOT REMOVED) and the retrained model "
                     f"{controls['retrained']} (it must be REMOVED).{more} "
-                    "Raise seeds, poison_budgets or the attack's strength."
+                    "Raise seeds or poison_budgets, or make the attack stronger."
                 )
             said += [f"Poison budget {share:g}: {line}" for line in self._prospects(table)]
         return said
