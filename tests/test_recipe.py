@@ -285,6 +285,14 @@ def test_files_that_are_no_recipes_are_one_line_with_the_place(
     assert "\n" not in str(error.value)
 
 
+def test_a_description_says_what_was_changed() -> None:
+    said = load_recipe("digits-gaussian").description
+    changed = load_recipe("digits-gaussian", "seeds=2", "attack.variance=3", "name=mine")
+    assert changed.description == f"{said} (changed: seeds, attack.variance)"
+    assert load_recipe("digits-gaussian", "name=mine").description == said
+    assert load_recipe("digits-gaussian", "seeds=2", "description=Mine").description == "Mine"
+
+
 def test_anchors_and_utf_16_are_read(tmp_path: Path) -> None:
     text = yaml.safe_dump({**TINY, "description": "größe"}, allow_unicode=True)
     text = text.replace("seeds: 2", "seeds: &two 2\nfirst_seed: *two")

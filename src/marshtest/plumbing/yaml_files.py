@@ -28,11 +28,15 @@ def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str
     """The raw values of a recipe, hypothesis or sweep, with overrides applied.
 
     `unlearners: "@FILE"` stands for the list in that YAML file. FILE is a path from the recipe's folder, or
-    in an override from the current folder.
+    in an override from the current folder. A description that was not written anew says what was changed.
     """
     values = _read(source, kind)
-    for override in overrides:
-        set_key(values, *parse_override(override))
+    changes = dict(map(parse_override, overrides))
+    for key, value in changes.items():
+        set_key(values, key, value)
+    described = changes.keys() - {"name"}
+    if described and "description" not in changes and isinstance(values.get("description"), str):
+        values["description"] += f" (changed: {', '.join(key for key in changes if key != 'name')})"
     return values
 
 
