@@ -271,7 +271,7 @@ def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path
     said = marshtest("check", "gd", "lr=0.05", "batch_size=128", "--on", "features")
     assert said.code == 0
     assert "gd (unlearner)\nfeatures\n" in said.out
-    assert said.out.endswith("9 of 9 facts hold on features.\nNot asked: images, text.\n")
+    assert said.out.endswith("11 of 11 facts hold on features.\nNot asked: images, text.\n")
     far = marshtest("check", "gd", "lr=1e-12", "batch_size=320", "--on", "features")
     assert far.code == 1
     assert "its rate is far from usual" in " ".join(far.out.split())

@@ -79,7 +79,7 @@ def test_the_verdicts_code_and_nothing_but_json_on_standard_output(folder: Path)
         (["list", "--json"], 0),
         (["dose", "set.npz", "new.npz", "--fraction", "0.5"], 0),
         (["check", "theirs:exits"], 1),
-        (["check", "theirs:interrupts", "--on", "features"], 130),
+        (["check", "theirs:interrupts", "--on", "features"], 1),
         (["check", "datasets:exits"], 2),
         (["sweep", "tiny.yaml", "--engine", "processes", "--workers", "1"], 0),
         (["report", "nowhere", "--out", "page"], 2),

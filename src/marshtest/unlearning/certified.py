@@ -56,7 +56,7 @@ class Certified(TrainingUnlearner):
 
     name: str = "certified"
     # Within these bounds the Gaussian law is computed to its last digits.
-    epsilon: float = Field(1.0, ge=1e-3, le=100)  # ε
+    epsilon: float = Field(1.0, ge=1e-3, le=1e6)  # ε
     delta: float = Field(1e-5, ge=1e-12, le=0.5)  # δ
     model_clip: float = Field(1.0, gt=0)  # C₀, largest norm of the weights at the start
     gradient_clip: float = Field(10.0, gt=0)  # C₁, largest norm of a gradient
