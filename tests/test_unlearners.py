@@ -1,7 +1,10 @@
 """What each unlearner does: its first step against autograd by hand, what it freezes, its budget."""
 
+import contextlib
 import copy
 import math
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +19,11 @@ from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, generator
 from marshtest.training.budget import Budget, flops_of
-from marshtest.unlearning import UNLEARNERS, Unlearner, parse_trials
+from marshtest.unlearning import UNLEARNERS, Custom, Unlearner, parse_trials
 from marshtest.unlearning.base import TrainingUnlearner
 from marshtest.unlearning.check import Problem, images, text
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
-from marshtest.unlearning.harness import unlearn
+from marshtest.unlearning.harness import Outcome, unlearn
 
 PROBLEMS = {"images": images(), "text": text()}
 
@@ -341,3 +344,35 @@ def test_fewer_epochs_are_the_beginning_of_more_bit_for_bit(name: str) -> None:
         expected = other.model.state_dict()
         for key, tensor in one.model.state_dict().items():
             assert torch.equal(tensor, expected[key]), key
+
+
+def ends_by(stop: Callable[[], None]) -> Outcome:
+    def unlearner(model: nn.Module, *_: Any, **__: Any) -> nn.Module:
+        stop()
+        return model
+
+    return PROBLEMS["images"].run(Custom.wrap(unlearner), 0.5)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, SystemExit, ValueError])
+def test_whatever_an_unlearner_raises_is_its_rows_note(kind: type[BaseException]) -> None:
+    def stop() -> None:
+        raise kind("enough")
+
+    outcome = ends_by(stop)
+    assert outcome.model is None
+    assert outcome.note.startswith(f"raised {kind.__name__}: enough (test_unlearners.py:")
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_ends_an_unlearner_and_the_run(swallowed: bool) -> None:
+    def stop() -> None:
+        with contextlib.suppress(KeyboardInterrupt if swallowed else ValueError):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ends_by(stop)
+    finally:
+        signal.signal(signal.SIGINT, before)

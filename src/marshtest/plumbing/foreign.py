@@ -25,10 +25,7 @@ def foreign(name: str) -> Iterator[None]:
         MarshtestError: the code raised anything, also `SystemExit`, or `KeyboardInterrupt` by itself.
         KeyboardInterrupt: the user pressed Ctrl-C.
     """
-    with ExitStack() as stack:
-        signals: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.enter_context(_noting(number, signals))
+    with signals_noted() as signals:
         try:
             yield
         except MarshtestError:
@@ -40,6 +37,16 @@ def foreign(name: str) -> Iterator[None]:
             raise MarshtestError(f"{name}: {raised(error)}.") from error
         if signals:  # the code swallowed what the signal raised
             raise KeyboardInterrupt
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Give a list of the signals to stop that come; a KeyboardInterrupt without one is the code's own."""
+    with ExitStack() as stack:
+        signals: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.enter_context(_noting(number, signals))
+        yield signals
 
 
 def raised(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from marshtest.data.samples import Samples
 from marshtest.models.state import copied, restore, state_of
 from marshtest.plumbing.errors import MarshtestError, one_line
-from marshtest.plumbing.foreign import raised
+from marshtest.plumbing.foreign import raised, signals_noted
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, BudgetSpent, Cost
 from marshtest.training.tasks import Task
@@ -98,19 +98,19 @@ def _run(
     budget.on_the_way(milestones, snapshots.take)
     try:
         # The budget is the innermost, so that it counts the unlearner's work and no other.
-        with seeded(seed), witness, budget:
+        with signals_noted() as signals, seeded(seed), witness, budget:
             updated = unlearner(
                 start, *sets, task=replace(task, held_out=held_out), budget=budget, seed=seed
             )
     except BudgetSpent:
         updated, note = witness.last, STOPPED
-    except (
-        Exception,
-        SystemExit,
-        GeneratorExit,
-    ) as error:  # not Ctrl-C, with which the user stops the run
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and signals:  # else the unlearner raised it itself
+            raise
         note = str(error) if isinstance(error, MarshtestError) else raised(error)
         trace = traceback.format_exc()
+    if signals:  # the unlearner swallowed what the signal raised
+        raise KeyboardInterrupt
     total = snapshots.cost()
     if updated is not None and updated is not witness.last:
         snapshots.taken = {}  # they are of another model than the one that it returned
