@@ -355,8 +355,10 @@ def test_a_column_is_left_out_of_a_terminal_without_the_room_that_it_asks_for(
     monkeypatch.setattr(screen.console, "width", width)
     frame = pd.DataFrame({"model": ["a"], "mine": ["0.5"]})
     screen.show(frame, "-", [Column(title="mine", room=100)])
-    (heads,) = (line for line in capsys.readouterr().out.splitlines() if "model" in line)
+    lines = capsys.readouterr().out.splitlines()
+    (heads,) = (line for line in lines if "model" in line)
     assert heads.split() == titles
+    assert ("A wider terminal shows more: mine." in lines) == ("mine" not in titles)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

@@ -60,7 +60,8 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
     shown = list(shown)
     too_wide = [one.title for one in shown if console.width < one.room]
     wrapped = WRAPPED.union(one.title for one in shown if one.wraps)
-    frame = frame.drop(columns=too_wide, errors="ignore")
+    left_out = [column for column in frame.columns if column in too_wide]
+    frame = frame.drop(columns=left_out)
     table = table_of(title)
     for column in frame.columns:
         # Numbers are never broken; running text gives way to them, down to a word's width.
@@ -68,6 +69,8 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
         table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
     add_rows(table, frame.itertuples(index=False))
     console.print(table)
+    if left_out:
+        say(f"A wider terminal shows more: {', '.join(left_out)}.")
 
 
 def table_of(title: str, *columns: str) -> Table:
