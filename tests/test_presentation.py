@@ -240,3 +240,14 @@ def test_commands_that_read_rows_do_without_torch_and_scipys_laws(
 def test_numbers_of_models_that_diverged_are_told_by_their_order_of_magnitude() -> None:
     assert plus_minus(470272825847451520.0, 377886242510160128.0, 3) == "4.70e+17±3.78e+17"
     assert plus_minus(999_999.5, 0.25, 1) == "999999.5±0.2"
+
+
+@pytest.mark.parametrize("length", [60, 61])
+def test_a_title_has_room_in_a_line(length: int) -> None:
+    """A figure's axis of 900 characters made a picture of 9,392 pixels."""
+    title = "t" * length
+    if length == 60:
+        assert Column(title=title).title == title
+        return
+    with pytest.raises(MarshtestError, match="title: String should have at most 60 characters"):
+        Column.parse({"title": title}, "column")

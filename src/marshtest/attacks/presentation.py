@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from marshtest.metrics.dependence import NOTHING
-from marshtest.metrics.presentation import Column, Name, Score, Text
+from marshtest.metrics.presentation import Column, Name, Score, Text, Title
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
@@ -59,7 +59,7 @@ class Presentation(Settings):
         on_texts: what was done to a text beside its label, in words.
     """
 
-    title: Text
+    title: Title
     kind: Text
     scores: dict[Name, Score] = Field(min_length=1, max_length=8)
     columns: dict[Name, Column] = {}

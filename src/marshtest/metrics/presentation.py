@@ -27,6 +27,7 @@ Name = Annotated[
 ]
 # Shown in tables, figures and the page: "$" would begin a formula, and a line break a line.
 Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_length=1000)]
+Title = Annotated[Text, Field(max_length=60)]  # of one line beside others, or of an axis
 
 
 class Column(Settings):
@@ -46,7 +47,7 @@ class Column(Settings):
             pages have it always.
     """
 
-    title: Text
+    title: Title
     low: float | None = None
     high: float | None = None
     digits: int = Field(3, ge=0, le=9)
@@ -89,7 +90,7 @@ class Score(Settings):
         symbol: the score's letter in those figures.
     """
 
-    title: Text
+    title: Title
     legend: Text = ""
     column: Name | None = None
     low: float | None = None
