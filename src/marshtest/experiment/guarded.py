@@ -239,9 +239,8 @@ def sound_effect(attack: Attack, effect: Any, poisoned: Poisoned, row: Mapping[s
         if np.isinf(values).any():
             raise MarshtestError(f"{where}: score {name!r} is infinite. Give nan for no value.")
     figures = _numbers(effect.figures, where)
-    beside = [
-        name for name in figures if name not in MEASURED
-    ]  # the harness's own are told instead
+    # Of those that the harness measures itself, its own values are told instead.
+    beside = [name for name in figures if name not in MEASURED]
     refuse_column_names([name for name in beside if name not in _of_scores(attack)], where)
     if taken := [name for name in beside if name in row]:
         raise MarshtestError(f"{where}: {taken[0]!r} is a column of every row. Take another name.")

@@ -176,11 +176,12 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     shape = tuple(data.train.x.shape[1:])
     settings = _trained_model(recipe, data)
     model = copied(build(settings, shape, data.classes, 0))
+    kept = kept_count(recipe, data)
+    forget_shares = [poison_count(recipe, share, data) / kept for share in recipe.poison_budgets]
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
         unlearner.check(model, lambda seed: build(settings, shape, data.classes, seed))
-        for share in recipe.poison_budgets:
-            forget_share = poison_count(recipe, share, data) / kept_count(recipe, data)
-            unlearner.check_setting(recipe.training, forget_share)
+        for share in forget_shares:
+            unlearner.check_setting(recipe.training, share)
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)

@@ -24,13 +24,12 @@ def fit_shards(
     objective: Objective | None = None,
 ) -> Fit:
     """Train an ensemble in place; the arguments and errors are those of `fit`."""
-    count = len(members(model))
-    for shard in shards(samples, count):
-        if len(shard) < 2:
-            raise MarshtestError(
-                f"training.shards: one of {count} shards holds {len(shard)} of {len(samples)} samples. "
-                "Lower it."
-            )
+    pairs = _pairs(model, samples)
+    count, fewest = len(pairs), min(len(shard) for _, shard in pairs)
+    if fewest < 2:
+        raise MarshtestError(
+            f"training.shards: one of {count} shards holds {fewest} of {len(samples)} samples. Lower it."
+        )
     fits = [
         fit(
             member,
@@ -41,7 +40,7 @@ def fit_shards(
             part(progress, place / count, 1 / count),
             objective,
         )
-        for place, (member, shard) in enumerate(_pairs(model, samples))
+        for place, (member, shard) in enumerate(pairs)
     ]
     flops, seconds = (sum(getattr(f.cost, name) for f in fits) for name in ("flops", "seconds"))
     flops_per_pass = sum(f.flops_per_pass for f in fits)  # a pass of the ensemble runs every member
@@ -58,9 +57,9 @@ def fit_shards_within(
     objective: Objective | None = None,
 ) -> None:
     """Train an ensemble in place, every member with its share of what is left of the budget."""
-    count = len(members(model))
-    for place, (member, shard) in enumerate(_pairs(model, samples)):
-        with budget.part(math.inf, 1 / (count - place)) as own:
+    pairs = _pairs(model, samples)
+    for place, (member, shard) in enumerate(pairs):
+        with budget.part(math.inf, 1 / (len(pairs) - place)) as own:
             fit_within(member, shard, task, training, derive(seed, "shard", place), own, objective)
 
 

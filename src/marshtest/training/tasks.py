@@ -28,9 +28,8 @@ Augmentation = Literal["flip", "crop"]
 Precision = Literal["float32", "bfloat16"]
 NewModel = Callable[[int], nn.Module]
 OptimizerFor = Callable[[nn.Module], torch.optim.Optimizer]
-Objective = Callable[
-    [nn.Module, Samples], Tensor
-]  # [B] what is minimised, for each sample of a batch
+# [B] what is minimised, for each sample of a batch
+Objective = Callable[[nn.Module, Samples], Tensor]
 
 
 class Train(Protocol):

@@ -47,7 +47,7 @@ from marshtest.training.budget import Budget
 from marshtest.training.loop import descend
 from marshtest.training.tasks import Task
 from marshtest.unlearning.base import TrainingUnlearner
-from marshtest.unlearning.scrub import CLOSED
+from marshtest.unlearning.scrub import log_distribution
 
 
 class Distill(TrainingUnlearner):
@@ -79,7 +79,7 @@ class Distill(TrainingUnlearner):
         outputs = task(student, batch)
         by_labels = task.losses(outputs, batch)
         log_p, log_q = (
-            (logits / self.temperature).log_softmax(1).clamp(min=CLOSED)
+            log_distribution(logits, self.temperature)
             for logits in (told, task.label_logits(outputs, batch))
         )
         divergences = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)

@@ -142,9 +142,14 @@ def divergence_and_loss(
 def label_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """T² KL(teacher ‖ student) of label distributions at temperature T, the mean over logits [B, C]."""
     mean = F.kl_div(
-        (student_logits / temperature).log_softmax(1).clamp(min=CLOSED),
-        (teacher_logits / temperature).log_softmax(1).clamp(min=CLOSED),
+        log_distribution(student_logits, temperature),
+        log_distribution(teacher_logits, temperature),
         reduction="batchmean",  # "mean" would divide by the number of classes too
         log_target=True,
     )
     return temperature**2 * mean
+
+
+def log_distribution(logits: Tensor, temperature: float) -> Tensor:
+    """[B, C] logarithms of the label distributions at a temperature, finite where a label is closed."""
+    return (logits / temperature).log_softmax(1).clamp(min=CLOSED)
