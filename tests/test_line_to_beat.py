@@ -1,7 +1,7 @@
 """The line to beat: which retraining it is, and who beats it, by numbers worked out by hand.
 
-Of three differences with mean m and deviation s, t is m / (s / √3), and its one-sided p-value, of two degrees
-of freedom, is (1 − t / √(t² + 2)) / 2.
+Of three differences with mean m and deviation s, t is m / (s / √3), and its one-sided p-value, at two
+degrees of freedom, is (1 − t / √(t² + 2)) / 2.
 """
 
 import json
