@@ -556,7 +556,7 @@ def _level_to_beat(
 
 
 def _to_beat(table: pd.DataFrame) -> pd.DataFrame:
-    """Those lines of a table that are to be beaten; none where no retraining was tuned."""
+    """The lines of a table that are to be beaten; none where no retraining was tuned."""
     return table[table["standing"] == LINE] if has_tuned(table) else table.head(0)
 
 
