@@ -141,7 +141,7 @@ def test_whatever_else_ends_a_command_is_no_answer(
 
 def test_an_answer_that_cannot_be_written_is_none(folder: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = said(folder, *TEST, "--json", "--in-process", stdout=full)
+        done = said(folder, *TEST, "--json", stdout=full)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "marshtest: output: No space left on device."
 
