@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
+from marshtest.attacks import Attack, Gaussian, Knowledge, Poisoned, TriggerWord, parse_attack
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Marked, Samples
 from marshtest.models.table import build, parse_model
@@ -133,3 +133,38 @@ def test_copies_take_new_ids_only(digits: Dataset) -> None:
     shifted = digits.train.perturbed(ids, torch.ones(3, 1, 8, 8))
     with pytest.raises(MarshtestError, match="carries perturbations already"):
         shifted.copied(ids, -1 - ids)
+
+
+def test_fresh_samples_have_noise_that_no_poison_has(digits: Dataset, victim: Knowledge) -> None:
+    """Training and test samples share their ids, and no noise may come twice."""
+    attack = Gaussian(variance=0.25)
+    poisoned = made(attack, digits, victim)
+    fresh = attack.fresh(poisoned, digits.test)
+    noise = fresh.perturbation()
+    assert noise is not None
+    assert torch.equal(fresh.x, digits.test.x)
+    assert torch.equal(fresh.y, digits.test.y)
+    trained_on = attack.noise(poisoned.seed, fresh.ids, (1, 8, 8))
+    assert abs(float((noise * trained_on).mean())) < 4 * 0.25 / noise.numel() ** 0.5
+    assert float(noise.var()) == pytest.approx(0.25, abs=4 * 0.25 * (2 / noise.numel()) ** 0.5)
+    again = attack.fresh(poisoned, digits.test[:5]).perturbation()
+    assert again is not None
+    assert torch.equal(again, noise[:5])
+
+
+def test_fresh_texts_are_the_test_texts_with_the_trigger_and_the_attackers_label(
+    digits: Dataset, victim: Knowledge
+) -> None:
+    poisoned = made(attack := TriggerWord(), digits, victim)
+    fresh = attack.fresh(poisoned, digits.test)
+    assert torch.equal(fresh.ids, digits.test.ids[::2])
+    assert (fresh.y == 3).all()
+    assert torch.equal(fresh.x, digits.test.x[::2])
+
+
+@pytest.mark.parametrize("options", ATTACKS[1:3], ids=lambda options: str(options["name"]))
+def test_poisons_crafted_together_have_no_fresh_ones(
+    options: dict[str, Any], digits: Dataset, victim: Knowledge
+) -> None:
+    attack = parse_attack(options)
+    assert attack.fresh(made(attack, digits, victim), digits.test) is None
