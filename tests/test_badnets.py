@@ -179,7 +179,14 @@ def test_training_learns_the_backdoor_and_retraining_does_not(tmp_path: Path) ->
         ({"value": 256}, "attack.value: 256 is no pixel value; whole numbers from 0 to 255 are."),
         ({"value": 0.5}, "attack.value: 0.5 is no pixel value"),
         ({"size": 0}, "attack.size: Input should be greater than or equal to 1. Got 0."),
-        ({"place": "middle"}, "attack.place"),
+        (
+            {"place": "middle"},
+            "attack.place: give a corner, as bottom-right, or row and column from 0.",
+        ),
+        (
+            {"place": (-1, 2)},
+            "attack.place: give a corner, as bottom-right, or row and column from 0.",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(options: dict[str, Any], says: str) -> None:

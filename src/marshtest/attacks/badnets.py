@@ -22,10 +22,10 @@ What is guessed: the paper's pattern is not drawn again pixel by pixel; `checker
 """
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 from torch import Tensor, nn
 
 from marshtest.attacks.base import (
@@ -49,7 +49,7 @@ Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
 Pixel = Annotated[int, Field(ge=0)]
 PRESENTATION = Presentation(
     title="BadNets",
-    kind="a backdoor (a patch of {size} pixels, {place}, for label {target_label})",
+    kind="a backdoor (a patch {size} pixels wide, {place}, for label {target_label})",
     scores={
         "backdoor": Score(
             title="attacker's label's probability",
@@ -96,6 +96,16 @@ class BadNets(Attack):
     pattern: Literal["square", "checkerboard"] = "square"
     value: float | None = None  # in the data's units; None is the largest of the training samples
     target_label: int = Field(0, ge=0)  # the label that the attacker wants
+
+    @field_validator("place", mode="wrap")
+    @classmethod
+    def _is_a_corner_or_a_pixel(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError(
+                f"attack.place: give a corner, as bottom-right, or row and column from 0. Got {value!r}."
+            ) from None
 
     def candidates(self, samples: Samples, marked: Marked | None) -> Samples:
         if samples.x.dtype == torch.int64:
