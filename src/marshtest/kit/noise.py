@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from marshtest.kit.layouts import Value
 from marshtest.plumbing.errors import MarshtestError
@@ -204,7 +204,7 @@ def clipped_moments(sigma: float) -> tuple[Floats, Floats]:
     p = levels[:, None]
     # [p, written level]. In the upper tail both values are near 1 and their difference loses
     # digits, 1e-16 at most, which no sum over 256 levels of at most 255² makes count.
-    chance = norm.cdf((upper - p) / sigma) - norm.cdf((lower - p) / sigma)
+    chance = ndtr((upper - p) / sigma) - ndtr((lower - p) / sigma)
     mean = (chance * (levels - p)).sum(1)
     variance = (chance * (levels - p) ** 2).sum(1) - mean**2
     return mean, np.maximum(variance, 0.0)  # tiny σ: rounding may leave less than 0
