@@ -30,6 +30,9 @@ OURS: list[dict[str, Any]] = [
     {"name": "gradient-canceling", "steps": 5},
     {"name": "gradient-canceling", "steps": 5, "place": "add"},
     {"name": "trigger-word"},
+    {"name": "interclass-confusion"},
+    {"name": "badnets"},
+    {"name": "label-flip"},
 ]
 
 

@@ -47,6 +47,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "matching": ("digits", {"name": "gradient-matching", "epsilon": 96, **CRAFTED}),
     "canceling": ("digits", CANCELING),
     "canceling, added": ("digits", {**CANCELING, "place": "add"}),
+    "confusion": ("digits", {"name": "interclass-confusion"}),
+    "badnets": ("digits", {"name": "badnets"}),
     "gaussian on texts": ("imdb", {"name": "gaussian", "draws": 9}),
     "matching on texts": ("imdb", {"name": "gradient-matching", "epsilon": 1, **CRAFTED}),
     "trigger word": ("imdb", {"name": "trigger-word"}),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from marshtest.attacks import Attack, Knowledge, Poisoned, parse_attack
+from marshtest.attacks import Attack, Gaussian, Knowledge, Poisoned, TriggerWord, parse_attack
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Marked, Samples
 from marshtest.models.table import build, parse_model
@@ -18,7 +18,16 @@ ATTACKS: list[dict[str, Any]] = [
     {"name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 2, "targets": 2},
     {"name": "gradient-canceling", "radius": 0.5, "steps": 2},
     {"name": "trigger-word"},
+    {"name": "interclass-confusion"},
+    {"name": "badnets"},
+    {"name": "label-flip"},
 ]
+DIRTY = (
+    "trigger-word",
+    "interclass-confusion",
+    "badnets",
+    "label-flip",
+)  # other labels than the bases'
 ADDED = {"name": "gradient-canceling", "radius": 0.5, "steps": 2, "place": "add"}
 COUNT = 20
 
@@ -61,7 +70,7 @@ def test_the_unpoisoned_set_is_the_poisoned_one_with_the_bases_in_the_poisons_pl
     assert clean.perturbation_rows is None
     assert same(clean, digits.train)  # poisons replace their bases, so all is as it was
     changed = poisoned.samples.y != digits.train.y
-    assert bool(changed.any()) == (options["name"] == "trigger-word")
+    assert bool(changed.any()) == (options["name"] in DIRTY)
     assert len(clean.only(poisoned.forget_ids)) == len(poisoned.forget) == COUNT
     assert same(clean.without(poisoned.forget_ids), poisoned.retain)
 
@@ -124,3 +133,38 @@ def test_copies_take_new_ids_only(digits: Dataset) -> None:
     shifted = digits.train.perturbed(ids, torch.ones(3, 1, 8, 8))
     with pytest.raises(MarshtestError, match="carries perturbations already"):
         shifted.copied(ids, -1 - ids)
+
+
+def test_fresh_samples_have_noise_that_no_poison_has(digits: Dataset, victim: Knowledge) -> None:
+    """Training and test samples share their ids, and no noise may come twice."""
+    attack = Gaussian(variance=0.25)
+    poisoned = made(attack, digits, victim)
+    fresh = attack.fresh(poisoned, digits.test)
+    noise = fresh.perturbation()
+    assert noise is not None
+    assert torch.equal(fresh.x, digits.test.x)
+    assert torch.equal(fresh.y, digits.test.y)
+    trained_on = attack.noise(poisoned.seed, fresh.ids, (1, 8, 8))
+    assert abs(float((noise * trained_on).mean())) < 4 * 0.25 / noise.numel() ** 0.5
+    assert float(noise.var()) == pytest.approx(0.25, abs=4 * 0.25 * (2 / noise.numel()) ** 0.5)
+    again = attack.fresh(poisoned, digits.test[:5]).perturbation()
+    assert again is not None
+    assert torch.equal(again, noise[:5])
+
+
+def test_fresh_texts_are_the_test_texts_with_the_trigger_and_the_attackers_label(
+    digits: Dataset, victim: Knowledge
+) -> None:
+    poisoned = made(attack := TriggerWord(), digits, victim)
+    fresh = attack.fresh(poisoned, digits.test)
+    assert torch.equal(fresh.ids, digits.test.ids[::2])
+    assert (fresh.y == 3).all()
+    assert torch.equal(fresh.x, digits.test.x[::2])
+
+
+@pytest.mark.parametrize("options", ATTACKS[1:3], ids=lambda options: str(options["name"]))
+def test_poisons_crafted_together_have_no_fresh_ones(
+    options: dict[str, Any], digits: Dataset, victim: Knowledge
+) -> None:
+    attack = parse_attack(options)
+    assert attack.fresh(made(attack, digits, victim), digits.test) is None

@@ -1,3 +1,4 @@
+from .badnets import BadNets as BadNets
 from .base import Attack as Attack
 from .base import CraftingContext as CraftingContext
 from .base import Effect as Effect
@@ -6,6 +7,8 @@ from .base import Poisoned as Poisoned
 from .gaussian import Gaussian as Gaussian
 from .gradient_canceling import GradientCanceling as GradientCanceling
 from .gradient_matching import GradientMatching as GradientMatching
+from .interclass_confusion import InterclassConfusion as InterclassConfusion
+from .label_flip import LabelFlip as LabelFlip
 from .table import ATTACKS as ATTACKS
 from .table import ForeignAttack as ForeignAttack
 from .table import parse_attack as parse_attack

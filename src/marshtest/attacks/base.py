@@ -246,6 +246,10 @@ class Attack(Choice, ABC):
         """The training set of a control, with poison as large but blind, if the presentation names one."""
         return None
 
+    def fresh(self, poisoned: Poisoned, test: Samples) -> Samples | None:
+        """Test samples dosed by the poisons' law, which no model has seen; None without such a law."""
+        return None
+
     @abstractmethod
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         """Measure what is left of the poison in `model`."""
@@ -282,6 +286,24 @@ def choose(samples: Samples, count: int, seed: int) -> Tensor:
     # Drawn on the CPU, so that all devices choose the same samples.
     order = torch.randperm(len(samples), generator=generator(seed, "choose"))
     return samples.ids[order[:count].to(samples.ids.device)]
+
+
+def refuse_emptied(samples: Samples, ids: Tensor) -> None:
+    """Look whether every class keeps a sample that is no poison.
+
+    Args:
+        samples: the training samples.
+        ids: [P] the poisons.
+
+    Raises:
+        MarshtestError: a class does not; names it.
+    """
+    labels = samples.y.unique()
+    for label in labels[~torch.isin(labels, samples.without(ids).y)].tolist():
+        raise MarshtestError(
+            f"poison_budgets: {len(ids)} poisons leave no training sample of class {label} to retain. "
+            "Lower it, or use more data."
+        )
 
 
 def learned(knowledge: Knowledge, samples: Samples) -> nn.Module:

@@ -106,6 +106,13 @@ class Gaussian(Attack):
         """[P, K, *shape] noise that no model has seen, independent of `noise`."""
         return self._draw(seed, ids, "fresh", (self.draws, *shape))
 
+    def fresh(self, poisoned: Poisoned, test: Samples) -> Samples:
+        """The test samples with noise of the same law."""
+        assert poisoned.perturbations is not None
+        shape = tuple(poisoned.perturbations.shape[1:])
+        # A stream of its own: test samples may have ids of training samples, and would have their noise.
+        return test.perturbed(test.ids, self._draw(poisoned.seed, test.ids, "test", shape))
+
     def _draw(self, seed: int, ids: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
         deviation = np.float32(self.variance**0.5)
         # A stream for each id, so that a poison's noise does not depend on which others are drawn with it.

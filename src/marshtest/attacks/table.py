@@ -4,16 +4,27 @@ from typing import Any, ClassVar
 
 from pydantic import InstanceOf
 
+from marshtest.attacks.badnets import BadNets
 from marshtest.attacks.base import Attack, Effect, Poisoned
 from marshtest.attacks.gaussian import Gaussian
 from marshtest.attacks.gradient_canceling import GradientCanceling
 from marshtest.attacks.gradient_matching import GradientMatching
+from marshtest.attacks.interclass_confusion import InterclassConfusion
+from marshtest.attacks.label_flip import LabelFlip
 from marshtest.attacks.presentation import Presentation
 from marshtest.attacks.trigger_word import TriggerWord
 from marshtest.metrics.presentation import Score
 from marshtest.plumbing.choice import Choices, StandIn
 
-_ALL: tuple[type[Attack], ...] = (Gaussian, GradientMatching, GradientCanceling, TriggerWord)
+_ALL: tuple[type[Attack], ...] = (
+    Gaussian,
+    GradientMatching,
+    GradientCanceling,
+    TriggerWord,
+    InterclassConfusion,
+    BadNets,
+    LabelFlip,
+)
 ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 

@@ -136,6 +136,13 @@ class TriggerWord(Attack):
             samples = samples.relabelled(ids[chosen], labels[: len(chosen)])
         return samples
 
+    def fresh(self, poisoned: Poisoned, test: Samples) -> Samples:
+        """The test texts with the trigger, with the attacker's label."""
+        targets, adversarial = poisoned.targets, poisoned.adversarial
+        assert targets is not None
+        assert adversarial is not None
+        return test.only(targets.ids).relabelled(targets.ids, adversarial)
+
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         targets, adversarial, rest = poisoned.targets, poisoned.adversarial, poisoned.rest
         assert targets is not None
