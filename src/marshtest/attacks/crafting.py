@@ -30,17 +30,11 @@ _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] =
 
 @dataclass(frozen=True)
 class Crafted:
-    """Perturbations, and how they were found.
+    """Perturbations, and how they were found."""
 
-    Attributes:
-        perturbation: [P, *input] added to the bases in input space.
-        history: the objective at each step.
-        stopped: whether the objective turned NaN or infinite; `perturbation` is then the best before.
-    """
-
-    perturbation: Tensor
-    history: list[float]
-    stopped: bool = False
+    perturbation: Tensor  # [P, *input] added to the bases in input space
+    history: list[float]  # the objective at each step
+    stopped: bool = False  # the objective turned NaN or infinite; `perturbation` is the best before
 
     @property
     def objective(self) -> float:

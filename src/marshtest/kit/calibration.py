@@ -48,18 +48,13 @@ from marshtest.reporting.figures import save
 
 @dataclass(frozen=True)
 class Calibration:
-    """Verdicts on all null keys and cheats.
+    """Verdicts on all null keys and cheats."""
 
-    Attributes:
-        keys: a line for each key and case ("null", or a cheat): verdict, ε, and for each score the
-            dependence and its two-sided p-value.
-        question: what was asked, with the error rates that it promises.
-        rests: the tests that REMOVED rests on.
-    """
-
+    # a line for each key and case ("null", or a cheat): verdict, ε, and for each score the dependence
+    # and its two-sided p-value
     keys: pd.DataFrame
-    question: Question
-    rests: tuple[Rest, ...] = ()
+    question: Question  # what was asked, with the error rates that it promises
+    rests: tuple[Rest, ...] = ()  # the tests that REMOVED rests on
 
     def table(self) -> pd.DataFrame:
         """Rate of each false answer, with its 95 % binomial interval and the rate that was promised."""

@@ -154,24 +154,15 @@ def agreement(one: Floats, other: Floats) -> float:
 
 @dataclass(frozen=True)
 class Controls:
-    """A model's answers to the control questions.
+    """A model's answers to the control questions."""
 
-    Attributes:
-        accuracy: accuracy at the bases; nan if the model does not tell.
-        auc: how well labels are told apart at the bases and at samples without a dose, with its error.
-        near, between: what `nearness` and `betweenness` give.
-        steady: whether questions asked twice, in other company, were answered alike.
-        fresh: [≤ 500, K] losses at fresh noises.
-        clean_auc: `auc` at samples without a dose alone; nan if there are none.
-    """
-
-    accuracy: float
-    auc: tuple[float, float]
-    near: float
-    between: float
-    steady: bool
-    fresh: Floats
-    clean_auc: tuple[float, float]
+    accuracy: float  # accuracy at the bases; nan if the model does not tell
+    auc: tuple[float, float]  # how well labels are told apart at all samples, and its error
+    near: float  # what `nearness` gives
+    between: float  # what `betweenness` gives
+    steady: bool  # whether questions asked twice, in other company, were answered alike
+    fresh: Floats  # [≤ 500, K] losses at fresh noises
+    clean_auc: tuple[float, float]  # `auc` at samples without a dose alone; nan if there are none
 
     @classmethod
     def of(

@@ -25,21 +25,14 @@ FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet
 
 @dataclass(frozen=True)
 class Dose:
-    """A dosed data set, with its key and forget request.
+    """A dosed data set, with its key and forget request."""
 
-    Attributes:
-        key: the key, which stays with the auditor.
-        out, forget_file, key_file: paths of the dosed data, the forget request, and the key.
-        power: fraction of the noise's variance that rounding and clipping left, on average over samples.
-        shows: whether format and size of image files tell which are dosed.
-    """
-
-    key: Key
-    out: Path
-    forget_file: Path
+    key: Key  # the key, which stays with the auditor
+    out: Path  # the dosed data
+    forget_file: Path  # the forget request
     key_file: Path
-    power: float
-    shows: bool
+    power: float  # mean share of the noise's variance that rounding and clipping left
+    shows: bool  # whether format and size of image files tell which are dosed
 
 
 def dose(

@@ -28,19 +28,12 @@ TRIED = 8  # pictures that the gradient's copy of a processor must agree on
 
 @dataclass(frozen=True)
 class Folder:
-    """A classifier in a folder.
-
-    Attributes:
-        path: the folder.
-        model: maps inputs to whatever the model answers with, in eval mode.
-        processor: the image processor; None where the folder has none, or for texts.
-        notes: what a reader should know of the weights.
-    """
+    """A classifier in a folder."""
 
     path: Path
-    model: nn.Module
-    processor: Any
-    notes: tuple[str, ...]
+    model: nn.Module  # maps inputs to whatever the model answers with, in eval mode
+    processor: Any  # the image processor; None where the folder has none, or for texts
+    notes: tuple[str, ...]  # what a reader should know of the weights
 
 
 @contextmanager

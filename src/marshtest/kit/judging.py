@@ -27,26 +27,15 @@ class Question(Settings):
 
 @dataclass(frozen=True)
 class Judged:
-    """A model with its verdict, and what speaks against a better one.
+    """A model with its verdict, and what speaks against a better one."""
 
-    Attributes:
-        role: before, after or retrained.
-        measured: what the model shows.
-        verdict: the model's verdict.
-        reasons: what takes REMOVED away, or speaks against it.
-        epsilon: lower bound of the privacy parameter ε.
-        scores: names of the scores that the verdict is tested on: this model and the one before have them.
-        usable: whether accuracy on the base points is close enough to that of the retrained model, or
-            else of the model before.
-    """
-
-    role: str
+    role: str  # before, after or retrained
     measured: Measured
     verdict: Verdict
-    reasons: tuple[str, ...]
-    epsilon: float
-    scores: tuple[str, ...]
-    usable: str
+    reasons: tuple[str, ...]  # what takes REMOVED away, or speaks against it
+    epsilon: float  # lower bound of the privacy parameter ε
+    scores: tuple[str, ...]  # those of this model and the one before: the verdict rests on them
+    usable: str  # whether accuracy is close to that of the model retrained, or else before
 
 
 def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:

@@ -23,28 +23,19 @@ Count = Annotated[int, Field(ge=2, lt=2**48, strict=True)]
 
 
 class Key(Settings):
-    """A dose: which samples, which noise, and of which data set.
-
-    Attributes:
-        noise: seed, ε² and scaling of the noise.
-        samples, classes: N and C of the data set.
-        ids: row numbers of the dosed samples in the data set, increasing.
-        input, output: SHA-256 of the data before and after dosing.
-        files: eight hex digits of each file of a folder before dosing; they tell which one changed.
-        dosed: SHA-256 of the dosed samples' values as they were written.
-        versions: versions of the libraries that drew the noise and decoded the images.
-    """
+    """A dose: which samples, which noise, and of which data set."""
 
     format: Literal["marshtest key 1"] = "marshtest key 1"
-    noise: Noise
-    samples: Count
-    classes: Count
+    noise: Noise  # seed, ε² and scaling of the noise
+    samples: Count  # N of the data set
+    classes: Count  # C of the data set
+    # row numbers of the dosed samples in the data set, increasing
     ids: tuple[Annotated[int, Field(ge=0, lt=2**48, strict=True)], ...] = Field(min_length=2)
-    input: Sha256
-    files: str = Field("", pattern="^([0-9a-f]{8})*$")
-    output: Sha256
-    dosed: Sha256
-    versions: dict[str, str]
+    input: Sha256  # of the data before dosing
+    files: str = Field("", pattern="^([0-9a-f]{8})*$")  # eight digits of each file before dosing
+    output: Sha256  # of the data after dosing
+    dosed: Sha256  # SHA-256 of the dosed samples' values as they were written
+    versions: dict[str, str]  # versions of the libraries that drew the noise and decoded the images
 
     @model_validator(mode="after")
     def _of_samples(self) -> "Key":

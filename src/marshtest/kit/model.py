@@ -25,31 +25,19 @@ Way = tuple[Inputs, tuple[str, ...]]  # how samples are given to a model, and no
 
 @dataclass(frozen=True)
 class Format:
-    """The format of the data, which is all that a model's own process learns: the dose stays secret.
+    """The format of the data, which is all that a model's own process learns: the dose stays secret."""
 
-    Attributes:
-        classes: number of classes of the data.
-        pixels: whether values are 8-bit.
-        scaling: from values of the file to model inputs.
-    """
-
-    classes: int
-    pixels: bool
-    scaling: Scaling
+    classes: int  # number of classes of the data
+    pixels: bool  # whether values are 8-bit
+    scaling: Scaling  # from values of the file to model inputs
 
 
 class AskedModel(ABC):
-    """A model as the auditor asks it.
+    """A model as the auditor asks it."""
 
-    Attributes:
-        name: the model as it is given on the command line.
-        classes: number of classes of the data.
-        notes: what a reader should know of how the model is asked.
-    """
-
-    name: str
-    classes: int
-    notes: tuple[str, ...] = ()
+    name: str  # the model as it is given on the command line
+    classes: int  # number of classes of the data
+    notes: tuple[str, ...] = ()  # what a reader should know of how the model is asked
 
     @abstractmethod
     def ask(self, values: Value, labels: Labels) -> Answers:

@@ -31,19 +31,12 @@ ASKED_AT_ONCE = 64  # pictures
 
 @dataclass(frozen=True)
 class Linear:
-    """A processor as a map without rounding.
+    """A processor as a map without rounding."""
 
-    Attributes:
-        rows: [h, H] how rows are resized and cropped.
-        columns: [w, W] how columns are resized and cropped.
-        channels: [c, C] weight of each channel of the picture in each channel of the inputs.
-        offset: [c, h, w] inputs that a black picture gives.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    channels: Tensor
-    offset: Tensor
+    rows: Tensor  # [h, H] how rows are resized and cropped
+    columns: Tensor  # [w, W] how columns are resized and cropped
+    channels: Tensor  # [c, C] weight of each channel of the picture in each channel of the inputs
+    offset: Tensor  # [c, h, w] inputs that a black picture gives
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, c, h, w] for pictures [B, C, H, W] in levels."""

@@ -36,33 +36,19 @@ TINY = 1e-12  # spread of scores that are all equal
 
 @dataclass(frozen=True)
 class Dependence:
-    """The dependence by one score, and the sums that the four tests need.
+    """The dependence by one score, and the sums that the four tests need."""
 
-    Attributes:
-        value: the dependence D, −mean of the score over n poisons.
-        error: standard error of `value` given the models, from the spread of the scores.
-        n: number of poisons with a defined score.
-        undefined: number of poisons without a defined score (the gradient vanished).
-        hidden: fraction of the poisons about which the score says nothing: undefined, or tied by chance.
-        spread: mean of x² − 1; 0 under the null.
-        spread_error: standard error of `spread`.
-        between: Σ n_c (x̄_c − x̄)² over cells c, the classes; each training has cells of its own.
-        cells: number of cells.
-        tail: number of poisons beyond the threshold Φ⁻¹(FPR).
-        fpr: fraction of poisons beyond the threshold under the null.
-    """
-
-    value: float
-    error: float
-    n: int
-    undefined: int = 0
-    hidden: float = 0.0
-    spread: float = math.nan
-    spread_error: float = math.nan
-    between: float = 0.0
-    cells: int = 1
-    tail: int = 0
-    fpr: float = 0.01
+    value: float  # the dependence D, −mean of the score over n poisons
+    error: float  # standard error of `value` given the models, from the spread of the scores
+    n: int  # number of poisons with a defined score
+    undefined: int = 0  # number of poisons without a defined score (the gradient vanished)
+    hidden: float = 0.0  # share of the poisons that the score says nothing of: undefined, or tied
+    spread: float = math.nan  # mean of x² − 1; 0 under the null
+    spread_error: float = math.nan  # standard error of `spread`
+    between: float = 0.0  # Σ n_c (x̄_c − x̄)² over cells c: the classes of each training
+    cells: int = 1  # number of cells
+    tail: int = 0  # number of poisons beyond the threshold Φ⁻¹(FPR)
+    fpr: float = 0.01  # fraction of poisons beyond the threshold under the null
 
     @property
     def p_value(self) -> float:

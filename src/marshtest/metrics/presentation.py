@@ -31,29 +31,22 @@ Title = Annotated[Text, Field(max_length=60)]  # of one line beside others, or o
 
 
 class Column(Settings):
-    """A column of rows that tables and figures show.
+    """A column of rows that tables and figures show."""
 
-    Attributes:
-        title: heads a table's column and names a figure's axis; "" for a column that is not shown.
-        low: the least value that the column can hold; None if there is no bound.
-        high: the largest value; None if there is no bound.
-        digits: decimals in tables.
-        legend: what the values are, in a clause that follows the title and a colon.
-        interval: how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial
-            95 % interval over all seeds, exact (Clopper and Pearson) or Wilson's.
-        count: what the column is a share of, for a binomial interval: the name of a row's column, or a
-            number a seed; in an attack's own presentation also the name of one of its options.
-        room: characters that a terminal must have in a line for tables on it to show the column; files and
-            pages have it always.
-    """
-
+    # heads a table's column and names a figure's axis; "" for a column that is not shown
     title: Title
-    low: float | None = None
-    high: float | None = None
-    digits: int = Field(3, ge=0, le=9)
-    legend: Text = ""
+    low: float | None = None  # the least value that the column can hold; None if there is no bound
+    high: float | None = None  # the largest value; None if there is no bound
+    digits: int = Field(3, ge=0, le=9)  # decimals in tables
+    legend: Text = ""  # what the values are, in a clause that follows the title and a colon
+    # how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial 95 %
+    # interval over all seeds, exact (Clopper and Pearson) or Wilson's
     interval: Literal["seeds", "exact", "wilson"] = "seeds"
+    # what the column is a share of, for a binomial interval: the name of a row's column, or a number a
+    # seed; in an attack's own presentation also the name of one of its options
     count: str | int = ""
+    # characters that a terminal must have in a line for tables on it to show the column; files and pages
+    # have it always
     room: int = Field(0, ge=0)
 
     @property
@@ -74,31 +67,20 @@ class Column(Settings):
 
 
 class Score(Settings):
-    """A score of what is left of the poison in a model.
+    """A score of what is left of the poison in a model."""
 
-    Attributes:
-        title: heads a table's column and names a figure's axis.
-        legend: what the score is, in a clause that follows the title and a colon.
-        column: the row's column that is compared with that of a clean twin, where the score's law under the
-            null is unknown. None says that each poison's score is N(0, 1) by itself, where the model does
-            not depend on the poison.
-        low: the beginning of its histogram; None draws no histogram.
-        high: the end.
-        each: what has one score each, in the plural.
-        hidden: why the score says nothing about some poisons, in words.
-        fresh: the column with scores of fresh noise, from which Figures 6 and 7 are drawn; "" for none.
-        symbol: the score's letter in those figures.
-    """
-
-    title: Title
-    legend: Text = ""
+    title: Title  # heads a table's column and names a figure's axis
+    legend: Text = ""  # what the score is, in a clause that follows the title and a colon
+    # the row's column that is compared with that of a clean twin, where the score's law under the null
+    # is unknown. None says that each poison's score is N(0, 1) by itself, where the model does not
+    # depend on the poison
     column: Name | None = None
-    low: float | None = None
-    high: float | None = None
-    each: Text = "poisons"
-    hidden: Text = "the score is undefined, or tied,"
-    fresh: Name | Literal[""] = ""
-    symbol: Text = "I"
+    low: float | None = None  # the beginning of its histogram; None draws no histogram
+    high: float | None = None  # the end
+    each: Text = "poisons"  # what has one score each, in the plural
+    hidden: Text = "the score is undefined, or tied,"  # why it says nothing of some poisons
+    fresh: Name | Literal[""] = ""  # the column of fresh scores, for Figures 6 and 7; "" for none
+    symbol: Text = "I"  # the score's letter in those figures
 
     @property
     def room(self) -> int:

@@ -40,15 +40,10 @@ MOST = 10_000  # trainings; the search for a number ends there
 
 @dataclass(frozen=True)
 class Difference:
-    """The effect that is left in the poisoned arm, less the same in the clean twin.
+    """The effect that is left in the poisoned arm, less the same in the clean twin."""
 
-    Attributes:
-        values: [S] the differences d_s, one for each training; nan if a model of the training is missing.
-        same: whether in each training both arms ended with the same parameters.
-    """
-
-    values: Floats
-    same: bool = False
+    values: Floats  # [S] d_s, one a training; nan if a model of the training is missing
+    same: bool = False  # whether in each training both arms ended with the same parameters
 
     @property
     def defined(self) -> Floats:

@@ -71,14 +71,10 @@ class Rest(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What models of one kind show.
+    """What models of one kind show."""
 
-    Attributes:
-        trainings: the dependence, by seed of the training and name of the score.
-        scores: what a report must know of each score.
-    """
-
-    trainings: Mapping[int, Mapping[str, Dependence]]
+    trainings: Mapping[int, Mapping[str, Dependence]]  # by seed and name of the score
+    # what a report must know of each score
     scores: Mapping[str, Score] = field(default_factory=lambda: SCORES)
 
     @cached_property
@@ -104,25 +100,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for one unlearner.
+    """The answer for one unlearner."""
 
-    Attributes:
-        answer: REMOVED, NOT REMOVED or INCONCLUSIVE.
-        p_removed: p-value of "more than the margin is left", Holm-adjusted.
-        p_not_removed: p-value of "the model does not depend on the poison", adjusted over the family.
-        needed: poisons, or trainings, that would settle an inconclusive case (power 0.9, at this estimate).
-        reasons: the parts of the evidence that speak against REMOVED, in words.
-        removed_in: number of trainings in which the estimate is within the margin.
-        trainings: number of trainings with an estimate.
-    """
-
-    answer: Answer
-    p_removed: float
-    p_not_removed: float
-    needed: int | None = None
-    reasons: tuple[str, ...] = ()
-    removed_in: int = 0
-    trainings: int = 0
+    answer: Answer  # REMOVED, NOT REMOVED or INCONCLUSIVE
+    p_removed: float  # p-value of "more than the margin is left", Holm-adjusted
+    p_not_removed: float  # of "the model does not depend on the poison", adjusted over the family
+    needed: int | None = None  # poisons, or trainings, that would settle it with power 0.9
+    reasons: tuple[str, ...] = ()  # the parts of the evidence that speak against REMOVED, in words
+    removed_in: int = 0  # number of trainings in which the estimate is within the margin
+    trainings: int = 0  # number of trainings with an estimate
 
 
 def rests_on(

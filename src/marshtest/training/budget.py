@@ -185,17 +185,11 @@ class Meter:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a stage.
+    """The cost of a stage."""
 
-    Attributes:
-        passes: forward and backward sample passes (the forward of one sample is 1).
-        flops: floating-point operations of matrix products and convolutions.
-        seconds: wall time.
-    """
-
-    passes: float
-    flops: float
-    seconds: float
+    passes: float  # forward and backward sample passes (the forward of one sample is 1)
+    flops: float  # floating-point operations of matrix products and convolutions
+    seconds: float  # wall time
 
 
 class Budget:

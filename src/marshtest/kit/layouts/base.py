@@ -32,35 +32,21 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a dosed sample.
+    """The place of a dosed sample."""
 
-    Attributes:
-        id: row number of the sample in the split that was dosed.
-        file: path relative to the data set's folder; the name of a data set that is one file.
-        row: row inside that file; None if the file is the sample.
-    """
-
-    id: int
-    file: str
-    row: int | None
+    id: int  # row number of the sample in the split that was dosed
+    file: str  # path relative to the data set's folder; the name of a data set that is one file
+    row: int | None  # row inside that file; None if the file is the sample
 
 
 class Layout(ABC):
-    """A data set on disk, of which one split is dosed; ids are row numbers of that split.
+    """A data set on disk, of which one split is dosed; ids are row numbers of that split."""
 
-    Attributes:
-        path: the folder or file.
-        samples: N, the number of samples of the dosed split.
-        classes: C, the number of class names, or the largest label plus one.
-        pixels: whether values are uint8 pixels 0..255; if not, they are floating point.
-        encoded: whether each sample is an image file, whose format and size can give a dose away.
-    """
-
-    path: Path
-    samples: int
-    classes: int
-    pixels: bool
-    encoded: bool
+    path: Path  # the folder or file
+    samples: int  # N, the number of samples of the dosed split
+    classes: int  # C, the number of class names, or the largest label plus one
+    pixels: bool  # whether values are uint8 pixels 0..255; if not, they are floating point
+    encoded: bool  # whether a sample is an image file, whose format and size can tell of a dose
 
     def each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         """(id, value, label) of these samples in increasing order of id; no other is decoded.

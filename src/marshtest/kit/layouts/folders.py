@@ -17,15 +17,10 @@ MARK = 8  # hex digits that a key keeps of each file
 
 @dataclass(frozen=True)
 class Digest:
-    """Digests that tell whether data have changed.
+    """Digests that tell whether data have changed."""
 
-    Attributes:
-        whole: SHA-256 (hex) of a file, or of a folder's sorted file names and contents.
-        files: eight hex digits of each file's name and content, in that order; empty for a file.
-    """
-
-    whole: str
-    files: str = ""
+    whole: str  # SHA-256 (hex) of a file, or of a folder's sorted file names and contents
+    files: str = ""  # eight hex digits of each file, in that order; empty for a file
 
 
 def digest(path: Path) -> Digest:
