@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 
 
 def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -41,14 +41,9 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         MarshtestError: the model holds something that cannot be copied.
     """
-    try:
+    mend = "Unlearners start from copies: keep locks, open files and the like out of the module."
+    with refused(f"model: {type(model).__name__} cannot be copied", mend):
         return copy.deepcopy(model)
-    except Exception as error:  # whatever __deepcopy__ of a user's objects raises
-        raise MarshtestError(
-            f"model: {type(model).__name__} cannot be copied "
-            f"({type(error).__name__}: {first_line(error)}). Unlearners start from copies: "
-            "keep locks, open files and the like out of the module."
-        ) from None
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -48,12 +48,8 @@ class Factory(ModelSettings):
 
 # The kinds whose sizes a model file may choose; all others run a user's code or read a folder.
 BUILT_FROM_A_FILE = (MLP, ResNet18, GPT2)
-MODELS: dict[str, type[ModelSettings]] = {
-    "mlp": MLP,
-    "resnet18": ResNet18,
-    "gpt2": GPT2,
-    "transformer": Transformer,
-}
+_ALL: tuple[type[ModelSettings], ...] = (MLP, ResNet18, GPT2, Transformer)
+MODELS = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 
 def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings:

@@ -47,10 +47,7 @@ def alone(folder: Path) -> Iterator[None]:
 def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = os.replace) -> None:
     """Write bytes under a temporary name, flush them, and then give the file its name.
 
-    Args:
-        path: the file's name; its folder is made if needed.
-        data: the content.
-        name: gives the temporary file its name; `os.link` in place of `os.replace` refuses to overwrite.
+    A folder is made if needed. `os.link` in place of `os.replace` refuses to overwrite.
     """
     # In the same folder, since a rename is atomic within one file system; unique, since another process
     # may be writing the same file.
