@@ -133,14 +133,7 @@ class Poisoned:
 
     @classmethod
     def of(cls, tensors: Tensors, samples: Samples, test: Samples, **about: Any) -> "Poisoned":
-        """The poisoned set that `tensors()` was taken of.
-
-        Args:
-            tensors: what `tensors()` gave.
-            samples: the clean training set.
-            test: the test samples, among which are the targets.
-            about: `seed`, `figures` and `history` of the poisoned set.
-        """
+        """The poisoned set that `tensors()` was taken of, with its `seed`, `figures` and `history`."""
         moved = {name: tensor.to(samples.y.device) for name, tensor in tensors.items()}
         aimed_at = moved.get("targets")
         return cls(
@@ -229,12 +222,7 @@ class Attack(Choice, ABC):
         return 0
 
     def passes(self, poisons: int, tests: int) -> float:
-        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run.
-
-        Args:
-            poisons: size of the forget set.
-            tests: number of test samples.
-        """
+        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run."""
         return poisons
 
 

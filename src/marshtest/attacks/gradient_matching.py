@@ -119,8 +119,7 @@ class GradientMatching(Attack):
         kernel = Kernel(clean, knowledge.task)
         ids: list[Tensor] = []
         best: list[Crafted] = []
-        history = []
-        stopped = 0
+        history, stopped = [], 0
         for number, label in enumerate(labels.tolist()):
             size = count // self.targets + (number < count % self.targets)
             free = samples.without(torch.cat(ids)) if ids else samples
@@ -217,8 +216,9 @@ class GradientMatching(Attack):
         if self.adversarial_label == "nearest":
             others = p[rows].scatter(1, true[:, None], -1)
             return test[rows], others.argmax(1)
-        labels = [_one_of(classes[classes != label], rng) for label in true.tolist()]
-        return test[rows], torch.tensor(labels, device=true.device)
+        others = [classes[classes != label] for label in true.tolist()]
+        labels = [rest[torch.randint(len(rest), (1,), generator=rng)] for rest in others]
+        return test[rows], torch.cat(labels)
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         return shuffled(poisoned, seed)
@@ -267,7 +267,3 @@ def _of_class(samples: Samples, label: int, count: int, seed: int) -> Samples:
         )
     order = torch.randperm(len(rows), generator=generator(seed, "choose"))
     return samples[rows[order[:count].to(rows.device)]]
-
-
-def _one_of(values: Tensor, rng: torch.Generator) -> int:
-    return int(values[int(torch.randint(len(values), (1,), generator=rng))])

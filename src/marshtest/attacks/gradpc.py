@@ -62,17 +62,10 @@ class Limits:
 def limits(
     model: nn.Module, logits: Tensor, y: Tensor, poison_labels: Tensor, weight_decay: float
 ) -> Limits:
-    """The bounds at `model`.
-
-    Args:
-        model: a model whose last weight layer is a linear one.
-        logits: [N, C] logits of clean samples.
-        y: [N] labels of these samples.
-        poison_labels: [P] labels of the poisons.
-        weight_decay: λ of the training.
+    """The bounds at a model with logits [N, C] for clean samples of labels y [N], and poisons' labels [P].
 
     Raises:
-        MarshtestError: the last weight layer is another.
+        MarshtestError: the last weight layer is no linear one.
     """
     last = weight_layers(model)[-1][0]
     if not isinstance(last, nn.Linear):

@@ -61,12 +61,11 @@ class Dependence:
         if math.isnan(self.value):
             return dict.fromkeys(("mean", "spread", "classes", "tail"), math.nan)
         squares = self.error**2 * self.n * (self.n - 1)  # Σ (x − x̄)²
-        below = float(chdtr(self.n - 1, squares))
-        above = float(chdtrc(self.n - 1, squares))
+        smaller = min(float(law(self.n - 1, squares)) for law in (chdtr, chdtrc))
         several = self.cells > 1
         return {
             "mean": self.p_value,
-            "spread": min(1.0, 2 * min(below, above)),  # χ² is skewed: twice the smaller tail
+            "spread": min(1.0, 2 * smaller),  # χ² is skewed: twice the smaller tail
             "classes": float(chdtrc(self.cells - 1, self.between)) if several else math.nan,
             "tail": at_least(self.tail, self.n, self.fpr),
         }
@@ -132,11 +131,8 @@ def dependence(
 ) -> Dependence:
     """Dependence of a set of scores [P]; nan scores are counted and left out.
 
-    Args:
-        scores: x_z of each poison.
-        classes: [P] labels of the poisons; one class if not given.
-        fpr: false positive rate that sets the threshold of the tail.
-        ties: [P] fraction of each score's draws that tie, so that chance decided.
+    `classes` are the poisons' labels [P], `fpr` sets the tail's threshold, and `ties` [P] is the fraction
+    of each score's draws that tie, so that chance decided.
     """
     defined = ~np.isnan(scores)
     x, n = scores[defined], int(defined.sum())

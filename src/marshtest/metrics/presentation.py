@@ -1,6 +1,6 @@
 """What a report must know of scores and of columns of rows, without torch: it is stored beside the rows."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -28,6 +28,13 @@ Name = Annotated[
 # Shown in tables, figures and the page: "$" would begin a formula, and a line break a line.
 Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_length=1000)]
 Title = Annotated[Text, Field(max_length=60)]  # of one line beside others, or of an axis
+
+
+def _with_a_range(shown: Any) -> Any:
+    if shown.low is not None and shown.high is not None and shown.low >= shown.high:
+        bounds = f"low {shown.low:g} is not below high {shown.high:g}"
+        raise ValueError(f"{shown.title}: {bounds}. Swap them.")
+    return shown
 
 
 class Column(Settings):
@@ -60,10 +67,7 @@ class Column(Settings):
             raise ValueError(f"{self.title}: a binomial interval needs a count. Say of what.")
         return self
 
-    @model_validator(mode="after")
-    def _low_is_below_high(self) -> Self:
-        _refuse_empty_range(self)
-        return self
+    _low_is_below_high = model_validator(mode="after")(_with_a_range)
 
 
 class Score(Settings):
@@ -92,12 +96,4 @@ class Score(Settings):
         """Whether its cells may be broken: with a known null law they hold a number and two errors."""
         return self.column is None
 
-    @model_validator(mode="after")
-    def _low_is_below_high(self) -> Self:
-        _refuse_empty_range(self)
-        return self
-
-
-def _refuse_empty_range(of: Column | Score) -> None:
-    if of.low is not None and of.high is not None and of.low >= of.high:
-        raise ValueError(f"{of.title}: low {of.low:g} is not below high {of.high:g}. Swap them.")
+    _low_is_below_high = model_validator(mode="after")(_with_a_range)

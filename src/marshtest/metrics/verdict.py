@@ -205,22 +205,19 @@ def paired_verdicts(
         inside = int((np.abs(one.defined) <= margin * initial.value).sum())
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings)
         if p_in <= alpha and shown:
-            verdict = replace(verdict, answer="REMOVED")
-        else:
-            lines = [] if shown else [NOT_SHOWN]
-            if trainings and failed:
-                lines.append(
-                    f"half of the effect or more is left in {failed} of {trainings} trainings"
-                )
-            if one.value < 0 and p_out <= alpha:
+            answers.append(replace(verdict, answer="REMOVED"))
+            continue
+        lines = [] if shown else [NOT_SHOWN]
+        if trainings and failed:
+            lines.append(f"half of the effect or more is left in {failed} of {trainings} trainings")
+        if p_out <= alpha:
+            verdict = replace(verdict, answer="NOT REMOVED")
+            if one.value < 0:
                 lines.append("the clean twin shows more: not the poison's harm, but a trace of it")
-            reasons = tuple(lines)
-            if p_out <= alpha:
-                verdict = replace(verdict, answer="NOT REMOVED", reasons=reasons)
-            else:
-                needed = _trainings_needed(initial, one, margin, alpha, len(family))
-                verdict = replace(verdict, needed=needed, reasons=reasons)
-        answers.append(verdict)
+        else:
+            needed = _trainings_needed(initial, one, margin, alpha, len(family))
+            verdict = replace(verdict, needed=needed)
+        answers.append(replace(verdict, reasons=tuple(lines)))
     return answers
 
 
@@ -409,11 +406,8 @@ def _beyond(score: Dependence) -> str:
 def _rejected(score: Dependence, test: str) -> str:
     variance = score.error**2 * score.n
     measured = f"(variance {variance:.2f} where 1 is expected)"
-    how = (
-        "some poisons are kept and others pushed away"
-        if variance > 1
-        else "they are too much alike"
-    )
+    kept, alike = "some poisons are kept and others pushed away", "they are too much alike"
+    how = kept if variance > 1 else alike
     return {
         "mean": "the mean is not 0",
         "spread": f"{how} {measured}",
