@@ -36,7 +36,6 @@ from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.metrics.dependence import SCORES
-from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
@@ -80,9 +79,8 @@ class Calibration:
 
     def uniformity(self) -> dict[str, float]:
         """p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform, by score."""
-        return {
-            name: float(kstest(p, "uniform").pvalue) for name, p in self.null_p_values().items()
-        }
+        p_values = self.null_p_values()
+        return {name: float(kstest(p, "uniform").pvalue) for name, p in p_values.items()}
 
     def null_p_values(self) -> dict[str, Floats]:
         """p-values for independence under the null keys, by score."""
@@ -189,10 +187,7 @@ def _line(
     initial, evidence = true.evidence(names), measured.evidence(names)
     levels = {"alpha": question.alpha, "margin": question.margin}
     (verdict,) = verdicts(initial, [evidence], rests=rests, **levels)
-    epsilon = epsilon_bound(
-        measured.advantages, delta=question.delta, confidence=question.confidence
-    )
-    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": epsilon}
+    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": question.epsilon_of(measured)}
     for name, score in evidence.pooled.items():
         line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
     return line

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.kit.key import Key, current_versions, write_private
-from marshtest.kit.layouts import Layout, Place, Value, alike, digest, open_layout
+from marshtest.kit.layouts import alike, open_layout
+from marshtest.kit.layouts.base import Layout, Place, Value
+from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import SEEDS, Noise, Scaling
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive

@@ -24,6 +24,10 @@ class Question(Settings):
     delta: float = Field(1e-5, ge=0, lt=1)  # δ of the privacy bound
     confidence: float = Field(0.95, gt=0, lt=1)  # confidence of the privacy bound
 
+    def epsilon_of(self, measured: Measured) -> float:
+        """Lower bound of ε that a model's advantages prove."""
+        return epsilon_bound(measured.advantages, delta=self.delta, confidence=self.confidence)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -41,23 +45,16 @@ class Judged:
 def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:
     """Verdicts by the rules of `marshtest.metrics.verdict`; a model in doubt is not acquitted.
 
-    Args:
-        roles: before, after or retrained, of each model; the first is before.
-        measured: what each model shows.
-        question: error rates and margins.
+    Each model has a role, before (the first), after or retrained.
     """
     names = measured[0].dependences()
     evidence = [one.evidence(names) for one in measured]
     after = [place for place, role in enumerate(roles) if role == "after"]
     answers = _verdicts(evidence, after, question)
-    reasons = [
-        [
-            *one.doubts,
-            *unlike(measured[0].controls, one.controls),
-            *untestable(shown, question.margin),
-        ]
-        for one, shown in zip(measured, evidence, strict=True)
-    ]
+    before, reasons = measured[0], list[list[str]]()
+    for one, shown in zip(measured, evidence, strict=True):
+        odd = unlike(before.controls, one.controls)
+        reasons.append([*one.doubts, *odd, *untestable(shown, question.margin)])
     for place in set(answers) - set(after):
         answers[place] = _doubted(answers[place], reasons[place])
     # The models after come last: they are acquitted only if the others came out as they must.
@@ -73,13 +70,9 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
             verdict=answers[place],
             # A model before unlearning is to be NOT REMOVED, so nothing speaks against that.
             reasons=tuple(
-                dict.fromkeys(
-                    (*reasons[place], *(answers[place].reasons if role != "before" else ()))
-                )
+                dict.fromkeys([*reasons[place], *answers[place].reasons * (role != "before")])
             ),
-            epsilon=epsilon_bound(
-                measured[place].advantages, delta=question.delta, confidence=question.confidence
-            ),
+            epsilon=question.epsilon_of(measured[place]),
             scores=tuple(evidence[place].pooled),
             usable=_usable(goal, measured[place], question),
         )

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from marshtest.kit.layouts import MARK, Digest, Layout, Value, digest, open_layout, read, strangers
+from marshtest.kit.layouts import open_layout, read
+from marshtest.kit.layouts.base import Layout, Value
+from marshtest.kit.layouts.folders import MARK, Digest, digest, strangers
 from marshtest.kit.noise import Noise
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
@@ -86,10 +88,7 @@ class Key(Settings):
             raise MarshtestError(f"{str(error)[:LINE]} Take the untouched key.") from None
 
     def bases(self, data: str | Path) -> "Bases":
-        """The dosed samples as they were before dosing.
-
-        Args:
-            data: the data set as it was before dosing.
+        """The dosed samples, read from the data set as it was before dosing.
 
         Raises:
             MarshtestError: the data set is not the one that was dosed, or has changed since.

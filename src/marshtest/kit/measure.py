@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
 from marshtest.kit.key import Bases
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
 from marshtest.metrics.dependence import Dependence, dependences
@@ -78,15 +78,9 @@ def measure(
     fpr: float = 0.01,
     progress: Progress = silent,
 ) -> Measured:
-    """Measure the dose in one model.
+    """Measure the dose in one model, by K = `draws` fresh noises a poison.
 
-    Args:
-        model: the model.
-        bases: the P base samples and their noise.
-        undosed: n samples without a dose, for the control questions.
-        draws: K, fresh noises a poison.
-        fpr: false positive rate at which the TPR is reported.
-        progress: told the fraction of the bases that is done.
+    `undosed` are samples without a dose, for the control questions.
 
     Raises:
         MarshtestError: the model does not take the inputs, or answers with something else.
@@ -226,12 +220,9 @@ def noisy(bases: Bases, row: int, draws: int) -> Value:
 
 
 def standardised(bases: Bases, values: Value, gradients: Floats) -> Floats:
-    """[B, K + 1] the scores I of noisy values [B, K + 1, *shape]; nan where the gradient vanishes.
+    """[B, K + 1] the scores I of noisy values [B, K + 1, *shape], by the gradients [B, d] at the bases.
 
-    Args:
-        bases: the B bases.
-        values: each base with its own noise, and with K fresh ones.
-        gradients: [B, d] at the bases.
+    They are nan where the gradient vanishes.
     """
     scores = []
     for base, written, gradient in zip(bases.values, values, gradients, strict=True):

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marshtest.kit.layouts import Value
+from marshtest.data.samples import slices
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.models.answers import logits_in
@@ -54,21 +55,17 @@ class AskedModel(ABC):
             self.notes += (note,)
 
 
+@dataclass(eq=False)
 class FunctionModel(AskedModel):
     """A function from inputs to logits, of PyTorch or not."""
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[[Tensor], Any],
-        inputs: Inputs,
-        classes: int,
-        device: torch.device,
-        batch: int | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.name, self.function, self.inputs = name, function, inputs
-        self.classes, self.device, self.batch, self.notes = classes, device, batch, notes
+    name: str
+    function: Callable[[Tensor], Any]
+    inputs: Inputs
+    classes: int
+    device: torch.device
+    batch: int | None = None  # the only batch size that the function takes
+    notes: tuple[str, ...] = ()
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         losses, right = [], []
@@ -92,9 +89,7 @@ class FunctionModel(AskedModel):
         return torch.cat(gradients).cpu().numpy()
 
     def _batches(self, values: Value, labels: Labels) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.batch or scoring_batch(self.device)
-        for start in range(0, len(values), size):
-            rows = slice(start, start + size)
+        for rows in slices(len(values), self.batch or scoring_batch(self.device)):
             x, y = torch.from_numpy(values[rows]), torch.from_numpy(labels[rows])
             yield x.to(self.device).float(), y.to(self.device)
 

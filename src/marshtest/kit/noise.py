@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.stats import norm
 
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import normal
 from marshtest.plumbing.settings import Settings
@@ -127,11 +127,12 @@ class Noise(Settings):
 
     def written(self, value: Value, seed_id: int) -> Value:
         """The sample as the dose writes it."""
-        return self._write(value, self._drawn("poison", seed_id, value.shape))
+        return self._write(value, normal(self.seed, "poison", seed_id, shape=value.shape))
 
     def fresh(self, value: Value, seed_id: int, draws: int) -> Value:
         """[K, *shape] the sample with K = `draws` noises that nobody has seen, written in the same way."""
-        return self._write(value, self._drawn("fresh", seed_id, (draws, *value.shape)))
+        shape = (draws, *value.shape)
+        return self._write(value, normal(self.seed, "fresh", seed_id, shape=shape))
 
     def moments(self, value: Value) -> tuple[Floats, Floats]:
         """Exact mean µ and variance v of the written noise, for each value of a sample."""
@@ -152,9 +153,6 @@ class Noise(Settings):
     def _unit_deviation(self) -> float:
         """σ in the units of the file, for a channel whose std is 1."""
         return float((255 if self.pixels else 1) * self.variance**0.5)
-
-    def _drawn(self, stream: str, seed_id: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return normal(self.seed, stream, seed_id, shape=shape)
 
     def _write(self, value: Value, noise: NDArray[np.float32]) -> Value:
         deviation = self.deviation(value.shape)

@@ -10,24 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from marshtest.kit.layouts.arrays import Npz, Safetensors
-from marshtest.kit.layouts.base import KNOWN, Ids, Layout, Place, Value
-from marshtest.kit.layouts.folders import MARK, Digest, digest, files_of, strangers
+from marshtest.kit.layouts.base import KNOWN, Ids, Layout, Value
+from marshtest.kit.layouts.folders import files_of
 from marshtest.kit.layouts.image_folder import ImageFolder
 from marshtest.kit.layouts.parquet import Parquet, is_parquet
 from marshtest.plumbing.errors import MarshtestError
-
-__all__ = [
-    "MARK",
-    "Digest",
-    "Layout",
-    "Place",
-    "Value",
-    "alike",
-    "digest",
-    "open_layout",
-    "read",
-    "strangers",
-]
 
 FILES: dict[str, Callable[[Path], Layout]] = {
     ".parquet": Parquet,

@@ -5,7 +5,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.kit.layouts.folders import newest, set_times
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 
 Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
 Ids = NDArray[np.int64]
@@ -60,14 +60,8 @@ class Layout(ABC):
         """Write the data set to `out`, with `dosed(id, value)` in place of the samples `ids`.
 
         `out` appears whole or not at all; `dosed` is called in increasing order of id. All files of
-        `out` get the modification time of the data set's newest file.
-
-        Args:
-            out: a new folder or file.
-            dosed: makes a sample's new value.
-            ids: ids of the samples to dose.
-            hide: write all images of the split anew, as PNG without compression, so that neither
-                format nor size tells the dosed ones.
+        `out` get the modification time of the data set's newest file. `hide` writes all images of the
+        split anew, as PNG without compression, so that neither format nor size tells the dosed ones.
 
         Returns:
             Where each dosed sample lies, in increasing order of id.
@@ -176,18 +170,9 @@ def _same_kind(dosed: Dosed) -> Dosed:
     return checked_dosed
 
 
-@contextmanager
-def reading(where: Path | str) -> Iterator[None]:
+def reading(where: Path | str) -> AbstractContextManager[None]:
     """Turn whatever a library raises at a damaged file into one line that names the place."""
-    try:
-        yield
-    except MarshtestError:
-        raise
-    except Exception as error:
-        raise MarshtestError(
-            f"{where}: cannot be read ({type(error).__name__}: {first_line(error)}). "
-            "Mend it, or fetch it again."
-        ) from error
+    return refused(f"{where}: cannot be read", "Mend it, or fetch it again.")
 
 
 def _remove(path: Path) -> None:

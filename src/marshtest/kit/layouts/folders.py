@@ -42,13 +42,7 @@ def digest(path: Path) -> Digest:
 
 
 def strangers(path: Path, now: Digest, then: str) -> list[str]:
-    """Names of the files that an earlier digest of a folder does not know.
-
-    Args:
-        path: the folder.
-        now: its present digest.
-        then: `files` of the earlier digest.
-    """
+    """Names of the files of a folder that `files` of an earlier digest does not know."""
     known = set(_marks(then))
     marks = zip(files_of(path), _marks(now.files), strict=True)
     return [name for name, mark in marks if mark not in known]

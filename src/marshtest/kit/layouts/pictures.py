@@ -58,10 +58,8 @@ class Picture:
     def png(self, value: Value, *, hide: bool = False) -> bytes:
         """The image as PNG with `value` in place of its own.
 
-        Args:
-            value: like `self.value`.
-            hide: write without compression, so that all images of one shape have one size, and write
-                what has another mode as grey or RGB.
+        `hide` writes without compression, so that all images of one shape have one size, and what has
+        another mode as grey or RGB.
 
         Raises:
             MarshtestError: `hide` is off, and the image's mode cannot hold noise.
