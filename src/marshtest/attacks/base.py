@@ -222,7 +222,7 @@ class Attack(Choice, ABC):
         return 0
 
     def passes(self, poisons: int, tests: int) -> float:
-        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run."""
+        """Sample passes of a measurement beside those of the accuracy, for poisons and tests of these numbers."""
         return poisons
 
 

@@ -142,11 +142,7 @@ def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
 
 
 def command_call(spec: str, command: str) -> Call:
-    """The call that runs a command with {inputs} and {outputs} filled in.
-
-    Raises:
-        MarshtestError: the command cannot be read, or lacks one of the two.
-    """
+    """The call that runs a command with {inputs} and {outputs}, which it must have, filled in."""
     try:
         words = shlex.split(command)
     except ValueError as error:

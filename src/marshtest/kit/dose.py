@@ -211,11 +211,7 @@ def _key(layout: Layout, source: Path, out: Path, ids: NDArray[np.int64], writer
 
 
 def _forget_request(places: list[Place]) -> str:
-    """CSV with a line for each dosed sample: id, file, row.
-
-    Raises:
-        MarshtestError: a name that a spreadsheet would run as a formula.
-    """
+    """CSV of id, file and row of each dosed sample, no name of which a spreadsheet may run as a formula."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "file", "row"])

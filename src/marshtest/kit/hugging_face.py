@@ -145,13 +145,9 @@ def _kind(path: Path, config: Any) -> tuple[Any, str]:
 
 
 def _weights_notes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    """A note on weights that the model does not use.
-
-    Raises:
-        MarshtestError: weights are missing. Transformers would draw them at random, with a warning.
-    """
+    """A note on weights that the model does not use; a MarshtestError if some are missing."""
     missing = sorted(info["missing_keys"])
-    if missing:
+    if missing:  # transformers would draw them at random, with a warning
         raise MarshtestError(
             f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, …). "
             "Save the whole model."

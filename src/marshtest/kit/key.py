@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,11 +63,7 @@ class Key(Settings):
 
     @classmethod
     def read(cls, path: str | Path) -> "Key":
-        """Read a key.
-
-        Raises:
-            MarshtestError: no such file, no key, or a key that was edited.
-        """
+        """Read a key; a MarshtestError if there is no such file, it is no key, or it was edited."""
         path = Path(path)
         if not path.exists():
             raise MarshtestError(
@@ -179,17 +176,10 @@ def _loaded(path: Path) -> Any:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a new file that only its owner can read, from its first byte on.
-
-    Raises:
-        OSError: the file exists, or cannot be written.
-    """
+    """Write a new file that only its owner can read, from its first byte on; an OSError if it exists."""
     # By an opener: made readable and closed to others afterwards, it could be read in between.
-    with open(path, "x", encoding="utf-8", newline="", opener=_private) as file:
+    private = partial(os.open, mode=0o600)
+    with open(path, "x", encoding="utf-8", newline="", opener=private) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)

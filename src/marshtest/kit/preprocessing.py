@@ -63,12 +63,7 @@ class Differentiable:
 
 
 def differentiable(process: Process, pictures: Tensor) -> Differentiable | None:
-    """The processor with a gradient, or None if its linear map does not agree with it.
-
-    Args:
-        process: the processor.
-        pictures: [B, C, H, W] uint8, some of the data.
-    """
+    """The processor with a gradient, or None if its linear map is none on pictures [B, C, H, W] uint8."""
     rng = torch.Generator().manual_seed(0)
     linear = linear_map(process, pictures.shape[1:], rng)
     # Dosed pictures are noisy, so the map must hold for such too.

@@ -27,11 +27,7 @@ class Factory(ModelSettings):
     options: dict[str, Any] = {}
 
     def imported(self) -> Self:
-        """The same settings with the digest of the factory.
-
-        Raises:
-            MarshtestError: the factory cannot be imported, or has changed since the recipe was stored.
-        """
+        """The same settings with the digest of the factory; a MarshtestError if it is not as stored."""
         _, source = load_same(self.name, self.source, "model.name")
         return self.model_copy(update={"source": source})
 

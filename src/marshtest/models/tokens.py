@@ -107,11 +107,7 @@ class _Writer:
             )
 
     def __call__(self, texts: Sequence[str], ids: Tensor) -> Tensor:
-        """[N, T] token ids of texts.
-
-        Raises:
-            MarshtestError: a text has no token; the line tells its id.
-        """
+        """[N, T] token ids of texts; a MarshtestError tells the id of one that has no token."""
         rows = []
         for row, tokens in enumerate(self._cut(texts)["input_ids"]):
             if self.padding in tokens:
@@ -185,11 +181,7 @@ class _Writer:
         return tokens
 
     def word(self, word: str, where: str) -> int:
-        """The one token that a word is after the question.
-
-        Raises:
-            MarshtestError: it is several tokens, or changes those of the question.
-        """
+        """The one token that a word is after the question; a MarshtestError if it is not just one."""
         assert self.prompt is not None
         question = self.prompt.parts(self.split)[1]
         tokens = self._plain(question + word)  # together, since a token may begin with a space

@@ -24,11 +24,7 @@ LOCK = ".lock"
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if needed; the system releases it however the command ends.
-
-    Raises:
-        MarshtestError: another command holds the folder.
-    """
+    """Hold a folder, made if needed, until the command ends; a MarshtestError if another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:

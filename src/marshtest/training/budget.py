@@ -157,11 +157,7 @@ class Meter:
             raise BudgetSpent
 
     def add(self, flops: int, seconds: float) -> None:
-        """Count an operation of `flops` floating-point operations that took `seconds` of wall time.
-
-        Raises:
-            BudgetSpent: the operation passes the limit; it is not counted.
-        """
+        """Count an operation and its wall time; one that passes the limit raises BudgetSpent uncounted."""
         with self._lock:
             self.spent = self.spent or self.flops + flops > self.limit
             self.stop_if_spent()
@@ -251,11 +247,7 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Sample passes that remain.
-
-        Raises:
-            MarshtestError: the budget is one of epochs.
-        """
+        """Sample passes that remain; a MarshtestError for a budget of epochs."""
         if self.epochs is not None:
             raise MarshtestError(
                 "budget: this one counts epochs (budget_unit: epochs), so no compute is left of it. "

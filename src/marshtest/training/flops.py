@@ -37,11 +37,7 @@ aten = torch.ops.aten
 
 
 def formula_of(operation: Any) -> Formula | None:
-    """The formula of an operation (an overload), or None where the operation is free.
-
-    Raises:
-        MarshtestError: the operation is refused.
-    """
+    """The formula of an operation (an overload); None if it is free, a MarshtestError if it is refused."""
     packet = getattr(operation, "_overloadpacket", operation)
     name = getattr(packet, "_qualified_op_name", str(packet))
     formula = (
@@ -507,12 +503,10 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
 ]  # fmt: skip
 
 
-def _full(name: str) -> str:
-    return name if "::" in name else f"aten::{name}"
-
-
 FORMULAS: dict[str, Formula] = {
-    _full(name): _of_complex(formula) for formula, names in _BY_FORMULA for name in names.split()
+    name if "::" in name else f"aten::{name}": _of_complex(formula)
+    for formula, names in _BY_FORMULA
+    for name in names.split()
 } | dict.fromkeys(("aten::_fft_c2c", "aten::_fft_r2c", "aten::_fft_c2r"), _fourier)
 
 # Free by name; so are the operations that PyTorch tags as pointwise, as a reduction or as a view.

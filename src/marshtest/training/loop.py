@@ -64,11 +64,7 @@ class Training(OptimizerSettings):
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def changed(self, **changes: Any) -> Self:
-        """The same settings but for `changes`.
-
-        Raises:
-            MarshtestError: an unknown setting, or a bad value.
-        """
+        """The same settings but for `changes`; a MarshtestError for an unknown setting or a bad value."""
         return self.parse({**dict(self), **changes}, "training")
 
 

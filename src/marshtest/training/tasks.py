@@ -78,9 +78,10 @@ class Task(ABC):
     packed: Callable[[nn.Module], bytes] | None = None  # a file that `load_model` reads, of a model
     channels_last: bool = True  # the layout of images, in which convolutions are half again as fast
 
-    @abstractmethod
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         """[B, ...] the batch in input space, with its perturbations added."""
+        perturbation = batch.perturbation()
+        return batch.x if perturbation is None else batch.x + perturbation
 
     @abstractmethod
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
@@ -226,10 +227,6 @@ class Classification(Task):
 class Regression(Task):
     """Regression on a vector of features: outputs [B, 1], half the squared error, real labels `y`."""
 
-    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
-        perturbation = batch.perturbation()
-        return batch.x if perturbation is None else batch.x + perturbation
-
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         outputs: Tensor = model(inputs.clone())
         return outputs
@@ -310,8 +307,7 @@ class Language(Task, ABC):
         return (opened(batch).x != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Number of texts in one forward of scoring: each of their tokens has activations."""
-        return 128
+        return 128  # each token of a text has activations
 
 
 @dataclass(frozen=True)
@@ -373,5 +369,4 @@ class LabelWord(Language):
         return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Number of texts in one forward of scoring: each of their tokens has V logits."""
-        return 32
+        return 32  # each token of a text has V logits

@@ -59,10 +59,6 @@ def alike(layout: Layout, ids: Ids) -> Iterator[tuple[int, Value, int]]:
 
 
 def read(layout: Layout, ids: Ids) -> tuple[Value, Ids]:
-    """The samples `ids` [P, *shape] and their labels [P], in increasing order of id.
-
-    Raises:
-        MarshtestError: the samples have different shapes, or one is damaged.
-    """
+    """The samples `ids` [P, *shape], all of one shape, and their labels [P], in increasing order of id."""
     _, values, labels = zip(*alike(layout, ids), strict=True)
     return np.stack(values), np.array(labels, np.int64)

@@ -125,11 +125,7 @@ def within(ids: Ids, first: int, count: int) -> list[int]:
 
 
 def largest_of(labels: NDArray[Any], first: int, where: Path) -> int:
-    """The largest of the labels of rows first, first + 1, …
-
-    Raises:
-        MarshtestError: a label is missing, negative or far too large; the line names its row in `where`.
-    """
+    """The largest label of the rows from `first` on; each must be a number from 0 to CLASSES."""
     if len(bad := (labels < 0).nonzero()[0]):
         raise MarshtestError(
             f"{where}: row {first + bad[0]} has no label, or a negative one. Correct or drop it."

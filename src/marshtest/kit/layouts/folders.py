@@ -24,11 +24,7 @@ class Digest:
 
 
 def digest(path: Path) -> Digest:
-    """The digest of a file or folder; hidden files do not count.
-
-    Raises:
-        MarshtestError: no such path, or a folder that holds something else than files and folders.
-    """
+    """The digest of a file, or of a folder of files and folders; hidden files do not count."""
     if not path.exists():
         raise MarshtestError(f"{path}: no such file or folder. Give the path of the data set.")
     if not path.is_dir():
