@@ -222,7 +222,7 @@ class Attack(Choice, ABC):
         return 0
 
     def passes(self, poisons: int, tests: int) -> float:
-        """Sample passes of a measurement beside those of the accuracy, for poisons and tests of these numbers."""
+        """Sample passes of a measurement, beside those of the accuracy, by numbers of poisons and tests."""
         return poisons
 
 
