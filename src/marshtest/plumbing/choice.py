@@ -62,8 +62,7 @@ class Choices(Generic[C]):
     """The classes that one key of a recipe chooses from."""
 
     kind: str  # what the classes are, in words, such as "attack"
-    # the class that each of them extends
-    base: Any  # type[C], which may be abstract
+    base: Any  # type[C], which may be abstract: what each of them extends
     shipped: Mapping[str, type[C]]  # the classes of the package, by name
     stand_in: Callable[[Mapping[str, Any], str], C]  # from a name and options, and where
     # what each class must define beside methods: types of its attributes, by name
