@@ -23,12 +23,14 @@ class EffectFigure(Settings):
     """How the attack's effect is drawn, beside the test accuracy."""
 
     axis: Text  # name of the axis
-    columns: dict[Name, Text] = Field(min_length=1, max_length=2)  # legend, by column
+    # names in the figure's legend, by the row's column; two at most
+    columns: dict[Name, Text] = Field(min_length=1, max_length=2)
     # the effect if nothing is left of the poison, as a number or the name of one of the attack's
     # options; None if it is not known
     nothing: float | str | None = None
     high: float | None = None  # end of the axis; None leaves it to the values
-    figure: str = Field("", pattern="^[a-z0-9-]*$", max_length=60)  # its name; "" draws none
+    # name of the figure of one poison budget and compute budget; "" draws none
+    figure: str = Field("", pattern="^[a-z0-9-]*$", max_length=60)
     caption: Text = ""  # what that figure shows
 
 
@@ -41,11 +43,13 @@ class Presentation(Settings):
 
     title: Title  # the attack's short name, heads a column of the leaderboard
     kind: Text  # its poisons, in words
-    scores: dict[Name, Score] = Field(min_length=1, max_length=8)  # one if its law is unknown
+    # what verdicts rest on: any number of scores with a known null law, or one without
+    scores: dict[Name, Score] = Field(min_length=1, max_length=8)
     columns: dict[Name, Column] = {}  # the further columns of its rows
-    effect: EffectFigure | None = None  # None shows accuracy and what is left
+    effect: EffectFigure | None = None  # its figure; None shows accuracy and what is left
     fpr: float | str = 0.01  # false positive rate of the tail test and of all TPRs
-    draws: int | str | None = None  # fresh draws that bound a score by ranks; None for no bound
+    # fresh draws among which a score ranks each poison, which bounds the score; None for no bound
+    draws: int | str | None = None
     table2: bool = False  # whether rows fill the paper's Table 2, test accuracy by compute budget
     shuffled: Text = ""  # what its control of shuffled poisons is, in words; "" for none
     on_texts: Text = ""  # what was done to a text beside its label, in words

@@ -174,8 +174,8 @@ class Dataset:
     """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std."""
 
     name: str  # begins error messages, and stands in every row of results
-    train: Samples  # ids are row numbers of the source
-    test: Samples  # the same
+    train: Samples  # its ids are row numbers of the source
+    test: Samples  # its ids too
     classes: int  # number of labels C
     mean: tuple[float, ...] | None = None  # one a channel, in pixels / 255; None for other inputs
     std: tuple[float, ...] | None = None  # the same

@@ -32,7 +32,7 @@ class Dose:
     key: Key  # the key, which stays with the auditor
     out: Path  # the dosed data
     forget_file: Path  # the forget request
-    key_file: Path
+    key_file: Path  # the key
     power: float  # mean share of the noise's variance that rounding and clipping left
     shows: bool  # whether format and size of image files tell which are dosed
 

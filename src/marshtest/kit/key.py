@@ -35,7 +35,8 @@ class Key(Settings):
     # row numbers of the dosed samples in the data set, increasing
     ids: tuple[Annotated[int, Field(ge=0, lt=2**48, strict=True)], ...] = Field(min_length=2)
     input: Sha256  # of the data before dosing
-    files: str = Field("", pattern="^([0-9a-f]{8})*$")  # eight digits of each file before dosing
+    # eight hex digits of each file of a folder before dosing; they tell which one changed
+    files: str = Field("", pattern="^([0-9a-f]{8})*$")
     output: Sha256  # of the data after dosing
     dosed: Sha256  # SHA-256 of the dosed samples' values as they were written
     versions: dict[str, str]  # versions of the libraries that drew the noise and decoded the images

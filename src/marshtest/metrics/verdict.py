@@ -104,7 +104,8 @@ class Verdict:
 
     answer: Answer  # REMOVED, NOT REMOVED or INCONCLUSIVE
     p_removed: float  # p-value of "more than the margin is left", Holm-adjusted
-    p_not_removed: float  # of "the model does not depend on the poison", adjusted over the family
+    # p-value of "the model does not depend on the poison", adjusted over the family
+    p_not_removed: float
     needed: int | None = None  # poisons, or trainings, that would settle it with power 0.9
     reasons: tuple[str, ...] = ()  # the parts of the evidence that speak against REMOVED, in words
     removed_in: int = 0  # number of trainings in which the estimate is within the margin
