@@ -47,22 +47,23 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
 
     Each model has a role, before (the first), after or retrained.
     """
-    names = measured[0].dependences()
+    before = measured[0]
+    names = before.dependences()
     evidence = [one.evidence(names) for one in measured]
     after = [place for place, role in enumerate(roles) if role == "after"]
     answers = _verdicts(evidence, after, question)
-    before, reasons = measured[0], list[list[str]]()
-    for one, shown in zip(measured, evidence, strict=True):
-        odd = unlike(before.controls, one.controls)
-        reasons.append([*one.doubts, *odd, *untestable(shown, question.margin)])
+    reasons = [
+        [*one.doubts, *unlike(before.controls, one.controls), *untestable(shown, question.margin)]
+        for one, shown in zip(measured, evidence, strict=True)
+    ]
     for place in set(answers) - set(after):
         answers[place] = _doubted(answers[place], reasons[place])
     # The models after come last: they are acquitted only if the others came out as they must.
-    failed = _failed_controls(roles, answers, measured[0].doubts)
+    failed = _failed_controls(roles, answers, before.doubts)
     for place in after:
         reasons[place] += failed
         answers[place] = _doubted(answers[place], reasons[place])
-    goal = measured[roles.index("retrained")] if "retrained" in roles else measured[0]
+    goal = measured[roles.index("retrained")] if "retrained" in roles else before
     return [
         Judged(
             role=role,
