@@ -214,10 +214,9 @@ class GradientMatching(Attack):
         if isinstance(self.adversarial_label, int):
             return test[rows], torch.full_like(true, self.adversarial_label)
         if self.adversarial_label == "nearest":
-            others = p[rows].scatter(1, true[:, None], -1)
-            return test[rows], others.argmax(1)
-        others = [classes[classes != label] for label in true.tolist()]
-        labels = [rest[torch.randint(len(rest), (1,), generator=rng)] for rest in others]
+            return test[rows], p[rows].scatter(1, true[:, None], -1).argmax(1)
+        wrong = [classes[classes != label] for label in true.tolist()]
+        labels = [others[torch.randint(len(others), (1,), generator=rng)] for others in wrong]
         return test[rows], torch.cat(labels)
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
