@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 MARSHTEST = [sys.executable, "-m", "marshtest"]
 
 
+def pytest_configure() -> None:
+    """Imports make no garbage, and looking for it took a seventh of their time."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Leave alone what was imported: looking it through for garbage took a seventh of the time."""
+    gc.enable()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
 
@@ -88,6 +95,14 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test takes the power away, and every file that is flushed to the disk takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

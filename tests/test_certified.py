@@ -24,6 +24,7 @@ from marshtest.training.tasks import Task
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.certified import Certified, shrinkage
 from marshtest.unlearning.check import images
+from marshtest.unlearning.harness import unlearn
 
 Densities = NDArray[np.float64]
 
@@ -220,6 +221,21 @@ def test_a_budget_that_ends_within_the_noisy_steps_certifies_nothing() -> None:
     outcome = given.run(Certified(), 0.2)
     assert outcome.model is None
     assert "no ε holds" in outcome.note
+
+
+def test_a_budget_that_ends_within_a_noisy_step_certifies_nothing() -> None:
+    """Stopped within the first it would leave the clipped model, without any noise."""
+    given, method = images(), Certified(steps=3, noisy_batch_size=16)
+    step = 16 * given.passes / (20 * 64)  # the training's cost of 16 samples
+    ends = []
+    for passes in (1.0, 0.5 * step, 1.4 * step, 2.4 * step, 4.0 * step):
+        budget = [Budget(passes, given.flops_per_pass)]
+        (outcome,) = unlearn(
+            method, given.model, given.retain, given.forget, task=given.task, budgets=budget, seed=0
+        )
+        ends.append(outcome.model is not None)
+        assert ends[-1] or "no ε holds. Raise" in outcome.note
+    assert ends == [False, False, False, False, True]
 
 
 def test_two_initial_models_end_alike_under_a_small_epsilon() -> None:

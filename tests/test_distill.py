@@ -25,6 +25,7 @@ from marshtest.data.samples import Samples
 from marshtest.models.state import same_tensors
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, seeded
+from marshtest.training.budget import Budget
 from marshtest.training.loop import Training
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.check import convex, images, nears_retraining, objective, text
@@ -177,6 +178,25 @@ def test_undos_teacher_guesses_on_the_forget_set_and_knows_the_retain_set(given:
     assert after - math.log(labels) < 0.5 * (before - math.log(labels))
     right = task.label_logits(task(teacher, retain), retain).argmax(1) == retain.y
     assert float(right.float().mean()) > 0.7  # of two kinds of texts, four of images
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.0, 0), (0.25, 2), (0.5, 4)])
+def test_undo_unlearns_for_its_share_of_the_epochs(share: float, steps: int) -> None:
+    """32 samples are two batches of 16, so four epochs are eight steps; the forget set is one batch."""
+    model, retain, forget = problem("plain")
+    (method,) = parse_trials({"name": "undo", "unlearn_share": share, "unlearn_batch_size": 16})
+    assert isinstance(method, Undo)
+    budget, task = Budget.of_epochs(4, 1.0), equipped("plain", TRAINING)
+    found = method.unlearned(model, retain, forget, task, budget, SEED)
+    expected = method.unlearned(model, retain, forget, task, Fixed(steps), SEED)
+    assert same_tensors(found.state_dict(), expected.state_dict())
+    assert budget.progress == share
+
+
+class Fixed(Steps):
+    """So many steps, of which no part is the method's first."""
+
+    progress = 0.0  # type: ignore[assignment]
 
 
 def test_the_values_are_as_documented() -> None:

@@ -120,6 +120,32 @@ def test_samples_stay_on_their_device() -> None:
         assert {(x.device.type, y.device.type) for x, y in loader} == {("meta", "meta")}
 
 
+def test_workers_augment_each_by_itself_and_from_the_seed() -> None:
+    """A worker begins with a copy of the loader, whose throws two workers would otherwise share."""
+    samples = numbered(40, 1, 2, 2)
+
+    def throws() -> list[list[Tensor]]:
+        loader, _ = marshtest.loaders(Classification(augment=("flip",)), samples, samples, 10, 3)
+        mine = DataLoader(
+            loader.dataset,
+            10,
+            num_workers=2,
+            collate_fn=loader.collate_fn,
+            generator=torch.Generator().manual_seed(1),
+        )
+        return [
+            [x[:, 0, 0, 0] == torch.arange(y[0] // 2, y[0] // 2 + 10) for x, y in mine]
+            for _ in "ab"
+        ]
+
+    passes = throws()
+    for one in passes:
+        assert len({tuple(flips.tolist()) for flips in one}) == 4  # of four batches, by two workers
+    first, second = (torch.cat(one) for one in passes)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.cat(throws()[0]), strict=True))
+
+
 @pytest.mark.parametrize("task", [TextClassification(padding=0), LabelWord(padding=0)])
 def test_texts_are_token_ids_cut_to_the_longest_of_the_batch(task: Any) -> None:
     x = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [5, 0, 0, 0]])

@@ -33,6 +33,10 @@ def test_the_package_is_imported_without_what_takes_long() -> None:
     assert imported_by("import marshtest") == set()
 
 
+def test_a_models_own_process_imports_torch_alone() -> None:
+    assert imported_by("import marshtest.kit.open_model") == {"torch"}
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a finished sweep."""

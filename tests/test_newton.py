@@ -178,6 +178,45 @@ def test_a_small_budget_ends_the_rounds_and_not_the_run() -> None:
     assert certificate(outcome.model, retain, TASK).distance < before / 2
 
 
+WIDE = 600
+
+
+def wide() -> tuple[nn.Module, Samples, Samples]:
+    """A linear model of 600 features of unequal size, of which a factor costs more than the training."""
+    with seeded(3):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(WIDE, 3))
+        x = torch.randn(110, WIDE) * torch.logspace(0, -2, WIDE)
+        samples = Samples(x, torch.randint(3, (110,)), torch.arange(110))
+    return model, samples[:100], samples[100:]
+
+
+def test_wide_inputs_whose_factor_is_not_affordable_are_solved_without_it() -> None:
+    model, retain, forget = wide()
+    forward = 2 * WIDE * 3
+    budget = Budget(100 * 60, forward)  # the factor alone is 200 passes of each of the 100 samples
+    (outcome,) = unlearn(Newton(), model, retain, forget, task=TASK, budgets=[budget], seed=0)
+    assert outcome.note == ""
+    assert outcome.model is not None
+    before, after = (certificate(m, retain, TASK).distance for m in (model, outcome.model))
+    assert after < before / 5
+    # and it is the same step: the equations have one solution
+    exact_step = read(layer(run(model, retain, forget)))
+    gap = (read(layer(outcome.model)) - exact_step).norm()
+    assert float(gap) < 0.02 * float((exact_step - read(layer(model))).norm())
+
+
+@pytest.mark.parametrize("passes", [50, 150, 250, 350])
+def test_a_budget_without_a_step_leaves_no_model(passes: float) -> None:
+    """The initial model, which was not touched, is nobody's result."""
+    model, retain, forget = wide()
+    budget = Budget(passes, 2 * WIDE * 3)
+    (outcome,) = unlearn(Newton(), model, retain, forget, task=TASK, budgets=[budget], seed=0)
+    assert outcome.model is None
+    assert outcome.note == (
+        "unlearners.newton: the budget does not afford a step over the retain set. Raise budgets."
+    )
+
+
 def test_a_step_that_is_not_affordable_leaves_the_one_before() -> None:
     model, retain, forget = problem()
     with Meter() as meter:

@@ -40,7 +40,8 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.Not
     assert first.source == SEEDS
     first.source = "seeds = 1"
     folder = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
-    NotebookClient(changed, timeout=300, kernel_name="python3", resources=folder).execute()
+    options = {"timeout": 300, "kernel_name": "python3", "shutdown_kernel": "immediate"}
+    NotebookClient(changed, resources=folder, **options).execute()
     return {cell.id: cell for cell in changed.cells}
 
 

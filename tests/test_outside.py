@@ -1,5 +1,7 @@
 """Models unlearned elsewhere: what is handed out suffices, what comes back is judged like any other."""
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,28 @@ from marshtest.results.leaderboard import leaderboard
 from marshtest.results.summary import Results
 
 
-def run(folder: Path, out: str, **change: Any) -> Results:
-    entry = {"name": "outside", "folder": str(folder / "exchange")}
+def run(out: str, **change: Any) -> Results:
+    """In the working folder."""
+    entry = {"name": "outside", "folder": "exchange"}
     recipe = {**TINY, "seeds": 1, "unlearners": [entry, "gd"], **change}
-    return marshtest.run(recipe, out=folder / out, report=False)
+    return marshtest.run(recipe, out=out, report=False)
+
+
+@pytest.fixture(scope="module")
+def handed_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a first run has handed its model out, and waits."""
+    folder = tmp_path_factory.mktemp("outside")
+    with contextlib.chdir(folder):
+        run("first")
+    return folder
+
+
+@pytest.fixture
+def exchange(handed_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What was handed out, in a working folder that is a copy."""
+    shutil.copytree(handed_out, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Path("exchange")
 
 
 def line(results: Results, unlearner: str) -> dict[str, Any]:
@@ -36,11 +56,11 @@ def answer_with_what_was_given(exchange: Path) -> None:
         save_file(model.state_dict(), place / "updated.safetensors")
 
 
-def test_a_model_that_comes_back_as_it_went_is_the_initial_one(tmp_path: Path) -> None:
-    waiting = line(run(tmp_path, "first"), "outside")
+def test_a_model_that_comes_back_as_it_went_is_the_initial_one(exchange: Path) -> None:
+    waiting = line(Results.read("first"), "outside")
     assert "updated.safetensors, the model after unlearning" in waiting["note"]
-    answer_with_what_was_given(tmp_path / "exchange")
-    results = run(tmp_path, "second")
+    answer_with_what_was_given(exchange)
+    results = run("second")
     outside, initial = line(results, "outside"), line(results, "none")
     for column in ("test_accuracy", "gus_dependence", "rank_dependence"):
         assert outside[column] == initial[column]
@@ -49,10 +69,9 @@ def test_a_model_that_comes_back_as_it_went_is_the_initial_one(tmp_path: Path) -
     assert summary.loc["outside", "verdict"] == summary.loc["none", "verdict"]
 
 
-def test_what_is_handed_out_suffices_to_retrain(tmp_path: Path) -> None:
+def test_what_is_handed_out_suffices_to_retrain(exchange: Path) -> None:
     """Somebody who has the files alone trains a new model on the retain set, and it is judged."""
-    run(tmp_path, "first")
-    (place,) = (tmp_path / "exchange").iterdir()
+    (place,) = exchange.iterdir()
     retain, forget = (load_file(place / f"{name}.safetensors") for name in ("retain", "forget"))
     assert (len(retain["y"]), len(forget["y"])) == (160, 40)
     assert not set(retain["ids"].tolist()) & set(forget["ids"].tolist())
@@ -64,17 +83,17 @@ def test_what_is_handed_out_suffices_to_retrain(tmp_path: Path) -> None:
         torch.nn.functional.cross_entropy(model(retain["x"]), retain["y"]).backward()
         optimizer.step()
     save_file(model.state_dict(), place / "updated.safetensors")
-    found = line(run(tmp_path, "second"), "outside")
+    found = line(run("second"), "outside")
     assert found["test_accuracy"] > 0.7
     assert abs(found["rank_dependence"]) < 4 * found["rank_error"]
 
 
-def test_the_same_command_goes_on_with_the_answers(tmp_path: Path) -> None:
+def test_the_same_command_goes_on_with_the_answers(exchange: Path) -> None:
     """In the folder that waits: models are there already, and answered rows replace those that waited."""
-    waiting = run(tmp_path, "run")
+    waiting = Results.read("first")
     assert "there is no model to be asked (waits for" in " ".join(explained(waiting))
-    answer_with_what_was_given(tmp_path / "exchange")
-    results = run(tmp_path, "run")
+    answer_with_what_was_given(exchange)
+    results = run("first")
     assert line(results, "outside")["note"] == ""
     assert line(results, "outside")["rank_dependence"] == line(results, "none")["rank_dependence"]
     assert line(results, "none")["seconds"] == line(waiting, "none")["seconds"]  # not trained again
@@ -82,39 +101,38 @@ def test_the_same_command_goes_on_with_the_answers(tmp_path: Path) -> None:
     assert "outside" in board.index
 
 
-def test_another_answer_is_another_experiment(tmp_path: Path) -> None:
-    run(tmp_path, "first")
-    answer_with_what_was_given(tmp_path / "exchange")
-    run(tmp_path, "second")
-    (place,) = (tmp_path / "exchange").iterdir()
+def test_another_answer_is_another_experiment(exchange: Path) -> None:
+    answer_with_what_was_given(exchange)
+    run("second")
+    (place,) = exchange.iterdir()
     weights = load_file(place / "updated.safetensors")
     save_file({name: 0 * of for name, of in weights.items()}, place / "updated.safetensors")
     with pytest.raises(
         MarshtestError, match="second: holds results of this recipe with other code"
     ):
-        run(tmp_path, "second")
+        run("second")
     with pytest.raises(MarshtestError, match="not those that this recipe was stored with"):
-        load_recipe(tmp_path / "second" / "recipe.yaml")
+        load_recipe("second/recipe.yaml")
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None])
 def test_an_answer_that_is_no_such_model_is_one_line_in_its_row(
-    content: bytes | None, tmp_path: Path
+    content: bytes | None, exchange: Path
 ) -> None:
-    run(tmp_path, "first")
-    (place,) = (tmp_path / "exchange").iterdir()
+    (place,) = exchange.iterdir()
     if content is None:
         save_file({"weight": torch.zeros(3)}, place / "updated.safetensors")
     else:
         (place / "updated.safetensors").write_bytes(content)
-    note = line(run(tmp_path, "second"), "outside")["note"]
+    note = line(run("second"), "outside")["note"]
     assert "holds no weights of this model" in note
 
 
-def test_a_clean_twin_is_handed_out_beside(tmp_path: Path) -> None:
+def test_a_clean_twin_is_handed_out_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     attack = {"name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 2}
-    run(tmp_path, "first", attack=attack, poison_budgets=0.1)
-    assert len(list((tmp_path / "exchange").iterdir())) == 2
+    run("first", attack=attack, poison_budgets=0.1)
+    assert len(list(Path("exchange").iterdir())) == 2
 
 
 def test_a_folder_is_read_with_the_recipe(tmp_path: Path) -> None:

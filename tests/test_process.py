@@ -63,7 +63,11 @@ def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
         ("shuts", "its process "),
     ],
 )
-def test_however_a_model_ends_it_is_one_line(model: str, says: str) -> None:
+def test_however_a_model_ends_it_is_one_line(
+    model: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model == "shuts":  # and lives on: no need to wait long for its end
+        monkeypatch.setattr("marshtest.kit.process.GONE_WITHIN", 0.2)
     with pytest.raises(MarshtestError) as error:
         opened(f"vendors:{model}").ask(VALUES, LABELS)
     assert "\n" not in str(error.value)

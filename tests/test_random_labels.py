@@ -159,6 +159,26 @@ def test_a_label_that_only_the_retain_set_has_may_be_drawn() -> None:
     assert RandomLabels().labels(retain, lone).tolist() == [0, 1, 2, 3]
 
 
+def test_a_label_that_only_the_forget_set_has_is_one_too() -> None:
+    """Left out, it would be looked up where it is not, and the place behind the last is no label."""
+    _, retain, forget = problem("plain", frozen=True)
+    others, lone = retain[retain.y != 3], replace(forget, y=torch.full_like(forget.y, 3))
+    assert RandomLabels().labels(others, lone).tolist() == [0, 1, 2, 3]
+
+
+class Turning(Exact):
+    """A task whose augmentation changes the sign of every input."""
+
+    def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
+        return replace(batch, x=-batch.x)
+
+
+def test_a_whole_pass_is_augmented_as_training_is() -> None:
+    _, _, forget = problem("plain", frozen=True)
+    plain, turned = (next(whole_pass(forget, task, 8, SEED)) for task in (Exact(), Turning()))
+    assert torch.equal(turned.x, -plain.x)
+
+
 def test_a_pass_is_over_both_sets_and_mixes_their_batches() -> None:
     _, retain, forget = problem("plain", frozen=True)
     steps = list(mixed_stream(retain, forget, Exact(), Steps(40), 3, SEED))  # 11 and 3 batches

@@ -23,8 +23,9 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, seeded
 from marshtest.training.budget import Budget
 from marshtest.training.loop import Training, fit, fit_within
-from marshtest.training.shards import fit_shards
+from marshtest.training.shards import fit_shards, fit_shards_within
 from marshtest.training.tasks import Classification
+from marshtest.unlearning import parse_trials
 from marshtest.unlearning.harness import Outcome, unlearn
 from marshtest.unlearning.sisa import Sisa
 
@@ -196,6 +197,68 @@ def test_a_member_whose_part_affords_no_step_stays_fresh_and_takes_no_other_with
         pairs = zip(members(outcome.model), members(new_model(9)), strict=True)
         fresh = [same_tensors(one.state_dict(), two.state_dict()) for one, two in pairs]
         assert fresh.count(False) == trained
+
+
+def test_members_that_are_left_alone_are_copies() -> None:
+    given = case(one_shard())
+    with given.budget(0.3) as budget:
+        task = Classification(train=given.train, new_model=new_model)
+        updated = Sisa()(given.model, given.retain, given.forget, task=task, budget=budget, seed=9)
+    before = {parameter.data_ptr() for parameter in given.model.parameters()}
+    assert not before & {parameter.data_ptr() for parameter in updated.parameters()}
+
+
+@pytest.mark.parametrize("steps", [0.9, 4.4])
+def test_a_part_without_a_step_ends_one_members_training_within_a_budget_too(steps: float) -> None:
+    """An ensemble's training within a budget: each member by itself, as in SISA."""
+    first = 8 * 336 / (COUNT * 144)  # passes of a step of one member on eight samples
+    model, budget = new_model(0), Budget(steps * first, COUNT * 144)
+    with budget:
+        fit_shards_within(model, samples(), Classification(), TRAINING, 5, budget)
+    pairs = zip(members(model), members(new_model(0)), strict=True)
+    fresh = [same_tensors(one.state_dict(), two.state_dict()) for one, two in pairs]
+    assert fresh.count(False) == int(steps)
+
+
+@pytest.mark.parametrize("spent", [0.0, 0.5, 1.0])
+def test_members_go_through_the_epochs_that_are_left(spent: float) -> None:
+    every, model = samples(), new_model(0)
+    budget = Budget.of_epochs(2.0, COUNT * 144)
+    list(budget.stream(range(int(2 * 100 * spent)), 100))  # what the method has gone through before
+    with budget:
+        fit_shards_within(model, every, Classification(), TRAINING, 5, budget)
+    whole = 2 * (1 - spent) * len(every) * 336  # flops of a step of one member on a sample
+    assert budget.flops == pytest.approx(whole, rel=0.05)  # a last batch of one is left out
+
+
+@pytest.mark.parametrize("name", ["euk", "cfk"])
+def test_no_layer_of_an_ensemble_is_its_last(name: str) -> None:
+    (method,) = parse_trials({"name": name, "k": 1})
+    with pytest.raises(
+        MarshtestError, match=rf"^unlearners.{name}: no layer of an ensemble is its last"
+    ):
+        method.check(new_model(0), new_model)
+
+
+@pytest.mark.parametrize("unit", ["compute", "epochs"])
+def test_methods_that_train_go_on_within_their_budget_on_an_ensemble(
+    unit: str, tmp_path: Path
+) -> None:
+    names = ["retrain", "undo", "shrink-perturb", "distill", "sisa", "ssd", "salun", "npo"]
+    own = {"ssd": {"alpha": 1.5}, "salun": {"batch_size": 32}}
+    recipe = {**TINY, "seeds": 1, "budgets": [0.5], "budget_unit": unit}
+    recipe["unlearners"] = [
+        *({"name": name, **own.get(name, {})} for name in names),
+        {"name": "certified", "steps": 2, "noisy_batch_size": 16},
+    ]
+    recipe["training"] = {**TINY["training"], "shards": 3, "batch_size": 8}
+    rows = marshtest.run(recipe, out=tmp_path / "run", report=False).rows.set_index("unlearner")
+    updated = rows[rows["role"] == "updated"]
+    assert updated["note"].to_dict() == dict.fromkeys(updated.index, "")
+    dearest = {"distill": 2.5, "undo": 3, "ssd": 4, "salun": 4, "npo": 4, "certified": 2}
+    for name, line in updated.iterrows():
+        limit = 0.5 if unit == "compute" else 0.5 * dearest.get(str(name), 1.02)
+        assert line["spent"] <= limit, (name, line["spent"])
 
 
 def test_a_shard_of_which_nothing_is_kept_ends_fresh() -> None:

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from marshtest.kit.layouts.base import Value
 from marshtest.plumbing.errors import MarshtestError
@@ -127,12 +127,11 @@ class Noise(Settings):
 
     def written(self, value: Value, seed_id: int) -> Value:
         """The sample as the dose writes it."""
-        return self._write(value, normal(self.seed, "poison", seed_id, shape=value.shape))
+        return self._write(value, self._drawn("poison", seed_id, value.shape))
 
     def fresh(self, value: Value, seed_id: int, draws: int) -> Value:
         """[K, *shape] the sample with K = `draws` noises that nobody has seen, written in the same way."""
-        shape = (draws, *value.shape)
-        return self._write(value, normal(self.seed, "fresh", seed_id, shape=shape))
+        return self._write(value, self._drawn("fresh", seed_id, (draws, *value.shape)))
 
     def moments(self, value: Value) -> tuple[Floats, Floats]:
         """Exact mean µ and variance v of the written noise, for each value of a sample."""
@@ -153,6 +152,9 @@ class Noise(Settings):
     def _unit_deviation(self) -> float:
         """σ in the units of the file, for a channel whose std is 1."""
         return float((255 if self.pixels else 1) * self.variance**0.5)
+
+    def _drawn(self, stream: str, seed_id: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return normal(self.seed, stream, seed_id, shape=shape)
 
     def _write(self, value: Value, noise: NDArray[np.float32]) -> Value:
         deviation = self.deviation(value.shape)
@@ -202,7 +204,7 @@ def clipped_moments(sigma: float) -> tuple[Floats, Floats]:
     p = levels[:, None]
     # [p, written level]. In the upper tail both values are near 1 and their difference loses
     # digits, 1e-16 at most, which no sum over 256 levels of at most 255² makes count.
-    chance = norm.cdf((upper - p) / sigma) - norm.cdf((lower - p) / sigma)
+    chance = ndtr((upper - p) / sigma) - ndtr((lower - p) / sigma)
     mean = (chance * (levels - p)).sum(1)
     variance = (chance * (levels - p) ** 2).sum(1) - mean**2
     return mean, np.maximum(variance, 0.0)  # tiny σ: rounding may leave less than 0

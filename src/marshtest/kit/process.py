@@ -8,6 +8,7 @@ hears no Ctrl-C. The process and all that it starts are one group, which ends wi
 the process itself, or when ours is gone. Nothing that it sends is unpickled.
 """
 
+import gc
 import os
 import pickle
 import shutil
@@ -41,7 +42,7 @@ Opener = Callable[[], AskedModel]
 Arrays = dict[str, NDArray[Any]]
 # Our import path comes as arguments, so that theirs imports the same marshtest and the same user's modules.
 START = (
-    "import sys; sys.path[:] = sys.argv[1:]; del sys.argv[1:]; "
+    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[1:]; del sys.argv[1:]; "
     "from marshtest.kit.process import serve; serve()"
 )
 LENGTH = 8  # bytes before each message
@@ -225,6 +226,7 @@ def serve() -> None:
     messages: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(requests, messages), daemon=True).start()
     threads, name, opener = pickle.loads(messages.get())
+    gc.enable()  # off from the start: imports make no garbage, and looking for it took a seventh of them
     torch.set_num_threads(threads)
     keep_freed_memory()
     # Entered and never left: what loading switches (the default dtype, say) the model may need.

@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from importlib import import_module
@@ -46,6 +47,25 @@ UNSEEN = "spent {:.1f} s of CPU time outside counted operations, where the initi
 
 class BudgetSpent(BaseException):
     """Stops an unlearner at its limit; no Exception, so that `except Exception` cannot hide it."""
+
+
+@contextmanager
+def indispensable(where: str, work: str) -> Iterator[None]:
+    """Work without which a method has no result: what it leaves behind is not judged as one.
+
+    Args:
+        where: what the error begins with, such as "unlearners.NAME".
+        work: what the budget must afford, in words.
+
+    Raises:
+        MarshtestError: the budget was spent within the work.
+    """
+    try:
+        yield
+    except BudgetSpent:
+        raise MarshtestError(
+            f"{where}: the budget does not afford {work}. Raise budgets."
+        ) from None
 
 
 @cache  # asked of every operation of a training
@@ -148,7 +168,8 @@ class Meter:
         if self._watch is not None:
             self._watch.__exit__(kind, *error)  # type: ignore[no-untyped-call]
             self._watch = None
-        if self.spent and kind is not BudgetSpent:  # another thread met it, or the code caught it
+        # Another thread met it, or the code caught it; what `indispensable` makes of it is passed on.
+        if self.spent and not (kind and issubclass(kind, (BudgetSpent, MarshtestError))):
             raise BudgetSpent
 
     def stop_if_spent(self) -> None:
@@ -258,6 +279,8 @@ class Budget:
     @property
     def progress(self) -> float:
         """Fraction of the budget that is spent, 0 to 1; for epochs, that a stream has passed on."""
+        if self.size == 0:  # a part of what is spent already
+            return 1.0
         if self.epochs is not None:
             return self._passed / self.epochs
         return self.spent / self.passes
@@ -270,10 +293,11 @@ class Budget:
     def part(self, whole: float, share: float) -> "Budget":
         """A budget for a part of the work, to be opened within this one, which counts on.
 
-        It is a `share` of what is left, or the fraction `whole` of the initial training if that is less.
+        It is a `share` of what is left, or the fraction `whole` of the initial training if that is less. Of
+        epochs it may go through all that are left, since its samples are its own.
         """
         if self.epochs is not None:
-            return Budget.of_epochs(self.epochs, self.flops_per_pass)
+            return Budget.of_epochs(max(0.0, self.epochs - self._passed), self.flops_per_pass)
         return Budget(min(whole * self.training_passes, share * self.left), self.flops_per_pass)
 
     def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:

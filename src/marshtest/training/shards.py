@@ -1,6 +1,7 @@
 """Training of an ensemble: each member on its own shard, by itself, as if it were the only model."""
 
 import math
+from contextlib import suppress
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from marshtest.models.sharded import members, shards
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.seeds import derive
-from marshtest.training.budget import Budget, Cost
+from marshtest.training.budget import Budget, BudgetSpent, Cost
 from marshtest.training.loop import Fit, Training, fit, fit_within
 from marshtest.training.tasks import Objective, Task
 
@@ -59,7 +60,8 @@ def fit_shards_within(
     """Train an ensemble in place, every member with its share of what is left of the budget."""
     pairs = _pairs(model, samples)
     for place, (member, shard) in enumerate(pairs):
-        with budget.part(math.inf, 1 / (len(pairs) - place)) as own:
+        # A part that does not afford one step ends its own member's training, and no other's.
+        with suppress(BudgetSpent), budget.part(math.inf, 1 / (len(pairs) - place)) as own:
             fit_within(member, shard, task, training, derive(seed, "shard", place), own, objective)
 
 

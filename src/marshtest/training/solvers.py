@@ -105,7 +105,7 @@ class SoftmaxRegression:
 
     Newton's method with a line search, its equations solved by conjugate gradients. These are
     preconditioned by the Cholesky factor of one of two matrices, which is kept from one solution to the
-    next, and made anew when many rounds show that it no longer serves.
+    next, and made anew when many rounds show that it no longer serves; or by a diagonal.
 
         shared [d, d]     Σ_i s_i ½ (1 − Σ_c p_ic²) x_i x_iᵀ + λ, the same for every class: the weight
                           s_i p_ic (1 − p_ic) of sample i for class c is averaged over c with weights
@@ -113,6 +113,7 @@ class SoftmaxRegression:
         joint [Cd, Cd]    the Hessian itself, estimated from samples drawn in proportion to their part of
                           its trace, most of which a few samples carry. Worth its price if many similar
                           problems are solved.
+        diagonal [d]      of the shared matrix. Costs next to nothing, and takes more rounds.
 
     Args:
         x: [N, d] float64; a column of ones gives biases, which λ then holds too.
@@ -175,17 +176,22 @@ class SoftmaxRegression:
         )
 
     def newton(
-        self, theta: Tensor, tolerance: float, rounds: Iterable[int] = range(ROUNDS)
+        self,
+        theta: Tensor,
+        tolerance: float,
+        rounds: Iterable[int] = range(ROUNDS),
+        diagonal: bool = False,
     ) -> Tensor:
         """The end of one full Newton step from θ [C, d].
 
         Args:
             tolerance: fraction of the gradient that the step's equations may leave.
             rounds: given out one by one, for each round of conjugate gradients that is afforded.
+            diagonal: whether a diagonal preconditions them, which costs next to nothing.
         """
         weights = self._weights(None)
         p, slope = self._slope(theta, self.x @ theta.T, weights)
-        factor = self._fresh(p, weights, 0)
+        factor = self._diagonal(p, weights) if diagonal else self._fresh(p, weights, 0)
         target = tolerance * float(slope.norm())
         return theta + self._newton_step(slope, p, weights, factor, target, rounds)[0]
 
@@ -224,6 +230,13 @@ class SoftmaxRegression:
         if theta.numel() <= JOINT:
             self.factor = self._joint((self.x @ theta.T).softmax(1), self._weights(None))
 
+    @property
+    def cost_of_step(self) -> float:
+        """Floating-point operations of a Newton step with a shared factor and one round, at least."""
+        samples, size = self.x.shape
+        factor = 2 * samples * size**2 + size**3 / 3
+        return factor + 4 * self.classes * size * (2 * samples + size)
+
     def _fresh(self, p: Tensor, weights: Tensor, rounds: int) -> Tensor:
         """The factor, made anew if the last step took many rounds."""
         joint = self.factor is not None and len(self.factor) > self.x.shape[1]
@@ -234,11 +247,23 @@ class SoftmaxRegression:
 
     def _shared(self, p: Tensor, weights: Tensor) -> Tensor:
         """The factor that serves every class, from probabilities p [N, C]."""
-        curvatures = weights * (1 - p.square().sum(1, keepdim=True)) / 2
+        curvatures = self._curvatures(p, weights)
         matrix = self.weight_decay * torch.eye(self.x.shape[1]).to(self.x)
         for x, curvature in zip(self.x.split(CHUNK), curvatures.split(CHUNK), strict=True):
             matrix += x.T @ (curvature * x)
         return _cholesky(matrix)
+
+    def _curvatures(self, p: Tensor, weights: Tensor) -> Tensor:
+        """[N, 1] each sample's weight in the shared matrix."""
+        return weights * (1 - p.square().sum(1, keepdim=True)) / 2
+
+    def _diagonal(self, p: Tensor, weights: Tensor) -> Tensor:
+        """[d] the diagonal of the shared matrix, from probabilities p [N, C]."""
+        diagonal = torch.full_like(self.x[0], self.weight_decay)
+        chunks = zip(self.x.split(CHUNK), self._curvatures(p, weights).split(CHUNK), strict=True)
+        for x, curvature in chunks:
+            diagonal += (curvature * x.square()).sum(0)
+        return diagonal
 
     def _joint(self, p: Tensor, weights: Tensor) -> Tensor:
         """The factor of all classes together, from probabilities p [N, C] of a sample of rows."""
@@ -300,7 +325,9 @@ class SoftmaxRegression:
 
 
 def _preconditioned(slope: Tensor, factor: Tensor) -> Tensor:
-    """[C, d] the factor's equations solved for a gradient; the factor is joint, or shared by classes."""
+    """[C, d] the factor's equations solved for a gradient; the factor is joint, shared or a diagonal."""
+    if factor.dim() == 1:
+        return slope / factor
     if len(factor) == slope.numel():
         return (
             torch.cholesky_solve(slope.reshape(-1, 1).to(factor), factor).view_as(slope).to(slope)

@@ -46,7 +46,7 @@ from marshtest.data.samples import Samples
 from marshtest.metrics.gaussian_privacy import gaussian_distance
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, generator
-from marshtest.training.budget import Budget
+from marshtest.training.budget import Budget, indispensable
 from marshtest.training.tasks import Task
 from marshtest.unlearning.base import TrainingUnlearner
 
@@ -100,9 +100,11 @@ class Certified(TrainingUnlearner):
         batches = task.batches(retain, self.noisy_batch_size, derive(seed, "noisy steps"))
         epoch = task.batches_per_epoch(retain, self.noisy_batch_size)
         rng, taken = generator(seed, "noise"), 0
-        for batch in budget.stream(islice(batches, self.steps), epoch):
-            self.noisy_step(free, task.loss(noisy, batch).mean(), rng)
-            taken += 1
+        # Stopped within a step it would leave a model of too little noise, whose row states this ε.
+        with indispensable(f"unlearners.{self.name}", "its noisy steps, so no ε holds"):
+            for batch in budget.stream(islice(batches, self.steps), epoch):
+                self.noisy_step(free, task.loss(noisy, batch).mean(), rng)
+                taken += 1
         if taken < self.steps:
             raise MarshtestError(
                 f"certified: the budget affords {taken} of {self.steps} steps, so no ε holds. Raise it."

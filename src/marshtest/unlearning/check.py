@@ -119,7 +119,8 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     arguments = _Arguments()
     code = unlearner.function if isinstance(unlearner, Custom) else type(unlearner)
     state = digest(code, unlearner.name)
-    outcome = problem.run(arguments.watching(unlearner), 0.5)
+    share = SHARES[1] if kind == "features" else 0.5  # about ten epochs
+    outcome = problem.run(arguments.watching(unlearner), share)
     stopped, model = outcome.note.startswith(STOPPED), outcome.model
     yield fact(RUNS, model is not None, outcome.note)
     if model is None:
@@ -160,7 +161,7 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
         not outcome.note or outcome.note == STOPPED,
         f"{outcome.note}; remove hooks, and draw nothing as the model answers",
     )
-    again = problem.run(unlearner, 0.5).model
+    again = problem.run(unlearner, share).model
     yield fact(
         "same seed, same result",
         again is not None and same_tensors(model.state_dict(), again.state_dict()),

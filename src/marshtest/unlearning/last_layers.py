@@ -26,6 +26,7 @@ from torch import nn
 
 from marshtest.data.samples import Samples
 from marshtest.models.layers import weight_layers
+from marshtest.models.sharded import Ensemble
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, seeded
 from marshtest.training.budget import Budget
@@ -44,6 +45,11 @@ class _LastLayers(GradientUnlearner, ABC):
     # lr: the paper tries 1e-3, 1e-4, 1e-5; its EUk retrains with the optimiser that trained the model
 
     def check(self, model: nn.Module, new_model: NewModel | None = None) -> None:
+        if isinstance(model, Ensemble):
+            raise MarshtestError(
+                f"unlearners.{self.name}: no layer of an ensemble is its last. Leave out "
+                "training.shards, or the method."
+            )
         layers = weight_layers(model)
         if self.k > len(layers):
             raise MarshtestError(

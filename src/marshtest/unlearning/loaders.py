@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate, get_worker_info
 
 from marshtest.data.samples import Samples
 from marshtest.data.sealed import Sealed
@@ -84,10 +84,14 @@ def _loader(
 
 def _augmenting(task: Task, seed: int) -> Callable[[list[Batch]], Batch]:
     """A `collate_fn` that makes one batch of pairs and augments it as the training does."""
-    rng = generator(seed, "batches")
+    rngs: dict[int | None, torch.Generator] = {None: generator(seed, "batches")}
 
     def collate(pairs: list[Batch]) -> Batch:
         x, y = default_collate(pairs)
+        worker = get_worker_info()
+        # A worker begins with a copy of all that is here; each pass over the loader has other workers.
+        own = None if worker is None else worker.seed
+        rng = rngs.setdefault(own, generator(seed, "batches", own))
         batch = task.augmented(Samples(x, y, torch.arange(len(y), device=y.device)), rng)
         return batch.x, batch.y
 

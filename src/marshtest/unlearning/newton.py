@@ -24,6 +24,7 @@ Neel et al. 2021 (arXiv 2007.02923), needs the training's end alone.
 """
 
 import copy
+import math
 from itertools import count
 
 import torch
@@ -34,7 +35,7 @@ from torch.nn import functional as F
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
-from marshtest.training.budget import Budget
+from marshtest.training.budget import Budget, indispensable
 from marshtest.training.loop import OptimizerSettings
 from marshtest.training.solvers import SoftmaxRegression, Solution
 from marshtest.training.tasks import NewModel, Task
@@ -73,12 +74,16 @@ class Newton(Unlearner):
         seed: int,
     ) -> nn.Module:
         model = copy.deepcopy(model).eval()
-        problem = regression(model, retain, task, self.weight_decay)
         layer, rng = linear_layer(model), generator(seed, "noise")
-        # A step that the budget would not afford after the first is left out: it would end the run.
-        for _ in budget.stream(range(self.steps), epoch=1):
-            rounds = budget.stream(count(), epoch=1)
-            write(layer, problem.newton(read(layer), SOLVED, rounds))
+        with indispensable(f"unlearners.{self.name}", "a step over the retain set"):
+            problem = regression(model, retain, task, self.weight_decay)
+            # The factor is dear for wide inputs; where it is not affordable, a diagonal takes its place.
+            limit = math.inf if budget.epochs is not None else budget.left * budget.flops_per_pass
+            diagonal = problem.cost_of_step > limit
+            # A step that the budget would not afford after the first is left out: it would end the run.
+            for _ in budget.stream(range(self.steps), epoch=1):
+                rounds = budget.stream(count(), epoch=1)
+                write(layer, problem.newton(read(layer), SOLVED, rounds, diagonal))
         for parameter in layer.parameters():
             parameter.data += self.noise * torch.randn(parameter.shape, generator=rng).to(parameter)
         return model

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
+from marshtest.training.budget import indispensable
 from marshtest.training.tasks import Task
 from marshtest.unlearning.passes import whole_pass
 from marshtest.unlearning.random_labels import RandomLabels
@@ -45,7 +46,8 @@ class SalUn(RandomLabels):
         """A function that puts the weights that are not salient back to where they are now."""
         weights = [p for p in model.parameters() if p.requires_grad]
         start = [weight.detach().clone() for weight in weights]
-        mask = self.mask(self.forget_gradient(model, weights, forget, task, seed), weights)
+        with indispensable(f"unlearners.{self.name}", "the gradient of the forget set"):
+            mask = self.mask(self.forget_gradient(model, weights, forget, task, seed), weights)
 
         @torch.no_grad()
         def put_back() -> None:

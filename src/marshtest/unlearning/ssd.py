@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
-from marshtest.training.budget import Budget
+from marshtest.training.budget import Budget, indispensable
 from marshtest.training.loop import OptimizerSettings
 from marshtest.training.tasks import Task
 from marshtest.unlearning.base import Unlearner
@@ -92,8 +92,7 @@ class _Dampening(Unlearner, ABC):
         Raises:
             MarshtestError: the budget affords too few samples, or an importance is not finite.
         """
-        squares, size = squared_gradients(model, task.exact(), forget[:1]), batch_size(model)
-        parts = {"forget": forget, "retain": retain}
+        parts, size = {"forget": forget, "retain": retain}, batch_size(model)
 
         def steps() -> Iterator[tuple[str, Samples]]:
             for part, samples in parts.items():
@@ -102,9 +101,11 @@ class _Dampening(Unlearner, ABC):
 
         sums, seen = dict.fromkeys(parts, torch.zeros(())), dict.fromkeys(parts, 0)
         epoch = math.ceil(len(retain) / size)
-        for part, batch in budget.stream(steps(), epoch, lambda step: step[0] == "retain"):
-            sums[part] = squares(batch) + sums[part]
-            seen[part] += len(batch)
+        with indispensable(f"unlearners.{self.name}", "the importances of a batch of samples"):
+            squares = squared_gradients(model, task.exact(), forget[:1])
+            for part, batch in budget.stream(steps(), epoch, lambda step: step[0] == "retain"):
+                sums[part] = squares(batch) + sums[part]
+                seen[part] += len(batch)
         self.refuse(sums, seen, len(forget))
         return sums["forget"] / seen["forget"], sums["retain"] / seen["retain"]
 

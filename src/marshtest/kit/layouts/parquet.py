@@ -8,8 +8,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import lazy_loader
 
 from marshtest.kit.layouts.base import (
     CHUNK,
@@ -28,6 +27,7 @@ from marshtest.kit.layouts.folders import copy_file, files_of
 from marshtest.kit.layouts.pictures import Picture
 from marshtest.plumbing.errors import MarshtestError
 
+pa = lazy_loader.load("pyarrow")  # which no process of a model needs
 ROWS = 64  # rows decoded at once
 ROW_GROUP = 64 << 20  # bytes at which a row group is cut: the writer holds it whole
 IMAGE_COLUMNS = ("img", "image")
@@ -82,6 +82,8 @@ class Parquet(Layout):
         ]
 
     def _write_file(self, name: str, out: Path, dosed: Dosed, ids: Ids, hide: bool) -> None:
+        import pyarrow.parquet as pq
+
         out.parent.mkdir(parents=True, exist_ok=True)
         with self._file(name) as file:
             schema, codec = file.schema_arrow, _codec(file.metadata, self._columns[name][0])
@@ -149,6 +151,8 @@ class Parquet(Layout):
         return f"{self.path / name}: row {i - self._ids[name].start}"
 
     def _file(self, name: str) -> Any:
+        import pyarrow.parquet as pq
+
         with reading(self.path / name):
             return pq.ParquetFile(self.path / name, buffer_size=CHUNK)
 
