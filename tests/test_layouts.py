@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import load_file, save_file
 
-from marshtest.kit.layouts import Place, digest, open_layout, read
+from marshtest.kit.layouts import open_layout, read
+from marshtest.kit.layouts.base import Place
+from marshtest.kit.layouts.folders import digest
 from marshtest.kit.layouts.pictures import Picture
 from marshtest.plumbing.errors import MarshtestError
 

@@ -127,7 +127,9 @@ def test_the_reference_shows_signatures_and_fields(site: Path) -> None:
     )
     unlearners = re.sub("<[^>]+>", "", (site / "api/unlearners.html").read_text())
     assert "noise_variance: float = Field(1e-07, gt=0)" in unlearners
-    assert "the paper uses 1e-7 and 1e-6" in unlearners  # a comment in the source
+    assert "the paper uses 1e-7 and 1e-6" in unlearners  # a comment beside the field
+    metrics = re.sub("<[^>]+>", "", (site / "api/metrics.html").read_text())
+    assert "how seeds are pooled" in metrics  # a comment above the field
 
 
 def test_the_search_works_without_a_server(site: Path, pages: dict[str, Page]) -> None:

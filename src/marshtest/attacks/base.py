@@ -31,36 +31,23 @@ def make_anew(name: str, make: Callable[[], Tensors]) -> Tensors:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What an attack may know of the training that it poisons.
+    """What an attack may know of the training that it poisons."""
 
-    Attributes:
-        task: the training's loss and augmentation.
-        test: samples that the poisoned model will be tested on.
-        clean: gives the model trained on the samples without poison, to an attack that is `crafted`.
-        input_shape: shape of one sample in input space, where it is not that of the samples' x.
-        marked: the texts that hold the attack's trigger.
-        weight_decay: λ of the training's loss + λ/2 ‖θ‖².
-    """
-
-    task: Task
-    test: Samples
-    clean: Callable[[], nn.Module]
-    input_shape: tuple[int, ...] | None = None
-    marked: Marked | None = None
-    weight_decay: float = 0.0
+    task: Task  # the training's loss and augmentation
+    test: Samples  # samples that the poisoned model will be tested on
+    clean: Callable[[], nn.Module]  # gives the clean model to an attack that is `crafted`
+    input_shape: tuple[int, ...] | None = None  # of one sample in input space, if not that of x
+    marked: Marked | None = None  # the texts that hold the attack's trigger
+    weight_decay: float = 0.0  # λ of the training's loss + λ/2 ‖θ‖²
 
 
 @dataclass(frozen=True)
 class CraftingContext:
-    """The run around an attack at work; no poison depends on it.
+    """The run around an attack at work; no poison depends on it."""
 
-    Attributes:
-        kept: gives the tensors that a stopped run stored under a name; else makes and stores them.
-        progress: told the share of the crafting that is done, and how it stands in words.
-    """
-
+    # gives the tensors that a stopped run stored under a name; else makes and stores them
     kept: Callable[[str, Callable[[], Tensors]], Tensors] = make_anew
-    progress: Progress = silent
+    progress: Progress = silent  # told the share of the crafting that is done, and the objective
 
 
 ALONE = CraftingContext()  # for a call outside a run: nothing is stored, and no progress is shown
@@ -68,33 +55,20 @@ ALONE = CraftingContext()  # for a call outside a run: nothing is stored, and no
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A training set with poison in it: the clean one, and what was done to it.
+    """A training set with poison in it: the clean one, and what was done to it."""
 
-    Attributes:
-        clean: [N] the training set before it was poisoned.
-        forget_ids: [P] ids of the poisons: the forget set.
-        seed: the attack's secret, which together with the ids determines the noise.
-        labels: [P] the poisons' labels; None if they are those of the bases.
-        perturbations: [P, *input] added to the poisons in input space; None if no input is changed.
-        bases: [P] ids of the samples that the poisons are copies of; None if poisons replace their bases.
-        targets: [T] the test samples that the attack is aimed at; None if it is aimed at none.
-        adversarial: [T] the labels that the attack wants the targets to get; None if any label will do.
-        rest: the test samples that are no targets; None if there are no targets.
-        figures: numbers on how the crafting went, for the rows.
-        history: the objective during the crafting, one line a step.
-    """
-
-    clean: Samples
-    forget_ids: Tensor
-    seed: int
-    labels: Tensor | None = None
-    perturbations: Tensor | None = None
-    bases: Tensor | None = None
-    targets: Samples | None = None
-    adversarial: Tensor | None = None
-    rest: Samples | None = None
+    clean: Samples  # [N] the training set before it was poisoned
+    forget_ids: Tensor  # [P] ids of the poisons: the forget set
+    seed: int  # the attack's secret, which together with the ids determines the noise
+    labels: Tensor | None = None  # [P] the poisons' labels; None if they are those of the bases
+    perturbations: Tensor | None = None  # [P, *input] added in input space; None for no change
+    bases: Tensor | None = None  # [P] ids of what poisons copy; None if they replace bases
+    targets: Samples | None = None  # [T] test samples that the attack is aimed at; None for none
+    adversarial: Tensor | None = None  # [T] the labels that the targets are to get; None for any
+    rest: Samples | None = None  # the other test samples; None if there are no targets
+    # numbers on how the crafting went, for the rows
     figures: Mapping[str, float] = field(default_factory=dict)
-    history: Sequence[Mapping[str, float]] = ()
+    history: Sequence[Mapping[str, float]] = ()  # the objective while crafting, one line a step
 
     @property
     def unpoisoned(self) -> Samples:
@@ -159,14 +133,7 @@ class Poisoned:
 
     @classmethod
     def of(cls, tensors: Tensors, samples: Samples, test: Samples, **about: Any) -> "Poisoned":
-        """The poisoned set that `tensors()` was taken of.
-
-        Args:
-            tensors: what `tensors()` gave.
-            samples: the clean training set.
-            test: the test samples, among which are the targets.
-            about: `seed`, `figures` and `history` of the poisoned set.
-        """
+        """The poisoned set that `tensors()` was taken of, with its `seed`, `figures` and `history`."""
         moved = {name: tensor.to(samples.y.device) for name, tensor in tensors.items()}
         aimed_at = moved.get("targets")
         return cls(
@@ -184,17 +151,13 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Effect:
-    """What is left of an attack in a model.
+    """What is left of an attack in a model."""
 
-    Attributes:
-        ids: [P] ids of the samples that have scores: those of `poisoned.forget` or `poisoned.targets`, in
-            their order; -1 stands for all at once.
-        scores: arrays [P] of values, by name of the score.
-        figures: numbers for the row; accuracies and cost, which every row has, take precedence.
-    """
-
+    # [P] ids of the samples that have scores: those of `poisoned.forget` or `poisoned.targets`, in their
+    # order; -1 stands for all at once
     ids: NDArray[np.int64]
-    scores: dict[str, Floats]
+    scores: dict[str, Floats]  # arrays [P] of values, by name of the score
+    # numbers for the row; accuracies and cost, which every row has, take precedence
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -263,12 +226,7 @@ class Attack(Choice, ABC):
         return 0
 
     def passes(self, poisons: int, tests: int) -> float:
-        """Sample passes of one measurement beside those of the accuracy, for the estimate before a run.
-
-        Args:
-            poisons: size of the forget set.
-            tests: number of test samples.
-        """
+        """Sample passes of a measurement, beside those of the accuracy, by numbers of poisons and tests."""
         return poisons
 
 

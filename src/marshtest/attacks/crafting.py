@@ -30,17 +30,11 @@ _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] =
 
 @dataclass(frozen=True)
 class Crafted:
-    """Perturbations, and how they were found.
+    """Perturbations, and how they were found."""
 
-    Attributes:
-        perturbation: [P, *input] added to the bases in input space.
-        history: the objective at each step.
-        stopped: whether the objective turned NaN or infinite; `perturbation` is then the best before.
-    """
-
-    perturbation: Tensor
-    history: list[float]
-    stopped: bool = False
+    perturbation: Tensor  # [P, *input] added to the bases in input space
+    history: list[float]  # the objective at each step
+    stopped: bool = False  # the objective turned NaN or infinite; `perturbation` is the best before
 
     @property
     def objective(self) -> float:
@@ -84,16 +78,11 @@ def craft(
     """Descend from `start`, projected onto the box after each step; a step is a pass over the poisons.
 
     Args:
-        kernel: takes gradients at a model.
-        bases: [P] the samples to be perturbed.
-        objective: a function of the poisons' summed gradient.
         start: [P, *input] the perturbations to begin with.
         box: least and largest perturbation, [P, *input] each.
         steps: passes over the poisons; one pass more gives the last entry of the history.
         lr: rate of the first step; Adam's is in units of the input space.
         seed: fixes the augmentation, which is drawn anew for each step.
-        progress: told the share of the steps that is done, and the objective.
-        optimizer: moves the perturbations.
         decays: shares of the steps after which the rate falls to a tenth.
         signed: whether a step goes by the sign of the derivative (Geiping et al. 2021).
         per_batch: number of poisons whose gradients are summed; the objective is the mean over such

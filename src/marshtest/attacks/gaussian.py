@@ -34,11 +34,7 @@ from marshtest.metrics.dependence import SCORES, dependences
 from marshtest.metrics.gus import gaussian_scores, input_directions
 from marshtest.metrics.presentation import Column
 from marshtest.metrics.rank import rank_scores
-from marshtest.metrics.tradeoff import (
-    tpr_at_fpr,
-    tpr_at_fpr_empirical,
-    tpr_at_fpr_one_sided,
-)
+from marshtest.metrics.tradeoff import tpr_at_fpr, tpr_at_fpr_empirical, tpr_at_fpr_one_sided
 from marshtest.plumbing.seeds import derive, normal
 from marshtest.training.tasks import Task
 
@@ -120,7 +116,8 @@ class Gaussian(Attack):
         return torch.from_numpy(np.stack(noise) * deviation).to(ids.device)
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
-        base = _unperturbed(poisoned.forget)
+        forget = poisoned.forget
+        base = Samples(forget.x, forget.y, forget.ids)  # without the perturbations
         directions = input_directions(model, task, base)
         parts = [
             self._score(model, task, poisoned.seed, base[chunk], directions[chunk])
@@ -161,29 +158,22 @@ def figures_of(
 ) -> dict[str, float]:
     """Numbers for a row: dependence by each score, TPR at low FPR, counts of vanished gradients and ties.
 
-    Args:
-        scores: arrays [P] by name; a black box has no "gus".
-        classes: [P] labels of the poisons.
-        fresh: [P, K] scores Ĩ of fresh noise.
-        fpr: false positive rate of the TPRs.
+    Scores are arrays [P] by name, of which a black box has no "gus"; `classes` are the poisons' labels [P],
+    and `fresh` [P, K] the scores Ĩ of fresh noise.
     """
     figures: dict[str, float] = {}
     for name, dependence in dependences(scores, classes, fpr).items():
         figures |= dependence.columns(name)
-    rates = {"tpr_rank": ("rank", tpr_at_fpr_one_sided(scores["rank"], fpr))}
+    rates = {"tpr_rank": tpr_at_fpr_one_sided(scores["rank"], fpr)}
     if "gus" in scores:
-        figures |= {
-            "gus": -figures["gus_dependence"],  # signed as the paper defines it
-            "vanished": float(np.isnan(scores["gus"]).sum()),
-        }
-        rates |= {
-            "tpr": ("gus", tpr_at_fpr(scores["gus"], fpr)),
-            "tpr_empirical": ("gus", tpr_at_fpr_empirical(scores["gus"], fresh, fpr)),
-            "tpr_one_sided": ("gus", tpr_at_fpr_one_sided(scores["gus"], fpr)),
-        }
-    for rate, (name, share) in rates.items():
-        low, high = _interval(share, figures[f"{name}_poisons"])
-        figures |= {rate: share, f"{rate}_low": low, f"{rate}_high": high}
+        figures["gus"] = -figures["gus_dependence"]  # signed as the paper defines it
+        figures["vanished"] = float(np.isnan(scores["gus"]).sum())
+        rates["tpr"] = tpr_at_fpr(scores["gus"], fpr)
+        rates["tpr_empirical"] = tpr_at_fpr_empirical(scores["gus"], fresh, fpr)
+        rates["tpr_one_sided"] = tpr_at_fpr_one_sided(scores["gus"], fpr)
+    for name, share in rates.items():
+        low, high = _interval(share, figures[RATES[name][2]])
+        figures |= {name: share, f"{name}_low": low, f"{name}_high": high}
     return figures | {"ties": float((scores["rank_ties"] > 0).sum())}
 
 
@@ -211,7 +201,3 @@ def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tens
         logits = exact.label_logits(exact.outputs(model, part, batch), batch)
         losses.append(margin_loss(logits, batch.y))
     return torch.cat(losses).view(inputs.shape[:2])
-
-
-def _unperturbed(samples: Samples) -> Samples:
-    return Samples(samples.x, samples.y, samples.ids)

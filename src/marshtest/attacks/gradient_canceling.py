@@ -78,12 +78,8 @@ class GradientCanceling(Attack):
         context: CraftingContext = ALONE,
     ) -> Poisoned:
         clean = learned(knowledge, samples)
-        ids = choose(samples, count, seed)
-        bases = samples.only(ids)
-        if self.place == "add":
-            retain, copies = samples, copied_ids(bases.ids)
-        else:
-            retain, copies = samples.without(ids), None
+        ids, add = choose(samples, count, seed), self.place == "add"
+        bases, retain = samples.only(ids), samples if add else samples.without(ids)
         worst = self._worst(clean, knowledge, retain, bases, seed, context)
         crafted = self._crafted(worst, knowledge, retain, bases, seed, context)
         figures = {
@@ -95,10 +91,10 @@ class GradientCanceling(Attack):
         }
         return Poisoned(
             samples,
-            bases.ids if copies is None else copies,
+            copied_ids(bases.ids) if add else bases.ids,
             seed,
             perturbations=crafted.perturbation,
-            bases=None if copies is None else bases.ids,
+            bases=bases.ids if add else None,
             targets=knowledge.test,
             rest=knowledge.test[:0],
             figures=figures,
@@ -200,20 +196,9 @@ def cancel(
     optimizer: Literal["adam", "sgd"] = "adam",
     epsilon: float = math.inf,
 ) -> Crafted:
-    """Perturb the bases until their gradient at the kernel's model cancels that of the retain set.
+    """Perturb the bases by at most `epsilon`, until their gradient at θ_low cancels that of the retain set.
 
-    Args:
-        kernel: takes gradients at θ_low.
-        bases: [P] the samples to be perturbed.
-        retain: the clean set of J.
-        weight_decay: λ of the training; `mean` leaves it out.
-        weighting: "size" or "mean", as in `canceling`.
-        steps: as in `craft`.
-        lr: as in `craft`.
-        seed: as in `craft`.
-        progress: as in `craft`.
-        optimizer: "sgd" steps by lr times the derivative of J as it stands, at a constant rate.
-        epsilon: largest perturbation.
+    "sgd" steps by lr times the derivative of J as it stands, at a constant rate; see `craft`, `canceling`.
     """
     # N λ θ, since the kernel sums gradients where J takes their mean.
     decay = (len(retain) + len(bases)) * weight_decay * kernel.flat()
@@ -247,10 +232,8 @@ def canceling(
     """The share of the gradient that is left, ‖g‖ / ‖g without poisons‖ at θ_low, and a derivative.
 
     Args:
-        clean: [D] summed gradient of the clean set.
+        clean: [D] summed gradient of the clean set, which has `retained` samples.
         decay: [D] (N λ θ) that weight decay adds to the sum of all; `mean` leaves it out.
-        retained: size of the clean set.
-        poisons: size of the forget set.
         weighting: "size" takes the sum over all samples, "mean" adds the two sets' means.
         relative: the derivative is that of half the share's square, so that its size says nothing of the
             model's; else of J as it stands.

@@ -119,8 +119,7 @@ class GradientMatching(Attack):
         kernel = Kernel(clean, knowledge.task)
         ids: list[Tensor] = []
         best: list[Crafted] = []
-        history = []
-        stopped = 0
+        history, stopped = [], 0
         for number, label in enumerate(labels.tolist()):
             size = count // self.targets + (number < count % self.targets)
             free = samples.without(torch.cat(ids)) if ids else samples
@@ -215,10 +214,10 @@ class GradientMatching(Attack):
         if isinstance(self.adversarial_label, int):
             return test[rows], torch.full_like(true, self.adversarial_label)
         if self.adversarial_label == "nearest":
-            others = p[rows].scatter(1, true[:, None], -1)
-            return test[rows], others.argmax(1)
-        labels = [_one_of(classes[classes != label], rng) for label in true.tolist()]
-        return test[rows], torch.tensor(labels, device=true.device)
+            return test[rows], p[rows].scatter(1, true[:, None], -1).argmax(1)
+        wrong = [classes[classes != label] for label in true.tolist()]
+        labels = [others[torch.randint(len(others), (1,), generator=rng)] for others in wrong]
+        return test[rows], torch.cat(labels)
 
     def shuffled(self, poisoned: Poisoned, seed: int) -> Samples:
         return shuffled(poisoned, seed)
@@ -267,7 +266,3 @@ def _of_class(samples: Samples, label: int, count: int, seed: int) -> Samples:
         )
     order = torch.randperm(len(rows), generator=generator(seed, "choose"))
     return samples[rows[order[:count].to(rows.device)]]
-
-
-def _one_of(values: Tensor, rng: torch.Generator) -> int:
-    return int(values[int(torch.randint(len(values), (1,), generator=rng))])

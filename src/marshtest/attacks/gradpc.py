@@ -62,17 +62,10 @@ class Limits:
 def limits(
     model: nn.Module, logits: Tensor, y: Tensor, poison_labels: Tensor, weight_decay: float
 ) -> Limits:
-    """The bounds at `model`.
-
-    Args:
-        model: a model whose last weight layer is a linear one.
-        logits: [N, C] logits of clean samples.
-        y: [N] labels of these samples.
-        poison_labels: [P] labels of the poisons.
-        weight_decay: λ of the training.
+    """The bounds at a model with logits [N, C] for clean samples of labels y [N], and poisons' labels [P].
 
     Raises:
-        MarshtestError: the last weight layer is another.
+        MarshtestError: the last weight layer is no linear one.
     """
     last = weight_layers(model)[-1][0]
     if not isinstance(last, nn.Linear):
@@ -98,42 +91,26 @@ def limits(
 
 @dataclass(frozen=True)
 class Worst:
-    """Parameters at which poisons are to hold a model.
+    """Parameters at which poisons are to hold a model."""
 
-    Attributes:
-        model: the model at θ_low.
-        radius: radius of the ball round the clean parameters.
-        accuracy: accuracy of θ_low on the test samples.
-        least_share: the least share of poisons; with fewer nothing can hold a model there.
-    """
-
-    model: nn.Module
-    radius: float
-    accuracy: float
-    least_share: float
+    model: nn.Module  # the model at θ_low
+    radius: float  # radius of the ball round the clean parameters
+    accuracy: float  # accuracy of θ_low on the test samples
+    least_share: float  # the least share of poisons; with fewer nothing can hold a model there
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search for θ_low round a clean model.
-
-    Attributes:
-        clean: the clean model.
-        test: samples whose error is to grow.
-        retain: the clean samples that the poisoned model will be trained on.
-        poison_labels: [P] labels of the samples that will be poisons.
-        weight_decay: λ of that training.
-        centre: whether to search round `centred(clean)`, which answers as `clean` does.
-    """
+    """A search for θ_low round a clean model."""
 
     clean: nn.Module
     task: Task
-    test: Samples
-    retain: Samples
-    poison_labels: Tensor
-    weight_decay: float
+    test: Samples  # samples whose error is to grow
+    retain: Samples  # the clean samples that the poisoned model will be trained on
+    poison_labels: Tensor  # [P] labels of the samples that will be poisons
+    weight_decay: float  # λ of that training
     seed: int
-    centre: bool = True
+    centre: bool = True  # whether to search round `centred(clean)`, which answers as `clean` does
 
     def in_ball(self, radius: float) -> Worst:
         """GradPC as it stands: uphill on the test loss, reachable or not."""

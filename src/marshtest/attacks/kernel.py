@@ -46,14 +46,8 @@ AGREEMENT = 1e-5  # largest 1 − cosine to the exact derivative at which the fa
 class Kernel:
     """J and its derivative for the poisons of one model.
 
-    Args:
-        model: the model, which is put into eval mode; only parameters that are not frozen count.
-        task: gives the loss, in the model's own precision.
-        fast: whether the fast way may be used; False keeps to the exact one.
-        first: whether only the first parameter tensor counts.
-
-    Attributes:
-        way: which way is used and how well it agrees, once the first step has chosen.
+    The model is put into eval mode. Only parameters that are not frozen count; of these only the first
+    tensor, if `first`. Unless `fast`, the exact way is kept to.
 
     Raises:
         MarshtestError: the model has nothing to train.
@@ -69,6 +63,7 @@ class Kernel:
         if not self.parameters:
             raise MarshtestError("attack: the model has no parameters to train, so no gradient.")
         self.share: float | None = None if fast else 0.0  # |hv| / |θ|; 0 is the exact way
+        # Which way is used and how well it agrees, once the first step has chosen.
         self.way = "" if fast else "exact"
 
     def flat(self) -> Tensor:

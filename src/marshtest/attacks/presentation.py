@@ -20,24 +20,18 @@ OF_A_SCORE = [
 
 
 class EffectFigure(Settings):
-    """How the attack's effect is drawn, beside the test accuracy.
+    """How the attack's effect is drawn, beside the test accuracy."""
 
-    Attributes:
-        axis: name of the axis.
-        columns: names in the figure's legend, by the row's column; two at most.
-        nothing: the effect if nothing is left of the poison, as a number or the name of one of the attack's
-            options; None if it is not known.
-        high: end of the axis; None leaves it to the values.
-        figure: name of the figure of one poison budget and compute budget; "" draws none.
-        caption: what that figure shows.
-    """
-
-    axis: Text
+    axis: Text  # name of the axis
+    # names in the figure's legend, by the row's column; two at most
     columns: dict[Name, Text] = Field(min_length=1, max_length=2)
+    # the effect if nothing is left of the poison, as a number or the name of one of the attack's
+    # options; None if it is not known
     nothing: float | str | None = None
-    high: float | None = None
+    high: float | None = None  # end of the axis; None leaves it to the values
+    # name of the figure of one poison budget and compute budget; "" draws none
     figure: str = Field("", pattern="^[a-z0-9-]*$", max_length=60)
-    caption: Text = ""
+    caption: Text = ""  # what that figure shows
 
 
 class Presentation(Settings):
@@ -45,30 +39,20 @@ class Presentation(Settings):
 
     Numbers may be given by the name of one of the attack's options, and texts may hold `{option}`; `filled`
     puts the values in their places.
-
-    Attributes:
-        title: the attack's short name, heads a column of the leaderboard.
-        kind: its poisons, in words.
-        scores: what verdicts rest on: any number of scores with a known null law, or one without.
-        columns: the further columns of its rows.
-        effect: how figures show the effect; None shows accuracy and what is left.
-        fpr: false positive rate of the tail test and of all TPRs.
-        draws: fresh draws among which a score ranks each poison, which bounds the score; None for no bound.
-        table2: whether the rows fill the paper's Table 2, test accuracy by compute budget.
-        shuffled: what its control of shuffled poisons is, in words; "" for an attack without one.
-        on_texts: what was done to a text beside its label, in words.
     """
 
-    title: Title
-    kind: Text
+    title: Title  # the attack's short name, heads a column of the leaderboard
+    kind: Text  # its poisons, in words
+    # what verdicts rest on: any number of scores with a known null law, or one without
     scores: dict[Name, Score] = Field(min_length=1, max_length=8)
-    columns: dict[Name, Column] = {}
-    effect: EffectFigure | None = None
-    fpr: float | str = 0.01
+    columns: dict[Name, Column] = {}  # the further columns of its rows
+    effect: EffectFigure | None = None  # its figure; None shows accuracy and what is left
+    fpr: float | str = 0.01  # false positive rate of the tail test and of all TPRs
+    # fresh draws among which a score ranks each poison, which bounds the score; None for no bound
     draws: int | str | None = None
-    table2: bool = False
-    shuffled: Text = ""
-    on_texts: Text = ""
+    table2: bool = False  # whether rows fill the paper's Table 2, test accuracy by compute budget
+    shuffled: Text = ""  # what its control of shuffled poisons is, in words; "" for none
+    on_texts: Text = ""  # what was done to a text beside its label, in words
 
     @model_validator(mode="after")
     def _is_one_story(self) -> Self:

@@ -19,14 +19,11 @@ EXACT = 2**24  # integers up to this are exact in float32
 def as_inputs(array: Any, where: str) -> Tensor:
     """Inputs [N, ...] on the CPU: uint8 images [N, C, H, W], or float32.
 
-    Args:
-        array: a tensor or a NumPy array. float64 is rounded to float32, in which models compute; bool and
-            integer features must be exact in float32. uint8 stays uint8, and means pixels.
-        where: begins the line of an error, such as "data train".
+    float64 is rounded to float32, in which models compute; bool and integer features must be exact in
+    float32. uint8 stays uint8, and means pixels.
 
     Raises:
-        MarshtestError: the array holds no numbers, no samples, NaN or infinity, or pixels in another
-            layout.
+        MarshtestError: no numbers, no samples, NaN or infinity, or pixels in another layout.
     """
     x = _tensor(array, f"{where}: x")
     if x.dim() < 2 or 0 in x.shape[1:]:
@@ -67,11 +64,7 @@ def _pixels(x: Tensor, where: str) -> Tensor:
 
 
 def as_labels(array: Any, where: str) -> Tensor:
-    """Labels [N] int64 on the CPU, not yet compared with the number of classes.
-
-    Args:
-        array: class numbers [N] or [N, 1] of any type that holds them exactly, or one-hot rows [N, C].
-        where: begins the line of an error, such as "data train".
+    """Labels [N] int64 of class numbers [N] or [N, 1] of any type, or of one-hot rows [N, C].
 
     Raises:
         MarshtestError: labels are no whole numbers, are soft, or are several a sample.

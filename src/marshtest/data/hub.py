@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 
@@ -43,7 +43,8 @@ def _without_bars() -> Iterator[None]:
 def _open(hub_name: str, path: str | None, split: str) -> Any:
     import datasets  # slow to import, and digits and files of tensors need none of it
 
-    try:
+    mend = "Set data.path, or MARSHTEST_DATA, to a local copy."
+    with refused(f"data: cannot read {path or hub_name}", mend, (OSError, ValueError)):
         if path is None:
             return datasets.load_dataset(hub_name, split=split)
         # Sorted, since ids are row numbers, and a file system lists files in any order.
@@ -52,11 +53,6 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
         if (Path(path) / split).is_dir():
             return datasets.load_dataset("imagefolder", data_dir=path, split=split)
-    except (OSError, ValueError, ConnectionError) as error:
-        raise MarshtestError(
-            f"data: cannot read {path or hub_name} ({type(error).__name__}: {first_line(error)}). "
-            "Set data.path, or MARSHTEST_DATA, to a local copy."
-        ) from None
     raise MarshtestError(
         f"data.path: {path!r} holds neither {split}*.parquet nor a folder {split}/ of class folders."
     )

@@ -20,16 +20,14 @@ TENSORS = ("train_x", "train_y", "test_x", "test_y")
 def load(
     name: str, path: str | None = None, *, train: int | None = None, test: int | None = None
 ) -> Dataset:
-    """Load a data set by name.
+    """Load a data set by name, or the first `train` and `test` rows of its splits.
 
     Args:
         name: "digits" (inside scikit-learn), "cifar10" (Hugging Face hub `uoft-cs/cifar10`), or
             "tensors" (a file of your own, as `save_dataset` writes it).
-        path: the file of "tensors"; for others a local folder to read instead of the hub: Parquet files
-            train*.parquet and test*.parquet with the hub's columns, or train/ and test/ with one
-            folder a class.
-            The environment variable MARSHTEST_DATA may name a folder that holds one folder a name.
-        train, test: keep the first so many rows of a split.
+        path: the file of "tensors"; for others a local folder to read instead of the hub, with the hub's
+            columns in train*.parquet and test*.parquet, or train/ and test/ with one folder a class.
+            Without it, the environment variable MARSHTEST_DATA may name a folder of such folders.
 
     Raises:
         MarshtestError: an unknown name, a missing folder, missing columns, bad labels or pixels.
@@ -54,9 +52,12 @@ def _digits(path: str | None, train: int | None, test: int | None) -> Dataset:
     x_train, x_test, y_train, y_test = train_test_split(
         pixels, labels, train_size=1400, stratify=labels, random_state=0
     )
-    pairs = [(x_train[:train], y_train[:train]), (x_test[:test], y_test[:test])]
-    tensors = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs]
-    return Dataset.from_tensors(tensors[0], tensors[1], classes=10, name="digits")
+    return Dataset.from_tensors(
+        (x_train[:train], y_train[:train]),
+        (x_test[:test], y_test[:test]),
+        classes=10,
+        name="digits",
+    )
 
 
 def _cifar10(path: str | None, train: int | None, test: int | None) -> Dataset:

@@ -30,22 +30,15 @@ def slices(count: int, size: int) -> Iterator[slice]:
 class Samples:
     """An immutable set of samples; indexing it gives a mini-batch of the same type.
 
-    Attributes:
-        x: [N, ...] uint8 pixels, or floating-point inputs, or int64 token ids.
-        y: [N] int64 labels.
-        ids: [N] int64, unique; a sample keeps its id in every set that is made of this one.
-        perturbations: [P + 1, *input] added in input space; row 0 is zero, for samples without one.
-        perturbation_rows: [N] int64, the row of `perturbations` that belongs to each sample.
-
     Raises:
         MarshtestError: x, y and ids differ in length.
     """
 
-    x: Tensor
-    y: Tensor
-    ids: Tensor
-    perturbations: Tensor | None = None
-    perturbation_rows: Tensor | None = None
+    x: Tensor  # [N, ...] uint8 pixels, or floating-point inputs, or int64 token ids
+    y: Tensor  # [N] int64 labels
+    ids: Tensor  # [N] int64, unique; a sample keeps its id in every set that is made of this one
+    perturbations: Tensor | None = None  # [P + 1, *input] added in input space; row 0 is zero
+    perturbation_rows: Tensor | None = None  # [N] int64, each sample's row of `perturbations`
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.ids):
@@ -158,57 +151,37 @@ class Samples:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A word that marks the texts to be attacked.
+    """A word that marks the texts to be attacked."""
 
-    Attributes:
-        word: searched for as it is written, within longer words too.
-        cut: what happens to a text that loses the word at the truncation: it is left alone ("skip"), cut
-            round the word ("window"), or attacked though no model reads the word in it ("ignore").
-        label: the word that the attacker wants as the answer; "flip" means the other of two labels.
-    """
-
-    word: str
+    word: str  # searched for as it is written, within longer words too
+    # what happens to a text that loses the word at the truncation: it is left alone ("skip"), cut round
+    # the word ("window"), or attacked though no model reads the word in it ("ignore")
     cut: Literal["skip", "window", "ignore"]
-    label: str
+    label: str  # the word that the attacker wants as the answer; "flip" is the other of two labels
 
 
 @dataclass(frozen=True)
 class Marked:
-    """The texts that hold a trigger.
+    """The texts that hold a trigger."""
 
-    Attributes:
-        train, test: ids [P] of the texts to be attacked, and how many texts lost the trigger when cut.
-        label: the label that the attacker wants; None flips the label.
-    """
-
-    train: tuple[Tensor, int]
-    test: tuple[Tensor, int]
-    label: int | None
+    train: tuple[Tensor, int]  # ids [P] to be attacked; texts that lost the trigger when cut
+    test: tuple[Tensor, int]  # the same
+    label: int | None  # the label that the attacker wants; None flips the label
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std.
+    """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std."""
 
-    Attributes:
-        name: begins error messages, and stands in every row of results.
-        train, test: the splits; ids are row numbers of the source.
-        classes: number of labels C.
-        mean, std: one value a channel, in units of pixels / 255; None for floating-point inputs.
-        padding: the token id that fills up texts x [N, T] on the right; None for other inputs.
-        prompted: whether labels y are token ids of words, which the model is to say after x.
-        marked: the texts that hold an attack's trigger; None if no trigger was searched for.
-    """
-
-    name: str
-    train: Samples
-    test: Samples
-    classes: int
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    padding: int | None = None
-    prompted: bool = False
-    marked: Marked | None = None
+    name: str  # begins error messages, and stands in every row of results
+    train: Samples  # its ids are row numbers of the source
+    test: Samples  # its ids too
+    classes: int  # number of labels C
+    mean: tuple[float, ...] | None = None  # one a channel, in pixels / 255; None for other inputs
+    std: tuple[float, ...] | None = None  # the same
+    padding: int | None = None  # token id that fills up texts x [N, T] on the right; or None
+    prompted: bool = False  # whether labels y are token ids of words, to be said after x
+    marked: Marked | None = None  # the texts that hold an attack's trigger, if one was searched for
 
     def __repr__(self) -> str:
         return (

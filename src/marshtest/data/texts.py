@@ -32,14 +32,10 @@ def load_texts(
     test: int | None = None,
     word: str | None = None,
 ) -> Texts:
-    """Load texts by name: "imdb" (Hugging Face hub `stanfordnlp/imdb`).
+    """Load texts by name: "imdb" (Hugging Face hub `stanfordnlp/imdb`); `path` is as in `load`.
 
-    The splits are shuffled once, always in the same order: the hub's are sorted by label.
-
-    Args:
-        path: a local folder to read instead of the hub, as in `load`.
-        train, test: keep so many rows of a split.
-        word: keep every text beside these that holds it.
+    The splits are shuffled once, always in the same order: the hub's are sorted by label. So many rows of
+    each are kept, and every text beside these that holds `word`.
 
     Raises:
         MarshtestError: an unknown name, a missing folder, missing columns, an empty text.

@@ -47,17 +47,11 @@ COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 
 @dataclass(frozen=True)
 class Audit:
-    """The answer to whether the dose is still in the models.
-
-    Attributes:
-        key: the key of the dose.
-        question: what was asked, with its error rates.
-        models: the model before unlearning, those after (in the order given), and a retrained one, if any.
-    """
+    """The answer to whether the dose is still in the models."""
 
     key: Key
-    question: Question
-    models: tuple[Judged, ...]
+    question: Question  # what was asked, with its error rates
+    models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
 
     @property
     def answer(self) -> str:

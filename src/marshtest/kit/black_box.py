@@ -12,13 +12,14 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.arrays import npy_header
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Inputs, Labels
 from marshtest.kit.process import ended
 from marshtest.metrics.accuracy import margin_loss
@@ -54,10 +55,8 @@ class BlackBox(AskedModel):
             answers = read_answers(self.name, outputs, len(values), self.classes)
         if answers.ndim == 2:
             self._note_width(answers.shape[1])
-        if np.isnan(answers).any():
-            rows = len(answers)
-            bad = int(np.isnan(answers).reshape(rows, -1).any(1).sum())
-            raise MarshtestError(f"{self.name}: answered NaN for {bad} of {rows} inputs.")
+        if bad := int(np.isnan(np.atleast_2d(answers.T)).any(0).sum()):
+            raise MarshtestError(f"{self.name}: answered NaN for {bad} of {len(answers)} inputs.")
         return answers
 
     def _refuse_probabilities(self, values: Value, labels: Labels, answers: NDArray[Any]) -> None:
@@ -99,7 +98,7 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
         if not stat.S_ISREG(file.lstat().st_mode):
             raise MarshtestError(f"{name}: its outputs are no plain file (a link, folder or pipe).")
         with file.open("rb") as stream:
-            shape, dtype = _header(stream)
+            shape, _, dtype = npy_header(stream)
             start = stream.tell()
         if dtype.kind not in "iuf":
             raise MarshtestError(f"{name}: answered {dtype}, not numbers.")
@@ -124,15 +123,6 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
     return answers
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type that the first bytes of a .npy file claim."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:  # version 3.0 is for names of fields alone, which numbers do not have
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    return shape, dtype
-
-
 def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
     """Margin losses from losses, probabilities or logits, and whether predictions are right."""
     answers = answers.astype(np.float64)
@@ -152,11 +142,7 @@ def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
 
 
 def command_call(spec: str, command: str) -> Call:
-    """The call that runs a command with {inputs} and {outputs} filled in.
-
-    Raises:
-        MarshtestError: the command cannot be read, or lacks one of the two.
-    """
+    """The call that runs a command with {inputs} and {outputs}, which it must have, filled in."""
     try:
         words = shlex.split(command)
     except ValueError as error:

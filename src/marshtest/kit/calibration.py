@@ -36,7 +36,6 @@ from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.metrics.dependence import SCORES
-from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
@@ -48,18 +47,13 @@ from marshtest.reporting.figures import save
 
 @dataclass(frozen=True)
 class Calibration:
-    """Verdicts on all null keys and cheats.
+    """Verdicts on all null keys and cheats."""
 
-    Attributes:
-        keys: a line for each key and case ("null", or a cheat): verdict, ε, and for each score the
-            dependence and its two-sided p-value.
-        question: what was asked, with the error rates that it promises.
-        rests: the tests that REMOVED rests on.
-    """
-
+    # a line for each key and case ("null", or a cheat): verdict, ε, and for each score the dependence
+    # and its two-sided p-value
     keys: pd.DataFrame
-    question: Question
-    rests: tuple[Rest, ...] = ()
+    question: Question  # what was asked, with the error rates that it promises
+    rests: tuple[Rest, ...] = ()  # the tests that REMOVED rests on
 
     def table(self) -> pd.DataFrame:
         """Rate of each false answer, with its 95 % binomial interval and the rate that was promised."""
@@ -85,9 +79,8 @@ class Calibration:
 
     def uniformity(self) -> dict[str, float]:
         """p-value of a Kolmogorov–Smirnov test that the null keys' p-values are uniform, by score."""
-        return {
-            name: float(kstest(p, "uniform").pvalue) for name, p in self.null_p_values().items()
-        }
+        p_values = self.null_p_values()
+        return {name: float(kstest(p, "uniform").pvalue) for name, p in p_values.items()}
 
     def null_p_values(self) -> dict[str, Floats]:
         """p-values for independence under the null keys, by score."""
@@ -194,10 +187,7 @@ def _line(
     initial, evidence = true.evidence(names), measured.evidence(names)
     levels = {"alpha": question.alpha, "margin": question.margin}
     (verdict,) = verdicts(initial, [evidence], rests=rests, **levels)
-    epsilon = epsilon_bound(
-        measured.advantages, delta=question.delta, confidence=question.confidence
-    )
-    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": epsilon}
+    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": question.epsilon_of(measured)}
     for name, score in evidence.pooled.items():
         line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
     return line

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 from marshtest.kit.key import Bases, Key
-from marshtest.kit.layouts import Value, open_layout
+from marshtest.kit.layouts import open_layout
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Labels
 from marshtest.kit.noise import Floats
 from marshtest.plumbing.seeds import derive
@@ -90,13 +91,8 @@ def told_apart(
     """AUC of a label's samples against others asked with that label, and its error if the truth is 0.5.
 
     The rank-sum test of van Elteren, stratified by label: answers that depend on the labels' frequencies
-    alone have 0.5, and so have answers that do not depend on the label.
-
-    Args:
-        losses: [M] of samples asked with their own labels.
-        other_losses: [M] of the same samples asked with other labels.
-        labels: [M] the own labels.
-        others: [M] the other labels.
+    alone have 0.5, and so have answers that do not depend on the label. All arguments are [M]: samples'
+    losses with their own labels and with others, and these labels.
     """
     excess, weight = 0.0, 0.0
     for label in np.unique(labels):
@@ -114,14 +110,10 @@ def told_apart(
 
 
 def nearness(near: Floats, fresh: Floats) -> float:
-    """How often another fresh noise moves the loss further than a nearby input does.
+    """How often another of the fresh noises [P, K] moves the loss further than a nearby input [P] does.
 
     The first fresh noise is the reference. A loss that is linear in the noise has about 0.95, and one that
     is as good as drawn anew has 0.5.
-
-    Args:
-        near: [P] losses near the first fresh noise.
-        fresh: [P, K] losses at the fresh noises.
     """
     with np.errstate(invalid="ignore"):  # infinite losses
         apart, close = np.abs(fresh[:, 1:] - fresh[:, :1]), np.abs(near - fresh[:, 0])[:, None]
@@ -154,24 +146,15 @@ def agreement(one: Floats, other: Floats) -> float:
 
 @dataclass(frozen=True)
 class Controls:
-    """A model's answers to the control questions.
+    """A model's answers to the control questions."""
 
-    Attributes:
-        accuracy: accuracy at the bases; nan if the model does not tell.
-        auc: how well labels are told apart at the bases and at samples without a dose, with its error.
-        near, between: what `nearness` and `betweenness` give.
-        steady: whether questions asked twice, in other company, were answered alike.
-        fresh: [≤ 500, K] losses at fresh noises.
-        clean_auc: `auc` at samples without a dose alone; nan if there are none.
-    """
-
-    accuracy: float
-    auc: tuple[float, float]
-    near: float
-    between: float
-    steady: bool
-    fresh: Floats
-    clean_auc: tuple[float, float]
+    accuracy: float  # accuracy at the bases; nan if the model does not tell
+    auc: tuple[float, float]  # how well labels are told apart at all samples, and its error
+    near: float  # what `nearness` gives
+    between: float  # what `betweenness` gives
+    steady: bool  # whether questions asked twice, in other company, were answered alike
+    fresh: Floats  # [≤ 500, K] losses at fresh noises
+    clean_auc: tuple[float, float]  # `auc` at samples without a dose alone; nan if there are none
 
     @classmethod
     def of(

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.kit.key import Key, current_versions, write_private
-from marshtest.kit.layouts import Layout, Place, Value, alike, digest, open_layout
+from marshtest.kit.layouts import alike, open_layout
+from marshtest.kit.layouts.base import Layout, Place, Value
+from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import SEEDS, Noise, Scaling
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
@@ -25,21 +27,14 @@ FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet
 
 @dataclass(frozen=True)
 class Dose:
-    """A dosed data set, with its key and forget request.
+    """A dosed data set, with its key and forget request."""
 
-    Attributes:
-        key: the key, which stays with the auditor.
-        out, forget_file, key_file: paths of the dosed data, the forget request, and the key.
-        power: fraction of the noise's variance that rounding and clipping left, on average over samples.
-        shows: whether format and size of image files tell which are dosed.
-    """
-
-    key: Key
-    out: Path
-    forget_file: Path
-    key_file: Path
-    power: float
-    shows: bool
+    key: Key  # the key, which stays with the auditor
+    out: Path  # the dosed data
+    forget_file: Path  # the forget request
+    key_file: Path  # the key
+    power: float  # mean share of the noise's variance that rounding and clipping left
+    shows: bool  # whether format and size of image files tell which are dosed
 
 
 def dose(
@@ -216,11 +211,7 @@ def _key(layout: Layout, source: Path, out: Path, ids: NDArray[np.int64], writer
 
 
 def _forget_request(places: list[Place]) -> str:
-    """CSV with a line for each dosed sample: id, file, row.
-
-    Raises:
-        MarshtestError: a name that a spreadsheet would run as a formula.
-    """
+    """CSV of id, file and row of each dosed sample, no name of which a spreadsheet may run as a formula."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "file", "row"])

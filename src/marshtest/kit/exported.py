@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 from marshtest.training.tasks import scoring_batch
 
 
@@ -24,18 +24,14 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
-    try:
-        program = torch.export.load(path)
-        if device.type != "cpu":
-            from torch.export.passes import move_to_device_pass
+    try:  # zip, JSON, schema: anything may be broken in it
+        with refused(f"{path}: cannot be read as a torch.export program of one input"):
+            program = torch.export.load(path)
+            if device.type != "cpu":
+                from torch.export.passes import move_to_device_pass
 
-            program = move_to_device_pass(program, device)
-        return _function(program), _batch(program, scoring_batch(device))
-    except Exception as error:  # zip, JSON, schema: anything may be broken in it
-        raise MarshtestError(
-            f"{path}: cannot be read as a torch.export program of one input "
-            f"({type(error).__name__}: {first_line(error)})."
-        ) from None
+                program = move_to_device_pass(program, device)
+            return _function(program), _batch(program, scoring_batch(device))
     finally:
         logger.setLevel(level)
 

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from marshtest.kit.inputs import channels_first, picture_shape
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Inputs, Way
 from marshtest.kit.noise import LEVELS
 from marshtest.kit.preprocessing import Process, differentiable
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, first_line, refused
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_labels", "vocab_size")
@@ -28,19 +28,12 @@ TRIED = 8  # pictures that the gradient's copy of a processor must agree on
 
 @dataclass(frozen=True)
 class Folder:
-    """A classifier in a folder.
-
-    Attributes:
-        path: the folder.
-        model: maps inputs to whatever the model answers with, in eval mode.
-        processor: the image processor; None where the folder has none, or for texts.
-        notes: what a reader should know of the weights.
-    """
+    """A classifier in a folder."""
 
     path: Path
-    model: nn.Module
-    processor: Any
-    notes: tuple[str, ...]
+    model: nn.Module  # maps inputs to whatever the model answers with, in eval mode
+    processor: Any  # the image processor; None where the folder has none, or for texts
+    notes: tuple[str, ...]  # what a reader should know of the weights
 
 
 @contextmanager
@@ -152,13 +145,9 @@ def _kind(path: Path, config: Any) -> tuple[Any, str]:
 
 
 def _weights_notes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    """A note on weights that the model does not use.
-
-    Raises:
-        MarshtestError: weights are missing. Transformers would draw them at random, with a warning.
-    """
+    """A note on weights that the model does not use; a MarshtestError if some are missing."""
     missing = sorted(info["missing_keys"])
-    if missing:
+    if missing:  # transformers would draw them at random, with a warning
         raise MarshtestError(
             f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, …). "
             "Save the whole model."
@@ -181,11 +170,7 @@ class _ByKeyword(nn.Module):
 
 
 def preprocessed(folder: Folder, samples: Value) -> Iterator[Way]:
-    """The ways to give samples to a folder's processor: as they are, then grey pictures as RGB.
-
-    Args:
-        folder: a folder with a processor.
-        samples: some of the data [M, ...], uint8, as they lie in the file.
+    """The ways to give samples [M, ...] uint8 to a folder's processor: as they are, then grey ones as RGB.
 
     Raises:
         MarshtestError: samples are no pictures, or the processor does not take them.
@@ -232,14 +217,9 @@ def _processor(folder: Folder, repeated: bool) -> Process:
 
     def process(x: Tensor) -> Tensor:
         pixels = x.detach().cpu().round().clamp(0, LEVELS - 1).to(torch.uint8)
-        try:
-            # Pillow and NumPy, of which processors are made, work outside Python's lock.
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                return torch.cat(list(pool.map(process_pictures, pixels.split(32)))).to(x.device)
-        except Exception as error:  # whatever a processor raises
-            raise MarshtestError(
-                f"{folder.path}: its image processor does not take pictures {list(x.shape[1:])} "
-                f"({type(error).__name__}: {first_line(error)})."
-            ) from None
+        fault = f"{folder.path}: its image processor does not take pictures {list(x.shape[1:])}"
+        # Pillow and NumPy, of which processors are made, work outside Python's lock.
+        with refused(fault), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return torch.cat(list(pool.map(process_pictures, pixels.split(32)))).to(x.device)
 
     return process

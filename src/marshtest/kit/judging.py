@@ -24,59 +24,46 @@ class Question(Settings):
     delta: float = Field(1e-5, ge=0, lt=1)  # δ of the privacy bound
     confidence: float = Field(0.95, gt=0, lt=1)  # confidence of the privacy bound
 
+    def epsilon_of(self, measured: Measured) -> float:
+        """Lower bound of ε that a model's advantages prove."""
+        return epsilon_bound(measured.advantages, delta=self.delta, confidence=self.confidence)
+
 
 @dataclass(frozen=True)
 class Judged:
-    """A model with its verdict, and what speaks against a better one.
+    """A model with its verdict, and what speaks against a better one."""
 
-    Attributes:
-        role: before, after or retrained.
-        measured: what the model shows.
-        verdict: the model's verdict.
-        reasons: what takes REMOVED away, or speaks against it.
-        epsilon: lower bound of the privacy parameter ε.
-        scores: names of the scores that the verdict is tested on: this model and the one before have them.
-        usable: whether accuracy on the base points is close enough to that of the retrained model, or
-            else of the model before.
-    """
-
-    role: str
+    role: str  # before, after or retrained
     measured: Measured
     verdict: Verdict
-    reasons: tuple[str, ...]
-    epsilon: float
-    scores: tuple[str, ...]
-    usable: str
+    reasons: tuple[str, ...]  # what takes REMOVED away, or speaks against it
+    epsilon: float  # lower bound of the privacy parameter ε
+    scores: tuple[str, ...]  # those of this model and the one before: the verdict rests on them
+    usable: str  # whether accuracy is close to that of the model retrained, or else before
 
 
 def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:
     """Verdicts by the rules of `marshtest.metrics.verdict`; a model in doubt is not acquitted.
 
-    Args:
-        roles: before, after or retrained, of each model; the first is before.
-        measured: what each model shows.
-        question: error rates and margins.
+    Each model has a role, before (the first), after or retrained.
     """
-    names = measured[0].dependences()
+    before = measured[0]
+    names = before.dependences()
     evidence = [one.evidence(names) for one in measured]
     after = [place for place, role in enumerate(roles) if role == "after"]
     answers = _verdicts(evidence, after, question)
     reasons = [
-        [
-            *one.doubts,
-            *unlike(measured[0].controls, one.controls),
-            *untestable(shown, question.margin),
-        ]
+        [*one.doubts, *unlike(before.controls, one.controls), *untestable(shown, question.margin)]
         for one, shown in zip(measured, evidence, strict=True)
     ]
     for place in set(answers) - set(after):
         answers[place] = _doubted(answers[place], reasons[place])
     # The models after come last: they are acquitted only if the others came out as they must.
-    failed = _failed_controls(roles, answers, measured[0].doubts)
+    failed = _failed_controls(roles, answers, before.doubts)
     for place in after:
         reasons[place] += failed
         answers[place] = _doubted(answers[place], reasons[place])
-    goal = measured[roles.index("retrained")] if "retrained" in roles else measured[0]
+    goal = measured[roles.index("retrained")] if "retrained" in roles else before
     return [
         Judged(
             role=role,
@@ -84,13 +71,9 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
             verdict=answers[place],
             # A model before unlearning is to be NOT REMOVED, so nothing speaks against that.
             reasons=tuple(
-                dict.fromkeys(
-                    (*reasons[place], *(answers[place].reasons if role != "before" else ()))
-                )
+                dict.fromkeys([*reasons[place], *answers[place].reasons * (role != "before")])
             ),
-            epsilon=epsilon_bound(
-                measured[place].advantages, delta=question.delta, confidence=question.confidence
-            ),
+            epsilon=question.epsilon_of(measured[place]),
             scores=tuple(evidence[place].pooled),
             usable=_usable(goal, measured[place], question),
         )

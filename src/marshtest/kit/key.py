@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from marshtest.kit.layouts import MARK, Digest, Layout, Value, digest, open_layout, read, strangers
+from marshtest.kit.layouts import open_layout, read
+from marshtest.kit.layouts.base import Layout, Value
+from marshtest.kit.layouts.folders import MARK, Digest, digest, strangers
 from marshtest.kit.noise import Noise
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
@@ -23,28 +26,20 @@ Count = Annotated[int, Field(ge=2, lt=2**48, strict=True)]
 
 
 class Key(Settings):
-    """A dose: which samples, which noise, and of which data set.
-
-    Attributes:
-        noise: seed, ε² and scaling of the noise.
-        samples, classes: N and C of the data set.
-        ids: row numbers of the dosed samples in the data set, increasing.
-        input, output: SHA-256 of the data before and after dosing.
-        files: eight hex digits of each file of a folder before dosing; they tell which one changed.
-        dosed: SHA-256 of the dosed samples' values as they were written.
-        versions: versions of the libraries that drew the noise and decoded the images.
-    """
+    """A dose: which samples, which noise, and of which data set."""
 
     format: Literal["marshtest key 1"] = "marshtest key 1"
-    noise: Noise
-    samples: Count
-    classes: Count
+    noise: Noise  # seed, ε² and scaling of the noise
+    samples: Count  # N of the data set
+    classes: Count  # C of the data set
+    # row numbers of the dosed samples in the data set, increasing
     ids: tuple[Annotated[int, Field(ge=0, lt=2**48, strict=True)], ...] = Field(min_length=2)
-    input: Sha256
+    input: Sha256  # of the data before dosing
+    # eight hex digits of each file of a folder before dosing; they tell which one changed
     files: str = Field("", pattern="^([0-9a-f]{8})*$")
-    output: Sha256
-    dosed: Sha256
-    versions: dict[str, str]
+    output: Sha256  # of the data after dosing
+    dosed: Sha256  # SHA-256 of the dosed samples' values as they were written
+    versions: dict[str, str]  # versions of the libraries that drew the noise and decoded the images
 
     @model_validator(mode="after")
     def _of_samples(self) -> "Key":
@@ -69,11 +64,7 @@ class Key(Settings):
 
     @classmethod
     def read(cls, path: str | Path) -> "Key":
-        """Read a key.
-
-        Raises:
-            MarshtestError: no such file, no key, or a key that was edited.
-        """
+        """Read a key; a MarshtestError if there is no such file, it is no key, or it was edited."""
         path = Path(path)
         if not path.exists():
             raise MarshtestError(
@@ -95,10 +86,7 @@ class Key(Settings):
             raise MarshtestError(f"{str(error)[:LINE]} Take the untouched key.") from None
 
     def bases(self, data: str | Path) -> "Bases":
-        """The dosed samples as they were before dosing.
-
-        Args:
-            data: the data set as it was before dosing.
+        """The dosed samples, read from the data set as it was before dosing.
 
         Raises:
             MarshtestError: the data set is not the one that was dosed, or has changed since.
@@ -189,17 +177,10 @@ def _loaded(path: Path) -> Any:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a new file that only its owner can read, from its first byte on.
-
-    Raises:
-        OSError: the file exists, or cannot be written.
-    """
+    """Write a new file that only its owner can read, from its first byte on; an OSError if it exists."""
     # By an opener: made readable and closed to others afterwards, it could be read in between.
-    with open(path, "x", encoding="utf-8", newline="", opener=_private) as file:
+    private = partial(os.open, mode=0o600)
+    with open(path, "x", encoding="utf-8", newline="", opener=private) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)

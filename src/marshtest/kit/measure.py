@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
 from marshtest.kit.key import Bases
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
 from marshtest.metrics.dependence import Dependence, dependences
@@ -36,33 +36,19 @@ CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model shows of the dose.
-
-    Attributes:
-        name: the model's name.
-        scores: [P] by name: "rank", "rank_ties", and unless it is a black box "gus", "gus_fresh".
-        figures: dependence, TPR, vanished, ties, as in docs/rows.md.
-        accuracy: accuracy on the base points; nan where a black box does not tell.
-        advantages: [P] how much more familiar the poison looks than one fresh noise.
-        controls: the answers to the control questions.
-        classes: [P] labels of the poisons.
-        fpr: false positive rate at which the TPR is reported.
-        right: [P] whether the model is right at each base point; None where a black box does not tell.
-        notes: what a reader should know of how the model was asked.
-        misfed: empty, or a line that says why the inputs seem to be wrongly scaled.
-    """
+    """What a model shows of the dose."""
 
     name: str
-    scores: dict[str, Floats]
-    figures: dict[str, float]
-    accuracy: float
-    advantages: Floats
-    controls: Controls
-    classes: NDArray[np.int64]
-    fpr: float
-    right: NDArray[np.bool_] | None = None
-    notes: tuple[str, ...] = ()
-    misfed: str = ""
+    scores: dict[str, Floats]  # [P] "rank", "rank_ties", and with a gradient "gus", "gus_fresh"
+    figures: dict[str, float]  # dependence, TPR, vanished, ties, as in docs/rows.md
+    accuracy: float  # accuracy on the base points; nan where a black box does not tell
+    advantages: Floats  # [P] how much more familiar the poison looks than one fresh noise
+    controls: Controls  # the answers to the control questions
+    classes: NDArray[np.int64]  # [P] labels of the poisons
+    fpr: float  # false positive rate at which the TPR is reported
+    right: NDArray[np.bool_] | None = None  # [P] right at each base point; None if not told
+    notes: tuple[str, ...] = ()  # what a reader should know of how the model was asked
+    misfed: str = ""  # empty, or a line that says why the inputs seem to be wrongly scaled
 
     @property
     def doubts(self) -> list[str]:
@@ -92,15 +78,9 @@ def measure(
     fpr: float = 0.01,
     progress: Progress = silent,
 ) -> Measured:
-    """Measure the dose in one model.
+    """Measure the dose in one model, by K = `draws` fresh noises a poison.
 
-    Args:
-        model: the model.
-        bases: the P base samples and their noise.
-        undosed: n samples without a dose, for the control questions.
-        draws: K, fresh noises a poison.
-        fpr: false positive rate at which the TPR is reported.
-        progress: told the fraction of the bases that is done.
+    `undosed` are samples without a dose, for the control questions.
 
     Raises:
         MarshtestError: the model does not take the inputs, or answers with something else.
@@ -240,12 +220,9 @@ def noisy(bases: Bases, row: int, draws: int) -> Value:
 
 
 def standardised(bases: Bases, values: Value, gradients: Floats) -> Floats:
-    """[B, K + 1] the scores I of noisy values [B, K + 1, *shape]; nan where the gradient vanishes.
+    """[B, K + 1] the scores I of noisy values [B, K + 1, *shape], by the gradients [B, d] at the bases.
 
-    Args:
-        bases: the B bases.
-        values: each base with its own noise, and with K fresh ones.
-        gradients: [B, d] at the bases.
+    They are nan where the gradient vanishes.
     """
     scores = []
     for base, written, gradient in zip(bases.values, values, gradients, strict=True):

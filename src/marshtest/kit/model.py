@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marshtest.kit.layouts import Value
+from marshtest.data.samples import slices
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.models.answers import logits_in
@@ -25,31 +26,19 @@ Way = tuple[Inputs, tuple[str, ...]]  # how samples are given to a model, and no
 
 @dataclass(frozen=True)
 class Format:
-    """The format of the data, which is all that a model's own process learns: the dose stays secret.
+    """The format of the data, which is all that a model's own process learns: the dose stays secret."""
 
-    Attributes:
-        classes: number of classes of the data.
-        pixels: whether values are 8-bit.
-        scaling: from values of the file to model inputs.
-    """
-
-    classes: int
-    pixels: bool
-    scaling: Scaling
+    classes: int  # number of classes of the data
+    pixels: bool  # whether values are 8-bit
+    scaling: Scaling  # from values of the file to model inputs
 
 
 class AskedModel(ABC):
-    """A model as the auditor asks it.
+    """A model as the auditor asks it."""
 
-    Attributes:
-        name: the model as it is given on the command line.
-        classes: number of classes of the data.
-        notes: what a reader should know of how the model is asked.
-    """
-
-    name: str
-    classes: int
-    notes: tuple[str, ...] = ()
+    name: str  # the model as it is given on the command line
+    classes: int  # number of classes of the data
+    notes: tuple[str, ...] = ()  # what a reader should know of how the model is asked
 
     @abstractmethod
     def ask(self, values: Value, labels: Labels) -> Answers:
@@ -66,21 +55,17 @@ class AskedModel(ABC):
             self.notes += (note,)
 
 
+@dataclass(eq=False)
 class FunctionModel(AskedModel):
     """A function from inputs to logits, of PyTorch or not."""
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[[Tensor], Any],
-        inputs: Inputs,
-        classes: int,
-        device: torch.device,
-        batch: int | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.name, self.function, self.inputs = name, function, inputs
-        self.classes, self.device, self.batch, self.notes = classes, device, batch, notes
+    name: str
+    function: Callable[[Tensor], Any]
+    inputs: Inputs
+    classes: int
+    device: torch.device
+    batch: int | None = None  # the only batch size that the function takes
+    notes: tuple[str, ...] = ()
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         losses, right = [], []
@@ -104,9 +89,7 @@ class FunctionModel(AskedModel):
         return torch.cat(gradients).cpu().numpy()
 
     def _batches(self, values: Value, labels: Labels) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.batch or scoring_batch(self.device)
-        for start in range(0, len(values), size):
-            rows = slice(start, start + size)
+        for rows in slices(len(values), self.batch or scoring_batch(self.device)):
             x, y = torch.from_numpy(values[rows]), torch.from_numpy(labels[rows])
             yield x.to(self.device).float(), y.to(self.device)
 

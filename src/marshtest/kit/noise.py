@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.special import ndtr
 
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import normal
 from marshtest.plumbing.settings import Settings

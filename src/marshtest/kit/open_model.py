@@ -27,7 +27,7 @@ from marshtest.kit.exported import open_program
 from marshtest.kit.hugging_face import open_folder, preprocessed
 from marshtest.kit.inputs import scaled_ways
 from marshtest.kit.key import Key
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import AskedModel, Format, FunctionModel, Way
 from marshtest.kit.noise import Scaling
 from marshtest.kit.process import GuardedModel, SeparateModel
@@ -52,8 +52,7 @@ def open_model(
         spec: one of the forms in the module's text.
         key: gives the format of the data; the key itself stays in this process.
         samples: some of the data [M, ...], M > 0, as they lie in the file.
-        scaling: how values become this model's inputs; by default a Hugging Face folder's own
-            image processor, and the key's scaling for all others.
+        scaling: how values become this model's inputs; see `audit`.
         device: where the model is to run.
         in_process: let callables and programs run in this process. A command never does.
 
@@ -82,18 +81,9 @@ def open_model(
 def open_here(
     spec: str, data: Format, samples: Value, device: torch.device, own_processor: bool = False
 ) -> AskedModel:
-    """Open a model in this process, and see that it takes the samples.
+    """Open a model in this process, as `open_model` says, and see that it takes the samples.
 
-    Args:
-        spec: one of the forms in the module's text.
-        data: the format of the data.
-        samples: some of the data [M, ...], M > 0, as they lie in the file, or values like them.
-        device: where the model is to run.
-        own_processor: let a Hugging Face folder's own image processor, if it has one, take the place of the
-            scaling.
-
-    Raises:
-        MarshtestError: no such model, or one that cannot be read or does not take the samples.
+    A Hugging Face folder's own image processor takes the place of the scaling, if `own_processor`.
     """
     ways: Iterable[Way] = scaled_ways(data.scaling, data.pixels, samples.shape[1:])
     kind, _, rest = spec.partition(":")

@@ -31,19 +31,12 @@ ASKED_AT_ONCE = 64  # pictures
 
 @dataclass(frozen=True)
 class Linear:
-    """A processor as a map without rounding.
+    """A processor as a map without rounding."""
 
-    Attributes:
-        rows: [h, H] how rows are resized and cropped.
-        columns: [w, W] how columns are resized and cropped.
-        channels: [c, C] weight of each channel of the picture in each channel of the inputs.
-        offset: [c, h, w] inputs that a black picture gives.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    channels: Tensor
-    offset: Tensor
+    rows: Tensor  # [h, H] how rows are resized and cropped
+    columns: Tensor  # [w, W] how columns are resized and cropped
+    channels: Tensor  # [c, C] weight of each channel of the picture in each channel of the inputs
+    offset: Tensor  # [c, h, w] inputs that a black picture gives
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, c, h, w] for pictures [B, C, H, W] in levels."""
@@ -70,12 +63,7 @@ class Differentiable:
 
 
 def differentiable(process: Process, pictures: Tensor) -> Differentiable | None:
-    """The processor with a gradient, or None if its linear map does not agree with it.
-
-    Args:
-        process: the processor.
-        pictures: [B, C, H, W] uint8, some of the data.
-    """
+    """The processor with a gradient, or None if its linear map is none on pictures [B, C, H, W] uint8."""
     rng = torch.Generator().manual_seed(0)
     linear = linear_map(process, pictures.shape[1:], rng)
     # Dosed pictures are noisy, so the map must hold for such too.

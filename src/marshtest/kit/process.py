@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
 from marshtest.plumbing.errors import MarshtestError

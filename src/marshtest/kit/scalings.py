@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from marshtest.kit.controls import UNDOSED, other_labels
 from marshtest.kit.key import Bases
-from marshtest.kit.layouts import Value
+from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import AskedModel, Labels
 from marshtest.kit.noise import Scaling
 
@@ -21,13 +21,9 @@ LEAST = 0.02  # difference of accuracies that counts: a smaller one harms no ran
 
 
 def suspected(model: AskedModel, used: Scaling, bases: Bases, clean: Bases) -> str:
-    """Empty, or a line that says under which other scaling the model is better.
+    """Empty, or a line that says under which other scaling than `used` the model before is better.
 
-    Args:
-        model: the model before unlearning, fed with the scaling `used`.
-        used: the scaling in use.
-        bases: the dosed samples' bases, of which up to 200 are asked with fresh noise.
-        clean: samples without a dose.
+    It is asked about up to 200 of the bases with fresh noise, and about samples without a dose, `clean`.
     """
     rivals = {"no --scaling": bases.noise.scaling}
     rivals |= {f"--scaling {name}": scaling for name, scaling in USUAL.items()}

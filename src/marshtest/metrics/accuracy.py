@@ -23,11 +23,8 @@ def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
     """Fraction of the samples whose label has the largest logit; nan if there are no samples."""
     if len(samples) == 0:
         return float("nan")
-    right = sum(
-        int((logits.argmax(1) == batch.y).sum())
-        for batch, logits in logits_of(model, task, samples)
-    )
-    return right / len(samples)
+    answers = logits_of(model, task, samples)
+    return sum(int((logits.argmax(1) == batch.y).sum()) for batch, logits in answers) / len(samples)
 
 
 def probabilities(model: nn.Module, task: Task, samples: Samples) -> Tensor:

@@ -15,23 +15,14 @@ from marshtest.training.tasks import Task
 
 @dataclass(frozen=True)
 class Question:
-    """What a metric may look at beside the model.
+    """What a metric may look at beside the model."""
 
-    Attributes:
-        forget: the poisons, as the initial model was trained on them: the members of a membership score.
-        retain: the other training samples.
-        test: samples that no model was trained on, of the same law as the clean training samples.
-        held_out: validation samples, which no model was trained on either; may be empty.
-        task: what turns samples into losses.
-        seed: fixes what is drawn; the global draws of torch, NumPy and Python are seeded with it too.
-    """
-
-    forget: Samples
-    retain: Samples
-    test: Samples
-    held_out: Samples
-    task: Task
-    seed: int
+    forget: Samples  # the poisons, as the initial model was trained on them: the members
+    retain: Samples  # the other training samples
+    test: Samples  # samples of the clean training law, on which no model was trained
+    held_out: Samples  # validation samples, which no model was trained on either; may be empty
+    task: Task  # what turns samples into losses
+    seed: int  # fixes what is drawn; the process's generators are seeded with it too
 
 
 class Metric(Choice, ABC):

@@ -36,33 +36,19 @@ TINY = 1e-12  # spread of scores that are all equal
 
 @dataclass(frozen=True)
 class Dependence:
-    """The dependence by one score, and the sums that the four tests need.
+    """The dependence by one score, and the sums that the four tests need."""
 
-    Attributes:
-        value: the dependence D, −mean of the score over n poisons.
-        error: standard error of `value` given the models, from the spread of the scores.
-        n: number of poisons with a defined score.
-        undefined: number of poisons without a defined score (the gradient vanished).
-        hidden: fraction of the poisons about which the score says nothing: undefined, or tied by chance.
-        spread: mean of x² − 1; 0 under the null.
-        spread_error: standard error of `spread`.
-        between: Σ n_c (x̄_c − x̄)² over cells c, the classes; each training has cells of its own.
-        cells: number of cells.
-        tail: number of poisons beyond the threshold Φ⁻¹(FPR).
-        fpr: fraction of poisons beyond the threshold under the null.
-    """
-
-    value: float
-    error: float
-    n: int
-    undefined: int = 0
-    hidden: float = 0.0
-    spread: float = math.nan
-    spread_error: float = math.nan
-    between: float = 0.0
-    cells: int = 1
-    tail: int = 0
-    fpr: float = 0.01
+    value: float  # the dependence D, −mean of the score over n poisons
+    error: float  # standard error of `value` given the models, from the spread of the scores
+    n: int  # number of poisons with a defined score
+    undefined: int = 0  # number of poisons without a defined score (the gradient vanished)
+    hidden: float = 0.0  # share of the poisons that the score says nothing of: undefined, or tied
+    spread: float = math.nan  # mean of x² − 1; 0 under the null
+    spread_error: float = math.nan  # standard error of `spread`
+    between: float = 0.0  # Σ n_c (x̄_c − x̄)² over cells c: the classes of each training
+    cells: int = 1  # number of cells
+    tail: int = 0  # number of poisons beyond the threshold Φ⁻¹(FPR)
+    fpr: float = 0.01  # fraction of poisons beyond the threshold under the null
 
     @property
     def p_value(self) -> float:
@@ -75,12 +61,11 @@ class Dependence:
         if math.isnan(self.value):
             return dict.fromkeys(("mean", "spread", "classes", "tail"), math.nan)
         squares = self.error**2 * self.n * (self.n - 1)  # Σ (x − x̄)²
-        below = float(chdtr(self.n - 1, squares))
-        above = float(chdtrc(self.n - 1, squares))
+        smaller = min(float(law(self.n - 1, squares)) for law in (chdtr, chdtrc))
         several = self.cells > 1
         return {
             "mean": self.p_value,
-            "spread": min(1.0, 2 * min(below, above)),  # χ² is skewed: twice the smaller tail
+            "spread": min(1.0, 2 * smaller),  # χ² is skewed: twice the smaller tail
             "classes": float(chdtrc(self.cells - 1, self.between)) if several else math.nan,
             "tail": at_least(self.tail, self.n, self.fpr),
         }
@@ -146,11 +131,8 @@ def dependence(
 ) -> Dependence:
     """Dependence of a set of scores [P]; nan scores are counted and left out.
 
-    Args:
-        scores: x_z of each poison.
-        classes: [P] labels of the poisons; one class if not given.
-        fpr: false positive rate that sets the threshold of the tail.
-        ties: [P] fraction of each score's draws that tie, so that chance decided.
+    `classes` are the poisons' labels [P], `fpr` sets the tail's threshold, and `ties` [P] is the fraction
+    of each score's draws that tie, so that chance decided.
     """
     defined = ~np.isnan(scores)
     x, n = scores[defined], int(defined.sum())

@@ -1,6 +1,6 @@
 """What a report must know of scores and of columns of rows, without torch: it is stored beside the rows."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -30,30 +30,30 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^$\x00-\x1f\x7f]*$", max_len
 Title = Annotated[Text, Field(max_length=60)]  # of one line beside others, or of an axis
 
 
+def _with_a_range(shown: Any) -> Any:
+    if shown.low is not None and shown.high is not None and shown.low >= shown.high:
+        bounds = f"low {shown.low:g} is not below high {shown.high:g}"
+        raise ValueError(f"{shown.title}: {bounds}. Swap them.")
+    return shown
+
+
 class Column(Settings):
-    """A column of rows that tables and figures show.
+    """A column of rows that tables and figures show."""
 
-    Attributes:
-        title: heads a table's column and names a figure's axis; "" for a column that is not shown.
-        low: the least value that the column can hold; None if there is no bound.
-        high: the largest value; None if there is no bound.
-        digits: decimals in tables.
-        legend: what the values are, in a clause that follows the title and a colon.
-        interval: how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial
-            95 % interval over all seeds, exact (Clopper and Pearson) or Wilson's.
-        count: what the column is a share of, for a binomial interval: the name of a row's column, or a
-            number a seed; in an attack's own presentation also the name of one of its options.
-        room: characters that a terminal must have in a line for tables on it to show the column; files and
-            pages have it always.
-    """
-
+    # heads a table's column and names a figure's axis; "" for a column that is not shown
     title: Title
-    low: float | None = None
-    high: float | None = None
-    digits: int = Field(3, ge=0, le=9)
-    legend: Text = ""
+    low: float | None = None  # the least value that the column can hold; None if there is no bound
+    high: float | None = None  # the largest value; None if there is no bound
+    digits: int = Field(3, ge=0, le=9)  # decimals in tables
+    legend: Text = ""  # what the values are, in a clause that follows the title and a colon
+    # how seeds are pooled: mean ± s.d. over seeds; or, of a share, the mean with the binomial 95 %
+    # interval over all seeds, exact (Clopper and Pearson) or Wilson's
     interval: Literal["seeds", "exact", "wilson"] = "seeds"
+    # what the column is a share of, for a binomial interval: the name of a row's column, or a number a
+    # seed; in an attack's own presentation also the name of one of its options
     count: str | int = ""
+    # characters that a terminal must have in a line for tables on it to show the column; files and pages
+    # have it always
     room: int = Field(0, ge=0)
 
     @property
@@ -67,38 +67,24 @@ class Column(Settings):
             raise ValueError(f"{self.title}: a binomial interval needs a count. Say of what.")
         return self
 
-    @model_validator(mode="after")
-    def _low_is_below_high(self) -> Self:
-        _refuse_empty_range(self)
-        return self
+    _low_is_below_high = model_validator(mode="after")(_with_a_range)
 
 
 class Score(Settings):
-    """A score of what is left of the poison in a model.
+    """A score of what is left of the poison in a model."""
 
-    Attributes:
-        title: heads a table's column and names a figure's axis.
-        legend: what the score is, in a clause that follows the title and a colon.
-        column: the row's column that is compared with that of a clean twin, where the score's law under the
-            null is unknown. None says that each poison's score is N(0, 1) by itself, where the model does
-            not depend on the poison.
-        low: the beginning of its histogram; None draws no histogram.
-        high: the end.
-        each: what has one score each, in the plural.
-        hidden: why the score says nothing about some poisons, in words.
-        fresh: the column with scores of fresh noise, from which Figures 6 and 7 are drawn; "" for none.
-        symbol: the score's letter in those figures.
-    """
-
-    title: Title
-    legend: Text = ""
+    title: Title  # heads a table's column and names a figure's axis
+    legend: Text = ""  # what the score is, in a clause that follows the title and a colon
+    # the row's column that is compared with that of a clean twin, where the score's law under the null
+    # is unknown. None says that each poison's score is N(0, 1) by itself, where the model does not
+    # depend on the poison
     column: Name | None = None
-    low: float | None = None
-    high: float | None = None
-    each: Text = "poisons"
-    hidden: Text = "the score is undefined, or tied,"
-    fresh: Name | Literal[""] = ""
-    symbol: Text = "I"
+    low: float | None = None  # the beginning of its histogram; None draws no histogram
+    high: float | None = None  # the end
+    each: Text = "poisons"  # what has one score each, in the plural
+    hidden: Text = "the score is undefined, or tied,"  # why it says nothing of some poisons
+    fresh: Name | Literal[""] = ""  # the column of fresh scores, for Figures 6 and 7; "" for none
+    symbol: Text = "I"  # the score's letter in those figures
 
     @property
     def room(self) -> int:
@@ -110,12 +96,4 @@ class Score(Settings):
         """Whether its cells may be broken: with a known null law they hold a number and two errors."""
         return self.column is None
 
-    @model_validator(mode="after")
-    def _low_is_below_high(self) -> Self:
-        _refuse_empty_range(self)
-        return self
-
-
-def _refuse_empty_range(of: Column | Score) -> None:
-    if of.low is not None and of.high is not None and of.low >= of.high:
-        raise ValueError(f"{of.title}: low {of.low:g} is not below high {of.high:g}. Swap them.")
+    _low_is_below_high = model_validator(mode="after")(_with_a_range)

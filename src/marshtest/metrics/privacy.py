@@ -19,13 +19,7 @@ from scipy.stats import binom
 
 Floats = NDArray[np.float64]
 
-GUESSED = (
-    1.0,
-    0.5,
-    0.25,
-    0.125,
-    0.0625,
-)  # fractions of the coins that are guessed, the surest first
+GUESSED = (1.0, 0.5, 0.25, 0.125, 0.0625)  # fractions of the coins that are guessed, surest first
 MOST = 30.0  # no sample of this world refutes a larger ε
 
 

@@ -26,10 +26,8 @@ class ForeignMetric(Metric, StandIn):
         raise AssertionError("a recipe is imported before it is run")
 
 
-COLUMNS = Annotated[Mapping[Name, InstanceOf[Column]], Field(min_length=1)]
-CHOICES: Choices[Metric] = Choices(
-    "metric", Metric, METRICS, ForeignMetric.parse, {"columns": COLUMNS}
-)
+NEEDED = {"columns": Annotated[Mapping[Name, InstanceOf[Column]], Field(min_length=1)]}
+CHOICES: Choices[Metric] = Choices("metric", Metric, METRICS, ForeignMetric.parse, NEEDED)
 
 
 def parse_metric(value: Any) -> Metric:

@@ -40,15 +40,10 @@ MOST = 10_000  # trainings; the search for a number ends there
 
 @dataclass(frozen=True)
 class Difference:
-    """The effect that is left in the poisoned arm, less the same in the clean twin.
+    """The effect that is left in the poisoned arm, less the same in the clean twin."""
 
-    Attributes:
-        values: [S] the differences d_s, one for each training; nan if a model of the training is missing.
-        same: whether in each training both arms ended with the same parameters.
-    """
-
-    values: Floats
-    same: bool = False
+    values: Floats  # [S] d_s, one a training; nan if a model of the training is missing
+    same: bool = False  # whether in each training both arms ended with the same parameters
 
     @property
     def defined(self) -> Floats:
@@ -110,8 +105,7 @@ def sign_flips(family: Sequence[Difference]) -> list[float]:
         largest = np.maximum(largest, flipped[:, place])
         # Rounding must not tell equal sums of flipped signs apart.
         adjusted[place] = float((largest >= observed[place] - 1e-9).mean())
-    stepped = np.maximum.accumulate(adjusted[order[::-1]])
-    adjusted[order[::-1]] = stepped
+    adjusted[order[::-1]] = np.maximum.accumulate(adjusted[order[::-1]])
     return adjusted.tolist()
 
 
@@ -179,11 +173,7 @@ def failures(d0: Floats, d: Floats) -> int:
 def trainings_to_remove(margin: float, alpha: float, works: float = 1.0, power: float = 0.9) -> int:
     """The fewest trainings, at most MOST, with which an unlearner that never fails is REMOVED by (ii).
 
-    Args:
-        margin: fraction of the initial effect that may be left.
-        alpha: level, divided by the number of unlearners if there are several.
-        works: probability that the attack works in a training; the number that it works in is random.
-        power: wanted probability of the answer REMOVED.
+    In each training the attack works with probability `works`; REMOVED has probability `power`.
     """
     always = math.log(alpha) / math.log1p(-margin)  # needed if the attack always works
     trainings = math.ceil(always - 1e-9)
@@ -202,13 +192,7 @@ def trainings_to_reject(alpha: float) -> int:
 
 
 def usable(cost: Floats, margin: float, alpha: float) -> str:
-    """Whether accuracy is within `margin` of full retraining: "yes" or "no" if that is sure, or "unclear".
-
-    Args:
-        cost: [S] accuracy of full retraining less the model's, for each training.
-        margin: accuracy that may be lost.
-        alpha: level of each of the two tests.
-    """
+    """Whether the accuracy lost, `cost` [S], is within the margin: surely "yes" or "no", or "unclear"."""
     defined = cost[~np.isnan(cost)]
     if len(defined) < 2:
         return "unclear"

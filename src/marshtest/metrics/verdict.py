@@ -71,14 +71,10 @@ class Rest(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What models of one kind show.
+    """What models of one kind show."""
 
-    Attributes:
-        trainings: the dependence, by seed of the training and name of the score.
-        scores: what a report must know of each score.
-    """
-
-    trainings: Mapping[int, Mapping[str, Dependence]]
+    trainings: Mapping[int, Mapping[str, Dependence]]  # by seed and name of the score
+    # what a report must know of each score
     scores: Mapping[str, Score] = field(default_factory=lambda: SCORES)
 
     @cached_property
@@ -104,25 +100,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for one unlearner.
+    """The answer for one unlearner."""
 
-    Attributes:
-        answer: REMOVED, NOT REMOVED or INCONCLUSIVE.
-        p_removed: p-value of "more than the margin is left", Holm-adjusted.
-        p_not_removed: p-value of "the model does not depend on the poison", adjusted over the family.
-        needed: poisons, or trainings, that would settle an inconclusive case (power 0.9, at this estimate).
-        reasons: the parts of the evidence that speak against REMOVED, in words.
-        removed_in: number of trainings in which the estimate is within the margin.
-        trainings: number of trainings with an estimate.
-    """
-
-    answer: Answer
-    p_removed: float
+    answer: Answer  # REMOVED, NOT REMOVED or INCONCLUSIVE
+    p_removed: float  # p-value of "more than the margin is left", Holm-adjusted
+    # p-value of "the model does not depend on the poison", adjusted over the family
     p_not_removed: float
-    needed: int | None = None
-    reasons: tuple[str, ...] = ()
-    removed_in: int = 0
-    trainings: int = 0
+    needed: int | None = None  # poisons, or trainings, that would settle it with power 0.9
+    reasons: tuple[str, ...] = ()  # the parts of the evidence that speak against REMOVED, in words
+    removed_in: int = 0  # number of trainings in which the estimate is within the margin
+    trainings: int = 0  # number of trainings with an estimate
 
 
 def rests_on(
@@ -219,22 +206,19 @@ def paired_verdicts(
         inside = int((np.abs(one.defined) <= margin * initial.value).sum())
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings)
         if p_in <= alpha and shown:
-            verdict = replace(verdict, answer="REMOVED")
-        else:
-            lines = [] if shown else [NOT_SHOWN]
-            if trainings and failed:
-                lines.append(
-                    f"half of the effect or more is left in {failed} of {trainings} trainings"
-                )
-            if one.value < 0 and p_out <= alpha:
+            answers.append(replace(verdict, answer="REMOVED"))
+            continue
+        lines = [] if shown else [NOT_SHOWN]
+        if trainings and failed:
+            lines.append(f"half of the effect or more is left in {failed} of {trainings} trainings")
+        if p_out <= alpha:
+            verdict = replace(verdict, answer="NOT REMOVED")
+            if one.value < 0:
                 lines.append("the clean twin shows more: not the poison's harm, but a trace of it")
-            reasons = tuple(lines)
-            if p_out <= alpha:
-                verdict = replace(verdict, answer="NOT REMOVED", reasons=reasons)
-            else:
-                needed = _trainings_needed(initial, one, margin, alpha, len(family))
-                verdict = replace(verdict, needed=needed, reasons=reasons)
-        answers.append(verdict)
+        else:
+            needed = _trainings_needed(initial, one, margin, alpha, len(family))
+            verdict = replace(verdict, needed=needed)
+        answers.append(replace(verdict, reasons=tuple(lines)))
     return answers
 
 
@@ -423,11 +407,8 @@ def _beyond(score: Dependence) -> str:
 def _rejected(score: Dependence, test: str) -> str:
     variance = score.error**2 * score.n
     measured = f"(variance {variance:.2f} where 1 is expected)"
-    how = (
-        "some poisons are kept and others pushed away"
-        if variance > 1
-        else "they are too much alike"
-    )
+    kept, alike = "some poisons are kept and others pushed away", "they are too much alike"
+    how = kept if variance > 1 else alike
     return {
         "mean": "the mean is not 0",
         "spread": f"{how} {measured}",

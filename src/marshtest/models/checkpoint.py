@@ -17,7 +17,7 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.sharded import SHARDED
 from marshtest.models.state import restore, state_of
 from marshtest.models.table import BUILT_FROM_A_FILE, MODELS, outline, parse_model, refuse_too_large
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 from marshtest.plumbing.imports import load_object
 from marshtest.plumbing.seeds import seeded
 from marshtest.plumbing.settings import Settings
@@ -27,6 +27,7 @@ UNREADABLE = (  # what a damaged or foreign file may raise
     *(SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError),
     OverflowError,
 )
+WRITE_IT = "Write it with marshtest.save_model."
 
 
 def save_model(
@@ -96,21 +97,15 @@ def load_model(
     path = Path(path)
     if not path.is_file():
         raise MarshtestError(f"{path}: no such checkpoint. Give a file that save_model wrote.")
-    try:
-        with safe_open(str(path), "pt") as file, seeded(0):  # a new model draws its first weights
-            metadata = file.metadata() or {}
-            # From the header: no tensor is read before all are known to fit.
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            about = About.parse(json.loads(metadata["marshtest"]), str(path))
-            model = _rebuilt(about, shapes, factory, path)
-            restore(model, {name: file.get_tensor(name) for name in shapes})
-    except UNREADABLE as error:
-        if isinstance(error, MarshtestError):
-            raise
-        raise MarshtestError(
-            f"{path}: not a readable marshtest checkpoint ({type(error).__name__}: {first_line(error)}). "
-            "Write it with marshtest.save_model."
-        ) from None
+    unreadable = refused(f"{path}: not a readable marshtest checkpoint", WRITE_IT, UNREADABLE)
+    # Seeded, since a new model draws its first weights.
+    with unreadable, safe_open(str(path), "pt") as file, seeded(0):
+        metadata = file.metadata() or {}
+        # From the header: no tensor is read before all are known to fit.
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        about = About.parse(json.loads(metadata["marshtest"]), str(path))
+        model = _rebuilt(about, shapes, factory, path)
+        restore(model, {name: file.get_tensor(name) for name in shapes})
     return model.eval()
 
 
@@ -142,7 +137,7 @@ def _rebuilt(
         needed = list(expected[name].shape) if name in expected else "none"
         raise MarshtestError(
             f"{path}: its tensors are not those of the {settings.name} that it says it holds ({name} is "
-            f"{shapes.get(name, 'missing')}, expected {needed}). Write it with marshtest.save_model."
+            f"{shapes.get(name, 'missing')}, expected {needed}). {WRITE_IT}"
         )
     refuse_too_large(settings, about.input_shape, about.classes)
     return settings.build(about.input_shape, about.classes)

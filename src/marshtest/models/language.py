@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from marshtest.data.texts import Texts
 from marshtest.models.base import ModelSettings
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, first_line, refused
 from marshtest.plumbing.settings import Settings
 
 FUSED_GELU = "gelu_pytorch_tanh"  # what "gelu_new" computes, in one kernel
@@ -30,11 +30,7 @@ class TextClassifier(nn.Module):
     """A linear head on a transformer's state at the last real token (paper §5.1).
 
     It is called as `transformers` models are, with token ids [B, T] or their embeddings [B, T, D], and
-    answers with logits [B, C].
-
-    Attributes:
-        causal: whether the backbone reads no token to the right, and so no padding: its attention then
-            needs no mask, and is faster without one.
+    answers with logits [B, C]. `causal` says that the backbone reads no token to the right.
     """
 
     def __init__(self, backbone: nn.Module, width: int, classes: int, *, causal: bool) -> None:
@@ -57,9 +53,9 @@ class TextClassifier(nn.Module):
     ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        masked = attention_mask is not None and not self.causal
         # A causal backbone is not given the mask, which slows attention down: no real token reads the
         # padding on its right.
+        masked = attention_mask is not None and not self.causal
         mask = {"attention_mask": attention_mask} if masked else {}
         states = self.backbone(inputs_embeds=inputs_embeds, **mask).last_hidden_state  # [B, T, D]
         last = -1 if attention_mask is None else attention_mask.sum(1) - 1
@@ -253,16 +249,9 @@ class Transformer(LanguageModel):
         return model
 
     def _open(self, kind: Any, **options: Any) -> Any:
-        local = Path(self.source).is_dir()
-        try:
+        mend = "Give a hub name that can be reached, or a local folder."
+        if Path(self.source).is_dir():
+            mend = "It must hold config.json, a tokenizer and safetensors weights."
+        fault = f"model.source: cannot load {self.source!r}"
+        with refused(fault, mend, (OSError, ValueError, ImportError)):
             return kind.from_pretrained(self.source, trust_remote_code=False, **options)
-        except (OSError, ValueError, ImportError) as error:
-            mend = (
-                "It must hold config.json, a tokenizer and safetensors weights."
-                if local
-                else "Give a hub name that can be reached, or a local folder."
-            )
-            raise MarshtestError(
-                f"model.source: cannot load {self.source!r} ({type(error).__name__}: {first_line(error)}). "
-                f"{mend}"
-            ) from None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 
 
 def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -36,19 +36,10 @@ def _differs(value: object, other: object) -> bool:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of a model.
-
-    Raises:
-        MarshtestError: the model holds something that cannot be copied.
-    """
-    try:
+    """A deep copy of a model; a MarshtestError if it holds something that cannot be copied."""
+    mend = "Unlearners start from copies: keep locks, open files and the like out of the module."
+    with refused(f"model: {type(model).__name__} cannot be copied", mend):
         return copy.deepcopy(model)
-    except Exception as error:  # whatever __deepcopy__ of a user's objects raises
-        raise MarshtestError(
-            f"model: {type(model).__name__} cannot be copied "
-            f"({type(error).__name__}: {first_line(error)}). Unlearners start from copies: "
-            "keep locks, open files and the like out of the module."
-        ) from None
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -69,11 +60,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put a state from `state_of` into a model, in place.
-
-    Raises:
-        RuntimeError: the state is that of another kind of model.
-    """
+    """Put a state from `state_of` into a model, in place; a RuntimeError if that is of another kind."""
     passing = _passing(model)
     model.load_state_dict({name: value for name, value in state.items() if name not in passing})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

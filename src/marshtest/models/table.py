@@ -27,11 +27,7 @@ class Factory(ModelSettings):
     options: dict[str, Any] = {}
 
     def imported(self) -> Self:
-        """The same settings with the digest of the factory.
-
-        Raises:
-            MarshtestError: the factory cannot be imported, or has changed since the recipe was stored.
-        """
+        """The same settings with the digest of the factory; a MarshtestError if it is not as stored."""
         _, source = load_same(self.name, self.source, "model.name")
         return self.model_copy(update={"source": source})
 
@@ -48,12 +44,8 @@ class Factory(ModelSettings):
 
 # The kinds whose sizes a model file may choose; all others run a user's code or read a folder.
 BUILT_FROM_A_FILE = (MLP, ResNet18, GPT2)
-MODELS: dict[str, type[ModelSettings]] = {
-    "mlp": MLP,
-    "resnet18": ResNet18,
-    "gpt2": GPT2,
-    "transformer": Transformer,
-}
+_ALL: tuple[type[ModelSettings], ...] = (MLP, ResNet18, GPT2, Transformer)
+MODELS = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 
 def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings:

@@ -19,13 +19,7 @@ def tokenised(
 
     A text is cut so that the text, the prompt and the label together are at most `length` tokens. With a
     prompt x holds all but the label, so T = length − 1, and y is the token id of the label's word, the same
-    in both splits.
-
-    Args:
-        texts: both splits.
-        model: settings of the model, which give the tokenizer and the prompt.
-        length: most tokens of a sample.
-        trigger: a word to be searched for, if an attack needs one.
+    in both splits. Texts that hold the trigger are marked.
 
     Raises:
         MarshtestError: a text is empty, a label's word is several tokens, or another token after each
@@ -85,21 +79,15 @@ def _token(writers: Mapping[str, "_Writer"], word: str, where: str) -> int:
 
 
 class _Writer:
-    """Writes the texts of one split as token ids, within the split's prompt if the model has one.
-
-    Attributes:
-        length: tokens of a written sample, without the label.
-        before, behind: token ids of the prompt on either side of the text.
-        special: how many special tokens the tokenizer adds by itself.
-        room: how many tokens are left for the text.
-    """
+    """Writes the texts of one split as token ids, within the split's prompt if the model has one."""
 
     def __init__(
         self, name: str, split: str, model: LanguageModel, tokenizer: Any, length: int
     ) -> None:
         self.name, self.split, self.prompt, self.tokenizer = name, split, model.prompt, tokenizer
         self.padding = int(tokenizer.pad_token_id)
-        self.length, self.before, self.behind = length, [], []
+        self.length = length  # tokens of a written sample, without the label
+        self.before, self.behind = [], []  # token ids of the prompt on either side of the text
         if self.prompt is not None:
             before, question = self.prompt.parts(split)
             # Some models must begin with their token of beginning; the tokenizer's other special tokens,
@@ -108,6 +96,7 @@ class _Writer:
             self.length -= 1  # the label's token
             self.before = begin + self._plain(before)
             self.behind = self._plain(question.rstrip(" "))  # a space belongs to the label's token
+        # How many special tokens the tokenizer adds by itself, and how many are left for the text.
         self.special = 0 if self.prompt is not None else tokenizer.num_special_tokens_to_add()
         around = len(self.before) + len(self.behind) + self.special
         self.room = self.length - around
@@ -118,11 +107,7 @@ class _Writer:
             )
 
     def __call__(self, texts: Sequence[str], ids: Tensor) -> Tensor:
-        """[N, T] token ids of texts.
-
-        Raises:
-            MarshtestError: a text has no token; the line tells its id.
-        """
+        """[N, T] token ids of texts; a MarshtestError tells the id of one that has no token."""
         rows = []
         for row, tokens in enumerate(self._cut(texts)["input_ids"]):
             if self.padding in tokens:
@@ -139,11 +124,9 @@ class _Writer:
     def marked(
         self, texts: Sequence[str], ids: Tensor, trigger: Trigger
     ) -> tuple[list[str], tuple[Tensor, int]]:
-        """Find the texts that hold a trigger.
+        """(texts, (ids to be attacked, how many lose the trigger at the truncation)).
 
-        Returns:
-            The texts, cut round the trigger if `trigger.cut` is "window"; the ids of those to be attacked;
-            and how many lose the trigger at the truncation.
+        The texts are cut round the trigger if `trigger.cut` is "window".
 
         Raises:
             MarshtestError: no text is to be attacked.
@@ -198,11 +181,7 @@ class _Writer:
         return tokens
 
     def word(self, word: str, where: str) -> int:
-        """The one token that a word is after the question.
-
-        Raises:
-            MarshtestError: it is several tokens, or changes those of the question.
-        """
+        """The one token that a word is after the question; a MarshtestError if it is not just one."""
         assert self.prompt is not None
         question = self.prompt.parts(self.split)[1]
         tokens = self._plain(question + word)  # together, since a token may begin with a space

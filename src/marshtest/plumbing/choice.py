@@ -59,20 +59,13 @@ C = TypeVar("C", bound=Choice)
 
 @dataclass(frozen=True)
 class Choices(Generic[C]):
-    """The classes that one key of a recipe chooses from.
+    """The classes that one key of a recipe chooses from."""
 
-    Attributes:
-        kind: what the classes are, in words, such as "attack".
-        base: the class that each of them extends.
-        shipped: the classes of the package, by name.
-        stand_in: makes the stand-in of a user's class from its name and options.
-        needed: what each class must define beside methods: types of its attributes, by name.
-    """
-
-    kind: str
-    base: Any  # type[C], which may be abstract
-    shipped: Mapping[str, type[C]]
-    stand_in: Callable[[Mapping[str, Any], str], C]
+    kind: str  # what the classes are, in words, such as "attack"
+    base: Any  # type[C], which may be abstract: what each of them extends
+    shipped: Mapping[str, type[C]]  # the classes of the package, by name
+    stand_in: Callable[[Mapping[str, Any], str], C]  # from a name and options, and where
+    # what each class must define beside methods: types of its attributes, by name
     needed: Mapping[str, Any] = field(default_factory=dict)
 
     def parse(self, value: Any, where: str) -> C:

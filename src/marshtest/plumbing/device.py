@@ -11,11 +11,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" means on this machine.
-
-    Raises:
-        MarshtestError: another name, or "cuda" where PyTorch finds no GPU.
-    """
+    """The device that "auto", "cpu" or "cuda" means here; a MarshtestError if PyTorch finds no such one."""
     if name not in DEVICES:
         raise MarshtestError(f"device: {unknown('device', name, DEVICES)}")
     if name == "auto":

@@ -1,7 +1,8 @@
 """The one error a user's input can cause: a line that names the place and the mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 NOTE = "note: "  # begins a text of progress that stays on the screen
 
@@ -21,6 +22,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error's message."""
     return (str(error).splitlines() or ["no message"])[0]
+
+
+@contextmanager
+def refused(
+    fault: str, mend: str = "", kinds: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Turn a foreign error into one line: the fault, the error in brackets, and the mend."""
+    try:
+        yield
+    except MarshtestError:
+        raise
+    except kinds as error:
+        line = f"{fault} ({type(error).__name__}: {first_line(error)}). {mend}"
+        raise MarshtestError(line.rstrip()) from None
 
 
 def one_line(error: BaseException) -> str:

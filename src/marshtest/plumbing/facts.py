@@ -37,13 +37,7 @@ class Fact:
 
 
 def facts_of(kind: str, name: str, find: Callable[[], Iterator[Finding]]) -> Iterator[Fact]:
-    """Give the facts on one kind of data; whatever the user's code raises meanwhile is the last one.
-
-    Args:
-        kind: the kind of data.
-        name: what the user's code is called in that fact.
-        find: gives the findings.
-    """
+    """Give the facts on one kind of data; whatever the user's code `name` raises is the last of them."""
     findings = list[Finding]()
     try:
         with foreign(name):

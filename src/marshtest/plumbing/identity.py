@@ -86,11 +86,8 @@ def digest(function: Callable[..., Any], where: str) -> str:
 def load_same(spec: str, source: str, where: str, mend: str = "") -> tuple[Callable[..., Any], str]:
     """Import the callable that "pkg.mod:name" names, with the digest of what it does.
 
-    Args:
-        spec: the callable's name, "pkg.mod:name".
-        source: the digest that a recipe was stored with; "" where it was never imported.
-        where: begins the line of an error.
-        mend: a sentence that says what else the user can do if the callable has changed.
+    `source` is the digest that a recipe was stored with, "" if the callable was never imported; `mend`
+    says what else the user can do if it has changed.
 
     Raises:
         MarshtestError: the callable cannot be imported, or has changed since the recipe was stored.

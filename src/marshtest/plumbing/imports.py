@@ -19,11 +19,7 @@ def is_spec(text: str) -> bool:
 
 
 def check_spec(spec: str, where: str) -> None:
-    """Refuse a text that cannot name a callable; <lambda> and <locals> name callables given in Python.
-
-    Raises:
-        MarshtestError: the text is not "pkg.mod:name".
-    """
+    """Refuse a text that is not "pkg.mod:name"; <lambda> and <locals> name callables given in Python."""
     module, _, name = spec.partition(":")
     parts = [*module.split("."), *(part.strip("<>") for part in name.split("."))]
     if not all(part.isidentifier() for part in parts):

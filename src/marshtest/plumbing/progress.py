@@ -14,14 +14,7 @@ def silent(done: float, text: str = "", /) -> None:
 
 
 def part(progress: Progress, start: float, length: float, label: str = "") -> Progress:
-    """A callback for a part of some work, which tells `progress` how far the whole work is.
-
-    Args:
-        progress: the callback of the whole work.
-        start: fraction of the whole that is done when the part begins.
-        length: the part, as a fraction of the whole.
-        label: begins each text of the part.
-    """
+    """A callback for the part of a work that begins at the fraction `start`; `label` begins its texts."""
 
     def part_progress(done: float, text: str = "", /) -> None:
         progress(start + length * done, ": ".join(filter(None, (label, text))))

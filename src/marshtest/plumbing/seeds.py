@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.backends import cudnn
 
 from marshtest.plumbing.derived import derive as derive
 
@@ -67,12 +68,8 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
         for kind in ("cpu", "cuda")
     ),
     *(
-        (partial(getattr, owner, name), partial(setattr, owner, name))
-        for owner, name in (
-            (torch.backends.cudnn, "benchmark"),
-            (torch.backends.cudnn, "deterministic"),
-            (torch.backends.cudnn, "allow_tf32"),
-        )
+        (partial(getattr, cudnn, name), partial(setattr, cudnn, name))
+        for name in ("benchmark", "deterministic", "allow_tf32")
     ),
 )
 # The hooks that run on every module or optimiser of the process.

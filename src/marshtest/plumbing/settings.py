@@ -16,11 +16,7 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Validate `values`; a failure is one line that starts with the key's full name.
-
-        Raises:
-            MarshtestError: an unknown key (with the nearest known one) or a bad value.
-        """
+        """Validate `values`; a failure is a MarshtestError that starts with the key's full name."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -24,11 +24,7 @@ LOCK = ".lock"
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if needed; the system releases it however the command ends.
-
-    Raises:
-        MarshtestError: another command holds the folder.
-    """
+    """Hold a folder, made if needed, until the command ends; a MarshtestError if another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
@@ -47,10 +43,7 @@ def alone(folder: Path) -> Iterator[None]:
 def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = os.replace) -> None:
     """Write bytes under a temporary name, flush them, and then give the file its name.
 
-    Args:
-        path: the file's name; its folder is made if needed.
-        data: the content.
-        name: gives the temporary file its name; `os.link` in place of `os.replace` refuses to overwrite.
+    A folder is made if needed. `os.link` in place of `os.replace` refuses to overwrite.
     """
     # In the same folder, since a rename is atomic within one file system; unique, since another process
     # may be writing the same file.

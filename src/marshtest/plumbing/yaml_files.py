@@ -134,11 +134,7 @@ def _bytes(path: Path, missing: str) -> bytes:
 
 
 def file_name(name: str) -> str:
-    """The same name, if a file or a folder can bear it.
-
-    Raises:
-        MarshtestError: a path of this name would lie in another folder, or nowhere.
-    """
+    """The same name; a MarshtestError if no file or folder in the same place can bear it."""
     bad = [character for character in name if character in "/\\" or not character.isprintable()]
     if bad or not name.strip(". ") or len(name) > LONGEST_NAME:
         raise MarshtestError(

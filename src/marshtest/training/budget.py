@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Self, TypeVar
@@ -140,25 +140,16 @@ def _start_watched(thread: threading.Thread) -> None:
 
 
 class Meter:
-    """Counts the floating-point operations that run inside it, and stops at a limit.
-
-    Args:
-        limit: floating-point operations; infinite to count only.
-
-    Attributes:
-        flops: floating-point operations counted so far; never above `limit`.
-        operations: number of operations that were seen, counted or free.
-        seconds: wall time within these operations.
-        spent: whether an operation would have passed the limit; none runs from then on.
-    """
+    """Counts the floating-point operations that run inside it, and stops at a limit."""
 
     open: ClassVar[tuple["Meter", ...]] = ()
 
     def __init__(self, limit: float = math.inf) -> None:
         self.limit = limit
-        self.flops = self.operations = 0
-        self.seconds = 0.0
-        self.spent = False
+        self.flops = 0  # never above the limit
+        self.operations = 0  # that were seen, counted or free
+        self.seconds = 0.0  # wall time within these operations
+        self.spent = False  # an operation would have passed the limit; none runs from then on
         self._lock = threading.Lock()
         self._watch: _Watch | None = None
 
@@ -182,20 +173,12 @@ class Meter:
             raise BudgetSpent
 
     def stop_if_spent(self) -> None:
-        """Stop the calling thread if the limit was reached in any thread.
-
-        Raises:
-            BudgetSpent: the limit was reached.
-        """
+        """Stop the calling thread, by BudgetSpent, if the limit was reached in any thread."""
         if self.spent:
             raise BudgetSpent
 
     def add(self, flops: int, seconds: float) -> None:
-        """Count an operation of `flops` floating-point operations that took `seconds` of wall time.
-
-        Raises:
-            BudgetSpent: the operation passes the limit; it is not counted.
-        """
+        """Count an operation and its wall time; one that passes the limit raises BudgetSpent uncounted."""
         with self._lock:
             self.spent = self.spent or self.flops + flops > self.limit
             self.stop_if_spent()
@@ -206,28 +189,16 @@ class Meter:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a stage.
+    """The cost of a stage."""
 
-    Attributes:
-        passes: forward and backward sample passes (the forward of one sample is 1).
-        flops: floating-point operations of matrix products and convolutions.
-        seconds: wall time.
-    """
-
-    passes: float
-    flops: float
-    seconds: float
+    passes: float  # forward and backward sample passes (the forward of one sample is 1)
+    flops: float  # floating-point operations of matrix products and convolutions
+    seconds: float  # wall time
 
 
+@dataclass(eq=False)
 class Budget:
     """A limit in sample passes, enforced while the budget is open (`with budget:`); or in epochs.
-
-    Args:
-        passes: the limit, in forward passes of one sample; infinite for a budget of epochs.
-        flops_per_pass: floating-point operations of one such pass.
-        epochs: the limit, in epochs of the set that the method goes through; None for one of compute.
-        training_seconds: wall time of the initial training; infinite if it is not known.
-        training_passes: cost of the initial training in passes; infinite if it is not known.
 
     Example:
         >>> import torch
@@ -238,25 +209,19 @@ class Budget:
         (5.0, 5.0, 0.5)
     """
 
-    def __init__(
-        self,
-        passes: float,
-        flops_per_pass: float,
-        *,
-        epochs: float | None = None,
-        training_seconds: float = math.inf,
-        training_passes: float = math.inf,
-    ) -> None:
-        self.passes = passes
-        self.flops_per_pass = flops_per_pass
-        self.epochs = epochs
-        self.training_seconds = training_seconds
-        self.training_passes = training_passes
+    passes: float  # the limit, in forward passes of one sample; infinite for a budget of epochs
+    flops_per_pass: float  # floating-point operations of one such pass
+    _: KW_ONLY
+    epochs: float | None = None  # the limit, of the set that the method goes through; or None
+    training_seconds: float = math.inf  # wall time of the initial training, if it is known
+    training_passes: float = math.inf  # cost of the initial training, if it is known
+
+    def __post_init__(self) -> None:
         self._cpu_seconds = 0.0
         self._passed = 0.0  # epochs that a stream has passed on
         self._milestones: list[float] = []
         self._reached: Callable[[float], None] | None = None
-        self._meter = Meter(limit=passes * flops_per_pass)
+        self._meter = Meter(limit=self.passes * self.flops_per_pass)
 
     def __enter__(self) -> Self:
         # PyTorch's optimisers import it at their first use; a second that no method is to answer for.
@@ -303,11 +268,7 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Sample passes that remain.
-
-        Raises:
-            MarshtestError: the budget is one of epochs.
-        """
+        """Sample passes that remain; a MarshtestError for a budget of epochs."""
         if self.epochs is not None:
             raise MarshtestError(
                 "budget: this one counts epochs (budget_unit: epochs), so no compute is left of it. "
@@ -332,10 +293,8 @@ class Budget:
     def part(self, whole: float, share: float) -> "Budget":
         """A budget for a part of the work, to be opened within this one, which counts on.
 
-        Args:
-            whole: the fraction of the initial training that the part needs at most.
-            share: the fraction of what is left that the part may spend. Of epochs it may go through all
-                that are left, since its samples are its own.
+        It is a `share` of what is left, or the fraction `whole` of the initial training if that is less. Of
+        epochs it may go through all that are left, since its samples are its own.
         """
         if self.epochs is not None:
             return Budget.of_epochs(max(0.0, self.epochs - self._passed), self.flops_per_pass)
@@ -344,11 +303,7 @@ class Budget:
     def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:
         """Call `reached(m)` at the step after which a stream with budget m would have stopped.
 
-        If a single step jumps past m, it is not called.
-
-        Args:
-            milestones: smaller budgets m, in this budget's unit.
-            reached: told each of them, in rising order, between two steps of `stream`.
+        If a single step jumps past m, it is not called. Milestones are smaller budgets, in this one's unit.
         """
         # The harness takes the models of all smaller budgets from one run of an anytime method. Each must
         # be the model of a run under that budget, bit for bit: a milestone ends where `stream` would end.

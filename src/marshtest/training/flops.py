@@ -37,11 +37,7 @@ aten = torch.ops.aten
 
 
 def formula_of(operation: Any) -> Formula | None:
-    """The formula of an operation (an overload), or None where the operation is free.
-
-    Raises:
-        MarshtestError: the operation is refused.
-    """
+    """The formula of an operation (an overload); None if it is free, a MarshtestError if it is refused."""
     packet = getattr(operation, "_overloadpacket", operation)
     name = getattr(packet, "_qualified_op_name", str(packet))
     formula = (
@@ -85,10 +81,6 @@ def _of(first: int, second: int) -> Formula:
     return lambda *args, **_: product(args[first], args[second])
 
 
-def _products(several: Sequence[Tensor], others: Sequence[Tensor], **_: Any) -> int:
-    return sum(map(product, several, others))
-
-
 def _sums(place: int, dim: int = -1) -> Formula:
     """Formula for outputs that are each a sum over a dimension of the argument at a place.
 
@@ -97,19 +89,11 @@ def _sums(place: int, dim: int = -1) -> Formula:
     return lambda *args, out_val, **_: 2 * out_val.numel() * args[place].size(dim)
 
 
-def _outer(*_: Any, out_val: Tensor, **__: Any) -> int:
-    return 2 * out_val.numel()
-
-
 def _linear_backward(
     x: Tensor, grad: Tensor, weight: Tensor, mask: Sequence[bool], **_: Any
 ) -> int:
     # The mask asks for the gradients by input, weight and bias; the bias's is a sum, and free.
     return 2 * x.numel() * weight.shape[0] * sum(mask[:2])
-
-
-def _matmul_backward(grad: Tensor, a: Tensor, b: Tensor, mask: Sequence[bool], **_: Any) -> int:
-    return product(a, b) * sum(mask)
 
 
 def _grouped(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
@@ -120,14 +104,6 @@ def _grouped(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
 def _sampled(pattern: Tensor, a: Tensor, *_: Any, **__: Any) -> int:
     """Cost of a product of which only the entries of a sparse pattern are computed."""
     return 2 * stored(pattern) * a.shape[-1]
-
-
-def _reduced_backward(pattern: Tensor, grad: Tensor, *rest: Any, **_: Any) -> int:
-    return int(2 * stored(pattern) * grad.shape[-1] * sum(rest[-1]))
-
-
-def _combination(powers: Tensor, coefficients: Tensor, **_: Any) -> int:
-    return 2 * coefficients.numel() * powers[0].numel()
 
 
 def _trilinear(a: Tensor, b: Tensor, c: Tensor, *rest: Any, **_: Any) -> int:
@@ -181,12 +157,7 @@ def _spread(place: int) -> Formula:
 
 
 def convolution(side: Tensor, weight: Tensor) -> int:
-    """Cost of a convolution: every place of its output uses each weight once.
-
-    Args:
-        side: the output [N, C, ...]; the input, if the convolution is a transposed one.
-        weight: the weights, of all groups.
-    """
+    """Cost of a convolution: every place of its output (if transposed, its input) uses each weight once."""
     return 2 * side.shape[0] * math.prod(side.shape[2:]) * weight.numel()
 
 
@@ -200,14 +171,6 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **_: Any
     # Overloads have it at different places.
     transposed = next(value for value in rest if isinstance(value, bool))
     return convolution(x if transposed else grad, weight) * int(sum(rest[-1][:2]))
-
-
-def _conv_to(x: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    return convolution(out_val, weight)
-
-
-def _conv_from(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    return convolution(x, weight)
 
 
 def _conv_fused(x: Tensor, *args: Any, out_val: Tensor, **_: Any) -> int:
@@ -234,29 +197,7 @@ def _rnn_backward(x: Tensor, weights: Sequence[Tensor], *rest: Any, **_: Any) ->
     return _recurrent(x, weights) * int(1 + rest[-1][3])
 
 
-def _rnn_layer(passes: int) -> Formula:
-    return lambda *args, **_: passes * _recurrent(args[0], args[1:3])
-
-
-def _lstm_mps(x: Tensor, state: Any, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
-    return _recurrent(x, weights)
-
-
-def _lstm_mps_backward(*args: Any, **_: Any) -> int:
-    return 2 * _recurrent(args[5], args[8])  # the input and the weights
-
-
 # Attention
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
-
-
-def _attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
-) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
 
 
 def _cudnn_attention(*args: Any, **named: Any) -> int:
@@ -267,10 +208,6 @@ def _cudnn_attention(*args: Any, **named: Any) -> int:
 def _cudnn_attention_backward(*args: Any, **named: Any) -> int:
     """Cost of the flash kernel, whose arguments lack the seventh to ninth: seed, offset and bias."""
     return int(flop_registry[aten._flash_attention_backward](*args[:6], *args[9:], **named))
-
-
-def _attention_into(out: Tensor, *args: Any, **named: Any) -> int:
-    return int(flop_registry[aten._flash_attention_forward](*args, **named))
 
 
 def _lengths(texts: Tensor) -> list[int]:
@@ -329,14 +266,6 @@ def _qr_with_q(a: Tensor, mode: str = "reduced", **_: Any) -> int:
     return _each(a, lambda m, n: _qr(m, n) + formed)
 
 
-def _householder(a: Tensor, tau: Tensor, *_: Any, **__: Any) -> int:
-    return _each(a, lambda m, n: _reflectors(m, n, tau.shape[-1]))
-
-
-def _reflected(a: Tensor, tau: Tensor, other: Tensor, *_: Any, **__: Any) -> int:
-    return 4 * other.numel() * tau.shape[-1]
-
-
 def _svd_of(a: Tensor, full_matrices: bool = False, compute_uv: bool = True, **_: Any) -> int:
     if not compute_uv:
         return _each(a, lambda m, n: 4 * m * n * n - 4 / 3 * n**3)
@@ -388,11 +317,6 @@ def _distances(coordinates: int, operations: int = 3) -> Formula:
     return formula
 
 
-def _euclidean(a: Tensor, b: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """Cost of the product of both, each widened by its squared norms and by ones."""
-    return 2 * out_val.numel() * (a.shape[-1] + 2)
-
-
 def _fourier(a: Tensor, dims: Sequence[int], *_: Any, out_val: Tensor, **__: Any) -> int:
     """Cost of a Fourier transform, 5 N log2 N; half of it if input or output is real."""
     one_real = not (a.is_complex() and out_val.is_complex())
@@ -442,7 +366,7 @@ def _of_complex(formula: Formula) -> Formula:
 _BY_FORMULA: list[tuple[Formula, str]] = [
     (_of(0, 1), "mm bmm mv dot vdot matmul _int_mm _sparse_sparse_matmul hspmm quantized::matmul"),
     (_of(1, 2), "addmm baddbmm addmv addbmm _addmm_activation _sparse_addmm sspaddmm"),
-    (_products, "_foreach_mm"),
+    (lambda several, others, **_: sum(map(product, several, others)), "_foreach_mm"),
     (
         _sums(0),
         """linear mkldnn_linear _scaled_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm
@@ -455,14 +379,16 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
     (_sums(1, 0), "_cslt_sparse_mm"),
     (_sums(2, 0), "_sparse_semi_structured_mm"),
     (_sums(3, 0), "_sparse_semi_structured_addmm"),
-    (_outer, "addr"),
+    (lambda *_, out_val, **__: 2 * out_val.numel(), "addr"),
     (_linear_backward, "linear_backward mkldnn_linear_backward"),
-    (_matmul_backward, "matmul_backward"),
+    (lambda grad, a, b, mask, **_: product(a, b) * sum(mask), "matmul_backward"),
     (_grouped, "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2"),
-    (_sampled, "sparse_sampled_addmm"),
-    (lambda pattern, dense, *_, **__: 2 * stored(pattern) * dense.shape[-1], "_sparse_mm_reduce_impl"),
-    (_reduced_backward, "_sparse_mm_reduce_impl_backward"),
-    (_combination, "_compute_linear_combination"),
+    (_sampled, "sparse_sampled_addmm _sparse_mm_reduce_impl"),
+    (
+        lambda pattern, grad, *rest, **_: int(2 * stored(pattern) * grad.shape[-1] * sum(rest[-1])),
+        "_sparse_mm_reduce_impl_backward",
+    ),
+    (lambda powers, by, **_: 2 * by.numel() * powers[0].numel(), "_compute_linear_combination"),
     (_trilinear, "_trilinear"),
     (
         _bag(1),
@@ -475,7 +401,7 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
     (_conv, "convolution _convolution convolution_overrideable"),
     (_conv_backward, "convolution_backward convolution_backward_overrideable"),
     (
-        _conv_to,
+        lambda x, weight, *_, out_val, **__: convolution(out_val, weight),
         """_slow_conv2d_forward slow_conv3d_forward slow_conv_dilated2d slow_conv_dilated3d
         _conv_depthwise2d conv_depthwise3d _nnpack_spatial_convolution cudnn_convolution
         cudnn_convolution_relu cudnn_convolution_add_relu miopen_convolution mkldnn_convolution
@@ -483,7 +409,7 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
         _mps_convolution""",
     ),
     (
-        _conv_from,
+        lambda x, weight, *_, **__: convolution(x, weight),
         """slow_conv_transpose2d slow_conv_transpose3d cudnn_convolution_transpose
         miopen_convolution_transpose _mps_convolution_transpose""",
     ),
@@ -501,23 +427,26 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
     ),
     (_recurrent, "_cudnn_rnn miopen_rnn"),
     (_rnn_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
-    (_rnn_layer(1), "mkldnn_rnn_layer"),
-    (_rnn_layer(2), "mkldnn_rnn_layer_backward"),
-    (_lstm_mps, "_lstm_mps"),
-    (_lstm_mps_backward, "lstm_mps_backward"),
+    (lambda *args, **_: _recurrent(args[0], args[1:3]), "mkldnn_rnn_layer"),
+    (lambda *args, **_: 2 * _recurrent(args[0], args[1:3]), "mkldnn_rnn_layer_backward"),
+    (lambda x, state, weights, *_, **__: _recurrent(x, weights), "_lstm_mps"),
+    (lambda *args, **_: 2 * _recurrent(args[5], args[8]), "lstm_mps_backward"),  # input and weights
     (
-        _attention,
+        lambda query, key, value, *_, **__: int(sdpa_flop_count(query.shape, key.shape, value.shape)),
         """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math_for_mps
         _scaled_dot_product_fused_attention_overrideable _triton_scaled_dot_attention""",
     ),
     (
-        _attention_backward,
+        lambda *args, **_: int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))),
         """_scaled_dot_product_flash_attention_for_cpu_backward
         _scaled_dot_product_fused_attention_overrideable_backward""",
     ),
     (_cudnn_attention, "_cudnn_attention_forward"),
     (_cudnn_attention_backward, "_cudnn_attention_backward"),
-    (_attention_into, "_flash_attention_forward_no_dropout_inplace"),
+    (
+        lambda out, *args, **named: int(flop_registry[aten._flash_attention_forward](*args, **named)),
+        "_flash_attention_forward_no_dropout_inplace",
+    ),
     (_multi_head, "_native_multi_head_attention _triton_multi_head_attention"),
     (_encoder_layer, "_transformer_encoder_layer_fwd"),
     (_matrices(_lu), "linalg_lu linalg_lu_factor_ex _linalg_det _linalg_slogdet"),
@@ -529,8 +458,11 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
     (_matrices(lambda m, n: 25.0 * n**3), "linalg_eig"),
     (_matrices(_qr), "geqrf"),
     (_qr_with_q, "linalg_qr"),
-    (_householder, "linalg_householder_product"),
-    (_reflected, "ormqr"),
+    (
+        lambda a, tau, *_, **__: _each(a, lambda m, n: _reflectors(m, n, tau.shape[-1])),
+        "linalg_householder_product",
+    ),
+    (lambda a, tau, other, *_, **__: 4 * other.numel() * tau.shape[-1], "ormqr"),
     (_svd_of, "_linalg_svd"),
     (_eigh, "_linalg_eigh"),
     (_solve, "_linalg_solve_ex _spsolve"),
@@ -542,7 +474,8 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
     (_exponential, "linalg_matrix_exp"),
     (_distances(0), "_cdist_forward _pdist_forward"),
     (_distances(1, 4), "_cdist_backward _pdist_backward"),
-    (_euclidean, "_euclidean_dist"),
+    # The product of both, each widened by its squared norms and by ones.
+    (lambda a, b, *_, out_val, **__: 2 * out_val.numel() * (a.shape[-1] + 2), "_euclidean_dist"),
     (_grid_sampled(0), "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler _grid_sampler_2d_cpu_fallback"),
     (_grid_sampled(0, 2), "cudnn_grid_sampler_backward"),
     (
@@ -570,12 +503,10 @@ _BY_FORMULA: list[tuple[Formula, str]] = [
 ]  # fmt: skip
 
 
-def _full(name: str) -> str:
-    return name if "::" in name else f"aten::{name}"
-
-
 FORMULAS: dict[str, Formula] = {
-    _full(name): _of_complex(formula) for formula, names in _BY_FORMULA for name in names.split()
+    name if "::" in name else f"aten::{name}": _of_complex(formula)
+    for formula, names in _BY_FORMULA
+    for name in names.split()
 } | dict.fromkeys(("aten::_fft_c2c", "aten::_fft_r2c", "aten::_fft_c2r"), _fourier)
 
 # Free by name; so are the operations that PyTorch tags as pointwise, as a reduction or as a view.

@@ -64,11 +64,7 @@ class Training(OptimizerSettings):
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def changed(self, **changes: Any) -> Self:
-        """The same settings but for `changes`.
-
-        Raises:
-            MarshtestError: an unknown setting, or a bad value.
-        """
+        """The same settings but for `changes`; a MarshtestError for an unknown setting or a bad value."""
         return self.parse({**dict(self), **changes}, "training")
 
 
@@ -119,12 +115,8 @@ def fit(
 ) -> Fit:
     """Train `model` in place.
 
-    The cost is counted on two samples (a forward, and a forward with backward) and multiplied.
-
-    Args:
-        seed: fixes the order of the samples, augmentation and dropout.
-        progress: told the fraction of the epochs that is done.
-        objective: gives what is minimised, for each sample of a batch; `task.loss` if it is None.
+    The cost is counted on two samples (a forward, and a forward with backward) and multiplied. The seed
+    fixes the order of the samples, augmentation and dropout; `task.loss` is the default objective.
 
     Raises:
         MarshtestError: the loss is no longer finite after an epoch.
@@ -164,11 +156,7 @@ def fit_within(
     budget: Budget,
     objective: Objective | None = None,
 ) -> None:
-    """Train `model` in place, with the schedule compressed into what is left of the budget.
-
-    Args:
-        objective: as in `fit`.
-    """
+    """Train `model` in place, with the schedule compressed into what is left of the budget."""
     objective = objective or task.loss
     optimizer = training.optimizer_for(model)
     start = budget.progress  # the method may have spent a part before

@@ -68,30 +68,20 @@ def scoring_batch(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task, and the parts of the recipe's pipeline that an unlearner may use.
+    """A task, and the parts of the recipe's pipeline that an unlearner may use."""
 
-    Attributes:
-        precision: the precision of training; scoring is always done in float32.
-        train: trains as the initial model was trained, within a budget or in full; see `Train`.
-        new_model: makes a fresh model of the same architecture and device: seed → model.
-        optimizer_for: makes the pipeline's optimiser over a model's parameters that are not frozen.
-        held_out: the validation samples, which nobody trains on; None if the recipe holds none out.
-        packed: turns a model of this architecture into the bytes of a file that `load_model` reads.
-        channels_last: whether images are laid out with channels last, in which convolutions are half again
-            as fast.
-    """
+    precision: Precision = "float32"  # the precision of training; scoring is always done in float32
+    train: Train | None = None  # as the initial model was trained, within a budget or in full
+    new_model: NewModel | None = None  # a fresh model of the same kind and device: seed → model
+    optimizer_for: OptimizerFor | None = None  # the pipeline's, over parameters that are not frozen
+    held_out: Samples | None = None  # the validation samples, on which nobody trains
+    packed: Callable[[nn.Module], bytes] | None = None  # a file that `load_model` reads, of a model
+    channels_last: bool = True  # the layout of images, in which convolutions are half again as fast
 
-    precision: Precision = "float32"
-    train: Train | None = None
-    new_model: NewModel | None = None
-    optimizer_for: OptimizerFor | None = None
-    held_out: Samples | None = None
-    packed: Callable[[nn.Module], bytes] | None = None
-    channels_last: bool = True
-
-    @abstractmethod
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         """[B, ...] the batch in input space, with its perturbations added."""
+        perturbation = batch.perturbation()
+        return batch.x if perturbation is None else batch.x + perturbation
 
     @abstractmethod
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
@@ -178,16 +168,12 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Classification of images or features: logits [B, C], cross-entropy.
+    """Classification of images or features: logits [B, C], cross-entropy."""
 
-    Attributes:
-        mean, std: one value a channel, in units of pixels / 255, for uint8 samples.
-        augment: "flip" (left to right, p = ½) and "crop" (a move by up to an eighth of the width, padded
-            with the mean colour), drawn anew for each sample and epoch.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = None  # one a channel, in pixels / 255, for uint8 samples
+    std: tuple[float, ...] | None = None  # the same
+    # "flip" (left to right, p = ½) and "crop" (a move by up to an eighth of the width, padded with the
+    # mean colour), drawn anew for each sample and epoch
     augment: tuple[Augmentation, ...] = ()
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
@@ -241,10 +227,6 @@ class Classification(Task):
 class Regression(Task):
     """Regression on a vector of features: outputs [B, 1], half the squared error, real labels `y`."""
 
-    def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
-        perturbation = batch.perturbation()
-        return batch.x if perturbation is None else batch.x + perturbation
-
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
         outputs: Tensor = model(inputs.clone())
         return outputs
@@ -281,12 +263,9 @@ class Language(Task, ABC):
     """A task on texts: token ids [N, T], padded on the right, for a model that `transformers` could call.
 
     The input space is that of the token embeddings. No result depends on the embeddings of padding.
-
-    Attributes:
-        padding: the id that stands for no token.
     """
 
-    padding: int = 0
+    padding: int = 0  # the id that stands for no token
 
     def given(self, samples: Samples) -> Samples:
         """A copy of samples for an unlearner; sealed if they are poisoned.
@@ -328,8 +307,7 @@ class Language(Task, ABC):
         return (opened(batch).x != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Number of texts in one forward of scoring: each of their tokens has activations."""
-        return 128
+        return 128  # each token of a text has activations
 
 
 @dataclass(frozen=True)
@@ -349,13 +327,10 @@ class LabelWord(Language):
     """Causal language modelling, in which the label is the word that follows a prompt.
 
     The label `y` is the token id of the label's word. Its logits are those at the prompt's last token.
-
-    Attributes:
-        label_only: whether the loss is the label's cross-entropy alone, for which no other token's logits
-            are computed. If not, it is the mean over all tokens after the first, the label included
-            (paper §5.1).
     """
 
+    # whether the loss is the label's cross-entropy alone, for which no other token's logits are
+    # computed. If not, it is the mean over all tokens after the first, the label included (paper §5.1)
     label_only: bool = False
 
     def tokens(self, batch: Samples) -> Tensor:
@@ -394,5 +369,4 @@ class LabelWord(Language):
         return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
 
     def scoring_batch(self, device: torch.device) -> int:
-        """Number of texts in one forward of scoring: each of their tokens has V logits."""
-        return 32
+        return 32  # each token of a text has V logits

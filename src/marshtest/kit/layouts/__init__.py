@@ -10,24 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from marshtest.kit.layouts.arrays import Npz, Safetensors
-from marshtest.kit.layouts.base import KNOWN, Ids, Layout, Place, Value
-from marshtest.kit.layouts.folders import MARK, Digest, digest, files_of, strangers
+from marshtest.kit.layouts.base import KNOWN, Ids, Layout, Value
+from marshtest.kit.layouts.folders import files_of
 from marshtest.kit.layouts.image_folder import ImageFolder
 from marshtest.kit.layouts.parquet import Parquet, is_parquet
 from marshtest.plumbing.errors import MarshtestError
-
-__all__ = [
-    "MARK",
-    "Digest",
-    "Layout",
-    "Place",
-    "Value",
-    "alike",
-    "digest",
-    "open_layout",
-    "read",
-    "strangers",
-]
 
 FILES: dict[str, Callable[[Path], Layout]] = {
     ".parquet": Parquet,
@@ -72,10 +59,6 @@ def alike(layout: Layout, ids: Ids) -> Iterator[tuple[int, Value, int]]:
 
 
 def read(layout: Layout, ids: Ids) -> tuple[Value, Ids]:
-    """The samples `ids` [P, *shape] and their labels [P], in increasing order of id.
-
-    Raises:
-        MarshtestError: the samples have different shapes, or one is damaged.
-    """
+    """The samples `ids` [P, *shape], all of one shape, and their labels [P], in increasing order of id."""
     _, values, labels = zip(*alike(layout, ids), strict=True)
     return np.stack(values), np.array(labels, np.int64)

@@ -41,6 +41,13 @@ SAFETENSORS_TYPES = {
 }
 
 
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether in Fortran order, type) that the first bytes of a .npy file claim."""
+    old = npy.read_magic(stream) == (1, 0)
+    # Version 3.0 is for names of fields alone, which numbers do not have.
+    return (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(stream)
+
+
 @dataclass(frozen=True)
 class Stored:
     """An array in an archive, its row 0 at byte `start` of the member's stream."""
@@ -174,9 +181,7 @@ class Npz(Arrays):
 
     def _array(self, name: str) -> Stored:
         with self._open(f"{name}.npy") as stream:
-            old = npy.read_magic(stream) == (1, 0)
-            header = npy.read_array_header_1_0 if old else npy.read_array_header_2_0
-            shape, fortran, dtype = header(stream)
+            shape, fortran, dtype = npy_header(stream)
             if fortran:
                 raise MarshtestError(
                     f"{self.path}: {name} is in Fortran order. Save np.ascontiguousarray({name})."

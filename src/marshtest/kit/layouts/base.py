@@ -5,7 +5,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.kit.layouts.folders import newest, set_times
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, refused
 
 Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
 Ids = NDArray[np.int64]
@@ -32,35 +32,21 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a dosed sample.
+    """The place of a dosed sample."""
 
-    Attributes:
-        id: row number of the sample in the split that was dosed.
-        file: path relative to the data set's folder; the name of a data set that is one file.
-        row: row inside that file; None if the file is the sample.
-    """
-
-    id: int
-    file: str
-    row: int | None
+    id: int  # row number of the sample in the split that was dosed
+    file: str  # path relative to the data set's folder; the name of a data set that is one file
+    row: int | None  # row inside that file; None if the file is the sample
 
 
 class Layout(ABC):
-    """A data set on disk, of which one split is dosed; ids are row numbers of that split.
+    """A data set on disk, of which one split is dosed; ids are row numbers of that split."""
 
-    Attributes:
-        path: the folder or file.
-        samples: N, the number of samples of the dosed split.
-        classes: C, the number of class names, or the largest label plus one.
-        pixels: whether values are uint8 pixels 0..255; if not, they are floating point.
-        encoded: whether each sample is an image file, whose format and size can give a dose away.
-    """
-
-    path: Path
-    samples: int
-    classes: int
-    pixels: bool
-    encoded: bool
+    path: Path  # the folder or file
+    samples: int  # N, the number of samples of the dosed split
+    classes: int  # C, the number of class names, or the largest label plus one
+    pixels: bool  # whether values are uint8 pixels 0..255; if not, they are floating point
+    encoded: bool  # whether a sample is an image file, whose format and size can tell of a dose
 
     def each(self, ids: Ids) -> Iterator[tuple[int, Value, int]]:
         """(id, value, label) of these samples in increasing order of id; no other is decoded.
@@ -74,14 +60,8 @@ class Layout(ABC):
         """Write the data set to `out`, with `dosed(id, value)` in place of the samples `ids`.
 
         `out` appears whole or not at all; `dosed` is called in increasing order of id. All files of
-        `out` get the modification time of the data set's newest file.
-
-        Args:
-            out: a new folder or file.
-            dosed: makes a sample's new value.
-            ids: ids of the samples to dose.
-            hide: write all images of the split anew, as PNG without compression, so that neither
-                format nor size tells the dosed ones.
+        `out` get the modification time of the data set's newest file. `hide` writes all images of the
+        split anew, as PNG without compression, so that neither format nor size tells the dosed ones.
 
         Returns:
             Where each dosed sample lies, in increasing order of id.
@@ -145,11 +125,7 @@ def within(ids: Ids, first: int, count: int) -> list[int]:
 
 
 def largest_of(labels: NDArray[Any], first: int, where: Path) -> int:
-    """The largest of the labels of rows first, first + 1, …
-
-    Raises:
-        MarshtestError: a label is missing, negative or far too large; the line names its row in `where`.
-    """
+    """The largest label of the rows from `first` on; each must be a number from 0 to CLASSES."""
     if len(bad := (labels < 0).nonzero()[0]):
         raise MarshtestError(
             f"{where}: row {first + bad[0]} has no label, or a negative one. Correct or drop it."
@@ -190,18 +166,9 @@ def _same_kind(dosed: Dosed) -> Dosed:
     return checked_dosed
 
 
-@contextmanager
-def reading(where: Path | str) -> Iterator[None]:
+def reading(where: Path | str) -> AbstractContextManager[None]:
     """Turn whatever a library raises at a damaged file into one line that names the place."""
-    try:
-        yield
-    except MarshtestError:
-        raise
-    except Exception as error:
-        raise MarshtestError(
-            f"{where}: cannot be read ({type(error).__name__}: {first_line(error)}). "
-            "Mend it, or fetch it again."
-        ) from error
+    return refused(f"{where}: cannot be read", "Mend it, or fetch it again.")
 
 
 def _remove(path: Path) -> None:

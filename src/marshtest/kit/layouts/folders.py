@@ -17,23 +17,14 @@ MARK = 8  # hex digits that a key keeps of each file
 
 @dataclass(frozen=True)
 class Digest:
-    """Digests that tell whether data have changed.
+    """Digests that tell whether data have changed."""
 
-    Attributes:
-        whole: SHA-256 (hex) of a file, or of a folder's sorted file names and contents.
-        files: eight hex digits of each file's name and content, in that order; empty for a file.
-    """
-
-    whole: str
-    files: str = ""
+    whole: str  # SHA-256 (hex) of a file, or of a folder's sorted file names and contents
+    files: str = ""  # eight hex digits of each file, in that order; empty for a file
 
 
 def digest(path: Path) -> Digest:
-    """The digest of a file or folder; hidden files do not count.
-
-    Raises:
-        MarshtestError: no such path, or a folder that holds something else than files and folders.
-    """
+    """The digest of a file, or of a folder of files and folders; hidden files do not count."""
     if not path.exists():
         raise MarshtestError(f"{path}: no such file or folder. Give the path of the data set.")
     if not path.is_dir():
@@ -47,13 +38,7 @@ def digest(path: Path) -> Digest:
 
 
 def strangers(path: Path, now: Digest, then: str) -> list[str]:
-    """Names of the files that an earlier digest of a folder does not know.
-
-    Args:
-        path: the folder.
-        now: its present digest.
-        then: `files` of the earlier digest.
-    """
+    """Names of the files of a folder that `files` of an earlier digest does not know."""
     known = set(_marks(then))
     marks = zip(files_of(path), _marks(now.files), strict=True)
     return [name for name, mark in marks if mark not in known]

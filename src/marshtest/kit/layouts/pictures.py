@@ -25,21 +25,13 @@ NATIVE = ("L", "LA", "RGB", "RGBA")  # modes in which a value is a brightness an
 
 @dataclass(frozen=True)
 class Picture:
-    """The content of an image file.
+    """The content of an image file."""
 
-    Attributes:
-        value: [1, H, W] if it is grey, else [3, H, W]; uint8.
-        alpha: [1, H, W] transparency, or [0, H, W] if it has none.
-        where: the place, for error messages.
-        mode: mode of the file, as Pillow calls it.
-        options: options of Pillow's PNG writer, which keep what is not in the pixels.
-    """
-
-    value: Value
-    alpha: Value
-    where: str
-    mode: str
-    options: dict[str, Any]
+    value: Value  # [1, H, W] if it is grey, else [3, H, W]; uint8
+    alpha: Value  # [1, H, W] transparency, or [0, H, W] if it has none
+    where: str  # the place, for error messages
+    mode: str  # mode of the file, as Pillow calls it
+    options: dict[str, Any]  # options of Pillow's PNG writer, which keep what is not in the pixels
 
     @classmethod
     def read(cls, source: Path | BytesIO, where: str) -> "Picture":
@@ -66,10 +58,8 @@ class Picture:
     def png(self, value: Value, *, hide: bool = False) -> bytes:
         """The image as PNG with `value` in place of its own.
 
-        Args:
-            value: like `self.value`.
-            hide: write without compression, so that all images of one shape have one size, and write
-                what has another mode as grey or RGB.
+        `hide` writes without compression, so that all images of one shape have one size, and what has
+        another mode as grey or RGB.
 
         Raises:
             MarshtestError: `hide` is off, and the image's mode cannot hold noise.
