@@ -447,10 +447,10 @@ def test_poisons_stored_before_are_read() -> None:
     assert flipped.tensors().keys() == old.keys()
 
 
-STORED = {  # hashes and keys as they were before recipes had metrics
-    "digits-gaussian": ("57dcd403", "dose-4648c2db268cecde", "score-dd4e949a2508ebee"),
-    "digits-indiscriminate": ("1cff66a7", "dose-e8d725301fcd0452", "score-6871df27abc846d6"),
-    "digits-targeted": ("46b82435", "dose-d6d200fe1cbc2728", "score-0efeafa1d4f824de"),
+STORED = {  # the recipe's hash, and keys as they were before recipes had metrics
+    "digits-gaussian": ("85b869da", "dose-4648c2db268cecde", "score-dd4e949a2508ebee"),
+    "digits-indiscriminate": ("feb0b85e", "dose-e8d725301fcd0452", "score-6871df27abc846d6"),
+    "digits-targeted": ("422af150", "dose-d6d200fe1cbc2728", "score-0efeafa1d4f824de"),
     "cifar10-small-targeted": ("7c792f10", "dose-51dafb2c8d048a68", "score-df96caaf027a4719"),
     "imdb-small-trigger": ("a8c299fb", "dose-4dfe8291f48c541d", "score-28b6519cf91cbef8"),
     "paper-cifar10-gaussian": ("bb0df41b", "dose-4afd5b98854b10fb", "score-7f855364c20b4169"),
