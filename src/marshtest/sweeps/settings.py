@@ -23,7 +23,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import file_name, parse_override, read_yaml, set_key, shipped
+from marshtest.plumbing.yaml_files import (
+    file_name,
+    parse_override,
+    read_yaml,
+    set_key,
+    shipped,
+    tell_changes,
+)
 from marshtest.sweeps.store import hashed
 
 Axes = dict[str, list[Any]]
@@ -110,6 +117,7 @@ class Sweep(Settings):
             axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
         # Copies, of values too: no two variants may share a mapping in which a key is then set.
         base, variants = self.base, []
+        tell_changes(base, self.change)
         for combination in itertools.product(*axes):
             recipe, point = copy.deepcopy(base), dict[str, Any]()
             for part in combination:
