@@ -13,7 +13,7 @@ seeds are fixed.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Knowledge, Poisoned
 from marshtest.attacks.presentation import Presentation
+from marshtest.attacks.soundness import refuse_unsound_effect, refuse_unsound_poison
 from marshtest.attacks.table import parse_attack
 from marshtest.data.samples import Marked, Samples, Trigger
 from marshtest.metrics.presentation import Column, Name, Score
@@ -136,10 +137,10 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
         again, other = (ground.poison(attack, seed, global_seed=1 + seed) for seed in (0, 1))
         with foreign(attack.name):
             poisoned.samples  # noqa: B018 - raises where ids are not there, or it is no Poisoned
-        odd = _odd_labels(ground.samples, poisoned)
-        yield MAKES, not odd, odd
-        if odd:
-            return
+        labels = ground.samples.y
+        refuse_unsound_poison(poisoned, (int(labels.min()), int(labels.max())), attack.name)
+        _refuse_infinite(poisoned.figures, attack.name)
+        yield MAKES, True, ""
     except MarshtestError as error:
         yield MAKES, False, str(error)
         return
@@ -162,10 +163,10 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
     model = copy.deepcopy(ground.model).eval()
     try:
         effect = ground.effect(attack, poisoned, model=model)
-        odd = _odd_effect(effect)
-        yield MEASURES, not odd, odd
-        if odd:
-            return
+        refuse_unsound_effect(effect, attack.name)
+        _refuse_infinite(effect.figures, attack.name)
+        _refuse_names((*effect.scores, *effect.figures), attack.name)
+        yield MEASURES, True, ""
     except MarshtestError as error:
         yield MEASURES, False, str(error)
         return
@@ -198,41 +199,18 @@ def unchanged(name: str, model: nn.Module, before: nn.Module) -> Finding:
     return name, not differ, f"{differ} differ; use a copy: copy.deepcopy(model)"
 
 
-def _odd_labels(samples: Samples, poisoned: Poisoned) -> str:
-    """What is odd about the poisons' labels and perturbations; "" if nothing is."""
-    ids, labels, perturbations = poisoned.forget_ids, poisoned.labels, poisoned.perturbations
-    if labels is not None and (labels.shape != ids.shape or labels.dtype != samples.y.dtype):
-        return f"labels are {tuple(labels.shape)} of {labels.dtype}; give [{len(ids)}] of {samples.y.dtype}"
-    if labels is not None and not bool(torch.isin(labels, samples.y.unique()).all()):
-        return f"labels up to {int(labels.max())} are not all among the classes of the samples"
-    if perturbations is not None and len(perturbations) != len(ids):
-        return f"{len(perturbations)} perturbations for {len(ids)} poisons; give one for each"
-    odd = [name for name, value in poisoned.figures.items() if not is_number(value)]
-    return f"figures {', '.join(map(str, odd))} are no finite numbers" if odd else ""
+def _refuse_infinite(figures: Mapping[str, Any], where: str) -> None:
+    if odd := [name for name, value in figures.items() if not is_number(value)]:
+        raise MarshtestError(f"{where}: figures {', '.join(map(str, odd))} are no finite numbers.")
 
 
-def _odd_effect(effect: Any) -> str:
-    """What rows could not hold of an effect; "" if they can hold all."""
-    if not isinstance(effect, Effect):
-        return f"it returned {type(effect).__name__}, not an Effect"
-    if _kind_of(effect.ids) not in ("i", "u") or effect.ids.ndim != 1:
-        return "ids must be a NumPy array [P] of whole numbers"
-    for name, values in effect.scores.items():
-        if _kind_of(values) != "f" or values.shape != effect.ids.shape:
-            return f"{name} must be a NumPy array [{len(effect.ids)}] of floats, one for each id"
-        if np.isinf(values).any():
-            return f"{name} is infinite; give nan where it is undefined"
-    for name in (*effect.scores, *effect.figures):
+def _refuse_names(names: Iterable[str], where: str) -> None:
+    for name in names:
         try:
             NAME.validate_python(name)
         except ValidationError as error:
-            return f"{name!r}: {error.errors(include_url=False)[0]['msg']}; take another name"
-    odd = [name for name, value in effect.figures.items() if not is_number(value)]
-    return f"figures {', '.join(odd)} are no finite numbers" if odd else ""
-
-
-def _kind_of(values: Any) -> str:
-    return values.dtype.kind if isinstance(values, np.ndarray) else ""
+            fault = error.errors(include_url=False)[0]["msg"]
+            raise MarshtestError(f"{where}: {name!r}: {fault}; take another name.") from None
 
 
 def _direction(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Finding]:
