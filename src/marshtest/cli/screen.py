@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -67,7 +67,8 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
         # Numbers are never broken; running text gives way to them, down to a word's width.
         least = 12 if column in wrapped else None
         table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
-    add_rows(table, frame.itertuples(index=False))
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
     console.print(table)
     if left_out:
         say(f"A wider terminal shows more: {', '.join(left_out)}.")
@@ -76,12 +77,6 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
 def table_of(title: str, *columns: str) -> Table:
     """An empty table in the style of all commands."""
     return Table(*columns, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def add_rows(table: Table, rows: Iterable[Iterable[Any]]) -> None:
-    """Add rows of any values to a table."""
-    for row in rows:
-        table.add_row(*map(str, row))
 
 
 @contextmanager

@@ -2,43 +2,22 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
-from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role, Roles, measured
+from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
 from marshtest.plumbing.derived import derive
+
+if TYPE_CHECKING:  # rows are listed without torch
+    from marshtest.experiment.recipe import Recipe
+    from marshtest.experiment.recorded import Recorded
+
+Design: TypeAlias = "Recipe | Recorded"  # both say which rows a recipe gives
 
 # The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
 # `unlearners`, and recipes number them differently.
 CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
-
-
-class _Trial(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def hyperparameters(self) -> Mapping[str, Any]: ...
-
-
-class Design(Roles, Protocol):
-    """What a recipe says of its rows."""
-
-    @property
-    def poison_budgets(self) -> Sequence[float]: ...
-
-    @property
-    def first_seed(self) -> int: ...
-
-    @property
-    def seeds(self) -> int: ...
-
-    @property
-    def unlearners(self) -> Sequence[Sequence[_Trial]]: ...
-
-    @property
-    def budgets(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -89,6 +68,24 @@ class Cell:
         group = self.group
         beside = (self.role.value, self.unlearner, self.hyperparameters, self.budget)
         return (group.poison_budget, group.seed, *beside)
+
+
+def trained(recipe: Design) -> Sequence[Role]:
+    """Roles of the models that are trained from scratch, the initial one first."""
+    twins = recipe.attack.needs_twin
+    wanted = {
+        Role.INITIAL: True,
+        Role.TWIN: twins,
+        Role.SHUFFLED: twins and recipe.attack.has_control,
+        Role.RETRAINED: True,
+        Role.REFERENCE: twins or recipe.reference,
+    }
+    return [role for role, is_wanted in wanted.items() if is_wanted]
+
+
+def measured(recipe: Design) -> Sequence[Role]:
+    """Roles that have rows: a twin's measures stand in the row of the model that is compared with it."""
+    return [role for role in trained(recipe) if role != Role.TWIN]
 
 
 def groups(recipe: Design) -> list[Group]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,10 @@ from marshtest.attacks.presentation import Presentation, refuse_taken
 from marshtest.experiment.roles import Role
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError
+
+if TYPE_CHECKING:  # rows are looked at without torch
+    from marshtest.attacks.base import Attack
+    from marshtest.metrics.base import Metric
 
 ROLES = tuple(role.value for role in Role if role != Role.TWIN)
 # What the harness measures of every model; an attack's figures of these names are left out.
@@ -111,20 +115,7 @@ def kinds_of(shown: Presentation, columns: Mapping[str, Column]) -> dict[str, Ki
     return kinds | dict.fromkeys(shown.reference_columns.values(), NUMBER)
 
 
-class _Measuring(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def columns(self) -> Mapping[str, Column]: ...
-
-
-class _Shown(Protocol):
-    @property
-    def shown(self) -> Presentation: ...
-
-
-def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
+def refuse_taken_columns(metrics: "Iterable[Metric]", attack: "Attack") -> None:
     """Look whether the columns of metrics have names of their own, before anything is measured.
 
     Raises:

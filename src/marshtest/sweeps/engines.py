@@ -59,12 +59,10 @@ class Engine(Protocol):
         ...
 
     def recover(self) -> None:
-        """Make ready again after a worker died."""
-        ...
+        """Make ready again after a worker died; by default nothing has to be."""
 
     def close(self) -> None:
-        """Stop what is running."""
-        ...
+        """Stop what is running; by default nothing runs on."""
 
 
 def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = True) -> Ended:
@@ -89,7 +87,7 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
         return Ended(fault, traceback.format_exc())
 
 
-class InProcess:
+class InProcess(Engine):
     """One job after the other, in this process.
 
     Args:
@@ -108,12 +106,8 @@ class InProcess:
             future.set_result(attempt(self._worker, job, self._progress, goes_on=self._goes_on))
         return future
 
-    def recover(self) -> None: ...
 
-    def close(self) -> None: ...
-
-
-class Processes:
+class Processes(Engine):
     """Several processes of this machine, each with its share of the processors.
 
     Args:
@@ -171,7 +165,7 @@ class Processes:
             process.join(GONE_WITHIN)
 
 
-class Ray:
+class Ray(Engine):
     """A Ray cluster; jobs ask it for processors and GPUs.
 
     Args:
@@ -221,8 +215,6 @@ class Ray:
         task = self._work.options(num_cpus=cpus, num_gpus=resources.gpus, max_retries=3)
         future: Future[Ended] = task.remote(self._url, job, cpus, os.getcwd()).future()
         return future
-
-    def recover(self) -> None: ...
 
     def close(self) -> None:
         self._ray.shutdown()

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Cell, Group, cells, groups
+from marshtest.experiment.cells import Cell, Group, cells, groups, trained
 from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
-from marshtest.experiment.roles import UNTREATED, Role, trained
+from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
 
