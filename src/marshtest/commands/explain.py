@@ -29,13 +29,13 @@ from marshtest.experiment.recipe import ForeignData, Recipe
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import pick_device, threads
 from marshtest.reporting import charts
 from marshtest.reporting.figures import save
 from marshtest.sweeps.jobs import Job, passes
 from marshtest.sweeps.planned import Planned, plan_sweep
 from marshtest.sweeps.settings import read_sweep
-from marshtest.sweeps.store import hashed
 from marshtest.training.budget import flops_of
 from marshtest.training.loop import Training, descend
 from marshtest.training.tasks import Task

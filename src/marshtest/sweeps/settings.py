@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.yaml_files import (
@@ -31,7 +32,6 @@ from marshtest.plumbing.yaml_files import (
     shipped,
     tell_changes,
 )
-from marshtest.sweeps.store import hashed
 
 Axes = dict[str, list[Any]]
 Kind = Literal["features", "train", "craft", "unlearn", "score"]  # of jobs
