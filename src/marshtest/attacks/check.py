@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -121,11 +121,21 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
     if not isinstance(trigger, Trigger | None):
         raise MarshtestError(f"{ready.name}: trigger gives {trigger!r}. Give a Trigger, or None.")
     made_for = ("images", "features") if trigger is None else ("text",)
+    return facts_on(on or made_for, ready, _findings)
+
+
+C = TypeVar("C", bound=Choice)
+
+
+def facts_on(
+    kinds: Collection[str], thing: C, find: Callable[[C, Ground], Iterator[Finding]]
+) -> list[Fact]:
+    """What `find` finds of a thing on the small problem of each kind of data."""
     return [
         fact
         for kind in KINDS
-        if kind in (on or made_for)
-        for fact in facts_of(kind, ready.name, partial(_findings, ready, GROUNDS[kind]()))
+        if kind in kinds
+        for fact in facts_of(kind, thing.name, partial(find, thing, GROUNDS[kind]()))
     ]
 
 
