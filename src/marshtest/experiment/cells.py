@@ -11,7 +11,8 @@ from marshtest.plumbing.derived import derive
 
 if TYPE_CHECKING:  # rows are listed without torch
     from marshtest.experiment.recipe import Recipe
-    from marshtest.experiment.recorded import Recorded
+    from marshtest.experiment.recorded import Recorded, RecordedNamed
+    from marshtest.unlearning import Unlearner
 
 Design: TypeAlias = "Recipe | Recorded"  # both say which rows a recipe gives
 
@@ -100,7 +101,8 @@ def cells(recipe: Design, group: Group) -> Iterator[Cell]:
         # Retraining counts as an unlearner that spends all of the training's compute.
         budget = 0.0 if role in UNTREATED else 1.0
         yield Cell(group, role, ROW_NAMES[role], "{}", budget)
-    for entry, trials in enumerate(recipe.unlearners):
+    entries: Sequence[Sequence[Unlearner | RecordedNamed]] = recipe.unlearners
+    for entry, trials in enumerate(entries):
         for (place, trial), budget in itertools.product(enumerate(trials), recipe.budgets):
             # Rows are found again by this text, so the order of keys in somebody's YAML must not show.
             values = json.dumps(dict(trial.hyperparameters), sort_keys=True)

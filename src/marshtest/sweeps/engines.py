@@ -69,6 +69,7 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
     """Do a job, and say how it went.
 
     Args:
+        progress: told how the job stands.
         goes_on: whether other jobs are done after one that fails; else its error is raised.
 
     Raises:
@@ -88,12 +89,7 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
 
 
 class InProcess(Engine):
-    """One job after the other, in this process.
-
-    Args:
-        progress: told how each job stands.
-        goes_on: whether other jobs are done after one that fails; else its error is raised.
-    """
+    """One job after the other, in this process; `progress` and `goes_on` are those of `attempt`."""
 
     slots = 1
 
