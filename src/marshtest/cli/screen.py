@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from marshtest.metrics.presentation import Column, Score
 
-console = Console(markup=False, emoji=False)  # what is printed is data
+console = Console(markup=False, emoji=False, highlight=False)  # what is printed is data
 # Where there is no terminal, rich assumes 80 columns, and would fold the tables in a file.
 if not console.is_terminal:
     console.width = 120
@@ -32,13 +32,13 @@ WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
 def say(*lines: object, style: str | None = None) -> None:
     """Print lines as they are, wrapped at words."""
     for line in lines:
-        console.print(line, style=style, highlight=False, markup=False)
+        console.print(line, style=style)
 
 
 def say_whole(*lines: object) -> None:
     """Print lines that are never wrapped: paths, and what is copied from the screen."""
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def say_paths(*paths: Path) -> None:
@@ -96,7 +96,7 @@ def progress() -> Iterator[Callback]:
 
         def move(done: float, text: str = "", /) -> None:
             if text.startswith(NOTE):  # stays above the bar, which vanishes at the end
-                bars.console.print(text, markup=False, highlight=False)
+                bars.console.print(text)
             else:
                 bars.update(bar, description=text, completed=done)
 
