@@ -26,6 +26,19 @@ ROWS = HERE
 SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
+RIVALS = {  # every unlearner of the package, on every attack
+    "rivals-digits-gaussian": "digits, Gaussian",
+    "rivals-digits-targeted": "digits, targeted",
+    "rivals-digits-indiscriminate": "digits, indiscriminate",
+    "rivals-cifar10-small-gaussian": "CIFAR-10, Gaussian",
+    "rivals-imdb-small-gaussian": "IMDb, Gaussian",
+}
+TRIALS = {  # the search for one that beats tuned retraining
+    "candidates-digits-gaussian": "digits, Gaussian",
+    "candidates-digits-targeted": "digits, targeted",
+    "candidates-digits-indiscriminate": "digits, indiscriminate",
+    "candidates-cifar10-small-gaussian": "CIFAR-10, Gaussian",
+}
 SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
     "cifar10-small-targeted": "CIFAR-10, targeted",
@@ -45,10 +58,32 @@ SHORT = {
     "canceling-deep-adam": "Adam, first tensor, poisons added",
     "canceling-deep-all": "Adam, all tensors, poisons replace, sets by their sizes",
 }
+_ALL = "marshtest run {} seeds={} data.validation=0.1 {}unlearners=@benchmarks/rivals/{}.yaml"
+_TRIALS = (
+    "PYTHONPATH=benchmarks/rivals marshtest run {} seeds={} {}unlearners=@benchmarks/rivals/{}.yaml"
+)
+_TENTH = "poison_budgets=0.1 "
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     FOREIGN: "marshtest run digits-gaussian seeds=3 \\\n    "
     """'unlearners=[retrain, "from_supreme:ssd", {name: "from_supreme:ssd", alpha: 1}, """
     """"from_erasus:fisher", {name: "from_erasus:fisher", lr: 0.001}]'""",
+    "rivals-digits-gaussian": _ALL.format("digits-gaussian", 10, "", "digits-mlp"),
+    "rivals-digits-targeted": _ALL.format("digits-targeted", 12, "", "digits-mlp"),
+    "rivals-digits-indiscriminate": _ALL.format(
+        "digits-indiscriminate", 24, _TENTH, "digits-linear"
+    ),
+    "rivals-cifar10-small-gaussian": _ALL.format(
+        "cifar10-small-gaussian", 2, "attack.draws=49 ", "cifar10-small"
+    ),
+    "rivals-imdb-small-gaussian": _ALL.format("imdb-small-gaussian", 2, "", "imdb-small"),
+    "candidates-digits-gaussian": _TRIALS.format("digits-gaussian", 10, "", "candidates-mlp"),
+    "candidates-digits-targeted": _TRIALS.format("digits-targeted", 30, "", "candidates-mlp"),
+    "candidates-digits-indiscriminate": _TRIALS.format(
+        "digits-indiscriminate", 24, _TENTH, "candidates-linear"
+    ),
+    "candidates-cifar10-small-gaussian": _TRIALS.format(
+        "cifar10-small-gaussian", 3, "", "candidates-cifar10-small"
+    ),
     "digits-budgets": "marshtest sweep digits-budgets",
     "cifar10-small-budgets": "marshtest run cifar10-small-gaussian 'budgets=[0.04, 0.1]'",
     "cifar10-small-sizes": "marshtest sweep cifar10-small-sizes model.width=8 training.epochs=20 "

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from experiments import FOREIGN, HERE, SHORT
+from experiments import FOREIGN, HERE, RIVALS, SHORT, TRIALS
 
 from marshtest.experiment.row_file import FILE
 from marshtest.plumbing.whole_files import write
@@ -21,8 +21,9 @@ COLUMNS += ["seed", "gus", "gus_fresh"]
 def keep(run: Path, name: str) -> None:
     """Copy rows and shifts; of scores those that are drawn."""
     folder = HERE / name
-    if name not in (*SHORT, FOREIGN):
-        raise SystemExit(f"{name}: none of {', '.join((*SHORT, FOREIGN))}")
+    known = (*SHORT, *RIVALS, *TRIALS, FOREIGN)
+    if name not in known:
+        raise SystemExit(f"{name}: none of {', '.join(known)}")
     if not (run / FILE).exists():
         raise SystemExit(f"{run}: holds no {FILE}")
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,134 @@
+"""All unlearners on all attacks, and the search for one that beats tuned retraining (docs/rivals.md)."""
+
+import json
+from typing import Any
+
+import pandas as pd
+from experiments import HOW, RIVALS, TRIALS, Cell, missing, results, there
+from scipy.stats import ttest_1samp
+
+from marshtest.reporting.tables import as_markdown, label, plus_minus
+from marshtest.results.summary import Results
+
+LINE = "retrain-tuned"  # the line to beat
+LEVEL = 0.05
+
+
+def cells_of(experiment: str) -> dict[str, Cell]:
+    """The cells of an experiment at its largest poison budget, by the title of the model."""
+    of = results(experiment)
+    table = of.summary[of.summary["poison_budget"] == of.poison_budget]
+    lines = table[(table["role"] != "updated") | (table["budget"] == of.budget)]
+    initial = table[table["role"] == "initial"].iloc[0]
+    names = list(of.scores_shown)
+    return {
+        label(line, of.recipe, with_budget=False): Cell(experiment, line, initial, names)
+        for _, line in lines.iterrows()
+    }
+
+
+def _short(of: Cell) -> str:
+    """A cell in a few words."""
+    lost = "" if of.line["usable"] == "yes" else ", not usable"
+    left = f", {of.left:.0%} left" if of.has_effect else ""
+    accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
+    return f"{of.verdict}{left}, {accuracy}{lost}"
+
+
+def rivals() -> str:
+    """Every method on every attack: verdict, what is left of the effect, accuracy."""
+    return _by_method(RIVALS)
+
+
+def candidates() -> str:
+    """Every trial of the search for a method that beats tuned retraining."""
+    return _by_method(TRIALS)
+
+
+def _by_method(titles: dict[str, str]) -> str:
+    """Methods by experiments, and the commands that give the rows."""
+    chosen = list(filter(there, titles))
+    columns = {name: cells_of(name) for name in chosen}
+    methods = dict.fromkeys(title for cells in columns.values() for title in cells)
+    lines = [{"": "seeds"} | {titles[name]: str(len(results(name).seeds)) for name in chosen}]
+    for method in methods:
+        of = {titles[name]: cells.get(method) for name, cells in columns.items()}
+        lines.append({"": method} | {k: _short(cell) if cell else "" for k, cell in of.items()})
+    table = as_markdown(pd.DataFrame(lines)) if chosen else ""
+    commands = "\n".join(f"- {titles[name]}: `{HOW[name]}`" for name in chosen)
+    return "\n\n".join(filter(None, [table, commands, missing(titles)]))
+
+
+def chosen_settings() -> str:
+    """What the rule of every search chose, by method and experiment."""
+    lines: dict[str, dict[str, str]] = {}
+    for name in filter(there, RIVALS):
+        searches = {t[0].name: t for t in results(name).recipe.unlearners if len(t) > 1}
+        for title, of in cells_of(name).items():
+            if of.line["role"] == "updated" and of.line["unlearner"] in searches:
+                trials = [trial.hyperparameters for trial in searches[of.line["unlearner"]]]
+                told = _moved(json.loads(of.line["hyperparameters"]), trials)
+                lines.setdefault(title, {"": title})[RIVALS[name]] = told
+    return as_markdown(pd.DataFrame(lines.values()).fillna("")) if lines else ""
+
+
+def _moved(values: dict[str, Any], trials: list[dict[str, Any]]) -> str:
+    """The values that differ between the trials of a search."""
+    moving = [key for key in values if any(trial[key] != trials[0][key] for trial in trials)]
+    return ", ".join(f"`{key}` {values[key]}" for key in moving)
+
+
+def answer() -> str:
+    """Which methods removed the poison wherever that was settled, in sentences."""
+    chosen = list(filter(there, RIVALS))
+    verdicts: dict[str, list[tuple[str, bool]]] = {}
+    for name in chosen:
+        for title, of in cells_of(name).items():
+            if of.line["role"] == "updated":
+                usable = of.line["usable"] == "yes"
+                verdicts.setdefault(title, []).append((of.verdict, usable))
+    everywhere = [t for t, of in verdicts.items() if of == [("REMOVED", True)] * len(chosen)]
+    never_failed = [
+        title
+        for title, of in verdicts.items()
+        if title not in everywhere
+        and len(of) == len(chosen)
+        and all(usable and verdict != "NOT REMOVED" for verdict, usable in of)
+    ]
+    parts = [
+        f"Of {len(verdicts)} methods on {len(chosen)} poisons REMOVED and usable on all: "
+        f"{', '.join(everywhere) or 'none'}."
+    ]
+    if never_failed:
+        parts.append(
+            f"Usable and never NOT REMOVED, but not settled on each: {', '.join(never_failed)}."
+        )
+    return " ".join(parts)
+
+
+def beaten() -> str:
+    """Trials that are REMOVED and surely more accurate than tuned retraining, in sentences."""
+    told = []
+    for name in filter(there, TRIALS):
+        of = results(name)
+        better = [
+            f"{title} ({gain:+.3f}, p {p:.2g})"
+            for title, cell in cells_of(name).items()
+            if cell.line["role"] == "updated" and cell.verdict == "REMOVED"
+            for gain, p in [_gain(of, cell.line)]
+            if p <= LEVEL
+        ]
+        told.append(f"- {TRIALS[name]}: {', '.join(better) or 'none'}")
+    return "\n".join(told)
+
+
+def _gain(of: Results, line: pd.Series) -> tuple[float, float]:
+    """Accuracy above tuned retraining's, mean over seeds, and the p of a paired one-sided t test."""
+    rows = of.chosen(of.poison_budget).set_index("seed")
+    rows = rows[rows["budget"] == of.budget]
+    own = rows[rows["entry"] == line["entry"]]["test_accuracy"]
+    other = rows[rows["unlearner"] == LINE]["test_accuracy"]
+    gains = own - other.loc[own.index]
+    if not gains.any():
+        return 0.0, 1.0
+    return float(gains.mean()), float(ttest_1samp(gains, 0, alternative="greater").pvalue)
