@@ -25,7 +25,10 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("index", "cli", "unlearners", "results", "rivals", "reproduce")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("index", "cli", "unlearners", "results", "rivals", "reproduce")
+    ),
 ]
 IMAGES = Path(__file__).parent / "images"
 LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: the same everywhere

@@ -13,24 +13,23 @@ seeds are fixed.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load, save
 from scipy.stats import kstest, ttest_1samp
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Knowledge, Poisoned
 from marshtest.attacks.presentation import Presentation
-from marshtest.attacks.soundness import refuse_unsound_effect, refuse_unsound_poison
+from marshtest.attacks.soundness import refuse_names, refuse_unsound_effect, refuse_unsound_poison
 from marshtest.attacks.table import parse_attack
 from marshtest.data.samples import Marked, Samples, Trigger
-from marshtest.metrics.presentation import Column, Name, Score
+from marshtest.metrics.presentation import Column, Score
 from marshtest.models.state import same_tensors
 from marshtest.plumbing.choice import Choice
 from marshtest.plumbing.errors import MarshtestError
@@ -62,7 +61,6 @@ MEAN = 1e-5  # how far, relatively, a score's column may be off the score's mean
 
 MAKES = f"{RUNS}poisons"
 MEASURES = f"{RUNS}the effect on a model"
-NAME = TypeAdapter[str](Name)
 
 
 @dataclass(frozen=True)
@@ -145,11 +143,11 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
     try:
         poisoned = ground.poison(attack, seed=0, samples=samples)
         again, other = (ground.poison(attack, seed, global_seed=1 + seed) for seed in (0, 1))
-        with foreign(attack.name):
-            poisoned.samples  # noqa: B018 - raises where ids are not there, or it is no Poisoned
         labels = ground.samples.y
         refuse_unsound_poison(poisoned, (int(labels.min()), int(labels.max())), attack.name)
         _refuse_infinite(poisoned.figures, attack.name)
+        with foreign(attack.name):
+            poisoned.samples  # noqa: B018 - raises where ids are not there
         yield MAKES, True, ""
     except MarshtestError as error:
         yield MAKES, False, str(error)
@@ -175,7 +173,7 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
         effect = ground.effect(attack, poisoned, model=model)
         refuse_unsound_effect(effect, attack.name)
         _refuse_infinite(effect.figures, attack.name)
-        _refuse_names((*effect.scores, *effect.figures), attack.name)
+        refuse_names((*effect.scores, *effect.figures), attack.name)
         yield MEASURES, True, ""
     except MarshtestError as error:
         yield MEASURES, False, str(error)
@@ -188,11 +186,7 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
 
 def keeps_nothing(thing: Choice, state: str) -> Finding:
     """The finding that a user's class has the digest `state` still."""
-    return (
-        KEEPS_NOTHING,
-        digest(type(thing), thing.name) == state,
-        KEEP_MEND,
-    )
+    return KEEPS_NOTHING, digest(type(thing), thing.name) == state, KEEP_MEND
 
 
 def unchanged(name: str, model: nn.Module, before: nn.Module) -> Finding:
@@ -212,15 +206,6 @@ def unchanged(name: str, model: nn.Module, before: nn.Module) -> Finding:
 def _refuse_infinite(figures: Mapping[str, Any], where: str) -> None:
     if odd := [name for name, value in figures.items() if not is_number(value)]:
         raise MarshtestError(f"{where}: figures {', '.join(map(str, odd))} are no finite numbers.")
-
-
-def _refuse_names(names: Iterable[str], where: str) -> None:
-    for name in names:
-        try:
-            NAME.validate_python(name)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]["msg"]
-            raise MarshtestError(f"{where}: {name!r}: {fault}; take another name.") from None
 
 
 def _direction(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Finding]:

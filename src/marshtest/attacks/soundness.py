@@ -1,15 +1,20 @@
 """What a user's attack gives, looked at before anything rests on it: a fault is one line."""
 
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from marshtest.attacks.base import Effect, Poisoned
+from marshtest.metrics.presentation import Name
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.foreign import foreign
+
+NAME = TypeAdapter[str](Name)
 
 
 def refuse_another(value: Any, expected: type, method: str, where: str) -> None:
@@ -69,6 +74,16 @@ def refuse_unsound_effect(effect: Any, where: str) -> None:
             )
         if np.isinf(values).any():
             raise MarshtestError(f"{where}: score {name!r} is infinite. Give nan for no value.")
+
+
+def refuse_names(names: Iterable[str], where: str) -> None:
+    """Raise MarshtestError where a name is not as columns are named."""
+    for name in names:
+        try:
+            NAME.validate_python(name)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]["msg"]
+            raise MarshtestError(f"{where}: {name!r}: {fault}.") from None
 
 
 def numbers(values: Any, where: str) -> dict[str, Any]:

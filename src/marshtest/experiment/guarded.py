@@ -16,6 +16,7 @@ from marshtest.attacks.base import Attack, Effect, Poisoned
 from marshtest.attacks.soundness import (
     numbers,
     refuse_another,
+    refuse_names,
     refuse_unsound_effect,
     refuse_unsound_poison,
 )
@@ -162,11 +163,7 @@ def _name(attack: Attack) -> str:
 
 
 def refuse_unfit_poison(attack: Attack, poisoned: Any, data: Dataset) -> None:
-    """Look through what a user's attack made of the samples, before anything is trained on it.
-
-    Raises:
-        MarshtestError: it is no poisoned set of these samples; names the attack and the field.
-    """
+    """Raise MarshtestError where what a user's attack made is no poisoned set of the samples."""
     if not is_foreign(attack):
         return
     bounds = None if data.prompted else (0, data.classes - 1)
@@ -181,23 +178,21 @@ def refuse_unfit_poison(attack: Attack, poisoned: Any, data: Dataset) -> None:
 
 
 def sound_effect(attack: Attack, effect: Any, poisoned: Poisoned, row: Mapping[str, Any]) -> Effect:
-    """The effect that a user's attack measured, if rows can hold it.
+    """The effect that a user's attack measured; MarshtestError where rows cannot hold it.
 
     Args:
         row: what the model's row holds already.
-
-    Raises:
-        MarshtestError: they cannot; names the attack and the value.
     """
     if not is_foreign(attack):
         return effect  # type: ignore[no-any-return]
     where, shown = _name(attack), attack.shown
     refuse_unsound_effect(effect, where)
-    refuse_column_names(effect.scores, where)
     figures = numbers(effect.figures, where)
     # Of those that the harness measures itself, its own values are told instead.
     beside = [name for name in figures if name not in MEASURED]
-    refuse_column_names([name for name in beside if name not in _of_scores(attack)], where)
+    named = [*effect.scores, *(name for name in beside if name not in _of_scores(attack))]
+    refuse_names(named, where)
+    refuse_column_names(named, where)
     if taken := [name for name in beside if name in row]:
         raise MarshtestError(f"{where}: {taken[0]!r} is a column of every row. Take another name.")
     _refuse_missing(where, attack, effect, poisoned, figures, row)
@@ -246,11 +241,7 @@ def _refuse_missing(
 def refuse_unfit_columns(
     metric: Metric, values: Mapping[str, float], attack: Attack, row: Mapping[str, Any]
 ) -> None:
-    """Raise where a metric's values are not what its columns say that they are.
-
-    Raises:
-        MarshtestError: a value is out of its column's range, or what a share is of is not there.
-    """
+    """Raise MarshtestError where a value is out of its column's range, or lacks what it is a share of."""
     where = f"metrics.{metric.name}"
     for column in metric.columns.values():
         if isinstance(column.count, str) and column.count and column.count not in {*row, *values}:

@@ -259,14 +259,11 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
 def refuse_lost_state(
     trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
 ) -> None:
-    """Raise where a trained model, built anew from what is stored of it, is another one.
+    """Raise MarshtestError where a trained model, built anew from what is stored of it, is another one.
 
     Args:
         state: what is stored.
         samples: those that both are asked about.
-
-    Raises:
-        MarshtestError: the answers differ; the line names what was lost.
     """
     again = trainer.new_model(0)
     restore(again, state)
