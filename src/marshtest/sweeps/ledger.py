@@ -284,11 +284,11 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
         forgotten: ids of sweeps that are not to count, and to go.
     """
     drivers = _drivers(store)
-    locks = _locks(store, drivers)
     used: set[str] = set()
     for id in set(sweeps(store)) - set(forgotten):
         used |= Ledger.read(store, id).keys
     recorded = store.recorded()
+    locks = _locks(store, drivers)
     busy = {name.rpartition(".")[0] for name, held in locks.items() if held}
     names = [f"sweeps/{id}.json" for id in forgotten]
     names += [f"drivers/{id}" for id, lives in drivers.items() if not lives]
