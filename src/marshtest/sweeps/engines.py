@@ -16,7 +16,6 @@ from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -49,14 +48,14 @@ class Ended:
     damaged: tuple[str, str] | None = None
 
 
-class Engine(Protocol):
+class Engine:
     """Runs jobs, so many at once."""
 
     slots: int
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         """Begin a job. A future that raises says that the worker died, and not why."""
-        ...
+        raise NotImplementedError
 
     def recover(self) -> None:
         """Make ready again after a worker died; by default nothing has to be."""
