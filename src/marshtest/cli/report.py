@@ -81,8 +81,7 @@ def leaderboard(rows: RowsArgument, out: TableOption = None) -> None:
 
     Example: marshtest leaderboard runs
     """
-    from marshtest.reporting.tables import COLUMNS, ranking_table, write_table
-    from marshtest.results.leaderboard import LEGEND
+    from marshtest.reporting.tables import COLUMNS, ranking_legend, ranking_table, write_table
     from marshtest.results.merging import read_all
 
     merged = read_all(rows)
@@ -93,8 +92,9 @@ def leaderboard(rows: RowsArgument, out: TableOption = None) -> None:
             f"{', '.join(map(str, rows))}: no experiment shows an effect of its poison beside rows of its "
             "initial and its retrained model, so nothing can be ranked. Give such rows."
         )
+    legend = ranking_legend(merged.results)
     screen.show(ranking, "leaderboard", COLUMNS)
-    screen.say(LEGEND, style="dim")
+    screen.say(legend, style="dim")
     if out is not None:
-        write_table(ranking, out / "leaderboard", LEGEND)
+        write_table(ranking, out / "leaderboard", legend)
         screen.say_paths(out)

@@ -19,7 +19,8 @@ import pandas as pd
 import vl_convert
 
 from marshtest.metrics.presentation import Score
-from marshtest.reporting.tables import label
+from marshtest.reporting.tables import label, rivals
+from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.summary import Results
 
 Spec = dict[str, Any]
@@ -50,6 +51,7 @@ SHOWN_OF_A_MODEL = [
         "usable",
         "spent",
         "verdict",
+        "standing",
         "removed_in",
         "trainings",
         "left",
@@ -69,6 +71,7 @@ AT_POISON = "abs(datum.poison_budget - poison) < 1e-9"
 SHOWN = "indexof(shown, datum.model) >= 0"
 CHOSEN = f"{SHOWN} && {AT_BUDGET} && {AT_POISON}"
 INK = "currentColor"
+TO_BEAT: dict[str, Any] = {"color": INK, "strokeDash": [10, 3, 2, 3], "strokeWidth": 2}
 CONFIG = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -188,10 +191,12 @@ def histograms(results: Results) -> pd.DataFrame:
 def charts(results: Results) -> list[Chart]:
     """The charts of some results, in the page's order."""
     names = list(dict.fromkeys(models(results).sort_values("order")["model"]))
+    summary = results.summary
+    to_beat = f"line to beat: {rivals(summary)}" if has_tuned(summary) else ""
     return [
         *_by_score(results, names),
-        _left_and_cost(names),
-        *_along_budgets(results, names),
+        _left_and_cost(names, to_beat),
+        *_along_budgets(results, names, to_beat),
         *_of_single_scores(results, names),
     ]
 
@@ -206,17 +211,17 @@ def _by_score(results: Results, names: Sequence[str]) -> Iterator[Chart]:
         )
 
 
-def _left_and_cost(names: Sequence[str]) -> Chart:
+def _left_and_cost(names: Sequence[str], to_beat: str) -> Chart:
     return Chart(
         "What is left, and what it cost",
         "The best corner is the lower left: nothing left, no accuracy lost against retraining. "
         "Left: the share of the initial effect, by the score that shows most of those that REMOVED "
         f"rests on, {INTERVAL}.",
-        left_and_cost(names),
+        left_and_cost(names, to_beat),
     )
 
 
-def _along_budgets(results: Results, names: Sequence[str]) -> Iterator[Chart]:
+def _along_budgets(results: Results, names: Sequence[str], to_beat: str) -> Iterator[Chart]:
     """Charts along the compute budget and along the poison budget, of which there must be several."""
     axes = []
     if len(results.budgets) > 1:
@@ -229,7 +234,7 @@ def _along_budgets(results: Results, names: Sequence[str]) -> Iterator[Chart]:
         axes.append((title, "[datum.forget_size]", AT_BUDGET, text))
     for title, at, where, text in axes:
         for y, what in (("left", "share of the effect left"), ("test_accuracy", "test accuracy")):
-            spec = lines(title, at, where, y, what, names)
+            spec = lines(title, at, where, y, what, names, to_beat)
             bars = f"Bars: {INTERVAL}." if y == "left" else "Bars: ± s.d. over seeds."
             yield Chart(f"{what.capitalize()}, by {title}", f"{text} {bars}", spec)
 
@@ -296,8 +301,12 @@ def left(name: str, title: str, names: Sequence[str], bars: Mapping[str, Any]) -
     return _spec(alt.layer(band, zero, *drawn, point), STEP * len(names), names)
 
 
-def left_and_cost(names: Sequence[str]) -> Spec:
-    """Share of the effect left against the accuracy lost, one point a model."""
+def left_and_cost(names: Sequence[str], to_beat: str = "") -> Spec:
+    """Share of the effect left against the accuracy lost, one point a model.
+
+    Args:
+        to_beat: what the line to beat is called; empty without one.
+    """
     shown = _models().transform_filter(f"{CHOSEN} && isValid(datum.left)")
     x = alt.X("accuracy_cost:Q", title="test accuracy lost against retraining")
     y = alt.Y("left:Q", title="share of the effect left").axis(format="~%")
@@ -308,10 +317,14 @@ def left_and_cost(names: Sequence[str]) -> Spec:
     point = shown.mark_point(filled=True, size=90, opacity=1).encode(
         x=x, y=y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
     )
-    return _spec(alt.layer(bar, point), 320, names)
+    line, opacity = _line_to_beat(to_beat, f"{AT_BUDGET} && {AT_POISON}")
+    rules = [line.mark_rule(**TO_BEAT).encode(of, opacity) for of in (x, y)]
+    return _spec(alt.layer(*(rules if to_beat else ()), bar, point), 320, names)
 
 
-def lines(title: str, at: str, where: str, y: str, what: str, names: Sequence[str]) -> Spec:
+def lines(
+    title: str, at: str, where: str, y: str, what: str, names: Sequence[str], to_beat: str = ""
+) -> Spec:
     """A line a model, along the compute budget or the size of the forget set: `at`, an expression."""
     shown = (
         _models()
@@ -332,7 +345,11 @@ def lines(title: str, at: str, where: str, y: str, what: str, names: Sequence[st
     point = shown.mark_point(filled=True, size=60, opacity=1).encode(
         x=x, y=of_y, color=by["color"], shape=by["shape"], tooltip=_tooltip()
     )
-    return _spec(alt.layer(bar, line, point), 320, names)
+    retrained, opacity = _line_to_beat(to_beat, f"{where} && isValid(datum.{y})")
+    level = retrained.transform_calculate(at=at).transform_flatten(["at"]).mark_line(**TO_BEAT)
+    # Over the lines: its own model has one in its colour.
+    over = [level.encode(x, of_y, opacity)] if to_beat else []
+    return _spec(alt.layer(bar, line, *over, point), 320, names)
 
 
 def histogram(name: str, score: Score, ends: tuple[float, float], names: Sequence[str]) -> Spec:
@@ -400,6 +417,29 @@ def _model(names: Sequence[str]) -> dict[str, Any]:
         "shape": alt.Shape("model:N", legend=legend).scale(domain=names, range=SHAPES),
         "strokeDash": alt.StrokeDash("model:N", legend=legend).scale(domain=names, range=DASHES),
     }
+
+
+def _line_to_beat(to_beat: str, where: str) -> tuple[alt.Chart, alt.Opacity]:
+    """The line to beat, whether it is hidden or not, and its legend.
+
+    The legend is that of opacity, the one channel that says nothing else.
+    """
+    legend = alt.Legend(
+        orient="bottom",
+        title=None,
+        symbolType="stroke",
+        symbolSize=900,
+        symbolDash=TO_BEAT["strokeDash"],
+        symbolStrokeColor=INK,
+        symbolStrokeWidth=TO_BEAT["strokeWidth"],
+        labelLimit=400,
+    )
+    shown = (
+        _models()
+        .transform_filter(f"datum.standing == '{LINE}' && {where}")
+        .transform_calculate(line=repr(to_beat))
+    )
+    return shown, alt.Opacity("line:N", legend=legend).scale(domain=[to_beat], range=[1])
 
 
 def _verdict() -> dict[str, Any]:

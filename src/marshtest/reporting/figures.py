@@ -8,6 +8,7 @@ colours say, so that grey prints stay legible.
 
 import io
 import itertools
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -19,6 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from marshtest.attacks.presentation import EffectFigure
@@ -32,7 +34,8 @@ from marshtest.metrics.tradeoff import (
     tradeoff,
 )
 from marshtest.plumbing.whole_files import write
-from marshtest.reporting.tables import label
+from marshtest.reporting.tables import label, rivals
+from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.summary import Results, wider_error
 
 Floats = NDArray[np.float64]
@@ -204,6 +207,14 @@ def _verdict_styles() -> list[tuple[str, str, str]]:
 OFFSETS = (-0.2, 0.2)  # of two bars side by side
 ACCURACY: Bar = ("test_accuracy", "test accuracy", BLUE, "")
 REFERENCES = {"retrained": ("retraining", "--"), "initial": ("no unlearning", "-")}
+THIN: dict[str, Any] = {"lw": 1.2, "zorder": 3}
+# In the colour of bars that it goes over: with a white rim it is seen there too.
+TO_BEAT: dict[str, Any] = {
+    "ls": "-.",
+    "lw": 1.8,
+    "zorder": 4,
+    "path_effects": [withStroke(linewidth=3.2, foreground="white")],
+}
 
 
 def _bars_of(effect: EffectFigure | None) -> list[Bar]:
@@ -223,7 +234,9 @@ def _effect_axis(panel: Axes, effect: EffectFigure) -> None:
 
 
 def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
-    """Figures 2 and 3: test accuracy and the attack's effect, mean ± s.d. over seeds; retraining dashed.
+    """Figures 2 and 3: test accuracy and the attack's effect, mean ± s.d. over seeds.
+
+    Full retraining is dashed, no unlearning solid, and the line to beat dash-dotted.
 
     Args:
         table: one line a model.
@@ -235,9 +248,11 @@ def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
     places = np.arange(len(bars))
     _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
     _references(top, table, "test_accuracy", BLUE)
+    _level_to_beat(top, table, "test_accuracy", BLUE)
     for offset, (column, name, colour, hatch) in zip(OFFSETS, _bars_of(effect), strict=False):
         _bars(bottom, places + offset, bars, column, colour, hatch, 0.4, name)
         _references(bottom, table, column, colour, labels=False)
+        _level_to_beat(bottom, table, column, colour, labels=False)
     _footnote(figure, table, "Mean ± s.d. over")
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
@@ -347,8 +362,8 @@ AXES = {"budget": "compute budget, share of training", "forget_size": "size of t
 def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> Figure:
     """Figures 8 to 10: accuracy and the attack's effect of each unlearner, by budget or forget-set size.
 
-    Bars are means ± s.d. over seeds, dashed lines retraining and solid ones no unlearning; by size these
-    are short, one over each bar.
+    Bars are means ± s.d. over seeds, dashed lines retraining, solid ones no unlearning and dash-dotted ones
+    the line to beat, which has a budget and so is short, one over each bar; by size all of them are.
 
     Args:
         table: one line a model.
@@ -373,7 +388,8 @@ def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> F
     for start, name in zip(starts, names, strict=True):
         middle = start + (len(values) - 1) / 2
         where = panels[0].get_xaxis_transform()
-        panels[0].text(middle, 1.02, name, transform=where, ha="center", fontsize=8)
+        title = textwrap.fill(name, 20)
+        panels[0].text(middle, 1.02, title, transform=where, ha="center", fontsize=8)
     titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in bars[by]]
     panels[-1].set_xticks(places, titles, rotation=90, fontsize=7)
     panels[-1].set_xlabel(AXES[by])
@@ -382,8 +398,9 @@ def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> F
         _effect_axis(panels[1], effect)
     legends = [panel.get_legend_handles_labels() for panel in panels]
     handles, labels = (list(itertools.chain(*part)) for part in zip(*legends, strict=True))
+    above = 0.94 if max(map(len, names)) <= 20 else 0.98  # two lines of a name have room
     figure.legend(
-        handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.94), ncols=3, frameon=False
+        handles, labels, loc="lower center", bbox_to_anchor=(0.5, above), ncols=3, frameon=False
     )
     _footnote(figure, table, "Mean ± s.d. over")
     return figure
@@ -402,13 +419,16 @@ def _bars_and_levels(
     column, title, colour, hatch = bar
     _bars(panel, places, bars, column, colour, hatch, width, title)
     named = bar is ACCURACY  # the levels stand in the legend once
+    if len(lines := _to_beat(table)):
+        at = lines.set_index(by)[column].reindex(bars[by]).to_numpy()
+        _over_bars(panel, places, at, width, _named(lines) * named, color=colour, **TO_BEAT)
     if by == "budget":
         _references(panel, table, column, colour, labels=named)
         return
     levels = table.set_index(by)
     for role, (name, style) in REFERENCES.items():  # each size has controls of its own
         at = levels.loc[levels["role"] == role, column].reindex(bars[by]).to_numpy()
-        _over_bars(panel, places, at, width, colour, style, name * named)
+        _over_bars(panel, places, at, width, name * named, color=colour, ls=style, **THIN)
 
 
 def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
@@ -424,7 +444,9 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
     # References have no compute budget, so they are held to the poison budget alone.
     whole = table[table["poison_budget"] == at] if fixed == "poison_budget" else table
     updated = table[(table["role"] == "updated") & (table[fixed] == at)]
-    series = [*_of_unlearners(updated, by), *_of_references(whole)]
+    to_beat = _to_beat(updated)
+    unlearners = updated.drop(to_beat.index)
+    series = [*_of_unlearners(unlearners, by), *_of_references(whole), *_of_line(to_beat, by)]
     columns = [("test_accuracy", "test_accuracy_sd", "test accuracy")]
     columns += [
         (f"{name}_dependence", f"{name}_wider", f"dependence, {score.title}")
@@ -456,6 +478,12 @@ def _of_references(table: pd.DataFrame) -> Iterator[Series]:
     for role, (name, dashes) in REFERENCES.items():
         if role in set(table["role"]):
             yield name, table[table["role"] == role], {"color": "black", "ls": dashes}
+
+
+def _of_line(lines: pd.DataFrame, by: str) -> Iterator[Series]:
+    if len(lines):
+        style = {"color": "black", "marker": "*", "ls": TO_BEAT["ls"]}
+        yield _named(lines), lines.sort_values(by), style
 
 
 def _lines(panel: Axes, series: Sequence[Series], by: str, column: str, error: str) -> None:
@@ -494,12 +522,12 @@ def _bars(
 
 
 def _over_bars(
-    panel: Axes, places: Floats, levels: Floats, width: float, colour: str, style: str, name: str
+    panel: Axes, places: Floats, levels: Floats, width: float, name: str, **style: Any
 ) -> None:
     """A short level line over each bar."""
     half = width / 2 + 0.1
     ends = places - half, places + half
-    panel.hlines(levels, *ends, color=colour, ls=style, lw=1.2, zorder=3, label=name)
+    panel.hlines(levels, *ends, label=name, **style)
 
 
 def _references(
@@ -513,10 +541,28 @@ def _references(
                 level.iloc[0],
                 color=colour,
                 ls=style,
-                lw=1.2,
-                zorder=3,
                 label=name if labels else None,
+                **THIN,
             )
+
+
+def _level_to_beat(
+    panel: Axes, table: pd.DataFrame, column: str, colour: str, labels: bool = True
+) -> None:
+    """The line to beat, dash-dotted; the table is of one compute budget."""
+    if len(lines := _to_beat(table)):
+        name = _named(lines) if labels else None
+        panel.axhline(lines[column].iloc[0], color=colour, label=name, **TO_BEAT)
+
+
+def _to_beat(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a table that are to be beaten; none where no retraining was tuned."""
+    return table[table["standing"] == LINE] if has_tuned(table) else table.head(0)
+
+
+def _named(lines: pd.DataFrame) -> str:
+    """The name of the line to beat in a legend."""
+    return f"line to beat: {rivals(lines)}"
 
 
 def _footnote(figure: Figure, table: pd.DataFrame, what: str) -> None:

@@ -30,12 +30,15 @@ from marshtest.reporting.tables import (
     legend,
     number,
     plus_minus,
+    rivals,
     shift_legend,
     shift_table,
+    standing,
     table2,
     table2_caption,
     why,
 )
+from marshtest.results.line_to_beat import LINE, RIVALS, has_tuned
 from marshtest.results.summary import Results
 
 CAPTIONS = {  # of figures that any attack may have; its own figure brings its caption
@@ -93,7 +96,16 @@ def sentences(results: Results) -> list[str]:
             ]
             if names:
                 said.append(f"{at} – {answer}: {', '.join(names)}.")
+        if has_tuned(updated):
+            said.append(f"{at} – {_beaten(updated, results)}.")
     return said
+
+
+def _beaten(lines: pd.DataFrame, results: Results) -> str:
+    """Who is shown to beat the line to beat, in words; the lines are at one poison and compute budget."""
+    beats = lines[lines["standing"] == "beats"]
+    names = [label(line, results.recipe, with_budget=False) for _, line in beats.iterrows()]
+    return f"shown to beat {rivals(lines)}: {', '.join(names) or 'none'}"
 
 
 def answer(results: Results) -> str:
@@ -112,7 +124,7 @@ def answer(results: Results) -> str:
         name, verdict = label(line, results.recipe, with_budget=False), str(line["verdict"])
         with_cost = f"{name} ({_points(line['accuracy_cost'])}, {USE[line['usable']]})"
         # Retraining in the budget removes by construction: it is the line to beat, and no contender.
-        if line["unlearner"] in ("retrain", "retrain-tuned"):
+        if line["unlearner"] in RIVALS:
             rivals.append(f"{with_cost}: {verdict}")
         else:
             judged[verdict].append(with_cost if verdict == "REMOVED" else name)
@@ -132,6 +144,7 @@ def answer(results: Results) -> str:
     several = len(results.poison_budgets) > 1
     at = f", at a poison budget of {100 * results.poison_budget:g} %" if several else ""
     spent = f"{results.budget:.0%} of the training's {results.recipe.budget_unit}"
+    parts += [_beaten(shown, results)] if has_tuned(shown) else []
     text = f"With {spent}{at}, {'; '.join(parts)}. "
     return text + "".join(f"For comparison, {rival}. " for rival in rivals)
 
@@ -146,7 +159,7 @@ def _points(cost: float) -> str:
 def in_words(results: Results) -> Iterator[dict[str, Any]]:
     """A sentence a model after unlearning: what is left, what it cost, what speaks against REMOVED."""
     shown = charts.models(results)
-    summary = results.summary
+    summary, compared = results.summary, has_tuned(results.summary)
     # `charts.models` has the summary's lines, in their order.
     for (_, line), (_, model) in zip(summary.iterrows(), shown.iterrows(), strict=True):
         if line["role"] != "updated":
@@ -161,6 +174,8 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             f"{number(line['test_accuracy'], 3)}, {_points(model['accuracy_cost'])}: "
             f"{USE[line['usable']]}; {line['spent']:.1%} of the training's compute."
         )
+        if compared and line["standing"] != LINE:
+            text += f" Against the line to beat: {line['standing']}."
         if line["verdict"] != "REMOVED":
             text += f" Against REMOVED – {why(line, results)}."
         if not pd.isna(line["needed"]):
@@ -286,6 +301,7 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
         ],
         "first": results.poison_budget,
         "start": results.budgets.index(results.budget) if results.budgets else 0,
+        "compared": has_tuned(results.summary),
         "charts": drawn,
         "data": _read_by_script(results, models, drawn),
         "legend": legend(results),
@@ -375,5 +391,6 @@ def _template() -> jinja2.Template:
         "plus_minus": plus_minus,
         "dependence_text": dependence_text,
         "column_text": column_text,
+        "standing": standing,
     }
     return environment.get_template("page.html.j2", globals=in_the_page)

@@ -13,7 +13,8 @@ from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import ALL
 from marshtest.metrics.verdict import TRAININGS, Rest
 from marshtest.plumbing.whole_files import write
-from marshtest.results.leaderboard import leaderboard
+from marshtest.results.leaderboard import LEGEND, leaderboard
+from marshtest.results.line_to_beat import LESS, LINE, RIVALS, SAME, has_tuned
 from marshtest.results.summary import Results
 
 # Columns of tables that a narrow terminal leaves out; summary.md has them.
@@ -21,9 +22,10 @@ COLUMNS = (
     Column(title="spent", room=160),
     Column(title="cost", room=100),
     Column(title="trainings", room=100),
+    Column(title="line to beat", room=100),
 )
 LARGE = 1e6  # from here on numbers are written by powers of ten
-RANKING = ("rank", "unlearner", "misses", "left", "lost", "spent", "experiments")
+RANKING = ("rank", "unlearner", "misses", "left", "lost", "spent", "experiments", "line to beat")
 REFERENCE = "second retrained"
 NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
     "none": "no unlearning",
@@ -80,6 +82,7 @@ POOLED = {
     "seeds": "mean ± s.d. over seeds",
 }
 EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
+STANDINGS = {"": "–", LINE: "the line"}  # the other words stand as they are
 USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
 LATEX = {  # what titles and captions hold that a plain LaTeX does not
     "±": r"$\pm$",
@@ -155,6 +158,8 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
     text["trainings"] = f"{line['removed_in']} of {line['trainings']}"
     for name, column in results.columns_shown.items():
         text[column.title] = column_text(line, name, column)
+    if has_tuned(results.summary):
+        text["line to beat"] = standing(line)
     text["verdict"] = line["verdict"]
     if not pd.isna(line["needed"]):
         needed = f"{line['needed']:,.0f} {results.unit}"
@@ -162,6 +167,11 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
     if line["note"]:
         text["verdict"] += f" [{line['note']}]"
     return text
+
+
+def standing(line: Any) -> str:
+    """How a line stands to the line to beat; a dash where it is not compared."""
+    return STANDINGS.get(line["standing"], str(line["standing"]))
 
 
 def column_text(line: Any, name: str, column: Column) -> str:
@@ -292,7 +302,7 @@ def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
     shown = {attack.name: attack.shown.title for attack in attacks}
     # Two attacks of users may bear one title, and would share a column: their names differ.
     titles = [*RANKING, *shown.values()]
-    lines = []
+    compared, lines = any(has_tuned(results.summary) for results in experiments), []
     for line in leaderboard(experiments).to_dict("records"):
         text = {
             "rank": number(line["rank"], 0),
@@ -303,10 +313,39 @@ def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
             "spent": f"{line['spent']:.1%}",
             "experiments": str(line["experiments"]),
         }
+        if compared:
+            text["line to beat"] = _counted(line)
         for name, title in shown.items():
             text[title if titles.count(title) == 1 else name] = line[name]
         lines.append(text)
     return pd.DataFrame(lines)
+
+
+def _counted(line: Mapping[Any, Any]) -> str:
+    """In how many experiments an unlearner is the line to beat, beats it, and loses to it."""
+    if line["lines"] == line["experiments"]:
+        return STANDINGS[LINE]
+    words = {"lines": f"{STANDINGS[LINE]} in", "beats": "beats", "loses": "loses"}
+    return ", ".join(f"{word} {line[key]}" for key, word in words.items() if line[key]) or "–"
+
+
+def ranking_legend(experiments: Sequence[Results]) -> str:
+    """The meaning of the leaderboard's columns, and why its verdicts may differ from those of one run."""
+    said = [LEGEND]
+    if any(has_tuned(results.summary) for results in experiments):
+        names = rivals(pd.concat([results.summary for results in experiments]))
+        said.append(
+            f"Line to beat: {names} in the same experiment; in how many the unlearner surely beats it, and "
+            "in how many it loses, as a run's own table tells it."
+        )
+    pooled = [results for results in experiments if len(results.runs) > 1]
+    if pooled:
+        names = ", ".join(f"{one.recipe.name} ({len(one.runs)} runs)" for one in pooled)
+        said.append(
+            f"Rows that can be compared are judged together: {names}. A verdict here may differ from one "
+            "run's, as Holm's correction counts the unlearners of all of them, and their seeds are pooled."
+        )
+    return " ".join(said)
 
 
 def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
@@ -393,7 +432,27 @@ def legend(results: Results) -> str:
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
         f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
-        f"margin. {answers}{_of_searches(results)}"
+        f"margin. {answers}{_of_line(results)}{_of_searches(results)}"
+    )
+
+
+def rivals(lines: pd.DataFrame) -> str:
+    """The retraining in the budget that is the line to beat, in words; of merged rows it may be two."""
+    names = set(lines.loc[lines["standing"] == LINE, "unlearner"])
+    return " or ".join(NAMES[name] for name in RIVALS if name in names)
+
+
+def _of_line(results: Results) -> str:
+    """The meaning of the marks against the line to beat; nothing where no retraining was tuned."""
+    if not has_tuned(results.summary):
+        return ""
+    return (
+        f" Line to beat: {rivals(results.summary)}, at the same poison and compute budget. Beats: REMOVED, "
+        f"for no more compute, and accuracy surely above the line's (for {LESS:.0%} less compute: surely "
+        f"not {100 * SAME:g} points below); ties: REMOVED, and surely within {100 * SAME:g} points; "
+        "loses: NOT REMOVED, or accuracy surely below; unclear: none of these. Surely: by paired t tests "
+        f"over {TRAININGS} seeds or more, at level {results.recipe.verdict.alpha:g}, Holm-corrected over "
+        "the unlearners."
     )
 
 

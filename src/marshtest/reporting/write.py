@@ -20,6 +20,7 @@ from marshtest.reporting.tables import (
     comparison_table,
     legend,
     markdown,
+    ranking_legend,
     ranking_table,
     shift_legend,
     shift_table,
@@ -29,7 +30,6 @@ from marshtest.reporting.tables import (
     write_table,
 )
 from marshtest.results.comparison import LEGEND as COMPARISON
-from marshtest.results.leaderboard import LEGEND
 from marshtest.results.merging import Merged, read_all
 from marshtest.results.summary import Results
 
@@ -112,8 +112,8 @@ def write_all(merged: Merged, folder: Path) -> Path:
     # Unlearners are ranked by means over attacks; within one attack the table says all.
     several = len({results.recipe.attack.name for results in merged.results}) > 1
     if several and not (board := ranking_table(merged.results)).empty:
-        ranking = (board, LEGEND)
-        write_table(ranking[0], tables / "leaderboard", LEGEND)
+        ranking = (board, ranking_legend(merged.results))
+        write_table(board, tables / "leaderboard", ranking[1])
     title = names[0] if len(names) == 1 else f"{len(names)} experiments"
     page = folder / "report.html"
     write_page(page, title, sections, studies=studies, ranking=ranking, said=merged.said)

@@ -12,6 +12,9 @@ compute budget. Its rank is one more than the number of those that are surely be
 that overlap are ties. Only those that were tried in every experiment have a rank: means over other
 data would be compared with each other.
 
+Beside the rank stands in how many experiments an unlearner beats the line to beat and loses to it (see
+marshtest.results.line_to_beat).
+
 Of an attack the worst verdict is shown. INCONCLUSIVE does not count from an experiment that was too small
 to acquit full retraining: nobody could have passed there, though NOT REMOVED can be shown.
 """
@@ -25,6 +28,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from marshtest.metrics.verdict import ANSWERS
+from marshtest.results.line_to_beat import LINE
 from marshtest.results.summary import Results, wider_error
 
 LEGEND = (
@@ -70,6 +74,7 @@ class Trial:
     spent: float
     verdict: str
     powered: bool  # full retraining came out REMOVED
+    standing: str = ""  # to the line to beat
 
     @property
     def misses(self) -> Measure:
@@ -81,7 +86,8 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     """One line an unlearner, best first, controls last.
 
     Columns: `rank` (nan without one), `unlearner`, `experiments` (one a poison budget) in which it was
-    tried, `misses`, `left` and `lost` with `_error`, `spent`, and by attack the worst verdict.
+    tried, `misses`, `left` and `lost` with `_error`, `spent`, in how many it is the line to beat (`lines`),
+    `beats` it or `loses` to it, and by attack the worst verdict.
 
     Empty where no experiment has an effect, and an initial and a retrained model to measure it by.
     """
@@ -117,6 +123,9 @@ def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence
         line |= {what: mean.value, f"{what}_error": mean.error}
     spent = [trial.spent for of in by_attack.values() for trial in of]
     line["spent"] = sum(spent) / len(spent)
+    standings = [trial.standing for of in by_attack.values() for trial in of]
+    words = {"lines": LINE, "beats": "beats", "loses": "loses"}
+    line |= {column: standings.count(word) for column, word in words.items()}
     for attack in attacks:
         line[attack] = _worst(by_attack.get(attack, ()))
     return line
@@ -177,7 +186,8 @@ def _trial(
     )
     left = max(shares, key=lambda measure: measure.value)
     powered = retrained["verdict"] == "REMOVED"
-    return Trial(left, lost, float(line["spent"]), str(line["verdict"]), powered)
+    spent, verdict, standing = float(line["spent"]), str(line["verdict"]), str(line["standing"])
+    return Trial(left, lost, spent, verdict, powered, standing)
 
 
 def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:

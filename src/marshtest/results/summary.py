@@ -29,13 +29,15 @@ from marshtest.metrics.trainings import Difference, error_of_mean, interval_over
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.kept_models import kept_models
+from marshtest.results.line_to_beat import standings
 
 if TYPE_CHECKING:  # rows are read without torch
     from torch import nn
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
 HEADINGS = (  # of the summary's own columns
-    *("model", "poison", "seeds", "accuracy", "cost", "usable", "spent", "trainings", "verdict"),
+    *("model", "poison", "seeds", "accuracy", "cost", "usable", "spent", "trainings"),
+    *("line to beat", "verdict"),
 )
 Titled = TypeVar("Titled", Column, Score)
 CONTROLS: dict[str, str] = {
@@ -362,7 +364,9 @@ class Results:
         full = chosen[chosen["role"] == "retrained"].set_index("seed")["test_accuracy"]
         table["accuracy_cost"] = full.mean() - table["test_accuracy"]
         lines = [self._line(rows, answers[key], full) for key, rows in cells]
-        return pd.concat([table, pd.DataFrame(lines)], axis=1)
+        table = pd.concat([table, pd.DataFrame(lines)], axis=1)
+        accuracies = [rows.set_index("seed")["test_accuracy"] for _, rows in cells]
+        return table.assign(standing=standings(table, accuracies, self.recipe.verdict.alpha))
 
     def _line(self, rows: pd.DataFrame, verdict: Verdict, full: pd.Series) -> dict[str, Any]:
         """A summary line's scores, intervals and verdict.
