@@ -53,6 +53,15 @@ def test_a_model_that_kept_the_dose_and_one_that_never_had_it() -> None:
     assert epsilons[0] > 1 > 0 == epsilons[2]
 
 
+def test_every_column_of_a_table_is_explained_beneath_it() -> None:
+    for found in (asked("before"), asked("before", "retrained", retrained="retrained")):
+        explained = found.legend()
+        for column in found.table().columns.drop(["model", "verdict"]):
+            assert column.casefold() in explained.casefold()
+    assert "of the retrained model's" in explained
+    assert "of the model before unlearning's" in asked("before").legend()
+
+
 def test_a_model_that_keeps_a_tenth_whole_and_pushes_the_others_away_does_not_pass() -> None:
     """Both means are within the margin; the tenth shows in the spread and in the tail."""
     before, after = asked("before", "keeping_a_tenth").models

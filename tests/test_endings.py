@@ -115,7 +115,7 @@ def test_a_module_of_the_working_folder_is_found_there_alone(folder: Path) -> No
         (SystemExit(0), 2, "tried to end the command"),
         (SystemExit(1), 2, "tried to end the command"),
         (ZeroDivisionError("oh"), 2, "a fault of marshtest itself (ZeroDivisionError: oh)"),
-        (BrokenPipeError(32, "Broken pipe"), 2, "output: Broken pipe."),
+        (OSError(5, "Input/output error"), 2, "output: Input/output error."),
         (EOFError(), 2, "a fault of marshtest itself"),
         (MemoryError(), 2, "out of memory"),
         (KeyboardInterrupt(), 130, "marshtest: stopped."),
@@ -144,6 +144,23 @@ def test_an_answer_that_cannot_be_written_is_none(folder: Path) -> None:
         done = said(folder, *TEST, "--json", stdout=full)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "marshtest: output: No space left on device."
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "recipes"],
+        ["list", "--json"],
+        ["list", "--help"],
+        ["explain", "digits-gaussian", "data.train=50"],
+    ],
+)
+def test_a_closed_pipe_ends_a_command_quietly(folder: Path, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = said(folder, *arguments, stdout=closed)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_ctrl_c_in_a_test_promises_nothing(folder: Path) -> None:

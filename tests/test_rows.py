@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from marshtest.attacks import ATTACKS
 from marshtest.cli.app import app
+from marshtest.experiment.cells import measured
 from marshtest.experiment.columns import ROLES
 from marshtest.experiment.recipe import Recipe
-from marshtest.experiment.roles import measured
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.write import write_report
 from marshtest.results.leaderboard import leaderboard

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.sweeps import locks
 from marshtest.sweeps.locks import Driver, Watched
-from marshtest.sweeps.store import DamagedError, Store, hashed
+from marshtest.sweeps.store import DamagedError, Store
 
 PLACES = pytest.mark.parametrize("kind", ["folder", "memory"])
 

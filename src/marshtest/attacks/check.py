@@ -16,20 +16,20 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load, save
 from scipy.stats import kstest, ttest_1samp
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Floats, Knowledge, Poisoned
 from marshtest.attacks.presentation import Presentation
+from marshtest.attacks.soundness import refuse_names, refuse_unsound_effect, refuse_unsound_poison
 from marshtest.attacks.table import parse_attack
 from marshtest.data.samples import Marked, Samples, Trigger
-from marshtest.metrics.presentation import Column, Name, Score
+from marshtest.metrics.presentation import Column, Score
 from marshtest.models.state import same_tensors
 from marshtest.plumbing.choice import Choice
 from marshtest.plumbing.errors import MarshtestError
@@ -61,7 +61,6 @@ MEAN = 1e-5  # how far, relatively, a score's column may be off the score's mean
 
 MAKES = f"{RUNS}poisons"
 MEASURES = f"{RUNS}the effect on a model"
-NAME = TypeAdapter[str](Name)
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,21 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
     if not isinstance(trigger, Trigger | None):
         raise MarshtestError(f"{ready.name}: trigger gives {trigger!r}. Give a Trigger, or None.")
     made_for = ("images", "features") if trigger is None else ("text",)
+    return facts_on(on or made_for, ready, _findings)
+
+
+C = TypeVar("C", bound=Choice)
+
+
+def facts_on(
+    kinds: Collection[str], thing: C, find: Callable[[C, Ground], Iterator[Finding]]
+) -> list[Fact]:
+    """What `find` finds of a thing on the small problem of each kind of data."""
     return [
         fact
         for kind in KINDS
-        if kind in (on or made_for)
-        for fact in facts_of(kind, ready.name, partial(_findings, ready, GROUNDS[kind]()))
+        if kind in kinds
+        for fact in facts_of(kind, thing.name, partial(find, thing, GROUNDS[kind]()))
     ]
 
 
@@ -134,12 +143,12 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
     try:
         poisoned = ground.poison(attack, seed=0, samples=samples)
         again, other = (ground.poison(attack, seed, global_seed=1 + seed) for seed in (0, 1))
+        labels = ground.samples.y
+        refuse_unsound_poison(poisoned, (int(labels.min()), int(labels.max())), attack.name)
+        _refuse_infinite(poisoned.figures, attack.name)
         with foreign(attack.name):
-            poisoned.samples  # noqa: B018 - raises where ids are not there, or it is no Poisoned
-        odd = _odd_labels(ground.samples, poisoned)
-        yield MAKES, not odd, odd
-        if odd:
-            return
+            poisoned.samples  # noqa: B018 - raises where ids are not there
+        yield MAKES, True, ""
     except MarshtestError as error:
         yield MAKES, False, str(error)
         return
@@ -162,10 +171,10 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
     model = copy.deepcopy(ground.model).eval()
     try:
         effect = ground.effect(attack, poisoned, model=model)
-        odd = _odd_effect(effect)
-        yield MEASURES, not odd, odd
-        if odd:
-            return
+        refuse_unsound_effect(effect, attack.name)
+        _refuse_infinite(effect.figures, attack.name)
+        refuse_names((*effect.scores, *effect.figures), attack.name)
+        yield MEASURES, True, ""
     except MarshtestError as error:
         yield MEASURES, False, str(error)
         return
@@ -177,11 +186,7 @@ def _findings(attack: Attack, ground: Ground) -> Iterator[Finding]:
 
 def keeps_nothing(thing: Choice, state: str) -> Finding:
     """The finding that a user's class has the digest `state` still."""
-    return (
-        KEEPS_NOTHING,
-        digest(type(thing), thing.name) == state,
-        KEEP_MEND,
-    )
+    return KEEPS_NOTHING, digest(type(thing), thing.name) == state, KEEP_MEND
 
 
 def unchanged(name: str, model: nn.Module, before: nn.Module) -> Finding:
@@ -198,41 +203,9 @@ def unchanged(name: str, model: nn.Module, before: nn.Module) -> Finding:
     return name, not differ, f"{differ} differ; use a copy: copy.deepcopy(model)"
 
 
-def _odd_labels(samples: Samples, poisoned: Poisoned) -> str:
-    """What is odd about the poisons' labels and perturbations; "" if nothing is."""
-    ids, labels, perturbations = poisoned.forget_ids, poisoned.labels, poisoned.perturbations
-    if labels is not None and (labels.shape != ids.shape or labels.dtype != samples.y.dtype):
-        return f"labels are {tuple(labels.shape)} of {labels.dtype}; give [{len(ids)}] of {samples.y.dtype}"
-    if labels is not None and not bool(torch.isin(labels, samples.y.unique()).all()):
-        return f"labels up to {int(labels.max())} are not all among the classes of the samples"
-    if perturbations is not None and len(perturbations) != len(ids):
-        return f"{len(perturbations)} perturbations for {len(ids)} poisons; give one for each"
-    odd = [name for name, value in poisoned.figures.items() if not is_number(value)]
-    return f"figures {', '.join(map(str, odd))} are no finite numbers" if odd else ""
-
-
-def _odd_effect(effect: Any) -> str:
-    """What rows could not hold of an effect; "" if they can hold all."""
-    if not isinstance(effect, Effect):
-        return f"it returned {type(effect).__name__}, not an Effect"
-    if _kind_of(effect.ids) not in ("i", "u") or effect.ids.ndim != 1:
-        return "ids must be a NumPy array [P] of whole numbers"
-    for name, values in effect.scores.items():
-        if _kind_of(values) != "f" or values.shape != effect.ids.shape:
-            return f"{name} must be a NumPy array [{len(effect.ids)}] of floats, one for each id"
-        if np.isinf(values).any():
-            return f"{name} is infinite; give nan where it is undefined"
-    for name in (*effect.scores, *effect.figures):
-        try:
-            NAME.validate_python(name)
-        except ValidationError as error:
-            return f"{name!r}: {error.errors(include_url=False)[0]['msg']}; take another name"
-    odd = [name for name, value in effect.figures.items() if not is_number(value)]
-    return f"figures {', '.join(odd)} are no finite numbers" if odd else ""
-
-
-def _kind_of(values: Any) -> str:
-    return values.dtype.kind if isinstance(values, np.ndarray) else ""
+def _refuse_infinite(figures: Mapping[str, Any], where: str) -> None:
+    if odd := [name for name, value in figures.items() if not is_number(value)]:
+        raise MarshtestError(f"{where}: figures {', '.join(map(str, odd))} are no finite numbers.")
 
 
 def _direction(attack: Attack, ground: Ground, poisoned: Poisoned) -> Iterator[Finding]:

@@ -36,7 +36,8 @@ class Commands(TyperGroup):
     """The commands, with one rule for how they end.
 
     Only a command's own `typer.Exit` gives 1 or 3, which are answers. Bad input is one line and 2, Ctrl-C
-    one line and 130, and 2 is what becomes of everything else, whoever raised it.
+    one line and 130, a closed pipe nothing and 141, and 2 is what becomes of everything else, whoever
+    raised it.
     """
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
@@ -50,10 +51,12 @@ class Commands(TyperGroup):
         """Run a command, and end as the class says."""
         try:
             answer = super().invoke(ctx)
-            sys.stdout.flush()  # a full disk or a closed pipe is told here, not as Python ends
+            sys.stdout.flush()  # a full disk or a closed pipe is noticed here, not as Python ends
             return answer
         except MarshtestError as error:
             _fail(str(error))
+        except BrokenPipeError:
+            _end_unread()
         except OSError as error:
             # Without a file's name it is standard output, which cannot be written a second time.
             if error.filename is None:
@@ -67,6 +70,8 @@ class Commands(TyperGroup):
         except MemoryError:
             _fail("out of memory.")
         except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # rich, too, ends at a closed pipe
+                _end_unread()
             _fail(f"something that was called tried to end the command (SystemExit: {error}).")
         except (Exception, BaseExceptionGroup) as error:
             if type(error).__module__.startswith(("typer", "click")):
@@ -102,6 +107,12 @@ def _forget_output() -> None:
     """Let what could not be written go nowhere; Python would try again as it ends, and exit with 120."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_unread() -> NoReturn:
+    """End quietly where nobody reads on, with the code that a shell gives other tools: 128 + SIGPIPE."""
+    _forget_output()
+    sys.exit(141)
 
 
 def _fail(line: str) -> NoReturn:

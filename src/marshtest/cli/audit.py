@@ -158,6 +158,7 @@ def _tell(done: "Audit", as_json: bool) -> None:
         print(done.to_json(), end="", flush=True)
     else:
         screen.show(done.table(), f"{len(done.key.ids):,} poisons", done.shown)
+        screen.say(done.legend(), style="dim")
         screen.say(*done.sentences())
         screen.say(done.answer, style="bold")
 

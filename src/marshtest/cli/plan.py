@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from marshtest.cli import screen
+from marshtest.cli.audit import MarginOption
 from marshtest.cli.run import Overrides
 
 
@@ -58,9 +59,7 @@ def plan(
     ] = 0.015,
     alpha: Annotated[float, typer.Option(help="Error rate, over all unlearners.")] = 0.05,
     power: Annotated[float, typer.Option(help="Probability to find a true answer.")] = 0.9,
-    margin: Annotated[
-        float, typer.Option(help="Share of the initial effect that REMOVED may leave.")
-    ] = 0.2,
+    margin: MarginOption = 0.2,
     unlearners: Annotated[int, typer.Option(help="Unlearners that are judged together.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the table, and the curve behind it.")

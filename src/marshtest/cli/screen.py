@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from marshtest.metrics.presentation import Column, Score
 
-console = Console(markup=False, emoji=False)  # what is printed is data
+console = Console(markup=False, emoji=False, highlight=False)  # what is printed is data
 # Where there is no terminal, rich assumes 80 columns, and would fold the tables in a file.
 if not console.is_terminal:
     console.width = 120
@@ -32,13 +32,13 @@ WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
 def say(*lines: object, style: str | None = None) -> None:
     """Print lines as they are, wrapped at words."""
     for line in lines:
-        console.print(line, style=style, highlight=False, markup=False)
+        console.print(line, style=style)
 
 
 def say_whole(*lines: object) -> None:
     """Print lines that are never wrapped: paths, and what is copied from the screen."""
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def say_paths(*paths: Path) -> None:
@@ -67,7 +67,8 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
         # Numbers are never broken; running text gives way to them, down to a word's width.
         least = 12 if column in wrapped else None
         table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
-    add_rows(table, frame.itertuples(index=False))
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
     console.print(table)
     if left_out:
         say(f"A wider terminal shows more: {', '.join(left_out)}.")
@@ -76,12 +77,6 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
 def table_of(title: str, *columns: str) -> Table:
     """An empty table in the style of all commands."""
     return Table(*columns, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def add_rows(table: Table, rows: Iterable[Iterable[Any]]) -> None:
-    """Add rows of any values to a table."""
-    for row in rows:
-        table.add_row(*map(str, row))
 
 
 @contextmanager
@@ -101,7 +96,7 @@ def progress() -> Iterator[Callback]:
 
         def move(done: float, text: str = "", /) -> None:
             if text.startswith(NOTE):  # stays above the bar, which vanishes at the end
-                bars.console.print(text, markup=False, highlight=False)
+                bars.console.print(text)
             else:
                 bars.update(bar, description=text, completed=done)
 

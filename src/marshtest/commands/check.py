@@ -10,12 +10,12 @@ import numpy as np
 
 from marshtest.attacks import ATTACKS, Attack
 from marshtest.attacks.check import (
-    GROUNDS,
     Ground,
     beyond_range,
     bits,
     check_attack,
     copied,
+    facts_on,
     keeps_nothing,
     unchanged,
 )
@@ -139,12 +139,7 @@ def check_metric(metric: Any, on: Collection[str] = ()) -> list[Fact]:
     """
     with foreign("check"):
         ready = parse_metric(metric).imported()
-    return [
-        fact
-        for kind in KINDS
-        if kind in (on or KINDS)
-        for fact in facts_of(kind, ready.name, partial(_of_metric, ready, GROUNDS[kind]()))
-    ]
+    return facts_on(on or KINDS, ready, _of_metric)
 
 
 def _of_metric(metric: Metric, ground: Ground) -> Iterator[Finding]:

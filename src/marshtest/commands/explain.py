@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch.nn import Module
 
 from marshtest.attacks import ForeignAttack
@@ -28,13 +29,13 @@ from marshtest.experiment.recipe import ForeignData, Recipe
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import pick_device, threads
 from marshtest.reporting import charts
 from marshtest.reporting.figures import save
 from marshtest.sweeps.jobs import Job, passes
 from marshtest.sweeps.planned import Planned, plan_sweep
 from marshtest.sweeps.settings import read_sweep
-from marshtest.sweeps.store import hashed
 from marshtest.training.budget import flops_of
 from marshtest.training.loop import Training, descend
 from marshtest.training.tasks import Task
@@ -201,7 +202,8 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
 
     Data are loaded, and a few steps of each variant's own are timed; nothing is trained.
     """
-    costs, rated = _Costs(), dict[str, tuple[dict[str, float], float]]()
+    costs = {kind: np.zeros(4) for kind in KINDS}
+    rated: dict[str, tuple[dict[str, float], float]] = {}
     by_variant: dict[str, list[Job]] = {}
     for job in planned.jobs:
         by_variant.setdefault(job.recipe.hash, []).append(job)
@@ -213,7 +215,7 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
         if alike not in rated:
             pipeline = set_up(recipe, data)
             if not rated:  # the first step of all, for which libraries are still being loaded
-                costs.add("start", 1, seconds=import_seconds() + _first_step(pipeline, started))
+                costs["start"] += (1, 0, import_seconds() + _first_step(pipeline, started), 0)
             flops = _flops(pipeline.trainer.new_model(0), pipeline.task, data.train)
             with threads(pipeline.threads):
                 rated[alike] = measure(pipeline), flops
@@ -221,28 +223,15 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
             _add_job(costs, job, data, *rated[alike])
     if len(planned.variants) == 1:  # a sweep of several draws nothing
         figures = figures_of(planned.keys[0].recipe)
-        costs.add("report", figures, seconds=report_seconds(figures))
-    return costs.table()
+        costs["report"] += (figures, 0, report_seconds(figures), 0)
+    lines = [(kind, KINDS[kind], *sums) for kind, sums in costs.items() if sums.any()]
+    return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds", "flops"])
 
 
-class _Costs:
-    """Sums of count, sample passes, seconds and flops, by kind of work."""
-
-    def __init__(self) -> None:
-        self._sums = {kind: np.zeros(4) for kind in KINDS}
-
-    def add(
-        self, kind: str, count: float, *, passes: float = 0, seconds: float, flops: float = 0
-    ) -> None:
-        self._sums[kind] += (count, passes, seconds, flops)
-
-    def table(self) -> pd.DataFrame:
-        """One line for each kind that there is."""
-        lines = [(kind, KINDS[kind], *sums) for kind, sums in self._sums.items() if sums.any()]
-        return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds", "flops"])
+Costs = dict[str, NDArray[np.float64]]  # sums of count, sample passes, seconds, flops; by kind
 
 
-def _data(job: Job, costs: _Costs) -> Dataset:
+def _data(job: Job, costs: Costs) -> Dataset:
     """The data of a job's recipe; if a network makes their features, of their shape and size only."""
     recipe, settings = job.recipe, job.recipe.data.features
     data, others = samples_of(recipe.data, recipe.model, trigger_of(recipe.attack))
@@ -254,18 +243,18 @@ def _data(job: Job, costs: _Costs) -> Dataset:
         passes = 3.0 * settings.training.epochs * len(others)
         seconds = passes / _training_rate(model, task, settings.training, others)
         flops = passes * _flops(model, task, others)
-        costs.add("features", 1, passes=passes, seconds=seconds, flops=flops)
+        costs["features"] += (1, passes, seconds, flops)
     return by_features(data, others, model, task, settings.grid)
 
 
 def _add_job(
-    costs: _Costs, job: Job, data: Dataset, rates: Mapping[str, float], flops: float
+    costs: Costs, job: Job, data: Dataset, rates: Mapping[str, float], flops: float
 ) -> None:
     """Add a job's work, given sample passes a second by kind of work, and flops a pass."""
     for kind, needed in passes(job, data).items():
         if kind != "features":
             count, seconds = _count(job, kind, data), needed / rates[kind]
-            costs.add(kind, count, passes=needed, seconds=seconds, flops=needed * flops)
+            costs[kind] += (count, needed, seconds, needed * flops)
 
 
 def import_seconds() -> float:

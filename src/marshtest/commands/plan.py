@@ -31,6 +31,7 @@ VERDICT = "verdict"
 TESTS = 4  # of independence, a score
 EFFECTS = (1e-3, 100.0)  # dependences that can be planned for; ranks among 10⁹ draws reach 6.5
 FAMILY = 1_000_000  # unlearners
+Power = Callable[[float], float]  # of a number of poisons
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class Plan:
             raise MarshtestError("plan: no number of poisons would do. Raise alpha, or margin.")
 
     @property
-    def tests(self) -> dict[str, tuple[Callable[[float], float], Callable[[float], float]]]:
+    def tests(self) -> dict[str, tuple[Power, Power]]:
         """For each score, and the verdict: power of detection and of removal, as functions of n."""
         level, tests = self.alpha / self.unlearners, TESTS * len(self.effects)
-        powers: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {}
+        powers: dict[str, tuple[Power, Power]] = {}
         for name, effect in self.effects.items():
             powers[name] = (
                 partial(detection, effect=effect, alpha=level),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 
@@ -50,20 +50,6 @@ class Swept:
     damaged: Sequence[str]
     seconds: float
     folder: Path
-
-    @classmethod
-    def of(cls, scheduler: Scheduler, ledger: Ledger, folder: Path, seconds: float) -> Self:
-        """The end of what a scheduler did."""
-        return cls(
-            ledger=ledger,
-            reused=scheduler.reused,
-            done=scheduler.done,
-            failed=scheduler.failed_by_name(),
-            blocked=scheduler.blocked,
-            damaged=scheduler.damaged,
-            seconds=seconds,
-            folder=folder,
-        )
 
 
 def sweep(
@@ -110,7 +96,16 @@ def sweep(
         start = partial(_start, engine, place, resources, scheduler.hear, workers, address)
         finish = partial(gather, place, planned, ledger, folder)
         scheduler.run(start, finish, retry_failed=retry_failed)
-    return Swept.of(scheduler, ledger, folder, time.monotonic() - started)
+    return Swept(
+        ledger=ledger,
+        reused=scheduler.reused,
+        done=scheduler.done,
+        failed=scheduler.failed_by_name(),
+        blocked=scheduler.blocked,
+        damaged=scheduler.damaged,
+        seconds=time.monotonic() - started,
+        folder=folder,
+    )
 
 
 def _refuse_strange(engine: str, workers: int | None) -> None:

@@ -2,43 +2,23 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
-from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role, Roles, measured
+from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
 from marshtest.plumbing.derived import derive
+
+if TYPE_CHECKING:  # rows are listed without torch
+    from marshtest.experiment.recipe import Recipe
+    from marshtest.experiment.recorded import Recorded, RecordedNamed
+    from marshtest.unlearning import Unlearner
+
+Design: TypeAlias = "Recipe | Recorded"  # both say which rows a recipe gives
 
 # The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
 # `unlearners`, and recipes number them differently.
 CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
-
-
-class _Trial(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def hyperparameters(self) -> Mapping[str, Any]: ...
-
-
-class Design(Roles, Protocol):
-    """What a recipe says of its rows."""
-
-    @property
-    def poison_budgets(self) -> Sequence[float]: ...
-
-    @property
-    def first_seed(self) -> int: ...
-
-    @property
-    def seeds(self) -> int: ...
-
-    @property
-    def unlearners(self) -> Sequence[Sequence[_Trial]]: ...
-
-    @property
-    def budgets(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +71,24 @@ class Cell:
         return (group.poison_budget, group.seed, *beside)
 
 
+def trained(recipe: Design) -> Sequence[Role]:
+    """Roles of the models that are trained from scratch, the initial one first."""
+    twins = recipe.attack.needs_twin
+    wanted = {
+        Role.INITIAL: True,
+        Role.TWIN: twins,
+        Role.SHUFFLED: twins and recipe.attack.has_control,
+        Role.RETRAINED: True,
+        Role.REFERENCE: twins or recipe.reference,
+    }
+    return [role for role, is_wanted in wanted.items() if is_wanted]
+
+
+def measured(recipe: Design) -> Sequence[Role]:
+    """Roles that have rows: a twin's measures stand in the row of the model that is compared with it."""
+    return [role for role in trained(recipe) if role != Role.TWIN]
+
+
 def groups(recipe: Design) -> list[Group]:
     """The groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
@@ -103,7 +101,8 @@ def cells(recipe: Design, group: Group) -> Iterator[Cell]:
         # Retraining counts as an unlearner that spends all of the training's compute.
         budget = 0.0 if role in UNTREATED else 1.0
         yield Cell(group, role, ROW_NAMES[role], "{}", budget)
-    for entry, trials in enumerate(recipe.unlearners):
+    entries: Sequence[Sequence[Unlearner | RecordedNamed]] = recipe.unlearners
+    for entry, trials in enumerate(entries):
         for (place, trial), budget in itertools.product(enumerate(trials), recipe.budgets):
             # Rows are found again by this text, so the order of keys in somebody's YAML must not show.
             values = json.dumps(dict(trial.hyperparameters), sort_keys=True)

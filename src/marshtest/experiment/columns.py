@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,10 @@ from marshtest.attacks.presentation import Presentation, refuse_taken
 from marshtest.experiment.roles import Role
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError
+
+if TYPE_CHECKING:  # rows are looked at without torch
+    from marshtest.attacks.base import Attack
+    from marshtest.metrics.base import Metric
 
 ROLES = tuple(role.value for role in Role if role != Role.TWIN)
 # What the harness measures of every model; an attack's figures of these names are left out.
@@ -111,25 +115,8 @@ def kinds_of(shown: Presentation, columns: Mapping[str, Column]) -> dict[str, Ki
     return kinds | dict.fromkeys(shown.reference_columns.values(), NUMBER)
 
 
-class _Measuring(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def columns(self) -> Mapping[str, Column]: ...
-
-
-class _Shown(Protocol):
-    @property
-    def shown(self) -> Presentation: ...
-
-
-def refuse_taken_columns(metrics: Iterable[_Measuring], attack: _Shown) -> None:
-    """Look whether the columns of metrics have names of their own, before anything is measured.
-
-    Raises:
-        MarshtestError: a column is not named as columns are, or its name is taken.
-    """
+def refuse_taken_columns(metrics: "Iterable[Metric]", attack: "Attack") -> None:
+    """Raise MarshtestError where a metric's column is not named as columns are, or its name is taken."""
     shown, owners = attack.shown, dict[str, str]()
     for metric in metrics:
         where = f"metrics.{metric.name}"
@@ -171,14 +158,11 @@ def _in_range(column: Column) -> Kind:
 def check_columns(
     frame: pd.DataFrame, needed: Iterable[str], where: str, kinds: Mapping[str, Kind] = KINDS
 ) -> None:
-    """Look whether the needed columns are there, and whether all known ones hold what they must.
+    """Raise MarshtestError where a needed column is lacking, or a known one holds what it must not.
 
     Args:
         where: how a complaint begins.
         kinds: what columns must hold, by the name's pattern; the first that fits.
-
-    Raises:
-        MarshtestError: they do not; names the column, the row and what it must hold.
     """
     if missing := [name for name in needed if name not in frame]:
         raise MarshtestError(f"{where}: has no column {', '.join(map(repr, missing))}. {MEND}")
@@ -192,11 +176,7 @@ def check_columns(
 
 
 def check_values(values: Mapping[str, Any], where: str, kinds: Mapping[str, Kind]) -> None:
-    """Look whether the values of one row are what columns must hold, before they are stored.
-
-    Raises:
-        MarshtestError: one is not; names it and what it must be.
-    """
+    """Raise MarshtestError where a value of one row is not what its column must hold."""
     for name, value in values.items():
         kind = _kind_of(name, kinds)
         if kind is not None and kind.wrong(pd.Series([value])).any():
@@ -204,14 +184,8 @@ def check_values(values: Mapping[str, Any], where: str, kinds: Mapping[str, Kind
 
 
 def refuse_column_names(names: Iterable[str], where: str) -> None:
-    """Raise MarshtestError where a name is not as columns are named, or is that of a row's own."""
+    """Raise MarshtestError where a name is that of a row's own column."""
     for name in names:
-        try:
-            TypeAdapter(Name).validate_python(name)
-        except ValidationError as error:
-            raise MarshtestError(
-                f"{where}: {name!r}: {error.errors(include_url=False)[0]['msg']}."
-            ) from None
         if _kind_of(name, KINDS) is not None:
             raise MarshtestError(f"{where}: {name!r} is a column of every row. Take another name.")
 

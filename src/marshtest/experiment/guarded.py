@@ -6,7 +6,6 @@ The package's own go through the same calls, and nothing is looked at.
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from marshtest.attacks.base import Attack, Effect, Poisoned
+from marshtest.attacks.soundness import (
+    numbers,
+    refuse_another,
+    refuse_names,
+    refuse_unsound_effect,
+    refuse_unsound_poison,
+)
 from marshtest.data.samples import Dataset, Marked, Samples, Trigger
 from marshtest.experiment.columns import (
     KINDS,
@@ -119,7 +125,8 @@ def trigger_of(attack: Attack) -> Trigger | None:
     """
     with guarded(attack, _name(attack)):
         trigger = attack.trigger()
-    _refuse_unless(trigger is None or isinstance(trigger, Trigger), attack, "trigger", Trigger)
+    if trigger is not None:
+        refuse_another(trigger, Trigger, "trigger", _name(attack))
     return trigger
 
 
@@ -131,7 +138,7 @@ def candidates_of(attack: Attack, samples: Samples, marked: Marked | None) -> Sa
     """
     with guarded(attack, _name(attack), samples):
         candidates = attack.candidates(samples, marked)
-    _refuse_unless(isinstance(candidates, Samples), attack, "candidates", Samples)
+    refuse_another(candidates, Samples, "candidates", _name(attack))
     return candidates
 
 
@@ -143,16 +150,9 @@ def shuffled_of(attack: Attack, poisoned: Poisoned, seed: int) -> Samples:
     """
     with guarded(attack, _name(attack), poisoned.clean):
         blind = attack.shuffled(poisoned, seed)
-    _refuse_unless(isinstance(blind, Samples), attack, "shuffled", Samples)
+    refuse_another(blind, Samples, "shuffled", _name(attack))
     assert blind is not None
     return blind
-
-
-def _refuse_unless(holds: bool, attack: Attack, method: str, expected: type) -> None:
-    if not holds:
-        raise MarshtestError(
-            f"{_name(attack)}: `{method}` must return {expected.__name__}. Return that."
-        )
 
 
 def _name(attack: Attack) -> str:
@@ -162,91 +162,42 @@ def _name(attack: Attack) -> str:
 # What an attack and a metric give, looked at before it is stored
 
 
-def refuse_unsound_poison(attack: Attack, poisoned: Any, data: Dataset) -> None:
-    """Look through what a user's attack made of the samples, before anything is trained on it.
-
-    Raises:
-        MarshtestError: it is no poisoned set of these samples; names the attack and the field.
-    """
+def refuse_unfit_poison(attack: Attack, poisoned: Any, data: Dataset) -> None:
+    """Raise MarshtestError where what a user's attack made is no poisoned set of the samples."""
     if not is_foreign(attack):
         return
-    where = f"{_name(attack)}: poison"
-    _refuse_unless(isinstance(poisoned, Poisoned), attack, "poison", Poisoned)
-    ids, labels, added = poisoned.forget_ids, poisoned.labels, poisoned.perturbations
-    if not (isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.ndim == 1 and len(ids)):
-        raise MarshtestError(f"{where}: forget_ids must be an int64 tensor [P].")
+    bounds = None if data.prompted else (0, data.classes - 1)
+    refuse_unsound_poison(poisoned, bounds, _name(attack))
+    where, ids = f"{_name(attack)}: poison", poisoned.forget_ids
     if len(ids.unique()) < len(ids):
         raise MarshtestError(f"{where}: forget_ids names a sample twice. Name each once.")
-    if labels is not None:
-        _refuse_labels(where, labels, len(ids), None if data.prompted else data.classes)
-    if added is not None and not (
-        isinstance(added, Tensor) and added.is_floating_point() and len(added) == len(ids)
-    ):
-        raise MarshtestError(
-            f"{where}: perturbations must be a floating-point tensor [{len(ids)}, …]."
-        )
     figures = {f"crafting_{name}": value for name, value in poisoned.figures.items()}
-    check_values(_numbers(figures, where), where, KINDS)
-    for line in poisoned.history:
-        _numbers(line, where)
+    check_values(numbers(figures, where), where, KINDS)
     with foreign(where):
         poisoned.samples  # noqa: B018 - raises where ids are not there, or shapes do not fit
 
 
-def _refuse_labels(where: str, labels: Any, count: int, classes: int | None) -> None:
-    if not (
-        isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (count,)
-    ):
-        got = (
-            f"{labels.dtype} {list(labels.shape)}"
-            if isinstance(labels, Tensor)
-            else type(labels).__name__
-        )
-        raise MarshtestError(f"{where}: labels must be an int64 tensor [{count}]. Got {got}.")
-    if classes is not None and not bool(((labels >= 0) & (labels < classes)).all()):
-        raise MarshtestError(
-            f"{where}: labels must lie in 0..{classes - 1}. Got {int(labels.min())} to "
-            f"{int(labels.max())}."
-        )
-
-
 def sound_effect(attack: Attack, effect: Any, poisoned: Poisoned, row: Mapping[str, Any]) -> Effect:
-    """The effect that a user's attack measured, if rows can hold it.
+    """The effect that a user's attack measured; MarshtestError where rows cannot hold it.
 
     Args:
         row: what the model's row holds already.
-
-    Raises:
-        MarshtestError: they cannot; names the attack and the value.
     """
     if not is_foreign(attack):
         return effect  # type: ignore[no-any-return]
     where, shown = _name(attack), attack.shown
-    _refuse_unless(isinstance(effect, Effect), attack, "effect", Effect)
-    ids = effect.ids
-    if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
-        raise MarshtestError(f"{where}: ids of the effect must be an array [P] of whole numbers.")
-    refuse_column_names(effect.scores, where)
-    for name, values in effect.scores.items():
-        if not (
-            isinstance(values, np.ndarray)
-            and values.shape == ids.shape
-            and values.dtype.kind in "iuf"
-        ):
-            raise MarshtestError(
-                f"{where}: score {name!r} must be an array [{len(ids)}] of numbers."
-            )
-        if np.isinf(values).any():
-            raise MarshtestError(f"{where}: score {name!r} is infinite. Give nan for no value.")
-    figures = _numbers(effect.figures, where)
+    refuse_unsound_effect(effect, where)
+    figures = numbers(effect.figures, where)
     # Of those that the harness measures itself, its own values are told instead.
     beside = [name for name in figures if name not in MEASURED]
-    refuse_column_names([name for name in beside if name not in _of_scores(attack)], where)
+    named = [*effect.scores, *(name for name in beside if name not in _of_scores(attack))]
+    refuse_names(named, where)
+    refuse_column_names(named, where)
     if taken := [name for name in beside if name in row]:
         raise MarshtestError(f"{where}: {taken[0]!r} is a column of every row. Take another name.")
     _refuse_missing(where, attack, effect, poisoned, figures, row)
     check_values({**figures}, where, kinds_of(shown, shown.columns) | KINDS)
-    return Effect(ids, effect.scores, figures)
+    return Effect(effect.ids, effect.scores, figures)
 
 
 def _of_scores(attack: Attack) -> set[str]:
@@ -287,26 +238,10 @@ def _refuse_missing(
             )
 
 
-def _numbers(values: Any, where: str) -> dict[str, Any]:
-    """The values as plain numbers, by name."""
-    plain: dict[str, Any] = {}
-    with foreign(where):
-        for name, value in dict(values).items():
-            plain[name] = value.item() if isinstance(value, Tensor | np.generic) else value
-    for name, value in plain.items():
-        if not isinstance(name, str) or not isinstance(value, Real):
-            raise MarshtestError(f"{where}: {name!r} is {value!r}, not a number. Give a number.")
-    return plain
-
-
 def refuse_unfit_columns(
     metric: Metric, values: Mapping[str, float], attack: Attack, row: Mapping[str, Any]
 ) -> None:
-    """Raise where a metric's values are not what its columns say that they are.
-
-    Raises:
-        MarshtestError: a value is out of its column's range, or what a share is of is not there.
-    """
+    """Raise MarshtestError where a value is out of its column's range, or lacks what it is a share of."""
     where = f"metrics.{metric.name}"
     for column in metric.columns.values():
         if isinstance(column.count, str) and column.count and column.count not in {*row, *values}:

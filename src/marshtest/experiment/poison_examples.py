@@ -35,7 +35,7 @@ def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
     shown = pd.DataFrame({"id": ids.numpy(), "label": before.numpy(), "given": dosed.y.numpy()})
     if pipeline.recipe.data.name in TEXTS:
         read = _read(pipeline)
-        shown["text"] = _texts(pipeline, read, ids)
+        shown["text"] = _texts(read, ids, _word(pipeline))
         words = _words(pipeline, read, samples)
         return shown.assign(
             **{name: shown[name].map(words) for name in ("label", "given") if words}
@@ -47,11 +47,15 @@ def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
 
 def _read(pipeline: Pipeline) -> Texts:
     # Read once more: the samples hold tokens, cut to a length, from which no text comes back.
-    settings, trigger = pipeline.recipe.data, trigger_of(pipeline.recipe.attack)
-    word = None if trigger is None else trigger.word
+    settings, word = pipeline.recipe.data, _word(pipeline)
     return load_texts(
         settings.name, settings.path, train=settings.train, test=settings.test, word=word
     )
+
+
+def _word(pipeline: Pipeline) -> str | None:
+    trigger = trigger_of(pipeline.recipe.attack)
+    return None if trigger is None else trigger.word
 
 
 def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
@@ -68,10 +72,8 @@ def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
     return words | {token: prompt.labels[true[id]] for id, token in clean_tokens}
 
 
-def _texts(pipeline: Pipeline, read: Texts, ids: Tensor) -> list[str]:
+def _texts(read: Texts, ids: Tensor, word: str | None) -> list[str]:
     """The texts as they were read, cut round the attack's word where it has one."""
-    trigger = trigger_of(pipeline.recipe.attack)
-    word = None if trigger is None else trigger.word
     by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))
     excerpts = []
     for text in (by_id[i] for i in ids.tolist()):

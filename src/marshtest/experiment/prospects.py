@@ -1,48 +1,24 @@
 """Which answers a recipe's numbers of poisons and trainings allow: said before anything is trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import NormalDist
-from typing import Protocol
 
 from scipy.special import ndtri
 
-from marshtest.attacks.presentation import Presentation
-from marshtest.experiment.recipe_parts import VerdictSettings
+from marshtest.experiment.cells import Design
 from marshtest.metrics.power import poisons_for, removal
 from marshtest.metrics.trainings import trainings_to_reject, trainings_to_remove
 from marshtest.metrics.verdict import POWER
 
-
-class _Attack(Protocol):
-    @property
-    def shown(self) -> Presentation: ...
-
-
-class Judged(Protocol):
-    """What a recipe says of its verdicts; a recipe that was read from rows says it too."""
-
-    @property
-    def attack(self) -> _Attack: ...
-
-    @property
-    def unlearners(self) -> Sequence[object]: ...
-
-    @property
-    def budgets(self) -> Sequence[float]: ...
-
-    @property
-    def verdict(self) -> VerdictSettings: ...
-
-
 WORKS = 0.9  # share of the trainings in which an attack may be expected to work
 
 
-def family_of(recipe: Judged) -> int:
+def family_of(recipe: Design) -> int:
     """Unlearners, each at each compute budget, that are judged together."""
     return len(recipe.unlearners) * len(recipe.budgets)
 
 
-def needs(recipe: Judged, family: int) -> str:
+def needs(recipe: Design, family: int) -> str:
     """What verdicts need, in words.
 
     Args:
@@ -64,7 +40,7 @@ def needs(recipe: Judged, family: int) -> str:
     )
 
 
-def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> Iterator[str]:
+def prospects(recipe: Design, family: int, seeds: int, poisons: int | None) -> Iterator[str]:
     """What cannot be answered, whatever the models show; one sentence each.
 
     Args:
@@ -91,7 +67,7 @@ def prospects(recipe: Judged, family: int, seeds: int, poisons: int | None) -> I
         )
 
 
-def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
+def _trainings(recipe: Design, family: int) -> tuple[int, int, int]:
     """Trainings for NOT REMOVED; for REMOVED if the attack always works; and if it works as WORKS says."""
     alpha, margin = recipe.verdict.alpha, recipe.verdict.margin
     level = alpha / max(1, family)  # Holm's first step: nobody knows yet who comes first
@@ -99,7 +75,7 @@ def _trainings(recipe: Judged, family: int) -> tuple[int, int, int]:
     return trainings_to_reject(alpha), sure, likely
 
 
-def _poisons(recipe: Judged, family: int) -> int | None:
+def _poisons(recipe: Design, family: int) -> int | None:
     """Poisons for REMOVED if the initial model ranks each first; None where no draws bound the score."""
     if recipe.attack.shown.draws is None:
         return None

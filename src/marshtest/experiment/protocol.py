@@ -36,7 +36,7 @@ from marshtest.experiment.guarded import (
     guarded,
     model_for,
     refuse_unfit_columns,
-    refuse_unsound_poison,
+    refuse_unfit_poison,
     seeded_if_foreign,
     shuffled_of,
     sound_effect,
@@ -176,8 +176,8 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     shape = tuple(data.train.x.shape[1:])
     settings = _trained_model(recipe, data)
     model = copied(build(settings, shape, data.classes, 0))
-    kept = kept_count(recipe, data)
-    forget_shares = [poison_count(recipe, share, data) / kept for share in recipe.poison_budgets]
+    counts = {share: poison_count(recipe, share, data) for share in recipe.poison_budgets}
+    forget_shares = [count / kept_count(recipe, data) for count in counts.values()]
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
         unlearner.check(model, lambda seed: build(settings, shape, data.classes, seed))
         for share in forget_shares:
@@ -185,8 +185,13 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)
-    for share in recipe.poison_budgets:
-        _refuse_too_few(recipe, share, data)
+    # Of a single one no error could be told of the poisons' mean.
+    if too_few := [share for share, count in counts.items() if count < 2]:
+        possible = len(candidates_of(recipe.attack, data.train, data.marked))
+        raise MarshtestError(
+            f"poison_budgets: {too_few[0]:g} of {possible} training samples makes fewer than "
+            "two poisons. Raise it, or use more data."
+        )
     task = _task(recipe, data, model, chosen_precision(recipe.training, model, device))
     # The input space may not be the samples': of texts it is that of the embeddings.
     sample = data.train[:1].to("cpu")
@@ -197,16 +202,6 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     with torch.no_grad():
         step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
     return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
-
-
-def _refuse_too_few(recipe: Recipe, share: float, data: Dataset) -> None:
-    """Raise where a poison budget makes so few poisons that no error could be told of their mean."""
-    if poison_count(recipe, share, data) < 2:
-        possible = len(candidates_of(recipe.attack, data.train, data.marked))
-        raise MarshtestError(
-            f"poison_budgets: {share:g} of {possible} training samples makes fewer than "
-            "two poisons. Raise it, or use more data."
-        )
 
 
 def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision) -> Task:
@@ -264,14 +259,11 @@ def _try_out(trainer: Trainer, samples: Samples) -> None:
 def refuse_lost_state(
     trainer: Trainer, model: nn.Module, state: Mapping[str, Tensor], samples: Samples
 ) -> None:
-    """Raise where a trained model, built anew from what is stored of it, is another one.
+    """Raise MarshtestError where a trained model, built anew from what is stored of it, is another one.
 
     Args:
         state: what is stored.
         samples: those that both are asked about.
-
-    Raises:
-        MarshtestError: the answers differ; the line names what was lost.
     """
     again = trainer.new_model(0)
     restore(again, state)
@@ -382,7 +374,7 @@ def poison(
     with seeded_if_foreign(recipe.attack, seed):
         with guarded(recipe.attack, f"attack {recipe.attack.name}", *shared):
             poisoned = recipe.attack.poison(samples, count, knowledge, seed, context)
-        refuse_unsound_poison(recipe.attack, poisoned, pipeline.data)
+        refuse_unfit_poison(recipe.attack, poisoned, pipeline.data)
     return poisoned
 
 

@@ -1,7 +1,5 @@
 """A recipe: everything that determines a run, in YAML, validated, named by the hash of its values."""
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
 from marshtest.models.table import parse_model
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.identity import load_same
 from marshtest.plumbing.imports import check_spec, is_spec
@@ -122,10 +121,7 @@ class Named(Settings):
         """Eight hex digits of the canonical JSON of all values that can change a result."""
         # Another name, or the same data in another place, changes no row.
         beside: dict[str, Any] = {"name": True, "description": True, "data": {"path": True}}
-        values = self.model_dump(mode="json", exclude=beside)
-        # Sorted, so that fields may be moved about in a class and old results are still found.
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return hashed(self.model_dump(mode="json", exclude=beside))[:8]
 
     def to_yaml(self) -> str:
         """The YAML of all values, defaults included."""

@@ -110,6 +110,39 @@ class Audit:
             text[name] = number(figures.get(name, math.nan), 0)
         return text | {"ε ≥": number(judged.epsilon, 2)}
 
+    def legend(self) -> str:
+        """The meaning of the columns of `table`."""
+        asked, table = self.question, self.table()
+        has_goal = any(judged.role == "retrained" for judged in self.models)
+        goal = "retrained model" if has_goal else "model before unlearning"
+        meanings = (
+            (["accuracy"], "on the dosed samples as they were before dosing"),
+            (
+                ["usable"],
+                f"accuracy is surely within {asked.accuracy:g} of the {goal}'s (yes), surely not (no), or "
+                "neither (unclear); unknown where a model does not tell",
+            ),
+            (
+                [score.title for score in SCORES.values()],
+                "what is left of the dose (dependence), ± its standard error given these models; 0 in "
+                "expectation where a model does not depend on the dose",
+            ),
+            (
+                [column.title for column in RATES.values()],
+                f"share of the poisons that the score's test at FPR {asked.fpr:g} finds, with the exact "
+                "95 % interval",
+            ),
+            (["vanished"], "poisons of which GUS says nothing, since the gradient vanishes"),
+            (["ties"], "poisons whose loss equals one with fresh noise"),
+            (
+                ["ε ≥"],
+                f"lower bound on the ε of differential privacy, at δ = {asked.delta:g} and confidence "
+                f"{asked.confidence:.0%}",
+            ),
+        )
+        clauses = ((", ".join(t for t in titles if t in table), what) for titles, what in meanings)
+        return " ".join(f"{t[0].upper()}{t[1:]}: {what}." for t, what in clauses if t)
+
     @property
     def shown(self) -> list[Column | Score]:
         """The columns of `table` that say what room they need on a terminal; audit.json has all."""

@@ -1,7 +1,7 @@
 """YAML files that describe what to run, shipped or a user's, and changes to their raw values."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,21 @@ def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str
     """The raw values of a recipe, hypothesis or sweep, with overrides applied.
 
     `unlearners: "@FILE"` stands for the list in that YAML file. FILE is a path from the recipe's folder, or
-    in an override from the current folder. A description that was not written anew says what was changed.
+    in an override from the current folder. A description says what was changed.
     """
     values = _read(source, kind)
     changes = dict(map(parse_override, overrides))
     for key, value in changes.items():
         set_key(values, key, value)
-    described = changes.keys() - {"name"}
-    if described and "description" not in changes and isinstance(values.get("description"), str):
-        values["description"] += f" (changed: {', '.join(key for key in changes if key != 'name')})"
+    tell_changes(values, changes)
     return values
+
+
+def tell_changes(values: dict[str, Any], changes: Iterable[str]) -> None:
+    """Add the keys that were changed to the description, if that was not itself written anew."""
+    keys = [key for key in changes if key != "name"]
+    if keys and "description" not in keys and isinstance(values.get("description"), str):
+        values["description"] += f" (changed: {', '.join(keys)})"
 
 
 def parse_override(override: str) -> tuple[str, Any]:

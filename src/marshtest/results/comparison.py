@@ -13,7 +13,7 @@ Two scores on either side of 0 may differ surely, and neither be better.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,9 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
             "both by one recipe."
         )
     if not set(a.seeds) & set(b.seeds):
+        seeds = [", ".join(map(str, results.seeds)) for results in (a, b)]
         raise MarshtestError(
-            f"compare: the runs share no seed (A has {_listed(a.seeds)}, B {_listed(b.seeds)}). Run the "
-            "same ones."
+            f"compare: the runs share no seed (A has {seeds[0]}, B {seeds[1]}). Run the same ones."
         )
     lines = [line for pair in _pairs(a, b) for line in _lines(a, b, *pair)]
     if not lines:
@@ -218,7 +218,3 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
 def _p_of_mean(values: NDArray[np.float64]) -> float:
     """The two-sided p-value of a t test that the mean is 0."""
     return float(2 * stdtr(len(values) - 1, -abs(t_statistic(values))))
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))

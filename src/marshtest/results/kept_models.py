@@ -1,16 +1,11 @@
 """The models that a run was asked to keep, `run(..., keep_models=True)`, to be looked at."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from marshtest.experiment.row_file import MODELS, read_frame
 from marshtest.plumbing.errors import MarshtestError
-
-if TYPE_CHECKING:  # a list of models is read without torch
-    from torch import nn
 
 
 def kept_models(folder: Path) -> pd.DataFrame:
@@ -30,20 +25,3 @@ def kept_models(folder: Path) -> pd.DataFrame:
     models = read_frame(folder / MODELS)
     # The file's paths are relative, so that a folder can be moved; these are of use from anywhere.
     return models.assign(path=[str(folder / path) for path in models["path"]])
-
-
-def load_kept(
-    line: "Mapping[str, Any] | pd.Series[Any]",
-    factory: "str | Callable[..., nn.Module] | None" = None,
-) -> "nn.Module":
-    """The model of one line of `kept_models`, in eval mode.
-
-    Args:
-        factory: builds a model of the user's own kind, as for marshtest.load_model.
-
-    Raises:
-        MarshtestError: the file is gone or corrupt, or its kind of model needs a factory.
-    """
-    from marshtest.models.checkpoint import load_model
-
-    return load_model(line["path"], factory)

@@ -101,23 +101,17 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     lines = [_line(name, by_attack, attacks) for name, by_attack in tried.items()]
     table = pd.DataFrame(lines)
     whole = table["experiments"] == table["experiments"].max()  # the controls are in every one
-    ranked = whole & ~table["unlearner"].isin(CONTROLS.values())
-    intervals = [
-        Measure(m, e).interval()
-        for m, e in zip(table["misses"], table["misses_error"], strict=True)
-    ]
+    control = table["unlearner"].isin(CONTROLS.values())
+    ranked = whole & ~control
+    means = zip(table["misses"], table["misses_error"], strict=True)
+    intervals = [Measure(*mean).interval() for mean in means]
     highs = [high for (_, high), of in zip(intervals, ranked, strict=True) if of]
-    table.insert(
-        0,
-        "rank",
-        [
-            1 + sum(high < low for high in highs) if of else math.nan
-            for (low, _), of in zip(intervals, ranked, strict=True)
-        ],
+    places = [1.0 + sum(high < low for high in highs) for low, _ in intervals]
+    table.insert(0, "rank", pd.Series(places).where(ranked))
+    order = table.assign(control=control).sort_values(
+        ["control", "rank", "misses"], na_position="last", kind="stable"
     )
-    order = table.assign(control=table["unlearner"].isin(CONTROLS.values()))
-    order = order.sort_values(["control", "rank", "misses"], na_position="last", kind="stable")
-    return table.loc[order.index].reset_index(drop=True)
+    return order.drop(columns="control").reset_index(drop=True)
 
 
 def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:

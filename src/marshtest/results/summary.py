@@ -28,7 +28,7 @@ from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
 from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.results.kept_models import kept_models, load_kept
+from marshtest.results.kept_models import kept_models
 from marshtest.results.line_to_beat import standings
 
 if TYPE_CHECKING:  # rows are read without torch
@@ -224,8 +224,17 @@ class Results:
     def load_model(
         self, line: Mapping[str, Any] | pd.Series, factory: str | Callable[..., Any] | None = None
     ) -> "nn.Module":
-        """The model of one line of `models` (see marshtest.results.kept_models.load_kept)."""
-        return load_kept(line, factory)
+        """The model of one line of `models`, in eval mode.
+
+        Args:
+            factory: builds a model of the user's own kind, as for marshtest.load_model.
+
+        Raises:
+            MarshtestError: the file is gone or corrupt, or its kind of model needs a factory.
+        """
+        from marshtest.models.checkpoint import load_model
+
+        return load_model(line["path"], factory)
 
     @cached_property
     def gaps(self) -> list[str]:

@@ -16,7 +16,6 @@ from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -49,28 +48,27 @@ class Ended:
     damaged: tuple[str, str] | None = None
 
 
-class Engine(Protocol):
+class Engine:
     """Runs jobs, so many at once."""
 
     slots: int
 
     def submit(self, job: Job, resources: Resources) -> "Future[Ended]":
         """Begin a job. A future that raises says that the worker died, and not why."""
-        ...
+        raise NotImplementedError
 
     def recover(self) -> None:
-        """Make ready again after a worker died."""
-        ...
+        """Make ready again after a worker died; by default nothing has to be."""
 
     def close(self) -> None:
-        """Stop what is running."""
-        ...
+        """Stop what is running; by default nothing runs on."""
 
 
 def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = True) -> Ended:
     """Do a job, and say how it went.
 
     Args:
+        progress: told how the job stands.
         goes_on: whether other jobs are done after one that fails; else its error is raised.
 
     Raises:
@@ -89,13 +87,8 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
         return Ended(fault, traceback.format_exc())
 
 
-class InProcess:
-    """One job after the other, in this process.
-
-    Args:
-        progress: told how each job stands.
-        goes_on: whether other jobs are done after one that fails; else its error is raised.
-    """
+class InProcess(Engine):
+    """One job after the other, in this process; `progress` and `goes_on` are those of `attempt`."""
 
     slots = 1
 
@@ -108,12 +101,8 @@ class InProcess:
             future.set_result(attempt(self._worker, job, self._progress, goes_on=self._goes_on))
         return future
 
-    def recover(self) -> None: ...
 
-    def close(self) -> None: ...
-
-
-class Processes:
+class Processes(Engine):
     """Several processes of this machine, each with its share of the processors.
 
     Args:
@@ -171,7 +160,7 @@ class Processes:
             process.join(GONE_WITHIN)
 
 
-class Ray:
+class Ray(Engine):
     """A Ray cluster; jobs ask it for processors and GPUs.
 
     Args:
@@ -221,8 +210,6 @@ class Ray:
         task = self._work.options(num_cpus=cpus, num_gpus=resources.gpus, max_retries=3)
         future: Future[Ended] = task.remote(self._url, job, cpus, os.getcwd()).future()
         return future
-
-    def recover(self) -> None: ...
 
     def close(self) -> None:
         self._ray.shutdown()

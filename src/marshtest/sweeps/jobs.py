@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Cell, Group, cells, groups
+from marshtest.experiment.cells import Cell, Group, cells, groups, trained
 from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
-from marshtest.experiment.roles import UNTREATED, Role, trained
+from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
 
@@ -107,17 +107,13 @@ def _jobs_of_group(
         model = keys.model(role, group)
         yield Job("train", f"{role} model {place}", (model,), first, keys, group, role)
     # `cells` gives the budgets of one trial one after the other, so equal ones are neighbours.
-    for (role, _, _), of_model in itertools.groupby(cells(recipe, group), _by_model):
+    by_model = itertools.groupby(cells(recipe, group), lambda c: (c.role, c.entry, c.trial))
+    for (role, _, _), of_model in by_model:
         rows = tuple(of_model)
         if role == Role.UPDATED:
             yield _unlearn_job(keys, rows, first, place, keep_models)
         else:
             yield _score_job(keys, rows[0], first, place)
-
-
-def _by_model(cell: Cell) -> tuple[Role, int, int]:
-    """What cells of one job have in common: they differ in their budgets only."""
-    return cell.role, cell.entry, cell.trial
 
 
 def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:

@@ -20,8 +20,8 @@ from marshtest.experiment.cells import Cell, Group
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import TWINS, Role
+from marshtest.plumbing.derived import hashed
 from marshtest.sweeps.ledger import ALGORITHM
-from marshtest.sweeps.store import hashed
 from marshtest.unlearning import Unlearner
 
 

@@ -148,7 +148,8 @@ def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
     """How far a sweep is, by kind of job."""
     recorded = store.recorded()
     # A lock outlives the record for a moment.
-    running = _locked_by_the_living(store) - recorded
+    locks = _locks(store, _drivers(store))
+    running = {name.rpartition(".")[0] for name, held in locks.items() if held} - recorded
     failed = {name.removesuffix(".json") for name in store.names("failures")}
     by_kind: dict[str, Standing] = {}
     finished: dict[str, list[str]] = {}
@@ -171,15 +172,19 @@ def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
     return by_kind
 
 
-def _locked_by_the_living(store: Store) -> set[str]:
-    """Keys of the stages that living drivers hold."""
-    watched, keys = Watched(store), set()
-    alive = {id for id in store.names("drivers") if watched.is_alive(id)}
+def _drivers(store: Store) -> dict[str, bool]:
+    """Whether it is alive, by the id of a driver."""
+    watched = Watched(store)
+    return {id: watched.is_alive(id) for id in store.names("drivers")}
+
+
+def _locks(store: Store, drivers: Mapping[str, bool]) -> dict[str, bool]:
+    """Whether a living driver holds it, by the name KEY.N of a lock."""
+    held: dict[str, bool] = {}
     for name in store.names("locks"):
         with suppress(FileNotFoundError):  # released meanwhile
-            if store.read(f"locks/{name}").decode() in alive:
-                keys.add(name.rpartition(".")[0])  # KEY of KEY.N
-    return keys
+            held[name] = drivers.get(store.read(f"locks/{name}").decode(), False)
+    return held
 
 
 def _seconds(store: Store, keys: Sequence[str]) -> Iterator[float]:
@@ -278,21 +283,16 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
     Args:
         forgotten: ids of sweeps that are not to count, and to go.
     """
-    watched = Watched(store)
-    drivers = store.names("drivers")
-    alive = {id for id in drivers if watched.is_alive(id)}
+    drivers = _drivers(store)
     used: set[str] = set()
     for id in set(sweeps(store)) - set(forgotten):
         used |= Ledger.read(store, id).keys
     recorded = store.recorded()
-    busy = set()
+    locks = _locks(store, drivers)
+    busy = {name.rpartition(".")[0] for name, held in locks.items() if held}
     names = [f"sweeps/{id}.json" for id in forgotten]
-    names += [f"drivers/{id}" for id in drivers - alive]
-    for name in store.names("locks"):
-        if store.read(f"locks/{name}").decode() in alive:
-            busy.add(name.rpartition(".")[0])
-        else:
-            names.append(f"locks/{name}")
+    names += [f"drivers/{id}" for id, lives in drivers.items() if not lives]
+    names += [f"locks/{name}" for name, held in locks.items() if not held]
     names += [f"records/{key}.json" for key in recorded - used]
     stages = store.names("stages")
     names += [f"stages/{key}" for key in stages - (recorded & used) - busy]
@@ -300,6 +300,6 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
     names += [f"partial/{key}" for key in store.names("partial") - (used - recorded) - busy]
     failed = {name.removesuffix(".json") for name in store.names("failures")}
     names += [f"failures/{key}.json" for key in failed if key not in used or key in recorded]
-    if not alive:  # a living driver's files in the making look the same
+    if not any(drivers.values()):  # a living driver's files in the making look the same
         names += [name for name in store.find("") if name.endswith(TEMPORARY)]
     return sorted(names)

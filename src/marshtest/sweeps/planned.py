@@ -12,7 +12,7 @@ from marshtest.sweeps.jobs import Job, distinct, jobs
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import Ledger, PlannedCell, PlannedJob, made_by
 from marshtest.sweeps.run_folder import describe
-from marshtest.sweeps.settings import Sweep, Variant, refuse_equal
+from marshtest.sweeps.settings import Sweep, Variant
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,14 @@ def plan_sweep(sweep: Sweep, *, imports: bool = True) -> Planned:
         ]
         for number, keys in enumerate(recipes)
     ]
-    scores = [frozenset(cell.key for cell in of_variant) for of_variant in rows]
-    refuse_equal([variant.label for variant in variants], scores)
+    first: dict[frozenset[str], str] = {}  # the variant of these scores
+    for variant, of_variant in zip(variants, rows, strict=True):
+        scores, label = frozenset(cell.key for cell in of_variant), variant.label or "the recipe"
+        if scores in first:
+            raise MarshtestError(
+                f"grid: the cells of {label} and of {first[scores]} differ in nothing. Leave one out."
+            )
+        first[scores] = label
     todo = distinct(recipes, keep_models=sweep.keep_models)
     return Planned(sweep, variants, recipes, todo, list(itertools.chain(*rows)))
 

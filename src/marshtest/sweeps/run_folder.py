@@ -23,12 +23,12 @@ import pandas as pd
 import torch
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import CELL, Cell, cells, groups
+from marshtest.experiment.cells import CELL, Cell, cells, groups, trained
 from marshtest.experiment.poison_examples import examples
 from marshtest.experiment.prospects import family_of, prospects
 from marshtest.experiment.protocol import poison_count
 from marshtest.experiment.recipe import Named, Recipe
-from marshtest.experiment.roles import ROW_NAMES, Role, trained
+from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
 from marshtest.plumbing.whole_files import write

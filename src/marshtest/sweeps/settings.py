@@ -14,17 +14,23 @@ Read without torch, so that the state of a sweep is known at once.
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import file_name, parse_override, read_yaml, set_key, shipped
-from marshtest.sweeps.store import hashed
+from marshtest.plumbing.yaml_files import (
+    file_name,
+    parse_override,
+    read_yaml,
+    set_key,
+    shipped,
+    tell_changes,
+)
 
 Axes = dict[str, list[Any]]
 Kind = Literal["features", "train", "craft", "unlearn", "score"]  # of jobs
@@ -110,6 +116,7 @@ class Sweep(Settings):
             axes.append([dict(zip(zipped, row, strict=True)) for row in rows])
         # Copies, of values too: no two variants may share a mapping in which a key is then set.
         base, variants = self.base, []
+        tell_changes(base, self.change)
         for combination in itertools.product(*axes):
             recipe, point = copy.deepcopy(base), dict[str, Any]()
             for part in combination:
@@ -156,16 +163,3 @@ def _foreign(value: Any) -> bool:
     # "pkg.mod:name"; a text that only looks like one costs a plan, one that was missed would give
     # rows of yesterday's code.
     return isinstance(value, str) and ":" in value
-
-
-def refuse_equal(labels: Sequence[str], keys: Sequence[frozenset[str]]) -> None:
-    """Raise where two variants would give the same rows."""
-    first: dict[frozenset[str], str] = {}
-    for label, cells in zip(labels, keys, strict=True):
-        if cells in first:
-            other = first[cells] or "the recipe"
-            raise MarshtestError(
-                f"grid: the cells of {label or 'the recipe'} and of {other} differ in nothing. "
-                "Leave one out."
-            )
-        first[cells] = label

@@ -24,6 +24,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from marshtest.plumbing.derived import hashed, plain
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.whole_files import write_whole
 
@@ -177,7 +178,7 @@ class Store:
             self.write(f"stages/{key}/{name}", data)
         digests = {name: _digest(data) for name, data in files.items()}
         # There and back, so that the digest is of what a reader will find: tuples are lists by then.
-        record = json.loads(json.dumps({**values, "files": digests}, default=_plain))
+        record = json.loads(json.dumps({**values, "files": digests}, default=plain))
         body = {"digest": hashed(record), "made": record}
         self.write(f"records/{key}.json", json.dumps(body, indent=1).encode())
 
@@ -231,16 +232,5 @@ class Store:
         self.remove(f"stages/{key}")
 
 
-def hashed(values: Any) -> str:
-    """Sixteen hex digits that tell values from others: a hash of their canonical JSON."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Turn a NumPy or torch number into Python's own."""
-    return value.item()

@@ -32,12 +32,13 @@ from marshtest.experiment.protocol import (
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.models.state import restore
+from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import threads
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.keys import Keys
-from marshtest.sweeps.store import DamagedError, Store, hashed
+from marshtest.sweeps.store import DamagedError, Store
 from marshtest.training.budget import Cost
 from marshtest.training.loop import Fit
 
