@@ -92,6 +92,8 @@ def answer() -> str:
         and len(of) == len(chosen)
         and all(usable and verdict != "NOT REMOVED" for verdict, usable in of)
     ]
+    if not chosen:
+        return missing(RIVALS)
     parts = [
         f"Of {len(verdicts)} methods on {len(chosen)} poisons REMOVED and usable on all: "
         f"{', '.join(everywhere) or 'none'}."
