@@ -206,14 +206,20 @@ def with_interval(line: Any, column: str, digits: int) -> str:
 
 
 def why(line: Any, results: Results) -> str:
-    """What speaks against REMOVED, in words."""
-    if line["reasons"]:
-        return str(line["reasons"])
-    if line["verdict"] == "NOT REMOVED":
-        return "what is left is surely not nothing, and not surely within the margin"
+    """What a verdict other than REMOVED rests on, in words."""
     if pd.isna(line["test_accuracy"]):
         return f"there is no model to be asked ({line['note'] or 'it was not returned'})"
-    return f"too few {results.unit} for either answer"
+    reasons = str(line["reasons"]) or f"too few {results.unit} for either answer"
+    judged_alone = len(results.runs) < 2 or line["role"] != "updated"
+    if judged_alone or line["verdict"] != "INCONCLUSIVE":
+        return reasons
+    lines = results.summary[results.summary["poison_budget"] == line["poison_budget"]]
+    family, most = (lines["role"] == "updated").sum(), lines["seeds"].max()
+    return (
+        f"{reasons}; judged with the {family} unlearners of {len(results.runs)} runs, by what "
+        f"{most} seeds of the initial model show, of which this one has {line['seeds']}: its own run may "
+        "answer otherwise"
+    )
 
 
 def explained(results: Results) -> list[str]:
@@ -343,7 +349,8 @@ def ranking_legend(experiments: Sequence[Results]) -> str:
         names = ", ".join(f"{one.recipe.name} ({len(one.runs)} runs)" for one in pooled)
         said.append(
             f"Rows that can be compared are judged together: {names}. A verdict here may differ from one "
-            "run's, as Holm's correction counts the unlearners of all of them, and their seeds are pooled."
+            "run's: Holm's correction counts the unlearners of all of them, and REMOVED rests on what the "
+            "pooled seeds of the initial model show, which asks more of an unlearner with fewer seeds."
         )
     return " ".join(said)
 
