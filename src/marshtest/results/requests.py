@@ -58,11 +58,11 @@ def at(results: "Results", axis: str, value: Any) -> "Results":
     def those(frame: pd.DataFrame) -> pd.DataFrame:
         if axis not in frame:
             return frame
-        partial = frame["role"].isin(PARTIAL)
-        return frame[~partial | (frame[axis] == value)].drop(columns=axis)
+        lines: pd.DataFrame = frame[~frame["role"].isin(PARTIAL) | (frame[axis] == value)]
+        return lines.drop(columns=axis)
 
-    tables = {name: those(getattr(results, name)) for name in ("rows", "scores", "shifts")}
-    return replace(results, **tables)
+    rows, scores, shifts = map(those, (results.rows, results.scores, results.shifts))
+    return replace(results, rows=rows, scores=scores, shifts=shifts)
 
 
 def by_request(results: "Results") -> pd.DataFrame:
