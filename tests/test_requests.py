@@ -31,6 +31,7 @@ from marshtest.results.merging import read_all
 from marshtest.results.summary import Results
 from marshtest.sweeps.jobs import jobs
 from marshtest.sweeps.keys import Keys
+from marshtest.sweeps.settings import read_sweep
 from marshtest.sweeps.worker import Worker
 from marshtest.training.budget import Cost
 from marshtest.unlearning.harness import Outcome
@@ -455,3 +456,22 @@ def test_the_recipe_that_rows_tell_has_the_keys(in_part: Results) -> None:
     assert about["values"]["known"] == [0.5, 1.0]
     assert in_part.recipe.known == (0.5, 1.0)
     assert json.loads(json.dumps(about["values"]))["known"] == [0.5, 1.0]
+
+
+def test_a_sweep_takes_shares_from_its_recipe() -> None:
+    with pytest.raises(MarshtestError, match=r"grid\.known: a recipe takes several shares itself"):
+        read_sweep({"name": "s", "recipe": TINY, "grid": {"known": [0.5, 1]}})
+
+
+def test_of_effects_on_targets_the_whole_is_told(tmp_path: Path) -> None:
+    attack = {"name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 3, "targets": 2}
+    recipe = {**TINY, "attack": attack, "unlearners": ["gd"], "seeds": 1, "known": [0.5, 1]}
+    done = marshtest.run(recipe, out=tmp_path / "run", report=False)
+    assert not [name for name in done.rows if name.startswith(("asked_", "unasked_"))]
+    assert done.gaps == []
+    lines = done.by_request
+    assert lines["target_dependence"].notna().all()
+    assert not [name for name in lines if "asked_" in name]
+    marshtest.report(done.folder, out=tmp_path / "report")
+    table = pd.read_csv(tmp_path / "report" / "tables" / "tiny-requests.csv")
+    assert set(table["known"]) == {"50%", "100%"}

@@ -494,11 +494,8 @@ def left_by(results: Results, axis: str, share: float) -> Figure:
         for before, title in PANELS[axis].items()
         if any(f"{before}{name}_dependence" in table for name in results.scores_shown)
     }
-    scores, size = (
-        results.scores_shown,
-        (3.0 * max(len(shown), 1.5), 2.4 * len(results.scores_shown)),
-    )
-    figure = Figure(figsize=size)
+    scores = results.scores_shown
+    figure = Figure(figsize=(3.0 * max(len(shown), 1.5), 2.4 * len(scores)))
     panels = figure.subplots(len(scores), len(shown), sharex=True, sharey="row", squeeze=False)
     none = results.summary[results.summary["poison_budget"] == share]
     for line, (name, score) in zip(panels, scores.items(), strict=True):

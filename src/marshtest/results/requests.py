@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from marshtest.experiment.requests import AXES
+from marshtest.experiment.requests import AXES, axis_of
 from marshtest.metrics.dependence import Dependence, pooled
 from marshtest.metrics.presentation import Score
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over
@@ -30,8 +30,8 @@ def of_verdict(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def axis_in(results: "Results") -> str | None:
-    """The column that tells the rows' requests apart; None where there is none."""
-    return next((axis for axis in AXES if axis in results.rows), None)
+    """The column that tells the rows' requests apart; None of a recipe without one."""
+    return axis_of(results.recipe)
 
 
 def values_of(results: "Results", axis: str) -> list[Any]:
@@ -113,10 +113,12 @@ def _left(
 ) -> dict[str, float]:
     """What is left by a score of one part, over the rows of one line; nothing where no row tells."""
     column = score.column or f"{name}_dependence"
-    told = rows.get(f"{before}{column}", pd.Series(np.nan, rows.index)).notna().any()
-    everything = not rows.get(f"asked_{column}", pd.Series(np.nan, rows.index)).notna().any()
+    asked = f"asked_{column}"
+    if asked not in results.rows:  # the effect is no poison's own
+        return {}
+    told = bool(rows[asked].notna().any())
     # Where all poisons have been asked for, the whole effect is that of what was asked for.
-    if not told and not (everything and before == "asked_"):
+    if not told and before != "asked_":
         return {}
     source = before if told else ""
     if score.column:
