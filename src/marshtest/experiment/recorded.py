@@ -84,8 +84,8 @@ class Recorded(_Part):
     first_seed: FirstSeed = 0
     reference: bool = False
     verdict: VerdictSettings = VerdictSettings()
-    known: tuple[Share, ...] = Field((1.0,), min_length=1)
-    requests: Requests = 1
+    known: tuple[Share, ...] = Field((1.0,), min_length=1, exclude_if=lambda known: known == (1.0,))
+    requests: Requests = Field(1, exclude_if=lambda requests: requests == 1)
     hash: str = Field("", exclude=True)
     metric_columns: dict[ColumnName, Column] = Field({}, exclude=True)
 

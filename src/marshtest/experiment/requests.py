@@ -9,15 +9,24 @@ Corrective unlearning, in which part of what was corrupted is known, is that of 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from marshtest.plumbing.errors import MarshtestError
 
-if TYPE_CHECKING:  # rows are listed without torch
-    from marshtest.experiment.cells import Design
-
 AXES = ("known", "request")  # columns of rows, each only where its recipe has the key
 FEWEST = 2  # poisons of a part: of a single one no error could be told of the mean
+
+
+class Design(Protocol):
+    """The keys of a recipe that say what is asked for."""
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """Shares of the poisons that unlearners are told of."""
+
+    @property
+    def requests(self) -> int:
+        """The number of parts in which they are told of all."""
 
 
 @dataclass(frozen=True)
@@ -61,40 +70,40 @@ class Request:
 ALL = Request()
 
 
-def requests_of(recipe: "Design") -> list[Request]:
+def requests_of(recipe: Design) -> list[Request]:
     """The requests of a recipe, in their order."""
     numbers = range(1, recipe.requests + 1)
     return [Request(known, number, recipe.requests) for known in recipe.known for number in numbers]
 
 
-def last_request(recipe: "Design") -> Request:
+def last_request(recipe: Design) -> Request:
     """The request by which all poisons have been asked for."""
     return Request(1.0, recipe.requests, recipe.requests)
 
 
-def no_request(recipe: "Design") -> Request:
+def no_request(recipe: Design) -> Request:
     """The state before anything is asked for."""
     return Request(0.0, 0, recipe.requests)
 
 
-def partial_requests(recipe: "Design") -> list[Request]:
+def partial_requests(recipe: Design) -> list[Request]:
     """The requests by which some poisons have not been asked for."""
     return [request for request in requests_of(recipe) if not request.whole]
 
 
-def axis_of(recipe: "Design") -> str | None:
+def axis_of(recipe: Design) -> str | None:
     """The column of rows that tells a recipe's requests apart; None where it has one ordinary request."""
     return "known" if tuple(recipe.known) != (1.0,) else "request" if recipe.requests > 1 else None
 
 
-def place_of(recipe: "Design", request: Request) -> tuple[tuple[str, float], ...]:
+def place_of(recipe: Design, request: Request) -> tuple[tuple[str, float], ...]:
     """The axis's column and value, of a row at a request."""
     values = {"known": request.known, "request": request.number}
     axis = axis_of(recipe)
     return () if axis is None else ((axis, values[axis]),)
 
 
-def sizes_of(recipe: "Design", poisons: int) -> Iterator[tuple[Request, int, int]]:
+def sizes_of(recipe: Design, poisons: int) -> Iterator[tuple[Request, int, int]]:
     """Each request, with the number of poisons that it asks for and the number never asked for."""
     for request in requests_of(recipe):
         asked = request.count(poisons)
@@ -102,7 +111,7 @@ def sizes_of(recipe: "Design", poisons: int) -> Iterator[tuple[Request, int, int
         yield request, asked - (request.before.count(poisons) if request.of > 1 else 0), unknown
 
 
-def refuse_small_parts(recipe: "Design", share: float, poisons: int) -> None:
+def refuse_small_parts(recipe: Design, share: float, poisons: int) -> None:
     """Raise MarshtestError where a part of the poisons, asked for or unknown, has fewer than two.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,9 @@ from marshtest.metrics.dependence import Dependence, pooled
 from marshtest.metrics.presentation import Score
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over
 
-if TYPE_CHECKING:  # it asks this module which of its rows are judged
-    from marshtest.results.summary import Results
+Results: TypeAlias = (
+    Any  # a marshtest.results.summary.Results, which asks this module for its lines
+)
 
 PARTIAL = ["updated", "exact"]  # roles of models that a request can be told of
 PARTS = ("asked_", "unasked_")  # how the columns of what is left of either part begin
@@ -29,18 +30,18 @@ def of_verdict(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def axis_in(results: "Results") -> str | None:
+def axis_in(results: Results) -> str | None:
     """The column that tells the rows' requests apart; None of a recipe without one."""
     return axis_of(results.recipe)
 
 
-def values_of(results: "Results", axis: str) -> list[Any]:
+def values_of(results: Results, axis: str) -> list[Any]:
     """The axis's values that there are rows of after unlearning."""
     updated = results.rows["role"] == "updated"
     return sorted(results.rows.loc[updated, axis].unique().tolist())
 
 
-def in_words(results: "Results") -> str:
+def in_words(results: Results) -> str:
     """The share known, or the request, that tables and verdicts are of; nothing without such an axis."""
     axis = axis_in(results)
     if axis is None or not (values := values_of(results, axis)):
@@ -52,7 +53,7 @@ def in_words(results: "Results") -> str:
     )
 
 
-def at(results: "Results", axis: str, value: Any) -> "Results":
+def at(results: Results, axis: str, value: Any) -> Results:
     """The results as if one value of the axis were all there is; exact retraining is a control then."""
 
     def those(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +66,7 @@ def at(results: "Results", axis: str, value: Any) -> "Results":
     return replace(results, rows=rows, scores=scores, shifts=shifts)
 
 
-def by_request(results: "Results") -> pd.DataFrame:
+def by_request(results: Results) -> pd.DataFrame:
     """One line a (poison budget, unlearner, budget, share known or request); empty without such an axis.
 
     Columns are those of the summary, the axis's, and what is left of the poisons asked for (`asked_`) and
@@ -86,14 +87,14 @@ def by_request(results: "Results") -> pd.DataFrame:
     return joined
 
 
-def _lines(results: "Results", roles: Sequence[str]) -> pd.DataFrame:
+def _lines(results: Results, roles: Sequence[str]) -> pd.DataFrame:
     """The summary's lines of some roles, with what is left of either part of the poisons."""
     summary, parts = results.summary, _parts(results, roles)
     lines = summary[summary["role"].isin(roles)]
     return lines.merge(parts, on=["poison_budget", *CELL], how="left")
 
 
-def _parts(results: "Results", roles: Sequence[str]) -> pd.DataFrame:
+def _parts(results: Results, roles: Sequence[str]) -> pd.DataFrame:
     """What is left of either part of the poisons, a line for each of the summary's."""
     lines: list[dict[str, Any]] = []
     for share in results.poison_budgets:
@@ -109,7 +110,7 @@ def _parts(results: "Results", roles: Sequence[str]) -> pd.DataFrame:
 
 
 def _left(
-    results: "Results", rows: pd.DataFrame, name: str, score: Score, before: str
+    results: Results, rows: pd.DataFrame, name: str, score: Score, before: str
 ) -> dict[str, float]:
     """What is left by a score of one part, over the rows of one line; nothing where no row tells."""
     column = score.column or f"{name}_dependence"
