@@ -90,7 +90,7 @@ def by_request(results: Results) -> pd.DataFrame:
 def _lines(results: Results, roles: Sequence[str]) -> pd.DataFrame:
     """The summary's lines of some roles, with what is left of either part of the poisons."""
     summary, parts = results.summary, _parts(results, roles)
-    lines = summary[summary["role"].isin(roles)]
+    lines: pd.DataFrame = summary[summary["role"].isin(roles)]
     return lines.merge(parts, on=["poison_budget", *CELL], how="left")
 
 
