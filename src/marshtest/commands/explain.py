@@ -304,9 +304,9 @@ def _count(job: Job, kind: str, data: Dataset) -> int:
         poisons = poison_count(job.recipe, job.group.poison_budget, data)
         return work_of(job.recipe.attack, poisons, len(data.test)).steps
     if kind == "unlearn" and job.unlearner is not None:
-        runs = 1 if job.unlearner.anytime else len(job.budgets)
-        return runs * len(job.keys.arms(job.unlearner))
-    return len(job.budgets) or 1
+        runs = 1 if job.passes_smaller_budgets else len(job.budgets) * job.request.of
+        return runs * len(job.arms)
+    return len(job.cells) or 1
 
 
 def _flops(model: Module, task: Task, samples: Samples) -> float:

@@ -2,11 +2,21 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
+from marshtest.experiment.requests import (
+    ALL,
+    AXES,
+    Request,
+    last_request,
+    no_request,
+    partial_requests,
+    place_of,
+    requests_of,
+)
+from marshtest.experiment.roles import ROW_NAMES, TWINS, UNTREATED, Role
 from marshtest.plumbing.derived import derive
 
 if TYPE_CHECKING:  # rows are listed without torch
@@ -53,6 +63,8 @@ class Cell:
         budget: share of the initial training's compute.
         entry: place in the recipe's `unlearners`; -1 of a model that no unlearner made.
         trial: place among that entry's trials.
+        request: what was asked for by then.
+        place: further columns of the row and their values, of a recipe with an axis more.
     """
 
     group: Group
@@ -62,13 +74,27 @@ class Cell:
     budget: float
     entry: int = -1
     trial: int = 0
+    request: Request = ALL
+    place: tuple[tuple[str, float], ...] = ()
 
     @property
-    def key(self) -> tuple[float, int, str, str, str, float]:
-        """The values of the columns CELL."""
+    def key(self) -> tuple[float | int | str, ...]:
+        """The values of the columns CELL, and of further ones."""
+        return tuple(self.columns.values())
+
+    @property
+    def columns(self) -> dict[str, float | int | str]:
+        """The columns that tell its model from all others."""
         group = self.group
+        of_group = (group.poison_budget, group.seed)
         beside = (self.role.value, self.unlearner, self.hyperparameters, self.budget)
-        return (group.poison_budget, group.seed, *beside)
+        return {**dict(zip(CELL, (*of_group, *beside), strict=True)), **dict(self.place)}
+
+
+def cell_columns(columns: Iterable[Any]) -> list[str]:
+    """The columns that tell a model from all others, out of those of its rows."""
+    there = set(columns)
+    return [*CELL, *(axis for axis in AXES if axis in there)]
 
 
 def trained(recipe: Design) -> Sequence[Role]:
@@ -89,6 +115,12 @@ def measured(recipe: Design) -> Sequence[Role]:
     return [role for role in trained(recipe) if role != Role.TWIN]
 
 
+def trained_in_part(recipe: Design) -> Sequence[tuple[Role, Request]]:
+    """Roles of the models that are trained for each request of a part of the poisons."""
+    roles = [Role.EXACT, *([TWINS[Role.EXACT]] if recipe.attack.needs_twin else [])]
+    return [(role, request) for request in partial_requests(recipe) for role in roles]
+
+
 def groups(recipe: Design) -> list[Group]:
     """The groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
@@ -100,10 +132,20 @@ def cells(recipe: Design, group: Group) -> Iterator[Cell]:
     for role in measured(recipe):
         # Retraining counts as an unlearner that spends all of the training's compute.
         budget = 0.0 if role in UNTREATED else 1.0
-        yield Cell(group, role, ROW_NAMES[role], "{}", budget)
+        asked = no_request(recipe) if role in UNTREATED else last_request(recipe)
+        place = place_of(recipe, asked)
+        yield Cell(group, role, ROW_NAMES[role], "{}", budget, place=place)
+    for request in partial_requests(recipe):
+        place = place_of(recipe, request)
+        yield Cell(
+            group, Role.EXACT, ROW_NAMES[Role.EXACT], "{}", 1.0, request=request, place=place
+        )
     entries: Sequence[Sequence[Unlearner | RecordedNamed]] = recipe.unlearners
     for entry, trials in enumerate(entries):
-        for (place, trial), budget in itertools.product(enumerate(trials), recipe.budgets):
+        for number, trial in enumerate(trials):
             # Rows are found again by this text, so the order of keys in somebody's YAML must not show.
             values = json.dumps(dict(trial.hyperparameters), sort_keys=True)
-            yield Cell(group, Role.UPDATED, trial.name, values, budget, entry, place)
+            of_trial = (Role.UPDATED, trial.name, values)
+            for budget, request in itertools.product(recipe.budgets, requests_of(recipe)):
+                place = place_of(recipe, request)
+                yield Cell(group, *of_trial, budget, entry, number, request, place)

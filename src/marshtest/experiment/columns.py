@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from marshtest.attacks.presentation import Presentation, refuse_taken
-from marshtest.experiment.roles import Role
+from marshtest.experiment.roles import CLEAN, Role
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # rows are looked at without torch
     from marshtest.attacks.base import Attack
     from marshtest.metrics.base import Metric
 
-ROLES = tuple(role.value for role in Role if role != Role.TWIN)
+ROLES = tuple(role.value for role in Role if role not in CLEAN)
 # What the harness measures of every model; an attack's figures of these names are left out.
 MEASURED = ("test_accuracy", "forget_accuracy", "validation_accuracy", "scoring_seconds")
 MEND = "Give the rows as they were written."
@@ -97,7 +97,9 @@ KINDS = {  # by the name's pattern; the first that fits. What fits none is an ax
     "chance|((twin_)?test_|forget_|validation_)?accuracy": SHARE,
     "crafting_stopped": COUNT,
     "l1|l2|left_l1|left_l2|cosine": LENGTH,
-    "twin_[a-z0-9_]+|spent|seconds|scoring_seconds": NUMBER,
+    "known": _numbers("a share from 0 to 1", 0, 1, missing=False),
+    "request": _numbers("a whole number from 0", 0, kinds="iu"),
+    "(un)?asked_[a-z0-9_]+|twin_[a-z0-9_]+|spent|seconds|scoring_seconds": NUMBER,
 }
 
 

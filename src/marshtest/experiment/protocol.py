@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from marshtest.attacks import CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.asked import Asked
 from marshtest.experiment.cells import Group
 from marshtest.experiment.columns import refuse_taken_columns
 from marshtest.experiment.guarded import (
@@ -42,6 +43,7 @@ from marshtest.experiment.guarded import (
     sound_effect,
 )
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.requests import ALL, Request, refuse_small_parts, sizes_of
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.base import Metric, Question
@@ -177,7 +179,8 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     settings = _trained_model(recipe, data)
     model = copied(build(settings, shape, data.classes, 0))
     counts = {share: poison_count(recipe, share, data) for share in recipe.poison_budgets}
-    forget_shares = [count / kept_count(recipe, data) for count in counts.values()]
+    sizes = {asked for count in counts.values() for _, asked, _ in sizes_of(recipe, count)}
+    forget_shares = sorted(size / kept_count(recipe, data) for size in sizes)
     for unlearner in (trial for trials in recipe.unlearners for trial in trials):
         unlearner.check(model, lambda seed: build(settings, shape, data.classes, seed))
         for share in forget_shares:
@@ -192,6 +195,8 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
             f"poison_budgets: {too_few[0]:g} of {possible} training samples makes fewer than "
             "two poisons. Raise it, or use more data."
         )
+    for share, count in counts.items():
+        refuse_small_parts(recipe, share, count)
     task = _task(recipe, data, model, chosen_precision(recipe.training, model, device))
     # The input space may not be the samples': of texts it is that of the embeddings.
     sample = data.train[:1].to("cpu")
@@ -380,9 +385,18 @@ def poison(
 
 @exact_float32()
 def train(
-    pipeline: Pipeline, group: Group, poisoned: Poisoned, role: Role, progress: Progress = silent
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    role: Role,
+    progress: Progress = silent,
+    request: Request = ALL,
 ) -> tuple[nn.Module, Fit]:
-    """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws."""
+    """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws.
+
+    Args:
+        request: what the retain set of an exact model lacks.
+    """
     if role == Role.INITIAL:
         samples = poisoned.samples
     elif role == Role.TWIN:
@@ -391,10 +405,11 @@ def train(
         seed = derive(group.draws, "shuffle")
         samples = shuffled_of(pipeline.recipe.attack, poisoned, seed)
     else:
-        samples = poisoned.retain
+        samples = asked_for(group, poisoned, request).retain(role)
     # Initial model, twin and control then differ by their samples alone. The retrained model and its
     # reference have one retain set: by the same draws they would be one model.
-    draws = Role.INITIAL if role in UNTREATED else role
+    shared = dict.fromkeys(UNTREATED, Role.INITIAL) | {Role.EXACT_TWIN: Role.EXACT}
+    draws = shared.get(role, role)
     with asking(pipeline.recipe.model):
         return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
 
@@ -409,18 +424,22 @@ def update(
     unlearner: Unlearner,
     shares: Sequence[float],
     role: Role = Role.INITIAL,
+    request: Request = ALL,
 ) -> list[Outcome]:
     """Step 3: one outcome a budget, each a share of what the initial training cost, or of its epochs.
 
     Args:
-        model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples.
+        model: that of `role`, "initial" or "twin"; the twin's forget set are the base samples. Of a later
+            request it is the one that the request before left.
+        request: what is asked for; each of several has an equal part of the budget.
     """
     held_out = split(pipeline, group.seed)[0]
+    asked = asked_for(group, poisoned, request)
     return unlearn(
         unlearner,
         model,
-        poisoned.retain,
-        poisoned.forgotten_bases if role == Role.TWIN else poisoned.forget,
+        asked.retain(role),
+        asked.forget(role),
         task=replace(
             pipeline.task,
             train=pipeline.trainer,
@@ -429,11 +448,16 @@ def update(
             optimizer_for=pipeline.recipe.training.optimizer_for,
             held_out=held_out if len(held_out) else None,
         ),
-        budgets=[_budget(pipeline.recipe, trained, share) for share in shares],
+        budgets=[_budget(pipeline.recipe, trained, share / request.of) for share in shares],
         # The same in both arms, which then differ by the poison; and the same for all trials of a
         # search, which then differ by their values.
-        seed=derive(group.draws, unlearner.name),
+        seed=derive(group.draws, unlearner.name, *([request.number] if request.number > 1 else [])),
     )
+
+
+def asked_for(group: Group, poisoned: Poisoned, request: Request) -> Asked:
+    """What a request has to do with a group's poisons."""
+    return Asked(poisoned, request, derive(group.draws, "requests"))
 
 
 def _budget(recipe: Recipe, trained: Fit, share: float) -> Budget:
@@ -484,6 +508,7 @@ def measure(
     trained: Fit,
     between: tuple[nn.Module, nn.Module] | None,
     twin: nn.Module | None = None,
+    request: Request = ALL,
 ) -> Measured:
     """Step 4: accuracy, what is left of the poison, cost, and the way that the model went.
 
@@ -491,15 +516,18 @@ def measure(
         trained: what the initial training cost.
         twin: the same on the clean twin, where the attack's effect is compared with it.
         between: the initial and the retrained model; None where the way is not asked for.
+        request: what was asked for; the poisons that it leaves out have columns of their own.
     """
     row, model = _row(pipeline, group, poisoned, subject, trained), subject.model
     if model is None:
         return Measured(row, pd.DataFrame(), [])
+    asked = asked_for(group, poisoned, request)
     # What a model draws as it answers must not hang on the jobs that this process did before.
     with seeded(derive(group.draws, "measure")):
         if twin is not None:
-            row |= _of_twin(pipeline, poisoned, model, twin, row)
+            row |= _of_twin(pipeline, asked, model, twin, row)
         figures, effect = _effect(pipeline, group, poisoned, model, row)
+        row |= asked.columns(pipeline.recipe.attack.shown, effect)
     moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
     row |= figures
     for metric in pipeline.recipe.metrics:
@@ -618,16 +646,18 @@ def _by_metric(
 
 def _of_twin(
     pipeline: Pipeline,
-    poisoned: Poisoned,
+    asked: Asked,
     model: nn.Module,
     twin: nn.Module,
     row: Mapping[str, Any],
 ) -> dict[str, float]:
     """The effect's columns and the test accuracy of the clean twin, and whether it is the same model."""
     attack, task = pipeline.recipe.attack, pipeline.task
-    figures = dict(_effect_on(pipeline, poisoned, twin, row).figures)
+    effect = _effect_on(pipeline, asked.poisoned, twin, row)
+    figures, of_parts = dict(effect.figures), asked.columns(attack.shown, effect)
     with asking(pipeline.recipe.model):
         figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
-    columns = ("test_accuracy", *attack.presentation.reference_columns.values())
+    columns = ("test_accuracy", *attack.presentation.reference_columns.values(), *of_parts)
+    figures |= of_parts
     same = same_tensors(model.state_dict(), twin.state_dict())
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}

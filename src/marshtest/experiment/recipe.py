@@ -13,7 +13,15 @@ from marshtest.data.load import LOADERS
 from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
 from marshtest.experiment.guarded import trigger_of
-from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
+from marshtest.experiment.recipe_parts import (
+    FirstSeed,
+    Name,
+    Requests,
+    Seeds,
+    Share,
+    Unit,
+    VerdictSettings,
+)
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
@@ -155,6 +163,13 @@ class Recipe(Named):
         BeforeValidator(_metrics),
         Field(exclude_if=lambda metrics: not metrics),  # hashes are older than the field
     ] = ()  # further measures of every model
+    # Shares of the poisons that an unlearner is told of, and parts in which it is told of all.
+    known: Annotated[
+        tuple[Share, ...],
+        BeforeValidator(_many),
+        Field(min_length=1, exclude_if=lambda known: known == (1.0,)),
+    ] = (1.0,)
+    requests: Annotated[Requests, Field(exclude_if=lambda requests: requests == 1)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def imported(self) -> Self:
@@ -196,6 +211,7 @@ class Recipe(Named):
             "unlearners": trials,
             "budgets": self.budgets,
             "poison_budgets": self.poison_budgets,
+            "known": self.known,
         }
         # Two equal entries would be one cell with two rows, which no reader could tell apart.
         for key, values in lists.items():
@@ -205,6 +221,19 @@ class Recipe(Named):
                 raise ValueError(
                     f"{key}: {name} is given twice with the same values. Leave one out."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _asked_in_one_way(self) -> Self:
+        if self.known == (1.0,):
+            return self
+        if self.requests > 1:
+            raise ValueError(
+                "known: requests one after the other are of all poisons. Leave out known or requests."
+            )
+        # Its answers are found by the model alone, which is the same for every share.
+        if any(trial.name == "outside" for entry in self.unlearners for trial in entry):
+            raise ValueError("known: outside answers one request a model. Leave out known, or it.")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from marshtest.plumbing.yaml_files import file_name
 
 Name = Annotated[str, AfterValidator(file_name)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Requests = Annotated[int, Field(ge=1, le=1000)]
 Unit = Literal["compute", "epochs"]  # what compute budgets are shares of
 # Bounded above because rows of others are read too, and a report goes through all seeds that they name.
 Seeds = Annotated[int, Field(ge=1, le=100_000)]

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from marshtest.attacks.presentation import Presentation, refuse_taken
-from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
+from marshtest.experiment.recipe_parts import (
+    FirstSeed,
+    Name,
+    Requests,
+    Seeds,
+    Share,
+    Unit,
+    VerdictSettings,
+)
 from marshtest.metrics.presentation import Column
 from marshtest.metrics.presentation import Name as ColumnName
 from marshtest.plumbing.errors import MarshtestError
@@ -76,6 +84,8 @@ class Recorded(_Part):
     first_seed: FirstSeed = 0
     reference: bool = False
     verdict: VerdictSettings = VerdictSettings()
+    known: tuple[Share, ...] = Field((1.0,), min_length=1, exclude_if=lambda known: known == (1.0,))
+    requests: Requests = Field(1, exclude_if=lambda requests: requests == 1)
     hash: str = Field("", exclude=True)
     metric_columns: dict[ColumnName, Column] = Field({}, exclude=True)
 

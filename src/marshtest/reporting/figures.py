@@ -36,6 +36,7 @@ from marshtest.metrics.tradeoff import (
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.tables import label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
+from marshtest.results.requests import PARTS, axis_in, values_of
 from marshtest.results.summary import Results, wider_error
 
 Floats = NDArray[np.float64]
@@ -85,6 +86,8 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
         drawn["left-by-budget"] = ablation(results, "budget", "poison_budget", share)
     if shown.effect and shown.effect.figure:
         drawn[shown.effect.figure] = accuracy_and(table, shown.effect)
+    if (axis := axis_in(results)) is not None:
+        drawn[f"left-by-{axis}"] = left_by(results, axis, share)
     return drawn | _of_scores(results, table)
 
 
@@ -465,6 +468,71 @@ def ablation(results: Results, by: str, fixed: str, at: float) -> Figure:
         handles, titles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
     )
     return figure
+
+
+ASKED = {"known": "share of the poisons that was known", "request": "request"}
+PANELS = {  # of what is left, by the axis
+    "known": {"asked_": "of the known poisons", "unasked_": "of the unknown poisons", "": "of all"},
+    "request": {"asked_": "of those asked for", "unasked_": "of those to come", "": "of all"},
+}
+
+
+def left_by(results: Results, axis: str, share: float) -> Figure:
+    """What is left by each score ± its wider standard error, by share known or request, as lines.
+
+    A row of panels a score; the columns are the poisons asked for, the others, and all. Exact unlearning is
+    dashed, and ends at full retraining; no unlearning is a level.
+
+    Args:
+        axis: `known` or `request`.
+        share: the poison budget.
+    """
+    series = _by_request(results, axis, share)
+    table = results.by_request
+    shown = {
+        before: title
+        for before, title in PANELS[axis].items()
+        if any(f"{before}{name}_dependence" in table for name in results.scores_shown)
+    }
+    scores = results.scores_shown
+    figure = Figure(figsize=(3.0 * max(len(shown), 1.5), 2.4 * len(scores)))
+    panels = figure.subplots(len(scores), len(shown), sharex=True, sharey="row", squeeze=False)
+    none = results.summary[results.summary["poison_budget"] == share]
+    for line, (name, score) in zip(panels, scores.items(), strict=True):
+        for panel, before in zip(line, shown, strict=True):
+            column = f"{before}{name}"
+            _lines(panel, series, axis, f"{column}_dependence", f"{column}_wider")
+            panel.axhline(0, color=GREY, lw=0.8, ls=":", label="nothing left")
+            for level in none.loc[none["role"] == "initial", f"{name}_dependence"]:
+                panel.axhline(level, color="black", lw=1, label=REFERENCES["initial"][0])
+        line[0].set_ylabel(f"left, {score.title}")
+    for panel, title in zip(panels[0], shown.values(), strict=True):
+        panel.set_title(title, fontsize=9)
+    for panel in panels[-1]:
+        panel.set(xlabel=ASKED[axis], xticks=values_of(results, axis))
+    handles, titles = panels[0][0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, titles, **{**LEGEND, "ncols": 5})
+    _footnote(figure, none, "What is left ± standard error, over")
+    return figure
+
+
+def _by_request(results: Results, axis: str, share: float) -> list[Series]:
+    """The unlearners at `results.budget`, and exact unlearning, as lines along the axis."""
+    table = results.by_request
+    table = table[table["poison_budget"] == share]
+    for column in [f"{before}{name}" for before in (*PARTS, "") for name in results.scores_shown]:
+        if f"{column}_dependence" in table:
+            wider = [wider_error(line, column) for _, line in table.iterrows()]
+            table = table.assign(**{f"{column}_wider": wider})
+        else:
+            table = table.assign(**{f"{column}_dependence": np.nan, f"{column}_wider": np.nan})
+    names = [label(line, results.recipe, with_budget=False) for _, line in table.iterrows()]
+    table = table.assign(name=names)
+    updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
+    exact = table[table["role"].isin(["exact", "retrained"])].sort_values(axis)
+    style = {"color": "black", "marker": "x", "ls": "--"}
+    return [*_of_unlearners(updated, axis), ("exact unlearning", exact, style)]
 
 
 def _of_unlearners(updated: pd.DataFrame, by: str) -> Iterator[Series]:

@@ -21,6 +21,7 @@ from marshtest.hypotheses.studied import Study
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.plumbing.whole_files import frame_bytes, write
 from marshtest.reporting import charts
+from marshtest.reporting.requests import request_head, request_legend, request_table
 from marshtest.reporting.tables import (
     USE,
     column_text,
@@ -49,6 +50,12 @@ CAPTIONS = {  # of figures that any attack may have; its own figure brings its c
     "shift": "How far each model moved from the initial one, as a share of the retrained model's "
     "distance, and whether it went that way: over all parameters, mean ± s.d. over seeds, and by layer, "
     "mean (the paper's section 6, on this model).",
+    "left-by-known": "What is left by the share of the poisons that the unlearner was told of: of those, "
+    "of the others, and of all, ± its standard error (the larger of the one given these models and that "
+    "of trainings to come). Exact unlearning is training from scratch without the known ones.",
+    "left-by-request": "What is left after each request: of the poisons asked for so far, of those still "
+    "to come, and of all, ± its standard error (the larger of the one given these models and that of "
+    "trainings to come). Exact unlearning is training from scratch without those asked for so far.",
     "metrics": "Metrics beside the attack's own scores, mean ± s.d. over seeds.",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
@@ -309,6 +316,7 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
         "data": _read_by_script(results, models, drawn),
         "legend": legend(results),
         "tables": tables,
+        "requests": (request_head(results), request_table(results), request_legend(results)),
         "examples": examples(results),
         "pictures": pictures,
         "runs": about_runs(results),

@@ -16,6 +16,7 @@ from marshtest.plumbing.whole_files import write
 from marshtest.results.leaderboard import LEGEND, leaderboard
 from marshtest.results.line_to_beat import LESS, LINE, RIVALS, SAME, has_tuned
 from marshtest.results.naming import choice, differing, marks
+from marshtest.results.requests import in_words
 from marshtest.results.summary import Results
 
 # Columns of tables that a narrow terminal leaves out; summary.md has them.
@@ -31,6 +32,7 @@ REFERENCE = "second retrained"
 NAMES = {  # as the papers write them; who is not here is called as the recipe calls it
     "none": "no unlearning",
     "shuffled": "shuffled poisons",
+    "retrain (asked)": "exact unlearning",
     "retrain": "retrain in budget",
     "retrain-tuned": "tuned retraining in budget",
     "gd": "GD",
@@ -441,7 +443,7 @@ def legend(results: Results) -> str:
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
         f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
-        f"margin. {answers}{_of_line(results)}{_of_searches(results)}"
+        f"margin. {answers}{_of_line(results)}{_of_searches(results)} {in_words(results)}".rstrip()
     )
 
 

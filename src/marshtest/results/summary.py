@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from marshtest.experiment.cells import CELL, cells, groups
+from marshtest.experiment.cells import CELL, cell_columns, cells, groups
 from marshtest.experiment.columns import KINDS, MEND, Kind, check_columns, kinds_of
 from marshtest.experiment.prospects import prospects
 from marshtest.experiment.recorded import Recorded
+from marshtest.experiment.requests import axis_of
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
 from marshtest.metrics.binomial import interval_of_share
@@ -30,6 +31,7 @@ from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, 
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.kept_models import kept_models
 from marshtest.results.line_to_beat import standings
+from marshtest.results.requests import by_request, of_verdict
 
 if TYPE_CHECKING:  # rows are read without torch
     from torch import nn
@@ -45,6 +47,7 @@ CONTROLS: dict[str, str] = {
     Role.RETRAINED: "retrained model",
     Role.REFERENCE: "second retrained model",
     Role.SHUFFLED: "model of shuffled poisons",
+    Role.EXACT: "model retrained without the poisons asked for",
 }
 
 
@@ -206,7 +209,7 @@ class Results:
         tables = []
         for share in self.poison_budgets:
             keys = ["poison_budget", "seed", *GROUP]
-            lines = self.shifts.merge(self.chosen(share)[keys], on=keys)
+            lines = of_verdict(self.shifts).merge(self.chosen(share)[keys], on=keys)
             goal = lines.loc[lines["role"] == "retrained", ["seed", "layer", "l2"]]
             lines = lines.merge(goal, on=["seed", "layer"], suffixes=("", "_needed"))
             lines["travelled"] = lines["l2"] / lines.pop("l2_needed")
@@ -215,6 +218,11 @@ class Results:
             spread = by_cell.std(ddof=1).add_suffix("_sd")
             tables.append(by_cell.mean().join(spread).reset_index())
         return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def by_request(self) -> pd.DataFrame:
+        """One line a summary's line and share known, or request (see marshtest.results.requests)."""
+        return by_request(self)
 
     @property
     def models(self) -> pd.DataFrame:
@@ -241,17 +249,23 @@ class Results:
         """What the recipes ask for and no row tells, in words; nothing is put in its place."""
         # Of all runs together: what one of them lacks, another may have.
         wanted = {cell: None for hash, run in self.runs.items() for cell in _cells(hash, run)}
-        there = set(self.rows[CELL].itertuples(index=False, name=None))
+        columns = cell_columns(self.rows)
+        there = set(self.rows[columns].itertuples(index=False, name=None))
         missing: dict[tuple[Any, ...], list[int]] = {}
         for share, seed, *rest in wanted:
             if (share, seed, *rest) not in there:
                 missing.setdefault((share, *rest), []).append(seed)
-        known = set(self.rows[[*CELL[:1], *CELL[2:]]].itertuples(index=False, name=None))
+        of_cell = [column for column in columns if column != "seed"]
+        known = set(self.rows[of_cell].itertuples(index=False, name=None))
         said = []
-        for (share, role, unlearner, hyperparameters, budget), seeds in missing.items():
+        for key, seeds in missing.items():
+            share, role, unlearner, _, budget, *place = key
             what = CONTROLS.get(role, f"{unlearner} at compute budget {budget:g}")
-            where = f"poison budget {share:g}"
-            if (share, role, unlearner, hyperparameters, budget) in known:
+            axes = zip(of_cell[-len(place) :] if place else (), place, strict=True)
+            where = ", ".join(
+                [f"poison budget {share:g}", *(f"{axis} {value:g}" for axis, value in axes)]
+            )
+            if key in known:
                 listed = ", ".join(map(str, seeds))
                 said.append(f"{where}: {what}: seed{'s' * (len(seeds) > 1)} {listed} missing")
             else:
@@ -314,7 +328,7 @@ class Results:
 
     def chosen(self, share: float) -> pd.DataFrame:
         """Rows at one poison budget, of each entry and budget only the chosen trial."""
-        rows = self.rows[self.rows["poison_budget"] == share]
+        rows = of_verdict(self.rows[self.rows["poison_budget"] == share])
         # By the mean over seeds: a choice in each seed would mix several trials in one line. The sort is
         # stable, so of equal ones the recipe's first wins.
         seen = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]]
@@ -331,7 +345,8 @@ class Results:
         Columns `role`, `unlearner`, `entry`, `budget`; `hyperparameters` of the first; `trials`, their
         number; `spent`, the share of the training's compute that all of them took, mean over seeds.
         """
-        rows = self.rows[(self.rows["poison_budget"] == share) & (self.rows["role"] == "updated")]
+        rows = of_verdict(self.rows[self.rows["poison_budget"] == share])
+        rows = rows[rows["role"] == "updated"]
         keys = ["role", "unlearner", "entry", "budget"]
         spent = rows.groupby(GROUP, sort=False)["spent"].mean().reset_index()
         searches = spent.groupby(keys, sort=False).agg(
@@ -345,7 +360,7 @@ class Results:
         """The scores of a line of the summary; empty where the rows came without."""
         if not len(self.scores):
             return self.scores
-        scores = self.scores[self.scores["poison_budget"] == share]
+        scores = of_verdict(self.scores[self.scores["poison_budget"] == share])
         for column in GROUP:
             scores = scores[scores[column] == line[column]]
         return scores
@@ -464,7 +479,7 @@ class Results:
 
 def _refuse_unjudgeable(frame: pd.DataFrame, where: str) -> None:
     """Raise where rows are of no model that can be judged, or of one model twice."""
-    if frame.duplicated(CELL).any():
+    if frame.duplicated(cell_columns(frame)).any():
         raise MarshtestError(f"{where} stand there twice. Give rows as written.")
     if not len(frame[frame["role"] != "reference"]):
         raise MarshtestError(f"{where} are of no model but the reference. Give rows as written.")
@@ -472,7 +487,8 @@ def _refuse_unjudgeable(frame: pd.DataFrame, where: str) -> None:
 
 def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
     """One row a seed, in the order of `seeds`; all nan where there is none."""
-    return rows.set_index("seed").reindex(seeds).reset_index()
+    # A copy is of one piece: to put a column into rows of a hundred pieces, pandas warns of.
+    return rows.set_index("seed").reindex(seeds).copy().reset_index()
 
 
 def worth_of(means: pd.DataFrame) -> "pd.Series[float]":
@@ -546,7 +562,8 @@ def titled_apart(name: str, of: Titled, titles: Sequence[str]) -> Titled:
 
 def _columns(recipe: Recorded) -> Iterator[str]:
     """What verdicts and tables take from a row, beside what every row has."""
-    shown = recipe.attack.shown
+    shown, axis = recipe.attack.shown, axis_of(recipe)
+    yield from () if axis is None else (axis,)
     for name in shown.null_scores:
         yield from NOTHING.columns(name)
     for reference in shown.reference_columns.values():

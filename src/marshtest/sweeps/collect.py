@@ -45,12 +45,13 @@ def collect(store: Store, keys: Keys) -> Collected:
     missing = 0
     failures, faults = raised(store), []
     for cell in (cell for group in groups(keys.recipe) for cell in cells(keys.recipe, group)):
-        key, place = keys.row(cell), {"recipe": keys.recipe.hash, "entry": cell.entry}
+        key, axes = keys.row(cell), dict(cell.place)
+        place = {"recipe": keys.recipe.hash, "entry": cell.entry, **axes}
         # A record wins over a failure: a later attempt made it.
         if store.is_recorded(key):
             score = store.load(key)
             row = score["row"] | place
-            columns = {name: row[name] for name in (*CELL, "entry")}
+            columns = {name: row[name] for name in (*CELL, "entry", *axes)}
             table = pd.read_parquet(io.BytesIO(store.file(key, "scores.parquet")))
             if len(table):
                 scores.append(pd.concat([pd.DataFrame(columns, table.index), table], axis=1))

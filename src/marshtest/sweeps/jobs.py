@@ -1,14 +1,15 @@
 """Jobs: what is scheduled, and what each makes and needs."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Cell, Group, cells, groups, trained
+from marshtest.experiment.cells import Cell, Group, cells, groups, trained, trained_in_part
 from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.requests import ALL, Request
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
@@ -26,6 +27,7 @@ class Job:
         keys, group: of the recipe that the job belongs to, and where in it.
         role: of the model that is trained or scored; None of the clean one that crafting starts from.
         cells: the rows that it measures.
+        request: what was asked for where a model is trained or scored; of an unlearner the first one.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Job:
     group: Group
     role: Role | None = None
     cells: tuple[Cell, ...] = ()
+    request: Request = ALL
 
     @property
     def recipe(self) -> Recipe:
@@ -54,8 +57,20 @@ class Job:
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """The compute budgets of its cells, in their order."""
-        return tuple(cell.budget for cell in self.cells)
+        """The compute budgets of its cells, in their order, each once."""
+        return tuple(dict.fromkeys(cell.budget for cell in self.cells))
+
+    @property
+    def arms(self) -> tuple[Role, ...]:
+        """Roles of the models that its unlearner starts from."""
+        assert self.unlearner is not None
+        return self.keys.arms(self.unlearner, self.request)
+
+    @property
+    def passes_smaller_budgets(self) -> bool:
+        """Whether the models of smaller budgets lie on the way to the largest one's."""
+        # A second request starts from another model at each budget.
+        return self.unlearner is not None and self.unlearner.anytime and self.request.of == 1
 
     @property
     def keeps_models(self) -> bool:
@@ -106,43 +121,60 @@ def _jobs_of_group(
     for role in trained(recipe):
         model = keys.model(role, group)
         yield Job("train", f"{role} model {place}", (model,), first, keys, group, role)
-    # `cells` gives the budgets of one trial one after the other, so equal ones are neighbours.
-    by_model = itertools.groupby(cells(recipe, group), lambda c: (c.role, c.entry, c.trial))
-    for (role, _, _), of_model in by_model:
-        rows = tuple(of_model)
-        if role == Role.UPDATED:
+    for role, request in trained_in_part(recipe):
+        model, what = keys.model(role, group, request), f"{role} model {_told(request)}{place}"
+        yield Job("train", what, (model,), first, keys, group, role, request=request)
+    for rows in _by_model(cells(recipe, group)):
+        if rows[0].role == Role.UPDATED:
             yield _unlearn_job(keys, rows, first, place, keep_models)
         else:
             yield _score_job(keys, rows[0], first, place)
 
 
+def _by_model(rows: Iterable[Cell]) -> list[tuple[Cell, ...]]:
+    """The cells of one call of an unlearner together: all its budgets, and its requests in turn."""
+    together: dict[Any, list[Cell]] = {}
+    for cell in rows:
+        number = None if cell.role == Role.UPDATED else cell.request.number
+        model = (cell.role, cell.entry, cell.trial, cell.request.known, number)
+        together.setdefault(model, []).append(cell)
+    return [tuple(of_model) for of_model in together.values()]
+
+
+def _told(request: Request) -> str:
+    return "".join(f"{name} {value:g} " for name, value in request.key.items())
+
+
 def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:
     # The initial model is needed always: what a model spent is told as a share of its training, and the
     # way to the retrained one begins at it.
-    group, role = cell.group, cell.role
+    group, role, request = cell.group, cell.role, cell.request
     initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
-    model, twin = keys.model(role, group), keys.twin(role, group)
+    model, twin = keys.model(role, group, request), keys.twin(role, group, request)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
     # Each once: `model` may be one of the others.
     needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
     makes = (keys.score(model),)
-    return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
+    what = f"{role} model {_told(request)}{place}"
+    return Job("score", what, makes, needs, keys, group, role, (cell,), request)
 
 
 def _unlearn_job(
     keys: Keys, rows: tuple[Cell, ...], first: tuple[str, ...], place: str, keep_models: bool
 ) -> Job:
-    group, unlearner = rows[0].group, keys.unlearner(rows[0])
-    arms = keys.arms(unlearner)
+    group, unlearner, request = rows[0].group, keys.unlearner(rows[0]), rows[0].request
+    arms = keys.arms(unlearner, request)
     makes = tuple(keys.row(cell) for cell in rows)
     if keep_models:
         makes += tuple(
-            keys.updated(group, unlearner, cell.budget, role) for role in arms for cell in rows
+            keys.updated(group, unlearner, cell.budget, role, cell.request)
+            for role in arms
+            for cell in rows
         )
     needs = (*first, *(keys.model(role, group) for role in arms), keys.model(Role.RETRAINED, group))
-    what = f"{unlearner.name} {place}"
-    return Job("unlearn", what, makes, needs, keys, group, Role.UPDATED, rows)
+    what = f"{unlearner.name} {_told(request) if request.of == 1 else ''}{place}"
+    return Job("unlearn", what, makes, needs, keys, group, Role.UPDATED, rows, request)
 
 
 def passes(job: Job, data: Dataset) -> dict[str, float]:
@@ -163,11 +195,12 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
             None: kept,
             **dict.fromkeys(UNTREATED, kept + work.added),
         }
-        return {"train": full * samples.get(job.role, kept + work.added - poisons)}
+        asked = job.request.count(poisons)
+        return {"train": full * samples.get(job.role, kept + work.added - asked)}
     if job.kind == "score":
         return {"score": measured}
     assert job.unlearner is not None
     # The smaller budgets of an anytime method lie on the way to its largest.
-    compute = max(job.budgets) if job.unlearner.anytime else sum(job.budgets)
-    compute *= len(job.keys.arms(job.unlearner))
+    compute = max(job.budgets) if job.passes_smaller_budgets else sum(job.budgets)
+    compute *= len(job.arms)
     return {"unlearn": compute * full * kept, "score": len(job.cells) * measured}

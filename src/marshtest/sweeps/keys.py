@@ -4,6 +4,7 @@
     clean        the model that crafted attacks start from         one serves all poison budgets of a seed
     dose         the crafted poisons                               other doses are functions of their seed
     initial, twin, shuffled, retrained, reference                  models from scratch
+    exact, exact-twin                                              the same, where a request is of a part
     updated      a model after unlearning, a budget                of the initial model, and of its twin
     score        a model's row, scores and shifts                  with the effect on its clean twin
 
@@ -19,6 +20,7 @@ from typing import Any
 from marshtest.experiment.cells import Cell, Group
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe import Recipe
+from marshtest.experiment.requests import ALL, Request
 from marshtest.experiment.roles import TWINS, Role
 from marshtest.plumbing.derived import hashed
 from marshtest.sweeps.ledger import ALGORITHM
@@ -67,19 +69,24 @@ class Keys:
         share, seed = group.poison_budget, group.seed
         return _key("dose", world=self._world, attack=self._made_by, share=share, seed=seed)
 
-    def model(self, role: Role, group: Group) -> str:
+    def model(self, role: Role, group: Group, request: Request = ALL) -> str:
         """The key of a model from scratch."""
-        return _key(role, dose=self.dose(group))
+        return _key(role, dose=self.dose(group), **request.key)
 
     def updated(
-        self, group: Group, unlearner: Unlearner, budget: float, role: Role = Role.INITIAL
+        self,
+        group: Group,
+        unlearner: Unlearner,
+        budget: float,
+        role: Role = Role.INITIAL,
+        request: Request = ALL,
     ) -> str:
         """The key of a model after unlearning, from the model of `role`."""
         # Named only if it is not the default: keys are older than the field.
         unit = self.recipe.budget_unit
         in_unit: dict[str, Any] = {} if unit == "compute" else {"unit": unit}
         by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
-        return _key("updated", initial=initial, by=by, budget=budget, **in_unit)
+        return _key("updated", initial=initial, by=by, budget=budget, **in_unit, **request.key)
 
     def score(self, model: str) -> str:
         """The key of a model's measures; its clean twin is determined by it."""
@@ -97,23 +104,25 @@ class Keys:
     def measured(self, cell: Cell) -> str:
         """The key of the model that a cell measures."""
         if cell.role == Role.UPDATED:
-            return self.updated(cell.group, self.unlearner(cell), cell.budget)
-        return self.model(cell.role, cell.group)
+            unlearner = self.unlearner(cell)
+            return self.updated(cell.group, unlearner, cell.budget, request=cell.request)
+        return self.model(cell.role, cell.group, cell.request)
 
     def row(self, cell: Cell) -> str:
         """The key of the score that becomes a cell's row."""
         return self.score(self.measured(cell))
 
-    def arms(self, unlearner: Unlearner) -> tuple[Role, ...]:
+    def arms(self, unlearner: Unlearner, request: Request = ALL) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""
-        # One that starts afresh ends with one model in both arms, and need not run twice.
-        twins = self.recipe.attack.needs_twin and unlearner.looks_back
+        # One that starts afresh ends with one model in both arms, and need not run twice; unless the
+        # retain sets hold poisons or their bases.
+        twins = self.recipe.attack.needs_twin and (unlearner.looks_back or request != ALL)
         return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 
-    def twin(self, role: Role, group: Group) -> str | None:
+    def twin(self, role: Role, group: Group, request: Request = ALL) -> str | None:
         """The key of the model from scratch that one of `role` is compared with, if with any."""
         other = TWINS.get(role) if self.recipe.attack.needs_twin else None
-        return None if other is None else self.model(other, group)
+        return None if other is None else self.model(other, group, request)
 
 
 def _key(kind: str, **values: Any) -> str:

@@ -35,11 +35,15 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A row to be: the key of its score, its variant, and its place in the recipe's unlearners."""
+    """A row to be: the key of its score, its variant, its place in the recipe's unlearners.
+
+    `place` are further columns of the row, with their values.
+    """
 
     key: str
     variant: int
     entry: int
+    place: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ def rows(store: Store, ledger: Ledger) -> tuple[list[dict[str, Any]], list[str]]
             except DamagedError:
                 damaged.append(cell.key)
                 continue
-            place = {"recipe": ledger.recipes[cell.variant], "entry": cell.entry}
+            place = {"recipe": ledger.recipes[cell.variant], "entry": cell.entry, **cell.place}
             sound.append({**ledger.variants[cell.variant], **row, **place})
     return sound, damaged
 

@@ -57,7 +57,7 @@ def plan_sweep(sweep: Sweep, *, imports: bool = True) -> Planned:
     recipes = [_keys(variant, imports) for variant in variants]
     rows = [
         [
-            PlannedCell(keys.row(cell), number, cell.entry)
+            PlannedCell(keys.row(cell), number, cell.entry, dict(cell.place))
             for group in groups(keys.recipe)
             for cell in cells(keys.recipe, group)
         ]

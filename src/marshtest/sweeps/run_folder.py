@@ -23,11 +23,12 @@ import pandas as pd
 import torch
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import CELL, Cell, cells, groups, trained
+from marshtest.experiment.cells import Cell, cells, groups, trained
 from marshtest.experiment.poison_examples import examples
 from marshtest.experiment.prospects import family_of, prospects
 from marshtest.experiment.protocol import poison_count
 from marshtest.experiment.recipe import Named, Recipe
+from marshtest.experiment.requests import no_request, place_of
 from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
@@ -241,6 +242,8 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
         key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
         if cell.role == Role.UPDATED:
             stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
+        if cell.role in (Role.UPDATED, Role.EXACT):
+            stem += "".join(f"-{name}-{value:g}" for name, value in cell.place)
         # Trials of one unlearner are numbered, and names that differ in capitals alone: some file
         # systems do not tell them apart.
         taken[stem.casefold()] += 1
@@ -248,7 +251,7 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
         path = f"models/{stem}{f'-{number}' if number > 1 else ''}.safetensors"
         if store.is_recorded(key) and store.load(key)["files"]:  # else its unlearner gave no model
             write(store.file(key, "model.safetensors"), folder / path)
-            lines.append(dict(zip(CELL, cell.key, strict=True)) | {"path": path})
+            lines.append(cell.columns | {"path": path})
     write(pd.DataFrame(lines), folder / MODELS)
 
 
@@ -257,7 +260,8 @@ def _models(recipe: Recipe) -> Iterator[Cell]:
     for group in groups(recipe):
         yield from cells(recipe, group)
         if Role.TWIN in trained(recipe):
-            yield Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0)
+            place = place_of(recipe, no_request(recipe))
+            yield Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0, place=place)
 
 
 def folder_name(label: str, recipe: str) -> str:

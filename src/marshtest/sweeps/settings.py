@@ -78,6 +78,10 @@ class Sweep(Settings):
                     raise ValueError(
                         f"{place}.{key}: holds no value. Give some, or leave the key out."
                     )
+                if key == "known":  # as a column it is the rows' own
+                    raise ValueError(
+                        f"{place}.known: a recipe takes several shares itself. Give known=[…] without grid."
+                    )
                 if key in seen:
                     raise ValueError(f"{place}.{key}: is varied twice. Leave one out.")
                 seen.add(key)

@@ -14,8 +14,9 @@ from torch import nn
 from marshtest.attacks import Poisoned
 from marshtest.attacks.base import Tensors
 from marshtest.data.samples import Dataset, Samples
-from marshtest.experiment.cells import Group
+from marshtest.experiment.cells import Cell, Group
 from marshtest.experiment.guarded import trigger_of
+from marshtest.experiment.in_turn import update_in_turn
 from marshtest.experiment.protocol import (
     TRIED,
     Pipeline,
@@ -41,6 +42,8 @@ from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.store import DamagedError, Store
 from marshtest.training.budget import Cost
 from marshtest.training.loop import Fit
+from marshtest.unlearning import Unlearner
+from marshtest.unlearning.harness import Outcome
 
 MODELS = "models"  # those that a worker keeps in memory
 
@@ -129,7 +132,7 @@ class Worker:
             model, trained = train_clean(pipeline, job.group.seed, progress)
         else:
             poisoned = self.poisoned(job.keys, job.group)
-            model, trained = train(pipeline, job.group, poisoned, job.role, progress)
+            model, trained = train(pipeline, job.group, poisoned, job.role, progress, job.request)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
         stored = pipeline.trainer.packed(model)
         # Before it is recorded: under its key, a model that lost something would serve for good.
@@ -162,45 +165,46 @@ class Worker:
 
     def _score(self, job: Job) -> None:
         (cell,), (score,), pipeline = job.cells, job.makes, self.pipeline(job.keys)
-        key, twin_key = job.keys.measured(cell), job.keys.twin(cell.role, job.group)
+        key = job.keys.measured(cell)
+        twin_key = job.keys.twin(cell.role, job.group, cell.request)
         model = self._model(pipeline, key)
         subject = Subject(cell.role, cell.unlearner, cell.budget, model, self._fit(key).cost)
         twin = None if twin_key is None else self._model(pipeline, twin_key)
-        self._measure(job, pipeline, subject, twin, score)
+        self._measure(job, cell, pipeline, subject, twin, score)
 
     def _unlearn(self, job: Job, progress: Progress) -> str:
-        """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
-        assert job.unlearner is not None
-        arms = job.keys.arms(job.unlearner)
+        """Cells whose updated models are recorded are measured only; the others go in one call an arm."""
+        arms = job.arms
         # Not strict: models that are kept stand behind the scores.
-        scores = dict(zip(job.budgets, job.makes, strict=False))
-        subjects: dict[tuple[Role, float], Subject] = {}
+        scores = dict(zip(job.cells, job.makes, strict=False))
+        subjects: dict[tuple[Role, Cell], Subject] = {}
         for done, role in enumerate(arms, 1):
             todo = [
-                budget
-                for budget, score in scores.items()
-                if not self.store.is_recorded(self._updated_key(job, budget, role))
+                cell
+                for cell, score in scores.items()
+                if not self.store.is_recorded(self._updated_key(job, cell, role))
                 and (job.keeps_models or not self.store.is_recorded(score))
             ]
-            for budget, subject in self._updates(job, role, todo):
-                subjects[role, budget] = subject
+            for cell, subject in self._updates(job, role, todo):
+                subjects[role, cell] = subject
                 # What raised is not recorded, so that the next attempt tries it again.
                 if job.keeps_models and not subject.trace:
-                    self._record_updated(job, self._updated_key(job, budget, role), subject)
+                    self._record_updated(job, self._updated_key(job, cell, role), subject)
             progress(done / (len(arms) + 1))  # measuring counts as one arm more
         faults = [
             self._measure_arms(
                 job,
-                [subjects.get((role, budget)) or self._updated(job, budget, role) for role in arms],
+                cell,
+                [subjects.get((role, cell)) or self._updated(job, cell, role) for role in arms],
                 score,
             )
-            for budget, score in scores.items()
+            for cell, score in scores.items()
             if not self.store.is_recorded(score)
         ]
         progress(1.0)
         return next(filter(None, faults), "")
 
-    def _measure_arms(self, job: Job, arms: Sequence[Subject], score: str) -> str:
+    def _measure_arms(self, job: Job, cell: Cell, arms: Sequence[Subject], score: str) -> str:
         """Measure an updated model beside that of the twin's arm; what either's unlearner raised, or ""."""
         pipeline = self.pipeline(job.keys)
         failed = next((subject for subject in arms if subject.trace), None)
@@ -208,37 +212,55 @@ class Worker:
             return self._fail(job, pipeline, failed, score)
         # An unlearner that looks at no model has one arm, and would give the twin's the same model.
         twin = arms[-1].model if job.recipe.attack.needs_twin else None
-        self._measure(job, pipeline, arms[0], twin, score)
+        self._measure(job, cell, pipeline, arms[0], twin, score)
         self.store.remove(f"failures/{score}.json")
         return ""
 
     def _updates(
-        self, job: Job, role: Role, budgets: Sequence[float]
-    ) -> Iterator[tuple[float, Subject]]:
-        """Run the unlearner on the model of a role, once a budget; no other model is in memory then."""
+        self, job: Job, role: Role, todo: Sequence[Cell]
+    ) -> Iterator[tuple[Cell, Subject]]:
+        """Run the unlearner on the model of a role, for some cells; no other model is in memory then."""
         method, pipeline = job.unlearner, self.pipeline(job.keys)
         assert method is not None
-        if not budgets:
+        if not todo:
             return
         self._latest.pop(MODELS, None)
-        start = job.keys.model(role, job.group)
-        outcomes = update(
-            pipeline,
-            job.group,
-            self.poisoned(job.keys, job.group),
-            self._read_model(pipeline, start),
-            self._fit(job.keys.model(Role.INITIAL, job.group)),
-            method,
-            budgets,
-            role,
-        )
-        for budget, outcome in zip(budgets, outcomes, strict=True):
+        outcomes = self._outcomes(job, pipeline, method, role, todo)
+        for cell, outcome in zip(todo, outcomes, strict=True):
             model, cost, parameters = outcome.model, outcome.cost, method.hyperparameters
             end = (model, cost, parameters, outcome.note, outcome.trace)
-            yield budget, Subject(Role.UPDATED, method.name, budget, *end)
+            yield cell, Subject(Role.UPDATED, method.name, cell.budget, *end)
+
+    def _outcomes(
+        self,
+        job: Job,
+        pipeline: Pipeline,
+        method: Unlearner,
+        role: Role,
+        todo: Sequence[Cell],
+    ) -> list[Outcome]:
+        """One outcome a cell; requests in turn are all made again where one of them is missing."""
+        start = self._read_model(pipeline, job.keys.model(role, job.group))
+        trained = self._fit(job.keys.model(Role.INITIAL, job.group))
+        poisoned = self.poisoned(job.keys, job.group)
+        given = (pipeline, job.group, poisoned, start, trained, method)
+        budgets, requests = [cell.budget for cell in todo], job.request.of
+        if requests == 1:
+            return update(*given, budgets, role, job.request)
+        in_turn = {
+            budget: update_in_turn(*given, budget, requests, role)
+            for budget in dict.fromkeys(budgets)
+        }
+        return [in_turn[cell.budget][cell.request.number - 1] for cell in todo]
 
     def _measure(
-        self, job: Job, pipeline: Pipeline, subject: Subject, twin: nn.Module | None, key: str
+        self,
+        job: Job,
+        cell: Cell,
+        pipeline: Pipeline,
+        subject: Subject,
+        twin: nn.Module | None,
+        key: str,
     ) -> None:
         started = time.perf_counter()
         initial = job.keys.model(Role.INITIAL, job.group)
@@ -247,7 +269,8 @@ class Worker:
             retrained = job.keys.model(Role.RETRAINED, job.group)
             between = self._model(pipeline, initial), self._model(pipeline, retrained)
         poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
-        score = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
+        of_cell = (subject, cost, between, twin, cell.request)
+        score = measure(pipeline, job.group, poisoned, *of_cell)
         values = {"row": score.row, "shifts": score.shifts}
         self._record(job, key, started, values, {"scores.parquet": frame_bytes(score.scores)})
 
@@ -288,18 +311,18 @@ class Worker:
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
 
-    def _updated_key(self, job: Job, budget: float, role: Role) -> str:
+    def _updated_key(self, job: Job, cell: Cell, role: Role) -> str:
         assert job.unlearner is not None
-        return job.keys.updated(job.group, job.unlearner, budget, role)
+        return job.keys.updated(job.group, job.unlearner, cell.budget, role, cell.request)
 
-    def _updated(self, job: Job, budget: float, role: Role) -> Subject:
+    def _updated(self, job: Job, cell: Cell, role: Role) -> Subject:
         """A recorded updated model; its file is missing where the unlearner gave none."""
         assert job.unlearner is not None
-        key, parameters = self._updated_key(job, budget, role), job.unlearner.hyperparameters
+        key, parameters = self._updated_key(job, cell, role), job.unlearner.hyperparameters
         values, pipeline = self.store.load(key), self.pipeline(job.keys)
         model = self._read_model(pipeline, key) if values["files"] else None
         cost, note = Cost(**values["cost"]), values["note"]
-        return Subject(Role.UPDATED, job.unlearner.name, budget, model, cost, parameters, note)
+        return Subject(Role.UPDATED, job.unlearner.name, cell.budget, model, cost, parameters, note)
 
     def _data(self, keys: Keys) -> Dataset:
         if self._in_memory is not None:  # a caller's data, whose digest is in the keys
