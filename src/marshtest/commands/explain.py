@@ -306,7 +306,7 @@ def _count(job: Job, kind: str, data: Dataset) -> int:
     if kind == "unlearn" and job.unlearner is not None:
         runs = 1 if job.unlearner.anytime else len(job.budgets)
         return runs * len(job.keys.arms(job.unlearner))
-    return len(job.budgets) or 1
+    return len(job.cells) or 1
 
 
 def _flops(model: Module, task: Task, samples: Samples) -> float:

@@ -2,11 +2,12 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
+from marshtest.experiment.states import ITSELF
 from marshtest.plumbing.derived import derive
 
 if TYPE_CHECKING:  # rows are listed without torch
@@ -19,6 +20,12 @@ Design: TypeAlias = "Recipe | Recorded"  # both say which rows a recipe gives
 # The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
 # `unlearners`, and recipes number them differently.
 CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
+STATE = "state"  # stands behind them in the rows of recipes that ask for after-care
+
+
+def cell_columns(table: Container[Any]) -> list[str]:
+    """The columns of CELL, with that of the state where a row or a table has one."""
+    return [*CELL, STATE] if STATE in table else CELL
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Cell:
         budget: share of the initial training's compute.
         entry: place in the recipe's `unlearners`; -1 of a model that no unlearner made.
         trial: place among that entry's trials.
+        state: of the model; None in a recipe without after-care.
     """
 
     group: Group
@@ -62,13 +70,15 @@ class Cell:
     budget: float
     entry: int = -1
     trial: int = 0
+    state: str | None = None
 
     @property
-    def key(self) -> tuple[float, int, str, str, str, float]:
-        """The values of the columns CELL."""
+    def key(self) -> tuple[Any, ...]:
+        """The values of the columns CELL, and of the state where the recipe has states."""
         group = self.group
         beside = (self.role.value, self.unlearner, self.hyperparameters, self.budget)
-        return (group.poison_budget, group.seed, *beside)
+        state = () if self.state is None else (self.state,)
+        return (group.poison_budget, group.seed, *beside, *state)
 
 
 def trained(recipe: Design) -> Sequence[Role]:
@@ -96,7 +106,16 @@ def groups(recipe: Design) -> list[Group]:
 
 
 def cells(recipe: Design, group: Group) -> Iterator[Cell]:
-    """The rows of a group, in their order: models from scratch, then each unlearner at each budget."""
+    """The rows of a group, in their order: models from scratch, then each unlearner at each budget.
+
+    Each model's states come behind the model itself.
+    """
+    states = (ITSELF, *recipe.states) if recipe.states else (None,)
+    for cell in _models(recipe, group):
+        yield from (replace(cell, state=state) for state in states)
+
+
+def _models(recipe: Design, group: Group) -> Iterator[Cell]:
     for role in measured(recipe):
         # Retraining counts as an unlearner that spends all of the training's compute.
         budget = 0.0 if role in UNTREATED else 1.0

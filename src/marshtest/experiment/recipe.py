@@ -14,6 +14,7 @@ from marshtest.data.texts import TEXTS
 from marshtest.experiment.features import FeatureSettings
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
+from marshtest.experiment.states import parse_states, passes_of
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
@@ -155,6 +156,10 @@ class Recipe(Named):
         BeforeValidator(_metrics),
         Field(exclude_if=lambda metrics: not metrics),  # hashes are older than the field
     ] = ()  # further measures of every model
+    # After-care: states of every model in which it is measured again (marshtest.experiment.states).
+    states: Annotated[
+        tuple[str, ...], BeforeValidator(parse_states), Field(exclude_if=lambda states: not states)
+    ] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def imported(self) -> Self:
@@ -205,6 +210,16 @@ class Recipe(Named):
                 raise ValueError(
                     f"{key}: {name} is given twice with the same values. Leave one out."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _training_on_needs_validation(self) -> Self:
+        trained_on = [state for state in self.states if passes_of(state)]
+        if trained_on and not self.data.validation:
+            raise ValueError(
+                f"states: {trained_on[0]} needs training samples that are held out, and there are none. Set "
+                "data.validation, for example to 0.1."
+            )
         return self
 
     @model_validator(mode="after")

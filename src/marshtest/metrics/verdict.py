@@ -23,6 +23,15 @@ correction needed). Over several unlearners both answers are corrected by Holm (
 law NOT REMOVED is corrected by Westfall and Young), so the chance of even one false NOT REMOVED is at most
 α, and so is the chance of even one false REMOVED, given these trainings. The interval over trainings is at
 level α for each unlearner. No unlearning and full retraining are controls, tested at α outside the family.
+
+A recipe may ask about a model in several *states* (marshtest.experiment.states). Its verdict is that of the
+worst, and what may be left in a state is a share of the effect in the initial model itself.
+
+    REMOVED       in every state: an intersection–union test over the states, so that one more costs no
+                  correction. Holm steps over the models by the largest p-value of each, so that the chance
+                  of even one model that is falsely REMOVED stays at most α: a step by each state's own
+                  p-values would acquit two models that each hide in another state twice as often.
+    NOT REMOVED   in some state: as many more chances to reject, so states and unlearners are one family.
 """
 
 import math
@@ -149,34 +158,37 @@ def verdicts(
     rests: Sequence[Rest],
     alpha: float = 0.05,
     margin: float = 0.2,
+    states: int = 1,
 ) -> list[Verdict]:
     """Verdicts for a family of unlearners by scores with a known null law; see the module's text.
 
     Args:
         initial: evidence of the initial model.
-        family: evidence of each unlearner.
+        family: evidence of each unlearner; with several states of each state, unlearner by unlearner.
         rests: what the verdicts rest on, from `rests_on`.
         alpha: level of both answers, over the whole family.
         margin: fraction of the initial effect that may be left.
+        states: number of states of each unlearner's model.
     """
     shown = _p_independent(initial) <= alpha
     testable = [_testable(one, rests) for one in family]
-    removed = holm(
-        [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
-    )
+    p_values = [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
+    removed = holm(p_values, states)
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
     for one, effects, p_in, p_out in zip(family, testable, removed, not_removed, strict=True):
-        reasons = _reasons(initial, one, effects, margin, alpha)
+        reasons = _reasons(initial, one, effects, margin, alpha, states)
         inside = _within(initial, one, effects, margin)
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside)
         # Asked first: enough poisons detect a trace however far it is within the margin.
-        if p_in <= alpha and shown and _may_acquit(initial, one, effects, margin, alpha):
+        may = _may_acquit(initial, one, effects, margin, alpha, states)
+        if p_in <= alpha and shown and may:
             verdict = replace(verdict, answer="REMOVED", reasons=())
         elif p_out <= alpha:
             verdict = replace(verdict, answer="NOT REMOVED")
         else:
-            needed = _needed(initial, one, effects, margin, alpha / len(family))
+            level = states * alpha / len(family)  # over the models
+            needed = _needed(initial, one, effects, margin, level, states)
             verdict = replace(verdict, needed=needed)
         if not shown:
             verdict = replace(verdict, reasons=(NOT_SHOWN, *reasons))
@@ -185,20 +197,34 @@ def verdicts(
 
 
 def _may_acquit(
-    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    alpha: float,
+    states: int,
 ) -> bool:
     """Whether nothing beside what the verdict rests on speaks against REMOVED."""
-    blocked = _bonferroni([*_blocking(one, rests).values()]) <= alpha
+    # Over the states, or a clean model would be blocked in one of them too often.
+    blocked = states * _bonferroni([*_blocking(one, rests).values()]) <= alpha
     together = _p_over_trainings(initial, one, rests, margin) <= alpha
     return together and not blocked and not untestable(one, margin)
 
 
 def paired_verdicts(
-    initial: Difference, family: Sequence[Difference], *, alpha: float = 0.05, margin: float = 0.2
+    initial: Difference,
+    family: Sequence[Difference],
+    *,
+    alpha: float = 0.05,
+    margin: float = 0.2,
+    states: int = 1,
 ) -> list[Verdict]:
-    """Verdicts by an effect that is compared with a clean twin's; see marshtest.metrics.trainings."""
+    """Verdicts by an effect that is compared with a clean twin's; see marshtest.metrics.trainings.
+
+    Arguments are those of `verdicts`.
+    """
     shown = initial.value > 0 and sign_flips([initial])[0] <= alpha
-    removed = holm([p_within(initial, one, margin) for one in family])
+    removed = holm([p_within(initial, one, margin) for one in family], states)
     not_removed = sign_flips(family) if family else []
     answers = []
     for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
@@ -216,20 +242,29 @@ def paired_verdicts(
             if one.value < 0:
                 lines.append("the clean twin shows more: not the poison's harm, but a trace of it")
         else:
-            needed = _trainings_needed(initial, one, margin, alpha, len(family))
+            level = states * alpha / len(family)
+            needed = _trainings_needed(initial, one, margin, alpha, level, states)
             verdict = replace(verdict, needed=needed)
         answers.append(replace(verdict, reasons=tuple(lines)))
     return answers
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979); nan counts as 1."""
+def holm(p_values: Sequence[float], states: int = 1) -> list[float]:
+    """Holm's adjusted p-values (1979); nan counts as 1.
+
+    Args:
+        p_values: of each model; with several states of each state, model by model.
+        states: of a model, all of which must be rejected: a model's place in the order is that of its
+            largest p-value, and the largest of its adjusted ones is Holm's of it.
+    """
     p = np.where(np.isnan(p_values), 1.0, np.asarray(p_values, dtype=np.float64))
-    order = p.argsort(kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    p = p.reshape(-1, states)
+    order = p.max(1).argsort(kind="stable")
+    stepped = p[order] * np.arange(len(p), 0, -1)[:, None]
+    before = np.maximum.accumulate(np.concatenate([[0.0], stepped.max(1)]))[:-1]
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in adjusted]
+    adjusted[order] = np.minimum(np.maximum(stepped, before[:, None]), 1.0)
+    return [float(value) for value in adjusted.ravel()]
 
 
 # Scores with a known null law
@@ -348,7 +383,12 @@ def _within(
 
 
 def _reasons(
-    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    alpha: float,
+    states: int,
 ) -> tuple[str, ...]:
     """What speaks against REMOVED, in words; if a mean's estimate is beyond the margin, the means alone."""
     if hidden := untestable(one, margin):
@@ -369,7 +409,7 @@ def _reasons(
         return tuple(text for text, r in zip(lines, failed, strict=True) if r.effect == "mean")
     tests = _blocking(one, rests)
     for (name, test), p in tests.items():
-        if len(tests) * p <= alpha:
+        if states * len(tests) * p <= alpha:
             what = _rejected(one.pooled[name], test)
             lines.append(f"{one.scores[name].title}: {what} (p {p:.1g})")
     if not lines and _p_over_trainings(initial, one, rests, margin) > alpha:
@@ -447,9 +487,18 @@ def _power(
 
 
 def _needed(
-    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    alpha: float,
+    states: int,
 ) -> int | None:
-    """Fewest poisons with which this estimate would be answered with power 0.9, going by the means."""
+    """Fewest poisons with which this estimate would be answered with power 0.9, going by the means.
+
+    Args:
+        alpha: corrected over the models.
+    """
     to_remove, to_reject = 0.0 if rests else math.inf, math.inf
     tests = sum(not math.isnan(p) for score in one.pooled.values() for p in score.tests.values())
     for name, score in one.pooled.items():
@@ -462,7 +511,7 @@ def _needed(
             both = math.hypot(deviation, margin * before.error * math.sqrt(before.n))
             removed = partial(removal, margin=allowed, left=left, deviation=both, alpha=alpha)
             to_remove = max(to_remove, poisons_for(POWER, removed))
-        level = alpha / tests  # Bonferroni, as `_p_independent` corrects
+        level = alpha / (tests * states)  # Bonferroni, as `_p_independent` corrects
         rejected = partial(detection, effect=left, deviation=deviation, alpha=level)
         to_reject = min(to_reject, poisons_for(POWER, rejected))
     needed = min(to_remove, to_reject)
@@ -473,22 +522,28 @@ def _needed(
 
 
 def _trainings_needed(
-    initial: Difference, one: Difference, margin: float, alpha: float, family: int
+    initial: Difference, one: Difference, margin: float, alpha: float, level: float, states: int
 ) -> int | None:
-    """Fewest trainings with which this estimate would be answered with power 0.9."""
+    """Fewest trainings with which this estimate would be answered with power 0.9.
+
+    Args:
+        level: alpha, corrected over the models.
+    """
     if math.isnan(one.value) or not initial.value > 0:
         return None
     left, error = abs(one.value), one.error
     deviation = NO_SPREAD if math.isnan(error) else error * math.sqrt(len(one.defined))
     works = float((initial.defined > initial.value / 2).mean())
-    level, allowed = alpha / family, margin * initial.value
+    allowed = margin * initial.value
     removed = partial(
         removal, margin=allowed, left=left, deviation=deviation, alpha=level, estimated=True
     )
-    rejected = partial(detection, effect=left, deviation=deviation, alpha=level, estimated=True)
+    rejected = partial(
+        detection, effect=left, deviation=deviation, alpha=level / states, estimated=True
+    )
     to_remove, to_reject = poisons_for(POWER, removed), poisons_for(POWER, rejected)
     if failures(*pairs(initial, one)) == 0:
-        to_remove = max(to_remove, trainings_to_remove(margin, alpha / family, works))
+        to_remove = max(to_remove, trainings_to_remove(margin, level, works))
     else:
         to_remove = math.inf
     to_reject = max(to_reject, trainings_to_reject(alpha))

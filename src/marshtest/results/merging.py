@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from marshtest.experiment.cells import CELL
+from marshtest.experiment.cells import cell_columns
 from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.row_file import FILE, Rows, read_file
 from marshtest.hypotheses.studied import Study
@@ -172,9 +172,10 @@ def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
 
 def _clash(one: Results, other: Results) -> str | None:
     """Why rows of the same cells do not agree."""
-    columns = [c for c in one.rows if c in other.rows and c not in [*CELL, *OF_THE_RUN]]
+    cell = cell_columns(one.rows)
+    columns = [c for c in one.rows if c in other.rows and c not in [*cell, *OF_THE_RUN]]
     # One model has one row: where two differ, something changed that no setting tells of.
-    both = one.rows.merge(other.rows, on=CELL, suffixes=("", " again"))
+    both = one.rows.merge(other.rows, on=cell, suffixes=("", " again"))
     for column in columns:
         a, b = both[column], both[f"{column} again"]
         differs = ~((a == b) | (a.isna() & b.isna()))
@@ -199,12 +200,13 @@ def _together(one: Results, other: Results) -> Results:
     recipe: Recorded = one.recipe.model_copy(update=update)
     # Cell by cell: of one that both have, scores and shifts are the first run's as well, so that the
     # tables of a row are never of two runs.
-    there = pd.MultiIndex.from_frame(one.rows[CELL])
+    cell = cell_columns(one.rows)
+    there = pd.MultiIndex.from_frame(one.rows[cell])
 
     def both(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
         if not len(others):
             return mine
-        new = others[~pd.MultiIndex.from_frame(others[CELL]).isin(there)]
+        new = others[~pd.MultiIndex.from_frame(others[cell]).isin(there)]
         return pd.concat([mine, new], ignore_index=True) if len(mine) else new
 
     merged = replace(

@@ -10,6 +10,7 @@ from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.experiment.states import passes_of
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
 
@@ -55,7 +56,7 @@ class Job:
     @property
     def budgets(self) -> tuple[float, ...]:
         """The compute budgets of its cells, in their order."""
-        return tuple(cell.budget for cell in self.cells)
+        return tuple(dict.fromkeys(cell.budget for cell in self.cells))
 
     @property
     def keeps_models(self) -> bool:
@@ -113,21 +114,21 @@ def _jobs_of_group(
         if role == Role.UPDATED:
             yield _unlearn_job(keys, rows, first, place, keep_models)
         else:
-            yield _score_job(keys, rows[0], first, place)
+            yield _score_job(keys, rows, first, place)
 
 
-def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:
+def _score_job(keys: Keys, rows: tuple[Cell, ...], first: tuple[str, ...], place: str) -> Job:
     # The initial model is needed always: what a model spent is told as a share of its training, and the
     # way to the retrained one begins at it.
-    group, role = cell.group, cell.role
+    group, role = rows[0].group, rows[0].role
     initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
     model, twin = keys.model(role, group), keys.twin(role, group)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
     # Each once: `model` may be one of the others.
     needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
-    makes = (keys.score(model),)
-    return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
+    makes = tuple(keys.row(cell) for cell in rows)
+    return Job("score", f"{role} model {place}", makes, needs, keys, group, role, rows)
 
 
 def _unlearn_job(
@@ -137,8 +138,9 @@ def _unlearn_job(
     arms = keys.arms(unlearner)
     makes = tuple(keys.row(cell) for cell in rows)
     if keep_models:
+        itself = [cell for cell in rows if not cell.state]
         makes += tuple(
-            keys.updated(group, unlearner, cell.budget, role) for role in arms for cell in rows
+            keys.updated(group, unlearner, cell.budget, role) for role in arms for cell in itself
         )
     needs = (*first, *(keys.model(role, group) for role in arms), keys.model(Role.RETRAINED, group))
     what = f"{unlearner.name} {place}"
@@ -153,7 +155,8 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     held_out = len(data.train) - kept
     tests = len(data.test)
     work = work_of(recipe.attack, poisons, tests)
-    measured = work.passes + tests + poisons + held_out
+    measured = len(job.cells) * (work.passes + tests + poisons + held_out)
+    measured += sum(3.0 * held_out * (passes_of(cell.state or "") or 0) for cell in job.cells)
     if job.kind == "features":  # done before all that is weighed; `explain` times its network
         return {"features": 0.0}
     if job.kind == "craft":
@@ -170,4 +173,4 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     # The smaller budgets of an anytime method lie on the way to its largest.
     compute = max(job.budgets) if job.unlearner.anytime else sum(job.budgets)
     compute *= len(job.keys.arms(job.unlearner))
-    return {"unlearn": compute * full * kept, "score": len(job.cells) * measured}
+    return {"unlearn": compute * full * kept, "score": measured}

@@ -237,7 +237,8 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     """Copy the models out of the store, and write the list of them, one line a file."""
     store, lines = worker.store, []
     taken: Counter[str] = Counter()
-    for cell in _models(keys.recipe):
+    # A state of a model can be made of it again.
+    for cell in (cell for cell in _models(keys.recipe) if not cell.state):
         key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
         if cell.role == Role.UPDATED:
             stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
@@ -248,7 +249,7 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
         path = f"models/{stem}{f'-{number}' if number > 1 else ''}.safetensors"
         if store.is_recorded(key) and store.load(key)["files"]:  # else its unlearner gave no model
             write(store.file(key, "model.safetensors"), folder / path)
-            lines.append(dict(zip(CELL, cell.key, strict=True)) | {"path": path})
+            lines.append(dict(zip(CELL, cell.key, strict=False)) | {"path": path})
     write(pd.DataFrame(lines), folder / MODELS)
 
 

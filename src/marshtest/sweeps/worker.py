@@ -4,7 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from safetensors.torch import load as tensors_in
@@ -161,26 +161,30 @@ class Worker:
         self.store.remove(f"partial/{key}")
 
     def _score(self, job: Job) -> None:
-        (cell,), (score,), pipeline = job.cells, job.makes, self.pipeline(job.keys)
+        cell, pipeline = job.cells[0], self.pipeline(job.keys)
         key, twin_key = job.keys.measured(cell), job.keys.twin(cell.role, job.group)
         model = self._model(pipeline, key)
         subject = Subject(cell.role, cell.unlearner, cell.budget, model, self._fit(key).cost)
         twin = None if twin_key is None else self._model(pipeline, twin_key)
-        self._measure(job, pipeline, subject, twin, score)
+        for cell, score in zip(job.cells, job.makes, strict=True):
+            if not self.store.is_recorded(score):
+                self._measure(job, pipeline, replace(subject, state=cell.state), twin, score)
 
     def _unlearn(self, job: Job, progress: Progress) -> str:
         """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
         assert job.unlearner is not None
         arms = job.keys.arms(job.unlearner)
         # Not strict: models that are kept stand behind the scores.
-        scores = dict(zip(job.budgets, job.makes, strict=False))
+        scores = dict(zip(job.cells, job.makes, strict=False))
+        missing = [cell for cell, score in scores.items() if not self.store.is_recorded(score)]
+        unscored = {cell.budget for cell in missing}
         subjects: dict[tuple[Role, float], Subject] = {}
         for done, role in enumerate(arms, 1):
             todo = [
                 budget
-                for budget, score in scores.items()
+                for budget in job.budgets
                 if not self.store.is_recorded(self._updated_key(job, budget, role))
-                and (job.keeps_models or not self.store.is_recorded(score))
+                and (job.keeps_models or budget in unscored)
             ]
             for budget, subject in self._updates(job, role, todo):
                 subjects[role, budget] = subject
@@ -188,15 +192,13 @@ class Worker:
                 if job.keeps_models and not subject.trace:
                     self._record_updated(job, self._updated_key(job, budget, role), subject)
             progress(done / (len(arms) + 1))  # measuring counts as one arm more
-        faults = [
-            self._measure_arms(
-                job,
-                [subjects.get((role, budget)) or self._updated(job, budget, role) for role in arms],
-                score,
-            )
-            for budget, score in scores.items()
-            if not self.store.is_recorded(score)
-        ]
+        faults = []
+        for cell in missing:
+            for role in arms:  # read once a budget, and not once for each of its states
+                if (role, cell.budget) not in subjects:
+                    subjects[role, cell.budget] = self._updated(job, cell.budget, role)
+            models = [replace(subjects[role, cell.budget], state=cell.state) for role in arms]
+            faults.append(self._measure_arms(job, models, scores[cell]))
         progress(1.0)
         return next(filter(None, faults), "")
 
