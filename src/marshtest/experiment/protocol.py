@@ -215,8 +215,8 @@ def _refuse_unfit_states(recipe: Recipe, data: Dataset, model: nn.Module) -> Non
     for state in recipe.states:
         if bits_of(state) and not any(weights(model)):
             raise MarshtestError(
-                f"states: {state} rounds the weights of convolution and linear layers, and {recipe.model.name} "
-                "has none. Leave it out."
+                f"states: {state} rounds the weights of convolution and linear layers, and "
+                f"{recipe.model.name} has none. Leave it out."
             )
         if passes_of(state) and held_out < recipe.training.batch_size:
             raise MarshtestError(
@@ -536,7 +536,7 @@ def measure(
 def _in_its_state(
     pipeline: Pipeline, group: Group, subject: Subject, twin: nn.Module | None
 ) -> tuple[Subject, nn.Module | None]:
-    """The subject and its twin after the same care, by the same draws; without a model where that failed."""
+    """The subject and its twin after the same care, by the same draws; no models where that failed."""
     state = subject.state or ITSELF
     held_out = split(pipeline, group.seed)[0]
     seed = derive(group.draws, "state", state)

@@ -217,8 +217,8 @@ class Recipe(Named):
         trained_on = [state for state in self.states if passes_of(state)]
         if trained_on and not self.data.validation:
             raise ValueError(
-                f"states: {trained_on[0]} needs training samples that are held out, and there are none. Set "
-                "data.validation, for example to 0.1."
+                f"states: {trained_on[0]} needs training samples that are held out, and there are none. "
+                "Set data.validation, for example to 0.1."
             )
         return self
 

@@ -34,6 +34,7 @@ from marshtest.metrics.tradeoff import (
     tradeoff,
 )
 from marshtest.plumbing.whole_files import write
+from marshtest.reporting.states import came_back, left_by_state
 from marshtest.reporting.tables import label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.summary import Results, wider_error
@@ -76,6 +77,8 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     drawn = {"dependence": dependence(table, shown.scores, results.recipe.verdict.margin)}
     if titled := {n: c for n, c in results.recipe.metric_columns.items() if c.title}:
         drawn["metrics"] = metrics(table, titled)
+    if results.recipe.states:
+        drawn["came-back"] = _came_back(results, share)
     if len(moved := results.moved):
         moved = moved[moved["poison_budget"] == share]
         labels = [label(line, results.recipe) for _, line in moved.iterrows()]
@@ -86,6 +89,14 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     if shown.effect and shown.effect.figure:
         drawn[shown.effect.figure] = accuracy_and(table, shown.effect)
     return drawn | _of_scores(results, table)
+
+
+def _came_back(results: Results, share: float) -> Figure:
+    """The states of all controls, and of unlearners at one compute budget."""
+    lines = left_by_state(results, share)
+    return came_back(
+        results, lines[(lines["role"] != "updated") | (lines["budget"] == results.budget)]
+    )
 
 
 def _of_scores(results: Results, table: pd.DataFrame) -> dict[str, Figure]:

@@ -15,6 +15,8 @@ from marshtest.reporting import charts
 from marshtest.reporting.figures import STYLE, differences, draw_all, save
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
 from marshtest.reporting.page import CAPTIONS, Picture, Shown, write_page
+from marshtest.reporting.states import LEGEND as AFTER_CARE
+from marshtest.reporting.states import states_table
 from marshtest.reporting.tables import (
     as_markdown,
     comparison_table,
@@ -46,7 +48,11 @@ def write_report(results: Results) -> Path:
         write(results.moved, folder / "shifts.csv")
     if results.recipe.attack.shown.table2:
         write(table2(results), folder / "table2.csv")
-    write(markdown(results).encode(), folder / "summary.md")
+    text = markdown(results)
+    if results.recipe.states:
+        write(results.states, folder / "states.csv")
+        text += f"\n{AFTER_CARE}\n\n{as_markdown(states_table(results))}\n"
+    write(text.encode(), folder / "summary.md")
     page = folder / "report.html"
     write_page(page, results.recipe.name, [(results, _pictures(results, folder / "figures"))])
     return page
@@ -96,6 +102,8 @@ def write_all(merged: Merged, folder: Path) -> Path:
         write_table(table(results), tables / f"{stem}-table", legend(results))
         if results.recipe.attack.shown.table2:
             write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
+        if results.recipe.states:
+            write_table(states_table(results), tables / f"{stem}-states", AFTER_CARE)
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
         # So that what the page shows can be given on, and merged with more.

@@ -1,4 +1,4 @@
-"""After-care in rows: the rows of one state, and the verdict of a model, which is that of its worst state."""
+"""After-care in rows: the rows of one state, and a model's verdict, which is that of its worst state."""
 
 from collections.abc import Mapping
 from dataclasses import replace

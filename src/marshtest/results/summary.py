@@ -492,25 +492,28 @@ class Results:
         evidence, states = self._shown(share), self._asked
         family = [key for key in evidence if key[0] == "updated"]
         levels: dict[str, Any] = self.recipe.verdict.model_dump(include={"alpha", "margin"})
-        levels["states"] = len(states)
+        over: dict[str, Any] = levels | {"states": len(states)}
         initial = next((of[0] for key, of in evidence.items() if key[0] == "initial"), None)
         # Controls check the test, and nobody picks among them: they share no error rate.
         alone = [[key] for key in evidence.keys() - family]
-        answers = {key: dict[str, Verdict]() for key in evidence}
+        answers: dict[Key, dict[str, Verdict]] = {key: {} for key in evidence}
         if self.recipe.attack.needs_twin:
             # Without an initial model nobody knows what a share of its effect would be.
             nothing = Difference(np.full(self.rows["seed"].nunique(), np.nan))
             before = initial if isinstance(initial, Difference) else nothing
-            judge, rests = partial(paired_verdicts, before, **levels), ()
+            rests: tuple[Rest, ...] = ()
+            judge: Callable[..., list[Verdict]] = partial(paired_verdicts, before, **over)
         else:
             first = initial if isinstance(initial, Evidence) else Evidence({})
             # Decided once, by the initial model and the counts alone: no unlearner's scores may choose
             # the tests that it is judged by.
             rests = rests_on(first, family=max(1, len(family)), **levels)
-            judge = partial(verdicts, first, rests=rests, **levels)
+            judge = partial(verdicts, first, rests=rests, **over)
         for keys in (family, *alone):
-            judged = iter(judge([one for key in keys for one in evidence[key]]))
-            answers |= {key: dict(zip(states, judged)) for key in keys}
+            cells = [(key, state) for key in keys for state in states]
+            judged = judge([one for key in keys for one in evidence[key]])
+            for (key, state), verdict in zip(cells, judged, strict=True):
+                answers[key][state] = verdict
         return rests, answers
 
 
