@@ -186,7 +186,8 @@ def test_states_change_nothing_of_the_model_itself(tmp_path: Path) -> None:
     )
     scores = cared.scores[cared.scores["state"] == ""].drop(columns="state")
     assert scores.reset_index(drop=True).equals(plain.scores)
-    assert "decided_by" not in plain.summary and not len(plain.states)
+    assert "decided_by" not in plain.summary
+    assert not len(plain.states)
 
 
 def test_both_arms_get_the_same_care(tmp_path: Path) -> None:
@@ -233,7 +234,8 @@ def test_a_run_that_is_stopped_between_two_states_goes_on(
 
     monkeypatch.setattr(Worker, "_measure", counting)
     rows = marshtest.run(recipe, out=tmp_path / "stopped", report=False).rows
-    assert len(again) == 2 and not set(again) & set(done)
+    assert len(again) == 2
+    assert not set(again) & set(done)
     assert rows.drop(columns=TIMES).equals(whole.drop(columns=TIMES))
 
 

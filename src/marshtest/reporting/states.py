@@ -21,7 +21,7 @@ LEGEND = (
     "samples, which hold neither poison nor forget set, by the training's own settings. Left: share of the "
     "initial model's effect, by the score that shows most of those that REMOVED rests on. A model's "
     "verdict is that of its worst state: REMOVED needs every state, and for NOT REMOVED all states and "
-    "unlearners are one family of Holm's correction. What comes back in a state was hidden, and not removed."
+    "unlearners are one family of Holm's correction. What comes back in a state was hidden, not removed."
 )
 
 
