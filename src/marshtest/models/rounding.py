@@ -21,7 +21,6 @@ from marshtest.models.state import copied
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-@torch.no_grad()
 def rounded(model: nn.Module, bits: int) -> nn.Module:
     """A copy of a model whose weights have 2^bits − 1 levels in each output channel; `bits` from 2 on."""
     model = copied(model)
@@ -30,7 +29,7 @@ def rounded(model: nn.Module, bits: int) -> nn.Module:
         if _is_layer(module) and parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     for weight, axis in weights(model):
-        weight.copy_(_rounded(weight.detach(), axis, bits))
+        weight.data = _rounded(weight.detach(), axis, bits).to(weight.dtype)
     return model
 
 
