@@ -41,6 +41,7 @@ def run(
     """
     from marshtest.commands.run import run as run_recipe
     from marshtest.reporting.page import sentences
+    from marshtest.reporting.states import LEGEND as AFTER_CARE
     from marshtest.reporting.states import states_table
     from marshtest.reporting.tables import explained, legend, shown_in, table
 
@@ -56,6 +57,7 @@ def run(
     screen.show(table(results), results.recipe.name, shown_in(results))
     if results.recipe.states:
         screen.show(states_table(results), "after-care", shown_in(results))
+        screen.say(AFTER_CARE, style="dim")
     screen.say(legend(results), style="dim")
     screen.say(*sentences(results), style="bold")
     screen.say(*explained(results))
