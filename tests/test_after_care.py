@@ -27,7 +27,7 @@ from marshtest.sweeps.worker import Worker
 STATES: list[Any] = ["int8", "int4", {"trained_on": 2}]
 HIDING = TINY | {
     "name": "hiding",
-    "data": {"name": "digits", "train": 700, "test": 100, "validation": 0.15},
+    "data": {"name": "digits", "train": 1000, "test": 100, "validation": 0.15},
     "training": {"epochs": 15, "batch_size": 32, "lr": 0.1},
     "poison_budgets": 0.4,
     "unlearners": ["hiding:by_a_small_weight", "hiding:until_trained"],
@@ -150,8 +150,8 @@ def test_the_verdict_is_the_worst_states_and_says_whose(hiding: Results) -> None
     assert lines["decided_by"].tolist() == ["int4", "trained_on 2"]
     assert lines["reasons"].str.match(r"(int4|trained_on 2): ").all()
     states = hiding.states.set_index(["unlearner", "state"])["p_removed"].groupby(level=0).max()
-    for _, line in lines.iterrows():
-        assert line["p_removed"] == states[line["unlearner"]]
+    for _, line in lines.iterrows():  # Holm by the largest is never below a state's own
+        assert line["p_removed"] >= states[line["unlearner"]]
 
 
 def test_training_on_leaves_no_held_out_accuracy_and_its_cost_is_told(hiding: Results) -> None:
@@ -159,7 +159,7 @@ def test_training_on_leaves_no_held_out_accuracy_and_its_cost_is_told(hiding: Re
     trained = rows["state"] == "trained_on 2"
     assert rows.loc[trained, "validation_accuracy"].isna().all()
     assert rows.loc[~trained, "validation_accuracy"].notna().all()
-    share = 2 * 105 / (15 * 595)
+    share = 2 * 150 / (15 * 850)
     assert rows.loc[trained, "state_spent"].to_numpy() == pytest.approx(share)
     assert (rows.loc[~trained, "state_spent"] == 0).all()
 
@@ -296,7 +296,7 @@ def test_verdicts_over_states_keep_their_rates() -> None:
         clean = [evidence(rng, 0.0) for _ in range(6)]  # two models in three states
         judged = verdicts(initial, clean, rests=rests, alpha=alpha, margin=0.2, states=3)
         rejected += min(verdict.p_not_removed for verdict in judged) <= alpha
-        models = [worst(dict(zip(("", "a", "b"), judged[at : at + 3]))) for at in (0, 3)]
+        models = [worst(dict(zip(("", "a", "b"), judged[at : at + 3])), alpha) for at in (0, 3)]
         removed += models[0][1].answer == "REMOVED"
         # The first at the margin in its second state, the second in its third.
         at_margin = list(clean)
@@ -304,7 +304,7 @@ def test_verdicts_over_states_keep_their_rates() -> None:
             evidence(rng, 0.2 * initial.pooled["rank"].value) for _ in "12"
         )
         judged = verdicts(initial, at_margin, rests=rests, alpha=alpha, margin=0.2, states=3)
-        models = [worst(dict(zip(("", "a", "b"), judged[at : at + 3]))) for at in (0, 3)]
+        models = [worst(dict(zip(("", "a", "b"), judged[at : at + 3])), alpha) for at in (0, 3)]
         false += any(model.answer == "REMOVED" for _, model in models)
     most = stats.binom.ppf(0.999, trials, alpha)
     assert rejected <= most

@@ -29,8 +29,9 @@ worst, and what may be left in a state is a share of the effect in the initial m
 
     REMOVED       in every state: an intersection–union test over the states, so that one more costs no
                   correction. Holm steps over the models by the largest p-value of each, so that the chance
-                  of even one model that is falsely REMOVED stays at most α: a step by each state's own
-                  p-values would acquit two models that each hide in another state twice as often.
+                  of even one model that is falsely REMOVED stays at most α: steps in each state by itself,
+                  as a state's own verdict has them, would acquit two models that each hide in another
+                  state twice as often.
     NOT REMOVED   in some state: as many more chances to reject, so states and unlearners are one family.
 """
 
@@ -119,6 +120,7 @@ class Verdict:
     reasons: tuple[str, ...] = ()  # the parts of the evidence that speak against REMOVED, in words
     removed_in: int = 0  # number of trainings in which the estimate is within the margin
     trainings: int = 0  # number of trainings with an estimate
+    p_together: float = 1.0  # as p_removed, adjusted for the claim that all states are REMOVED
 
 
 def rests_on(
@@ -173,13 +175,14 @@ def verdicts(
     shown = _p_independent(initial) <= alpha
     testable = [_testable(one, rests) for one in family]
     p_values = [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
-    removed = holm(p_values, states)
+    removed, together = _of_each_state(p_values, states), holm(p_values, states)
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
-    for one, effects, p_in, p_out in zip(family, testable, removed, not_removed, strict=True):
+    columns = (family, testable, removed, not_removed, together)
+    for one, effects, p_in, p_out, p_all in zip(*columns, strict=True):
         reasons = _reasons(initial, one, effects, margin, alpha, states)
         inside = _within(initial, one, effects, margin)
-        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside)
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside, p_all)
         # Asked first: enough poisons detect a trace however far it is within the margin.
         may = _may_acquit(initial, one, effects, margin, alpha, states)
         if p_in <= alpha and shown and may:
@@ -224,13 +227,14 @@ def paired_verdicts(
     Arguments are those of `verdicts`.
     """
     shown = initial.value > 0 and sign_flips([initial])[0] <= alpha
-    removed = holm([p_within(initial, one, margin) for one in family], states)
+    p_values = [p_within(initial, one, margin) for one in family]
+    removed, together = _of_each_state(p_values, states), holm(p_values, states)
     not_removed = sign_flips(family) if family else []
     answers = []
-    for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
+    for one, p_in, p_out, p_all in zip(family, removed, not_removed, together, strict=True):
         failed, trainings = failures(*pairs(initial, one)), len(one.defined)
         inside = int((np.abs(one.defined) <= margin * initial.value).sum())
-        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings)
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings, p_all)
         if p_in <= alpha and shown:
             answers.append(replace(verdict, answer="REMOVED"))
             continue
@@ -265,6 +269,12 @@ def holm(p_values: Sequence[float], states: int = 1) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum(stepped, before[:, None]), 1.0)
     return [float(value) for value in adjusted.ravel()]
+
+
+def _of_each_state(p_values: Sequence[float], states: int) -> list[float]:
+    """Holm's adjusted p-values over the models, in each state by itself."""
+    adjusted = np.array([holm(p_values[place::states]) for place in range(states)])
+    return [float(value) for value in adjusted.T.ravel()]
 
 
 # Scores with a known null law

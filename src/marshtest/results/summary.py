@@ -398,7 +398,8 @@ class Results:
         table, chosen = self._lines(share, ITSELF), self.chosen(share)
         if self.recipe.states:
             # The verdict's own columns anew: what is left stays what it is in the model itself.
-            models = [worst(answers) for answers in self._judged[share][1].values()]
+            alpha, judged = self.recipe.verdict.alpha, self._judged[share][1].values()
+            models = [worst(answers, alpha) for answers in judged]
             decided = pd.DataFrame([_of_verdict(verdict) for _, verdict in models])
             table[decided.columns] = decided
             table["decided_by"] = [state for state, _ in models]
