@@ -120,7 +120,7 @@ def chart(results: Results, shown: str, names: list[str]) -> Any:
     lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
     columns = ["model", "poison_budget", "of_training", "title", "verdict", "test_accuracy"]
     kept = lines[[*columns, "left", "left_low", "left_high"]].astype(object)
-    data = kept.where(kept.notna(), None).to_dict("records")
+    data: Any = kept.where(kept.notna(), None).to_dict("records")
     titles = lines["title"].unique().tolist()
     base = alt.Chart(alt.InlineData(data)).transform_filter(f"{shown} && isValid(datum.left)")
     y = {
