@@ -75,7 +75,7 @@ class Recorded(_Part):
     seeds: Seeds = 1
     first_seed: FirstSeed = 0
     reference: bool = False
-    states: tuple[str, ...] = ()
+    states: tuple[str, ...] = Field((), exclude_if=lambda states: not states)
     verdict: VerdictSettings = VerdictSettings()
     hash: str = Field("", exclude=True)
     metric_columns: dict[ColumnName, Column] = Field({}, exclude=True)
