@@ -40,8 +40,8 @@ def run(
     Example: marshtest run digits-gaussian seeds=2
     """
     from marshtest.commands.run import run as run_recipe
+    from marshtest.reporting.further import further
     from marshtest.reporting.page import sentences
-    from marshtest.reporting.requests import request_head, request_legend, request_table
     from marshtest.reporting.tables import explained, legend, shown_in, table
 
     with screen.progress() as progress:
@@ -55,9 +55,9 @@ def run(
         )
     screen.show(table(results), results.recipe.name, shown_in(results))
     screen.say(legend(results), style="dim")
-    if len(results.by_request):
-        screen.show(request_table(results), request_head(results), shown_in(results))
-        screen.say(request_legend(results), style="dim")
+    for one in further(results):
+        screen.show(one.table, one.title, shown_in(results))
+        screen.say(one.legend, style="dim")
     screen.say(*sentences(results), style="bold")
     screen.say(*explained(results))
     # A run from before, or without a report, need not have all of them.

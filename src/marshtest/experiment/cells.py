@@ -3,13 +3,15 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from marshtest.experiment.requests import (
     ALL,
     AXES,
+    Place,
     Request,
+    axis_of,
     last_request,
     no_request,
     partial_requests,
@@ -17,6 +19,7 @@ from marshtest.experiment.requests import (
     requests_of,
 )
 from marshtest.experiment.roles import ROW_NAMES, TWINS, UNTREATED, Role
+from marshtest.experiment.states import ITSELF
 from marshtest.plumbing.derived import derive
 
 if TYPE_CHECKING:  # rows are listed without torch
@@ -29,6 +32,20 @@ Design: TypeAlias = "Recipe | Recorded"  # both say which rows a recipe gives
 # The columns that tell a model from all others. `entry` is not among them: it is an index into one recipe's
 # `unlearners`, and recipes number them differently.
 CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget"]
+STATE = "state"
+FURTHER = (*AXES, STATE)  # columns behind them, each only in the rows of recipes that ask for it
+
+
+def cell_columns(columns: Iterable[Any]) -> list[str]:
+    """The columns that tell a model from all others, out of those of its rows."""
+    there = set(columns)
+    return [*CELL, *(column for column in FURTHER if column in there)]
+
+
+def further_columns(recipe: Design) -> list[str]:
+    """Those of FURTHER that a recipe's rows have."""
+    there = {axis_of(recipe), STATE if recipe.states else None}
+    return [column for column in FURTHER if column in there]
 
 
 @dataclass(frozen=True)
@@ -75,12 +92,22 @@ class Cell:
     entry: int = -1
     trial: int = 0
     request: Request = ALL
-    place: tuple[tuple[str, float], ...] = ()
+    place: Place = ()
 
     @property
     def key(self) -> tuple[float | int | str, ...]:
         """The values of the columns CELL, and of further ones."""
         return tuple(self.columns.values())
+
+    @property
+    def state(self) -> str | None:
+        """The state of the model in which it is measured; None in a recipe without after-care."""
+        return next((str(value) for column, value in self.place if column == STATE), None)
+
+    @property
+    def model(self) -> "Cell":
+        """The cell without its state: one for all states of a model."""
+        return replace(self, place=tuple(pair for pair in self.place if pair[0] != STATE))
 
     @property
     def columns(self) -> dict[str, float | int | str]:
@@ -89,12 +116,6 @@ class Cell:
         of_group = (group.poison_budget, group.seed)
         beside = (self.role.value, self.unlearner, self.hyperparameters, self.budget)
         return {**dict(zip(CELL, (*of_group, *beside), strict=True)), **dict(self.place)}
-
-
-def cell_columns(columns: Iterable[Any]) -> list[str]:
-    """The columns that tell a model from all others, out of those of its rows."""
-    there = set(columns)
-    return [*CELL, *(axis for axis in AXES if axis in there)]
 
 
 def trained(recipe: Design) -> Sequence[Role]:
@@ -128,7 +149,17 @@ def groups(recipe: Design) -> list[Group]:
 
 
 def cells(recipe: Design, group: Group) -> Iterator[Cell]:
-    """The rows of a group, in their order: models from scratch, then each unlearner at each budget."""
+    """The rows of a group, in their order: models from scratch, then each unlearner at each budget.
+
+    Each model's states come behind the model itself.
+    """
+    names = (ITSELF, *recipe.states) if recipe.states else ()
+    states: list[Place] = [((STATE, name),) for name in names] or [()]
+    for cell in _models(recipe, group):
+        yield from (replace(cell, place=cell.place + state) for state in states)
+
+
+def _models(recipe: Design, group: Group) -> Iterator[Cell]:
     for role in measured(recipe):
         # Retraining counts as an unlearner that spends all of the training's compute.
         budget = 0.0 if role in UNTREATED else 1.0

@@ -89,7 +89,7 @@ WHOLE = _numbers("a whole number", kinds="iu")
 KINDS = {  # by the name's pattern; the first that fits. What fits none is an axis, and may be anything.
     "role": _values(f"one of {', '.join(ROLES)}", ROLES.__contains__),
     "hyperparameters": _values("a JSON object", _is_object),
-    "recipe|unlearner|precision|device|note|set|layer": TEXT,
+    "recipe|unlearner|precision|device|note|set|layer|state": TEXT,
     "seed": _numbers("a whole number from 0", 0, kinds="iu"),
     "forget_size|parameters": _numbers("a whole number from 1", 1, kinds="iu"),
     "entry|id": WHOLE,
@@ -97,9 +97,9 @@ KINDS = {  # by the name's pattern; the first that fits. What fits none is an ax
     "chance|((twin_)?test_|forget_|validation_)?accuracy": SHARE,
     "crafting_stopped": COUNT,
     "l1|l2|left_l1|left_l2|cosine": LENGTH,
-    "known": _numbers("a share from 0 to 1", 0, 1, missing=False),
-    "request": _numbers("a whole number from 0", 0, kinds="iu"),
-    "(un)?asked_[a-z0-9_]+|twin_[a-z0-9_]+|spent|seconds|scoring_seconds": NUMBER,
+    "known": SHARE,
+    "request": COUNT,
+    "(un)?asked_[a-z0-9_]+|twin_[a-z0-9_]+|spent|state_spent|seconds|scoring_seconds": NUMBER,
 }
 
 

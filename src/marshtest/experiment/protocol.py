@@ -3,7 +3,8 @@
     1  poison             attack.poison            forget set = the poisons, retain set = the rest
     2  train, measure     initial model            and, from scratch on the retain set, the retrained
     3  unlearn            each unlearner, under each compute budget
-    4  measure again      test accuracy, the attack's effect, cost, how far the model moved
+    4  measure again      test accuracy, the attack's effect, cost, how far the model moved; and once more
+                          after each kind of after-care that the recipe asks for
 
 An attack whose effect has no known null law gets a *clean twin*: the same experiment, with the same draws,
 on the base samples in the poisons' places. Each unlearner runs on the initial model and on its twin, and
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from marshtest.attacks import CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.base import Tensors, make_anew
 from marshtest.data.samples import Dataset, Samples
+from marshtest.experiment.aftercare import after_care, share_spent
 from marshtest.experiment.asked import Asked
 from marshtest.experiment.cells import Group
 from marshtest.experiment.columns import refuse_taken_columns
@@ -45,6 +47,7 @@ from marshtest.experiment.guarded import (
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.requests import ALL, Request, refuse_small_parts, sizes_of
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.experiment.states import ITSELF, bits_of, passes_of
 from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.base import Metric, Question
 from marshtest.metrics.dependence import dependence
@@ -54,12 +57,13 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
 from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.rounding import weights
 from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import build
 from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
-from marshtest.plumbing.foreign import foreign
+from marshtest.plumbing.foreign import foreign, raised
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost, flops_of
@@ -188,6 +192,7 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     if recipe.training.augment and len(shape) != 3:
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)
+    _refuse_unfit_states(recipe, data, model)
     # Of a single one no error could be told of the poisons' mean.
     if too_few := [share for share, count in counts.items() if count < 2]:
         possible = len(candidates_of(recipe.attack, data.train, data.marked))
@@ -207,6 +212,23 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
     with torch.no_grad():
         step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
     return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
+
+
+def _refuse_unfit_states(recipe: Recipe, data: Dataset, model: nn.Module) -> None:
+    """Raise MarshtestError where after-care has nothing to round, or too little to train on."""
+    held_out = len(data.train) - kept_count(recipe, data)
+    for state in recipe.states:
+        if bits_of(state) and not any(weights(model)):
+            raise MarshtestError(
+                f"states: {state} rounds the weights of convolution and linear layers, and "
+                f"{recipe.model.name} has none. Leave it out."
+            )
+        if passes_of(state) and held_out < recipe.training.batch_size:
+            raise MarshtestError(
+                f"states: {state} needs a batch of held-out samples at least (training.batch_size "
+                f"{recipe.training.batch_size}), and data.validation holds out {held_out} of "
+                f"{len(data.train)}. Raise data.validation."
+            )
 
 
 def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision) -> Task:
@@ -482,6 +504,7 @@ class Subject:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     trace: str = ""  # the traceback of what its unlearner raised
+    state: str | None = None  # in which it is measured; None in a recipe without after-care
 
 
 @dataclass(frozen=True)
@@ -518,6 +541,9 @@ def measure(
         between: the initial and the retrained model; None where the way is not asked for.
         request: what was asked for; the poisons that it leaves out have columns of their own.
     """
+    if subject.state:
+        subject, twin = _in_its_state(pipeline, group, subject, twin)
+        between = None  # it is the unlearner's way that is asked for
     row, model = _row(pipeline, group, poisoned, subject, trained), subject.model
     if model is None:
         return Measured(row, pd.DataFrame(), [])
@@ -533,6 +559,41 @@ def measure(
     for metric in pipeline.recipe.metrics:
         row |= _by_metric(pipeline, group, poisoned, model, metric, row)
     return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
+
+
+def _in_its_state(
+    pipeline: Pipeline, group: Group, subject: Subject, twin: nn.Module | None
+) -> tuple[Subject, nn.Module | None]:
+    """The subject and its twin after the same care, by the same draws; no models where that failed."""
+    state = subject.state or ITSELF
+    held_out = split(pipeline, group.seed)[0]
+    seed = derive(group.draws, "state", state)
+    try:
+        model, other = (
+            None if one is None else after_care(state, one, pipeline.trainer, held_out, seed)
+            for one in (subject.model, twin)
+        )
+    except Exception as error:  # whatever the model of an unlearner raises as it is trained
+        fault = str(error) if isinstance(error, MarshtestError) else raised(error)
+        note = "; ".join(filter(None, (subject.note, f"{state}: {fault}")))
+        return replace(subject, model=None, note=note), None
+    return replace(subject, model=model), other
+
+
+def _unseen(pipeline: Pipeline, group: Group, row: Mapping[str, Any]) -> Samples:
+    """The held-out samples on which a row's model was not trained: none if it was trained on."""
+    held_out = split(pipeline, group.seed)[0]
+    return held_out[:0] if passes_of(row.get("state") or ITSELF) else held_out
+
+
+def _of_state(pipeline: Pipeline, subject: Subject) -> Row:
+    """A row's columns on the state of its model; none in a recipe without after-care."""
+    if subject.state is None:
+        return {}
+    recipe, data = pipeline.recipe, pipeline.data
+    kept = kept_count(recipe, data)
+    spent = share_spent(subject.state, recipe.training, kept, len(data.train) - kept)
+    return {"state": subject.state, "state_spent": spent}
 
 
 def _row(
@@ -555,6 +616,7 @@ def _row(
         "unlearner": subject.unlearner,
         "hyperparameters": json.dumps(dict(subject.parameters), sort_keys=True),
         "budget": subject.budget,
+        **_of_state(pipeline, subject),
         **asdict(subject.cost),
         "spent": share,
         "epochs": share * recipe.training.epochs,
@@ -574,7 +636,7 @@ def _effect(
     parts = {
         "test_accuracy": pipeline.data.test,
         "forget_accuracy": poisoned.forget,
-        "validation_accuracy": split(pipeline, group.seed)[0],
+        "validation_accuracy": _unseen(pipeline, group, row),
     }
     with asking(pipeline.recipe.model):
         measured = {name: accuracy(model, task, samples) for name, samples in parts.items()}
@@ -622,7 +684,7 @@ def _by_metric(
         forget=poisoned.forget,
         retain=poisoned.retain,
         test=pipeline.data.test,
-        held_out=split(pipeline, group.seed)[0],
+        held_out=_unseen(pipeline, group, row),
         task=pipeline.task,
         seed=seed,
     )

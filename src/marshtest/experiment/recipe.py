@@ -22,6 +22,7 @@ from marshtest.experiment.recipe_parts import (
     Unit,
     VerdictSettings,
 )
+from marshtest.experiment.states import parse_states, passes_of
 from marshtest.metrics.base import Metric
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
@@ -170,6 +171,10 @@ class Recipe(Named):
         Field(min_length=1, exclude_if=lambda known: known == (1.0,)),
     ] = (1.0,)
     requests: Annotated[Requests, Field(exclude_if=lambda requests: requests == 1)] = 1
+    # After-care: states of every model in which it is measured again (marshtest.experiment.states).
+    states: Annotated[
+        tuple[str, ...], BeforeValidator(parse_states), Field(exclude_if=lambda states: not states)
+    ] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def imported(self) -> Self:
@@ -234,6 +239,16 @@ class Recipe(Named):
         # Its answers are found by the model alone, which is the same for every share.
         if any(trial.name == "outside" for entry in self.unlearners for trial in entry):
             raise ValueError("known: outside answers one request a model. Leave out known, or it.")
+        return self
+
+    @model_validator(mode="after")
+    def _training_on_needs_validation(self) -> Self:
+        trained_on = [state for state in self.states if passes_of(state)]
+        if trained_on and not self.data.validation:
+            raise ValueError(
+                f"states: {trained_on[0]} needs training samples that are held out, and there are none. "
+                "Set data.validation, for example to 0.1."
+            )
         return self
 
     @model_validator(mode="after")

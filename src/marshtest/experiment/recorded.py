@@ -83,6 +83,7 @@ class Recorded(_Part):
     seeds: Seeds = 1
     first_seed: FirstSeed = 0
     reference: bool = False
+    states: tuple[str, ...] = Field((), exclude_if=lambda states: not states)
     verdict: VerdictSettings = VerdictSettings()
     known: tuple[Share, ...] = Field((1.0,), min_length=1, exclude_if=lambda known: known == (1.0,))
     requests: Requests = Field(1, exclude_if=lambda requests: requests == 1)

@@ -9,11 +9,14 @@ Corrective unlearning, in which part of what was corrupted is known, is that of 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from marshtest.plumbing.errors import MarshtestError
 
 AXES = ("known", "request")  # columns of rows, each only where its recipe has the key
+Place: TypeAlias = tuple[
+    tuple[str, float | str], ...
+]  # further columns of a row, with their values
 FEWEST = 2  # poisons of a part: of a single one no error could be told of the mean
 
 
@@ -96,7 +99,7 @@ def axis_of(recipe: Design) -> str | None:
     return "known" if tuple(recipe.known) != (1.0,) else "request" if recipe.requests > 1 else None
 
 
-def place_of(recipe: Design, request: Request) -> tuple[tuple[str, float], ...]:
+def place_of(recipe: Design, request: Request) -> Place:
     """The axis's column and value, of a row at a request."""
     values = {"known": request.known, "request": request.number}
     axis = axis_of(recipe)

@@ -13,8 +13,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from marshtest.attacks.presentation import Presentation
-from marshtest.experiment.cells import CELL
+from marshtest.experiment.cells import CELL, STATE
 from marshtest.experiment.columns import MEND, check_columns
+from marshtest.experiment.states import ITSELF
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
@@ -95,6 +96,8 @@ def write_rows(
     """
     # pandas puts `attrs` into a Parquet file's metadata. The copy keeps them off the caller's frame.
     described = frame.copy(deep=False)
+    if STATE in described:  # of several recipes, some without after-care
+        described[STATE] = described[STATE].fillna(ITSELF)
     described.attrs = {NAME: {"format": FORMAT, "kind": kind, "runs": dict(runs)}}
     write(described, path)
 

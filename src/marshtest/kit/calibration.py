@@ -185,7 +185,7 @@ def _line(
     """Verdict, ε, dependences and p-values of one key, with the true key as the model before."""
     names = true.dependences()
     initial, evidence = true.evidence(names), measured.evidence(names)
-    levels = {"alpha": question.alpha, "margin": question.margin}
+    levels: dict[str, Any] = {"alpha": question.alpha, "margin": question.margin}
     (verdict,) = verdicts(initial, [evidence], rests=rests, **levels)
     line: dict[str, object] = {"verdict": verdict.answer, "epsilon": question.epsilon_of(measured)}
     for name, score in evidence.pooled.items():

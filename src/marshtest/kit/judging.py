@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import Field
 
@@ -85,7 +86,7 @@ def _verdicts(
     evidence: Sequence[Evidence], after: Sequence[int], question: Question
 ) -> dict[int, Verdict]:
     """The verdict on each model, by place; those after unlearning share one error rate."""
-    levels = {"alpha": question.alpha, "margin": question.margin}
+    levels: dict[str, Any] = {"alpha": question.alpha, "margin": question.margin}
     rests = rests_of(evidence[0], len(after), question)
     families = [after, *([place] for place in range(len(evidence)) if place not in after)]
     answers: dict[int, Verdict] = {}

@@ -23,6 +23,16 @@ correction needed). Over several unlearners both answers are corrected by Holm (
 law NOT REMOVED is corrected by Westfall and Young), so the chance of even one false NOT REMOVED is at most
 α, and so is the chance of even one false REMOVED, given these trainings. The interval over trainings is at
 level α for each unlearner. No unlearning and full retraining are controls, tested at α outside the family.
+
+A recipe may ask about a model in several *states* (marshtest.experiment.states). Its verdict is that of the
+worst, and what may be left in a state is a share of the effect in the initial model itself.
+
+    REMOVED       in every state: an intersection–union test over the states, so that one more costs no
+                  correction. Holm steps over the models by the largest p-value of each, so that the chance
+                  of even one model that is falsely REMOVED stays at most α: steps in each state by itself,
+                  as a state's own verdict has them, would acquit two models that each hide in another
+                  state twice as often.
+    NOT REMOVED   in some state: as many more chances to reject, so states and unlearners are one family.
 """
 
 import math
@@ -112,6 +122,7 @@ class Verdict:
     reasons: tuple[str, ...] = ()
     removed_in: int = 0  # number of trainings in which the estimate is within the margin
     trainings: int = 0  # number of trainings with an estimate
+    p_together: float = 1.0  # as p_removed, adjusted for the claim that all states are REMOVED
 
 
 def rests_on(
@@ -153,64 +164,83 @@ def verdicts(
     rests: Sequence[Rest],
     alpha: float = 0.05,
     margin: float = 0.2,
+    states: int = 1,
 ) -> list[Verdict]:
     """Verdicts for a family of unlearners by scores with a known null law; see the module's text.
 
     Args:
         initial: evidence of the initial model.
-        family: evidence of each unlearner.
+        family: evidence of each unlearner; with several states of each state, unlearner by unlearner.
         rests: what the verdicts rest on, from `rests_on`.
         alpha: level of both answers, over the whole family.
         margin: fraction of the initial effect that may be left.
+        states: number of states of each unlearner's model.
     """
     shown = _p_independent(initial) <= alpha
     testable = [_testable(one, rests) for one in family]
-    removed = holm(
-        [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
-    )
+    p_values = [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
+    removed, together = _of_each_state(p_values, states), holm(p_values, states)
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
-    for one, effects, p_in, p_out in zip(family, testable, removed, not_removed, strict=True):
+    columns = (family, testable, removed, not_removed, together)
+    for one, effects, p_in, p_out, p_all in zip(*columns, strict=True):
         inside = _within(initial, one, effects, margin)
-        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), *inside)
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), *inside, p_all)
+        may = _may_acquit(initial, one, effects, margin, alpha, states)
         # Asked first: enough poisons detect a trace however far it is within the margin.
-        if p_in <= alpha and shown and _may_acquit(initial, one, effects, margin, alpha):
+        if p_in <= alpha and shown and may:
             answers.append(replace(verdict, answer="REMOVED"))
             continue
         if p_out <= alpha:
             reasons = _shown(initial, one, effects, alpha / len(family))
             verdict = replace(verdict, answer="NOT REMOVED")
         else:
-            reasons = _reasons(initial, one, effects, margin, alpha)
+            models = len(family) // states
+            reasons = _reasons(initial, one, effects, margin, alpha, states)
             if not reasons and p_in > alpha:
-                reasons = _lost_to_holm(initial, one, effects, margin, (len(family), p_in))
-            needed = _needed(initial, one, effects, margin, alpha / len(family))
+                reasons = _lost_to_holm(initial, one, effects, margin, (models, p_in))
+            needed = _needed(initial, one, effects, margin, alpha / models, states)
             verdict = replace(verdict, needed=needed)
         answers.append(replace(verdict, reasons=reasons if shown else (NOT_SHOWN, *reasons)))
     return answers
 
 
 def _may_acquit(
-    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    alpha: float,
+    states: int,
 ) -> bool:
     """Whether nothing beside what the verdict rests on speaks against REMOVED."""
-    blocked = _bonferroni([*_blocking(one, rests).values()]) <= alpha
+    # Over the states, or a clean model would be blocked in one of them too often.
+    blocked = states * _bonferroni([*_blocking(one, rests).values()]) <= alpha
     together = _p_over_trainings(initial, one, rests, margin) <= alpha
     return together and not blocked and not untestable(one, margin)
 
 
 def paired_verdicts(
-    initial: Difference, family: Sequence[Difference], *, alpha: float = 0.05, margin: float = 0.2
+    initial: Difference,
+    family: Sequence[Difference],
+    *,
+    alpha: float = 0.05,
+    margin: float = 0.2,
+    states: int = 1,
 ) -> list[Verdict]:
-    """Verdicts by an effect that is compared with a clean twin's; see marshtest.metrics.trainings."""
+    """Verdicts by an effect that is compared with a clean twin's; see marshtest.metrics.trainings.
+
+    Arguments are those of `verdicts`.
+    """
     shown = initial.value > 0 and sign_flips([initial])[0] <= alpha
-    removed = holm([p_within(initial, one, margin) for one in family])
+    p_values = [p_within(initial, one, margin) for one in family]
+    removed, together = _of_each_state(p_values, states), holm(p_values, states)
     not_removed = sign_flips(family) if family else []
     answers = []
-    for one, p_in, p_out in zip(family, removed, not_removed, strict=True):
+    for one, p_in, p_out, p_all in zip(family, removed, not_removed, together, strict=True):
         failed, trainings = failures(*pairs(initial, one)), len(one.defined)
         inside = int((np.abs(one.defined) <= margin * initial.value).sum())
-        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings)
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings, p_all)
         if p_in <= alpha and shown:
             answers.append(replace(verdict, answer="REMOVED"))
             continue
@@ -224,20 +254,35 @@ def paired_verdicts(
             if one.value < 0:
                 lines.append("the clean twin shows more: not the poison's harm, but a trace of it")
         else:
-            needed = _trainings_needed(initial, one, margin, alpha, len(family))
+            level = states * alpha / len(family)
+            needed = _trainings_needed(initial, one, margin, alpha, level, states)
             verdict = replace(verdict, needed=needed)
         answers.append(replace(verdict, reasons=tuple(lines)))
     return answers
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979); nan counts as 1."""
+def holm(p_values: Sequence[float], states: int = 1) -> list[float]:
+    """Holm's adjusted p-values (1979); nan counts as 1.
+
+    Args:
+        p_values: of each model; with several states of each state, model by model.
+        states: of a model, all of which must be rejected: a model's place in the order is that of its
+            largest p-value, and the largest of its adjusted ones is Holm's of it.
+    """
     p = np.where(np.isnan(p_values), 1.0, np.asarray(p_values, dtype=np.float64))
-    order = p.argsort(kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    p = p.reshape(-1, states)
+    order = p.max(1).argsort(kind="stable")
+    stepped = p[order] * np.arange(len(p), 0, -1)[:, None]
+    before = np.maximum.accumulate(np.concatenate([[0.0], stepped.max(1)]))[:-1]
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in adjusted]
+    adjusted[order] = np.minimum(np.maximum(stepped, before[:, None]), 1.0)
+    return [float(value) for value in adjusted.ravel()]
+
+
+def _of_each_state(p_values: Sequence[float], states: int) -> list[float]:
+    """Holm's adjusted p-values over the models, in each state by itself."""
+    adjusted = np.array([holm(p_values[place::states]) for place in range(states)])
+    return [float(value) for value in adjusted.T.ravel()]
 
 
 # Scores with a known null law
@@ -391,7 +436,12 @@ def _p(p: float) -> str:
 
 
 def _reasons(
-    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    alpha: float,
+    states: int,
 ) -> tuple[str, ...]:
     """What speaks against REMOVED, in words; if a mean's estimate is beyond the margin, the means alone."""
     if hidden := untestable(one, margin):
@@ -404,7 +454,7 @@ def _reasons(
         return tuple(text for text, r in zip(lines, failed, strict=True) if r.effect == "mean")
     tests = _blocking(one, rests)
     for (name, test), p in tests.items():
-        if len(tests) * p <= alpha:
+        if states * len(tests) * p <= alpha:
             what = _rejected(one.pooled[name], test)
             lines.append(f"{one.scores[name].title}: {what} ({_p(p)})")
     if not lines and _p_over_trainings(initial, one, rests, margin) > alpha:
@@ -519,12 +569,20 @@ def _power(
 
 
 def _needed(
-    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    alpha: float,
+    states: int,
 ) -> int | None:
     """Fewest poisons with which these estimates would be answered with power 0.9.
 
     None where no number would do, or fewer than there are: then something else than their number is
     missing, and the reasons tell what.
+
+    Args:
+        alpha: corrected over the models.
     """
     if any(math.isnan(score.error) for score in one.pooled.values()):
         return None
@@ -532,7 +590,7 @@ def _needed(
     tests = sum(not math.isnan(p) for score in one.pooled.values() for p in score.tests.values())
     for score in one.pooled.values():
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        level = alpha / tests  # Bonferroni, as `_p_independent` corrects
+        level = alpha / (tests * states)  # Bonferroni, as `_p_independent` corrects
         rejected = partial(detection, effect=left, deviation=deviation, alpha=level)
         to_reject = min(to_reject, poisons_for(POWER, rejected))
     for rest in rests:
@@ -561,22 +619,28 @@ def _removal_of(
 
 
 def _trainings_needed(
-    initial: Difference, one: Difference, margin: float, alpha: float, family: int
+    initial: Difference, one: Difference, margin: float, alpha: float, level: float, states: int
 ) -> int | None:
-    """Fewest trainings with which this estimate would be answered with power 0.9."""
+    """Fewest trainings with which this estimate would be answered with power 0.9.
+
+    Args:
+        level: alpha, corrected over the models.
+    """
     if math.isnan(one.value) or not initial.value > 0:
         return None
     left, error = abs(one.value), one.error
     deviation = NO_SPREAD if math.isnan(error) else error * math.sqrt(len(one.defined))
     works = float((initial.defined > initial.value / 2).mean())
-    level, allowed = alpha / family, margin * initial.value
+    allowed = margin * initial.value
     removed = partial(
         removal, margin=allowed, left=left, deviation=deviation, alpha=level, estimated=True
     )
-    rejected = partial(detection, effect=left, deviation=deviation, alpha=level, estimated=True)
+    rejected = partial(
+        detection, effect=left, deviation=deviation, alpha=level / states, estimated=True
+    )
     to_remove, to_reject = poisons_for(POWER, removed), poisons_for(POWER, rejected)
     if failures(*pairs(initial, one)) == 0:
-        to_remove = max(to_remove, trainings_to_remove(margin, alpha / family, works))
+        to_remove = max(to_remove, trainings_to_remove(margin, level, works))
     else:
         to_remove = math.inf
     to_reject = max(to_reject, trainings_to_reject(alpha))

@@ -19,6 +19,7 @@ import pandas as pd
 import vl_convert
 
 from marshtest.metrics.presentation import Score
+from marshtest.reporting import states
 from marshtest.reporting.tables import label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.summary import Results
@@ -196,6 +197,7 @@ def charts(results: Results) -> list[Chart]:
     return [
         *_by_score(results, names),
         _left_and_cost(names, to_beat),
+        *_after_care(results, names),
         *_along_budgets(results, names, to_beat),
         *_of_single_scores(results, names),
     ]
@@ -219,6 +221,17 @@ def _left_and_cost(names: Sequence[str], to_beat: str) -> Chart:
         f"rests on, {INTERVAL}.",
         left_and_cost(names, to_beat),
     )
+
+
+def _after_care(results: Results, names: list[str]) -> Iterator[Chart]:
+    """What came back in each state, in a recipe that has states."""
+    if results.recipe.states:
+        height = 16 * (len(results.recipe.states) + 1) * len(names)
+        spec = _spec(states.chart(results, CHOSEN, names), height, names)
+        text = (
+            f"Share of the initial model's effect, as a model is and after each care, {INTERVAL}."
+        )
+        yield Chart("What came back", text, spec)
 
 
 def _along_budgets(results: Results, names: Sequence[str], to_beat: str) -> Iterator[Chart]:

@@ -34,6 +34,7 @@ from marshtest.metrics.tradeoff import (
     tradeoff,
 )
 from marshtest.plumbing.whole_files import write
+from marshtest.reporting.states import came_back, left_by_state
 from marshtest.reporting.tables import label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.requests import PARTS, axis_in, values_of
@@ -77,6 +78,8 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     drawn = {"dependence": dependence(table, shown.scores, results.recipe.verdict.margin)}
     if titled := {n: c for n, c in results.recipe.metric_columns.items() if c.title}:
         drawn["metrics"] = metrics(table, titled)
+    if results.recipe.states:
+        drawn["came-back"] = _came_back(results, share)
     if len(moved := results.moved):
         moved = moved[moved["poison_budget"] == share]
         labels = [label(line, results.recipe) for _, line in moved.iterrows()]
@@ -89,6 +92,14 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
     if (axis := axis_in(results)) is not None:
         drawn[f"left-by-{axis}"] = left_by(results, axis, share)
     return drawn | _of_scores(results, table)
+
+
+def _came_back(results: Results, share: float) -> Figure:
+    """The states of all controls, and of unlearners at one compute budget."""
+    lines = left_by_state(results, share)
+    return came_back(
+        results, lines[(lines["role"] != "updated") | (lines["budget"] == results.budget)]
+    )
 
 
 def _of_scores(results: Results, table: pd.DataFrame) -> dict[str, Figure]:

@@ -17,11 +17,12 @@ import jinja2
 import pandas as pd
 import yaml
 
+from marshtest.experiment.states import ITSELF
 from marshtest.hypotheses.studied import Study
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.plumbing.whole_files import frame_bytes, write
 from marshtest.reporting import charts
-from marshtest.reporting.requests import request_head, request_legend, request_table
+from marshtest.reporting.further import further
 from marshtest.reporting.tables import (
     USE,
     column_text,
@@ -41,6 +42,7 @@ from marshtest.reporting.tables import (
 )
 from marshtest.results.line_to_beat import LINE, RIVALS, has_tuned
 from marshtest.results.naming import choice
+from marshtest.results.states import in_state
 from marshtest.results.summary import Results
 
 CAPTIONS = {  # of figures that any attack may have; its own figure brings its caption
@@ -57,6 +59,9 @@ CAPTIONS = {  # of figures that any attack may have; its own figure brings its c
     "to come, and of all, ± its standard error (the larger of the one given these models and that of "
     "trainings to come). Exact unlearning is training from scratch without those asked for so far.",
     "metrics": "Metrics beside the attack's own scores, mean ± s.d. over seeds.",
+    "came-back": "What is left of the poison in each model as it is and after each kind of after-care, as "
+    "a share of the initial model's effect, with 95 % intervals of trainings to come (of one seed, given "
+    "these models). The band is the margin of REMOVED.",
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
     "figure7": "Trade-off curves of telling poisons from fresh noise, by the paper's two-sided test and by "
@@ -186,6 +191,8 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             text += f" The search chose {values_chosen}."
         if compared and line["standing"] != LINE:
             text += f" Against the line to beat: {line['standing']}."
+        if line.get("decided_by"):
+            text += f" The verdict is that of its state {line['decided_by']}."
         if line["verdict"] != "REMOVED":
             text += f" Against REMOVED – {why(line, results)}."
         if not pd.isna(line["needed"]):
@@ -236,7 +243,7 @@ def about_runs(results: Results) -> list[dict[str, str]]:
             {
                 "recipe": f"{about['values']['name']}-{recipe}",
                 "seeds": ", ".join(map(str, seeds)),
-                "models": f"{len(rows):,}",
+                "models": f"{len(in_state(rows, ITSELF)):,}",
                 "precision, device": ", ".join(sorted(places)),
                 "started": str(about.get("started", "in a sweep")),
                 "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",
@@ -249,8 +256,9 @@ def about_runs(results: Results) -> list[dict[str, str]]:
 
 def costs(results: Results) -> str:
     """The cost of all models together, in words."""
-    rows = results.rows
-    seconds = rows["seconds"].sum() + rows.get("scoring_seconds", pd.Series(0.0)).sum()
+    rows = in_state(results.rows, ITSELF)  # a state's row tells the cost of its model again
+    scoring = results.rows.get("scoring_seconds", pd.Series(0.0)).sum()
+    seconds = rows["seconds"].sum() + scoring
     work = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:,.0f} seconds"
     return (
         f"{len(rows):,} models were trained or updated and measured in {work} of work "
@@ -315,8 +323,8 @@ def _section(results: Results, pictures: Sequence[Picture], place: int) -> dict[
         "charts": drawn,
         "data": _read_by_script(results, models, drawn),
         "legend": legend(results),
+        "further": further(results),
         "tables": tables,
-        "requests": (request_head(results), request_table(results), request_legend(results)),
         "examples": examples(results),
         "pictures": pictures,
         "runs": about_runs(results),

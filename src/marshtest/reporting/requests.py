@@ -3,7 +3,6 @@
 import pandas as pd
 
 from marshtest.reporting.tables import (
-    as_markdown,
     dependence_text,
     label,
     number,
@@ -68,11 +67,3 @@ def request_head(results: Results) -> str:
     """The heading of the table."""
     axis = axis_in(results)
     return "" if axis is None else HEADS[axis]
-
-
-def request_markdown(results: Results) -> str:
-    """The table with its heading and legend in Markdown; nothing without such an axis."""
-    if axis_in(results) is None:
-        return ""
-    parts = (f"## {request_head(results)}", request_legend(results))
-    return "\n" + "\n\n".join([*parts, as_markdown(request_table(results))]) + "\n"

@@ -159,6 +159,8 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
     if has_tuned(results.summary):
         text["line to beat"] = standing(line)
     text["verdict"] = line["verdict"]
+    if line.get("decided_by"):
+        text["verdict"] += f" in state {line['decided_by']}"
     if not pd.isna(line["needed"]):
         needed = f"{line['needed']:,.0f} {results.unit}"
         text["verdict"] += f" ({needed} would settle it)"

@@ -13,9 +13,9 @@ from marshtest.plumbing.whole_files import write
 from marshtest.plumbing.yaml_files import file_stem
 from marshtest.reporting import charts
 from marshtest.reporting.figures import STYLE, differences, draw_all, save
+from marshtest.reporting.further import further, further_markdown
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
 from marshtest.reporting.page import CAPTIONS, Picture, Shown, write_page
-from marshtest.reporting.requests import request_legend, request_markdown, request_table
 from marshtest.reporting.tables import (
     as_markdown,
     comparison_table,
@@ -47,9 +47,9 @@ def write_report(results: Results) -> Path:
         write(results.moved, folder / "shifts.csv")
     if results.recipe.attack.shown.table2:
         write(table2(results), folder / "table2.csv")
-    if len(results.by_request):
-        write(results.by_request, folder / "requests.csv")
-    write((markdown(results) + request_markdown(results)).encode(), folder / "summary.md")
+    for one in further(results):
+        write(one.lines, folder / f"{one.name}.csv")
+    write((markdown(results) + further_markdown(results)).encode(), folder / "summary.md")
     page = folder / "report.html"
     write_page(page, results.recipe.name, [(results, _pictures(results, folder / "figures"))])
     return page
@@ -101,9 +101,8 @@ def write_all(merged: Merged, folder: Path) -> Path:
             write_table(table2(results), tables / f"{stem}-table2", table2_caption(results))
         if len(results.moved):
             write_table(shift_table(results), tables / f"{stem}-shifts", shift_legend(results))
-        if len(results.by_request):
-            asked = request_table(results)
-            write_table(asked, tables / f"{stem}-requests", request_legend(results))
+        for one in further(results):
+            write_table(one.table, tables / f"{stem}-{one.name}", one.legend)
         # So that what the page shows can be given on, and merged with more.
         write_rows(results.rows, folder / "rows" / f"{stem}.parquet", results.runs)
     # Figures 4 and 5 keep the paper's names as long as there is one of each.

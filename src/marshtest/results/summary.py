@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,13 +15,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from marshtest.experiment.cells import CELL, cell_columns, cells, groups
+from marshtest.experiment.cells import (
+    CELL,
+    FURTHER,
+    STATE,
+    cell_columns,
+    cells,
+    further_columns,
+    groups,
+)
 from marshtest.experiment.columns import KINDS, MEND, Kind, check_columns, kinds_of
 from marshtest.experiment.prospects import prospects
 from marshtest.experiment.recorded import Recorded
-from marshtest.experiment.requests import axis_of
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
+from marshtest.experiment.states import ITSELF
 from marshtest.metrics.binomial import interval_of_share
 from marshtest.metrics.dependence import NOTHING, Dependence
 from marshtest.metrics.presentation import Column, Score
@@ -32,11 +40,14 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.kept_models import kept_models
 from marshtest.results.line_to_beat import standings
 from marshtest.results.requests import by_request, of_verdict
+from marshtest.results.states import in_state, worst
 
 if TYPE_CHECKING:  # rows are read without torch
     from torch import nn
 
 GROUP = ["role", "entry", "unlearner", "hyperparameters", "budget"]  # pooled over seeds
+Key = tuple[Any, ...]  # values of GROUP
+Judged = tuple[tuple[Rest, ...], dict[Key, dict[str, Verdict]]]
 HEADINGS = (  # of the summary's own columns
     *("model", "poison", "seeds", "accuracy", "cost", "usable", "spent", "trainings"),
     *("line to beat", "verdict"),
@@ -109,6 +120,9 @@ class Results:
         about = rows.runs[recipe]
         parsed = Recorded.of(recipe, about, str(rows.path))
         frame = rows.frame[rows.frame["recipe"] == recipe].reset_index(drop=True)
+        # The others are of other recipes in the file.
+        others = [name for name in FURTHER if name not in further_columns(parsed)]
+        frame = frame.drop(columns=others, errors="ignore")
         _refuse_unjudgeable(frame, f"{rows.path}: rows of recipe {recipe}")
         # The attack's own columns first: a pattern of ours may fit their names as well.
         kinds = kinds_of(parsed.attack.shown, parsed.columns) | KINDS
@@ -117,7 +131,8 @@ class Results:
         # Only a run's own file has the tables beside it; what was merged or exported lies anywhere.
         if folder is None and rows.path.name == FILE:
             folder = rows.path.parent
-        needed = {"scores": CELL, "shifts": [*CELL, *Shift._fields], "examples": []}
+        keys = cell_columns(frame)
+        needed = {"scores": keys, "shifts": [*keys, *Shift._fields], "examples": []}
         tables = {name: _beside(folder, name, columns, kinds) for name, columns in needed.items()}
         results = cls(folder or rows.path.parent, parsed, frame, runs={recipe: about}, **tables)
         return results.placed(parsed)
@@ -192,10 +207,38 @@ class Results:
     def summary(self) -> pd.DataFrame:
         """One line a (poison budget, unlearner, budget): means over seeds, pooled scores, verdict.
 
-        Of an entry with several trials only the one chosen on held-out data is here.
+        Of an entry with several trials only the one chosen on held-out data is here. Where the recipe has
+        states, means and scores are those of the models themselves, and the verdict is that of the worst
+        state, named in the column `decided_by`.
         """
         tables = [self._summarise(share) for share in self.poison_budgets]
         return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def states(self) -> pd.DataFrame:
+        """One line a line of `summary` and `state`, each with its own verdict; empty without states.
+
+        The model itself, "", comes first.
+        """
+        if not self.recipe.states:
+            return pd.DataFrame()
+        tables = [
+            self._lines(share, state).assign(state=state)
+            for share in self.poison_budgets
+            for state in self._asked
+            if len(self.chosen(share, state))
+        ]
+        table = pd.concat(tables, ignore_index=True)
+        # The states of a model one after the other, and models in the order of the summary.
+        places = dict[tuple[Any, ...], int]()
+        keys = table[["poison_budget", *GROUP]].itertuples(index=False, name=None)
+        order = [places.setdefault(key, len(places)) for key in keys]
+        return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        """The states in which each model is judged, itself the first."""
+        return (ITSELF, *self.recipe.states)
 
     @cached_property
     def moved(self) -> pd.DataFrame:
@@ -259,12 +302,12 @@ class Results:
         known = set(self.rows[of_cell].itertuples(index=False, name=None))
         said = []
         for key, seeds in missing.items():
-            share, role, unlearner, _, budget, *place = key
+            share, role, unlearner, _, budget, *further = key
+            place = dict(zip(columns[len(CELL) :], further, strict=True))
             what = CONTROLS.get(role, f"{unlearner} at compute budget {budget:g}")
-            axes = zip(of_cell[-len(place) :] if place else (), place, strict=True)
-            where = ", ".join(
-                [f"poison budget {share:g}", *(f"{axis} {value:g}" for axis, value in axes)]
-            )
+            what += f" in state {state}" if (state := place.pop(STATE, ITSELF)) else ""
+            axes = (f"{axis} {value:g}" for axis, value in place.items())
+            where = ", ".join([f"poison budget {share:g}", *axes])
             if key in known:
                 listed = ", ".join(map(str, seeds))
                 said.append(f"{where}: {what}: seed{'s' * (len(seeds) > 1)} {listed} missing")
@@ -326,9 +369,11 @@ class Results:
             return list(self.scores_shown)
         return [score for score, effect in self.rests(share) if effect == "mean"]
 
-    def chosen(self, share: float) -> pd.DataFrame:
-        """Rows at one poison budget, of each entry and budget only the chosen trial."""
-        rows = of_verdict(self.rows[self.rows["poison_budget"] == share])
+    def chosen(self, share: float, state: str = ITSELF) -> pd.DataFrame:
+        """Rows at one poison budget and in one state, of each entry and budget only the chosen trial."""
+        every = of_verdict(self.rows[self.rows["poison_budget"] == share])
+        # By the models themselves: one that was trained on has seen the held-out samples.
+        rows = in_state(every, ITSELF)
         # By the mean over seeds: a choice in each seed would mix several trials in one line. The sort is
         # stable, so of equal ones the recipe's first wins.
         seen = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]]
@@ -337,7 +382,7 @@ class Results:
         worth = pd.DataFrame({"worth": worth_of(means)})
         order = worth["worth"].fillna(-2.0).sort_values(ascending=False, kind="stable")
         best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
-        return rows.merge(best[GROUP], on=GROUP, how="inner")
+        return in_state(every, state).merge(best[GROUP], on=GROUP, how="inner")
 
     def searched(self, share: float) -> pd.DataFrame:
         """What the searches cost: a line for each entry and budget of several trials.
@@ -345,7 +390,7 @@ class Results:
         Columns `role`, `unlearner`, `entry`, `budget`; `hyperparameters` of the first; `trials`, their
         number; `spent`, the share of the training's compute that all of them took, mean over seeds.
         """
-        rows = of_verdict(self.rows[self.rows["poison_budget"] == share])
+        rows = in_state(of_verdict(self.rows[self.rows["poison_budget"] == share]), ITSELF)
         rows = rows[rows["role"] == "updated"]
         keys = ["role", "unlearner", "entry", "budget"]
         spent = rows.groupby(GROUP, sort=False)["spent"].mean().reset_index()
@@ -357,31 +402,45 @@ class Results:
         return searches[searches["trials"] > 1].reset_index()
 
     def scores_of(self, share: float, line: Mapping[Any, Any] | pd.Series) -> pd.DataFrame:
-        """The scores of a line of the summary; empty where the rows came without."""
+        """The scores of a line of `summary` or `states`; empty where the rows came without."""
         if not len(self.scores):
             return self.scores
         scores = of_verdict(self.scores[self.scores["poison_budget"] == share])
+        scores = in_state(scores, line.get(STATE, ITSELF))
         for column in GROUP:
             scores = scores[scores[column] == line[column]]
         return scores
 
     def _summarise(self, share: float) -> pd.DataFrame:
+        """The summary at one poison budget."""
+        table, chosen = self._lines(share, ITSELF), self.chosen(share)
+        if self.recipe.states:
+            # The verdict's own columns anew: what is left stays what it is in the model itself.
+            alpha, judged = self.recipe.verdict.alpha, self._judged[share][1].values()
+            models = [worst(answers, alpha) for answers in judged]
+            decided = pd.DataFrame([_of_verdict(verdict) for _, verdict in models])
+            table[decided.columns] = decided
+            table["decided_by"] = [state for state, _ in models]
+        cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+        accuracies = [rows.set_index("seed")["test_accuracy"] for _, rows in cells]
+        return table.assign(standing=standings(table, accuracies, self.recipe.verdict.alpha))
+
+    def _lines(self, share: float, state: str) -> pd.DataFrame:
+        """One line a cell: its models in a state, with the state's own verdict."""
         # A reference has no line: it is there to be compared with, as the retrained model's twin.
-        chosen = self.chosen(share)
+        chosen, answers = self.chosen(share, state), self._judged[share][1]
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
         keys = list(cells.groups)
-        answers = self._judged[share][1]
         numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *self._averaged(chosen)]
         means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
         of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
         table = pd.concat([*of_cells, means, spreads], axis=1).loc[keys].reset_index()
         table.insert(len(GROUP), "poison_budget", share)
-        full = chosen[chosen["role"] == "retrained"].set_index("seed")["test_accuracy"]
+        itself = self.chosen(share)
+        full = itself[itself["role"] == "retrained"].set_index("seed")["test_accuracy"]
         table["accuracy_cost"] = full.mean() - table["test_accuracy"]
-        lines = [self._line(rows, answers[key], full) for key, rows in cells]
-        table = pd.concat([table, pd.DataFrame(lines)], axis=1)
-        accuracies = [rows.set_index("seed")["test_accuracy"] for _, rows in cells]
-        return table.assign(standing=standings(table, accuracies, self.recipe.verdict.alpha))
+        lines = [self._line(rows, answers[key][state], full) for key, rows in cells]
+        return pd.concat([table, pd.DataFrame(lines)], axis=1)
 
     def _line(self, rows: pd.DataFrame, verdict: Verdict, full: pd.Series) -> dict[str, Any]:
         """A summary line's scores, intervals and verdict.
@@ -404,17 +463,11 @@ class Results:
         reference = rows["role"].iloc[0] == "retrained"
         # Within seeds: how hard a seed's split is, both models share.
         cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
-        return line | {
-            "verdict": verdict.answer,
-            "usable": "yes" if reference else usable(cost, settings.accuracy, settings.alpha),
-            "removed_in": verdict.removed_in,
-            "trainings": verdict.trainings,
-            "p_removed": verdict.p_removed,
-            "p_not_removed": verdict.p_not_removed,
-            "needed": verdict.needed,
-            "reasons": "; ".join(verdict.reasons),
-            "note": "; ".join(sorted({note for note in rows["note"] if note})),
-        }
+        use = "yes" if reference else usable(cost, settings.accuracy, settings.alpha)
+        note = "; ".join(sorted({note for note in rows["note"] if note}))
+        # In the order that summary.csv has: the use stands behind the answer.
+        answer = _of_verdict(verdict)
+        return line | {"verdict": answer.pop("verdict"), "usable": use} | answer | {"note": note}
 
     def _evidence(self, rows: pd.DataFrame) -> "Evidence | Difference":
         """What the models of one cell show of the poison; its rows are one a seed."""
@@ -438,43 +491,62 @@ class Results:
         return [column for column in columns if column in rows]
 
     @cached_property
-    def _judged(self) -> dict[float, tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]]:
-        """What verdicts rest on, and the verdict of each cell, by poison budget."""
+    def _judged(self) -> dict[float, Judged]:
+        """What verdicts rest on, and the verdict of each cell and state, by poison budget."""
         return {share: self._judge(share) for share in self.poison_budgets}
 
-    def _judge(self, share: float) -> tuple[tuple[Rest, ...], dict[tuple[Any, ...], Verdict]]:
-        """What verdicts rest on, and by cell the verdict: controls each alone, unlearners together."""
-        chosen = self.chosen(share)
-        seeds = chosen["seed"].unique()
-        evidence = {
-            key: self._evidence(_aligned(rows, seeds))
-            for key, rows in chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+    def _shown(self, share: float) -> "dict[Key, list[Any]]":
+        """What the models of each cell show in each state, at one poison budget."""
+        chosen = [self.chosen(share, state) for state in self._asked]
+        seeds = chosen[0]["seed"].unique()
+        by_state = [dict(list(rows.groupby(GROUP, sort=False))) for rows in chosen]
+        return {
+            key: [self._evidence(_aligned(of.get(key, rows.head(0)), seeds)) for of in by_state]
+            for key, rows in by_state[0].items()
+            if key[0] != "reference"
         }
+
+    def _judge(self, share: float) -> Judged:
+        """What verdicts rest on, and the verdicts: controls each alone, unlearners together."""
+        evidence, states = self._shown(share), self._asked
         family = [key for key in evidence if key[0] == "updated"]
-        levels = self.recipe.verdict.model_dump(include={"alpha", "margin"})
-        initial = next((one for key, one in evidence.items() if key[0] == "initial"), None)
+        levels: dict[str, Any] = self.recipe.verdict.model_dump(include={"alpha", "margin"})
+        over: dict[str, Any] = levels | {"states": len(states)}
+        initial = next((of[0] for key, of in evidence.items() if key[0] == "initial"), None)
         # Controls check the test, and nobody picks among them: they share no error rate.
         alone = [[key] for key in evidence.keys() - family]
-        answers: dict[tuple[Any, ...], Verdict] = {}
+        answers: dict[Key, dict[str, Verdict]] = {key: {} for key in evidence}
         if self.recipe.attack.needs_twin:
             # Without an initial model nobody knows what a share of its effect would be.
-            before = (
-                initial
-                if isinstance(initial, Difference)
-                else Difference(np.full(len(seeds), np.nan))
-            )
-            for keys in (family, *alone):
-                differences = [one for key in keys if isinstance(one := evidence[key], Difference)]
-                answers |= zip(keys, paired_verdicts(before, differences, **levels), strict=True)
-            return (), answers
-        first = initial if isinstance(initial, Evidence) else Evidence({})
-        # Decided once, by the initial model and the counts alone: no unlearner's scores may choose
-        # the tests that it is judged by.
-        rests = rests_on(first, family=max(1, len(family)), **levels)
+            nothing = Difference(np.full(self.rows["seed"].nunique(), np.nan))
+            before = initial if isinstance(initial, Difference) else nothing
+            rests: tuple[Rest, ...] = ()
+            judge: Callable[..., list[Verdict]] = partial(paired_verdicts, before, **over)
+        else:
+            first = initial if isinstance(initial, Evidence) else Evidence({})
+            # Decided once, by the initial model and the counts alone: no unlearner's scores may choose
+            # the tests that it is judged by.
+            rests = rests_on(first, family=max(1, len(family)), **levels)
+            judge = partial(verdicts, first, rests=rests, **over)
         for keys in (family, *alone):
-            scored = [one for key in keys if isinstance(one := evidence[key], Evidence)]
-            answers |= zip(keys, verdicts(first, scored, rests=rests, **levels), strict=True)
+            cells = [(key, state) for key in keys for state in states]
+            judged = judge([one for key in keys for one in evidence[key]])
+            for (key, state), verdict in zip(cells, judged, strict=True):
+                answers[key][state] = verdict
         return rests, answers
+
+
+def _of_verdict(verdict: Verdict) -> dict[str, Any]:
+    """The columns of a summary on a verdict."""
+    return {
+        "verdict": verdict.answer,
+        "removed_in": verdict.removed_in,
+        "trainings": verdict.trainings,
+        "p_removed": verdict.p_removed,
+        "p_not_removed": verdict.p_not_removed,
+        "needed": verdict.needed,
+        "reasons": "; ".join(verdict.reasons),
+    }
 
 
 def _refuse_unjudgeable(frame: pd.DataFrame, where: str) -> None:
@@ -562,8 +634,8 @@ def titled_apart(name: str, of: Titled, titles: Sequence[str]) -> Titled:
 
 def _columns(recipe: Recorded) -> Iterator[str]:
     """What verdicts and tables take from a row, beside what every row has."""
-    shown, axis = recipe.attack.shown, axis_of(recipe)
-    yield from () if axis is None else (axis,)
+    shown = recipe.attack.shown
+    yield from further_columns(recipe)
     for name in shown.null_scores:
         yield from NOTHING.columns(name)
     for reference in shown.reference_columns.values():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.experiment.cells import CELL, cells, groups
+from marshtest.experiment.cells import cell_columns, cells, groups
 from marshtest.experiment.protocol import Row
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import raised
@@ -51,7 +51,7 @@ def collect(store: Store, keys: Keys) -> Collected:
         if store.is_recorded(key):
             score = store.load(key)
             row = score["row"] | place
-            columns = {name: row[name] for name in (*CELL, "entry", *axes)}
+            columns = {name: row[name] for name in (*cell_columns(row), "entry")}
             table = pd.read_parquet(io.BytesIO(store.file(key, "scores.parquet")))
             if len(table):
                 scores.append(pd.concat([pd.DataFrame(columns, table.index), table], axis=1))

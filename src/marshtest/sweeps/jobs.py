@@ -11,6 +11,7 @@ from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.requests import ALL, Request
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.experiment.states import passes_of
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
 
@@ -59,6 +60,11 @@ class Job:
     def budgets(self) -> tuple[float, ...]:
         """The compute budgets of its cells, in their order, each once."""
         return tuple(dict.fromkeys(cell.budget for cell in self.cells))
+
+    @property
+    def models(self) -> tuple[Cell, ...]:
+        """The cells of its models themselves, each once for all its states."""
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
     def arms(self) -> tuple[Role, ...]:
@@ -128,11 +134,11 @@ def _jobs_of_group(
         if rows[0].role == Role.UPDATED:
             yield _unlearn_job(keys, rows, first, place, keep_models)
         else:
-            yield _score_job(keys, rows[0], first, place)
+            yield _score_job(keys, rows, first, place)
 
 
 def _by_model(rows: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """The cells of one call of an unlearner together: all its budgets, and its requests in turn."""
+    """The cells of one call of an unlearner together: all its budgets, its requests in turn, and states."""
     together: dict[Any, list[Cell]] = {}
     for cell in rows:
         number = None if cell.role == Role.UPDATED else cell.request.number
@@ -145,19 +151,19 @@ def _told(request: Request) -> str:
     return "".join(f"{name} {value:g} " for name, value in request.key.items())
 
 
-def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:
+def _score_job(keys: Keys, rows: tuple[Cell, ...], first: tuple[str, ...], place: str) -> Job:
     # The initial model is needed always: what a model spent is told as a share of its training, and the
     # way to the retrained one begins at it.
-    group, role, request = cell.group, cell.role, cell.request
+    group, role, request = rows[0].group, rows[0].role, rows[0].request
     initial, retrained = keys.model(Role.INITIAL, group), keys.model(Role.RETRAINED, group)
     model, twin = keys.model(role, group, request), keys.twin(role, group, request)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
     # Each once: `model` may be one of the others.
     needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
-    makes = (keys.score(model),)
+    makes = tuple(keys.row(cell) for cell in rows)
     what = f"{role} model {_told(request)}{place}"
-    return Job("score", what, makes, needs, keys, group, role, (cell,), request)
+    return Job("score", what, makes, needs, keys, group, role, rows, request)
 
 
 def _unlearn_job(
@@ -167,10 +173,11 @@ def _unlearn_job(
     arms = keys.arms(unlearner, request)
     makes = tuple(keys.row(cell) for cell in rows)
     if keep_models:
+        itself = [cell for cell in rows if not cell.state]
         makes += tuple(
             keys.updated(group, unlearner, cell.budget, role, cell.request)
             for role in arms
-            for cell in rows
+            for cell in itself
         )
     needs = (*first, *(keys.model(role, group) for role in arms), keys.model(Role.RETRAINED, group))
     what = f"{unlearner.name} {_told(request) if request.of == 1 else ''}{place}"
@@ -185,7 +192,8 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     held_out = len(data.train) - kept
     tests = len(data.test)
     work = work_of(recipe.attack, poisons, tests)
-    measured = work.passes + tests + poisons + held_out
+    measured = len(job.cells) * (work.passes + tests + poisons + held_out)
+    measured += sum(3.0 * held_out * (passes_of(cell.state or "") or 0) for cell in job.cells)
     if job.kind == "features":  # done before all that is weighed; `explain` times its network
         return {"features": 0.0}
     if job.kind == "craft":
@@ -203,4 +211,4 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     # The smaller budgets of an anytime method lie on the way to its largest.
     compute = max(job.budgets) if job.passes_smaller_budgets else sum(job.budgets)
     compute *= len(job.arms)
-    return {"unlearn": compute * full * kept, "score": len(job.cells) * measured}
+    return {"unlearn": compute * full * kept, "score": measured}

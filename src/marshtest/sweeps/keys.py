@@ -6,7 +6,7 @@
     initial, twin, shuffled, retrained, reference                  models from scratch
     exact, exact-twin                                              the same, where a request is of a part
     updated      a model after unlearning, a budget                of the initial model, and of its twin
-    score        a model's row, scores and shifts                  with the effect on its clean twin
+    score        a model's row, scores and shifts, in a state      with the effect on its clean twin
 
 A stage's key is its kind and the hash of what it depends on: of the recipe only that, the keys of the
 stages before it, and ALGORITHM. A *job* is what is scheduled: it makes one stage, or, where an unlearner's
@@ -88,11 +88,12 @@ class Keys:
         by, initial = unlearner.model_dump(mode="json"), self.model(role, group)
         return _key("updated", initial=initial, by=by, budget=budget, **in_unit, **request.key)
 
-    def score(self, model: str) -> str:
-        """The key of a model's measures; its clean twin is determined by it."""
+    def score(self, model: str, state: str | None = None) -> str:
+        """The key of a model's measures in a state; its clean twin is determined by it."""
         # As above: without metrics the key is what it was before there were any.
         metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
-        beside = {"metrics": metrics} if metrics else {}
+        beside: dict[str, Any] = {"metrics": metrics} if metrics else {}
+        beside |= {"state": state} if state else {}
         return _key("score", model=model, attack=self._measured_by, **beside)
 
     # What a recipe makes of them
@@ -110,7 +111,7 @@ class Keys:
 
     def row(self, cell: Cell) -> str:
         """The key of the score that becomes a cell's row."""
-        return self.score(self.measured(cell))
+        return self.score(self.measured(cell), cell.state)
 
     def arms(self, unlearner: Unlearner, request: Request = ALL) -> tuple[Role, ...]:
         """Roles of the models that an unlearner starts from."""

@@ -29,7 +29,7 @@ class Planned:
     def unshared(self) -> int:
         """How many jobs there would be if each variant, model and budget stood alone."""
         every = (job for keys in self.keys for job in jobs(keys, keep_models=False))
-        return sum(len(job.cells) or 1 for job in every)
+        return sum(len(job.models) or 1 for job in every)
 
     def ledger(self) -> Ledger:
         """What the store keeps of the plan."""

@@ -238,7 +238,8 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     """Copy the models out of the store, and write the list of them, one line a file."""
     store, lines = worker.store, []
     taken: Counter[str] = Counter()
-    for cell in _models(keys.recipe):
+    # A state of a model can be made of it again.
+    for cell in dict.fromkeys(cell.model for cell in _models(keys.recipe)):
         key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
         if cell.role == Role.UPDATED:
             stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"

@@ -4,7 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from safetensors.torch import load as tensors_in
@@ -164,26 +164,31 @@ class Worker:
         self.store.remove(f"partial/{key}")
 
     def _score(self, job: Job) -> None:
-        (cell,), (score,), pipeline = job.cells, job.makes, self.pipeline(job.keys)
+        cell, pipeline = job.cells[0], self.pipeline(job.keys)
         key = job.keys.measured(cell)
         twin_key = job.keys.twin(cell.role, job.group, cell.request)
         model = self._model(pipeline, key)
         subject = Subject(cell.role, cell.unlearner, cell.budget, model, self._fit(key).cost)
         twin = None if twin_key is None else self._model(pipeline, twin_key)
-        self._measure(job, cell, pipeline, subject, twin, score)
+        for cell, score in zip(job.cells, job.makes, strict=True):
+            if not self.store.is_recorded(score):
+                in_state = replace(subject, state=cell.state)
+                self._measure(job, cell, pipeline, in_state, twin, score)
 
     def _unlearn(self, job: Job, progress: Progress) -> str:
         """Cells whose updated models are recorded are measured only; the others go in one call an arm."""
         arms = job.arms
         # Not strict: models that are kept stand behind the scores.
         scores = dict(zip(job.cells, job.makes, strict=False))
+        missing = [cell for cell, score in scores.items() if not self.store.is_recorded(score)]
+        unscored = {cell.model for cell in missing}
         subjects: dict[tuple[Role, Cell], Subject] = {}
         for done, role in enumerate(arms, 1):
             todo = [
                 cell
-                for cell, score in scores.items()
+                for cell in job.models
                 if not self.store.is_recorded(self._updated_key(job, cell, role))
-                and (job.keeps_models or not self.store.is_recorded(score))
+                and (job.keeps_models or cell in unscored)
             ]
             for cell, subject in self._updates(job, role, todo):
                 subjects[role, cell] = subject
@@ -191,16 +196,13 @@ class Worker:
                 if job.keeps_models and not subject.trace:
                     self._record_updated(job, self._updated_key(job, cell, role), subject)
             progress(done / (len(arms) + 1))  # measuring counts as one arm more
-        faults = [
-            self._measure_arms(
-                job,
-                cell,
-                [subjects.get((role, cell)) or self._updated(job, cell, role) for role in arms],
-                score,
-            )
-            for cell, score in scores.items()
-            if not self.store.is_recorded(score)
-        ]
+        faults = []
+        for cell in missing:
+            for role in arms:  # read once a model, and not once for each of its states
+                if (role, cell.model) not in subjects:
+                    subjects[role, cell.model] = self._updated(job, cell, role)
+            models = [replace(subjects[role, cell.model], state=cell.state) for role in arms]
+            faults.append(self._measure_arms(job, cell, models, scores[cell]))
         progress(1.0)
         return next(filter(None, faults), "")
 
