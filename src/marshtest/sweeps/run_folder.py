@@ -14,6 +14,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -237,10 +238,12 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     """Copy the models out of the store, and write the list of them, one line a file."""
     store, lines = worker.store, []
     taken: Counter[str] = Counter()
-    for cell in _models(keys.recipe):
-        key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
-        if cell.role == Role.UPDATED:
-            stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
+    for cell, key in _models(keys):
+        stem = f"{cell.group.name}-{cell.role}"
+        if cell.entry >= 0:
+            name = file_stem(cell.unlearner, ALSO)
+            twin = f"{cell.role}-" if cell.role == Role.TWIN else ""
+            stem = f"{cell.group.name}-{twin}{name}-{cell.budget:g}"
         # Trials of one unlearner are numbered, and names that differ in capitals alone: some file
         # systems do not tell them apart.
         taken[stem.casefold()] += 1
@@ -252,12 +255,21 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     write(pd.DataFrame(lines), folder / MODELS)
 
 
-def _models(recipe: Recipe) -> Iterator[Cell]:
-    """The cells of all models; a clean twin has no row, and so no cell elsewhere."""
-    for group in groups(recipe):
-        yield from cells(recipe, group)
-        if Role.TWIN in trained(recipe):
-            yield Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0)
+def _models(keys: Keys) -> Iterator[tuple[Cell, str]]:
+    """The cells of all models, and their keys; a clean twin has no row, and so no cell elsewhere."""
+    for group in groups(keys.recipe):
+        own = list(cells(keys.recipe, group))
+        yield from ((cell, keys.measured(cell)) for cell in own)
+        if Role.TWIN not in trained(keys.recipe):
+            continue
+        twin = Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0)
+        yield twin, keys.model(Role.TWIN, group)
+        for cell in (cell for cell in own if cell.role == Role.UPDATED):
+            unlearner = keys.unlearner(cell)
+            # Of one that looks at nothing of before, both arms end in one model.
+            start = keys.arms(unlearner)[-1]
+            key = keys.updated(group, unlearner, cell.budget, start)
+            yield replace(cell, role=Role.TWIN), key
 
 
 def folder_name(label: str, recipe: str) -> str:
