@@ -209,7 +209,7 @@ def _of_folder(folder: Path, options: Mapping[str, Any], suite: Suite) -> Newcom
             f"{folder}: holds no models of the suite {suite.name}. Give a folder with a folder a recipe "
             f"({', '.join(suite.recipes)}), each with models/ in it."
         )
-    return Newcomer(str(folder), recipes, said)
+    return Newcomer(folder.resolve().name, recipes, said)
 
 
 def _place_of(folder: Path, recipe: Recipe) -> Path | None:

@@ -34,7 +34,10 @@ COLOURS = {
     "INCONCLUSIVE": "#565656",
     "–": "#565656",
 }
-MARGIN = 0.2  # of a recipe's verdicts, unless it says otherwise
+SHADE: dict[str, Any] = {"color": BLUE, "alpha": 0.12, "lw": 0}
+PLAIN: dict[str, Any] = {"color": "#9AA3AC", "lw": 0.8}
+DASHED: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": (0, (2, 1))}
+OWN: dict[str, Any] = {"fmt": "o", "ms": 7, "lw": 2, "capsize": 3, "zorder": 5}
 FARTHEST = 1.3  # share left that the picture still shows
 LEGEND = (
     "Left: share of the poison's effect that is left after unlearning, by the score that shows most, ± its "
@@ -158,12 +161,13 @@ def _bytes(figure: Figure, **options: Any) -> bytes:
 
 def _drawn(card: Card) -> Figure:
     count = len(card.lines)
-    height = 1.45 + 0.42 * count
+    height = 1.6 + 0.42 * count  # inches: 0.42 a line, the rest above and below
     figure = Figure(figsize=(6.4, height))
-    panel = figure.add_axes((0.27, 0.62 / height, 0.3, 0.42 * count / height))
+    panel = figure.add_axes((0.27, 0.77 / height, 0.3, 0.42 * count / height))
     for place, line in enumerate(card.lines):
         _draw_line(panel, line, place)
-    panel.axvspan(-MARGIN, MARGIN, color=BLUE, alpha=0.12, lw=0)
+        _write_line(panel, line, place)
+    _write_heads(panel, ranked=any(line.rank for line in card.lines))
     panel.set(xlim=(-0.05, FARTHEST), ylim=(count - 0.5, -0.5))
     panel.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     panel.set_yticks([])
@@ -171,52 +175,57 @@ def _drawn(card: Card) -> Figure:
     panel.set_xlabel("of the poison's effect left", fontsize=8.5)
     top = height - 0.12
     figure.text(0.015, top / height, _shortened(card.unlearner), size=13, weight="bold", va="top")
-    verdict = f"{SIGNS.get(card.verdict, '')} {card.verdict} at worst"
-    colour = COLOURS[card.verdict]
-    figure.text(
-        0.985, top / height, verdict, size=11, weight="bold", va="top", ha="right", color=colour
-    )
+    verdict = f"{SIGNS.get(card.verdict, '')} {card.verdict}{'' if card.agrees else ' at worst'}"
+    answer: dict[str, Any] = {
+        "size": 11,
+        "weight": "bold",
+        "ha": "right",
+        "color": COLOURS[card.verdict],
+    }
+    figure.text(0.985, top / height, verdict, va="top", **answer)
     figure.text(0.015, (top - 0.27) / height, _under(card), size=8.5, va="top", color=GREY)
     figure.text(0.015, 0.03 / height, _foot(card), size=7.5, va="bottom", color=GREY)
     return figure
 
 
 def _draw_line(panel: Axes, line: Line, place: int) -> None:
-    """One attack: its name, what each unlearner leaves, the verdict, the accuracy and the rank."""
-    colour = COLOURS[line.verdict]
-    row: dict[str, Any] = {"transform": panel.get_yaxis_transform(), "va": "center", "size": 9}
-    panel.text(-0.86, place, _shortened(line.attack, 24), **row)
-    known = [(min(left, FARTHEST), name) for name, left in line.known.items() if left == left]
-    for left, name in known:
-        tuned = name == TUNED
-        panel.plot(
-            [left] * 2,
-            [place - 0.3, place + 0.3],
-            color="black" if tuned else "#9AA3AC",
-            lw=1.6 if tuned else 0.8,
-            ls=(0, (2, 1)) if tuned else "-",
-        )
-    if line.left == line.left:
-        error = 0.0 if math.isnan(line.left_error) else line.left_error
+    """What each unlearner leaves of one attack's poison, the newcomer on top."""
+    panel.fill_betweenx([place - 0.5, place + 0.5], -line.margin, line.margin, **SHADE)
+    for name, left in line.known.items():
+        if not math.isnan(left):
+            at = min(left, FARTHEST)
+            style = DASHED if name == TUNED else PLAIN
+            panel.plot([at, at], [place - 0.3, place + 0.3], **style)
+    if not math.isnan(line.left):
+        # A share whose error is unknown has a mark without a bar.
+        bar = None if math.isnan(line.left_error) else line.left_error
         at = min(line.left, FARTHEST - 0.05)
-        panel.errorbar(
-            at, place, xerr=error, fmt="o", color=colour, ms=7, lw=2, capsize=3, zorder=5
-        )
-    panel.text(
-        1.06,
-        place,
-        f"{SIGNS.get(line.verdict, '')} {line.verdict}",
-        color=colour,
-        weight="bold",
-        **row,
-    )
+        panel.errorbar(at, place, xerr=bar, color=COLOURS[line.verdict], **OWN)
+    else:
+        panel.text(0.5, place, "no effect before", ha="center", va="center", size=8, color=GREY)
+
+
+def _write_line(panel: Axes, line: Line, place: int) -> None:
+    """One attack in words and numbers, on either side of the panel."""
+    sides: dict[str, Any] = {"transform": panel.get_yaxis_transform(), "va": "center", "size": 9}
+    verdict = f"{SIGNS.get(line.verdict, '')} {line.verdict}"
     rank = "" if line.rank is None else f"{line.rank} of {line.ranked}"
-    panel.text(1.93, place, number(-100 * line.cost, 1, "+"), ha="right", **row)
-    panel.text(2.37, place, rank, ha="right", **row)
-    if place == 0:
-        head = row | {"size": 8, "color": GREY}
-        panel.text(1.93, -0.72, "points", ha="right", **head)
-        panel.text(2.37, -0.72, "rank" if rank else "", ha="right", **head)
+    panel.text(-0.86, place, _shortened(line.attack, 24), **sides)
+    panel.text(1.06, place, verdict, color=COLOURS[line.verdict], weight="bold", **sides)
+    panel.text(1.93, place, number(-100 * line.cost, 1, "+"), ha="right", **sides)
+    panel.text(2.37, place, rank, ha="right", **sides)
+
+
+def _write_heads(panel: Axes, *, ranked: bool) -> None:
+    heads: dict[str, Any] = {
+        "transform": panel.get_yaxis_transform(),
+        "va": "center",
+        "size": 8,
+        "color": GREY,
+    }
+    panel.text(1.93, -0.72, "points", ha="right", **heads)
+    if ranked:
+        panel.text(2.37, -0.72, "rank", ha="right", **heads)
 
 
 def _under(card: Card) -> str:
@@ -236,7 +245,10 @@ def _foot(card: Card) -> str:
         marks.append("Grey: known unlearners.")
     if any(TUNED in line.known for line in card.lines):
         marks.append("Dashed: tuned retraining.")
-    return " ".join([*marks, "Points: test accuracy, against full retraining."])
+    return (
+        " ".join(marks)
+        + "\nPoints: test accuracy less that of full retraining, in percentage points."
+    )
 
 
 def _shortened(text: str, most: int = 34) -> str:

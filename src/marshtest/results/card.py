@@ -43,6 +43,7 @@ class Line:
         rank, ranked: place among so many, by what is left or accuracy lost, whichever is more; None
             without known unlearners.
         standing: to tuned retraining; "" where it is not among the known.
+        margin: share of the effect that REMOVED may leave.
         reasons: what speaks against REMOVED; and what was odd.
         known: share left by each of the known.
         membership: columns that tell of membership inference, by their titles.
@@ -64,6 +65,7 @@ class Line:
     rank: int | None
     ranked: int
     standing: str
+    margin: float
     reasons: str
     known: Mapping[str, float] = field(default_factory=dict)
     membership: Mapping[str, float | str] = field(default_factory=dict)
@@ -104,19 +106,27 @@ class Card:
         return _worst((line.usable for line in self.lines), USES)
 
     @property
+    def agrees(self) -> bool:
+        """Whether all attacks say the same."""
+        return len({line.verdict for line in self.lines}) == 1
+
+    @property
     def headline(self) -> str:
         """The whole card in a sentence, the worst first."""
         total = len(self.lines)
-        worst = [line.attack for line in self.lines if line.verdict == self.verdict]
-        removed = sum(line.verdict == "REMOVED" for line in self.lines)
-        used = sum(line.usable == "yes" for line in self.lines)
-        which = "all" if len(worst) == total else ", ".join(dict.fromkeys(worst))
-        parts = [f"removed in {removed} of {total} attacks", f"usable in {used} of {total}"]
+        counts = [f"usable in {sum(line.usable == 'yes' for line in self.lines)} of {total}"]
+        if self.agrees:
+            answer = f"{self.verdict} in all {total} attacks"
+        else:
+            worst = [line.attack for line in self.lines if line.verdict == self.verdict]
+            answer = f"{self.verdict} at worst ({', '.join(dict.fromkeys(worst))})"
+            removed = sum(line.verdict == "REMOVED" for line in self.lines)
+            counts = [f"removed in {removed} of {total} attacks", *counts]
         if self.rank is not None:
-            parts.append(f"rank {self.rank} of {self.ranked}")
+            counts.append(f"rank {self.rank} of {self.ranked}")
         if (against := self._against()) is not None:
-            parts.append(against)
-        return f"{self.unlearner}: {self.verdict} at worst ({which}); {', '.join(parts)}."
+            counts.append(against)
+        return f"{self.unlearner}: {answer}; {', '.join(counts)}."
 
     def _against(self) -> str | None:
         """How the unlearner stands to tuned retraining over all attacks; None where nothing tells."""
@@ -160,7 +170,7 @@ def card_of(
         compared.append(both)
         lines += [_line(own, both, share, name) for share in own.poison_budgets]
     names = [_name(own) for own, _ in scored]
-    places = _places(compared, names[0]) if names and len(set(names)) == 1 else (None, 0)
+    places = _place(leaderboard(compared), names[0])
     values = {own.recipe.name: own.recipe.unlearners[0][0].hyperparameters for own, _ in scored}
     told = {recipe: _told(of) for recipe, of in values.items()}
     return Card(unlearner, told, suite, lines, *places, tuple(said))
@@ -225,6 +235,7 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
         rank=rank,
         ranked=ranked,
         standing=_standing(line, own, both, share),
+        margin=own.recipe.verdict.margin,
         reasons="; ".join(filter(None, (str(line["reasons"]), str(line["note"])))),
         known={other: float(shares[other]["left"]) for other in sorted(others)},
         membership=_membership(own, line),
@@ -234,6 +245,8 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
 
 def _at(results: Results, share: float) -> Results:
     """The results at one poison budget."""
+    if results.poison_budgets == [share]:  # what is summarised already
+        return results
     return replace(results, rows=results.rows[results.rows["poison_budget"] == share])
 
 
@@ -247,10 +260,6 @@ def _membership(own: Results, line: pd.Series) -> dict[str, float | str]:
         for name, title in titles.items()
         if name.startswith("membership") and name in line
     }
-
-
-def _places(compared: Sequence[Results], name: str) -> tuple[int | None, int]:
-    return _place(leaderboard(compared), name)
 
 
 def _place(board: pd.DataFrame, name: str) -> tuple[int | None, int]:
