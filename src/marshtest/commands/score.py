@@ -213,7 +213,7 @@ def _of_folder(folder: Path, options: Mapping[str, Any], suite: Suite) -> Newcom
 
 
 def _place_of(folder: Path, recipe: Recipe) -> Path | None:
-    """Where a recipe's models lie: in the folder of its name, or right here where its own run lies."""
+    """The place of a recipe's models: the folder of its name, or this one where its own run lies here."""
     if (folder / recipe.name / "models").is_dir():
         return folder / recipe.name
     record = folder / FILE
