@@ -32,7 +32,8 @@ from marshtest.sweeps.worker import Worker
 from marshtest.unlearning.base import Custom
 from marshtest.unlearning.gradient_descent import GradientDescent
 
-GAUSSIAN: dict[str, Any] = {**TINY, "unlearners": ["gd", "retrain-tuned"]}
+TUNED = {"name": "retrain-tuned", "batch_size": 8, "lr": 0.05}
+GAUSSIAN: dict[str, Any] = {**TINY, "unlearners": ["gd", TUNED]}
 BADNETS: dict[str, Any] = {
     **GAUSSIAN,
     "attack": {"name": "badnets", "size": 2},
