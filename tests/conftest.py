@@ -40,7 +40,12 @@ def load():
     return model
 """
 
-UNLIKE = {"newton", "sisa", "outside"}  # they ask for a linear model, for shards, for an answer
+UNLIKE = {
+    "newton",
+    "sisa",
+    "outside",
+    "elsewhere",
+}  # of a linear model, shards, models from outside
 METHODS = [name for name in UNLEARNERS if name not in UNLIKE]
 
 ALL_ON_TEXTS = [  # the paper's, for a transformer of few blocks

@@ -86,11 +86,13 @@ def test_the_list_of_models_is_read_without_torch(kept: Results) -> None:
 
 def test_the_clean_twin_and_the_controls_are_kept_too(tmp_path: Path) -> None:
     results = marshtest.run(CRAFTED, out=tmp_path / "run", keep_models=True, report=False)
-    roles = ["initial", "shuffled", "retrained", "reference", "updated", "twin"]
+    roles = ["initial", "shuffled", "retrained", "reference", "updated", "twin", "twin"]
     assert results.models["role"].tolist() == roles
     models = [results.load_model(line).state_dict() for _, line in results.models.iterrows()]
-    twin = models[roles.index("twin")]
-    assert not all(torch.equal(models[0][name], tensor) for name, tensor in twin.items())
+    twin, updated_twin = models[-2:]
+    for before, after in ((models[0], twin), (twin, updated_twin), (models[4], updated_twin)):
+        assert not all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert results.models["unlearner"].tolist()[-2:] == ["none", "gd"]
 
 
 def raising(model: Any, *_: Any, **__: Any) -> Any:

@@ -7,6 +7,7 @@ from .commands.plan import Trainings as Trainings
 from .commands.plan import plan as plan
 from .commands.renamed import report_rows as report_rows
 from .commands.run import run as run
+from .commands.score import score as score
 from .commands.study import study as study
 from .commands.sweep import Swept as Swept
 from .commands.sweep import sweep as sweep
@@ -25,6 +26,7 @@ from .models.checkpoint import load_model as load_model
 from .models.checkpoint import save_model as save_model
 from .plumbing.errors import MarshtestError as MarshtestError
 from .reporting.write import report as report
+from .results.card import Card as Card
 from .results.comparison import compare as compare
 from .results.leaderboard import leaderboard as leaderboard
 from .results.summary import Results as Results

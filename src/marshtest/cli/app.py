@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from marshtest.cli import audit, catalogue, check, plan, report, run, screen, sweep
+from marshtest.cli import audit, catalogue, check, plan, report, run, score, screen, sweep
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.malloc import keep_freed_memory
 
@@ -19,6 +19,7 @@ COMMANDS = {  # by what they are for; each is a function of its own name
         check.check,
         plan.explain,
         run.run,
+        score.score,
         sweep.sweep,
         sweep.status,
         sweep.clean,
@@ -29,7 +30,7 @@ COMMANDS = {  # by what they are for; each is a function of its own name
     "Look up": (catalogue.list_,),
 }
 RENAMED = {"hypotheses": "study", "test": "audit"}  # names of version 0.1, to go with the next
-RESUMED = {"run", "sweep"}  # commands that keep what is finished, and begin there again
+RESUMED = {"run", "score", "sweep"}  # commands that keep what is finished, and begin there again
 
 
 class Commands(TyperGroup):

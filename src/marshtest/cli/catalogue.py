@@ -26,6 +26,7 @@ KINDS = {  # as one asks for several, and as JSON names one
     "recipes": "recipe",
     "sweeps": "sweep",
     "hypotheses": "hypothesis",
+    "suites": "suite",
 }
 CLASSES = {"unlearners": "unlearning", "attacks": "attacks", "models": "models"}  # and their wings
 METRICS = ("accuracy", "gus", "privacy", "rank", "tradeoff", "verdict")  # modules

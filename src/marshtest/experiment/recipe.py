@@ -230,15 +230,19 @@ class Recipe(Named):
 
     @model_validator(mode="after")
     def _asked_in_one_way(self) -> Self:
-        if self.known == (1.0,):
-            return self
-        if self.requests > 1:
+        if self.known != (1.0,) and self.requests > 1:
             raise ValueError(
                 "known: requests one after the other are of all poisons. Leave out known or requests."
             )
-        # Its answers are found by the model alone, which is the same for every share.
-        if any(trial.name == "outside" for entry in self.unlearners for trial in entry):
-            raise ValueError("known: outside answers one request a model. Leave out known, or it.")
+        # Their answers are found by the model alone, which is the same for every share.
+        answered_once = {"outside", "elsewhere"} if self.known != (1.0,) else set[str]()
+        answered_once |= {"elsewhere"} if self.requests > 1 else set()
+        for trial in (trial for entry in self.unlearners for trial in entry):
+            if trial.name in answered_once:
+                key = "known" if self.requests == 1 else "requests"
+                raise ValueError(
+                    f"{key}: {trial.name} answers one request a model. Leave out {key}, or it."
+                )
         return self
 
     @model_validator(mode="after")

@@ -10,22 +10,32 @@ import yaml
 
 from marshtest.plumbing.errors import MarshtestError, unknown
 
-KINDS = {"recipes": "recipe", "hypotheses": "hypothesis", "sweeps": "sweep"}  # folders, and names
-COMMANDS = {"recipes": "run", "hypotheses": "study", "sweeps": "sweep"}
+KINDS = {  # folders, and names
+    "recipes": "recipe",
+    "hypotheses": "hypothesis",
+    "sweeps": "sweep",
+    "suites": "suite",
+}
+COMMANDS = {
+    "recipes": "run",
+    "hypotheses": "study",
+    "sweeps": "sweep",
+    "suites": "score UNLEARNER --suite",
+}
 MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
 LONGEST_NAME = 100
 NAME_OR_PATH = "name or path"  # key for `data=TEXT`: the settings of the data tell which it is
 
 
 def shipped(kind: str = "recipes") -> dict[str, str]:
-    """Text of each recipe, hypothesis or sweep that ships with the package, by name."""
+    """Text of each recipe, hypothesis, sweep or suite that ships with the package, by name."""
     folder = resources.files("marshtest") / "shipped" / kind
     files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
     return {file.name.removesuffix(".yaml"): file.read_text() for file in sorted(files, key=str)}
 
 
 def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str) -> dict[str, Any]:
-    """The raw values of a recipe, hypothesis or sweep, with overrides applied.
+    """The raw values of a recipe, hypothesis, sweep or suite, with overrides applied.
 
     `unlearners: "@FILE"` stands for the list in that YAML file. FILE is a path from the recipe's folder, or
     in an override from the current folder. A description says what was changed.

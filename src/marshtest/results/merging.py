@@ -152,7 +152,7 @@ def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
             differing = differences(setting(other), setting(part))
             clash = None if differing else _clash(other, part)
             if not differing and clash is None:
-                merged[i] = _together(other, part)
+                merged[i] = together(other, part)
                 said.append(
                     f"{part.folder}: {len(part.rows):,} rows merged with those of {other.recipe.name} in "
                     f"{other.folder} ({len(merged[i].rows):,} in all, what is twice there once)."
@@ -188,8 +188,8 @@ def _clash(one: Results, other: Results) -> str | None:
     return None
 
 
-def _together(one: Results, other: Results) -> Results:
-    """Both, without what is there twice."""
+def together(one: Results, other: Results) -> Results:
+    """The rows of both, without what is there twice: of a cell that both have, the first one's."""
     added = [trials for trials in other.recipe.unlearners if trials not in one.recipe.unlearners]
     update = {
         "unlearners": (*one.recipe.unlearners, *added),

@@ -14,6 +14,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -238,13 +239,14 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     """Copy the models out of the store, and write the list of them, one line a file."""
     store, lines = worker.store, []
     taken: Counter[str] = Counter()
-    # A state of a model can be made of it again.
-    for cell in dict.fromkeys(cell.model for cell in _models(keys.recipe)):
-        key, stem = keys.measured(cell), f"{cell.group.name}-{cell.role}"
-        if cell.role == Role.UPDATED:
-            stem = f"{cell.group.name}-{file_stem(cell.unlearner, ALSO)}-{cell.budget:g}"
-        if cell.role in (Role.UPDATED, Role.EXACT):
-            stem += "".join(f"-{name}-{value:g}" for name, value in cell.place)
+    for cell, key in _models(keys):
+        stem = f"{cell.group.name}-{cell.role}"
+        if cell.entry >= 0:
+            name = file_stem(cell.unlearner, ALSO)
+            twin = f"{cell.role}-" if cell.role == Role.TWIN else ""
+            stem = f"{cell.group.name}-{twin}{name}-{cell.budget:g}"
+        if cell.entry >= 0 or cell.role == Role.EXACT:
+            stem += "".join(f"-{axis}-{value:g}" for axis, value in cell.place)
         # Trials of one unlearner are numbered, and names that differ in capitals alone: some file
         # systems do not tell them apart.
         taken[stem.casefold()] += 1
@@ -256,13 +258,24 @@ def _write_models(worker: Worker, keys: Keys, folder: Path) -> None:
     write(pd.DataFrame(lines), folder / MODELS)
 
 
-def _models(recipe: Recipe) -> Iterator[Cell]:
-    """The cells of all models; a clean twin has no row, and so no cell elsewhere."""
+def _models(keys: Keys) -> Iterator[tuple[Cell, str]]:
+    """The cells of all models, and their keys; a clean twin has no row, and so no cell elsewhere."""
+    recipe = keys.recipe
     for group in groups(recipe):
-        yield from cells(recipe, group)
-        if Role.TWIN in trained(recipe):
-            place = place_of(recipe, no_request(recipe))
-            yield Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0, place=place)
+        # A state of a model can be made of it again.
+        own = dict.fromkeys(cell.model for cell in cells(recipe, group))
+        yield from ((cell, keys.measured(cell)) for cell in own)
+        if Role.TWIN not in trained(recipe):
+            continue
+        place = place_of(recipe, no_request(recipe))
+        twin = Cell(group, Role.TWIN, ROW_NAMES[Role.INITIAL], "{}", 0.0, place=place)
+        yield twin, keys.model(Role.TWIN, group)
+        for cell in (cell for cell in own if cell.role == Role.UPDATED):
+            unlearner = keys.unlearner(cell)
+            # Of one that looks at nothing of before, both arms end in one model.
+            start = keys.arms(unlearner, cell.request)[-1]
+            key = keys.updated(group, unlearner, cell.budget, start, cell.request)
+            yield replace(cell, role=Role.TWIN), key
 
 
 def folder_name(label: str, recipe: str) -> str:

@@ -16,6 +16,7 @@ from marshtest.unlearning.bad_teacher import BadTeacher
 from marshtest.unlearning.base import Custom, Unlearner
 from marshtest.unlearning.certified import Certified
 from marshtest.unlearning.distill import Distill, Undo
+from marshtest.unlearning.elsewhere import Elsewhere
 from marshtest.unlearning.gradient_ascent import GradientAscent, NegGradPlus, NegGradPlusRepository
 from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
 from marshtest.unlearning.l1_sparse import L1Sparse
@@ -60,6 +61,7 @@ _ALL: tuple[type[Unlearner], ...] = (
     Newton,
     Sisa,
     Outside,
+    Elsewhere,
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 CHOICES: Choices[Unlearner] = Choices("unlearner", Unlearner, UNLEARNERS, Custom.parse)

@@ -1,0 +1,473 @@
+"""One unlearner by a suite: who runs, what the card says, and what is refused."""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY, command
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import marshtest
+from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.recorded import Recorded, RecordedNamed
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.reporting.card import card_table, write_card
+from marshtest.results.card import Card, card_of
+from marshtest.results.merging import differences, setting
+from marshtest.results.suite import read_suite
+from marshtest.results.summary import Results
+from marshtest.sweeps.worker import Worker
+from marshtest.unlearning.base import Custom
+from marshtest.unlearning.gradient_descent import GradientDescent
+
+TUNED = {"name": "retrain-tuned", "batch_size": 8, "lr": 0.05}
+GAUSSIAN: dict[str, Any] = {**TINY, "unlearners": ["gd", TUNED]}
+BADNETS: dict[str, Any] = {
+    **GAUSSIAN,
+    "attack": {"name": "badnets", "size": 2},
+    "poison_budgets": 0.2,
+}
+MEASURES = ["test_accuracy", "forget_accuracy", "gus_dependence", "rank_dependence", "gus", "tpr"]
+
+
+def untouched(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return copy.deepcopy(model)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny recipes, and rows of what is known on the first one."""
+    folder = tmp_path_factory.mktemp("suites")
+    for name, recipe in {"one": GAUSSIAN, "two": BADNETS}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**recipe, "name": name}))
+    known = marshtest.run(folder / "one.yaml", out=folder / "run", keep_models=True, report=False)
+    (folder / "mini").mkdir()
+    (folder / "mini" / "one.parquet").write_bytes((known.folder / "rows.parquet").read_bytes())
+    file = folder / "mini.yaml"
+    file.write_text(
+        "recipes: {one.yaml: {}, two.yaml: {seeds: 2}}\nunlearners: [{name: ga, lr: 0.5}]"
+    )
+    return file
+
+
+Scored = Callable[..., Card]
+
+
+@pytest.fixture(scope="module")
+def scored(suite: Path) -> Scored:
+    """Score by that suite on one store."""
+
+    def score(target: Any, **options: Any) -> Card:
+        return marshtest.score(target, suite=suite, store=suite.parent / "store", **options)
+
+    return score
+
+
+@pytest.fixture(scope="module")
+def calls() -> Iterator[list[str]]:
+    """Names of the users' unlearners that were called, as often as they were."""
+    called: list[str] = []
+    real = Custom.__call__
+
+    def counting(unlearner: Custom, *given: Any, **more: Any) -> Any:
+        called.append(unlearner.name)
+        return real(unlearner, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Custom, "__call__", counting)
+        yield called
+
+
+@pytest.fixture(scope="module")
+def card(scored: Scored, suite: Path, calls: list[str]) -> Card:
+    return scored(untouched, out=suite.parent / "card")
+
+
+# Who runs
+
+
+def test_only_the_newcomer_runs_once_an_arm(
+    card: Card, calls: list[str], scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds without a clean twin, two with: 2 + 2 · 2 calls, and no unlearner that is known."""
+
+    def not_asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("a known unlearner ran")
+
+    assert calls == ["test_score:untouched"] * 6
+    rows = pd.concat(pd.read_parquet(f) for f in (card.folder / "rows").iterdir())
+    assert set(rows["unlearner"]) == {"none", "retrain (full)", "test_score:untouched"}
+    monkeypatch.setattr(Worker, "_train", not_asked)  # the store has every model from scratch
+    again = scored("ga", lr=0.25, out=tmp_path / "ga")
+    assert "lr=0.25" in again.hyperparameters["one"]
+    monkeypatch.setattr(GradientDescent, "__call__", not_asked)
+    assert scored(untouched, out=tmp_path / "card").lines == card.lines
+    assert len(calls) == 6
+
+
+def test_the_newcomers_rows_are_those_of_a_run(card: Card, tmp_path: Path) -> None:
+    run = marshtest.run({**GAUSSIAN, "unlearners": [untouched]}, out=tmp_path / "run", report=False)
+    rows = Results.read(card.folder / "rows" / "one.parquet").rows
+    own = rows["role"] == "updated"
+    for column in MEASURES:
+        assert rows[column].tolist() == run.rows[column].tolist()
+    assert own.sum() == 2
+
+
+def test_an_unlearner_that_does_nothing_leaves_all_and_loses(card: Card) -> None:
+    line = card.lines[0]
+    assert line.left == 1
+    assert (line.verdict, card.verdict) == ("NOT REMOVED", "NOT REMOVED")
+    assert line.standing == "loses"  # to tuned retraining, whose rows came with the suite
+    assert set(line.known) == {"gd", "retrain-tuned"}
+    assert card.lines[1].rank is None  # nobody is known there
+    assert any("no rows of known unlearners come with the suite" in line for line in card.said)
+
+
+def test_retraining_is_removed(tmp_path: Path) -> None:
+    """By a test with power: what retraining never saw it cannot keep."""
+    recipe = {
+        **TINY, "name": "strong", "seeds": 8, "unlearners": [], "poison_budgets": 0.3,
+        "training": {"epochs": 25, "batch_size": 32, "lr": 0.1},
+        "data": {"name": "digits", "train": 400, "test": 100},
+        "model": {"name": "mlp", "width": 128}, "attack": {"name": "gaussian", "variance": 6.0},
+    }  # fmt: skip
+    (tmp_path / "strong.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "suite.yaml").write_text("recipes: {strong.yaml: {}}")
+    where = {"suite": tmp_path / "suite.yaml", "store": tmp_path / "store"}
+    card = marshtest.score("retrain", **where, out=tmp_path / "retrain")
+    assert card.verdict == "REMOVED"
+    assert card.headline.startswith("retrain: REMOVED in all 1 attacks")
+    assert marshtest.score("gd", **where, out=tmp_path / "gd").verdict == "NOT REMOVED"
+
+
+# What the card says
+
+
+def as_if(results: Results, **roles: str) -> Results:
+    """Rows in which each unlearner measures what the control of a role does."""
+    parts = [results.rows[results.rows["role"] != "updated"]]
+    for name, role in roles.items():
+        rows = results.rows[results.rows["role"] == role]
+        own = {"role": "updated", "unlearner": name, "budget": 0.5, "spent": 0.5}
+        parts.append(rows.assign(**own))
+    entries = tuple((RecordedNamed(name=name),) for name in roles)
+    recipe: Recorded = results.recipe.model_copy(update={"unlearners": entries})
+    return replace(results, rows=pd.concat(parts, ignore_index=True)).placed(recipe)
+
+
+def test_ranks_are_those_worked_out_by_hand(tiny_run: Results) -> None:
+    """Known: one that leaves all, one that leaves what retraining does; a newcomer ties with either."""
+    known = as_if(tiny_run, ga="initial", scrub="retrained")
+    bad = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), known)], [])
+    good = card_of("good", "mini", [(as_if(tiny_run, good="retrained"), known)], [])
+    assert [(c.rank, c.ranked, c.lines[0].rank) for c in (bad, good)] == [(2, 3, 2), (1, 3, 1)]
+    assert bad.lines[0].left == bad.lines[0].known["ga"] == 1
+    assert bad.lines[0].known["scrub"] == good.lines[0].left < 0.5
+    assert good.lines[0].cost == 0
+    assert bad.headline.startswith("bad: NOT REMOVED in all 1 attacks; usable in ")
+    assert ", rank 2 of 3" in bad.headline
+    # Under its own name a newcomer takes the place of the one that is known.
+    itself = card_of("ga", "mini", [(as_if(tiny_run, ga="retrained"), known)], [])
+    assert (itself.rank, itself.ranked, set(itself.lines[0].known)) == (1, 2, {"scrub"})
+
+
+def test_the_worst_stands_in_the_headline(tiny_run: Results) -> None:
+    two = [as_if(tiny_run, mine=role) for role in ("initial", "retrained")]
+    lines = card_of("mine", "mini", [(one, None) for one in two], []).lines
+    for verdict, usable in (("REMOVED", "yes"), ("INCONCLUSIVE", "no")):
+        other = replace(lines[1], verdict=verdict, usable=usable, attack="other", standing="beats")
+        card = Card("mine", {}, "mini", [lines[0], other], 3, 9)
+        assert card.headline == (
+            f"mine: NOT REMOVED at worst (Gaussian); removed in {int(verdict == 'REMOVED')} of 2 attacks, "
+            f"usable in {1 + (usable == 'yes') if lines[0].usable == 'yes' else int(usable == 'yes')} "
+            "of 2, rank 3 of 9, against tuned retraining: beats 1."
+        )
+
+
+def test_rows_of_another_setting_give_no_rank_and_say_why(tiny_run: Results) -> None:
+    known = as_if(tiny_run, ga="initial")
+    known = replace(known, rows=known.rows.assign(device="cuda"))
+    card = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), known)], [])
+    assert (card.rank, card.lines[0].rank) == (None, None)
+    assert card.said == (
+        "tiny: no ranks, as the known were run in another setting (device is cpu, not cuda).",
+    )
+
+
+def test_controls_of_another_machine_do_not_keep_the_known_apart(tiny_run: Results) -> None:
+    """Its initial model differs in the last digits: merging would refuse, ranking need not."""
+    known = as_if(tiny_run, ga="initial", scrub="retrained")
+    rows = known.rows.copy()
+    control = rows["role"] != "updated"
+    rows.loc[control, "rank_dependence"] *= 1 + 1e-9
+    card = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), replace(known, rows=rows))], [])
+    assert (card.rank, card.ranked) == (2, 3)
+
+
+def test_states_after_care_and_membership_show_where_rows_have_them(card: Card) -> None:
+    assert {"after-care", "RMIA"}.isdisjoint(card_table(card))
+    line = replace(card.lines[0], after_care={"int8": "NOT REMOVED"}, membership={"RMIA": "PASSES"})
+    table = card_table(replace(card, lines=[line, card.lines[1]]))
+    assert table["after-care"].tolist() == ["int8: NOT REMOVED", "–"]
+    assert table["RMIA"].tolist() == ["PASSES", "–"]
+
+
+# Files
+
+
+TYPES: dict[str, Any] = {
+    "recipe": str, "attack": str, "poison_budget": float, "seeds": int, "verdict": str,
+    "left": float | None, "left_error": float | None, "accuracy": float, "accuracy_sd": float,
+    "cost": float, "usable": str, "spent": float, "rank": int | None, "ranked": int,
+    "standing": str, "margin": float, "reasons": str, "known": dict, "membership": dict,
+    "after_care": dict,
+}  # fmt: skip
+
+
+def test_the_json_has_the_fields_of_its_format(card: Card) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)  # NaN is no JSON
+
+    values = json.loads((card.folder / "card.json").read_text(), parse_constant=refuse)
+    assert list(values) == [
+        *("format", "headline", "verdict", "usable", "unlearner", "hyperparameters"),
+        *("suite", "lines", "rank", "ranked", "said"),
+    ]
+    assert (values["format"], values["headline"]) == (1, card.headline)
+    for line in values["lines"]:
+        assert line.keys() == TYPES.keys()
+        for name, value in line.items():
+            assert isinstance(value, TYPES[name]), name
+
+
+def test_latex_is_balanced(card: Card, tmp_path: Path) -> None:
+    write_card(replace(card, unlearner="a_b%c&d#e$"), tmp_path)
+    text = (tmp_path / "card.tex").read_text()
+    assert text.isascii() or not set(text) - set(map(chr, range(128))) - set("ℓ")
+    bare = re.sub(r"\\.", "", text)
+    assert bare.count("{") == bare.count("}")
+    begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
+    assert sorted(begun) == sorted(ended)
+    assert not re.search(r"(?<!\\)[%#_](?!.*usepackage)", "\n".join(text.splitlines()[1:]))
+    rows = re.search(r"\\toprule\n(.*)\\bottomrule", text, re.DOTALL)
+    assert rows
+    cells = {len(re.findall(r"(?<!\\)&", line)) for line in rows[1].splitlines() if "&" in line}
+    assert len(cells) == 1  # every line has as many cells
+
+
+def test_markdown_and_page_hold_the_table_and_nothing_from_elsewhere(
+    card: Card, tmp_path: Path
+) -> None:
+    hostile = replace(card, unlearner="<script>alert(1)</script>|x")
+    write_card(hostile, tmp_path)
+    table = card_table(hostile)
+    lines = [x for x in (tmp_path / "card.md").read_text().splitlines() if x.startswith("|")]
+    assert len(lines) == 2 + len(table)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {1 + table.shape[1]}
+    page = (tmp_path / "card.html").read_text()
+    assert "<script" not in page
+    tags: list[tuple[str, dict[str, str | None]]] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append((tag, dict(attrs)))
+
+    Reader().feed(page)
+    assert [tag for tag, _ in tags].count("td") + len(table) == table.size
+    assert all(not (of.get("src") or "data:").startswith("http") for _, of in tags)
+
+
+def test_nothing_is_cut_off_the_picture(card: Card) -> None:
+    """All ink lies inside: the rim is white on every side."""
+    long = replace(
+        card.lines[0], attack="an attack with a very long title indeed", rank=10, ranked=26
+    )
+    write_card(
+        replace(card, unlearner="x" * 80, rank=10, ranked=26, lines=[long] * 5),
+        card.folder / "long",
+    )
+    for file in (card.folder / "card.png", card.folder / "long" / "card.png"):
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("L"))
+        assert pixels.shape[1] == 1280
+        for rim in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
+            assert (rim == 255).all(), file
+
+
+def test_the_picture_is_the_same_each_time(card: Card, tmp_path: Path) -> None:
+    write_card(card, tmp_path)
+    for name in ("card.svg", "card.png"):
+        assert (tmp_path / name).read_bytes() == (card.folder / name).read_bytes()
+
+
+def test_the_command_prints_the_card_and_lists_suites(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--suite", str(suite), "--store", str(suite.parent / "store"), "--out", str(tmp_path)]
+    assert command("score", "ga", "lr=0.25", *words) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ga: .*in.* attacks", said)
+    assert "tuned retraining" in said
+    assert command("list", "suites") == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("digits", "images", "texts", "paper"))
+
+
+# Models that were unlearned elsewhere
+
+
+@pytest.fixture(scope="module")
+def kept(suite: Path) -> Path:
+    """Runs of both recipes that keep the models of one unlearner, as of somebody elsewhere."""
+    folder = suite.parent / "elsewhere"
+    for name in ("one", "two"):
+        recipe = suite.parent / f"{name}.yaml"
+        changes = ["unlearners=[{name: gd, lr: 0.1}]"]
+        marshtest.run(recipe, *changes, out=folder / name, keep_models=True, report=False)
+    return folder
+
+
+def test_kept_models_give_the_rows_of_their_own_run(
+    kept: Path, scored: Scored, tmp_path: Path
+) -> None:
+    card = scored(kept, out=tmp_path)
+    for name in ("one", "two"):
+        theirs = Results.read(kept / name).rows
+        own = Results.read(tmp_path / "rows" / f"{name}.parquet").rows
+        assert len(own) == len(theirs)
+        measures = ["test_accuracy", *own.filter(regex="dependence|success|twin_|^gus|tpr").columns]
+        for column in measures:
+            np.testing.assert_array_equal(own[column], theirs[column], column)
+    assert card.unlearner == "elsewhere"
+    assert np.isnan(card.lines[0].spent)  # nobody measured it
+    assert not (tmp_path / "raised.log").exists()
+
+
+def test_models_by_their_names_and_a_part_of_the_suite(
+    kept: Path, scored: Scored, tmp_path: Path
+) -> None:
+    models = tmp_path / "mine" / "one" / "models"
+    models.mkdir(parents=True)
+    for seed in (0, 1):
+        state = load_file(kept / "one" / "models" / f"0.2-{seed}-initial.safetensors")
+        save_file(state, models / f"0.2-{seed}-initial.safetensors")
+        save_file(state, models / f"0.2-{seed}-updated.safetensors")
+    card = scored(tmp_path / "mine", out=tmp_path / "card")
+    assert [line.recipe for line in card.lines] == ["one"]
+    assert card.lines[0].left == 1
+    assert card.said[0].startswith("two: not scored, as ")
+    (models / "0.2-1-updated.safetensors").unlink()
+    with pytest.raises(MarshtestError, match=r"0.2-1-updated.safetensors: there is no such model"):
+        scored(tmp_path / "mine")
+    save_file({"other": torch.ones(3)}, models / "0.2-1-updated.safetensors")
+    with pytest.raises(MarshtestError, match=r"0.2-1-updated.safetensors: has other tensors"):
+        scored(tmp_path / "mine")
+    (models / "0.2-1-updated.safetensors").write_bytes(b"no model")
+    with pytest.raises(MarshtestError, match=r"0.2-1-updated.safetensors: holds no weights"):
+        scored(tmp_path / "mine")
+
+
+def test_models_of_another_training_are_told(kept: Path, scored: Scored, tmp_path: Path) -> None:
+    models = tmp_path / "mine" / "one" / "models"
+    models.mkdir(parents=True)
+    for seed in (0, 1):
+        other = load_file(kept / "one" / "models" / f"0.2-{1 - seed}-initial.safetensors")
+        for what in ("initial", "updated"):
+            save_file(other, models / f"0.2-{seed}-{what}.safetensors")
+    card = scored(tmp_path / "mine", out=tmp_path / "card")
+    assert "is not the model that this recipe trains here" in card.lines[0].reasons
+    assert (card.folder / "raised.log").exists()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["gdd"], "unknown unlearner 'gdd'. Did you mean 'gd'?"),
+        (["gd", "lrr=1"], "unlearners.gd.lrr: unknown key 'lrr'. Did you mean 'lr'?"),
+        (["gd", "lr=[1, 2]"], "score: gd is given several values to choose from. Give one of each."),
+        (["gd", "--suite", "digit"], "unknown suite 'digit'. Did you mean 'digits'?"),
+        (["gd", "--suite", "digits-gaussian"], "digits-gaussian: is a recipe, not a suite."),
+        (["no/such"], "no/such: no such folder. Give the folder of the models."),
+        (["empty"], "empty: holds no models of the suite digits."),
+        (["empty", "lr=1"], "empty: a folder of models takes no options (lr). Leave them out."),
+        (["elsewhere"], "elsewhere: is for models that are there already."),
+        (["nobody:home"], "nobody"),
+        (["gd", "--suite", "bare.yaml"], "bare.yaml: a suite has `recipes`"),
+        (["gd", "--suite", "odd.yaml"], "odd.yaml.recipe: unknown key 'recipe'. Did you mean 'recipes'?"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_nothing_is_trained(
+    words: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare.yaml").write_text("description: nothing")
+    (tmp_path / "odd.yaml").write_text("recipes: {digits-gaussian: {}}\nrecipe: 1")
+    assert command("score", *words) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert line in said[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_suite_that_lacks_data_says_which_and_how_to_give_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARSHTEST_DATA", raising=False)
+    for suite, hub in (("images", "uoft-cs/cifar10"), ("texts", "imdb")):
+        assert command("score", "gd", "--suite", suite) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert f"suite {suite}, " in said
+        assert hub in said
+        assert "MARSHTEST_DATA" in said
+    assert not (tmp_path / "runs").exists()
+
+
+# What ships
+
+
+@pytest.mark.parametrize("name", sorted(shipped("suites")))
+def test_shipped_suites_name_recipes_that_can_be_run(name: str) -> None:
+    suite = read_suite(name)
+    described = (Path(__file__).parents[1] / "docs" / "score.md").read_text()
+    assert f"`{name}`" in described
+    for recipe in suite.recipes:
+        assert recipe in shipped("recipes")
+        loaded = load_recipe(suite.values(recipe))
+        assert len(loaded.poison_budgets) == len(loaded.budgets) == 1
+
+
+def test_the_rows_that_ship_are_of_the_suites_recipes_and_of_all_its_unlearners() -> None:
+    suite = read_suite("digits")
+    size = sum(file.stat().st_size for file in suite.rows.iterdir())
+    assert size < 300_000
+    for recipe in suite.recipes:
+        known = suite.known(recipe)
+        assert known is not None
+        asked = load_recipe(suite.values(recipe))
+        names = {trials[0].name for trials in asked.unlearners}
+        assert names == set(known.rows.loc[known.rows["role"] == "updated", "unlearner"])
+        about = {**next(iter(known.runs.values())), "values": asked.model_dump(mode="json")}
+        now = replace(known, recipe=Recorded.of(asked.hash, about, "now"))
+        assert not differences(setting(known), setting(now))
