@@ -84,6 +84,12 @@ def trained(recipe: Design) -> Sequence[Role]:
     return [role for role, is_wanted in wanted.items() if is_wanted]
 
 
+def compared(recipe: "Recipe") -> Sequence[Role]:
+    """Roles of the models that a metric compares all others with; none if no metric does."""
+    asks = any(metric.compares for metric in recipe.metrics)
+    return [Role.INITIAL, Role.RETRAINED, Role.REFERENCE] if asks else []
+
+
 def measured(recipe: Design) -> Sequence[Role]:
     """Roles that have rows: a twin's measures stand in the row of the model that is compared with it."""
     return [role for role in trained(recipe) if role != Role.TWIN]

@@ -33,6 +33,7 @@ from marshtest.experiment.columns import refuse_taken_columns
 from marshtest.experiment.guarded import (
     asking,
     candidates_of,
+    fresh_of,
     guarded,
     model_for,
     refuse_unfit_columns,
@@ -44,7 +45,7 @@ from marshtest.experiment.guarded import (
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
-from marshtest.metrics.base import Metric, Question
+from marshtest.metrics.base import Beside, Metric, Question
 from marshtest.metrics.dependence import dependence
 from marshtest.metrics.shift import shifts
 from marshtest.models.answers import takes_channels_last
@@ -484,6 +485,7 @@ def measure(
     trained: Fit,
     between: tuple[nn.Module, nn.Module] | None,
     twin: nn.Module | None = None,
+    beside: Beside | None = None,
 ) -> Measured:
     """Step 4: accuracy, what is left of the poison, cost, and the way that the model went.
 
@@ -491,6 +493,7 @@ def measure(
         trained: what the initial training cost.
         twin: the same on the clean twin, where the attack's effect is compared with it.
         between: the initial and the retrained model; None where the way is not asked for.
+        beside: what metrics compare with, where one does.
     """
     row, model = _row(pipeline, group, poisoned, subject, trained), subject.model
     if model is None:
@@ -503,8 +506,18 @@ def measure(
     moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
     row |= figures
     for metric in pipeline.recipe.metrics:
-        row |= _by_metric(pipeline, group, poisoned, model, metric, row)
+        row |= _by_metric(pipeline, group, poisoned, model, metric, row, beside)
     return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
+
+
+@exact_float32()
+def non_members(pipeline: Pipeline, poisoned: Poisoned) -> tuple[Samples, bool]:
+    """Samples that no model was trained on, and whether they are dosed by the poisons' law."""
+    attack, test = pipeline.recipe.attack, pipeline.data.test
+    fresh = fresh_of(attack, poisoned, test)
+    if fresh is not None:
+        return fresh, True
+    return (test if poisoned.rest is None else poisoned.rest), False
 
 
 def _row(
@@ -586,6 +599,7 @@ def _by_metric(
     model: nn.Module,
     metric: Metric,
     row: Mapping[str, Any],
+    beside: Beside | None,
 ) -> dict[str, float]:
     """A metric's columns, which the row must not have yet."""
     # By its name: a further metric in the recipe leaves the numbers of the others as they are.
@@ -597,6 +611,8 @@ def _by_metric(
         held_out=split(pipeline, group.seed)[0],
         task=pipeline.task,
         seed=seed,
+        role=str(row["role"]),
+        beside=beside if metric.compares else None,
     )
     where = f"metrics.{metric.name}"
     shared = question.forget, question.retain, question.test, question.held_out, pipeline.data.train

@@ -208,6 +208,17 @@ class Recipe(Named):
         return self
 
     @model_validator(mode="after")
+    def _metrics_have_a_reference(self) -> Self:
+        comparing = [metric.name for metric in self.metrics if metric.compares]
+        if comparing and not isinstance(self.attack, ForeignAttack):
+            if not (self.reference or self.attack.needs_twin):
+                raise ValueError(
+                    f"metrics.{comparing[0]}: compares with a second retrained model, which this recipe "
+                    "does not train. Set reference: true."
+                )
+        return self
+
+    @model_validator(mode="after")
     def _searches_need_validation(self) -> Self:
         searched = [trials[0].name for trials in self.unlearners if len(trials) > 1]
         if searched and not self.data.validation:

@@ -23,6 +23,8 @@ from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
 from marshtest.metrics.binomial import interval_of_share
 from marshtest.metrics.dependence import NOTHING, Dependence
+from marshtest.metrics import membership_verdict
+from marshtest.metrics.membership_columns import EVERY_FORM, column
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
@@ -154,6 +156,14 @@ class Results:
         scores, columns = self.recipe.attack.shown.scores, self.recipe.columns
         titles = [score.title for score in scores.values()]
         return [*HEADINGS, *titles, *(column.title for column in columns.values())]
+
+    @property
+    def membership(self) -> Mapping[str, str]:
+        """The forms of membership inference that models were asked by, and their titles."""
+        columns = self.recipe.columns
+        return {
+            form: title for form, title in EVERY_FORM.items() if column(form, "left") in columns
+        }
 
     @property
     def unit(self) -> str:
@@ -365,6 +375,10 @@ class Results:
         table["accuracy_cost"] = full.mean() - table["test_accuracy"]
         lines = [self._line(rows, answers[key], full) for key, rows in cells]
         table = pd.concat([table, pd.DataFrame(lines)], axis=1)
+        levels = self.recipe.verdict.model_dump(include={"alpha", "margin"})
+        for form in self.membership:
+            said = membership_verdict.judged(chosen, dict(iter(cells)), form, **levels)
+            table = table.assign(**pd.DataFrame(said).to_dict("list"))
         accuracies = [rows.set_index("seed")["test_accuracy"] for _, rows in cells]
         return table.assign(standing=standings(table, accuracies, self.recipe.verdict.alpha))
 

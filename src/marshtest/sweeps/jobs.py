@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Cell, Group, cells, groups, trained
+from marshtest.experiment.cells import Cell, Group, cells, compared, groups, trained
 from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
@@ -124,6 +124,7 @@ def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Jo
     model, twin = keys.model(role, group), keys.twin(role, group)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
+    beside += [keys.model(other, group) for other in compared(keys.recipe)]
     # Each once: `model` may be one of the others.
     needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
     makes = (keys.score(model),)
@@ -140,7 +141,8 @@ def _unlearn_job(
         makes += tuple(
             keys.updated(group, unlearner, cell.budget, role) for role in arms for cell in rows
         )
-    needs = (*first, *(keys.model(role, group) for role in arms), keys.model(Role.RETRAINED, group))
+    roles = dict.fromkeys((*arms, Role.RETRAINED, *compared(keys.recipe)))
+    needs = (*first, *(keys.model(role, group) for role in roles))
     what = f"{unlearner.name} {place}"
     return Job("unlearn", what, makes, needs, keys, group, Role.UPDATED, rows)
 

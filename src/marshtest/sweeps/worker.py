@@ -14,13 +14,14 @@ from torch import nn
 from marshtest.attacks import Poisoned
 from marshtest.attacks.base import Tensors
 from marshtest.data.samples import Dataset, Samples
-from marshtest.experiment.cells import Group
+from marshtest.experiment.cells import Group, compared
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import (
     TRIED,
     Pipeline,
     Subject,
     measure,
+    non_members,
     poison,
     refuse_lost_state,
     set_up,
@@ -31,6 +32,7 @@ from marshtest.experiment.protocol import (
 )
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import threads
@@ -247,9 +249,21 @@ class Worker:
             retrained = job.keys.model(Role.RETRAINED, job.group)
             between = self._model(pipeline, initial), self._model(pipeline, retrained)
         poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
-        score = measure(pipeline, job.group, poisoned, subject, cost, between, twin)
+        beside = self._beside(job, pipeline)
+        score = measure(pipeline, job.group, poisoned, subject, cost, between, twin, beside)
         values = {"row": score.row, "shifts": score.shifts}
         self._record(job, key, started, values, {"scores.parquet": frame_bytes(score.scores)})
+
+    def _beside(self, job: Job, pipeline: Pipeline) -> Beside | None:
+        """What metrics compare with; the latest group's non-members and answers stay in memory."""
+        roles, dose = compared(job.recipe), job.keys.dose(job.group)
+        if not roles:
+            return None
+        models = [self._model(pipeline, job.keys.model(role, job.group)) for role in roles]
+        poisoned = self.poisoned(job.keys, job.group)
+        fresh = self._keep("fresh", dose, lambda: non_members(pipeline, poisoned))
+        by_recipe: dict[str, Any] = {}
+        return Beside(*models, *fresh, self._keep("remembered", dose, lambda: by_recipe))
 
     def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
         """Write down what an unlearner raised, with the row that says so; its one line."""
@@ -321,8 +335,8 @@ class Worker:
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        """A recorded model; a group's initial and retrained model and the twin stay in memory."""
-        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=3)
+        """A recorded model; a group's initial and retrained models and the twin stay in memory."""
+        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=4)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
         model = pipeline.trainer.new_model(0)
