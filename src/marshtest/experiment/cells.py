@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from marshtest.experiment.roles import ROW_NAMES, UNTREATED, Role
@@ -23,10 +23,15 @@ CELL = ["poison_budget", "seed", "role", "unlearner", "hyperparameters", "budget
 
 @dataclass(frozen=True)
 class Group:
-    """One poison budget and seed."""
+    """One poison budget and seed, which have one forget set.
+
+    Attributes:
+        repeat: number of a further pair of models with that forget set; 0 of those that have rows.
+    """
 
     poison_budget: float
     seed: int
+    repeat: int = 0
 
     @property
     def name(self) -> str:
@@ -38,7 +43,13 @@ class Group:
         """The seed of its steps' generators."""
         # With the seed alone, all its poison budgets would poison and train by the same draws, and
         # agree with each other by more than their poison.
-        return derive(self.seed, self.poison_budget)
+        repeat = ("repeat", self.repeat) if self.repeat else ()
+        return derive(self.seed, self.poison_budget, *repeat)
+
+    @property
+    def first(self) -> "Group":
+        """The group whose forget set this one has."""
+        return replace(self, repeat=0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,11 @@ def groups(recipe: Design) -> list[Group]:
     """The groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
+
+
+def repeated(recipe: "Recipe", group: Group) -> list[Group]:
+    """The further pairs of models of a group."""
+    return [replace(group, repeat=repeat) for repeat in range(1, recipe.repeats + 1)]
 
 
 def cells(recipe: Design, group: Group) -> Iterator[Cell]:

@@ -47,6 +47,7 @@ from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.metrics.accuracy import accuracy, logits_of
 from marshtest.metrics.base import Beside, Metric, Question
 from marshtest.metrics.dependence import dependence
+from marshtest.metrics.membership import margins_of
 from marshtest.metrics.shift import shifts
 from marshtest.models.answers import takes_channels_last
 from marshtest.models.base import ModelSettings
@@ -518,6 +519,17 @@ def non_members(pipeline: Pipeline, poisoned: Poisoned) -> tuple[Samples, bool]:
     if fresh is not None:
         return fresh, True
     return (test if poisoned.rest is None else poisoned.rest), False
+
+
+@exact_float32()
+def answers_to(
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module | None
+) -> Tensor:
+    """[P] logit margins of the forget set, in float64; all nan without a model."""
+    if model is None:
+        return torch.full((len(poisoned.forget_ids),), torch.nan, dtype=torch.float64)
+    with seeded(derive(group.draws, "measure")), asking(pipeline.recipe.model):
+        return torch.from_numpy(margins_of(model, pipeline.task, poisoned.forget))
 
 
 def _row(

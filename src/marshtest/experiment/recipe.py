@@ -15,6 +15,7 @@ from marshtest.experiment.features import FeatureSettings
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe_parts import FirstSeed, Name, Seeds, Share, Unit, VerdictSettings
 from marshtest.metrics.base import Metric
+from marshtest.metrics.repeats_columns import FEWEST
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
 from marshtest.models.table import parse_model
@@ -150,6 +151,8 @@ class Recipe(Named):
     first_seed: FirstSeed = 0
     reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
+    # further pairs of models a seed with one forget set, for U-LiRA and KLoM; 0 for none
+    repeats: Annotated[int, Field(ge=0, exclude_if=lambda repeats: not repeats)] = 0
     metrics: Annotated[
         tuple[SerializeAsAny[Metric], ...],
         BeforeValidator(_metrics),
@@ -208,14 +211,25 @@ class Recipe(Named):
         return self
 
     @model_validator(mode="after")
+    def _repeats_are_enough(self) -> Self:
+        if 0 < self.repeats < FEWEST:
+            raise ValueError(
+                f"repeats: U-LiRA fits a Gaussian to each sample's answers and needs {FEWEST} or more. "
+                f"Got {self.repeats}."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metrics_have_a_reference(self) -> Self:
         comparing = [metric.name for metric in self.metrics if metric.compares]
-        if comparing and not isinstance(self.attack, ForeignAttack):
-            if not (self.reference or self.attack.needs_twin):
-                raise ValueError(
-                    f"metrics.{comparing[0]}: compares with a second retrained model, which this recipe "
-                    "does not train. Set reference: true."
-                )
+        # A user's attack says whether it needs a twin once it is imported.
+        if isinstance(self.attack, ForeignAttack) or self.reference or self.attack.needs_twin:
+            return self
+        if comparing:
+            raise ValueError(
+                f"metrics.{comparing[0]}: compares with a second retrained model, which this recipe does "
+                "not train. Set reference: true."
+            )
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from torch import nn
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import logits_of, margin_loss
 from marshtest.metrics.base import Beside, Metric, Question
-from marshtest.metrics.membership_columns import COLUMNS, FORMS, RATES, column
+from marshtest.metrics.membership_columns import COLUMNS, FORMS, RATES, column_of
 from marshtest.metrics.presentation import Column
 from marshtest.metrics.roc import Floats, placements, tpr_at_fpr, variance_of_mean
 from marshtest.plumbing.errors import MarshtestError
@@ -93,7 +93,7 @@ class Membership(Metric):
         return scores[0], scores[1]
 
     def _log_ratio(self, margins: Floats, out: Floats) -> Floats:
-        """log r(x) of margins [B] of a model and of the reference."""
+        """Log r(x) of margins [B] of a model and of the reference."""
         marginal = ((1 + self.a) * _probability(out) + 1 - self.a) / 2
         # In logarithms: p itself vanishes where a model is sure of another label.
         return -np.logaddexp(0, -margins) - np.log(np.maximum(marginal, 1e-300))
@@ -110,7 +110,7 @@ def compared(form: str, asked: Pair, initial: Pair, retrained: Pair) -> dict[str
         values[f"{kind}variance"] = variance_of_mean(of_left)
         values[f"{kind}covariance"] = variance_of_mean(of_left, of_lead)
     values |= {f"tpr_{ending}": tpr_at_fpr(*asked, fpr) for ending, fpr in RATES.items()}
-    return {column(form, name): value for name, value in values.items()}
+    return {column_of(form, name): value for name, value in values.items()}
 
 
 def margins_of(model: nn.Module, task: Task, samples: Samples) -> Floats:

@@ -14,33 +14,35 @@ EVERY_FORM = FORMS | REPEATED
 RATES = {"1": 0.001, "10": 0.01, "50": 0.05}  # FPRs by the ending of their column, in thousandths
 WORDS = {"1": "0.1 %", "10": "1 %", "50": "5 %"}
 PARTS = ("left", "variance", "shared_variance", "covariance", "shared_covariance")
-OF_TPR = "share of the forget set above a threshold that so many non-members exceed; – where they are too few"
+OF_TPR = "share of the forget set above a threshold that so many non-members exceed, as those that follow"
 WIDE = 200  # characters of a terminal that shows TPRs too
 
 
-def column(form: str, part: str) -> str:
+def column_of(form: str, part: str) -> str:
     """The name of a form's column."""
     return f"mia_{form}_{part}"
 
 
 def parts_of(form: str) -> dict[str, Column]:
     """What verdicts take from a row; no table shows it."""
-    return {column(form, part): Column(title="") for part in PARTS}
+    return {column_of(form, part): Column(title="") for part in PARTS}
 
 
 def _of(form: str, title: str, legend: str) -> dict[str, Column]:
     columns = {
-        column(form, "auc"): Column(title=f"{title} AUC", low=0, high=1, legend=legend, room=140),
-        column(form, "auc_error"): Column(title="", low=0),
+        column_of(form, "auc"): Column(
+            title=f"{title} AUC", low=0, high=1, legend=legend, room=140
+        ),
+        column_of(form, "auc_error"): Column(title="", low=0),
     }
     for ending, words in WORDS.items():
-        columns[column(form, f"tpr_{ending}")] = Column(
+        columns[column_of(form, f"tpr_{ending}")] = Column(
             title=f"{title} TPR at {words}",
             low=0,
             high=1,
             interval="exact",
             count="mia_members",
-            legend=OF_TPR if ending == "50" else "",
+            legend=OF_TPR if (form, ending) == ("margin", "1") else "",
             room=WIDE,
         )
     return columns | parts_of(form)

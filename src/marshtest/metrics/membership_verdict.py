@@ -19,13 +19,14 @@ from fewer than three trainings. A training without a model lets nothing pass.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from marshtest.metrics.membership_columns import PARTS, column
+from marshtest.metrics.membership_columns import FORMS, PARTS, column_of
 from marshtest.metrics.trainings import p_positive
 from marshtest.metrics.verdict import TRAININGS, holm
 
@@ -45,10 +46,10 @@ class Left:
     shared_covariance: Floats  # of d_s and d0_s, by the non-members
 
     @classmethod
-    def of(cls, rows: pd.DataFrame, form: str, seeds: Sequence[int]) -> "Left":
+    def of(cls, rows: pd.DataFrame, form: str, seeds: list[int]) -> "Left":
         """The evidence in rows, one a seed, in the order of `seeds`."""
         placed = rows.set_index("seed").reindex(seeds)
-        return cls(*(placed[column(form, part)].to_numpy(dtype=np.float64) for part in PARTS))
+        return cls(*(placed[column_of(form, part)].to_numpy(dtype=np.float64) for part in PARTS))
 
     @property
     def value(self) -> float:
@@ -143,12 +144,12 @@ def answers(
 
 def judged(
     rows: pd.DataFrame,
-    cells: Mapping[tuple[object, ...], pd.DataFrame],
+    cells: Mapping[tuple[Any, ...], pd.DataFrame],
     form: str,
     *,
     alpha: float,
     margin: float,
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """A summary's columns for a form, one mapping a cell: the answer and what is left with its error.
 
     Args:
@@ -163,24 +164,24 @@ def judged(
     # The retrained model is what others are compared with; the second one stands for it as the control.
     again = rows[rows["role"] == "reference"]
     for key in evidence:
-        if key[0] == "retrained" and len(again):
+        if key[0] == "retrained" and len(again) and form in FORMS:
             evidence[key] = Left.of(again, form, seeds)
     nothing = Left(*(np.full(len(seeds), np.nan) for _ in PARTS))
     initial = next((one for key, one in evidence.items() if key[0] == "initial"), nothing)
-    dosed = bool((rows["mia_dosed"].dropna() == 1).all()) if "mia_dosed" in rows else True
+    dosed = form not in FORMS or bool((rows["mia_dosed"].dropna() == 1).all())
     levels = {"alpha": alpha, "margin": margin}
     family = [key for key in evidence if key[0] == "updated"]
-    given: dict[tuple[object, ...], Answer] = {}
+    given: dict[tuple[Any, ...], Answer] = {}
     for keys in (family, *([key] for key in evidence if key[0] != "updated")):
         of_keys = answers(initial, [evidence[key] for key in keys], dosed=dosed, **levels)
         given |= zip(keys, of_keys, strict=True)
     return [
         {
-            column(form, "verdict"): given[key].answer,
-            column(form, "left"): one.value,
-            column(form, "left_error"): one.error,
-            column(form, "p_passes"): given[key].p_passes,
-            column(form, "p_fails"): given[key].p_fails,
+            column_of(form, "verdict"): given[key].answer,
+            column_of(form, "left"): one.value,
+            column_of(form, "left_error"): one.error,
+            column_of(form, "p_passes"): given[key].p_passes,
+            column_of(form, "p_fails"): given[key].p_fails,
         }
         for key, one in evidence.items()
     ]

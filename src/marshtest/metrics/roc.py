@@ -2,7 +2,7 @@
 
     V_i = share of the non-members below member i            ties count half
     W_j = share of the members above non-member j
-    AUC = mean V = mean W,   variance = var V / P + var W / N         (DeLong, DeLong and Clarke-Pearson 1988)
+    AUC = mean V = mean W,   variance = var V / P + var W / N     (DeLong et al. 1988)
 
 The difference of two AUCs over the same samples has the same form with the differences of V and of W, so
 what two models share cancels.

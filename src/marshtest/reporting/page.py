@@ -19,7 +19,7 @@ import yaml
 
 from marshtest.hypotheses.studied import Study
 from marshtest.metrics import membership_verdict
-from marshtest.metrics.membership_columns import column
+from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.plumbing.whole_files import frame_bytes, write
 from marshtest.reporting import charts
@@ -110,7 +110,7 @@ def _passed(lines: pd.DataFrame, form: str, results: Results) -> str:
     """Who passes and who fails an attack of membership inference, in words."""
     parts = []
     for word in membership_verdict.ANSWERS:
-        of_word = lines[lines[column(form, "verdict")] == word]
+        of_word = lines[lines[column_of(form, "verdict")] == word]
         names = [label(line, results.recipe, with_budget=False) for _, line in of_word.iterrows()]
         parts += [f"{word} {', '.join(names)}"] if names else []
     return "; ".join(parts) or "no unlearner"

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from marshtest.experiment.recorded import Recorded
-from marshtest.metrics.membership_columns import column
+from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import ALL
 from marshtest.metrics.verdict import TRAININGS, Rest
@@ -173,8 +173,10 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
 
 def membership_text(line: Any, form: str) -> str:
     """Whether a model passes an attack of membership inference, and what is left ± its error."""
-    value, error = line[column(form, "left")], line[column(form, "left_error")]
-    return f"{line[column(form, 'verdict')]} {plus_minus(value, error, 3)}"
+    value, error = line[column_of(form, "left")], line[column_of(form, "left_error")]
+    if math.isnan(value):
+        return "–"
+    return f"{line[column_of(form, 'verdict')]} {plus_minus(value, error, 3)}"
 
 
 def standing(line: Any) -> str:

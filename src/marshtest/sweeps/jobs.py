@@ -5,13 +5,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Cell, Group, cells, compared, groups, trained
+from marshtest.experiment.cells import Cell, Group, cells, compared, groups, repeated, trained
 from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
+
+PAIR = (Role.INITIAL, Role.RETRAINED)  # what a repeat trains
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def _jobs_of_group(
     for role in trained(recipe):
         model = keys.model(role, group)
         yield Job("train", f"{role} model {place}", (model,), first, keys, group, role)
+    for repeat in repeated(recipe, group):
+        yield from _jobs_of_repeat(keys, repeat, first)
     # `cells` gives the budgets of one trial one after the other, so equal ones are neighbours.
     by_model = itertools.groupby(cells(recipe, group), lambda c: (c.role, c.entry, c.trial))
     for (role, _, _), of_model in by_model:
@@ -114,6 +118,36 @@ def _jobs_of_group(
             yield _unlearn_job(keys, rows, first, place, keep_models)
         else:
             yield _score_job(keys, rows[0], first, place)
+
+
+def _jobs_of_repeat(keys: Keys, group: Group, first: tuple[str, ...]) -> Iterator[Job]:
+    """A further pair of models, and the answers of the first after each unlearner."""
+    place = f"(poison {group.poison_budget:g}, seed {group.seed}, repeat {group.repeat})"
+    for role in (Role.INITIAL, Role.RETRAINED):
+        model = keys.model(role, group)
+        makes = (model, keys.margins(model))
+        yield Job("train", f"{role} model {place}", makes, first, keys, group, role)
+    needs = (*first, keys.model(Role.INITIAL, group))
+    updated = (cell for cell in cells(keys.recipe, group) if cell.role == Role.UPDATED)
+    for _, of_model in itertools.groupby(updated, lambda cell: (cell.entry, cell.trial)):
+        rows = tuple(of_model)
+        margins = tuple(keys.margins(keys.measured(cell)) for cell in rows)
+        what = f"{keys.unlearner(rows[0]).name} {place}"
+        yield Job("unlearn", what, margins, needs, keys, group, Role.UPDATED, rows)
+
+
+def _repeats_of(keys: Keys, rows: tuple[Cell, ...]) -> tuple[str, ...]:
+    """Answers of the models that repeat those of `rows`, and of the pairs that they are compared with."""
+    if not keys.recipe.repeats:
+        return ()
+    ends = (cell for cell in cells(keys.recipe, rows[0].group) if cell.role in PAIR)
+    each = (
+        key
+        for cell in (*ends, *rows)
+        if cell.role in (*PAIR, Role.UPDATED)
+        for key in keys.every_margins(cell)
+    )
+    return tuple(dict.fromkeys(each))
 
 
 def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Job:
@@ -126,7 +160,7 @@ def _score_job(keys: Keys, cell: Cell, first: tuple[str, ...], place: str) -> Jo
     beside += [] if twin is None else [twin]
     beside += [keys.model(other, group) for other in compared(keys.recipe)]
     # Each once: `model` may be one of the others.
-    needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
+    needs = tuple(dict.fromkeys((*first, initial, *beside, model, *_repeats_of(keys, (cell,)))))
     makes = (keys.score(model),)
     return Job("score", f"{role} model {place}", makes, needs, keys, group, role, (cell,))
 
@@ -142,7 +176,8 @@ def _unlearn_job(
             keys.updated(group, unlearner, cell.budget, role) for role in arms for cell in rows
         )
     roles = dict.fromkeys((*arms, Role.RETRAINED, *compared(keys.recipe)))
-    needs = (*first, *(keys.model(role, group) for role in roles))
+    models = (keys.model(role, group) for role in roles)
+    needs = (*first, *models, *_repeats_of(keys, rows))
     what = f"{unlearner.name} {place}"
     return Job("unlearn", what, makes, needs, keys, group, Role.UPDATED, rows)
 
@@ -155,7 +190,7 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     held_out = len(data.train) - kept
     tests = len(data.test)
     work = work_of(recipe.attack, poisons, tests)
-    measured = work.passes + tests + poisons + held_out
+    measured = poisons if job.group.repeat else work.passes + tests + poisons + held_out
     if job.kind == "features":  # done before all that is weighed; `explain` times its network
         return {"features": 0.0}
     if job.kind == "craft":

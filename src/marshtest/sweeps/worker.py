@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import numpy as np
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save as bytes_of
 from torch import nn
@@ -14,12 +15,13 @@ from torch import nn
 from marshtest.attacks import Poisoned
 from marshtest.attacks.base import Tensors
 from marshtest.data.samples import Dataset, Samples
-from marshtest.experiment.cells import Group, compared
+from marshtest.experiment.cells import Cell, Group, cells, compared
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import (
     TRIED,
     Pipeline,
     Subject,
+    answers_to,
     measure,
     non_members,
     poison,
@@ -32,13 +34,14 @@ from marshtest.experiment.protocol import (
 )
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.metrics import repeats
 from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import threads
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
-from marshtest.sweeps.jobs import Job
+from marshtest.sweeps.jobs import PAIR, Job
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.store import DamagedError, Store
 from marshtest.training.budget import Cost
@@ -105,7 +108,7 @@ class Worker:
 
         def make() -> Poisoned:
             if not keys.recipe.attack.crafted:
-                return poison(pipeline, group)
+                return poison(pipeline, group.first)
             record = self.store.load(key)["poisoned"]
             about = {name: record[name] for name in ("seed", "figures", "history")}
             samples, test = split(pipeline, group.seed)[1], pipeline.data.test
@@ -137,6 +140,8 @@ class Worker:
         # Before it is recorded: under its key, a model that lost something would serve for good.
         refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
         self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
+        if job.group.repeat:
+            self._record_margins(job, job.makes[1], started, model)
 
     def _craft(self, job: Job, progress: Progress) -> None:
         started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
@@ -173,6 +178,8 @@ class Worker:
     def _unlearn(self, job: Job, progress: Progress) -> str:
         """Budgets whose updated models are recorded are measured only; the others go in one call an arm."""
         assert job.unlearner is not None
+        if job.group.repeat:
+            return self._repeat(job)
         arms = job.keys.arms(job.unlearner)
         # Not strict: models that are kept stand behind the scores.
         scores = dict(zip(job.budgets, job.makes, strict=False))
@@ -201,6 +208,40 @@ class Worker:
         ]
         progress(1.0)
         return next(filter(None, faults), "")
+
+    def _repeat(self, job: Job) -> str:
+        """Run the unlearner on a further in-model; one that gives none has no answers, nan."""
+        keys = dict(zip(job.budgets, job.makes, strict=True))
+        todo = [budget for budget, key in keys.items() if not self.store.is_recorded(key)]
+        for budget, subject in self._updates(job, Role.INITIAL, todo):
+            started = time.perf_counter() - subject.cost.seconds
+            self._record_margins(job, keys[budget], started, subject.model)
+        return ""
+
+    def _record_margins(self, job: Job, key: str, started: float, model: nn.Module | None) -> None:
+        poisoned = self.poisoned(job.keys, job.group)
+        margins = answers_to(self.pipeline(job.keys), job.group, poisoned, model)
+        self._record(job, key, started, {}, {"margins.safetensors": packed({"margins": margins})})
+
+    def _repeated(self, job: Job, subject: Subject) -> dict[str, float]:
+        """The columns of what repeats measure of a subject; none of models that repeats do not make."""
+        if not job.recipe.repeats or subject.role not in (Role.INITIAL, Role.UPDATED):
+            return {}
+        every = [*cells(job.recipe, job.group)]
+        initial, retrained = (
+            self._stacked(job.keys, next(cell for cell in every if cell.role == role))
+            for role in PAIR
+        )
+        updated = initial
+        if subject.role == Role.UPDATED:
+            cell = next(cell for cell in job.cells if cell.budget == subject.budget)
+            updated = self._stacked(job.keys, cell)
+        return repeats.columns(updated, initial, retrained, job.group.draws)
+
+    def _stacked(self, keys: Keys, cell: Cell) -> repeats.Floats:
+        """[R, P] answers of the models that repeat a cell's."""
+        every = (self._tensors(key, "margins")["margins"] for key in keys.every_margins(cell))
+        return np.stack([margins.numpy() for margins in every])
 
     def _measure_arms(self, job: Job, arms: Sequence[Subject], score: str) -> str:
         """Measure an updated model beside that of the twin's arm; what either's unlearner raised, or ""."""
@@ -251,7 +292,8 @@ class Worker:
         poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
         beside = self._beside(job, pipeline)
         score = measure(pipeline, job.group, poisoned, subject, cost, between, twin, beside)
-        values = {"row": score.row, "shifts": score.shifts}
+        row = score.row if subject.model is None else score.row | self._repeated(job, subject)
+        values = {"row": row, "shifts": score.shifts}
         self._record(job, key, started, values, {"scores.parquet": frame_bytes(score.scores)})
 
     def _beside(self, job: Job, pipeline: Pipeline) -> Beside | None:
@@ -259,11 +301,13 @@ class Worker:
         roles, dose = compared(job.recipe), job.keys.dose(job.group)
         if not roles:
             return None
-        models = [self._model(pipeline, job.keys.model(role, job.group)) for role in roles]
+        initial, retrained, reference = (
+            self._model(pipeline, job.keys.model(role, job.group)) for role in roles
+        )
         poisoned = self.poisoned(job.keys, job.group)
-        fresh = self._keep("fresh", dose, lambda: non_members(pipeline, poisoned))
-        by_recipe: dict[str, Any] = {}
-        return Beside(*models, *fresh, self._keep("remembered", dose, lambda: by_recipe))
+        fresh, dosed = self._keep("fresh", dose, lambda: non_members(pipeline, poisoned))
+        answers: dict[str, Any] = self._keep("answers", dose, dict)
+        return Beside(initial, retrained, reference, fresh, dosed, answers)
 
     def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
         """Write down what an unlearner raised, with the row that says so; its one line."""

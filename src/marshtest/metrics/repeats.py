@@ -1,0 +1,138 @@
+"""U-LiRA and KLoM: whether many unlearned models answer the forget set as many retrained models do.
+
+Pair j of a seed's R holds two models of one forget set by draws of its own: one that was trained on it, and
+then unlearned, and one that was retrained. u and r [R, P] are their logit margins of the P forgotten samples.
+
+    U-LiRA   Λ(φ) = log N(φ; mean u, var u) − log N(φ; mean r, var r)       per sample, without pair j
+             A_j = mean over samples of [Λ(u_j) > Λ(r_j)], ties half          AUC = mean A_j
+                                             (Hayes et al. 2024, arXiv 2403.01218)
+    KLoM     KL(histogram of u ‖ histogram of r)                            per sample, then mean and 95 %
+                                             (Georgiev et al. 2024, arXiv 2410.23232)
+
+Both models of a pair are left out together: under the null they can be exchanged given all others, so A_j
+is symmetric about ½, exactly; leaving out one at a time gives less. KLoM has the paper's choices: margins
+clipped to ± 100, 20 bins over the range of both, 1e-5 added to each bin. From R models it is above 0 by
+chance: its *null* is its mean with u and r swapped in randomly chosen pairs, and the rest is `left`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marshtest.metrics.membership_columns import column_of
+from marshtest.metrics.repeats_columns import COLUMNS
+from marshtest.metrics.roc import variance_of_mean
+from marshtest.plumbing.seeds import derive
+
+Floats = NDArray[np.float64]
+
+MOST = 100.0  # margins are clipped to ± this
+BINS = 20
+SMOOTH = 1e-5  # added to each bin's share
+SWAPS = 50  # random swaps of which KLoM's null is the mean
+LEAST = 1e-6  # of a deviation: samples that all models answer alike
+
+
+def ulira(unlearned: Floats, retrained: Floats) -> Floats:
+    """[R] A_j of margins [R, P]: how often a pair's unlearned model is told, over the samples."""
+    told = []
+    for pair in range(len(unlearned)):
+        u, r = (np.delete(margins, pair, axis=0) for margins in (unlearned, retrained))
+        of_u, of_r = (_log_ratio(margins[pair], u, r) for margins in (unlearned, retrained))
+        told.append(((of_u > of_r) + 0.5 * (of_u == of_r)).mean())
+    return np.array(told)
+
+
+def _log_ratio(margins: Floats, u: Floats, r: Floats) -> Floats:
+    """[P] Λ of margins [P]."""
+    ratio: Floats = _log_density(margins, u) - _log_density(margins, r)
+    return ratio
+
+
+def _log_density(margins: Floats, fitted: Floats) -> Floats:
+    """[P] log N(φ; mean, variance) by sample, without the constant."""
+    deviation: Floats = np.maximum(fitted.std(axis=0, ddof=1), LEAST)
+    density: Floats = -(((margins - fitted.mean(axis=0)) / deviation) ** 2) / 2 - np.log(deviation)
+    return density
+
+
+def klom(unlearned: Floats, retrained: Floats) -> Floats:
+    """[P] KL divergence of the histograms of margins [R, P] of unlearned and retrained models."""
+    u, r = (np.clip(margins, -MOST, MOST) for margins in (unlearned, retrained))
+    low = np.minimum(u.min(axis=0), r.min(axis=0))
+    width = np.maximum(u.max(axis=0), r.max(axis=0)) - low
+    shares = [_histogram(margins, low, width) for margins in (u, r)]
+    divergence: Floats = (shares[0] * np.log(shares[0] / shares[1])).sum(axis=1)
+    return divergence
+
+
+def _histogram(margins: Floats, low: Floats, width: Floats) -> Floats:
+    """[P, BINS] shares of margins [R, P] in bins from `low` [P] on, `width` [P] in all."""
+    places = (margins - low) / np.where(width > 0, width, 1) * BINS
+    bins = np.minimum(places.astype(np.int64), BINS - 1)
+    samples = margins.shape[1]
+    flat = (bins + BINS * np.arange(samples)).ravel()
+    counts = np.bincount(flat, minlength=BINS * samples).reshape(samples, BINS)
+    smooth: Floats = counts / len(margins) + SMOOTH
+    return smooth / smooth.sum(axis=1, keepdims=True)
+
+
+def chance_of(unlearned: Floats, retrained: Floats, seed: int) -> float:
+    """KLoM's mean over the samples with unlearned and retrained swapped in random pairs."""
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(SWAPS):
+        swapped = rng.random(len(unlearned)) < 0.5
+        u = np.where(swapped[:, None], retrained, unlearned)
+        r = np.where(swapped[:, None], unlearned, retrained)
+        means.append(klom(u, r).mean())
+    return float(np.mean(means))
+
+
+def without_each(value: Callable[[Floats, Floats], float], u: Floats, r: Floats) -> Floats:
+    """[R] the jackknife's pseudo-values of a statistic, whose mean has their mean's variance."""
+    n, whole = len(u), value(u, r)
+    rest = [value(np.delete(u, j, axis=0), np.delete(r, j, axis=0)) for j in range(n)]
+    return n * whole - (n - 1) * np.array(rest)
+
+
+def columns(unlearned: Floats, initial: Floats, retrained: Floats, seed: int) -> dict[str, float]:
+    """The columns of a model's row from margins [R, P] of models like it, the initial, and the retrained.
+
+    All nan where a repetition gave no model.
+
+    Args:
+        seed: of KLoM's swaps.
+    """
+    if any(np.isnan(margins).any() for margins in (unlearned, initial, retrained)):
+        return dict.fromkeys(COLUMNS, np.nan)
+    told, told0 = ulira(unlearned, retrained), ulira(initial, retrained)
+    whole = klom(unlearned, retrained)
+    null, null0 = (chance_of(u, retrained, derive(seed, "swap")) for u in (unlearned, initial))
+
+    def mean(u: Floats, r: Floats) -> float:
+        return float(klom(u, r).mean())
+
+    # Swaps change with every pair that is left out, by less than the divergence itself does.
+    away, away0 = (without_each(mean, u, retrained) for u in (unlearned, initial))
+    return {
+        **_parts("ulira", told - 0.5, told0 - 0.5, float(told.mean()) - 0.5),
+        column_of("ulira", "auc"): float(told.mean()),
+        column_of("ulira", "auc_error"): variance_of_mean(told) ** 0.5,
+        **_parts("klom", away - null, away0 - null0, float(whole.mean()) - null),
+        column_of("klom", "mean"): float(whole.mean()),
+        column_of("klom", "p95"): float(np.quantile(whole, 0.95)),
+        column_of("klom", "null"): null,
+    }
+
+
+def _parts(form: str, left: Floats, lead: Floats, value: float) -> dict[str, float]:
+    """What a verdict takes from a row: pairs are drawn anew in each seed, so nothing is shared."""
+    return {
+        column_of(form, "left"): value,
+        column_of(form, "variance"): variance_of_mean(left),
+        column_of(form, "shared_variance"): 0.0,
+        column_of(form, "covariance"): variance_of_mean(left, lead),
+        column_of(form, "shared_covariance"): 0.0,
+    }
