@@ -1,7 +1,7 @@
 """U-LiRA and KLoM: whether many unlearned models answer the forget set as many retrained models do.
 
-Pair j of a seed's R holds two models of one forget set by draws of its own: one that was trained on it, and
-then unlearned, and one that was retrained. u and r [R, P] are their logit margins of the P forgotten samples.
+Pair j of a seed's R holds two models of one forget set by draws of its own: one that was trained on it and
+then unlearned, and one that was retrained. u and r [R, P] are their logit margins of the forgotten samples.
 
     U-LiRA   Λ(φ) = log N(φ; mean u, var u) − log N(φ; mean r, var r)       per sample, without pair j
              A_j = mean over samples of [Λ(u_j) > Λ(r_j)], ties half          AUC = mean A_j
@@ -74,8 +74,9 @@ def _histogram(margins: Floats, low: Floats, width: Floats) -> Floats:
     samples = margins.shape[1]
     flat = (bins + BINS * np.arange(samples)).ravel()
     counts = np.bincount(flat, minlength=BINS * samples).reshape(samples, BINS)
-    smooth: Floats = counts / len(margins) + SMOOTH
-    return smooth / smooth.sum(axis=1, keepdims=True)
+    smooth = counts / len(margins) + SMOOTH
+    shares: Floats = smooth / smooth.sum(axis=1, keepdims=True)
+    return shares
 
 
 def chance_of(unlearned: Floats, retrained: Floats, seed: int) -> float:
