@@ -56,8 +56,8 @@ class Membership(Metric):
                 "metrics.membership: needs the retrained models beside. Ask it in a recipe."
             )
         initial, retrained, reference = (_remembered(role, question, beside) for role in COMPARED)
-        known = dict(zip(COMPARED, (initial, retrained, reference), strict=True))
-        asked = known.get(question.role) or _ask(model, question, beside)
+        same = {id(beside.initial): initial, id(beside.retrained): retrained}
+        asked = same.get(id(model)) or _ask(model, question, beside)
         out = retrained if question.role == "reference" else reference
         scored = {
             "margin": [asked, initial, retrained],

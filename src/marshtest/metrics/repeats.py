@@ -10,7 +10,8 @@ then unlearned, and one that was retrained. u and r [R, P] are their logit margi
                                              (Georgiev et al. 2024, arXiv 2410.23232)
 
 Both models of a pair are left out together: under the null they can be exchanged given all others, so A_j
-is symmetric about ½, exactly; leaving out one at a time gives less. KLoM has the paper's choices: margins
+is symmetric about ½, exactly; leaving out one at a time gives less. A_1 … A_R depend on each other through
+the fits, so errors are the jackknife's over the pairs, which are on average too large, if anything. KLoM has the paper's choices: margins
 clipped to ± 100, 20 bins over the range of both, 1e-5 added to each bin. From R models it is above 0 by
 chance: its *null* is its mean with u and r swapped in randomly chosen pairs, and the rest is `left`.
 """
@@ -36,24 +37,27 @@ LEAST = 1e-6  # of a deviation: samples that all models answer alike
 
 def ulira(unlearned: Floats, retrained: Floats) -> Floats:
     """[R] A_j of margins [R, P]: how often a pair's unlearned model is told, over the samples."""
-    told = []
-    for pair in range(len(unlearned)):
-        u, r = (np.delete(margins, pair, axis=0) for margins in (unlearned, retrained))
-        of_u, of_r = (_log_ratio(margins[pair], u, r) for margins in (unlearned, retrained))
-        told.append(((of_u > of_r) + 0.5 * (of_u == of_r)).mean())
-    return np.array(told)
+    fits = [_without_pair(margins) for margins in (unlearned, retrained)]
+    of_u, of_r = (
+        _log_density(margins, *fits[0]) - _log_density(margins, *fits[1])
+        for margins in (unlearned, retrained)
+    )
+    told: Floats = ((of_u > of_r) + 0.5 * (of_u == of_r)).mean(axis=1)
+    return told
 
 
-def _log_ratio(margins: Floats, u: Floats, r: Floats) -> Floats:
-    """[P] Λ of margins [P]."""
-    ratio: Floats = _log_density(margins, u) - _log_density(margins, r)
-    return ratio
+def _without_pair(margins: Floats) -> tuple[Floats, Floats]:
+    """[R, P] mean and deviation of margins [R, P] without each in turn."""
+    n, centre = len(margins), margins.mean(axis=0)
+    away = margins - centre
+    mean = -away / (n - 1)  # Σ of the others, as all together are 0
+    squares = (away**2).sum(axis=0) - away**2 - (n - 1) * mean**2
+    return centre + mean, np.sqrt(np.maximum(squares / (n - 2), LEAST**2))
 
 
-def _log_density(margins: Floats, fitted: Floats) -> Floats:
-    """[P] log N(φ; mean, variance) by sample, without the constant."""
-    deviation: Floats = np.maximum(fitted.std(axis=0, ddof=1), LEAST)
-    density: Floats = -(((margins - fitted.mean(axis=0)) / deviation) ** 2) / 2 - np.log(deviation)
+def _log_density(margins: Floats, mean: Floats, deviation: Floats) -> Floats:
+    """The logarithm of N(φ; mean, deviation²), without the constant."""
+    density: Floats = -(((margins - mean) / deviation) ** 2) / 2 - np.log(deviation)
     return density
 
 
@@ -91,11 +95,12 @@ def chance_of(unlearned: Floats, retrained: Floats, seed: int) -> float:
     return float(np.mean(means))
 
 
-def without_each(value: Callable[[Floats, Floats], float], u: Floats, r: Floats) -> Floats:
-    """[R] the jackknife's pseudo-values of a statistic, whose mean has their mean's variance."""
-    n, whole = len(u), value(u, r)
-    rest = [value(np.delete(u, j, axis=0), np.delete(r, j, axis=0)) for j in range(n)]
-    return n * whole - (n - 1) * np.array(rest)
+def without_each(measure: Callable[[Floats, Floats], Floats], u: Floats, r: Floats) -> Floats:
+    """[R] the jackknife's pseudo-values of a measure's mean: their mean's variance is that of it."""
+    n, whole = len(u), measure(u, r).mean()
+    rest = [measure(np.delete(u, j, axis=0), np.delete(r, j, axis=0)).mean() for j in range(n)]
+    values: Floats = n * whole - (n - 1) * np.array(rest)
+    return values
 
 
 def columns(unlearned: Floats, initial: Floats, retrained: Floats, seed: int) -> dict[str, float]:
@@ -108,20 +113,16 @@ def columns(unlearned: Floats, initial: Floats, retrained: Floats, seed: int) ->
     """
     if any(np.isnan(margins).any() for margins in (unlearned, initial, retrained)):
         return dict.fromkeys(COLUMNS, np.nan)
-    told, told0 = ulira(unlearned, retrained), ulira(initial, retrained)
-    whole = klom(unlearned, retrained)
-    null, null0 = (chance_of(u, retrained, derive(seed, "swap")) for u in (unlearned, initial))
-
-    def mean(u: Floats, r: Floats) -> float:
-        return float(klom(u, r).mean())
-
-    # Swaps change with every pair that is left out, by less than the divergence itself does.
-    away, away0 = (without_each(mean, u, retrained) for u in (unlearned, initial))
+    told, whole = float(ulira(unlearned, retrained).mean()), klom(unlearned, retrained)
+    null = chance_of(unlearned, retrained, derive(seed, "swap"))
+    # KLoM's null changes with every pair that is left out, by less than the divergence itself does.
+    auc, auc0 = (without_each(ulira, models, retrained) for models in (unlearned, initial))
+    away, away0 = (without_each(klom, models, retrained) for models in (unlearned, initial))
     return {
-        **_parts("ulira", told - 0.5, told0 - 0.5, float(told.mean()) - 0.5),
-        column_of("ulira", "auc"): float(told.mean()),
-        column_of("ulira", "auc_error"): variance_of_mean(told) ** 0.5,
-        **_parts("klom", away - null, away0 - null0, float(whole.mean()) - null),
+        **_parts("ulira", auc, auc0, told - 0.5),
+        column_of("ulira", "auc"): told,
+        column_of("ulira", "auc_error"): variance_of_mean(auc) ** 0.5,
+        **_parts("klom", away, away0, float(whole.mean()) - null),
         column_of("klom", "mean"): float(whole.mean()),
         column_of("klom", "p95"): float(np.quantile(whole, 0.95)),
         column_of("klom", "null"): null,
@@ -129,7 +130,10 @@ def columns(unlearned: Floats, initial: Floats, retrained: Floats, seed: int) ->
 
 
 def _parts(form: str, left: Floats, lead: Floats, value: float) -> dict[str, float]:
-    """What a verdict takes from a row: pairs are drawn anew in each seed, so nothing is shared."""
+    """What a verdict takes from a row, from pseudo-values [R] of a model and of the initial one.
+
+    Pairs are drawn anew in each seed, so nothing is shared.
+    """
     return {
         column_of(form, "left"): value,
         column_of(form, "variance"): variance_of_mean(left),
