@@ -10,10 +10,11 @@ then unlearned, and one that was retrained. u and r [R, P] are their logit margi
                                              (Georgiev et al. 2024, arXiv 2410.23232)
 
 Both models of a pair are left out together: under the null they can be exchanged given all others, so A_j
-is symmetric about ½, exactly; leaving out one at a time gives less. A_1 … A_R depend on each other through
-the fits, so errors are the jackknife's over the pairs, which are on average too large, if anything. KLoM has the paper's choices: margins
-clipped to ± 100, 20 bins over the range of both, 1e-5 added to each bin. From R models it is above 0 by
-chance: its *null* is its mean with u and r swapped in randomly chosen pairs, and the rest is `left`.
+is symmetric about ½, exactly; leaving out one at a time gives less. A_1 … A_R depend on each other
+through the fits, so errors are the jackknife's over the pairs, which are on average too large, if
+anything. KLoM has the paper's choices: margins clipped to ± 100, 20 bins over the range of both, 1e-5
+added to each bin. From R models it is above 0 by chance: its *null* is its mean with u and r swapped in
+randomly chosen pairs, and the rest is `left`.
 """
 
 from collections.abc import Callable
