@@ -203,6 +203,34 @@ def test_a_nearest_neighbour_is_told_with_certainty_and_passes_when_it_is_refitt
     assert refitted.answer == PASSES
 
 
+def fitted(samples: Samples) -> nn.Module:
+    """Least squares on one-hot labels, times ten: a model that is trained in no time."""
+    model = nn.Linear(4, 3, bias=False)
+    targets = torch.nn.functional.one_hot(samples.y, 3).float()
+    model.weight.data = 10 * torch.linalg.lstsq(samples.x, targets).solution.T
+    return model.requires_grad_(False)
+
+
+def test_the_auc_of_models_trained_without_the_forget_set_covers_half() -> None:
+    repetitions, covered = 400, dict.fromkeys(FORMS, 0)
+    for seed in range(repetitions):
+        order = torch.randperm(240, generator=torch.Generator().manual_seed(seed))
+        samples = cloud(10_000 + seed, 240)[order]
+        forget, retain, others = samples[:60], samples[60:160], samples[160:]
+        models: dict[str, nn.Module] = {
+            "initial": fitted(samples[:160]),
+            "retrained": fitted(retain[:50]),
+            "reference": fitted(retain[50:]),
+        }
+        values = asked(models, forget, others)["retrained"]
+        for form in FORMS:
+            away = abs(values[column_of(form, "auc")] - 0.5)
+            covered[form] += away <= 1.96 * values[column_of(form, "auc_error")]
+    for count in covered.values():
+        low, high = binomtest(count, repetitions).proportion_ci(0.999)
+        assert low <= 0.95 <= high
+
+
 # The answers
 
 
