@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,25 @@ def measured(dependence: float, count: int = 2000, ties: float = 0.0) -> Measure
     scores = {"gus": z, "gus_fresh": z, "rank": z, "rank_ties": np.full(count, ties)}
     classes = np.zeros(count, dtype=np.int64)
     return Measured("m", scores, {}, 0.9, z * np.nan, SOUND, classes, 0.01)
+
+
+def test_an_audit_without_an_answer_says_how_many_poisons_would_give_one() -> None:
+    """A weak dose of 300: nobody could pass, and the answer says so, by the stronger score."""
+    from marshtest.commands.plan import plan
+
+    weak = replace(measured(0.35, 300), figures={"gus_dependence": 0.35, "rank_dependence": 0.35})
+    judged = judge(["before", "after"], [weak, measured(0.0, 300)], Question())
+    key = audited().done.key.model_copy(update={"ids": tuple(range(300))})
+    found = Audit(key, Question(), tuple(judged))
+    assert found.answer == "INCONCLUSIVE"
+    _, after, outlook = found.sentences()
+    needed = judged[1].verdict.needed
+    assert needed is not None
+    assert needed > 300
+    assert f"(about {needed:,} poisons would settle it)" in after
+    assert "300 poisons are few" in outlook
+    assert f"with about {plan(gus=0.35, rank=0.35).poisons:,} in 90%" in outlook
+    assert "REMOVED rests on" in found.legend()
 
 
 def test_ties_shrink_the_margin_by_their_share() -> None:

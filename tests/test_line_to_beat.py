@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
+from conftest import TINY
 
+import marshtest
 from marshtest.reporting import charts, figures
 from marshtest.reporting.page import answer, in_words, sentences, write_page
 from marshtest.reporting.tables import (
@@ -28,6 +30,7 @@ from marshtest.results.leaderboard import leaderboard
 from marshtest.results.line_to_beat import has_tuned, line_to_beat, standings
 from marshtest.results.summary import Results
 
+NGD = [{"name": "ngd", "lr": 0.1}, {"name": "ngd", "lr": 0.01}]
 TUNED, TITLE = "retrain-tuned", "tuned retraining in budget"
 LINE = [0.5, 0.7, 0.9]  # accuracy of the line, by seed: differences are within seeds
 SURE = [0.03, 0.03, 0.04]  # t = 10, p = 0.00493
@@ -283,3 +286,23 @@ def test_the_leaderboard_says_why_its_verdicts_differ_from_a_runs(tiny_run: Resu
     said = ranking_legend([tiny_run, pooled])
     assert f"{tiny_run.recipe.name} (2 runs). A verdict here may differ from one run's" in said
     assert "line to beat" not in ranking_table([tiny_run])
+
+
+def test_options_that_differ_have_a_line_each_and_a_search_says_what_it_chose(
+    tmp_path: Path,
+) -> None:
+    """Two rates are two lines of a leaderboard; a searched rate stands behind the name."""
+    recipe = {
+        **TINY,
+        "seeds": 1,
+        "data": {**TINY["data"], "validation": 0.2},
+        "unlearners": [{"name": "gd", "lr": [0.1, 0.01]}, *NGD],
+    }
+    results = marshtest.run(recipe, out=tmp_path / "run", report=False)
+    line = results.summary[results.summary["unlearner"] == "gd"].iloc[0]
+    rate = json.loads(line["hyperparameters"])["lr"]
+    names = ranking_table([results])["unlearner"].tolist()
+    assert {f"GD (lr {rate} of 2)", "NGD lr=0.1", "NGD lr=0.01"} <= set(names)
+    assert f"GD (lr {rate} of 2)" in set(table(results)["model"])
+    (said,) = [one["text"] for one in in_words(results) if one["model"] == "GD"]
+    assert f"The search chose lr {rate} of 2." in said

@@ -16,6 +16,7 @@ import marshtest
 from marshtest.commands.sweep import sweep
 from marshtest.experiment.row_file import FORMAT, Rows, read_file, write_rows
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.reporting.tables import why
 from marshtest.results.merging import read_all, read_one
 from marshtest.results.summary import Results
 from marshtest.sweeps.run_folder import describe
@@ -270,3 +271,17 @@ def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path: Path) -> None:
 def test_rows_do_not_tell_where_the_data_lay() -> None:
     recipe = marshtest.load_recipe({**TINY, "data": {"name": "digits", "path": "/home/me/digits"}})
     assert "/home/me" not in json.dumps(describe(recipe, None))
+
+
+def test_a_merged_verdict_says_what_it_was_judged_with(
+    tiny_run: Results, other_seeds: Results
+) -> None:
+    """Seeds 0 to 3 and four unlearners, of which NGD has three seeds; no number is below what is there."""
+    (both,) = read_all([tiny_run.folder, other_seeds.folder]).results
+    summary = both.summary
+    line = summary[summary["unlearner"] == "ngd"].iloc[0]
+    assert not any(summary["needed"] <= summary["rank_poisons"])
+    said = why(line.copy().replace({line["verdict"]: "INCONCLUSIVE"}), both)
+    assert "with the 4 unlearners of 2 runs, by what 4 seeds" in said
+    assert "of which this one has 3" in said
+    assert "runs" not in why(tiny_run.summary.iloc[-1], tiny_run)

@@ -1,5 +1,6 @@
 """A plan's numbers against simulated verdicts."""
 
+import json
 import math
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def test_a_plan_says_in_runs_what_the_verdict_needs() -> None:
     planned = plan(works=0.9, unlearners=8)
     (sentence,) = planned.sentences()
     assert f"needs {planned.table()['trainings to show removal'][0]} trainings" in sentence
+
+
+def test_an_audit_has_one_training_and_so_one_dose(tmp_path: Path) -> None:
+    """0.0715 is a fifth of 0.3576: (z at 0.95 + z at 0.975)² / 0.0715² poisons, and no runs."""
+    models = [{"gus_dependence": 0.153, "rank_dependence": 0.3576}]
+    (tmp_path / "audit.json").write_text(json.dumps({"models": models, "samples": 1797}))
+    needed = math.ceil(((1.6448536 + 1.959964) / 0.07152) ** 2)
+    few, many = (plan(pilot=tmp_path / "audit.json", samples=n) for n in (None, 10_000))
+    for planned, says in (
+        (few, "more than its 1,797 samples"),
+        (many, "--fraction 0.26 of its 10,000"),
+    ):
+        (sentence,) = planned.sentences()
+        assert f"needs {needed:,} poisons in one dose" in sentence
+        assert says in sentence
+        assert "runs to show removal" not in planned.table()
 
 
 def test_what_cannot_be_planned_is_refused() -> None:

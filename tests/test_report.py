@@ -306,8 +306,6 @@ def test_every_model_that_is_not_removed_has_a_sentence_why(tiny_run: Results) -
     assert "GD, NOT REMOVED: GUS: why not; and more." in explained(told)
     assert "EUk, INCONCLUSIVE: too few poisons for either answer." in explained(told)
     assert not any(line.startswith(("SCRUB", "no unlearning")) for line in explained(told))
-    summary.loc[summary["unlearner"] == "euk", "verdict"] = "NOT REMOVED"
-    assert any(line.startswith("EUk, NOT REMOVED: what is left is") for line in explained(told))
     words = {line["model"]: line["text"] for line in in_words(told)}
     assert words["GD"].endswith("Against REMOVED – GUS: why not; and more.")
     assert "Against" not in words["SCRUB"]

@@ -1,6 +1,7 @@
 """Retraining and shrink and perturb: what they start from, and the settings that they train by."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,14 @@ def test_rows_tell_retraining_from_tuned_retraining(tmp_path: Any) -> None:
     updated = rows[rows["role"] == "updated"].set_index("unlearner")["hyperparameters"]
     assert updated["retrain"] == "{}"
     assert updated["retrain-tuned"] == '{"batch_size": 16, "lr": 0.05, "schedule": "linear"}'
+
+
+def test_tuned_retraining_without_a_setting_is_refused_before_training(tmp_path: Path) -> None:
+    """Its heading would claim a search that nobody did; the gate, which compares nothing, takes it."""
+    recipe = {**TINY, "unlearners": ["retrain-tuned"]}
+    with pytest.raises(
+        MarshtestError, match="retrain-tuned: nothing is tuned .* benchmarks/tuning"
+    ):
+        marshtest.run(recipe, out=tmp_path / "run", report=False)
+    assert not (tmp_path / "run").exists()
+    assert all(fact.holds for fact in marshtest.check("retrain-tuned", on=["features"]))

@@ -1,6 +1,7 @@
 """The rule behind a verdict, by cases whose answer is known, and its tests against SciPy's."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,8 +154,6 @@ def test_poisons_kept_and_pushed_away_are_seen_though_the_mean_is_zero() -> None
 
 
 def test_a_tail_that_is_kept_is_said_in_words() -> None:
-    from dataclasses import replace
-
     kept = replace(of(0.0, 4000), tail=128)
     (verdict,) = judged(INITIAL, Evidence({0: {"gus": of(0.0, 4000), "rank": kept}}))
     assert verdict.answer == "NOT REMOVED"
@@ -201,6 +200,55 @@ def test_the_stated_number_of_poisons_has_the_stated_power(true: float, answer: 
     answers = [judged(initial, several([float(x)], needed))[0].answer for x in drawn]
     slack = 4 * math.sqrt(0.09 / 1000) + 0.02  # the initial model's own error, and Bonferroni
     assert answers.count(answer) / 1000 > 0.9 - slack
+
+
+def test_poisons_that_would_settle_it_are_more_than_there_are() -> None:
+    """Ten seeds of the initial model have the tail acquit too, for which one with three has too few."""
+    before, clean = several([1.0] * 10, 420), several([0.01, -0.01] * 5, 420)
+    few = Evidence({s: {"rank": replace(clean.trainings[s]["rank"], tail=7)} for s in range(3)})
+    (alone,) = judged(several([1.0] * 3, 420), few)
+    assert alone.answer == "REMOVED"
+    together = judged(before, *[before] * 9, few)[-1]
+    assert together.answer == "INCONCLUSIVE"
+    assert together.needed is not None
+    assert together.needed > 3 * 420
+    assert "beyond the 1% threshold" in together.reasons[0]
+    # With as many poisons it is answered indeed.
+    more = Evidence({0: {"rank": of(0.0, together.needed)}})
+    assert judged(before, *[before] * 9, more)[-1].answer == "REMOVED"
+
+
+def test_without_power_a_verdict_rests_on_the_score_that_shows_most() -> None:
+    """A weak dose of 539 poisons: no score has power, and GUS, named first, shows less."""
+    weak = one(0.153, 0.358, 539)
+    rests = rests_on(weak, **LEVELS)  # type: ignore[arg-type]
+    assert rests == (Rest("rank", "mean"),)
+    (verdict,) = judged(weak, one(0.003, 0.01, 539))
+    assert verdict.answer == "INCONCLUSIVE"
+    (reason,) = verdict.reasons
+    assert reason.startswith("rank score: what is left is 3% of the initial model's")
+    assert verdict.needed is not None
+    assert verdict.needed > 539
+
+
+def test_not_removed_says_what_was_shown_and_by_which_test() -> None:
+    half, (verdict,) = one(0.0, 0.2, 400), judged(INITIAL, one(0.0, 0.2, 400))
+    assert verdict.answer == "NOT REMOVED"
+    p = 2 * stats.norm.sf(0.2 * math.sqrt(400))
+    assert half.pooled["rank"].tests["mean"] == pytest.approx(p)
+    assert verdict.reasons == (
+        "rank score: what is left is 20% of the initial model's, surely not 0 (test of the mean, p "
+        f"{p:.1g})",
+    )
+
+
+def test_what_holms_correction_alone_took_away_is_said() -> None:
+    """p ≤ 0.05 by itself, and above it among ten: neither is left too much, nor are the poisons few."""
+    before, clean = several([0.5], 400), several([0.0], 400)
+    alone = judged(before, clean)[0].p_removed
+    (reason,) = judged(before, *[clean] * 10)[0].reasons
+    assert alone <= 0.05 < 10 * alone
+    assert f"p {alone:.1g} alone, but by p {10 * alone:.1g} among 10 unlearners" in reason
 
 
 def paired(*values: float) -> Difference:
@@ -326,8 +374,6 @@ def test_trainings_that_were_never_compared_acquit_nobody() -> None:
 
 
 def test_a_score_that_cannot_be_told_acquits_nobody_even_where_nothing_rests_on_it() -> None:
-    from dataclasses import replace
-
     weak = one(0.08, 1.0, 750)
     assert Rest("gus", "mean") not in rests_on(weak, **LEVELS)  # type: ignore[arg-type]
     scores = {"gus": replace(of(0.0, 750), hidden=0.9), "rank": of(0.0, 750)}

@@ -88,6 +88,8 @@ def dose(
     screen.say(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
     if noise.pixels:
         screen.say(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+    if done.warning:
+        screen.say(f"warning: {done.warning}", style="bold")
     screen.say_whole(
         f"  {done.out}  for training{SHOWS * done.shows}",
         f"  {done.forget_file}  the forget request, for when the model is trained",

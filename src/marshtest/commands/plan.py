@@ -10,6 +10,7 @@ share of them in which the attack works.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,7 @@ class Plan:
         margin: share of the effect that REMOVED may leave.
         unlearners: how many will be judged together (Holm at its strictest).
         poisons_a_run: poisons of one training, if the number of trainings is to be told.
+        audited: training samples of an audit, which has one training; None of a recipe's run.
     """
 
     effects: Mapping[str, float]
@@ -53,6 +55,7 @@ class Plan:
     margin: float = 0.2
     unlearners: int = 1
     poisons_a_run: int | None = None
+    audited: int | None = None
 
     def __post_init__(self) -> None:
         for name, effect in self.effects.items():
@@ -117,6 +120,11 @@ class Plan:
             table["runs to show removal"] = runs
         return table
 
+    @property
+    def poisons(self) -> int:
+        """Poisons after which a model that never saw the poison is REMOVED with the wanted power."""
+        return int(self.table()["poisons to show removal"].iloc[-1])
+
     def texts(self) -> pd.DataFrame:
         """The table as it is printed."""
         table = self.table()
@@ -127,7 +135,11 @@ class Plan:
     def sentences(self) -> list[str]:
         """What the table says of the verdict."""
         verdict = self.texts().iloc[-1]
-        needed = f"{verdict['poisons to show removal']} poisons in all, over all seeds together"
+        if self.audited is not None:
+            needed = f"{self.poisons:,} poisons in one dose, since an audit has one training: "
+            needed += _fraction(self.poisons, self.audited)
+        else:
+            needed = f"{self.poisons:,} poisons in all, over all seeds together"
         if self.poisons_a_run is not None:
             needed += f": {verdict['runs to show removal']} runs of {self.poisons_a_run:,}"
         return [f"REMOVED, with power {self.power:g} at error rate {self.alpha:g}, needs {needed}."]
@@ -170,6 +182,13 @@ class Plan:
         figure, curve = self.figure()
         write(curve, folder / "plan.csv")
         save(figure, folder / "plan")
+
+
+def _fraction(poisons: int, samples: int) -> str:
+    """How a dose comes to so many poisons, in words."""
+    if poisons >= samples:
+        return f"more than its {samples:,} samples. Raise --variance of `marshtest dose`"
+    return f"--fraction {math.ceil(100 * poisons / samples) / 100:g} of its {samples:,} samples"
 
 
 def _title(name: str) -> str:
@@ -277,10 +296,13 @@ def plan(
     if works is not None:
         return Trainings(works, alpha, power, margin, unlearners)
     effects = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}
-    if pilot is not None:
-        audited = Path(pilot).suffix == ".json"
-        effects = effects_of_audit(Path(pilot)) if audited else effects_of(Results.read(pilot))
-    return Plan(effects, alpha, power, margin, unlearners, poisons)
+    audited = None
+    if pilot is not None and Path(pilot).suffix == ".json":
+        effects, audited = effects_of_audit(Path(pilot))
+        audited, poisons = samples or audited, None  # of one training there are no runs
+    elif pilot is not None:
+        effects = effects_of(Results.read(pilot))
+    return Plan(effects, alpha, power, margin, unlearners, poisons, audited)
 
 
 def _check(unlearners: int, **shares: float) -> None:
@@ -291,19 +313,27 @@ def _check(unlearners: int, **shares: float) -> None:
         raise MarshtestError(f"plan: unlearners must be from 1 to {FAMILY:,}. Got {unlearners}.")
 
 
-def effects_of_audit(file: Path) -> dict[str, float]:
-    """The dependence of the model before unlearning in an audit.json, by score."""
+def effects_of_audit(file: Path) -> tuple[dict[str, float], int]:
+    """What an audit.json tells: the model before unlearning's dependence by score, and its samples."""
     try:
-        before = json.loads(file.read_text())["models"][0]
-        return {
+        audit = json.loads(file.read_text())
+        before = audit["models"][0]
+        effects = {
             name: float(before[f"{name}_dependence"])
             for name in SCORES
             if before.get(f"{name}_dependence") is not None
         }
+        return effects, int(audit["samples"])
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise MarshtestError(
             f"{file}: is not the audit.json that `marshtest audit --out` wrote."
         ) from None
+
+
+def effects_shown(figures: Mapping[str, float]) -> dict[str, float]:
+    """The dependences of a model, by score, that can be planned for."""
+    values = {name: figures.get(f"{name}_dependence", math.nan) for name in SCORES}
+    return {name: value for name, value in values.items() if EFFECTS[0] <= value <= EFFECTS[1]}
 
 
 def poisons_of_one_run(samples: int, fraction: float) -> int:

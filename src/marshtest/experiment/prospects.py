@@ -79,11 +79,21 @@ def _poisons(recipe: Design, family: int) -> int | None:
     """Poisons for REMOVED if the initial model ranks each first; None where no draws bound the score."""
     if recipe.attack.shown.draws is None:
         return None
-    draws = int(recipe.attack.shown.draws)
+    level = recipe.verdict.alpha / max(1, family)
+    return poisons_by_heart(int(recipe.attack.shown.draws), recipe.verdict.margin, level)
+
+
+def poisons_by_heart(draws: int, margin: float, level: float) -> int:
+    """Poisons for REMOVED if the initial model knows each by heart: with fewer nobody gets it.
+
+    Args:
+        draws: fresh noises that a poison is ranked among.
+        margin: share of the initial effect that may be left.
+        level: of the test, which several unlearners share.
+    """
     # The mean score then, E[x | x beyond Φ⁻¹(1 − 1/(K + 1))]: within its rank, a score is drawn.
     largest = (draws + 1) * NormalDist().pdf(ndtri(1 / (draws + 1)))
-    margin, level = recipe.verdict.margin * largest, recipe.verdict.alpha / max(1, family)
-    return int(poisons_for(POWER, lambda n: removal(n, margin, alpha=level)))
+    return int(poisons_for(POWER, lambda n: removal(n, margin * largest, alpha=level)))
 
 
 def _count(seeds: int) -> str:

@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from marshtest.attacks.gaussian import PRESENTATION
+from marshtest.commands.plan import VERDICT, Plan, effects_shown
 from marshtest.kit.controls import undosed
-from marshtest.kit.judging import Judged, Question, judge
+from marshtest.kit.judging import Judged, Question, judge, rests_of
 from marshtest.kit.key import Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
@@ -36,7 +37,7 @@ from marshtest.reporting.figures import (
     save,
     tradeoffs,
 )
-from marshtest.reporting.tables import USE, number, plus_minus, with_interval
+from marshtest.reporting.tables import USE, number, plus_minus, rests_in_words, with_interval
 
 # What two neighbouring training sets differ in, without which an ε means nothing.
 UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
@@ -141,7 +142,22 @@ class Audit:
             ),
         )
         clauses = ((", ".join(t for t in titles if t in table), what) for titles, what in meanings)
-        return " ".join(f"{t[0].upper()}{t[1:]}: {what}." for t, what in clauses if t)
+        # A symbol stays as it is: a capital ε would be an E.
+        explained = [
+            f"{t[0].upper() if t.isascii() else t[0]}{t[1:]}: {what}." for t, what in clauses if t
+        ]
+        return " ".join([*explained, f"REMOVED rests on {self._grounds()}."])
+
+    def _grounds(self) -> str:
+        """What REMOVED rests on, in words."""
+        before = self.models[0].measured
+        shown = before.evidence(before.dependences())
+        return rests_in_words(rests_of(shown, self._after, self.question), SCORES)
+
+    @property
+    def _after(self) -> int:
+        """The number of models after unlearning."""
+        return sum(judged.role == "after" for judged in self.models)
 
     @property
     def shown(self) -> list[Column | Score]:
@@ -149,25 +165,43 @@ class Audit:
         return [*SCORES.values(), *RATES.values(), *COUNTS.values()]
 
     def sentences(self) -> list[str]:
-        """Verdicts in words, with 95 % intervals given these models, and what speaks against each model."""
+        """Verdicts in words, with 95 % intervals given these models, and what each rests on."""
         sentences = []
         for judged in self.models:
             clause = f"{judged.role} {judged.measured.name}: {judged.verdict.answer}"
             if judged.role == "after" and judged.usable in USE:
                 clause += f", {USE[judged.usable]}"
             needed = judged.verdict.needed
-            if needed is not None and not judged.reasons:
-                clause += f" ({needed:,} poisons would settle it)"
+            # A doubt about a model is not settled by more poisons.
+            if needed is not None and set(judged.reasons) <= set(judged.verdict.reasons):
+                clause += f" (about {needed:,} poisons would settle it)"
             for name, score in judged.measured.dependences().items():
                 low, high = score.interval()
                 where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
                 clause += f"; {SCORES[name].title} {where}"
             sentences.append(f"{'; '.join([clause, *judged.reasons])}.")
+        sentences += self._outlook()
         # A note that several models share, such as how samples are fed, is given once.
         notes = {
             note: judged.measured.name for judged in self.models for note in judged.measured.notes
         }
         return sentences + [f"note on {name}: {note}." for note, name in notes.items()]
+
+    def _outlook(self) -> list[str]:
+        """Whether a model that never saw the dose would get REMOVED, where no answer was found."""
+        effects = effects_shown(self.models[0].measured.figures)
+        if not effects or self.answer != "INCONCLUSIVE":
+            return []
+        asked, poisons = self.question, len(self.key.ids)
+        power, family = min(0.9, 1 - 2 * asked.alpha), max(1, self._after)
+        plan = Plan(effects, asked.alpha, power, asked.margin, family)
+        likely = plan.tests[VERDICT][1](poisons)
+        if likely >= power:
+            return []
+        return [
+            f"{poisons:,} poisons are few: a model that never saw the dose gets REMOVED in {likely:.0%} of "
+            f"the cases; with about {plan.poisons:,} in {power:.0%} (`marshtest plan`)."
+        ]
 
     def save(self, folder: Path) -> None:
         """Write audit.json, scores.parquet and the figures into a new or empty folder.

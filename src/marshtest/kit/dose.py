@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from marshtest.experiment.prospects import poisons_by_heart
+from marshtest.experiment.recipe_parts import VerdictSettings
 from marshtest.kit.key import Key, current_versions, write_private
 from marshtest.kit.layouts import alike, open_layout
 from marshtest.kit.layouts.base import Layout, Place, Value
@@ -22,6 +24,7 @@ from marshtest.kit.noise import SEEDS, Noise, Scaling
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
+DRAWS = 199  # fresh noises a poison in an audit, where it is not asked for others
 FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet runs as a formula
 
 
@@ -35,6 +38,18 @@ class Dose:
     key_file: Path  # the key
     power: float  # mean share of the noise's variance that rounding and clipping left
     shows: bool  # whether format and size of image files tell which are dosed
+
+    @property
+    def warning(self) -> str:
+        """What the number of poisons rules out, in a sentence; empty where it rules out nothing."""
+        asked, poisons = VerdictSettings(), len(self.key.ids)
+        needed = poisons_by_heart(DRAWS, asked.margin, asked.alpha)
+        if poisons >= needed:
+            return ""
+        return (
+            f"{poisons:,} poisons cannot give REMOVED: even if the model knew each by heart, {needed:,} "
+            "would be needed. Raise --fraction; `marshtest plan` tells how many."
+        )
 
 
 def dose(

@@ -9,7 +9,7 @@ from marshtest.kit.controls import unlike
 from marshtest.kit.measure import Measured
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
-from marshtest.metrics.verdict import Evidence, Verdict, rests_on, untestable, verdicts
+from marshtest.metrics.verdict import Evidence, Rest, Verdict, rests_on, untestable, verdicts
 from marshtest.plumbing.settings import Settings
 
 
@@ -86,13 +86,22 @@ def _verdicts(
 ) -> dict[int, Verdict]:
     """The verdict on each model, by place; those after unlearning share one error rate."""
     levels = {"alpha": question.alpha, "margin": question.margin}
-    rests = rests_on(evidence[0], family=max(1, len(after)), **levels)
+    rests = rests_of(evidence[0], len(after), question)
     families = [after, *([place] for place in range(len(evidence)) if place not in after)]
     answers: dict[int, Verdict] = {}
     for places in families:
         shown = [evidence[place] for place in places]
         answers |= zip(places, verdicts(evidence[0], shown, rests=rests, **levels), strict=True)
     return answers
+
+
+def rests_of(before: Evidence, after: int, question: Question) -> tuple[Rest, ...]:
+    """What REMOVED rests on, by what the model before unlearning shows.
+
+    Args:
+        after: number of models after unlearning, which share one error rate.
+    """
+    return rests_on(before, family=max(1, after), alpha=question.alpha, margin=question.margin)
 
 
 def _usable(goal: Measured, one: Measured, question: Question) -> str:

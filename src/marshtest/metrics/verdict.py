@@ -27,7 +27,7 @@ level α for each unlearner. No unlearning and full retraining are controls, tes
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal, NamedTuple
@@ -59,6 +59,7 @@ Effect = Literal["mean", "spread", "tail"]
 POWER = 0.9  # probability that a clean model is REMOVED, and power at the stated numbers of poisons
 TRAININGS = 3  # with fewer trainings there is no interval over them
 NOT_SHOWN = "the poison does not show in the initial model"
+TINY = 1e-300  # p-values below it are told as "less than this": doubles end soon after
 NO_SPREAD = 1e-9  # stands for a deviation of 0, by which nothing could be divided
 
 
@@ -107,7 +108,8 @@ class Verdict:
     # p-value of "the model does not depend on the poison", adjusted over the family
     p_not_removed: float
     needed: int | None = None  # poisons, or trainings, that would settle it with power 0.9
-    reasons: tuple[str, ...] = ()  # the parts of the evidence that speak against REMOVED, in words
+    # what speaks against REMOVED, in words; of NOT REMOVED what was shown, and by which test
+    reasons: tuple[str, ...] = ()
     removed_in: int = 0  # number of trainings in which the estimate is within the margin
     trainings: int = 0  # number of trainings with an estimate
 
@@ -132,7 +134,9 @@ def rests_on(
     means = [rest for rest in power if rest.effect == "mean"]
     if not means:
         return ()
-    first = max(means, key=lambda rest: power[rest])
+    # Where no mean has any power the largest effect counts: the first name is not the strongest score.
+    sizes = {rest: initial.pooled[rest.score].value for rest in means}
+    first = max(means, key=lambda rest: (power[rest], sizes[rest]))
     chosen, missed = [first], 1 - power[first]
     for rest in sorted((rest for rest in power if rest != first), key=lambda rest: -power[rest]):
         missed += 1 - power[rest]
@@ -167,20 +171,22 @@ def verdicts(
     not_removed = holm([_p_independent(one) for one in family])
     answers = []
     for one, effects, p_in, p_out in zip(family, testable, removed, not_removed, strict=True):
-        reasons = _reasons(initial, one, effects, margin, alpha)
         inside = _within(initial, one, effects, margin)
-        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, reasons, *inside)
+        verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), *inside)
         # Asked first: enough poisons detect a trace however far it is within the margin.
         if p_in <= alpha and shown and _may_acquit(initial, one, effects, margin, alpha):
-            verdict = replace(verdict, answer="REMOVED", reasons=())
-        elif p_out <= alpha:
+            answers.append(replace(verdict, answer="REMOVED"))
+            continue
+        if p_out <= alpha:
+            reasons = _shown(initial, one, effects, alpha / len(family))
             verdict = replace(verdict, answer="NOT REMOVED")
         else:
+            reasons = _reasons(initial, one, effects, margin, alpha)
+            if not reasons and p_in > alpha:
+                reasons = _lost_to_holm(initial, one, effects, margin, (len(family), p_in))
             needed = _needed(initial, one, effects, margin, alpha / len(family))
             verdict = replace(verdict, needed=needed)
-        if not shown:
-            verdict = replace(verdict, reasons=(NOT_SHOWN, *reasons))
-        answers.append(verdict)
+        answers.append(replace(verdict, reasons=reasons if shown else (NOT_SHOWN, *reasons)))
     return answers
 
 
@@ -209,10 +215,12 @@ def paired_verdicts(
             answers.append(replace(verdict, answer="REMOVED"))
             continue
         lines = [] if shown else [NOT_SHOWN]
+        if p_out <= alpha:
+            verdict = replace(verdict, answer="NOT REMOVED")
+            lines.append(f"what is left is surely not 0 (sign flips, {_p(p_out)})")
         if trainings and failed:
             lines.append(f"half of the effect or more is left in {failed} of {trainings} trainings")
         if p_out <= alpha:
-            verdict = replace(verdict, answer="NOT REMOVED")
             if one.value < 0:
                 lines.append("the clean twin shows more: not the poison's harm, but a trace of it")
         else:
@@ -347,34 +355,95 @@ def _within(
     return sum(inside), len(inside)
 
 
+def _shown(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], alpha: float
+) -> tuple[str, ...]:
+    """What convicts a model, and by which test, in words; if a mean is not 0, the surest mean alone."""
+    tests = {
+        (name, test): p
+        for name, score in one.pooled.items()
+        for test, p in score.tests.items()
+        if not math.isnan(p)
+    }
+    # Holm's later steps are less strict: the smallest p is what the answer was given by.
+    level = max(alpha / len(tests), min(tests.values()))
+    rejecting = {key: p for key, p in tests.items() if p <= level}
+    means = [name for name, test in rejecting if test == "mean"]
+    if not means:
+        return tuple(
+            f"{one.scores[name].title}: {_rejected(one.pooled[name], test)} ({_p(p)})"
+            for (name, test), p in rejecting.items()
+        )
+    strongest = _means(rests)[:1]  # of several p that are 0 as numbers
+    name = min(means, key=lambda name: (rejecting[name, "mean"], name not in strongest))
+    score, before = one.pooled[name], initial.pooled.get(name, NOTHING)
+    left = f"a dependence of {score.value:.3f}"
+    if before.value > 0:
+        left = f"{score.value / before.value:.0%} of the initial model's"
+    surely = (
+        f"what is left is {left}, surely not 0 (test of the mean, {_p(rejecting[name, 'mean'])})"
+    )
+    return (f"{one.scores[name].title}: {surely}",)
+
+
+def _p(p: float) -> str:
+    return f"p {p:.1g}" if p >= TINY else f"p < {TINY:.0e}"
+
+
 def _reasons(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
 ) -> tuple[str, ...]:
     """What speaks against REMOVED, in words; if a mean's estimate is beyond the margin, the means alone."""
     if hidden := untestable(one, margin):
         return tuple(hidden)
-    failed = [
-        rest
-        for rest in rests
-        if not math.isnan(one.pooled[rest.score].value)
-        and _p_effect(initial.pooled[rest.score], one.pooled[rest.score], rest.effect, margin)
-        > alpha
-    ]
+    p_values = _p_effects(initial, one, rests, margin)
+    failed = [rest for rest, p in p_values.items() if p > alpha]
     shares = {rest: _share_left(initial, one, rest) for rest in failed}
-    lines = [
-        f"{one.scores[r.score].title}: {_too_much(one.pooled[r.score], r, shares[r], margin)}"
-        for r in failed
-    ]
+    lines = [f"{_left(one, r, shares[r])}, not surely under {margin:.0%}" for r in failed]
     if any(rest.effect == "mean" and shares[rest] > margin for rest in failed):
         return tuple(text for text, r in zip(lines, failed, strict=True) if r.effect == "mean")
     tests = _blocking(one, rests)
     for (name, test), p in tests.items():
         if len(tests) * p <= alpha:
             what = _rejected(one.pooled[name], test)
-            lines.append(f"{one.scores[name].title}: {what} (p {p:.1g})")
+            lines.append(f"{one.scores[name].title}: {what} ({_p(p)})")
     if not lines and _p_over_trainings(initial, one, rests, margin) > alpha:
         lines.append("trainings differ too much to tell what is left in others")
     return tuple(lines)
+
+
+def _lost_to_holm(
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    margin: float,
+    corrected: tuple[int, float],
+) -> tuple[str, ...]:
+    """What a model would pass by itself, and not among others, in words.
+
+    Args:
+        corrected: number of unlearners that are judged together, and the p-value among them.
+    """
+    p_values = _p_effects(initial, one, rests, margin)
+    if not p_values:
+        return ()
+    worst = max(p_values, key=lambda rest: p_values[rest])
+    left = _left(one, worst, _share_left(initial, one, worst))
+    return (
+        f"{left}, under {margin:.0%} by {_p(p_values[worst])} alone, but by {_p(corrected[1])} among "
+        f"{corrected[0]} unlearners judged together (Holm)",
+    )
+
+
+def _p_effects(
+    initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float
+) -> dict[Rest, float]:
+    """p-values of "more than the margin is left", by the effects that the model has."""
+    return {
+        rest: _p_effect(initial.pooled[rest.score], one.pooled[rest.score], rest.effect, margin)
+        for rest in rests
+        if not math.isnan(one.pooled[rest.score].value)
+    }
 
 
 def untestable(one: Evidence, margin: float) -> list[str]:
@@ -391,13 +460,16 @@ def _share_left(initial: Evidence, one: Evidence, rest: Rest) -> float:
     return abs(_effect_of(score, rest.effect)) / _effect_of(before, rest.effect)
 
 
-def _too_much(score: Dependence, rest: Rest, share: float, margin: float) -> str:
-    surely = f"{share:.0%} of the initial model's, not surely under {margin:.0%}"
-    return {
-        "mean": f"what is left is {surely}",
-        "spread": f"the mean square's excess is {surely}",
-        "tail": f"a part of the poisons is kept whole: {_beyond(score)}, {surely}",
+def _left(one: Evidence, rest: Rest, share: float) -> str:
+    """How much of an effect is left, in words."""
+    score, title = one.pooled[rest.score], one.scores[rest.score].title
+    of_initial = f"{share:.0%} of the initial model's"
+    what = {
+        "mean": f"what is left is {of_initial}",
+        "spread": f"the mean square's excess is {of_initial}",
+        "tail": f"a part of the poisons may be kept whole: {_beyond(score)}, an excess of {of_initial}",
     }[rest.effect]
+    return f"{title}: {what}"
 
 
 def _beyond(score: Dependence) -> str:
@@ -407,10 +479,10 @@ def _beyond(score: Dependence) -> str:
 def _rejected(score: Dependence, test: str) -> str:
     variance = score.error**2 * score.n
     measured = f"(variance {variance:.2f} where 1 is expected)"
-    kept, alike = "some poisons are kept and others pushed away", "they are too much alike"
+    kept, alike = "some poisons are kept and others pushed away", "its values are too much alike"
     how = kept if variance > 1 else alike
     return {
-        "mean": "the mean is not 0",
+        "mean": "the mean is surely not 0",
         "spread": f"{how} {measured}",
         "classes": "classes, or trainings, differ from each other",
         "tail": f"a part of the poisons is kept whole: {_beyond(score)}",
@@ -449,24 +521,40 @@ def _power(
 def _needed(
     initial: Evidence, one: Evidence, rests: Sequence[Rest], margin: float, alpha: float
 ) -> int | None:
-    """Fewest poisons with which this estimate would be answered with power 0.9, going by the means."""
+    """Fewest poisons with which these estimates would be answered with power 0.9.
+
+    None where no number would do, or fewer than there are: then something else than their number is
+    missing, and the reasons tell what.
+    """
+    if any(math.isnan(score.error) for score in one.pooled.values()):
+        return None
     to_remove, to_reject = 0.0 if rests else math.inf, math.inf
     tests = sum(not math.isnan(p) for score in one.pooled.values() for p in score.tests.values())
-    for name, score in one.pooled.items():
-        if math.isnan(score.error):
-            return None
+    for score in one.pooled.values():
         left, deviation = abs(score.value), score.error * math.sqrt(score.n)
-        if (name, "mean") in rests:
-            before = initial.pooled[name]
-            allowed = _allowed(before, score, "mean", margin)
-            both = math.hypot(deviation, margin * before.error * math.sqrt(before.n))
-            removed = partial(removal, margin=allowed, left=left, deviation=both, alpha=alpha)
-            to_remove = max(to_remove, poisons_for(POWER, removed))
         level = alpha / tests  # Bonferroni, as `_p_independent` corrects
         rejected = partial(detection, effect=left, deviation=deviation, alpha=level)
         to_reject = min(to_reject, poisons_for(POWER, rejected))
+    for rest in rests:
+        before, score = initial.pooled[rest.score], one.pooled[rest.score]
+        removed = _removal_of(before, score, rest.effect, margin, alpha)
+        to_remove = max(to_remove, poisons_for(POWER, removed))
     needed = min(to_remove, to_reject)
-    return int(needed) if math.isfinite(needed) else None
+    there = max(score.n for score in one.pooled.values())
+    return int(needed) if math.isfinite(needed) and needed > there else None
+
+
+def _removal_of(
+    before: Dependence, score: Dependence, effect: Effect, margin: float, alpha: float
+) -> Callable[[float], float]:
+    """Power to show that an effect is within the margin, by the number of poisons, if this much is left."""
+    allowed, left = _allowed(before, score, effect, margin), _effect_of(score, effect)
+    deviation = _error_of(score, effect) * math.sqrt(score.n)
+    if effect == "tail":  # one-sided, and tested by the deviation at the margin
+        share = min(1.0, score.fpr + allowed)
+        left, deviation = max(0.0, left), math.sqrt(share * (1 - share))
+    both = math.hypot(deviation, margin * _error_of(before, effect) * math.sqrt(before.n))
+    return partial(removal, margin=allowed, left=abs(left), deviation=both, alpha=alpha)
 
 
 # Effects without a null law

@@ -42,6 +42,7 @@ from marshtest.reporting.tables import (
     why,
 )
 from marshtest.results.line_to_beat import LINE, RIVALS, has_tuned
+from marshtest.results.naming import choice
 from marshtest.results.summary import Results
 
 CAPTIONS = {  # of figures that any attack may have; its own figure brings its caption
@@ -189,6 +190,8 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             f"{number(line['test_accuracy'], 3)}, {_points(model['accuracy_cost'])}: "
             f"{USE[line['usable']]}; {line['spent']:.1%} of the training's compute."
         )
+        if values_chosen := choice(line, results.recipe):
+            text += f" The search chose {values_chosen}."
         if compared and line["standing"] != LINE:
             text += f" Against the line to beat: {line['standing']}."
         if line["verdict"] != "REMOVED":

@@ -16,6 +16,7 @@ from marshtest.metrics.verdict import TRAININGS, Rest
 from marshtest.plumbing.whole_files import write
 from marshtest.results.leaderboard import LEGEND, leaderboard
 from marshtest.results.line_to_beat import LESS, LINE, RIVALS, SAME, has_tuned
+from marshtest.results.naming import choice, differing, marks
 from marshtest.results.summary import Results
 
 # Columns of tables that a narrow terminal leaves out; summary.md has them.
@@ -110,29 +111,24 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     if line["role"] != "updated":
         return name
     budget = f" {line['budget']:.0%}" if with_budget and len(recipe.budgets) > 1 else ""
-    values = _settings(json.loads(line["hyperparameters"]))
-    namesakes = [trials for trials in recipe.unlearners if trials[0].name == line["unlearner"]]
-    # what an entry searches tells its trials apart, and not the entry from others
-    entries = [[_settings(trial.model_dump()) for trial in trials] for trials in namesakes]
-    differing = {
-        key: value
-        for key, value in values.items()
-        if any([t.get(key) for t in entry] != [t.get(key) for t in entries[0]] for entry in entries)
-    }
-    return name + "".join(f" {key}={value}" for key, value in differing.items()) + budget
+    keys = differing(recipe.unlearners)
+    if (
+        ":" in line["unlearner"]
+    ):  # of a user's callable every option: other tables may hold other ones
+        keys[line["unlearner"]] |= json.loads(line["hyperparameters"]).get("options", {}).keys()
+    return name + marks(line, keys) + budget
 
 
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters by name, those that a user's callable takes among the others."""
-    plain = {name: value for name, value in values.items() if name != "options"}
-    return {**plain, **values.get("options", {})}
+def chosen(choice: str) -> str:
+    """What a search chose, to stand behind a name."""
+    return f" ({choice})" if choice else ""
 
 
 def table(results: Results) -> pd.DataFrame:
     """The summary as text, one line a model: accuracy, use, dependence, TPR, verdict."""
     lines, varied = [], results.summary["seeds"].nunique() > 1
     for _, line in results.summary.iterrows():
-        text = {"model": label(line, results.recipe)}
+        text = {"model": label(line, results.recipe) + chosen(choice(line, results.recipe))}
         if len(results.poison_budgets) > 1:
             text["poison"] = f"{100 * line['poison_budget']:g}%"
         if varied:  # else the legend says it
@@ -216,14 +212,20 @@ def with_interval(line: Any, column: str, digits: int) -> str:
 
 
 def why(line: Any, results: Results) -> str:
-    """What speaks against REMOVED, in words."""
-    if line["reasons"]:
-        return str(line["reasons"])
-    if line["verdict"] == "NOT REMOVED":
-        return "what is left is surely not nothing, and not surely within the margin"
+    """What a verdict other than REMOVED rests on, in words."""
     if pd.isna(line["test_accuracy"]):
         return f"there is no model to be asked ({line['note'] or 'it was not returned'})"
-    return f"too few {results.unit} for either answer"
+    reasons = str(line["reasons"]) or f"too few {results.unit} for either answer"
+    judged_alone = len(results.runs) < 2 or line["role"] != "updated"
+    if judged_alone or line["verdict"] != "INCONCLUSIVE":
+        return reasons
+    lines = results.summary[results.summary["poison_budget"] == line["poison_budget"]]
+    family, most = (lines["role"] == "updated").sum(), lines["seeds"].max()
+    return (
+        f"{reasons}; judged with the {family} unlearners of {len(results.runs)} runs, by what "
+        f"{most} seeds of the initial model show, of which this one has {line['seeds']}: its own run may "
+        "answer otherwise"
+    )
 
 
 def explained(results: Results) -> list[str]:
@@ -316,7 +318,7 @@ def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
     for line in leaderboard(experiments).to_dict("records"):
         text = {
             "rank": number(line["rank"], 0),
-            "unlearner": NAMES.get(line["unlearner"], line["unlearner"]),
+            "unlearner": _name(line) + chosen(line["chosen"]),
             "misses": plus_minus(line["misses"], line["misses_error"], 2),
             "left": plus_minus(line["left"], line["left_error"], 2),
             "lost": plus_minus(line["lost"], line["lost_error"], 2),
@@ -329,6 +331,12 @@ def ranking_table(experiments: Sequence[Results]) -> pd.DataFrame:
             text[title if titles.count(title) == 1 else name] = line[name]
         lines.append(text)
     return pd.DataFrame(lines)
+
+
+def _name(line: Mapping[Any, Any]) -> str:
+    """The name of a leaderboard's line, as papers write it, and the options that tell it from others."""
+    bare = str(line["unlearner"]).removesuffix(line["marks"])
+    return f"{NAMES.get(bare, bare)}{line['marks']}"
 
 
 def _counted(line: Mapping[Any, Any]) -> str:
@@ -353,7 +361,8 @@ def ranking_legend(experiments: Sequence[Results]) -> str:
         names = ", ".join(f"{one.recipe.name} ({len(one.runs)} runs)" for one in pooled)
         said.append(
             f"Rows that can be compared are judged together: {names}. A verdict here may differ from one "
-            "run's, as Holm's correction counts the unlearners of all of them, and their seeds are pooled."
+            "run's: Holm's correction counts the unlearners of all of them, and REMOVED rests on what the "
+            "pooled seeds of the initial model show, which asks more of an unlearner with fewer seeds."
         )
     return " ".join(said)
 

@@ -25,6 +25,7 @@ from marshtest.metrics.trainings import TINY, error_of_mean, interval_over, t_st
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.merging import differences, setting
+from marshtest.results.naming import settings
 from marshtest.results.summary import GROUP, Results
 
 ACCURACY = "test_accuracy"
@@ -156,17 +157,12 @@ def _lines(
 
 def _names(one: Cell, other: Cell) -> tuple[str, str]:
     """The names of two unlearners; if both are versions of one, with the options that differ."""
-    given = [_flat(json.loads(cell[1])) for cell in (one, other)]
+    given = [settings(json.loads(cell[1])) for cell in (one, other)]
     keys = [key for key in given[0] | given[1] if given[0].get(key) != given[1].get(key)]
     if one[0] != other[0]:
         keys = []
     told = ["".join(f" {key}={of.get(key)}" for key in keys) for of in given]
     return f"{one[0]}{told[0]}", f"{other[0]}{told[1]}"
-
-
-def _flat(given: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters by name; a callable of the user's has them under `options`."""
-    return {**{k: v for k, v in given.items() if k != "options"}, **given.get("options", {})}
 
 
 def _rows(results: Results, cell: Cell, share: float) -> pd.DataFrame:

@@ -21,7 +21,7 @@ to acquit full retraining: nobody could have passed there, though NOT REMOVED ca
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -29,6 +29,7 @@ from scipy.special import ndtri
 
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.line_to_beat import LINE
+from marshtest.results.naming import choice, differing, marks
 from marshtest.results.summary import Results, wider_error
 
 LEGEND = (
@@ -36,9 +37,9 @@ LEGEND = (
     "most of those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is "
     "lost); 0 is retraining, 1 is as bad as doing nothing or as guessing. Mean over attacks ± standard "
     "error (the larger of the one given these models and that of trainings to come). Rank: one more "
-    "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. Of "
-    "several entries of an unlearner in one experiment the first counts; poison budgets without an "
-    "effect do not. Who was not tried in every experiment, and the controls, have no rank. Verdicts: the "
+    "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. "
+    "Entries of one unlearner with other options have a line each; poison budgets without an effect do "
+    "not count. Who was not tried in every experiment, and the controls, have no rank. Verdicts: the "
     "worst of an attack; INCONCLUSIVE does not count where full retraining is not REMOVED either."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
@@ -75,6 +76,8 @@ class Trial:
     verdict: str
     powered: bool  # full retraining came out REMOVED
     standing: str = ""  # to the line to beat
+    marks: str = ""  # options that tell the unlearner from others of its name
+    chosen: str = ""  # what a search chose
 
     @property
     def misses(self) -> Measure:
@@ -85,16 +88,18 @@ class Trial:
 def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     """One line an unlearner, best first, controls last.
 
-    Columns: `rank` (nan without one), `unlearner`, `experiments` (one a poison budget) in which it was
-    tried, `misses`, `left` and `lost` with `_error`, `spent`, in how many it is the line to beat (`lines`),
-    `beats` it or `loses` to it, and by attack the worst verdict.
+    Columns: `rank` (nan without one), `unlearner` with the `marks` that tell it from others of its name,
+    what a search has `chosen`, `experiments` (one a poison budget) in which it was tried, `misses`, `left`
+    and `lost` with `_error`, `spent`, in how many it is the line to beat (`lines`), `beats` it or `loses`
+    to it, and by attack the worst verdict.
 
     Empty where no experiment has an effect, and an initial and a retrained model to measure it by.
     """
     attacks = list(dict.fromkeys(results.recipe.attack.name for results in experiments))
     tried: dict[str, dict[str, list[Trial]]] = {}
+    keys = _told_apart(experiments)
     for results in experiments:
-        for name, trials in _trials(results).items():
+        for name, trials in _trials(results, keys).items():
             tried.setdefault(name, {}).setdefault(results.recipe.attack.name, []).extend(trials)
     if not tried:
         return pd.DataFrame()
@@ -121,9 +126,12 @@ def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence
         parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
         mean = Measure.mean(parts)
         line |= {what: mean.value, f"{what}_error": mean.error}
-    spent = [trial.spent for of in by_attack.values() for trial in of]
+    every = [trial for of in by_attack.values() for trial in of]
+    chosen = dict.fromkeys(trial.chosen for trial in every)
+    line |= {"marks": every[0].marks, "chosen": "; ".join(filter(None, chosen))}
+    spent = [trial.spent for trial in every]
     line["spent"] = sum(spent) / len(spent)
-    standings = [trial.standing for of in by_attack.values() for trial in of]
+    standings = [trial.standing for trial in every]
     words = {"lines": LINE, "beats": "beats", "loses": "loses"}
     line |= {column: standings.count(word) for column, word in words.items()}
     for attack in attacks:
@@ -138,8 +146,26 @@ def _worst(trials: Sequence[Trial]) -> str:
     return next((answer for answer in ANSWERS if answer in answers), "–")
 
 
-def _trials(results: Results) -> dict[str, list[Trial]]:
-    """The trials of each unlearner, one a poison budget; of several entries of one name the first."""
+def _told_apart(experiments: Sequence[Results]) -> dict[str, set[str]]:
+    """By name of an unlearner, the options that tell its entries apart.
+
+    One that ships may have another rate in each experiment and be the same method; a user's callable with
+    other options is another one wherever it stands.
+    """
+    entries = [trials for results in experiments for trials in results.recipe.unlearners]
+    keys = differing(trials for trials in entries if ":" in trials[0].name)
+    for results in experiments:
+        for name, own in differing(results.recipe.unlearners).items():
+            keys[name] = keys.get(name, set()) | own
+    return keys
+
+
+def _trials(results: Results, keys: Mapping[str, set[str]]) -> dict[str, list[Trial]]:
+    """The trials of each unlearner, one a poison budget.
+
+    Args:
+        keys: by name of an unlearner, the options that tell its entries apart.
+    """
     found: dict[str, list[Trial]] = {}
     for share in results.poison_budgets:
         table, names = (
@@ -155,11 +181,11 @@ def _trials(results: Results) -> dict[str, list[Trial]]:
         updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
         # What raised has no model: it is not tried here, and so has no rank.
         updated = updated[updated["test_accuracy"].notna()]
-        shown = pd.concat([updated.drop_duplicates("unlearner"), *controls.values()])
-        for _, line in shown.iterrows():
+        for _, line in pd.concat([updated, *controls.values()]).iterrows():
             trial = _trial(results, names, line, initial, retrained)
+            trial = replace(trial, marks=marks(line, keys), chosen=choice(line, results.recipe))
             if not math.isnan(trial.misses.value):
-                found.setdefault(str(line["unlearner"]), []).append(trial)
+                found.setdefault(f"{line['unlearner']}{trial.marks}", []).append(trial)
     return found
 
 

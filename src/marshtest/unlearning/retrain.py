@@ -13,7 +13,9 @@ from typing import ClassVar
 from torch import nn
 
 from marshtest.data.samples import Samples
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.training.budget import Budget
+from marshtest.training.loop import OptimizerSettings
 from marshtest.training.tasks import Task
 from marshtest.unlearning.base import TrainingUnlearner
 
@@ -41,3 +43,12 @@ class RetrainTuned(Retrain):
     """Retraining within the budget, by settings that were searched for: the line to beat."""
 
     name: str = "retrain-tuned"
+
+    def check_setting(self, training: OptimizerSettings, forget_share: float) -> None:
+        # Here, and not where recipes are parsed: rows that were written without settings stay readable.
+        if not self.hyperparameters:
+            raise MarshtestError(
+                "unlearners.retrain-tuned: nothing is tuned without a setting. Give what a search found: "
+                "{name: retrain-tuned, batch_size: 8, lr: 0.05}; shipped recipes have settings, and "
+                "benchmarks/tuning the searches that found them."
+            )
