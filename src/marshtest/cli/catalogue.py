@@ -29,7 +29,7 @@ KINDS = {  # as one asks for several, and as JSON names one
     "suites": "suite",
 }
 CLASSES = {"unlearners": "unlearning", "attacks": "attacks", "models": "models"}  # and their wings
-METRICS = ("accuracy", "gus", "privacy", "rank", "tradeoff", "verdict")  # modules
+METRICS = ("accuracy", "gus", "membership", "privacy", "rank", "tradeoff", "verdict")  # modules
 REFERENCES = {
     "none": "The initial model as it is: no unlearning; must come out NOT REMOVED.",
     "shuffled": "Trained on crafted poisons' perturbations in random order: what blind noise does.",

@@ -25,7 +25,7 @@ from marshtest.data.samples import Dataset
 from marshtest.experiment.columns import refuse_taken_columns
 from marshtest.experiment.recipe import parse_data
 from marshtest.experiment.recipe_data import digest, samples_of
-from marshtest.metrics.base import Metric, Question
+from marshtest.metrics.base import Beside, Metric, Question
 from marshtest.metrics.table import METRICS, parse_metric
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.facts import (
@@ -192,7 +192,12 @@ class _Asked:
             )
         )
         forget, retain, test, held_out = self.sets
-        self.question = Question(forget, retain, test, held_out, ground.knowledge.task, seed=0)
+        task = ground.knowledge.task
+        initial, retrained, reference = (copy.deepcopy(self.model) for _ in range(3))
+        beside = Beside(initial, retrained, reference, fresh=test, dosed=False)
+        self.question = Question(
+            forget, retain, test, held_out, task, seed=0, beside=beside if metric.compares else None
+        )
         self._before = [bits(samples) for samples in self.sets]
 
     def measure(self, draws: int) -> dict[str, Any]:

@@ -50,10 +50,15 @@ def further_columns(recipe: Design) -> list[str]:
 
 @dataclass(frozen=True)
 class Group:
-    """One poison budget and seed."""
+    """One poison budget and seed, which have one forget set.
+
+    Attributes:
+        repeat: number of a further pair of models with that forget set; 0 of those that have rows.
+    """
 
     poison_budget: float
     seed: int
+    repeat: int = 0
 
     @property
     def name(self) -> str:
@@ -65,7 +70,13 @@ class Group:
         """The seed of its steps' generators."""
         # With the seed alone, all its poison budgets would poison and train by the same draws, and
         # agree with each other by more than their poison.
-        return derive(self.seed, self.poison_budget)
+        repeat = ("repeat", self.repeat) if self.repeat else ()
+        return derive(self.seed, self.poison_budget, *repeat)
+
+    @property
+    def first(self) -> "Group":
+        """The group whose forget set this one has."""
+        return replace(self, repeat=0)
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,12 @@ def trained(recipe: Design) -> Sequence[Role]:
     return [role for role, is_wanted in wanted.items() if is_wanted]
 
 
+def compared(recipe: "Recipe") -> Sequence[Role]:
+    """Roles of the models that a metric compares all others with; none if no metric does."""
+    asks = any(metric.compares for metric in recipe.metrics)
+    return [Role.INITIAL, Role.RETRAINED, Role.REFERENCE] if asks else []
+
+
 def measured(recipe: Design) -> Sequence[Role]:
     """Roles that have rows: a twin's measures stand in the row of the model that is compared with it."""
     return [role for role in trained(recipe) if role != Role.TWIN]
@@ -146,6 +163,11 @@ def groups(recipe: Design) -> list[Group]:
     """The groups of a recipe, in the order in which they run."""
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     return [Group(share, seed) for share in recipe.poison_budgets for seed in seeds]
+
+
+def repeated(recipe: "Recipe", group: Group) -> list[Group]:
+    """The further pairs of models of a group."""
+    return [replace(group, repeat=repeat) for repeat in range(1, recipe.repeats + 1)]
 
 
 def cells(recipe: Design, group: Group) -> Iterator[Cell]:

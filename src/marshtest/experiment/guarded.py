@@ -155,6 +155,21 @@ def shuffled_of(attack: Attack, poisoned: Poisoned, seed: int) -> Samples:
     return blind
 
 
+def fresh_of(attack: Attack, poisoned: Poisoned, test: Samples) -> Samples | None:
+    """Test samples dosed by the poisons' law; None of an attack without such a law.
+
+    Raises:
+        MarshtestError: a user's attack raised, changed the samples, or gave none.
+    """
+    with guarded(attack, _name(attack), poisoned.clean, test):
+        fresh = attack.fresh(poisoned, test)
+    if fresh is not None:
+        refuse_another(fresh, Samples, "fresh", _name(attack))
+        if not len(fresh):
+            raise MarshtestError(f"{_name(attack)}: fresh gave no samples. Use more test data.")
+    return fresh
+
+
 def _name(attack: Attack) -> str:
     return f"attack {attack.name}"
 

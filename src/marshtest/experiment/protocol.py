@@ -36,6 +36,7 @@ from marshtest.experiment.columns import refuse_taken_columns
 from marshtest.experiment.guarded import (
     asking,
     candidates_of,
+    fresh_of,
     guarded,
     model_for,
     refuse_unfit_columns,
@@ -49,8 +50,9 @@ from marshtest.experiment.requests import ALL, Request, refuse_small_parts, size
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.experiment.states import ITSELF, bits_of, passes_of
 from marshtest.metrics.accuracy import accuracy, logits_of
-from marshtest.metrics.base import Metric, Question
+from marshtest.metrics.base import Beside, Metric, Question
 from marshtest.metrics.dependence import dependence
+from marshtest.metrics.membership import margins_of
 from marshtest.metrics.shift import shifts
 from marshtest.models.answers import takes_channels_last
 from marshtest.models.base import ModelSettings
@@ -532,6 +534,7 @@ def measure(
     between: tuple[nn.Module, nn.Module] | None,
     twin: nn.Module | None = None,
     request: Request = ALL,
+    beside: Beside | None = None,
 ) -> Measured:
     """Step 4: accuracy, what is left of the poison, cost, and the way that the model went.
 
@@ -540,6 +543,7 @@ def measure(
         twin: the same on the clean twin, where the attack's effect is compared with it.
         between: the initial and the retrained model; None where the way is not asked for.
         request: what was asked for; the poisons that it leaves out have columns of their own.
+        beside: what metrics compare with, where one does.
     """
     if subject.state:
         subject, twin = _in_its_state(pipeline, group, subject, twin)
@@ -557,7 +561,7 @@ def measure(
     moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
     row |= figures
     for metric in pipeline.recipe.metrics:
-        row |= _by_metric(pipeline, group, poisoned, model, metric, row)
+        row |= _by_metric(pipeline, group, poisoned, model, metric, row, beside)
     return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
 
 
@@ -594,6 +598,27 @@ def _of_state(pipeline: Pipeline, subject: Subject) -> Row:
     kept = kept_count(recipe, data)
     spent = share_spent(subject.state, recipe.training, kept, len(data.train) - kept)
     return {"state": subject.state, "state_spent": spent}
+
+
+@exact_float32()
+def non_members(pipeline: Pipeline, poisoned: Poisoned) -> tuple[Samples, bool]:
+    """Samples that no model was trained on, and whether they are dosed by the poisons' law."""
+    attack, test = pipeline.recipe.attack, pipeline.data.test
+    fresh = fresh_of(attack, poisoned, test)
+    if fresh is not None:
+        return fresh, True
+    return (test if poisoned.rest is None else poisoned.rest), False
+
+
+@exact_float32()
+def answers_to(
+    pipeline: Pipeline, group: Group, poisoned: Poisoned, model: nn.Module | None
+) -> Tensor:
+    """[P] logit margins of the forget set, in float64; all nan without a model."""
+    if model is None:
+        return torch.full((len(poisoned.forget_ids),), torch.nan, dtype=torch.float64)
+    with seeded(derive(group.draws, "measure")), asking(pipeline.recipe.model):
+        return torch.from_numpy(margins_of(model, pipeline.task, poisoned.forget))
 
 
 def _row(
@@ -676,6 +701,7 @@ def _by_metric(
     model: nn.Module,
     metric: Metric,
     row: Mapping[str, Any],
+    beside: Beside | None,
 ) -> dict[str, float]:
     """A metric's columns, which the row must not have yet."""
     # By its name: a further metric in the recipe leaves the numbers of the others as they are.
@@ -687,6 +713,8 @@ def _by_metric(
         held_out=_unseen(pipeline, group, row),
         task=pipeline.task,
         seed=seed,
+        role=str(row["role"]),
+        beside=beside if metric.compares else None,
     )
     where = f"metrics.{metric.name}"
     shared = question.forget, question.retain, question.test, question.held_out, pipeline.data.train

@@ -24,6 +24,7 @@ from marshtest.experiment.recipe_parts import (
 )
 from marshtest.experiment.states import parse_states, passes_of
 from marshtest.metrics.base import Metric
+from marshtest.metrics.repeats_columns import FEWEST
 from marshtest.metrics.table import parse_metric
 from marshtest.models.base import ModelSettings
 from marshtest.models.table import parse_model
@@ -159,6 +160,8 @@ class Recipe(Named):
     first_seed: FirstSeed = 0
     reference: bool = False  # train a second retrained model even where no clean twin needs one
     verdict: VerdictSettings = VerdictSettings()
+    # further pairs of models a seed with one forget set, for U-LiRA and KLoM; 0 for none
+    repeats: Annotated[int, Field(ge=0, exclude_if=lambda repeats: not repeats)] = 0
     metrics: Annotated[
         tuple[SerializeAsAny[Metric], ...],
         BeforeValidator(_metrics),
@@ -230,18 +233,23 @@ class Recipe(Named):
 
     @model_validator(mode="after")
     def _asked_in_one_way(self) -> Self:
-        if self.known != (1.0,) and self.requests > 1:
+        keys = {
+            "known": self.known != (1.0,),
+            "requests": self.requests > 1,
+            "repeats": self.repeats > 0,
+        }
+        given = [key for key, is_given in keys.items() if is_given]
+        if len(given) > 1:
             raise ValueError(
-                "known: requests one after the other are of all poisons. Leave out known or requests."
+                f"{given[0]}: does not go with {given[1]}. Leave out {given[0]} or {given[1]}."
             )
-        # Their answers are found by the model alone, which is the same for every share.
-        answered_once = {"outside", "elsewhere"} if self.known != (1.0,) else set[str]()
-        answered_once |= {"elsewhere"} if self.requests > 1 else set()
-        for trial in (trial for entry in self.unlearners for trial in entry):
-            if trial.name in answered_once:
-                key = "known" if self.requests == 1 else "requests"
+        # Their answers are found by the model alone, which is the same for every share; those from
+        # elsewhere by the draws of one pair of models.
+        once = {"elsewhere", "outside"} if "known" in given else {"elsewhere"}
+        for name in (trial.name for entry in self.unlearners for trial in entry):
+            if given and name in once:
                 raise ValueError(
-                    f"{key}: {trial.name} answers one request a model. Leave out {key}, or it."
+                    f"{given[0]}: {name} answers one request a model. Leave out {given[0]}, or it."
                 )
         return self
 
@@ -252,6 +260,28 @@ class Recipe(Named):
             raise ValueError(
                 f"states: {trained_on[0]} needs training samples that are held out, and there are none. "
                 "Set data.validation, for example to 0.1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_are_enough(self) -> Self:
+        if 0 < self.repeats < FEWEST:
+            raise ValueError(
+                f"repeats: U-LiRA fits a Gaussian to each sample's answers and needs {FEWEST} or more. "
+                f"Got {self.repeats}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_have_a_reference(self) -> Self:
+        comparing = [metric.name for metric in self.metrics if metric.compares]
+        # A user's attack says whether it needs a twin once it is imported.
+        if isinstance(self.attack, ForeignAttack) or self.reference or self.attack.needs_twin:
+            return self
+        if comparing:
+            raise ValueError(
+                f"metrics.{comparing[0]}: compares with a second retrained model, which this recipe does "
+                "not train. Set reference: true."
             )
         return self
 

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -11,6 +11,20 @@ from marshtest.data.samples import Samples
 from marshtest.metrics.presentation import Column
 from marshtest.plumbing.choice import Choice
 from marshtest.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The models that a metric compares with, and non-members; one for all questions of an experiment."""
+
+    initial: nn.Module  # trained on the poisons
+    retrained: nn.Module  # trained without them
+    reference: nn.Module  # the same, by other draws
+    # samples that no model was trained on: dosed by the poisons' law, or test samples without such a law
+    fresh: Samples
+    dosed: bool  # whether they are
+    # what was computed of these models once, by name
+    remembered: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,8 @@ class Question:
     held_out: Samples  # validation samples, which no model was trained on either; may be empty
     task: Task  # what turns samples into losses
     seed: int  # fixes what is drawn; the process's generators are seeded with it too
+    role: str = ""  # what the model is in the experiment, as its row says
+    beside: Beside | None = None  # what a metric that `compares` is given
 
 
 class Metric(Choice, ABC):
@@ -30,6 +46,8 @@ class Metric(Choice, ABC):
 
     # The columns that it adds to a model's row, and what a report must know of each.
     columns: ClassVar[Mapping[str, Column]]
+    # True if a model is compared with the initial and two retrained ones: they are trained first
+    compares: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, model: nn.Module, question: Question) -> Mapping[str, float]:

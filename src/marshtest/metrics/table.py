@@ -7,10 +7,11 @@ from pydantic import Field, InstanceOf
 from torch import nn
 
 from marshtest.metrics.base import Metric, Question
+from marshtest.metrics.membership import Membership
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.choice import Choices, StandIn
 
-_ALL: tuple[type[Metric], ...] = ()
+_ALL: tuple[type[Metric], ...] = (Membership,)
 METRICS: dict[str, type[Metric]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 

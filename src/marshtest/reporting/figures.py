@@ -8,6 +8,7 @@ colours say, so that grey prints stay legible.
 
 import io
 import itertools
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -218,6 +219,7 @@ def _verdict_styles() -> list[tuple[str, str, str]]:
     return [("REMOVED", GREEN, "o"), ("NOT REMOVED", ORANGE, "D"), ("INCONCLUSIVE", GREY, "s")]
 
 
+ACROSS = 4  # panels of metrics side by side
 OFFSETS = (-0.2, 0.2)  # of two bars side by side
 ACCURACY: Bar = ("test_accuracy", "test accuracy", BLUE, "")
 REFERENCES = {"retrained": ("retraining", "--"), "initial": ("no unlearning", "-")}
@@ -287,10 +289,15 @@ def metrics(table: pd.DataFrame, columns: Mapping[str, Column]) -> Figure:
         table: one line a model, with a `label`.
         columns: by name.
     """
-    figure = Figure(figsize=(3.0 * max(len(columns), 1.5), 0.9 + 0.28 * len(table)))
-    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    shown = {name: one for name, one in columns.items() if table[name].notna().any()} or columns
+    across = min(len(shown), ACROSS)
+    down = math.ceil(len(shown) / across)
+    figure = Figure(figsize=(3.0 * max(across, 1.5), (0.9 + 0.28 * len(table)) * down))
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     places = np.arange(len(table))[::-1]
-    for panel, (name, column) in zip(panels, columns.items(), strict=True):
+    for panel in panels[len(shown) :]:
+        panel.axis("off")
+    for panel, (name, column) in zip(panels, shown.items(), strict=False):
         spread = table[f"{name}_sd"].fillna(0)
         panel.errorbar(
             table[name], places, xerr=spread, fmt="o", color=BLUE, ms=5, capsize=2, clip_on=False

@@ -19,6 +19,8 @@ import yaml
 
 from marshtest.experiment.states import ITSELF
 from marshtest.hypotheses.studied import Study
+from marshtest.metrics import membership_verdict
+from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.plumbing.whole_files import frame_bytes, write
 from marshtest.reporting import charts
@@ -30,6 +32,7 @@ from marshtest.reporting.tables import (
     errors,
     label,
     legend,
+    membership_text,
     number,
     plus_minus,
     rivals,
@@ -109,9 +112,21 @@ def sentences(results: Results) -> list[str]:
             ]
             if names:
                 said.append(f"{at} – {answer}: {', '.join(names)}.")
+        for form, title in results.membership.items():
+            said.append(f"{at} – {title}: {_passed(updated, form, results)}.")
         if has_tuned(updated):
             said.append(f"{at} – {_beaten(updated, results)}.")
     return said
+
+
+def _passed(lines: pd.DataFrame, form: str, results: Results) -> str:
+    """Who passes and who fails an attack of membership inference, in words."""
+    parts = []
+    for word in membership_verdict.ANSWERS:
+        of_word = lines[lines[column_of(form, "verdict")] == word]
+        names = [label(line, results.recipe, with_budget=False) for _, line in of_word.iterrows()]
+        parts += [f"{word} {', '.join(names)}"] if names else []
+    return "; ".join(parts) or "no unlearner"
 
 
 def _beaten(lines: pd.DataFrame, results: Results) -> str:
@@ -197,6 +212,8 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
             text += f" Against REMOVED – {why(line, results)}."
         if not pd.isna(line["needed"]):
             text += f" About {line['needed']:,.0f} {results.unit} would settle it."
+        for form, title in results.membership.items():
+            text += f" {title}: {membership_text(line, form)}."
         if line["note"]:
             text += f" Note: {line['note']}."
         yield {

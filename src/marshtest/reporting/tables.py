@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from marshtest.experiment.recorded import Recorded
+from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import ALL
 from marshtest.metrics.verdict import TRAININGS, Rest
@@ -156,6 +157,7 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
     text["trainings"] = f"{line['removed_in']} of {line['trainings']}"
     for name, column in results.columns_shown.items():
         text[column.title] = column_text(line, name, column)
+    text |= {title: membership_text(line, form) for form, title in results.membership.items()}
     if has_tuned(results.summary):
         text["line to beat"] = standing(line)
     text["verdict"] = line["verdict"]
@@ -167,6 +169,14 @@ def _of_effect(line: Any, results: Results) -> dict[str, str]:
     if line["note"]:
         text["verdict"] += f" [{line['note']}]"
     return text
+
+
+def membership_text(line: Any, form: str) -> str:
+    """Whether a model passes an attack of membership inference, and what is left ± its error."""
+    value, error = line[column_of(form, "left")], line[column_of(form, "left_error")]
+    if math.isnan(value):
+        return "–"
+    return f"{line[column_of(form, 'verdict')]} {plus_minus(value, error, 3)}"
 
 
 def standing(line: Any) -> str:
@@ -445,7 +455,8 @@ def legend(results: Results) -> str:
         f"{verdict.accuracy:g} (yes), surely more (no), or neither (unclear). "
         "Spent: share of the initial training's compute. "
         f"{' '.join(_measures(results))} Trainings: those in which what is left is within REMOVED's "
-        f"margin. {answers}{_of_line(results)}{_of_searches(results)} {in_words(results)}".rstrip()
+        f"margin. {answers}{_of_membership(results)}{_of_line(results)}{_of_searches(results)} "
+        f"{in_words(results)}".rstrip()
     )
 
 
@@ -453,6 +464,27 @@ def rivals(lines: pd.DataFrame) -> str:
     """The retraining in the budget that is the line to beat, in words; of merged rows it may be two."""
     names = set(lines.loc[lines["standing"] == LINE, "unlearner"])
     return " or ".join(NAMES[name] for name in RIVALS if name in names)
+
+
+def _of_membership(results: Results) -> str:
+    """The meaning of the answers by membership inference; nothing where no model was asked."""
+    if not results.membership:
+        return ""
+    verdict = results.recipe.verdict
+    plain = "" if _are_dosed(results) else " Non-members are plain test samples, for want of a law."
+    return (
+        f" {', '.join(results.membership.values())}: what is left of the initial model's lead over the "
+        "retrained model in telling the forget set from non-members (AUC, or KLoM's divergence), ± its "
+        f"standard error given these models. PASSES: surely within ± {verdict.margin:.0%} of that lead; "
+        f"else FAILS: surely not 0; else UNSETTLED. Over poisons, and from {TRAININGS} seeds on over "
+        f"trainings, at level {verdict.alpha:g}, Holm-corrected over the unlearners; the retrained model's "
+        f"line is a second retrained model's.{plain}"
+    )
+
+
+def _are_dosed(results: Results) -> bool:
+    """Whether the non-members follow the poisons' law."""
+    return "mia_dosed" not in results.rows or bool((results.rows["mia_dosed"].dropna() == 1).all())
 
 
 def _of_line(results: Results) -> str:

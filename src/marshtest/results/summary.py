@@ -30,8 +30,10 @@ from marshtest.experiment.recorded import Recorded
 from marshtest.experiment.roles import Role
 from marshtest.experiment.row_file import FILE, Rows, read_file, read_frame
 from marshtest.experiment.states import ITSELF
+from marshtest.metrics import membership_verdict
 from marshtest.metrics.binomial import interval_of_share
 from marshtest.metrics.dependence import NOTHING, Dependence
+from marshtest.metrics.membership_columns import EVERY_FORM, column_of
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
@@ -172,6 +174,14 @@ class Results:
         scores, columns = self.recipe.attack.shown.scores, self.recipe.columns
         titles = [score.title for score in scores.values()]
         return [*HEADINGS, *titles, *(column.title for column in columns.values())]
+
+    @property
+    def membership(self) -> Mapping[str, str]:
+        """The forms of membership inference that models were asked by, and their titles."""
+        columns = self.recipe.columns
+        return {
+            form: title for form, title in EVERY_FORM.items() if column_of(form, "left") in columns
+        }
 
     @property
     def unit(self) -> str:
@@ -422,6 +432,11 @@ class Results:
             table[decided.columns] = decided
             table["decided_by"] = [state for state, _ in models]
         cells = chosen[chosen["role"] != "reference"].groupby(GROUP, sort=False)
+        levels = self.recipe.verdict.model_dump(include={"alpha", "margin"})
+        for form in self.membership:
+            said = membership_verdict.judged(chosen, dict(iter(cells)), form, **levels)
+            for name in said[0]:
+                table[name] = [answer[name] for answer in said]
         accuracies = [rows.set_index("seed")["test_accuracy"] for _, rows in cells]
         return table.assign(standing=standings(table, accuracies, self.recipe.verdict.alpha))
 

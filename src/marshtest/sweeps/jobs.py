@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marshtest.data.samples import Dataset
-from marshtest.experiment.cells import Cell, Group, cells, groups, trained, trained_in_part
+from marshtest.experiment.cells import (
+    Cell,
+    Group,
+    cells,
+    compared,
+    groups,
+    repeated,
+    trained,
+    trained_in_part,
+)
 from marshtest.experiment.guarded import work_of
 from marshtest.experiment.protocol import kept_count, poison_count
 from marshtest.experiment.recipe import Recipe
@@ -14,6 +23,8 @@ from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.experiment.states import passes_of
 from marshtest.sweeps.keys import Keys
 from marshtest.unlearning import Unlearner
+
+PAIR = (Role.INITIAL, Role.RETRAINED)  # what a repeat trains
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,8 @@ def _jobs_of_group(
     for role, request in trained_in_part(recipe):
         model, what = keys.model(role, group, request), f"{role} model {_told(request)}{place}"
         yield Job("train", what, (model,), first, keys, group, role, request=request)
+    for repeat in repeated(recipe, group):
+        yield from _jobs_of_repeat(keys, repeat, first)
     for rows in _by_model(cells(recipe, group)):
         if rows[0].role == Role.UPDATED:
             yield _unlearn_job(keys, rows, first, place, keep_models)
@@ -151,6 +164,35 @@ def _told(request: Request) -> str:
     return "".join(f"{name} {value:g} " for name, value in request.key.items())
 
 
+def _jobs_of_repeat(keys: Keys, group: Group, first: tuple[str, ...]) -> Iterator[Job]:
+    """A further pair of models, and the answers of the first after each unlearner."""
+    place = f"(poison {group.poison_budget:g}, seed {group.seed}, repeat {group.repeat})"
+    for role in PAIR:
+        model = keys.model(role, group)
+        makes = (model, keys.margins(model))
+        yield Job("train", f"{role} model {place}", makes, first, keys, group, role)
+    needs = (*first, keys.model(Role.INITIAL, group))
+    models = dict.fromkeys(cell.model for cell in cells(keys.recipe, group))
+    for rows in _by_model(cell for cell in models if cell.role == Role.UPDATED):
+        margins = tuple(keys.margins(keys.measured(cell)) for cell in rows)
+        what = f"{keys.unlearner(rows[0]).name} {place}"
+        yield Job("unlearn", what, margins, needs, keys, group, Role.UPDATED, rows)
+
+
+def _repeats_of(keys: Keys, rows: tuple[Cell, ...]) -> tuple[str, ...]:
+    """Answers of the models that repeat those of `rows`, and of the pairs that they are compared with."""
+    if not keys.recipe.repeats:
+        return ()
+    ends = (cell for cell in cells(keys.recipe, rows[0].group) if cell.role in PAIR)
+    each = (
+        key
+        for cell in (*ends, *rows)
+        if cell.role in (*PAIR, Role.UPDATED)
+        for key in keys.every_margins(cell)
+    )
+    return tuple(dict.fromkeys(each))
+
+
 def _score_job(keys: Keys, rows: tuple[Cell, ...], first: tuple[str, ...], place: str) -> Job:
     # The initial model is needed always: what a model spent is told as a share of its training, and the
     # way to the retrained one begins at it.
@@ -159,8 +201,9 @@ def _score_job(keys: Keys, rows: tuple[Cell, ...], first: tuple[str, ...], place
     model, twin = keys.model(role, group, request), keys.twin(role, group, request)
     beside = [] if role in UNTREATED else [retrained]
     beside += [] if twin is None else [twin]
+    beside += [keys.model(other, group) for other in compared(keys.recipe)]
     # Each once: `model` may be one of the others.
-    needs = tuple(dict.fromkeys((*first, initial, *beside, model)))
+    needs = tuple(dict.fromkeys((*first, initial, *beside, model, *_repeats_of(keys, rows))))
     makes = tuple(keys.row(cell) for cell in rows)
     what = f"{role} model {_told(request)}{place}"
     return Job("score", what, makes, needs, keys, group, role, rows, request)
@@ -179,7 +222,9 @@ def _unlearn_job(
             for role in arms
             for cell in itself
         )
-    needs = (*first, *(keys.model(role, group) for role in arms), keys.model(Role.RETRAINED, group))
+    roles = dict.fromkeys((*arms, Role.RETRAINED, *compared(keys.recipe)))
+    models = (keys.model(role, group) for role in roles)
+    needs = (*first, *models, *_repeats_of(keys, rows))
     what = f"{unlearner.name} {_told(request) if request.of == 1 else ''}{place}"
     return Job("unlearn", what, makes, needs, keys, group, Role.UPDATED, rows, request)
 
@@ -192,7 +237,8 @@ def passes(job: Job, data: Dataset) -> dict[str, float]:
     held_out = len(data.train) - kept
     tests = len(data.test)
     work = work_of(recipe.attack, poisons, tests)
-    measured = len(job.cells) * (work.passes + tests + poisons + held_out)
+    answered = poisons if job.group.repeat else work.passes + tests + poisons + held_out
+    measured = len(job.cells) * answered
     measured += sum(3.0 * held_out * (passes_of(cell.state or "") or 0) for cell in job.cells)
     if job.kind == "features":  # done before all that is weighed; `explain` times its network
         return {"features": 0.0}

@@ -6,6 +6,7 @@
     initial, twin, shuffled, retrained, reference                  models from scratch
     exact, exact-twin                                              the same, where a request is of a part
     updated      a model after unlearning, a budget                of the initial model, and of its twin
+    margins      a repeated model's answers to the forget set
     score        a model's row, scores and shifts, in a state      with the effect on its clean twin
 
 A stage's key is its kind and the hash of what it depends on: of the recipe only that, the keys of the
@@ -13,11 +14,11 @@ stages before it, and ALGORITHM. A *job* is what is scheduled: it makes one stag
 smaller budgets lie on the way to its largest, the updated models of all budgets and their scores.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-from marshtest.experiment.cells import Cell, Group
+from marshtest.experiment.cells import Cell, Group, repeated
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.requests import ALL, Request
@@ -71,7 +72,9 @@ class Keys:
 
     def model(self, role: Role, group: Group, request: Request = ALL) -> str:
         """The key of a model from scratch."""
-        return _key(role, dose=self.dose(group), **request.key)
+        # Named only where there are any: keys are older than repeats.
+        repeat: dict[str, Any] = {"repeat": group.repeat} if group.repeat else {}
+        return _key(role, dose=self.dose(group), **repeat, **request.key)
 
     def updated(
         self,
@@ -94,7 +97,17 @@ class Keys:
         metrics = [metric.model_dump(mode="json") for metric in self.recipe.metrics]
         beside: dict[str, Any] = {"metrics": metrics} if metrics else {}
         beside |= {"state": state} if state else {}
+        beside |= {"repeats": self.recipe.repeats} if self.recipe.repeats else {}
         return _key("score", model=model, attack=self._measured_by, **beside)
+
+    def margins(self, model: str) -> str:
+        """The key of a repeated model's answers to the forget set."""
+        return _key("margins", model=model)
+
+    def every_margins(self, cell: Cell) -> tuple[str, ...]:
+        """Keys of the answers of the models that repeat a cell's."""
+        repeats = (replace(cell, group=group) for group in repeated(self.recipe, cell.group))
+        return tuple(self.margins(self.measured(repeat)) for repeat in repeats)
 
     # What a recipe makes of them
 

@@ -32,6 +32,7 @@ from marshtest.experiment.recipe import Named, Recipe
 from marshtest.experiment.requests import no_request, place_of
 from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
+from marshtest.metrics.repeats_columns import COLUMNS
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
 from marshtest.plumbing.yaml_files import file_stem
@@ -155,6 +156,8 @@ def _shown(recipe: Named) -> dict[str, Any]:
         for metric in recipe.metrics
         for name, column in metric.columns.items()
     }
+    if recipe.repeats:
+        columns |= {name: column.model_dump(mode="json") for name, column in COLUMNS.items()}
     shown = recipe.attack.shown.model_dump(mode="json", exclude_defaults=True)
     return {"presentation": shown} | ({"metrics": columns} if columns else {})
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+import numpy as np
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save as bytes_of
 from torch import nn
@@ -14,14 +15,16 @@ from torch import nn
 from marshtest.attacks import Poisoned
 from marshtest.attacks.base import Tensors
 from marshtest.data.samples import Dataset, Samples
-from marshtest.experiment.cells import Cell, Group
+from marshtest.experiment.cells import Cell, Group, cells, compared
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.in_turn import update_in_turn
 from marshtest.experiment.protocol import (
     TRIED,
     Pipeline,
     Subject,
+    answers_to,
     measure,
+    non_members,
     poison,
     refuse_lost_state,
     set_up,
@@ -32,12 +35,14 @@ from marshtest.experiment.protocol import (
 )
 from marshtest.experiment.recipe_data import data_of
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.metrics import repeats
+from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import threads
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
-from marshtest.sweeps.jobs import Job
+from marshtest.sweeps.jobs import PAIR, Job
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.store import DamagedError, Store
 from marshtest.training.budget import Cost
@@ -106,7 +111,7 @@ class Worker:
 
         def make() -> Poisoned:
             if not keys.recipe.attack.crafted:
-                return poison(pipeline, group)
+                return poison(pipeline, group.first)
             record = self.store.load(key)["poisoned"]
             about = {name: record[name] for name in ("seed", "figures", "history")}
             samples, test = split(pipeline, group.seed)[1], pipeline.data.test
@@ -138,6 +143,8 @@ class Worker:
         # Before it is recorded: under its key, a model that lost something would serve for good.
         refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
         self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
+        if job.group.repeat:
+            self._record_margins(job, job.makes[1], started, model)
 
     def _craft(self, job: Job, progress: Progress) -> None:
         started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
@@ -177,6 +184,8 @@ class Worker:
 
     def _unlearn(self, job: Job, progress: Progress) -> str:
         """Cells whose updated models are recorded are measured only; the others go in one call an arm."""
+        if job.group.repeat:
+            return self._repeat(job)
         arms = job.arms
         # Not strict: models that are kept stand behind the scores.
         scores = dict(zip(job.cells, job.makes, strict=False))
@@ -205,6 +214,36 @@ class Worker:
             faults.append(self._measure_arms(job, cell, models, scores[cell]))
         progress(1.0)
         return next(filter(None, faults), "")
+
+    def _repeat(self, job: Job) -> str:
+        """Run the unlearner on a further in-model; one that gives none has no answers, nan."""
+        keys = dict(zip(job.cells, job.makes, strict=True))
+        todo = [cell for cell, key in keys.items() if not self.store.is_recorded(key)]
+        for cell, subject in self._updates(job, Role.INITIAL, todo):
+            started = time.perf_counter() - subject.cost.seconds
+            self._record_margins(job, keys[cell], started, subject.model)
+        return ""
+
+    def _record_margins(self, job: Job, key: str, started: float, model: nn.Module | None) -> None:
+        poisoned = self.poisoned(job.keys, job.group)
+        margins = answers_to(self.pipeline(job.keys), job.group, poisoned, model)
+        self._record(job, key, started, {}, {"margins.safetensors": packed({"margins": margins})})
+
+    def _repeated(self, job: Job, cell: Cell) -> dict[str, float]:
+        """The columns of what repeats measure of a cell's model; none where they do not make such a one."""
+        if not job.recipe.repeats or cell.state or cell.role not in (Role.INITIAL, Role.UPDATED):
+            return {}
+        every = [*cells(job.recipe, job.group)]
+        initial, retrained = (
+            self._stacked(job.keys, next(end for end in every if end.role == role)) for role in PAIR
+        )
+        updated = self._stacked(job.keys, cell)
+        return repeats.columns(updated, initial, retrained, job.group.draws)
+
+    def _stacked(self, keys: Keys, cell: Cell) -> repeats.Floats:
+        """[R, P] answers of the models that repeat a cell's."""
+        every = (self._tensors(key, "margins")["margins"] for key in keys.every_margins(cell))
+        return np.stack([margins.numpy() for margins in every])
 
     def _measure_arms(self, job: Job, cell: Cell, arms: Sequence[Subject], score: str) -> str:
         """Measure an updated model beside that of the twin's arm; what either's unlearner raised, or ""."""
@@ -271,10 +310,24 @@ class Worker:
             retrained = job.keys.model(Role.RETRAINED, job.group)
             between = self._model(pipeline, initial), self._model(pipeline, retrained)
         poisoned, cost = self.poisoned(job.keys, job.group), self._fit(initial)
-        of_cell = (subject, cost, between, twin, cell.request)
+        of_cell = (subject, cost, between, twin, cell.request, self._beside(job, pipeline))
         score = measure(pipeline, job.group, poisoned, *of_cell)
-        values = {"row": score.row, "shifts": score.shifts}
+        row = score.row if subject.model is None else score.row | self._repeated(job, cell)
+        values = {"row": row, "shifts": score.shifts}
         self._record(job, key, started, values, {"scores.parquet": frame_bytes(score.scores)})
+
+    def _beside(self, job: Job, pipeline: Pipeline) -> Beside | None:
+        """What metrics compare with; the latest group's non-members and answers stay in memory."""
+        roles, dose = compared(job.recipe), job.keys.dose(job.group)
+        if not roles:
+            return None
+        initial, retrained, reference = (
+            self._model(pipeline, job.keys.model(role, job.group)) for role in roles
+        )
+        poisoned = self.poisoned(job.keys, job.group)
+        fresh, dosed = self._keep("fresh", dose, lambda: non_members(pipeline, poisoned))
+        answers: dict[str, Any] = self._keep("answers", dose, dict)
+        return Beside(initial, retrained, reference, fresh, dosed, answers)
 
     def _fail(self, job: Job, pipeline: Pipeline, subject: Subject, key: str) -> str:
         """Write down what an unlearner raised, with the row that says so; its one line."""
@@ -346,8 +399,8 @@ class Worker:
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        """A recorded model; a group's initial and retrained model and the twin stay in memory."""
-        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=3)
+        """A recorded model; a group's initial and retrained models and the twin stay in memory."""
+        return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=4)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
         model = pipeline.trainer.new_model(0)
