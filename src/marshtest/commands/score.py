@@ -9,6 +9,7 @@ from typing import Any
 from marshtest.experiment.cells import Group, groups
 from marshtest.experiment.recipe import Recipe, load_recipe
 from marshtest.experiment.recipe_data import content
+from marshtest.experiment.requests import AXES
 from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.derived import derive, hashed
@@ -257,6 +258,11 @@ def _listed(place: Path) -> dict[tuple[float, int, str], Path]:
         return {}
     models = kept_models(place)
     updated = models[~models["unlearner"].isin(ROW_NAMES.values())]
+    if parts := [axis for axis in AXES if axis in models]:
+        raise MarshtestError(
+            f"{place / MODELS}: lists models that were asked for part of the poisons ({parts[0]}). Give "
+            "those of a run that asks for all at once."
+        )
     kinds = updated[["unlearner", "hyperparameters", "budget"]].drop_duplicates()
     if len(kinds) > 1:
         names = ", ".join(f"{x.unlearner} at {x.budget:g}" for x in kinds.itertuples())

@@ -10,7 +10,15 @@ from marshtest.kit.controls import unlike
 from marshtest.kit.measure import Measured
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
-from marshtest.metrics.verdict import Evidence, Rest, Verdict, rests_on, untestable, verdicts
+from marshtest.metrics.verdict import (
+    Evidence,
+    Rest,
+    Verdict,
+    families,
+    rests_on,
+    untestable,
+    verdicts,
+)
 from marshtest.plumbing.settings import Settings
 
 
@@ -88,9 +96,8 @@ def _verdicts(
     """The verdict on each model, by place; those after unlearning share one error rate."""
     levels: dict[str, Any] = {"alpha": question.alpha, "margin": question.margin}
     rests = rests_of(evidence[0], len(after), question)
-    families = [after, *([place] for place in range(len(evidence)) if place not in after)]
     answers: dict[int, Verdict] = {}
-    for places in families:
+    for places in families(range(len(evidence)), after):
         shown = [evidence[place] for place in places]
         answers |= zip(places, verdicts(evidence[0], shown, rests=rests, **levels), strict=True)
     return answers

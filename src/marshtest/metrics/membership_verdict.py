@@ -28,7 +28,7 @@ from scipy.special import ndtr
 
 from marshtest.metrics.membership_columns import FORMS, PARTS, column_of
 from marshtest.metrics.trainings import p_positive
-from marshtest.metrics.verdict import TRAININGS, holm
+from marshtest.metrics.verdict import TRAININGS, families, holm
 
 Floats = NDArray[np.float64]
 PASSES, FAILS, UNSETTLED = "PASSES", "FAILS", "UNSETTLED"
@@ -172,7 +172,7 @@ def judged(
     levels = {"alpha": alpha, "margin": margin}
     family = [key for key in evidence if key[0] == "updated"]
     given: dict[tuple[Any, ...], Answer] = {}
-    for keys in (family, *([key] for key in evidence if key[0] != "updated")):
+    for keys in families(evidence, family):
         of_keys = answers(initial, [evidence[key] for key in keys], dosed=dosed, **levels)
         given |= zip(keys, of_keys, strict=True)
     return [

@@ -37,10 +37,10 @@ worst, and what may be left in a state is a share of the effect in the initial m
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,9 @@ class Rest(NamedTuple):
 
     score: str
     effect: Effect
+
+
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,14 @@ def paired_verdicts(
             verdict = replace(verdict, needed=needed)
         answers.append(replace(verdict, reasons=tuple(lines)))
     return answers
+
+
+def families(every: Iterable[Judged], family: Sequence[Judged]) -> list[list[Judged]]:
+    """What is judged together: the unlearners, which share one error rate, and each control alone.
+
+    Controls check the test, and nobody picks among them.
+    """
+    return [list(family), *([one] for one in every if one not in family)]
 
 
 def holm(p_values: Sequence[float], states: int = 1) -> list[float]:

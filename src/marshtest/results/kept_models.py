@@ -11,9 +11,9 @@ from marshtest.plumbing.errors import MarshtestError
 def kept_models(folder: Path) -> pd.DataFrame:
     """The models of a run's folder, one line a file.
 
-    Columns: `poison_budget`, `seed`, `role`, `unlearner`, `hyperparameters` (JSON) and `budget`, as in the
-    rows, and `path` of the file. Roles are those of the rows, and `twin`: the clean twin of the initial
-    model (unlearner `none`), and of each updated one.
+    Columns: `poison_budget`, `seed`, `role`, `unlearner`, `hyperparameters` (JSON) and `budget`, and where
+    the recipe has it `known` or `request`, as in the rows; and `path` of the file. Roles are those of the
+    rows, and `twin`: the clean twin of the initial model (unlearner `none`), and of each updated one.
 
     Raises:
         MarshtestError: the run kept no models.

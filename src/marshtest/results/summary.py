@@ -37,7 +37,15 @@ from marshtest.metrics.membership_columns import EVERY_FORM, column_of
 from marshtest.metrics.presentation import Column, Score
 from marshtest.metrics.shift_columns import Shift
 from marshtest.metrics.trainings import Difference, error_of_mean, interval_over, usable
-from marshtest.metrics.verdict import Evidence, Rest, Verdict, paired_verdicts, rests_on, verdicts
+from marshtest.metrics.verdict import (
+    Evidence,
+    Rest,
+    Verdict,
+    families,
+    paired_verdicts,
+    rests_on,
+    verdicts,
+)
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.kept_models import kept_models
 from marshtest.results.line_to_beat import standings
@@ -528,8 +536,6 @@ class Results:
         levels: dict[str, Any] = self.recipe.verdict.model_dump(include={"alpha", "margin"})
         over: dict[str, Any] = levels | {"states": len(states)}
         initial = next((of[0] for key, of in evidence.items() if key[0] == "initial"), None)
-        # Controls check the test, and nobody picks among them: they share no error rate.
-        alone = [[key] for key in evidence.keys() - family]
         answers: dict[Key, dict[str, Verdict]] = {key: {} for key in evidence}
         if self.recipe.attack.needs_twin:
             # Without an initial model nobody knows what a share of its effect would be.
@@ -543,7 +549,7 @@ class Results:
             # the tests that it is judged by.
             rests = rests_on(first, family=max(1, len(family)), **levels)
             judge = partial(verdicts, first, rests=rests, **over)
-        for keys in (family, *alone):
+        for keys in families(evidence, family):
             cells = [(key, state) for key in keys for state in states]
             judged = judge([one for key in keys for one in evidence[key]])
             for (key, state), verdict in zip(cells, judged, strict=True):

@@ -81,7 +81,8 @@ class Job:
     def arms(self) -> tuple[Role, ...]:
         """Roles of the models that its unlearner starts from."""
         assert self.unlearner is not None
-        return self.keys.arms(self.unlearner, self.request)
+        arms = self.keys.arms(self.unlearner, self.request)
+        return arms[:1] if self.group.repeat else arms  # repeats have no clean twin
 
     @property
     def passes_smaller_budgets(self) -> bool:

@@ -43,7 +43,7 @@ class PlannedCell:
     key: str
     variant: int
     entry: int
-    place: Mapping[str, float] = field(default_factory=dict)
+    place: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
