@@ -43,7 +43,7 @@ def cell_columns(columns: Iterable[Any]) -> list[str]:
 
 
 def further_columns(recipe: Design) -> list[str]:
-    """Those of FURTHER that a recipe's rows have."""
+    """The columns of FURTHER that a recipe's rows have."""
     there = {axis_of(recipe), STATE if recipe.states else None}
     return [column for column in FURTHER if column in there]
 

@@ -19,7 +19,7 @@ import pandas as pd
 import vl_convert
 
 from marshtest.metrics.presentation import Score
-from marshtest.reporting import states
+from marshtest.reporting.states import COLOURS, left_by_state
 from marshtest.reporting.tables import label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.summary import Results
@@ -226,12 +226,10 @@ def _left_and_cost(names: Sequence[str], to_beat: str) -> Chart:
 def _after_care(results: Results, names: list[str]) -> Iterator[Chart]:
     """What came back in each state, in a recipe that has states."""
     if results.recipe.states:
-        height = 16 * (len(results.recipe.states) + 1) * len(names)
-        spec = _spec(states.chart(results, CHOSEN, names), height, names)
         text = (
             f"Share of the initial model's effect, as a model is and after each care, {INTERVAL}."
         )
-        yield Chart("What came back", text, spec)
+        yield Chart("What came back", text, came_back(results, names))
 
 
 def _along_budgets(results: Results, names: Sequence[str], to_beat: str) -> Iterator[Chart]:
@@ -487,6 +485,40 @@ def _tooltip(name: str = "", bars: Collection[str] = ()) -> list[alt.Tooltip]:
         alt.Tooltip("forget_size:Q", title="poisons", format=",.0f"),
         alt.Tooltip("seeds:Q"),
     ]
+
+
+def came_back(results: Results, names: list[str]) -> Spec:
+    """What is left of the poison in each model, as it is and in each state, with 95 % intervals."""
+    tables = [left_by_state(results, share) for share in results.poison_budgets]
+    lines = pd.concat(tables, ignore_index=True)
+    lines["model"] = [label(x, results.recipe, with_budget=False) for _, x in lines.iterrows()]
+    lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
+    columns = ["model", "poison_budget", "of_training", "title", "verdict", "test_accuracy"]
+    kept = lines[[*columns, "left", "left_low", "left_high"]].astype(object)
+    data: Any = kept.where(kept.notna(), None).to_dict("records")
+    titles = lines["title"].unique().tolist()
+    base = alt.Chart(alt.InlineData(data)).transform_filter(f"{CHOSEN} && isValid(datum.left)")
+    y = {
+        "y": alt.Y("model:N", sort=names, title=None),
+        "yOffset": alt.YOffset("title:N", sort=titles),
+    }
+    legend = alt.Legend(orient="bottom", title=None, columns=2)
+    colour = alt.Color("title:N", legend=legend).scale(domain=titles, range=list(COLOURS))
+    shape = alt.Shape("verdict:N", legend=legend).scale(
+        domain=list(VERDICTS), range=[shape for _, shape in VERDICTS.values()]
+    )
+    x = alt.X("left:Q", title="left of the initial model's effect").axis(format="~%")
+    bar = base.mark_rule().encode(
+        x=alt.X("left_low:Q"), x2=alt.X2("left_high:Q"), color=colour, **y
+    )
+    tooltip = [
+        *("model:N", "title:N", "verdict:N"),
+        *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("left", "test_accuracy")),
+    ]
+    point = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x=x, color=colour, shape=shape, tooltip=tooltip, **y
+    )
+    return _spec(alt.layer(bar, point), 16 * len(titles) * len(names), names)
 
 
 def _spec(chart: Any, height: int, names: Sequence[str]) -> Spec:

@@ -1,9 +1,7 @@
-"""After-care in a report: each model's states as a table, a figure and a chart of what came back."""
+"""After-care in a report: each model's states as a table, and a figure of what came back."""
 
 import math
-from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -105,42 +103,3 @@ def came_back(results: Results, table: pd.DataFrame) -> Figure:
     figure.tight_layout()
     figure.legend(**columns)
     return figure
-
-
-def chart(results: Results, shown: str, names: list[str]) -> Any:
-    """The same to look at on the page.
-
-    Args:
-        shown: Vega's condition on the lines that the page's controls have chosen.
-        names: of the models, in the page's order.
-    """
-    tables = [left_by_state(results, share) for share in results.poison_budgets]
-    lines = pd.concat(tables, ignore_index=True)
-    lines["model"] = [label(x, results.recipe, with_budget=False) for _, x in lines.iterrows()]
-    lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
-    columns = ["model", "poison_budget", "of_training", "title", "verdict", "test_accuracy"]
-    kept = lines[[*columns, "left", "left_low", "left_high"]].astype(object)
-    data: Any = kept.where(kept.notna(), None).to_dict("records")
-    titles = lines["title"].unique().tolist()
-    base = alt.Chart(alt.InlineData(data)).transform_filter(f"{shown} && isValid(datum.left)")
-    y = {
-        "y": alt.Y("model:N", sort=names, title=None),
-        "yOffset": alt.YOffset("title:N", sort=titles),
-    }
-    legend = alt.Legend(orient="bottom", title=None, columns=2)
-    colour = alt.Color("title:N", legend=legend).scale(domain=titles, range=list(COLOURS))
-    shape = alt.Shape("verdict:N", legend=legend).scale(
-        domain=list(SIGNS), range=["diamond", "circle", "square"]
-    )
-    x = alt.X("left:Q", title="left of the initial model's effect").axis(format="~%")
-    bar = base.mark_rule().encode(
-        x=alt.X("left_low:Q"), x2=alt.X2("left_high:Q"), color=colour, **y
-    )
-    tooltip = [
-        *("model:N", "title:N", "verdict:N"),
-        *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("left", "test_accuracy")),
-    ]
-    point = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=x, color=colour, shape=shape, tooltip=tooltip, **y
-    )
-    return alt.layer(bar, point)
