@@ -114,7 +114,8 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     if (
         ":" in line["unlearner"]
     ):  # of a user's callable every option: other tables may hold other ones
-        keys[line["unlearner"]] |= json.loads(line["hyperparameters"]).get("options", {}).keys()
+        options = json.loads(line["hyperparameters"]).get("options", {})
+        keys.setdefault(line["unlearner"], set()).update(options)
     return name + marks(line, keys) + budget
 
 
