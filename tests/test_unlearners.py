@@ -259,10 +259,13 @@ def test_smaller_budgets_on_the_way_are_the_runs_under_them_bit_for_bit(
         unlearn(method, *given, task=problem.task, budgets=[budget], seed=5)[0]
         for budget in budgets()
     ]
-    for one, other in zip(together, alone):
-        assert one.model is not None
-        assert other.model is not None
+    for budget, one, other in zip(budgets(), together, alone, strict=True):
         assert one.note == other.note
+        if one.model is None:  # the method has a first part that it cannot do without
+            assert (name, budget.passes) == ("salun", 1.0)
+            assert other.model is None
+            continue
+        assert other.model is not None
         assert (one.cost.passes, one.cost.flops) == (other.cost.passes, other.cost.flops)
         expected = other.model.state_dict()
         for key, tensor in one.model.state_dict().items():

@@ -27,9 +27,19 @@ def cells_of(experiment: str) -> dict[str, Cell]:
 def _short(of: Cell) -> str:
     """A cell in a few words."""
     lost = "" if of.line["usable"] == "yes" else ", not usable"
-    left = f", {of.left:.0%} left" if of.has_effect else ""
+    left = f", {_left(of):.0%} left" if of.has_effect else ""
     accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
     return f"{of.verdict}{left}, {accuracy}{lost}"
+
+
+def _left(of: Cell) -> float:
+    """The share of the initial effect that is left, by the score that shows most of it to begin with."""
+
+    def clearness(name: str) -> float:
+        return float(of.initial[f"{name}_dependence"] / of.initial[f"{name}_error"])
+
+    name = max(of.names, key=clearness) if len(of.names) > 1 else of.names[0]
+    return max(0.0, float(of.line[f"{name}_dependence"] / of.initial[f"{name}_dependence"]))
 
 
 def rivals() -> str:
@@ -92,6 +102,8 @@ def answer() -> str:
         and len(of) == len(chosen)
         and all(usable and verdict != "NOT REMOVED" for verdict, usable in of)
     ]
+    if not chosen:
+        return missing(RIVALS)
     parts = [
         f"Of {len(verdicts)} methods on {len(chosen)} poisons REMOVED and usable on all: "
         f"{', '.join(everywhere) or 'none'}."
