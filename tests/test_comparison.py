@@ -18,7 +18,7 @@ from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting import charts
-from marshtest.results.comparison import _names, compare, sentences
+from marshtest.results.comparison import _names, compare, sentences, unpaired
 from marshtest.results.leaderboard import Measure, Trial, _error_of_share, _worst, leaderboard
 from marshtest.results.summary import Results
 
@@ -174,6 +174,21 @@ def test_better_is_less_left_and_more_accuracy(pair: tuple[Results, Results]) ->
     assert swapped[swapped["a"] == "gd"].set_index("measure")["better"].to_dict() == {
         "test_accuracy": "A", "gus": "B", "rank": "B",
     }  # fmt: skip
+
+
+def test_who_has_no_partner_is_named(tmp_path: Path) -> None:
+    lists: dict[str, list[Any]] = {
+        "a": ["retrain", {"name": "gd", "lr": 0.1}, {"name": "gd", "lr": 0.2}],
+        "b": ["retrain", "ga"],
+    }
+    one, two = (
+        marshtest.run({**TINY, "unlearners": of}, out=tmp_path / name, report=False)
+        for name, of in lists.items()
+    )
+    assert unpaired(one, two) == (
+        "Not compared, for want of a partner: A has gd lr=0.1, gd lr=0.2; B has ga."
+    )
+    assert unpaired(one, one) == ""
 
 
 def test_one_unlearner_left_over_on_each_side_is_a_pair(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from marshtest.results.line_to_beat import has_tuned, line_to_beat, standings
 from marshtest.results.summary import Results
 
 NGD = [{"name": "ngd", "lr": 0.1}, {"name": "ngd", "lr": 0.01}]
-TUNED, TITLE = "retrain-tuned", "tuned retraining in budget"
+TUNED, TITLE = "retrain-tuned", "tuned retraining"
 LINE = [0.5, 0.7, 0.9]  # accuracy of the line, by seed: differences are within seeds
 SURE = [0.03, 0.03, 0.04]  # t = 10, p = 0.00493
 DOUBTFUL = [0.01, 0.03, 0.05]  # t = 2.60, p = 0.061

@@ -19,7 +19,7 @@ COLUMNS += ["seed", "gus", "gus_fresh"]
 
 
 def keep(run: Path, name: str) -> None:
-    """Copy rows and shifts; of scores those that are drawn."""
+    """Copy rows, and of shifts and scores those that are drawn."""
     folder = HERE / name
     known = (*SHORT, *RIVALS, *TRIALS, FOREIGN)
     if name not in known:
@@ -28,7 +28,7 @@ def keep(run: Path, name: str) -> None:
         raise SystemExit(f"{run}: holds no {FILE}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for file in (FILE, "shifts.parquet"):
+    for file in (FILE, "shifts.parquet") if name in SHORT else (FILE,):
         if (run / file).exists():
             shutil.copyfile(run / file, folder / file)
     if name in WITH_SCORES:

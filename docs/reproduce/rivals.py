@@ -1,12 +1,10 @@
 """All unlearners on all attacks, and the search for one that beats tuned retraining (docs/rivals.md)."""
 
-import json
-from typing import Any
-
 import pandas as pd
 from experiments import HOW, RIVALS, TRIALS, Cell, missing, results, there
 
 from marshtest.reporting.tables import as_markdown, label, plus_minus
+from marshtest.results.naming import choice
 
 LINE = "retrain-tuned"  # the line to beat
 
@@ -70,19 +68,10 @@ def chosen_settings() -> str:
     """What the rule of every search chose, by method and experiment."""
     lines: dict[str, dict[str, str]] = {}
     for name in filter(there, RIVALS):
-        searches = {t[0].name: t for t in results(name).recipe.unlearners if len(t) > 1}
         for title, of in cells_of(name).items():
-            if of.line["role"] == "updated" and of.line["unlearner"] in searches:
-                trials = [trial.hyperparameters for trial in searches[of.line["unlearner"]]]
-                told = _moved(json.loads(of.line["hyperparameters"]), trials)
+            if told := choice(of.line, results(name).recipe):
                 lines.setdefault(title, {"": title})[RIVALS[name]] = told
     return as_markdown(pd.DataFrame(lines.values()).fillna("")) if lines else ""
-
-
-def _moved(values: dict[str, Any], trials: list[dict[str, Any]]) -> str:
-    """The values that differ between the trials of a search."""
-    moving = [key for key in values if any(trial[key] != trials[0][key] for trial in trials)]
-    return ", ".join(f"`{key}` {values[key]}" for key in moving)
 
 
 def answer() -> str:

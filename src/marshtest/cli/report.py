@@ -59,14 +59,16 @@ def compare(
     Example: marshtest compare runs/before runs/after
     """
     from marshtest.reporting.tables import comparison_table
-    from marshtest.results.comparison import LEGEND, sentences
+    from marshtest.results.comparison import LEGEND, sentences, unpaired
     from marshtest.results.comparison import compare as compare_runs
     from marshtest.results.merging import read_one
 
-    compared = compare_runs(read_one(a), read_one(b))
+    runs = read_one(a), read_one(b)
+    compared = compare_runs(*runs)
     screen.show(comparison_table(compared), f"A {a}, B {b}")
     screen.say(LEGEND, style="dim")
     screen.say(*sentences(compared), style="bold")
+    screen.say(*filter(None, [unpaired(*runs)]))
     if out is not None:
         from marshtest.reporting.write import write_comparison
 

@@ -177,6 +177,11 @@ def answer(results: Results) -> str:
     return text + "".join(f"For comparison, {rival}. " for rival in rivals)
 
 
+def _share(share: float) -> str:
+    """A share of the effect, in words; an estimate below 0 is nothing, missed by chance."""
+    return f"nothing ({share:.0%})" if round(share, 2) < 0 else f"{abs(share):.0%}"
+
+
 def _points(cost: float) -> str:
     """Test accuracy lost against retraining, in words."""
     if math.isnan(cost):
@@ -193,8 +198,7 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
         if line["role"] != "updated":
             continue
         share = model["left"]
-        # + 0 makes 0 of −0: "-0 %" would look like a finding.
-        left = "an unknown share" if math.isnan(share) else f"{round(share, 2) + 0:.0%}"
+        left = "an unknown share" if math.isnan(share) else _share(share)
         values = [_value(line, name, score.title) for name, score in results.scores_shown.items()]
         text = (
             f"{left} of the effect is left ({'; '.join(values)}), within the margin in "

@@ -25,7 +25,7 @@ COLUMNS = (
     Column(title="spent", room=160),
     Column(title="cost", room=100),
     Column(title="trainings", room=100),
-    Column(title="line to beat", room=100),
+    Column(title="line to beat", room=140),
 )
 LARGE = 1e6  # from here on numbers are written by powers of ten
 RANKING = ("rank", "unlearner", "misses", "left", "lost", "spent", "experiments", "line to beat")
@@ -35,7 +35,7 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "shuffled": "shuffled poisons",
     "retrain (asked)": "exact unlearning",
     "retrain": "retrain in budget",
-    "retrain-tuned": "tuned retraining in budget",
+    "retrain-tuned": "tuned retraining",
     "gd": "GD",
     "ngd": "NGD",
     "ga": "GA",
@@ -117,7 +117,8 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     if (
         ":" in line["unlearner"]
     ):  # of a user's callable every option: other tables may hold other ones
-        keys[line["unlearner"]] |= json.loads(line["hyperparameters"]).get("options", {}).keys()
+        options = json.loads(line["hyperparameters"]).get("options", {})
+        keys.setdefault(line["unlearner"], set()).update(options)
     return name + marks(line, keys) + budget
 
 
@@ -561,10 +562,10 @@ def _of_poisons(results: Results) -> str:
     else:
         each = (f"at {100 * share:g} % poison, {words}" for share, words in rests.items())
         grounds = "; ".join(each)
-    coming = f", the mean from {TRAININGS} seeds on in trainings to come too"
     return (
-        f"REMOVED: surely within ± {verdict.margin:.0%} of the initial model's{coming}, and no other exact "
-        f"test rejects independence; it rests on {grounds}. NOT REMOVED: independence is rejected. Both at "
+        f"REMOVED: what is left is surely within ± {verdict.margin:.0%} of the initial model's (with "
+        f"{TRAININGS} seeds or more the mean also in trainings to come), and no other exact test rejects "
+        f"independence; it rests on {grounds}. NOT REMOVED: independence is rejected. Both at "
         f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
     )
 

@@ -25,15 +25,16 @@ from marshtest.metrics.trainings import TINY, error_of_mean, interval_over, t_st
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.merging import differences, setting
-from marshtest.results.naming import settings
+from marshtest.results.naming import differing, marks, settings
 from marshtest.results.summary import GROUP, Results
 
 ACCURACY = "test_accuracy"
 UNITS = {"seeds": "in trainings to come", "poisons": "in these models"}
 LEGEND = (
     "Difference: B − A within seeds (trainings to come) or poisons (these models), mean with the 95 % "
-    "interval of this line alone; p: paired t test, Holm-corrected over all lines of the same unit. "
-    "Better: surely the higher accuracy, or the score nearer to 0, where retraining is."
+    "interval of this line alone; p: paired t test of a difference, Holm-corrected over all lines of the "
+    "same unit. Better: surely the higher accuracy, or the score nearer to 0, where retraining is; the "
+    "sentences give the p of this, which is larger."
 )
 
 
@@ -50,9 +51,9 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     Raises:
         MarshtestError: the runs are of different settings, or share no seed or no unlearner.
     """
-    differing = differences(setting(a), setting(b))
-    if differing:
-        told = "; ".join(f"{key} is {one} and {other}" for key, (one, other) in differing.items())
+    apart = differences(setting(a), setting(b))
+    if apart:
+        told = "; ".join(f"{key} is {one} and {other}" for key, (one, other) in apart.items())
         raise MarshtestError(
             f"compare: the runs differ in more than unlearners ({told}), so they cannot be paired. Run "
             "both by one recipe."
@@ -78,6 +79,22 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     better = np.where(worth["mean_a"] > worth["mean_b"], "A", "B")
     table["better"] = np.where(table["p_better"] <= a.recipe.verdict.alpha, better, "")
     return table
+
+
+def unpaired(a: Results, b: Results) -> str:
+    """The unlearners of either run that go with none of the other's, in a sentence; or nothing."""
+    paired = [[pair[side] for pair in _pairs(a, b)] for side in (0, 1)]
+    told = []
+    for name, results, own in zip("AB", (a, b), paired, strict=True):
+        cells = [cell for share in results.poison_budgets for cell in _cells(results, share)]
+        keys = differing(results.recipe.unlearners)
+        names = dict.fromkeys(
+            cell[0] + marks({"unlearner": cell[0], "hyperparameters": cell[1]}, keys)
+            for cell in cells
+            if cell not in own
+        )
+        told += [f"{name} has {', '.join(names)}"] if names else []
+    return f"Not compared, for want of a partner: {'; '.join(told)}." if told else ""
 
 
 def sentences(table: pd.DataFrame) -> list[str]:

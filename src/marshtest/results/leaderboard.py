@@ -147,7 +147,7 @@ def _worst(trials: Sequence[Trial]) -> str:
 
 
 def _told_apart(experiments: Sequence[Results]) -> dict[str, set[str]]:
-    """By name of an unlearner, the options that tell its entries apart.
+    """The options that tell the entries of one unlearner apart, by its name.
 
     One that ships may have another rate in each experiment and be the same method; a user's callable with
     other options is another one wherever it stands.

@@ -16,7 +16,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(unlearners: Iterable[Sequence[RecordedNamed]]) -> dict[str, set[str]]:
-    """By name of the unlearner, the options in which its entries differ.
+    """The options in which the entries of one unlearner differ, by its name.
 
     What an entry searches tells its trials apart, and not the entry from others.
     """
