@@ -333,6 +333,40 @@ def left_and_cost(names: Sequence[str], to_beat: str = "") -> Spec:
     return _spec(alt.layer(*(rules if to_beat else ()), bar, point), 320, names)
 
 
+def came_back(results: Results, names: list[str]) -> Spec:
+    """What is left of the poison in each model, as it is and in each state, with 95 % intervals."""
+    tables = [left_by_state(results, share) for share in results.poison_budgets]
+    lines = pd.concat(tables, ignore_index=True)
+    lines["model"] = [label(x, results.recipe, with_budget=False) for _, x in lines.iterrows()]
+    lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
+    columns = ["model", "poison_budget", "of_training", "title", "verdict", "test_accuracy"]
+    kept = lines[[*columns, "left", "left_low", "left_high"]].astype(object)
+    data: Any = kept.where(kept.notna(), None).to_dict("records")
+    titles = lines["title"].unique().tolist()
+    base = alt.Chart(alt.InlineData(data)).transform_filter(f"{CHOSEN} && isValid(datum.left)")
+    y = {
+        "y": alt.Y("model:N", sort=names, title=None),
+        "yOffset": alt.YOffset("title:N", sort=titles),
+    }
+    legend = alt.Legend(orient="bottom", title=None, columns=2)
+    colour = alt.Color("title:N", legend=legend).scale(domain=titles, range=list(COLOURS))
+    shape = alt.Shape("verdict:N", legend=legend).scale(
+        domain=list(VERDICTS), range=[shape for _, shape in VERDICTS.values()]
+    )
+    x = alt.X("left:Q", title="left of the initial model's effect").axis(format="~%")
+    bar = base.mark_rule().encode(
+        x=alt.X("left_low:Q"), x2=alt.X2("left_high:Q"), color=colour, **y
+    )
+    tooltip = [
+        *("model:N", "title:N", "verdict:N"),
+        *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("left", "test_accuracy")),
+    ]
+    point = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x=x, color=colour, shape=shape, tooltip=tooltip, **y
+    )
+    return _spec(alt.layer(bar, point), 16 * len(titles) * len(names), names)
+
+
 def lines(
     title: str, at: str, where: str, y: str, what: str, names: Sequence[str], to_beat: str = ""
 ) -> Spec:
@@ -485,40 +519,6 @@ def _tooltip(name: str = "", bars: Collection[str] = ()) -> list[alt.Tooltip]:
         alt.Tooltip("forget_size:Q", title="poisons", format=",.0f"),
         alt.Tooltip("seeds:Q"),
     ]
-
-
-def came_back(results: Results, names: list[str]) -> Spec:
-    """What is left of the poison in each model, as it is and in each state, with 95 % intervals."""
-    tables = [left_by_state(results, share) for share in results.poison_budgets]
-    lines = pd.concat(tables, ignore_index=True)
-    lines["model"] = [label(x, results.recipe, with_budget=False) for _, x in lines.iterrows()]
-    lines["of_training"] = lines["budget"].where(lines["role"] == "updated")
-    columns = ["model", "poison_budget", "of_training", "title", "verdict", "test_accuracy"]
-    kept = lines[[*columns, "left", "left_low", "left_high"]].astype(object)
-    data: Any = kept.where(kept.notna(), None).to_dict("records")
-    titles = lines["title"].unique().tolist()
-    base = alt.Chart(alt.InlineData(data)).transform_filter(f"{CHOSEN} && isValid(datum.left)")
-    y = {
-        "y": alt.Y("model:N", sort=names, title=None),
-        "yOffset": alt.YOffset("title:N", sort=titles),
-    }
-    legend = alt.Legend(orient="bottom", title=None, columns=2)
-    colour = alt.Color("title:N", legend=legend).scale(domain=titles, range=list(COLOURS))
-    shape = alt.Shape("verdict:N", legend=legend).scale(
-        domain=list(VERDICTS), range=[shape for _, shape in VERDICTS.values()]
-    )
-    x = alt.X("left:Q", title="left of the initial model's effect").axis(format="~%")
-    bar = base.mark_rule().encode(
-        x=alt.X("left_low:Q"), x2=alt.X2("left_high:Q"), color=colour, **y
-    )
-    tooltip = [
-        *("model:N", "title:N", "verdict:N"),
-        *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("left", "test_accuracy")),
-    ]
-    point = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=x, color=colour, shape=shape, tooltip=tooltip, **y
-    )
-    return _spec(alt.layer(bar, point), 16 * len(titles) * len(names), names)
 
 
 def _spec(chart: Any, height: int, names: Sequence[str]) -> Spec:
