@@ -27,6 +27,7 @@ from marshtest.experiment.roles import Role
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.dependence import dependence
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.reporting.page import costs
 from marshtest.results.merging import read_all
 from marshtest.results.summary import Results
 from marshtest.sweeps.jobs import jobs
@@ -272,6 +273,8 @@ def test_requests_share_the_budget_and_costs_add_up(by_turns: Results) -> None:
     for _, rows in updated.groupby(["seed", "unlearner", "budget"]):
         assert rows["spent"].is_monotonic_increasing
         assert rows["spent"].iloc[-1] > 0.6 * rows["budget"].iloc[0]
+    paid = by_turns.rows.drop(updated.index[updated["request"] < 3])
+    assert f"({paid['flops'].sum():.2g} floating-point" in costs(by_turns)
 
 
 def test_requests_in_turn_are_calls_in_turn(by_turns: Results) -> None:

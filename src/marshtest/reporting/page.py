@@ -45,6 +45,7 @@ from marshtest.reporting.tables import (
 )
 from marshtest.results.line_to_beat import LINE, RIVALS, has_tuned
 from marshtest.results.naming import choice
+from marshtest.results.requests import with_costs
 from marshtest.results.states import in_state
 from marshtest.results.summary import Results
 
@@ -279,11 +280,12 @@ def costs(results: Results) -> str:
     """The cost of all models together, in words."""
     rows = in_state(results.rows, ITSELF)  # a state's row tells the cost of its model again
     scoring = results.rows.get("scoring_seconds", pd.Series(0.0)).sum()
-    seconds = rows["seconds"].sum() + scoring
+    paid = with_costs(rows)
+    seconds = paid["seconds"].sum() + scoring
     work = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:,.0f} seconds"
     return (
         f"{len(rows):,} models were trained or updated and measured in {work} of work "
-        f"({rows['flops'].sum():.2g} floating-point operations beside measuring)."
+        f"({paid['flops'].sum():.2g} floating-point operations beside measuring)."
     )
 
 

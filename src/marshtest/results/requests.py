@@ -30,6 +30,16 @@ def of_verdict(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def with_costs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose costs add up: of requests in turn the last ones, which tell the cost of all."""
+    if "request" not in frame:
+        return frame
+    last: pd.DataFrame = frame[
+        (frame["role"] != "updated") | (frame["request"] == frame["request"].max())
+    ]
+    return last
+
+
 def axis_in(results: Results) -> str | None:
     """The column that tells the rows' requests apart; None of a recipe without one."""
     return axis_of(results.recipe)
