@@ -13,9 +13,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-# Three processes on two cores: tests wait for child processes a third of the time.
 test: $(VENV)/installed ## all tests but those of the page in a browser and of rivals
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The wheel is made from the source distribution, so that both are whole.
 wheel: PARTS = $(VENV)/wheel

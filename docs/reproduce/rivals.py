@@ -3,8 +3,9 @@
 import pandas as pd
 from experiments import HOW, RIVALS, TRIALS, Cell, missing, results, there
 
-from marshtest.reporting.tables import as_markdown, label, plus_minus
-from marshtest.results.naming import choice
+from marshtest.reporting.tables import NAMES, as_markdown, label, plus_minus
+from marshtest.results.naming import choice, differing, marks
+from marshtest.results.summary import Results
 
 LINE = "retrain-tuned"  # the line to beat
 
@@ -17,9 +18,16 @@ def cells_of(experiment: str) -> dict[str, Cell]:
     initial = table[table["role"] == "initial"].iloc[0]
     names = list(of.scores_shown)
     return {
-        label(line, of.recipe, with_budget=False): Cell(experiment, line, initial, names)
-        for _, line in lines.iterrows()
+        _title(line, of): Cell(experiment, line, initial, names) for _, line in lines.iterrows()
     }
+
+
+def _title(line: pd.Series, of: Results) -> str:
+    """A model's name, and what tells it from others of its name in its own experiment."""
+    name = str(line["unlearner"])
+    if line["role"] != "updated":
+        return label(line, of.recipe)
+    return NAMES.get(name, name.partition(":")[2]) + marks(line, differing(of.recipe.unlearners))
 
 
 def _short(of: Cell) -> str:

@@ -40,7 +40,7 @@ from marshtest.training.budget import flops_of
 from marshtest.training.loop import Training, descend
 from marshtest.training.tasks import Task
 
-MINUTE = 1 / 60  # hours; what costs a GPU less is not told
+MINUTE = 1 / 60  # in hours
 KINDS = {
     "start": "a fresh process: libraries are imported, data read, and a first step taken",
     "features": "the network that the samples' features are taken from, trained once",
@@ -113,10 +113,10 @@ class Explanation:
         texts += dict.fromkeys(needs(k.recipe, family_of(k.recipe)) for k in planned.keys)
         seconds, flops = costs["seconds"].sum(), costs["flops"].sum()
         hours = flops / self.gpu_tflops / 3.6e15  # 3.6e15: operations of one TFLOP/s in an hour
-        gpu = f", {hours:.2g} h of a GPU that sustains {self.gpu_tflops:g} TFLOP/s"
+        gpu = f"{hours:.2g} h" if hours > MINUTE else "less than a minute"
         texts.append(
             f"In all about {seconds:,.0f} s ({seconds / 3600:.2f} h) here, one job at a time; {flops:.2g} "
-            f"floating-point operations{gpu if hours > MINUTE else ''}."
+            f"floating-point operations, {gpu} of a GPU that sustains {self.gpu_tflops:g} TFLOP/s."
         )
         return texts
 
