@@ -197,7 +197,7 @@ def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
         ),
         ({"recipe": {**TINY, "unlearners": ["gd", "gd"]}}, "unlearners: gd is given twice"),
         ({"recipe": {**TINY, "budgets": [0.5, 0.5]}}, "budgets: 0.5 is given twice"),
-        ({"recipe": "digits"}, "unknown recipe 'digits'"),
+        ({"recipe": "digit"}, "unknown recipe 'digit'"),
         ({"recipes": 1}, "unknown key 'recipes'. Did you mean 'recipe'"),
         ({"resources": {"trian": {"cpus": 1}}}, "resources.trian.[key]: Input should be"),
         ({"resources": {"train": {"gpu": 1}}}, "unknown key 'gpu'. Did you mean 'gpus'"),
