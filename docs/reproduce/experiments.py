@@ -149,9 +149,10 @@ class Cell:
     @property
     def left(self) -> float:
         """Share of the initial effect, by the score that shows most."""
-        return max(abs(self._share(name)) for name in self.names)
+        return max(abs(self.share(name)) for name in self.names)
 
-    def _share(self, name: str) -> float:
+    def share(self, name: str) -> float:
+        """The share of the initial effect that one score still shows; negative if it turned round."""
         return float(self.line[f"{name}_dependence"] / self.initial[f"{name}_dependence"])
 
     @property

@@ -4,10 +4,9 @@ import pandas as pd
 from experiments import HOW, RIVALS, TRIALS, Cell, missing, results, there
 
 from marshtest.reporting.tables import NAMES, as_markdown, label, plus_minus
+from marshtest.results.line_to_beat import TUNED
 from marshtest.results.naming import choice, differing, marks
 from marshtest.results.summary import Results
-
-LINE = "retrain-tuned"  # the line to beat
 
 
 def cells_of(experiment: str) -> dict[str, Cell]:
@@ -45,7 +44,7 @@ def _left(of: Cell) -> float:
         return float(of.initial[f"{name}_dependence"] / of.initial[f"{name}_error"])
 
     name = max(of.names, key=clearness) if len(of.names) > 1 else of.names[0]
-    return max(0.0, float(of.line[f"{name}_dependence"] / of.initial[f"{name}_dependence"]))
+    return max(0.0, of.share(name))
 
 
 def rivals() -> str:
@@ -117,7 +116,7 @@ def beaten() -> str:
     told = []
     for name in filter(there, TRIALS):
         cells = cells_of(name)
-        (line,) = [of.line for of in cells.values() if of.line["unlearner"] == LINE]
+        (line,) = [of.line for of in cells.values() if of.line["unlearner"] == TUNED]
         better = [
             f"{title} ({of.line['test_accuracy'] - line['test_accuracy']:+.3f})"
             for title, of in cells.items()
