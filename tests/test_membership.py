@@ -211,6 +211,7 @@ def fitted(samples: Samples) -> nn.Module:
     return model.requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_the_auc_of_models_trained_without_the_forget_set_covers_half() -> None:
     repetitions, covered = 400, dict.fromkeys(FORMS, 0)
     for seed in range(repetitions):
@@ -400,6 +401,7 @@ def test_crafted_poisons_are_compared_with_test_samples_that_no_poison_aims_at(
     assert rows["mia_rmia_auc"].between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_repeats_and_the_metric_move_no_other_number(done: Any, tmp_path: Path) -> None:
     plain = {key: value for key, value in ASKED.items() if key != "metrics"}
     before = marshtest.run(plain, out=tmp_path / "plain", report=False).rows
