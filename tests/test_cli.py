@@ -174,7 +174,10 @@ def test_explain_expects_as_many_stages_as_run_does() -> None:
     from marshtest.sweeps.planned import plan_sweep
     from marshtest.sweeps.settings import read_sweep
 
-    cost = expected_cost(plan_sweep(read_sweep(TINY))).set_index("stage")
+    costs, ruled_out = expected_cost(plan_sweep(read_sweep(TINY)))
+    cost = costs.set_index("stage")
+    (said,) = ruled_out
+    assert "80 poisons in all cannot give REMOVED of 3 unlearners" in said
     counts = {"start": 1, "train": 4, "unlearn": 6, "score": 10, "report": 5}
     assert cost["count"].to_dict() == counts
     # scoring of 10 models: K + 1 forwards, and one forward and backward, for each of 40 poisons; the
