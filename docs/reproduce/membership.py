@@ -15,12 +15,13 @@ from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
 
 SUITE = read_suite("digits")
-ATTACKS = {  # the suite's recipe of an attack, and the run that repeats it for U-LiRA and KLoM
+ATTACKS = {  # the recipe of an attack, and the run that repeats it for U-LiRA and KLoM
     "digits-gaussian": "repeats-digits-gaussian",
     "digits-targeted": "repeats-digits-targeted",
     "digits-indiscriminate": "repeats-digits-indiscriminate",
     "digits-badnets": "repeats-digits-badnets",
     "digits-confusion": "repeats-digits-confusion",
+    "imdb-tiny-trigger": "repeats-imdb-tiny-trigger",
 }
 
 
@@ -54,10 +55,17 @@ def alone(of: Results, name: str) -> pd.DataFrame:
     return replace(of, rows=rows.reset_index(drop=True), recipe=recipe).summary
 
 
+def _rows(recipe: str) -> Results | None:
+    """The rows of an attack that tell of membership: the suite's, or those of an experiment here."""
+    if recipe in SUITE.recipes:
+        return SUITE.known(recipe)
+    return results(recipe) if there(recipe) and results(recipe).membership else None
+
+
 @cache
 def judged(recipe: str) -> list[Judged]:
-    """All unlearners that the suite knows on an attack."""
-    known = SUITE.known(recipe)
+    """All unlearners of an attack's rows."""
+    known = _rows(recipe)
     if known is None or not known.membership:
         return []
     repeated = results(ATTACKS[recipe]) if there(ATTACKS[recipe]) else None
@@ -80,7 +88,7 @@ def _only(table: pd.DataFrame, role: str) -> pd.Series:
 
 
 def _title(recipe: str) -> str:
-    known = SUITE.known(recipe)
+    known = _rows(recipe)
     return recipe if known is None else str(known.recipe.attack.shown.title)
 
 
