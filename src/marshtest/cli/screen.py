@@ -88,14 +88,10 @@ def _left_out(least: dict[str, int], room: dict[str, int]) -> set[str]:
     """Columns to leave out: who ask for more room; then, until the rest fits, who ask for most."""
     left_out = {name for name in least if console.width < room.get(name, 0)}
     # Models and verdicts stay. Of equals, those to the right give way to those on the left.
-    others = [name for name in [*least][1:] if name not in WRAPPED | left_out]
-    for name in sorted(reversed(others), key=lambda name: -room.get(name, 0)):
-        if (
-            _with_edges([size for one, size in least.items() if one not in left_out])
-            <= console.width
-        ):
-            break
-        left_out.add(name)
+    others = [name for name in [*least][:0:-1] if name not in WRAPPED | left_out]
+    others.sort(key=lambda name: -room.get(name, 0))
+    while others and _with_edges([least[one] for one in least.keys() - left_out]) > console.width:
+        left_out.add(others.pop(0))
     return left_out
 
 
