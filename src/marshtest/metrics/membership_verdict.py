@@ -10,10 +10,11 @@
     UNSETTLED   else
 
 Over poisons: DeLong's variance of m d0 ± d, with what the models share, in a t test by as many degrees of
-freedom as the fewer of members and non-members leave. Members are others in each training; non-members are the same, so their part of the variance does not shrink with the trainings.
-Over trainings: paired t tests. Holm's correction over the unlearners, for each answer. Where non-members do
-not follow the poisons' law, d of two models differs by more than the choice of samples, and nothing FAILS
-from fewer than three trainings. A training without a model lets nothing pass.
+freedom as the fewer of members and non-members leave. Members are others in each training; non-members
+are the same, so their part of the variance does not shrink with the trainings. Over trainings: paired t
+tests. Holm's correction over the unlearners, for each answer. Where non-members do not follow the
+poisons' law, d of two models differs by more than the choice of samples, and nothing FAILS from fewer
+than three trainings. A training without a model lets nothing pass.
 """
 
 import math
@@ -50,11 +51,13 @@ class Left:
     def of(cls, rows: pd.DataFrame, form: str, seeds: list[int]) -> "Left":
         """The evidence in rows, one a seed, in the order of `seeds`."""
         placed = rows.set_index("seed").reindex(seeds)
-        parts = (placed[column_of(form, part)].to_numpy(dtype=np.float64) for part in PARTS)
-        if form not in FORMS:
-            return cls(*parts)
-        freedom = min((rows["mia_members"] - 1).sum(), rows["mia_others"].min() - 1)
-        return cls(*parts, freedom=float(freedom))
+        parts = [placed[column_of(form, part)].to_numpy(dtype=np.float64) for part in PARTS]
+        if form in FORMS:
+            freedom = min((rows["mia_members"] - 1).sum(), rows["mia_others"].min() - 1)
+        else:
+            freedom = math.inf
+        left, variance, shared, covariance, shared_covariance = parts
+        return cls(left, variance, shared, covariance, shared_covariance, float(freedom))
 
     @property
     def value(self) -> float:
@@ -174,7 +177,8 @@ def judged(
     for key in evidence:
         if key[0] == "retrained" and len(again) and form in FORMS:
             evidence[key] = Left.of(again, form, seeds)
-    nothing = Left(*(np.full(len(seeds), np.nan) for _ in PARTS))
+    blank = np.full(len(seeds), np.nan)
+    nothing = Left(blank, blank, blank, blank, blank)
     initial = next((one for key, one in evidence.items() if key[0] == "initial"), nothing)
     dosed = form not in FORMS or bool((rows["mia_dosed"].dropna() == 1).all())
     levels = {"alpha": alpha, "margin": margin}
