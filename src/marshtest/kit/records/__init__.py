@@ -1,0 +1,1 @@
+"""Text records on disk, in the layouts that fine-tuning pipelines read."""
