@@ -118,7 +118,7 @@ def _refuse_unsafe(path: Path) -> None:
     if (path / "adapter_config.json").is_file():
         raise MarshtestError(
             f"{path}: holds an adapter. Merge it into its model and save that, or, for a language model, "
-            "give the folder of its base and --adapter."
+            f"give its base's folder with it, as BASE@{path}."
         )
     index = path / "model.safetensors.index.json"
     shards = set(_json(index)["weight_map"].values()) if index.is_file() else set()

@@ -14,7 +14,7 @@ from marshtest.kit.texts.base import TextModel
 from marshtest.kit.texts.reading import Reader
 from marshtest.kit.texts.scoring import Scorer
 from marshtest.models.rounding import rounded
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refused
 
 
 class CausalModel(TextModel):
@@ -33,7 +33,8 @@ class CausalModel(TextModel):
         self.scorer = Scorer(name, model, device)
 
     def __call__(self, asked: Sequence[Asked]) -> Floats:
-        losses = self.scorer(self.reader(asked))
+        with refused(f"{self.name}: cannot be asked", "Does its tokenizer belong to it?"):
+            losses = self.scorer(self.reader(asked))
         self.notes = (*self._notes, *self.reader.notes)
         return losses
 
