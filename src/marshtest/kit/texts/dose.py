@@ -11,7 +11,7 @@ import numpy as np
 
 from marshtest.data.marks import Deal, Mark, Pattern, Template
 from marshtest.kit.layouts.folders import digest
-from marshtest.kit.places import DRAWS, Places, checked_seed, poisons_of, warning
+from marshtest.kit.places import Places, checked_seed, poisons_of, warning
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, NoPlaceError, id_of
 from marshtest.kit.records.layout import Records
@@ -21,6 +21,7 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
 CHECKED = 20_000  # first records that are read whole: a fault that all have is seen at once
+LEAST = 50  # marks that each record must have in hand: of K fresh ones, K / LEAST tie with its own
 AT_ONCE = 1000  # records that are looked at first, in search of those with a place for a mark
 
 
@@ -175,14 +176,14 @@ def _candidates(
 
 
 def _refuse_small(mark: Mark, text: str, count: int, where: str) -> None:
-    """Raise if a record cannot have its own mark and as many others as an audit draws."""
+    """Raise if a record's own mark could not hide among others."""
     if not isinstance(mark, Template) and not mark.spans(text):
         raise NoPlaceError(f"{where}: the pattern '{mark.pattern}' matches nothing.")
     room = mark.room(text, count)
-    if room <= DRAWS:
+    if room < LEAST:
         raise NoPlaceError(
-            f"{where}: the mark has too few characters: for {count:,} records there are {room:,} marks "
-            f"each, and {DRAWS + 1} are needed (K + 1)."
+            f"{where}: the mark has too few characters to hide among others: for {count:,} records there "
+            f"are {room:,} marks each, and {LEAST} are needed."
         )
 
 
