@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
@@ -28,6 +28,10 @@ FORMAT = "marshtest text key 1"
 class TextKey(Sealed):
     """A dose of marks: which records, which marks, and of which data set."""
 
+    fresh: ClassVar[str] = "a fresh mark"  # what the dosed records are compared with
+    # what two neighbouring training sets differ in, without which an ε means nothing
+    unit: ClassVar[str] = "one training record's mark, replaced by another; all else fixed"
+
     format: Literal["marshtest text key 1"] = "marshtest text key 1"
     seed: int = Field(ge=0, lt=SEEDS, strict=True)
     mark: Mark
@@ -45,6 +49,15 @@ class TextKey(Sealed):
         if self.ids[-1] >= self.samples or any(np.diff(self.ids) <= 0):
             raise MarshtestError(f"key: its ids must increase, and lie in 0..{self.samples - 1}.")
         return self
+
+    @property
+    def secret(self) -> int:
+        """The seed of the dose."""
+        return self.seed
+
+    def summary(self) -> dict[str, Any]:
+        """What may be told of the dose."""
+        return {"mark": self.mark.model_dump(), "fields": self.fields.model_dump()}
 
     def bases(self, data: str | Path) -> "TextBases":
         """The dosed records, read from the data set as it was before dosing.
