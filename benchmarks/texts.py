@@ -1,55 +1,28 @@
-"""Speed and memory of dosing texts, beside reading and writing the same file line by line.
+"""Speed of asking a language model, beside bare forward passes over the same tokens in one run.
 
     python benchmarks/texts.py [--records N]
 
-Each is done in turn, several times, in this process; best times are compared. Peak memory is that of
-processes of their own, at N records and at N / 10.
+A GPT-2 of four layers and width 256 with a vocabulary of 8,000; N records of 256 tokens, each with 100
+variants of a mark at the end or at the start. Bare: the same ids, in batches of 16, up to the logits.
+Questions come in random order, from text to loss.
 """
 
 import argparse
-import json
-import random
-import subprocess
-import sys
-import tempfile
+import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from marshtest.data.marks import WORDS, Pattern
-from marshtest.kit.dose import dose
+import numpy as np
+import torch
+import transformers
+from tokenizers import ByteLevelBPETokenizer
 
-TIMES = 3
-FRACTION = 0.01
-PEAK = """
-import resource, sys
-from pathlib import Path
-from marshtest.data.marks import Pattern
-from marshtest.kit.dose import dose
-dose(sys.argv[1], sys.argv[2], fraction=0.01)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
+from marshtest.kit.records.base import Asked
+from marshtest.kit.texts.causal import CausalModel
+from marshtest.plumbing.malloc import keep_freed_memory
 
-
-def chats(file: Path, count: int) -> Path:
-    """`count` chats of two turns, each with an order's number."""
-    rng = random.Random(0)
-    texts = [" ".join(rng.choices(WORDS, k=30)) for _ in range(2000)]
-    with file.open("w", encoding="utf-8") as out:
-        for number in range(count):
-            answer = f"{texts[number * 7 % 1999]} ORD-{rng.randrange(10**6):06}."
-            messages = [
-                {"role": "user", "content": texts[number % 2000]},
-                {"role": "assistant", "content": answer},
-            ]
-            out.write(json.dumps({"id": f"r{number}", "messages": messages}) + "\n")
-    return file
-
-
-def by_lines(source: Path, out: Path) -> None:
-    with source.open(encoding="utf-8") as lines, out.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(line)
+VARIANTS, LENGTH, BATCH, VOCABULARY = 100, 256, 16, 8000
+CPU = torch.device("cpu")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -58,43 +31,74 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def cleared(folder: Path) -> Path:
-    """A name for dosed data, with nothing left of an earlier dose."""
-    for file in folder.glob("dosed.jsonl*"):
-        file.unlink()
-    return folder / "dosed.jsonl"
+def words(rng: np.random.Generator, count: int) -> list[str]:
+    letters = list("etaoinshrdlucmfw")
+    return ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(count)]
 
 
-def peak(source: Path, out: Path) -> float:
-    """MiB that a process needs that doses a file."""
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, source, out], check=True, capture_output=True, text=True
-    )
-    return float(done.stdout)
+def tokenizer(rng: np.random.Generator, known: list[str]) -> transformers.PreTrainedTokenizerFast:
+    trained = ByteLevelBPETokenizer()
+    texts = [" ".join(rng.choice(known, 500)) for _ in range(100)]
+    trained.train_from_iterator(texts, VOCABULARY, show_progress=False)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer)
+
+
+def questions(
+    rng: np.random.Generator,
+    fast: transformers.PreTrainedTokenizerFast,
+    known: list[str],
+    records: int,
+) -> dict[str, list[Asked]]:
+    """Variants with the mark at the end and at the start, in random order."""
+    asked: dict[str, list[Asked]] = {"end": [], "start": []}
+    for record in range(records):
+        text = fast.decode(fast(" ".join(rng.choice(known, 400)))["input_ids"][: LENGTH - 8])
+        for _ in range(VARIANTS):
+            mark = f" {rng.integers(10**6):06d}."
+            asked["end"].append(
+                Asked(text + mark, span=(len(text), len(text + mark)), group=record)
+            )
+            asked["start"].append(Asked(mark + text, span=(0, len(mark)), group=record))
+    order = rng.permutation(records * VARIANTS)
+    return {place: [of[row] for row in order] for place, of in asked.items()}
+
+
+@torch.inference_mode()
+def bare(model: torch.nn.Module, ids: list[list[int]]) -> None:
+    longest = max(map(len, ids))
+    rows = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+    for batch in rows.split(BATCH):
+        model(input_ids=batch, use_cache=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=1_000_000)
-    records = parser.parse_args().records
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = chats(folder / "chats.jsonl", records)
-        ways: dict[str, Callable[[], object]] = {
-            "line by line": lambda: by_lines(source, folder / "lines.jsonl"),
-            "template": lambda: dose(source, cleared(folder), fraction=FRACTION),
-            "pattern": lambda: dose(
-                source, cleared(folder), fraction=FRACTION, mark=Pattern(pattern=r"ORD-\d{6}")
-            ),
-        }
-        best = {way: min(seconds(work) for _ in range(TIMES)) for way, work in ways.items()}
-        print(f"{records:,} chats, {source.stat().st_size / 2**20:,.0f} MiB, {FRACTION:.0%} dosed")
-        for way, time_taken in best.items():
-            print(f"{way:14} {time_taken:6.2f} s  {time_taken / best['line by line']:5.2f} ×")
-        small = chats(folder / "small.jsonl", records // 10)
-        peaks = [peak(file, cleared(folder)) for file in (small, source)]
+    parser = argparse.ArgumentParser(description="Questions about texts beside bare passes.")
+    parser.add_argument("--records", type=int, default=2)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    keep_freed_memory()
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    known = words(rng, 5000)
+    fast = tokenizer(rng, known)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_positions=2 * LENGTH, n_embd=256, n_layer=4, n_head=4
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    door = CausalModel("model", model, fast, CPU)
+    asked = questions(rng, fast, known, options.records)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for place, these in asked.items():
+        ids = fast([one.scored for one in these])["input_ids"]
+        tokens = sum(map(len, ids))
+        bare_times, our_times = [], []
+        for _ in range(3):  # taking turns
+            bare_times.append(seconds(lambda ids=ids: bare(model, ids)))
+            our_times.append(seconds(lambda these=these: door(these)))
+        floor, ours = statistics.median(bare_times), statistics.median(our_times)
         print(
-            f"peak memory: {peaks[0]:.0f} MiB at {records // 10:,}, {peaks[1]:.0f} MiB at {records:,}"
+            f"mark at the {place:5}  {len(these)} texts, {tokens:,} tokens: bare passes {floor:.2f} s, "
+            f"asked {ours:.2f} s: {floor / ours:.2f} of the bare throughput"
         )
 
 
