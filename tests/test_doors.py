@@ -70,8 +70,8 @@ def test_a_callable_answers_from_a_process_of_its_own(
     assert isinstance(apart, SeparateTexts)
     assert np.allclose(apart(ASKED), losses, rtol=0, atol=1e-4)
     assert apart.notes == ()
-    apart([Asked("long " * 200)])
-    assert apart.notes[0].startswith("1 records are longer than the model's 128 tokens")
+    apart([Asked("long " * 200, span=(0, 4))])
+    assert apart.notes[0].startswith("1 dosed records are longer than the model's 128 tokens")
     with pytest.raises(MarshtestError, match="language:pair: cannot be asked"):
         apart([Asked("half a character: \ud800")])
 
@@ -132,10 +132,15 @@ def test_a_model_whose_cache_cannot_be_shared_reads_all(folder: Path, losses: li
     assert door.scorer.shares is False
 
 
-def test_equal_texts_have_equal_losses_whatever_is_asked_beside_them(folder: Path) -> None:
+def test_a_question_that_is_asked_twice_is_read_twice(folder: Path, server: Server) -> None:
     door = open_causal(folder, CPU)
-    twice = door([*ASKED, ASKED[0]])
-    assert twice[0] == twice[-1]
+    seen = counting(door)
+    door(ASKED[:1])
+    once = sum(seen)
+    door(ASKED[:1] * 3)
+    assert sum(seen) == 4 * once
+    Endpoint(f"{server.url}#tiny")(ASKED[:1] * 3)
+    assert [content["prompt"] for content, _ in server.asked].count(ASKED[0].scored) == 3
 
 
 def test_a_chat_is_given_as_the_models_own_template_has_it(tmp_path: Path) -> None:
@@ -179,7 +184,7 @@ def test_a_record_longer_than_the_context_is_cut_round_the_mark(place: str, fold
     assert len(windows) == 1  # all variants are cut in the same places
     assert door(asked).std() > 0
     assert door.notes == (
-        "1 records are longer than the model's 128 tokens and were cut round the mark",
+        "1 dosed records are longer than the model's 128 tokens and were cut round the mark",
     )
 
 
@@ -304,6 +309,12 @@ def test_an_adapter_answers_as_the_model_that_it_was_trained_on(
     assert np.allclose(answers, expected, rtol=0, atol=1e-4)
     assert abs(answers - losses).max() > 1
     assert door.notes == ()
+    language.tokenizer(language.TEMPLATE).save_pretrained(adapter)  # as trainers of chats do
+    chat = Asked("Yes.", messages=(Message("user", "Sent?"), Message("assistant", "Yes.")))
+    own = open_texts(f"{folder}@{adapter}", CPU)
+    text = "<user>Sent?</s><assistant>Yes.</s>"
+    assert np.allclose(own([chat]), language.loss(whole, fast, text, 0, special=False), atol=1e-4)
+    assert own.notes == ("the adapter's own tokenizer is used",)
     (adapter / "config.json").write_text("{}")  # as some trainers do
     with pytest.raises(MarshtestError, match=f"holds an adapter.*BASE@{adapter}"):
         open_texts(str(adapter), CPU)

@@ -98,7 +98,7 @@ def _model(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
 def _tokenizer(path: Path) -> Any:
     import transformers
 
-    with reading(path) as safely:
+    with reading(path, model=False) as safely:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
         # transformers makes an empty tokenizer up if a folder has none.
         if not tokenizer("a")["input_ids"]:

@@ -74,13 +74,11 @@ class Endpoint(TextModel):
 
     def __call__(self, asked: Sequence[Asked]) -> Floats:
         texts = [self._text(one) for one in asked]
-        heard = dict(self._all_heard([*dict.fromkeys(texts)]))
-        self._counted.note_alike(asked, [heard[text].tokens for text in texts])
+        heard = list(self._all_heard(texts))
+        self._counted.note_alike(asked, [one.tokens for one in heard])
         plain = "chats are given as plain text, since the endpoint tells nothing of chats"
         self.notes = (*self._counted.notes, *(plain,) * (not self._templated))
-        return np.array(
-            [self._loss(one, heard[text]) for one, text in zip(asked, texts, strict=True)]
-        )
+        return np.array([self._loss(one, answer) for one, answer in zip(asked, heard, strict=True)])
 
     def _text(self, asked: Asked) -> Text:
         """A question as it is sent."""
@@ -102,10 +100,10 @@ class Endpoint(TextModel):
         given = self._before(before).tokens if before else ()
         return sum(heard.surprises[shared(given, heard.tokens) :])
 
-    def _all_heard(self, texts: Sequence[Text]) -> Iterator[tuple[Text, Heard]]:
+    def _all_heard(self, texts: Sequence[Text]) -> Iterator[Heard]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
-                yield from zip(texts, pool.map(self._heard, texts), strict=True)
+                yield from pool.map(self._heard, texts)
             except BaseException:  # nobody needs the other answers now
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

@@ -39,6 +39,7 @@ class Tokens:
     ids: tuple[int, ...]
     scored: int  # tokens from this one on count
     group: int = 0  # variants of one record share it
+    copy: int = 0  # number of times that the same text was asked before: each time it is read anew
 
     @property
     def first(self) -> int:
