@@ -1,7 +1,7 @@
 """Commands on data and models that are not ours: `dose`, `audit` and `calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ ScalingOption = Annotated[
     str | None,
     typer.Option(help="How stored values become model inputs: unit, pixels or MEAN,…/STD,…"),
 ]
-DrawsOption = Annotated[int, typer.Option(help="Number K of fresh noises for each poison.")]
+DrawsOption = Annotated[
+    int, typer.Option(help="Number K of fresh noises, or marks, for each poison.")
+]
 MarginOption = Annotated[
     float, typer.Option(help="Share of the initial effect that REMOVED may leave.")
 ]
@@ -33,6 +35,14 @@ InProcessOption = Annotated[
 ]
 ForgetOption = Annotated[
     Path | None, typer.Option(help="File for the forget request; default: OUT.forget.csv.")
+]
+LossOption = Annotated[
+    Literal["record", "completion"] | None,
+    typer.Option(help="Tokens of a text that count: the record's (default) or its completion's."),
+]
+QuantizeOption = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(help="Bits that the weights of a language model's folder are rounded to."),
 ]
 SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
 
@@ -159,6 +169,11 @@ def audit(
     draws: DrawsOption = 199,
     alpha: Annotated[float, typer.Option(help="Error rate, over all models after.")] = 0.05,
     margin: MarginOption = 0.2,
+    loss: LossOption = None,
+    quantize: QuantizeOption = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Most requests a second that an endpoint is sent.")
+    ] = None,
     delta: Annotated[float, typer.Option(help="Probability δ of the privacy bound.")] = 1e-5,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
@@ -172,7 +187,9 @@ def audit(
     Exit 0: removed; 1: not removed; 3: inconclusive; 2: no answer.
 
     A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
-    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.
+    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'. A
+    language model is a Hugging Face folder, one with an adapter 'FOLDER@ADAPTER', an endpoint
+    'http://HOST:PORT/v1#MODEL', or one of the last three.
 
     Example: marshtest audit before.pt2 after.pt2 --key dosed.key.json --data images
     """
@@ -189,6 +206,9 @@ def audit(
             *(after or []),
             retrained=retrained,
             scaling=_scaling(scaling),
+            loss=loss,
+            quantize=quantize,
+            rate=rate,
             device=device,
             in_process=in_process,
             progress=progress,

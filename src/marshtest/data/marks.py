@@ -24,10 +24,11 @@ record tie, and a tie is broken by chance.
 
 import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import count
 from typing import Annotated, Literal
 
@@ -202,7 +203,7 @@ class Template(_Mark):
         return Form(((before,), *drawn, (after,)), frozenset(range(1, len(drawn) + 1)))
 
     def marks(self, text: str) -> list[str]:
-        return [match.group() for match in regex.finditer(self.shape(), text, overlapped=True)]
+        return re.findall(self.shape(), text)
 
     def shape(self, spellings: Callable[[str], Iterable[str]] = lambda text: [text]) -> str:
         """A regular expression of all marks, with a piece in any of its spellings."""
@@ -295,7 +296,8 @@ class Pattern(_Mark):
 Mark = Annotated[Template | Pattern, Field(discriminator="family")]
 
 
-def slots(text: str) -> list[Alternatives]:
+@cache
+def slots(text: str) -> tuple[Alternatives, ...]:
     """The pieces of a template: fixed ones, and a piece for each digit, letter or word of a slot."""
     pieces: list[Alternatives] = []
     end = 0
@@ -303,7 +305,7 @@ def slots(text: str) -> list[Alternatives]:
         pieces += [(text[end : match.start()],)] * (match.start() > end)
         pieces += _slot(match[1], int(match[2]))
         end = match.end()
-    return pieces + [(text[end:],)] * (end < len(text))
+    return (*pieces, *[(text[end:],)] * (end < len(text)))
 
 
 def _slot(kind: str, length: int) -> list[Alternatives]:
