@@ -244,6 +244,7 @@ def calibrate(
     draws: DrawsOption = 19,
     alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
     margin: MarginOption = 0.2,
+    loss: LossOption = None,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
     out: Annotated[
@@ -252,7 +253,7 @@ def calibrate(
 ) -> None:
     """Count the verdict's errors where the truth is known.
 
-    A null key is noise that no model has seen, so a verdict that finds it is wrong.
+    A null key is noise, or marks, that no model has seen, so a verdict that finds it is wrong.
 
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
@@ -266,6 +267,7 @@ def calibrate(
             model,
             keys=keys,
             scaling=_scaling(scaling),
+            loss=loss,
             device=device,
             in_process=in_process,
             progress=progress,

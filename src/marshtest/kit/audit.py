@@ -25,7 +25,7 @@ from marshtest.kit.open_model import open_model
 from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
 from marshtest.kit.texts.key import TextKey
-from marshtest.kit.texts.measure import Questions, measure_texts
+from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import Quantize, open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
@@ -405,11 +405,6 @@ def _of_texts(
         report = part(progress, index / len(doors), 1 / len(doors), f"ask {name}")
         report(0.0)
         yield measure_texts(name, door, questions, fpr=question.fpr, progress=report)
-
-
-def name_of(spec: str | Door) -> str:
-    """The name of a model: as it was given, or a function's own."""
-    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
 
 
 def _refuse_untestable(name: str, before: Measured) -> None:
