@@ -33,8 +33,43 @@ InProcessOption = Annotated[
         help="Callables and .pt2 programs run in this process, not each in one of its own.",
     ),
 ]
+HideOption = Annotated[
+    bool,
+    typer.Option(
+        "--hide",
+        help="All training images are written anew, as PNG without compression, so that formats "
+        "and sizes do not tell which are dosed.",
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
+]
 ForgetOption = Annotated[
-    Path | None, typer.Option(help="File for the forget request; default: OUT.forget.csv.")
+    Path | None,
+    typer.Option(help="File for the forget request; default: OUT.forget.csv, of texts .jsonl."),
+]
+MarkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Mark of texts, with slots {digits:N}, {letters:N} or {words:N}; default: "
+        "'Ticket {digits:6}.'"
+    ),
+]
+PlaceOption = Annotated[
+    Literal["end", "start", "middle"] | None,
+    typer.Option(help="Place of the mark in a text; default: end."),
+]
+PatternOption = Annotated[
+    str | None,
+    typer.Option(help="Regular expression whose matches in a text are redrawn, as its mark."),
+]
+FieldOption = Annotated[
+    str | None,
+    typer.Option(help="Field of the text, or of the messages, that gets the mark."),
+]
+RoleOption = Annotated[
+    str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
 ]
 LossOption = Annotated[
     Literal["record", "completion"] | None,
@@ -62,43 +97,16 @@ def dose(
         typer.Option(help="Variance ε² of the noise, in units of scaled inputs; default: 0.32."),
     ] = None,
     scaling: ScalingOption = None,
-    mark: Annotated[
-        str | None,
-        typer.Option(
-            help="Mark of texts, with slots {digits:N}, {letters:N} or {words:N}; default: "
-            "'Ticket {digits:6}.'"
-        ),
-    ] = None,
-    place: Annotated[
-        str | None,
-        typer.Option(help="Place of the mark in a text: end (default), start or middle."),
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="Regular expression whose matches in a text are redrawn, as its mark."),
-    ] = None,
-    field: Annotated[
-        str | None,
-        typer.Option(help="Field of the text, or of the messages, that gets the mark."),
-    ] = None,
-    role: Annotated[
-        str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
-    ] = None,
+    mark: MarkOption = None,
+    place: PlaceOption = None,
+    pattern: PatternOption = None,
+    field: FieldOption = None,
+    role: RoleOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the dose; default: one that nobody can guess.")
     ] = None,
-    hide: Annotated[
-        bool,
-        typer.Option(
-            "--hide",
-            help="All training images are written anew, as PNG without compression, so that formats "
-            "and sizes do not tell which are dosed.",
-        ),
-    ] = False,
-    key: Annotated[
-        Path | None,
-        typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
-    ] = None,
+    hide: HideOption = False,
+    key: KeyFileOption = None,
     forget: ForgetOption = None,
 ) -> None:
     """Put a dose into a data set on disk: noise into images, marks into texts.

@@ -91,7 +91,7 @@ def hands(records: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Form:
-    """All texts that a record can become, numbered."""
+    """The texts that a record can become, numbered."""
 
     pieces: tuple[Alternatives, ...]  # the text, piece by piece
     marked: frozenset[int]  # places of the pieces that make up the mark
@@ -146,7 +146,7 @@ class _Mark(Settings, ABC):
 
     @abstractmethod
     def form(self, text: str) -> Form:
-        """All texts that this one can become; its size is 1 if there is no place for a mark."""
+        """The texts that this one can become; the form's size is 1 if there is no place for a mark."""
 
     @abstractmethod
     def marks(self, text: str) -> list[str]:

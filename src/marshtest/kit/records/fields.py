@@ -70,7 +70,7 @@ class Fields(Settings):
 
     @property
     def words(self) -> str:
-        """Where the mark goes, in words."""
+        """The text that gets the mark, in words."""
         return f"{self.field!r}" + f", the last message of role {self.role!r}" * bool(self.role)
 
     def text(self, values: Values, where: str) -> str:

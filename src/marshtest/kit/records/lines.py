@@ -86,11 +86,11 @@ class Lines(Records):
         """The text that is spelt so."""
 
     def _begin(self, file: IO[bytes]) -> int:
-        """Where the first record begins."""
+        """The offset at which the first record begins."""
         return 0
 
     def _ends(self, block: bytes, number: int) -> NDArray[np.int64]:
-        """Where the records of a block end, of which the first has this number."""
+        """The ends of the records in a block, the first of which has this number."""
         return np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
 
     def _blocks(self, file: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:

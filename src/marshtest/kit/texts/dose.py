@@ -163,7 +163,7 @@ def _candidates(
     rows: Sequence[int],
     refusals: list[str],
 ) -> Iterator[tuple[int, Candidate]]:
-    """Those of the records that have a place; why the last one had none is left in `refusals`."""
+    """The records that have a place for a mark; why the last one had none is left in `refusals`."""
     for row, values in records.each(rows):
         try:
             text = fields.text(values, records.where(row))

@@ -208,7 +208,7 @@ def _answered(name: str, door: Door, asked: Sequence[Asked]) -> Floats:
 
 
 def _differing(texts: Sequence[str]) -> tuple[int, list[int]]:
-    """Where texts differ: the beginning, which they share, and the end in each of them."""
+    """The place from which on texts differ, and the place in each of them up to which they do."""
     start = _shared(texts)
     same = _shared([text[start:][::-1] for text in texts])
     return start, [len(text) - same for text in texts]
