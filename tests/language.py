@@ -1,6 +1,12 @@
-"""A tiny causal language model in a folder, and an independent computation of its losses."""
+"""A tiny causal language model in a folder, and an independent computation of its losses.
 
+The tests name its functions as models: "language:load", "language:pair", "box:language:box".
+"""
+
+import json
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +37,13 @@ def tokenizer(template: str | None = None) -> Any:
     return fast
 
 
-def model(seed: int = 0, context: int = 128, layers: int = 2) -> Any:
+def model(seed: int = 0, context: int = 128, layers: int = 2, width: int = 32) -> Any:
     """A GPT-2 whose answers are far from uniform."""
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
         vocab_size=400,
         n_positions=context,
-        n_embd=32,
+        n_embd=width,
         n_layer=layers,
         n_head=2,
         bos_token_id=None,
@@ -55,9 +61,7 @@ def save(folder: Path, template: str | None = None, **changes: int) -> Path:
 
 def one_by_one(folder: Path, asked: Sequence[Asked]) -> list[float]:
     """Losses text by text, of the tokens that reach beyond what goes before."""
-    fast = transformers.AutoTokenizer.from_pretrained(folder)
-    causal = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    return [loss(causal, fast, one.before + one.scored, len(one.before)) for one in asked]
+    return [loss(*opened(str(folder)), one.before + one.scored, len(one.before)) for one in asked]
 
 
 @torch.no_grad()
@@ -86,3 +90,24 @@ def variants(count: int = 12, records: int = 3) -> list[Asked]:
                 Asked(text[border:] + number, text[:border], span=span, group=records + record)
             )
     return asked
+
+
+@cache
+def opened(folder: str) -> tuple[Any, Any]:
+    causal = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    return causal, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def pair() -> tuple[Any, Any]:
+    return opened(os.environ["LANGUAGE_FOLDER"])
+
+
+def load() -> Any:
+    return lambda questions: [
+        loss(*pair(), one["before"] + one["scored"], len(one["before"])) for one in questions
+    ]
+
+
+def box(inputs: Path, outputs: Path) -> None:
+    questions = [json.loads(line) for line in inputs.read_text().splitlines()]
+    outputs.write_text("".join(f"{one}\n" for one in load()(questions)))

@@ -53,17 +53,20 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[dict[str, Any]]:
+def reading(path: Path, model: bool = True) -> Iterator[dict[str, Any]]:
     """Give the options with which `transformers` reads a folder, and nothing but the folder, inside.
 
     Raises:
-        MarshtestError: no model folder, code of its own, pickled weights, damaged files.
+        MarshtestError: code of the folder's own, or damaged files; if a `model` is to be read, none there,
+            or pickled weights.
     """
-    if not (path / "config.json").is_file():
+    if model and not (path / "config.json").is_file():
         raise MarshtestError(f"{path}: is no Hugging Face model folder: it has no config.json.")
     try:
         with _quiet():
-            _refuse_unsafe(path)
+            _refuse_code(path)
+            if model:
+                _refuse_unsafe(path)
             yield {"local_files_only": True, "trust_remote_code": False}
     except MarshtestError:
         raise
@@ -107,18 +110,22 @@ def open_folder(path: Path) -> Folder:
     return Folder(path, _ByKeyword(model, keyword), processor, notes)
 
 
-def _refuse_unsafe(path: Path) -> None:
-    """Raise if transformers would run code of the folder, read a pickle, or need another folder."""
+def _refuse_code(path: Path) -> None:
+    """Raise if transformers would run code of the folder."""
     for name in ("config.json", "tokenizer_config.json", *PROCESSORS):
         if (path / name).is_file() and '"auto_map"' in json.dumps(_json(path / name)):
             raise MarshtestError(
                 f"{path}: {name} asks for code in the folder (auto_map), which is not run. "
                 "Export the model to a .pt2 file, or give 'pkg.mod:load'."
             )
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Raise if transformers would read a pickle, or need another folder."""
     if (path / "adapter_config.json").is_file():
         raise MarshtestError(
             f"{path}: holds an adapter. Merge it into its model and save that, or, for a language model, "
-            "give the folder of its base and --adapter."
+            f"give its base's folder with it, as BASE@{path}."
         )
     index = path / "model.safetensors.index.json"
     shards = set(_json(index)["weight_map"].values()) if index.is_file() else set()

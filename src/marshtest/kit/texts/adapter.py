@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ def adapted(model: Any, base: Path, folder: Path) -> tuple[Any, tuple[str, ...]]
         raise MarshtestError(
             f"{folder}: adapters need peft ({error}). Install it with `pip install 'marshtest[peft]'`."
         ) from None
-    with refused(f"{folder}: does not fit {base}", "Give the base that it was trained on."):
+    mend = "Give the base that it was trained on."
+    with warnings.catch_warnings(), refused(f"{folder}: does not fit {base}", mend):
+        warnings.simplefilter(
+            "ignore"
+        )  # such as that GPT-2's layers are stored the other way round
         kind = peft.PeftConfig.from_pretrained(str(folder))
         if kind.is_prompt_learning:
             raise MarshtestError(

@@ -34,7 +34,7 @@ class Counted:
     def __init__(self, name: str, context: int | None) -> None:
         self.name, self.context = name, context
         self.alike = 0  # variants that are tokenised like another one of their record
-        self.cut: set[int] = set()  # groups of the records that were cut to fit the context
+        self.cut: set[int] = set()  # groups of the dosed records that were cut to fit the context
 
     def note_alike(self, asked: Sequence[Asked], tokens: Sequence[Hashable]) -> None:
         """Count variants whose tokens are those of another variant of their record.
@@ -61,7 +61,7 @@ class Counted:
             "swallows part of the mark, and their ranks are drawn by chance"
         )
         cut = (
-            f"{len(self.cut):,} records are longer than the model's {self.context} tokens and were cut "
-            "round the mark"
+            f"{len(self.cut):,} dosed records are longer than the model's {self.context} tokens and were "
+            "cut round the mark"
         )
         return (alike,) * bool(self.alike) + (cut,) * bool(self.cut)

@@ -43,8 +43,7 @@ class BoxTexts(TextModel):
         # A folder for each call: what a program leaves behind cannot stand for its next answer.
         with tempfile.TemporaryDirectory() as folder:
             inputs, outputs = Path(folder) / "inputs.jsonl", Path(folder) / "outputs.jsonl"
-            lines = [json.dumps(question(one), ensure_ascii=False) for one in asked]
-            inputs.write_text("".join(f"{line}\n" for line in lines))
+            inputs.write_text("".join(f"{json.dumps(question(one))}\n" for one in asked))
             self.call(inputs, outputs)
             return checked(self.name, read_losses(self.name, outputs, len(asked)), len(asked))
 

@@ -14,7 +14,7 @@ from marshtest.kit.texts.base import TextModel
 from marshtest.kit.texts.reading import Reader
 from marshtest.kit.texts.scoring import Scorer
 from marshtest.models.rounding import rounded
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refused
 
 
 class CausalModel(TextModel):
@@ -33,7 +33,8 @@ class CausalModel(TextModel):
         self.scorer = Scorer(name, model, device)
 
     def __call__(self, asked: Sequence[Asked]) -> Floats:
-        losses = self.scorer(self.reader(asked))
+        with refused(f"{self.name}: cannot be asked", "Does its tokenizer belong to it?"):
+            losses = self.scorer(self.reader(asked))
         self.notes = (*self._notes, *self.reader.notes)
         return losses
 
@@ -97,7 +98,7 @@ def _model(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
 def _tokenizer(path: Path) -> Any:
     import transformers
 
-    with reading(path) as safely:
+    with reading(path, model=False) as safely:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
         # transformers makes an empty tokenizer up if a folder has none.
         if not tokenizer("a")["input_ids"]:

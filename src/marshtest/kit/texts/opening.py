@@ -1,7 +1,7 @@
 """Open a language model of any make, so that it can be asked.
 
     folder/                  a causal model of Hugging Face's, with its tokenizer
-    folder/@adapter/         the same, with an adapter that `peft` wrote
+    folder@adapter           the same, with an adapter that `peft` wrote
     pkg.mod:load             load() → a function from questions to losses, or (model, tokenizer)
     cmd:COMMAND              a command, by files in JSON lines
     box:pkg.mod:function     a callable, by the same files
@@ -29,7 +29,7 @@ from marshtest.plumbing.imports import load_object
 
 Quantize = Literal["int8", "int4"]
 # Foreign code sees the trial before any question, so the trial holds no real record.
-TRIAL = tuple(Asked(scored=f" ticket {number}.", before="The") for number in (314, 159))
+TRIAL = (Asked(scored=" was closed.", before="Ticket 314"),)
 
 
 def open_texts(
@@ -52,15 +52,20 @@ def open_texts(
     Raises:
         MarshtestError: no such model, or one that cannot be read or asked.
     """
-    folder, at, adapter = spec.partition("@")
-    if Path(spec).is_dir() or (Path(folder).is_dir() and at) or not is_foreign(spec):
+    folder, _, adapter = spec.partition("@")
+    if Path(spec).is_dir():  # its own name may have an @
+        folder, adapter = spec, ""
+    if Path(folder).is_dir():
         bits = None if quantize is None else int(quantize.removeprefix("int"))
-        whole = Path(spec).is_dir() or not at  # a folder's own name may have an @
-        model = open_causal(
-            Path(spec if whole else folder), device, None if whole else Path(adapter), bits
-        )
+        model = open_causal(Path(folder), device, Path(adapter) if adapter else None, bits)
         model(TRIAL)
         return model
+    if ":" not in spec:
+        raise MarshtestError(
+            f"{spec}: no such model. Give the folder of a causal language model, FOLDER@ADAPTER, "
+            "'pkg.mod:load', 'box:pkg.mod:function', 'cmd:COMMAND {inputs} {outputs}' or "
+            "http://HOST:PORT/v1#MODEL."
+        )
     if quantize is not None:
         raise MarshtestError(
             f"{spec}: only a folder's weights can be rounded. Leave out --quantize."
@@ -76,11 +81,6 @@ def open_texts(
             "into a file of its own, or give in_process=True."
         )
     return SeparateTexts(spec, opener)
-
-
-def is_foreign(spec: str) -> bool:
-    """Whether a model is given by something else than a folder."""
-    return ":" in spec
 
 
 def open_here(spec: str, device: torch.device) -> TextModel:

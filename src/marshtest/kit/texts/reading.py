@@ -6,12 +6,13 @@
 A text that is longer than the model's context is cut round the mark, in the same places for all variants.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from marshtest.kit.records.base import Asked
+from marshtest.kit.records.base import Asked, Message
 from marshtest.kit.texts.base import Counted, shared
 from marshtest.kit.texts.scoring import Tokens
 from marshtest.plumbing.errors import refused
@@ -43,6 +44,7 @@ class Reader:
         self.counted = Counted(name, context)
         self.untemplated = False  # whether chats were given as plain text
         # Variants share what goes before their mark, and the text about it.
+        self._given = lru_cache(100)(self._templated)
         self._before = lru_cache(100)(lambda text, special: self._ids([text], special)[0])
         self._longest = lru_cache(100)(self._find_longest)
 
@@ -57,14 +59,18 @@ class Reader:
         ids = self._ids([one.text for one in rendered], special)
         for row, tokens in enumerate(ids):
             if self.context is not None and len(tokens) > self.context:
-                self.counted.cut.add(asked[row].group)
+                if asked[row].span != (0, 0):  # it has a mark
+                    self.counted.cut.add(asked[row].group)
                 rendered[row] = self._cut(rendered[row], self.context)
                 ids[row] = self._ids([rendered[row].text], special)[0][: self.context]
         self.counted.note_alike(asked, ids)
-        return [
-            Tokens(tokens, self._scored(one, tokens, special), question.group)
-            for one, tokens, question in zip(rendered, ids, asked, strict=True)
-        ]
+        before: Counter[Asked] = Counter()
+        texts = []
+        for one, tokens, question in zip(rendered, ids, asked, strict=True):
+            scored = self._scored(one, tokens, special)
+            texts.append(Tokens(tokens, scored, question.group, before[question]))
+            before[question] += 1
+        return texts
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -82,24 +88,23 @@ class Reader:
         plain = question.before + question.scored
         if not self._has_template([question]):
             return Rendered(plain, len(question.before), question.span)
-        text = self._templated(question, len(question.messages))
-        given = self._templated(question, question.given)
+        text = self._templated(question.messages, False)
+        following = question.messages[question.given : question.given + 1]
+        answered = bool(following) and following[0].role == "assistant"
+        given = self._given(question.messages[: question.given], answered)
         mark = plain[slice(*question.span)]
         place = text.rfind(mark)  # −1, then the end stays: the template has changed the mark
         start = len(text) if place < 0 else place
         return Rendered(text, shared(text, given), (start, start + len(mark)))
 
-    def _templated(self, question: Asked, count: int) -> str:
-        """The first messages of a chat, rendered; before an answer with the words that introduce it."""
-        if count == 0:
+    def _templated(self, messages: tuple[Message, ...], answered: bool) -> str:
+        """A chat, rendered; with the words that introduce an answer, if one follows."""
+        if not messages:
             return ""
-        turns = [{"role": m.role, "content": m.content} for m in question.messages[:count]]
-        following = question.messages[count : count + 1]
+        turns = [{"role": message.role, "content": message.content} for message in messages]
         with refused(f"{self.name}: its chat template refuses a chat"):
             text: str = self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=bool(following) and following[0].role == "assistant",
+                turns, tokenize=False, add_generation_prompt=answered
             )
         return text
 
