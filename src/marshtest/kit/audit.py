@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from marshtest.kit.noise import Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
-from marshtest.kit.texts.doors import open_door
 from marshtest.kit.texts.key import TextKey
-from marshtest.kit.texts.measure import Questions, measure_texts
+from marshtest.kit.texts.measure import Questions, measure_texts, name_of
+from marshtest.kit.texts.opening import Quantize, open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import pick_device
@@ -263,8 +263,6 @@ class Audit:
             "poisons": len(self.key.ids),
             "samples": self.key.samples,
             **self.key.summary(),
-            "input": self.key.input,
-            "output": self.key.output,
             "question": self.question.model_dump(),
             "models": [self._line(judged) for judged in self.models],
         }
@@ -311,6 +309,8 @@ def audit(
     retrained: str | Door | None = None,
     scaling: Scaling | None = None,
     loss: Loss | None = None,
+    quantize: Quantize | None = None,
+    rate: float | None = None,
     device: str = "auto",
     in_process: bool = False,
     progress: Progress = silent,
@@ -329,6 +329,8 @@ def audit(
             processor, and the key's scaling for all other models.
         loss: which tokens of a text count: those of the whole "record" (the default), or of its
             "completion" alone.
+        quantize: weights of a folder's language model are rounded to int8 or int4.
+        rate: the most requests a second that an endpoint is sent; by default as many as it takes.
         device: auto, cpu or cuda.
         in_process: let foreign callables and .pt2 programs run in this process, not in one of their own.
         progress: told each model that is asked, and the fraction of the work that is done.
@@ -345,9 +347,12 @@ def audit(
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
         _refuse_options("texts", scaling=scaling)
-        asked = _of_texts(key, data, specs, parsed, loss, torch_device, in_process, progress)
+        opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
+        questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
+        doors = [(name_of(s), opener(s, torch_device) if isinstance(s, str) else s) for s in specs]
+        asked = _of_texts(questions, doors, parsed, progress)
     else:
-        _refuse_options("no texts", loss=loss)
+        _refuse_options("no texts", loss=loss, quantize=quantize, rate=rate)
         paths = [str(spec) for spec in specs]
         asked = _of_images(key, data, paths, parsed, scaling, torch_device, in_process, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
@@ -393,18 +398,9 @@ def _of_images(
 
 
 def _of_texts(
-    key: TextKey,
-    data: str | Path,
-    specs: Sequence[str | Door],
-    question: Question,
-    loss: Loss | None,
-    device: torch.device,
-    in_process: bool,
-    progress: Progress,
+    questions: Questions, doors: Sequence[tuple[str, Door]], question: Question, progress: Progress
 ) -> Iterator[Measured]:
     """What each model shows of a dose of marks."""
-    questions = Questions.of(key.bases(data), loss or "record", question.draws)
-    doors = [open_door(spec, device, in_process) for spec in specs]
     for index, (name, door) in enumerate(doors):
         report = part(progress, index / len(doors), 1 / len(doors), f"ask {name}")
         report(0.0)

@@ -55,7 +55,7 @@ class Key(Sealed):
 
     def summary(self) -> dict[str, Any]:
         """What may be told of the dose."""
-        return {"variance": self.noise.variance}
+        return {"variance": self.noise.variance, "input": self.input, "output": self.output}
 
     @property
     def positions(self) -> NDArray[np.int64]:

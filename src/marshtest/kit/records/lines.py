@@ -1,16 +1,16 @@
 """Files of lines: where each record ends is kept, in eight bytes, and all else is copied as it is."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import regex
 from numpy.typing import NDArray
 
 from marshtest.data.marks import Mark, Template
-from marshtest.kit.layouts.base import CHUNK, reading
+from marshtest.kit.layouts.base import reading
 from marshtest.kit.records.fields import Fields, Values
 from marshtest.kit.records.layout import Records, Rows, Texts
 from marshtest.plumbing.errors import MarshtestError
@@ -18,6 +18,8 @@ from marshtest.plumbing.errors import MarshtestError
 CHECKED = (
     20_000  # first records that are read whole, so that what is wrong with all is seen at once
 )
+
+CHUNK = 1 << 18  # bytes read at once: few enough for a processor's own memory
 
 
 class Lines(Records):
@@ -51,11 +53,11 @@ class Lines(Records):
             yield from super().marks(mark, fields)
             return
         # A template is looked for in the bytes, without reading the records: a hundred times as fast.
-        shape = regex.compile(mark.shape(self.spellings).encode())
+        shape = re.compile(mark.shape(self.spellings).encode())
         with self.path.open("rb") as file:
             file.seek(int(self.ends[0]))
             for _, block in self._blocks(file, 0):
-                for match in shape.finditer(block, overlapped=True):
+                for match in shape.finditer(block):
                     yield self.read_back(match.group().decode())
 
     def _write(self, out: Path, texts: Texts, fields: Fields) -> None:
@@ -84,11 +86,11 @@ class Lines(Records):
         """The text that is spelt so."""
 
     def _begin(self, file: IO[bytes]) -> int:
-        """Where the first record begins."""
+        """The offset at which the first record begins."""
         return 0
 
     def _ends(self, block: bytes, number: int) -> NDArray[np.int64]:
-        """Where the records of a block end, of which the first has this number."""
+        """The ends of the records in a block, the first of which has this number."""
         return np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
 
     def _blocks(self, file: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:

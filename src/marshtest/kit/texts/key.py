@@ -40,8 +40,7 @@ class TextKey(Sealed):
     # numbers of the dosed records in the data set, from 0 on, increasing
     ids: tuple[Annotated[int, Field(ge=0, lt=2**48, strict=True)], ...] = Field(min_length=2)
     input: Sha256  # of the data before dosing
-    output: Sha256  # of the data after dosing
-    dosed: Sha256  # SHA-256 of the dosed texts as they were written
+    dosed: Sha256  # of the dosed texts as they were written; with `input` it says what was written
     versions: dict[str, str]  # versions of the libraries that drew the marks
 
     @model_validator(mode="after")
@@ -57,7 +56,8 @@ class TextKey(Sealed):
 
     def summary(self) -> dict[str, Any]:
         """What may be told of the dose."""
-        return {"mark": self.mark.model_dump(), "fields": self.fields.model_dump()}
+        fields = self.fields.model_dump()
+        return {"mark": self.mark.model_dump(), "fields": fields, "input": self.input}
 
     def bases(self, data: str | Path) -> "TextBases":
         """The dosed records, read from the data set as it was before dosing.

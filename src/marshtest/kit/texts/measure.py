@@ -129,6 +129,11 @@ def measure_texts(
     )
 
 
+def name_of(spec: str | Door) -> str:
+    """The name of a model: as it was given, or a function's own."""
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+
+
 def _ask_all(name: str, door: Door, questions: Questions, progress: Progress) -> Answers:
     """Ask about all records, as many at once as a door takes, and about a part of the others with each."""
     poisons, others = len(questions.bases), len(questions.undosed)
@@ -203,7 +208,7 @@ def _answered(name: str, door: Door, asked: Sequence[Asked]) -> Floats:
 
 
 def _differing(texts: Sequence[str]) -> tuple[int, list[int]]:
-    """Where texts differ: the beginning, which they share, and the end in each of them."""
+    """The place from which on texts differ, and the place in each of them up to which they do."""
     start = _shared(texts)
     same = _shared([text[start:][::-1] for text in texts])
     return start, [len(text) - same for text in texts]
