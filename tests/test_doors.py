@@ -498,6 +498,34 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_in_clear(
         assert "word" not in str(error.value)
 
 
+def test_a_record_that_an_endpoint_refuses_is_cut_round_the_mark(server: Server) -> None:
+    left, right = " ".join(language.TEXTS[:3]), " ".join(language.TEXTS[:9])
+    span = (len(left), len(left) + 7)
+    asked = [
+        Asked(f"{left} {number:06d}{right}"[20:], left[:20], span=span, group=1)
+        for number in range(0, 10**6, 199_999)
+    ]
+    there = Endpoint(f"{server.url}#tiny")
+    answers = there([*asked, *ASKED[:2]])
+    sent = [there._sent(one) for one in asked]
+    windows = {
+        tuple(one.text.split(q.scored[span[0] - 20 : span[1] - 20])) for one, q in zip(sent, asked)
+    }
+    assert len(windows) == 1  # all variants are cut in the same places
+    expected = [
+        language.loss(server.causal, server.fast, one.text, len(one.before)) for one in sent
+    ]
+    assert np.allclose(answers[:-2], expected, rtol=0, atol=1e-4)
+    assert there.notes == (
+        "1 dosed records are longer than the model's context and were cut round the mark",
+    )
+    server.context = 10
+    with pytest.raises(MarshtestError, match="refused with status 400 .at most 10 tokens"):
+        there(ASKED[2:3])
+    with pytest.raises(MarshtestError, match="at most 10 tokens"):  # and nothing about it to cut
+        there([Asked("a mark of many words " * 9, span=(0, 189))])
+
+
 @pytest.mark.parametrize("template", [language.TEMPLATE, None])
 def test_a_chat_is_given_to_an_endpoint_as_its_own_template_has_it(
     template: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
