@@ -291,12 +291,12 @@ def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lora(folder, tmp_path_factory.mktemp("adapters") / "lora")
 
 
-def lora(base: Path, path: Path) -> Path:
+def lora(base: Path, path: Path, modules: str = "c_attn") -> Path:
     """An adapter on a base, far from doing nothing."""
     peft = pytest.importorskip("peft", exc_type=ImportError)
     causal = transformers.AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(1)
-    settings = peft.LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False)
+    settings = peft.LoraConfig(r=4, target_modules=[modules], init_lora_weights=False)
     peft.get_peft_model(causal, settings).save_pretrained(path)
     return path
 
@@ -343,6 +343,14 @@ def test_an_adapter_of_another_base_is_refused(folder: Path, adapter: Path, tmp_
     assert (
         "trained on 'no/where', which cannot be" in open_texts(f"{other}@{adapter}", CPU).notes[0]
     )
+
+
+def test_an_adapter_that_merging_would_change_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = lora(folder, tmp_path / "tied", "wte")  # GPT-2's head has the same weights
+    with pytest.raises(
+        MarshtestError, match="cannot be merged into its base, whose answers it changes"
+    ):
+        open_texts(f"{folder}@{path}", CPU)
 
 
 def test_pickled_adapters_and_prompts_are_refused(folder: Path, tmp_path: Path) -> None:
