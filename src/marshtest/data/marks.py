@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import count
 from typing import Annotated, Literal
+from zlib import crc32
 
 import numpy as np
 import regex
@@ -55,11 +56,38 @@ LIST = (
 )
 WORDS = tuple(LIST.split())
 SECONDS = 1.0  # that a pattern may take on one record
+BITS = 27  # of a mark's hash: two to this power, in bits, are 16 MiB
 TRIES = 1000  # draws in a row that may be passed over
 SLOT = regex.compile(r"\{(digits|letters|words):(\d{1,3})\}")
 SENTENCE, WORD = regex.compile(r"(?<=[.!?])\s+"), regex.compile(r"\s+")
 
 Alternatives = tuple[str, ...]  # of a piece of text; a fixed piece has one
+
+
+class There:
+    """The marks that data have already, by their hashes, in 16 MiB however many there are.
+
+    A mark that shares its hash with one of them counts as there too. That depends on the data alone, and
+    so leaves the draws exchangeable.
+    """
+
+    def __init__(self) -> None:
+        self.bits = bytearray()  # none, as most data have no marks
+
+    def add(self, mark: str) -> None:
+        """Count a mark as there."""
+        self.bits = self.bits or bytearray(1 << (BITS - 3))
+        place, bit = _place(mark)
+        self.bits[place] |= bit
+
+    def __contains__(self, mark: object) -> bool:
+        place, bit = _place(str(mark))
+        return bool(self.bits) and bool(self.bits[place] & bit)
+
+
+def _place(mark: str) -> tuple[int, int]:
+    hashed = crc32(mark.encode()) >> (32 - BITS)
+    return hashed >> 3, 1 << (hashed & 7)
 
 
 @dataclass(frozen=True)
@@ -202,6 +230,10 @@ class Template(_Mark):
         before, after = self._around(text)
         drawn = slots(self.text)
         return Form(((before,), *drawn, (after,)), frozenset(range(1, len(drawn) + 1)))
+
+    def room(self, text: str, records: int) -> int:
+        size = math.prod(map(len, slots(self.text)))  # whatever the text is
+        return size // hands(records, size)
 
     def marks(self, text: str) -> list[str]:
         return re.findall(self.shape(), text)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from marshtest.data.marks import Deal, Mark, Pattern, Template
-from marshtest.kit.layouts.folders import digest
 from marshtest.kit.places import Places, checked_seed, poisons_of, warning
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, NoPlaceError, id_of
 from marshtest.kit.records.layout import Records
 from marshtest.kit.sealed import write_private
-from marshtest.kit.texts.key import TextKey, There, current_versions, texts_digest
+from marshtest.kit.texts.key import TextKey, current_versions, texts_digest
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
@@ -86,14 +84,11 @@ def dose_texts(
     places.refuse()
     if source.is_file() and out.suffix != source.suffix:
         raise MarshtestError(f"{out}: must end in {source.suffix}, as {source} does.")
-    with ThreadPoolExecutor(1) as pool:  # a digest is taken outside Python's lock
-        before = pool.submit(digest, source)
-        records = open_records(source)
-        fields = _fields(records, field, role)
-        chosen = _chosen(records, fields, mark, poisons_of(records.count, fraction), seed)
-        deal = Deal(seed, len(chosen), There(records.marks(mark, fields)))
-        texts = _dosed(chosen, mark, deal)
-        records.copy(out, texts, fields)
+    records = open_records(source, mark)
+    fields = _fields(records, field, role)
+    chosen = _chosen(records, fields, mark, poisons_of(records.count, fraction), seed)
+    texts = _dosed(chosen, mark, Deal(seed, len(chosen), records.there(mark, fields)))
+    records.copy(out, texts, fields)
     with places.together():
         key = TextKey(
             seed=seed,
@@ -101,7 +96,7 @@ def dose_texts(
             fields=fields,
             samples=records.count,
             ids=tuple(texts),
-            input=before.result().whole,
+            input=records.digest(),
             dosed=texts_digest(texts.values()),
             versions=current_versions(),
         )

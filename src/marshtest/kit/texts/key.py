@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from zlib import crc32
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from marshtest.data.marks import Deal, Mark
 from marshtest.kit.key import Count, Sha256
-from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import SEEDS
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, Values
@@ -21,7 +19,6 @@ from marshtest.kit.records.layout import Records
 from marshtest.kit.sealed import Sealed
 from marshtest.plumbing.errors import MarshtestError
 
-BITS = 27  # of a mark's hash: two to this power, in bits, are 16 MiB
 FORMAT = "marshtest text key 1"
 
 
@@ -65,13 +62,13 @@ class TextKey(Sealed):
         Raises:
             MarshtestError: the data set is not the one that was dosed, or has changed since.
         """
-        records = open_records(data)
-        if records.count != self.samples or digest(Path(data)).whole != self.input:
+        records = open_records(data, self.mark)
+        if records.count != self.samples or records.digest() != self.input:
             raise MarshtestError(
                 f"{data}: is not the data set that this key dosed ({self.samples} records, SHA-256 "
                 f"{self.input[:12]}…), or has changed since. Give the data as they were before dosing."
             )
-        deal = Deal(self.seed, len(self.ids), There(records.marks(self.mark, self.fields)))
+        deal = Deal(self.seed, len(self.ids), records.there(self.mark, self.fields))
         bases = TextBases(records, self.fields, self.mark, deal, list(records.each(self.ids)))
         # The file is the same by now: this tells whether the libraries still draw and match alike.
         if texts_digest(bases.dosed()) != self.dosed:
@@ -80,32 +77,6 @@ class TextKey(Sealed):
                 f"{', '.join(f'{name} {old}' for name, old in self.versions.items())}."
             )
         return bases
-
-
-class There:
-    """The marks that data have already, by their hashes, in 16 MiB however many there are.
-
-    A mark that shares its hash with one of them counts as there too. That depends on the data alone, and
-    so leaves the draws exchangeable.
-    """
-
-    def __init__(self, marks: Iterable[str]) -> None:
-        self.bits: bytearray | None = None  # most data have none
-        for mark in marks:
-            self.bits = self.bits or bytearray(1 << (BITS - 3))
-            place, bit = _place(mark)
-            self.bits[place] |= bit
-
-    def __contains__(self, mark: object) -> bool:
-        if self.bits is None:
-            return False
-        place, bit = _place(str(mark))
-        return bool(self.bits[place] & bit)
-
-
-def _place(mark: str) -> tuple[int, int]:
-    hashed = crc32(mark.encode()) >> (32 - BITS)
-    return hashed >> 3, 1 << (hashed & 7)
 
 
 @dataclass(frozen=True)
