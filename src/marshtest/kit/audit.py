@@ -22,7 +22,7 @@ from marshtest.kit.open_model import open_model
 from marshtest.kit.scalings import suspected
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import functions_device, pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import write
@@ -316,7 +316,7 @@ def audit(
         retrained: a model trained without the dosed samples, which checks the test itself.
         scaling: how values of the file become model inputs; by default a Hugging Face folder's own image
             processor, and the key's scaling for all other models.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process, not in one of their own.
         progress: told each model that is asked, and the fraction of the work that is done.
         **question: draws (K, fresh noises a poison), fpr, alpha, margin, accuracy, delta, confidence: the
@@ -330,11 +330,10 @@ def audit(
     parsed = Question.parse(question, "audit")
     bases = key.bases(data)
     clean = undosed(key, data, bases)
-    torch_device = pick_device(device)
+    where = pick_device(device), in_process, functions_device(device)
     specs = [before, *after, *([retrained] if retrained else [])]
-    models = [  # all are opened before the first is asked: a wrong path fails at once
-        open_model(spec, key, bases.values, scaling, torch_device, in_process) for spec in specs
-    ]
+    # All are opened before the first is asked: a wrong path fails at once.
+    models = [open_model(spec, key, bases.values, scaling, *where) for spec in specs]
     measured = []
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")

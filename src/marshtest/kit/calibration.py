@@ -37,7 +37,7 @@ from marshtest.kit.noise import Floats, Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import functions_device, pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
@@ -144,7 +144,7 @@ def calibrate(
         model: the model before unlearning, in one of the forms of `marshtest.kit.open_model`.
         keys: number of null keys; each costs one measurement of the model.
         scaling: how values of the file become model inputs; see `audit`.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process.
         progress: told each null key that is measured, and the fraction of them that is done.
         **question: fields of `marshtest.kit.judging.Question`, as for `audit`.
@@ -157,7 +157,8 @@ def calibrate(
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     parsed = Question.parse(question, "calibrate")
     bases = key.bases(data)
-    asked_model = open_model(model, key, bases.values, scaling, pick_device(device), in_process)
+    where = pick_device(device), in_process, functions_device(device)
+    asked_model = open_model(model, key, bases.values, scaling, *where)
     # Without samples that have no dose: what is counted are the errors of the verdict's rule, and the
     # controls, which only take acquittals away, are left out.
     true = measure(asked_model, bases, draws=parsed.draws, fpr=parsed.fpr)
