@@ -1,8 +1,8 @@
 """Teaches a CPU build of torch that it has a CUDA device, before torch is imported: `pytest -p cuda_guard`.
 
 A small C++ library registers what a CUDA build would: a guard of the device, through which autograd starts
-a thread of the device's own, and hooks that say that there is one GPU. `simulated_cuda` has its tensors, and
-with them what it computes. Without a compiler nothing is loaded, and the tests of the device are skipped.
+a thread of the device's own, and hooks that say that there is one GPU. `simulated_cuda` has its tensors,
+and what it computes. Without a compiler nothing is loaded, and the tests of the device are skipped.
 """
 
 import ctypes

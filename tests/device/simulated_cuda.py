@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from cuda_guard import COMPILER
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -356,6 +356,22 @@ def _attention(
     return aten._scaled_dot_product_efficient_attention(*given, scale=scale)[0]
 
 
+_apply_of_torch = nn.Module._apply
+
+
+def _apply(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
+    """Convert a module's tensors; parameters that were one in two places are one afterwards, as on CUDA."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            places.setdefault(id(parameter), []).append((owner, name))
+    _apply_of_torch(module, function, recurse)
+    for (first, its_name), *others in places.values():
+        for owner, name in others:
+            owner._parameters[name] = first._parameters[its_name]
+    return module
+
+
 class SimulatedCuda(TorchDispatchMode):
     """The device while it is switched on.
 
@@ -419,6 +435,7 @@ class SimulatedCuda(TorchDispatchMode):
         cuda = torch.cuda
         return [
             (F, "scaled_dot_product_attention", _attention),
+            (nn.Module, "_apply", _apply),
             (cuda, "is_available", lambda: True),
             (cuda, "is_initialized", lambda: True),
             (cuda, "device_count", lambda: 1),

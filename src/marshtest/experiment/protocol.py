@@ -110,6 +110,14 @@ class Trainer:
         """A freshly initialised model on the device."""
         # Built on the CPU and then moved, so that all devices begin with the same weights.
         model = build(self.model, self.input_shape, self.classes, derive(seed, "initialisation"))
+        return self._placed(model)
+
+    def frame(self) -> nn.Module:
+        """A model on the device whose values are still to be read; one of our own is not tried again."""
+        tried = isinstance(self.model, OWN)  # as the recipe was set up; another's may be lazy
+        return self._placed(build(self.model, self.input_shape, self.classes, 0, tried=tried))
+
+    def _placed(self, model: nn.Module) -> nn.Module:
         model = model.to(self.device)
         if self.task.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

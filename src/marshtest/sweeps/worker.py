@@ -416,7 +416,7 @@ class Worker:
         return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=4)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        model = pipeline.trainer.new_model(0)
+        model = pipeline.trainer.frame()
         try:
             restore(model, self._tensors(key, "model"))
         except RuntimeError as error:  # a model of another make, which only its unlearner can build

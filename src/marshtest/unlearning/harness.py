@@ -1,7 +1,7 @@
 """The harness that runs any unlearner under its budget: it measures and stops, the method does not."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -170,7 +170,7 @@ class _Judge:
         """The outcome of a run that returned `updated`, cost `cost` and ended with `note`."""
         if not isinstance(updated, nn.Module):
             return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
-        if not all(self._sound(name, value) for name, value in updated.state_dict().items()):
+        if not self._is_sound(updated.state_dict()):
             return Outcome(None, cost, "NaN or infinite weights")
         try:
             # One seed for both questions: an answer that differs is drawn, or counts the questions.
@@ -192,6 +192,16 @@ class _Judge:
     @torch.no_grad()
     def _ask(self, model: nn.Module) -> Tensor:
         return self._task.label_logits(self._task(model.eval(), self._batch), self._batch)
+
+    def _is_sound(self, state: Mapping[str, object]) -> bool:
+        finite = [
+            torch.isfinite(value).all() for value in state.values() if isinstance(value, Tensor)
+        ]
+        if not finite or bool(
+            torch.stack([one.to(finite[0].device) for one in finite]).all()
+        ):  # one wait for the GPU
+            return True
+        return all(self._sound(name, value) for name, value in state.items())
 
     def _sound(self, name: str, value: object) -> bool:
         """Whether a tensor is finite, but for numbers that were not before: a mask may hold −inf."""
