@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test slow wheel browser rivals lint docs reproduce bench
+.PHONY: demo test slow wheel browser rivals device lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ rivals: RIVALS = $(VENV)/rivals/site-packages
 rivals: $(VENV)/installed ## unlearners of other packages, called and judged
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(RIVALS) --requirement tests/rivals/requirements.txt
 	PYTHONPATH=$(RIVALS):examples/foreign OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
+
+# A process of its own: the device must be there before torch is imported.
+device: $(VENV)/installed ## the protocol on a simulated CUDA device, in three minutes; needs a C++ compiler
+	PYTHONPATH=tests/device OMP_NUM_THREADS=1 $(BIN)/pytest -p cuda_guard tests/device
 
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -30,6 +30,7 @@ from marshtest.metrics.accuracy import accuracy
 from marshtest.models.networks import ResNet18
 from marshtest.models.table import build
 from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import seeded
 from marshtest.sweeps.store import Store
 from marshtest.training.budget import Budget, BudgetSpent
@@ -213,6 +214,32 @@ def test_rows_tell_where_a_model_was_trained(tmp_path: Path) -> None:
             store.forget(key)
     sweep({"name": "s", "recipe": recipe}, store=tmp_path / "store", out=tmp_path / "b")
     assert set(pd.read_parquet(tmp_path / "b" / "rows.parquet")["device"]) == {"cuda"}
+
+
+def test_a_compiled_model_is_compiled() -> None:
+    """What PyTorch first meets while operations are counted, it never compiles afterwards."""
+    graphs: list[object] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = torch.compile(nn.Linear(16, 4), backend=backend)
+    samples = Samples(torch.randn(32, 16), torch.arange(32) % 4, torch.arange(32))
+    fit(model, samples, Classification(), Training(epochs=1, batch_size=8, lr=0.1), 0)
+    assert graphs
+
+
+def test_one_index_out_of_range_loses_the_device(device: SimulatedCuda, tmp_path: Path) -> None:
+    recipe = {**MLP, "unlearners": [], "device": "cuda"}
+    with pytest.raises(MarshtestError, match="the GPU failed .CUDA error: device-side assert"):
+        marshtest.run(recipe, unlearners=[beyond], out=tmp_path / "run", report=False)
+    assert device.lost
+    assert not (tmp_path / "run" / "rows.parquet").exists()
+
+
+def beyond(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return task(model, forget[:4]).gather(1, forget.y[:4, None] + 1000)
 
 
 # Waits of the host
