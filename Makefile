@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test slow wheel browser rivals device lint docs reproduce bench
+.PHONY: demo test slow wheel browser rivals device lint docs reproduce gpu-check bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,9 @@ reproduce: $(VENV)/installed ## all tables of measured numbers in the documents,
 	$(BIN)/cog -r -P -I docs/reproduce -p "from claims import *; from experiments import *; from tables import *; from rivals import *; from cli_reference import *" \
 	  README.md docs/index.md docs/cli.md docs/results.md docs/rivals.md docs/reproduce.md docs/unlearners.md
 	$(BIN)/python docs/reproduce/pictures.py
+
+gpu-check: $(VENV)/installed ## on a machine with a GPU: what docs/gpu.md foretells, measured, in gpu-check.json
+	$(BIN)/python benchmarks/gpu.py
 
 bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
