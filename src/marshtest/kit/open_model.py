@@ -32,6 +32,7 @@ from marshtest.kit.model import AskedModel, Format, FunctionModel, Way
 from marshtest.kit.noise import Scaling
 from marshtest.kit.process import GuardedModel, SeparateModel
 from marshtest.models.checkpoint import load_model
+from marshtest.models.state import copied
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.imports import load_object
 
@@ -142,6 +143,9 @@ def _function(spec: str) -> Callable[[Tensor], Any]:
 
 def _module_function(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
     """The module in eval mode, asked in the precision of its parameters."""
+    if any(parameter.device.type != device.type for parameter in module.parameters()):
+        with suppress(MarshtestError):  # it cannot be copied
+            module = copied(module)  # the user may ask the module itself where it is
     module = module.to(device)
     with suppress(NotImplementedError):  # an exported program's module has one mode
         module.eval()
