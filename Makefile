@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test slow wheel browser rivals lint docs reproduce bench
+.PHONY: demo test slow wheel browser rivals device lint docs reproduce gpu-check bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ rivals: $(VENV)/installed ## unlearners of other packages, called and judged
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(RIVALS) --requirement tests/rivals/requirements.txt
 	PYTHONPATH=$(RIVALS):examples/foreign OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
 
+# A process of its own: the device must be there before torch is imported.
+device: $(VENV)/installed ## the protocol on a simulated CUDA device, in three minutes; needs a C++ compiler
+	PYTHONPATH=tests/device OMP_NUM_THREADS=1 $(BIN)/pytest -p cuda_guard tests/device
+
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -60,6 +64,9 @@ reproduce: $(VENV)/installed ## all tables of measured numbers in the documents,
 	$(BIN)/cog -r -P -I docs/reproduce -p "from claims import *; from experiments import *; from tables import *; from rivals import *; from membership import *; from cli_reference import *" \
 	  README.md docs/index.md docs/cli.md docs/results.md docs/rivals.md docs/membership.md docs/reproduce.md docs/unlearners.md
 	$(BIN)/python docs/reproduce/pictures.py
+
+gpu-check: $(VENV)/installed ## on a machine with a GPU: what docs/gpu.md foretells, measured, in gpu-check.json
+	$(BIN)/python benchmarks/gpu.py
 
 bench: $(VENV)/installed ## speed, side by side with plain PyTorch and a rival
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -125,7 +125,7 @@ def scoring(poisons: int, width: int) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     cpu = torch.device("cpu")
     asked_model = FunctionModel("model", model, scaled(SCALING, True, (3, 32, 32)), 10, cpu)
-    size = scoring_batch(cpu)
+    size = scoring_batch(cpu, 1)
     x = torch.randn(size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     y = torch.arange(size) % 10
 

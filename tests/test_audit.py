@@ -35,7 +35,8 @@ def asked(*models: str, **rest: Any) -> Audit:
     names = [f"subjects:{model}" for model in models]
     if "retrained" in rest:
         rest["retrained"] = f"subjects:{rest['retrained']}"
-    rest |= {"scaling": Scaling(), "draws": DRAWS, "in_process": True}
+    # The modules are this process's own, and other tests ask them on the CPU.
+    rest |= {"scaling": Scaling(), "draws": DRAWS, "in_process": True, "device": "cpu"}
     return audit(case.done.key_file, case.source, *names, **rest)
 
 
@@ -171,6 +172,7 @@ def test_wrong_scaling_is_noticed() -> None:
             scaling=Scaling(std=(1e5,)),  # inputs of no size
             draws=3,
             in_process=True,
+            device="cpu",
         )
 
 

@@ -36,7 +36,7 @@ def test_pictures_are_the_base_the_poison_and_their_sum(tiny_run: Results) -> No
     data = load("digits", train=200, test=100)
     recipe = load_recipe(tiny_run.folder / "recipe.yaml")
     pipeline = set_up(recipe, data)
-    forget = poison(pipeline, groups(recipe)[0]).forget
+    forget = poison(pipeline, groups(recipe)[0]).forget.to("cpu")
     shown = tiny_run.examples
     assert len(shown) == COUNT
     assert (shown["given"] == shown["label"]).all()

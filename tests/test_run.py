@@ -272,10 +272,11 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
 
     seed = derive(0, 0.2)
     _, kept = protocol.split(pipeline, 0)
-    victim = Knowledge(pipeline.task, data.test, clean=lambda: pipeline.trainer.new_model(0))
+    test = pipeline.data.test
+    victim = Knowledge(pipeline.task, test, clean=lambda: pipeline.trainer.new_model(0))
     poisoned = recipe.attack.poison(kept, 40, victim, derive(seed, "attack"))
     model, _ = pipeline.trainer.fit(poisoned.samples, derive(seed, "initial"))
-    assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, data.test)
+    assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, test)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from marshtest.metrics.gus import gaussian_scores, input_directions
 from marshtest.metrics.presentation import Column
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.tradeoff import tpr_at_fpr, tpr_at_fpr_empirical, tpr_at_fpr_one_sided
+from marshtest.plumbing.device import in_parts
 from marshtest.plumbing.seeds import derive, normal
 from marshtest.training.tasks import Task
 
@@ -194,10 +195,12 @@ def _losses(model: nn.Module, task: Task, base: Samples, inputs: Tensor) -> Tens
     model.eval()
     exact = task.exact()
     rows = torch.arange(len(base), device=inputs.device).repeat_interleave(inputs.shape[1])
-    size = task.scoring_batch(inputs.device)
-    losses = []
-    for index, part in zip(rows.split(size), inputs.flatten(0, 1).split(size), strict=True):
-        batch = base[index]
-        logits = exact.label_logits(exact.outputs(model, part, batch), batch)
-        losses.append(margin_loss(logits, batch.y))
-    return torch.cat(losses).view(inputs.shape[:2])
+    every = inputs.flatten(0, 1)
+
+    def asked(part: slice) -> Tensor:
+        batch = base[rows[part]]
+        logits = exact.label_logits(exact.outputs(model, every[part], batch), batch)
+        return margin_loss(logits, batch.y)
+
+    losses = in_parts(asked, len(every), task.scoring_batch(base))
+    return torch.cat([*losses]).view(inputs.shape[:2])

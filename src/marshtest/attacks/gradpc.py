@@ -202,4 +202,5 @@ def _some(samples: Samples, rng: torch.Generator) -> Samples:
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+    squares = torch.stack([tensor.double().square().sum() for tensor in tensors])
+    return math.sqrt(sum(squares.tolist()))  # one wait for the GPU

@@ -60,11 +60,14 @@ class Gates(TorchFunctionMode):
 
     def keep(self, values: Tensor) -> None:
         """Record where values are positive."""
-        self.entries.append(Bits.of(values.detach() > 0))
+        sides = values.detach() > 0
+        # A GPU has room for a byte a value, and packing it to bits takes longer than the network.
+        self.entries.append(sides if sides.is_cuda else Bits.of(sides))
 
     def sides(self, values: Tensor) -> Tensor:
         """[*shape] 1 where the values in this place were positive, else 0."""
-        return self.entries.popleft().unpacked().to(values.dtype)  # type: ignore[no-any-return]
+        sides = self.entries.popleft()
+        return (sides.unpacked() if isinstance(sides, Bits) else sides).to(values.dtype)
 
 
 def _relu(gates: Gates, input: Tensor, inplace: bool = False) -> Tensor:

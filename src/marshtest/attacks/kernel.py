@@ -37,7 +37,8 @@ from marshtest.training.tasks import Task
 Parameters = dict[str, Tensor]
 Objective = Callable[[Tensor], tuple[float, Tensor]]  # G [D] → (J, ∂J/∂G [D])
 
-MICRO_BATCH = 64
+MICRO_BATCH = 64  # a processor's caches are small
+WIDE_BATCH = 512  # a GPU is wide
 STEP_PASSES = 5.0  # sample passes of a step in the fast way, by poison
 SHARES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)  # |hv| / |θ|, tried in turn
 AGREEMENT = 1e-5  # largest 1 − cosine to the exact derivative at which the fast way is used
@@ -90,11 +91,13 @@ class Kernel:
             self.share, self.way = self._choose(inputs, samples, along, first)
         out = first.slopes  # one buffer of the inputs' size for both
         if not self.share:
-            for part in slices(len(samples), MICRO_BATCH):
+            for part in slices(len(samples), micro_batch(inputs.device)):
                 out[part] = self._exact(inputs[part], samples[part], along)
             return value, out
         moved = self._moved(along, self.share)
-        for part, gates in zip(slices(len(samples), MICRO_BATCH), first.gates, strict=True):
+        for part, gates in zip(
+            slices(len(samples), micro_batch(inputs.device)), first.gates, strict=True
+        ):
             out[part] = self._fast(inputs[part], samples[part], moved, out[part], gates)
         return value, out
 
@@ -102,7 +105,7 @@ class Kernel:
         """G, and for the fast way each micro-batch's ∇_x ℓ(θ) and gates."""
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
         first = _FirstPass(torch.zeros_like(self.flat()), torch.empty_like(inputs), [])
-        for part in slices(len(samples), MICRO_BATCH):
+        for part in slices(len(samples), micro_batch(inputs.device)):
             x = inputs[part].detach().requires_grad_(keep)
             gates = Gates()
             with gates if keep else nullcontext():
@@ -120,7 +123,7 @@ class Kernel:
         self, inputs: Tensor, samples: Samples, along: Parameters, first: "_FirstPass"
     ) -> tuple[float, str]:
         """The share of |θ| at which the fast way agrees best with the exact one, or 0 if none does."""
-        part = slice(MICRO_BATCH)
+        part = slice(micro_batch(inputs.device))
         x, batch = inputs[part], samples[part]
         exact = self._exact(x, batch, along)
         errors = []
@@ -196,6 +199,11 @@ class _FirstPass:
 class _Moved:
     parameters: Parameters  # θ + hv
     h: float
+
+
+def micro_batch(device: torch.device) -> int:
+    """Number of samples that are differentiated at once."""
+    return WIDE_BATCH if device.type == "cuda" else MICRO_BATCH
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import Module
 
 from marshtest.attacks import ForeignAttack
 from marshtest.attacks.gradient_matching import matching
-from marshtest.attacks.kernel import MICRO_BATCH, STEP_PASSES, Kernel
+from marshtest.attacks.kernel import STEP_PASSES, Kernel, micro_batch
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.features import by_features, network
 from marshtest.experiment.guarded import trigger_of, work_of
@@ -38,7 +38,7 @@ from marshtest.sweeps.jobs import Job, passes
 from marshtest.sweeps.planned import Planned, plan_sweep
 from marshtest.sweeps.run_folder import foreseen
 from marshtest.sweeps.settings import read_sweep
-from marshtest.training.budget import flops_of
+from marshtest.training.budget import Meter, flops_of
 from marshtest.training.loop import Training, descend
 from marshtest.training.tasks import Task
 
@@ -156,12 +156,14 @@ def measure(pipeline: Pipeline) -> dict[str, float]:
     training = _training_rate(model, task, recipe.training, samples)
     batch = samples[: recipe.training.batch_size]
     scoring = len(batch) / _seconds(lambda: accuracy(model, task, batch), model)
-    # Unlearners are paid for in passes of training, whatever they do with them.
-    rates = {"train": training, "unlearn": training, "score": scoring}
+    # Unlearners are paid for in passes of training, whatever they do with them; each operation is counted.
+    with Meter():
+        unlearning = _training_rate(model, task, recipe.training, samples)
+    rates = {"train": training, "unlearn": unlearning, "score": scoring}
     if not recipe.attack.crafted:
         return rates
     # Two micro-batches, so that what is done once a batch is timed as often as in a real step.
-    poisons = samples[: 2 * MICRO_BATCH]
+    poisons = samples[: 2 * micro_batch(pipeline.device)]
     kernel, inputs = Kernel(model, task), task.inputs(model, poisons)
     objective = matching(kernel.gradient(poisons[:1]))
     seconds = _seconds(lambda: kernel(inputs, poisons, objective), model)

@@ -12,7 +12,7 @@ from marshtest.hypotheses.given import Given
 from marshtest.hypotheses.shift import Shift
 from marshtest.hypotheses.studied import CURVES, Study
 from marshtest.hypotheses.table import parse_hypothesis
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import exact_float32, pick_device
 from marshtest.plumbing.errors import NOTE
 from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import alone, write
@@ -22,6 +22,7 @@ from marshtest.sweeps.run_folder import DONE, is_done, own_folder, refuse_anothe
 from marshtest.sweeps.worker import packed
 
 
+@exact_float32()
 def study(
     source: str | Path | Mapping[str, Any],
     *overrides: str,

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import collect
-from marshtest.sweeps.engines import ENGINES, Engine, InProcess, Processes, Ray
+from marshtest.sweeps.engines import ENGINES, Engine, InProcess, Processes, Ray, refuse_gpus
 from marshtest.sweeps.ledger import Ledger
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.planned import Planned, plan_sweep
@@ -70,7 +70,7 @@ def sweep(
         overrides: "key.sub=value" of the recipe; "grid.key=[…]" sets an axis.
         store: a folder, or any fsspec URL, that holds what is finished.
         engine: "in-process", "processes" or "ray".
-        workers: number of worker processes, of "processes"; default one a processor.
+        workers: number of worker processes, of "processes"; default one a processor, or three a GPU.
         address: of the Ray cluster; by default one is started on this machine.
         retry_failed: try again what failed before.
         out: folder of the rows; default `runs/<id of the sweep>`. Of one variant it is a run's folder; of
@@ -93,7 +93,9 @@ def sweep(
         ledger.write(place)
         resources = {str(kind): needed for kind, needed in settings.resources.items()}
         scheduler = Scheduler(driver, planned.jobs, progress, settings.name, resources)
-        start = partial(_start, engine, place, resources, scheduler.hear, workers, address)
+        devices = {keys.recipe.device for keys in planned.keys}
+        where = (resources, devices, scheduler.hear, workers, address)
+        start = partial(_start, engine, place, *where)
         finish = partial(gather, place, planned, ledger, folder)
         scheduler.run(start, finish, retry_failed=retry_failed)
     return Swept(
@@ -119,15 +121,17 @@ def _start(
     engine: str,
     store: Store,
     resources: Mapping[str, Resources],
+    devices: Collection[str],
     progress: Progress,
     workers: int | None,
     address: str | None,
 ) -> Engine:
     """Start the engine of one of the names ENGINES."""
     if engine == "processes":
-        return Processes(store.url, workers, resources)
+        return Processes(store.url, workers, resources, devices)
     if engine == "ray":
-        return Ray(store.url, address, resources)
+        return Ray(store.url, address, resources, devices)
+    refuse_gpus(resources, devices)
     return InProcess(Worker(store), progress)
 
 
@@ -147,8 +151,8 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
         place = folder / folder_name(variant.label, keys.recipe.hash) if variant.axes else folder
         about = own_folder(place, keys.recipe, keys.identity)
         if not is_done(place):
-            # By a worker of its own: the engine's may be in other processes.
-            write_results(Worker(store), keys, place, about, measured)
+            # By a worker of its own: the engine's may be in other processes, with GPUs of theirs.
+            write_results(Worker(store, device="cpu"), keys, place, about, measured)
     if len(tables) > 1:
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")

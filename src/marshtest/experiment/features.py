@@ -17,6 +17,7 @@ from marshtest.models.base import ModelSettings
 from marshtest.models.layers import weight_layers
 from marshtest.models.networks import ResNet
 from marshtest.models.table import build, parse_model
+from marshtest.plumbing.device import exact_float32
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
@@ -72,6 +73,7 @@ def network(
     return model, task
 
 
+@exact_float32()
 def featured(
     data: Dataset,
     others: Samples,
@@ -86,6 +88,7 @@ def featured(
     return by_features(data, others, model, task, settings.grid)
 
 
+@exact_float32()
 def by_features(
     data: Dataset,
     others: Samples,

@@ -63,13 +63,13 @@ from marshtest.models.rounding import weights
 from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import build
-from marshtest.plumbing.device import exact_float32, pick_device
+from marshtest.plumbing.device import exact_float32, failure, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign, raised
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.training.budget import Budget, Cost, flops_of
-from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within
+from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within, uncompiled
 from marshtest.training.shards import fit_shards, fit_shards_within
 from marshtest.training.tasks import (
     Classification,
@@ -110,6 +110,14 @@ class Trainer:
         """A freshly initialised model on the device."""
         # Built on the CPU and then moved, so that all devices begin with the same weights.
         model = build(self.model, self.input_shape, self.classes, derive(seed, "initialisation"))
+        return self._placed(model)
+
+    def frame(self) -> nn.Module:
+        """A model on the device whose values are still to be read; one of our own is not tried again."""
+        tried = isinstance(self.model, OWN)  # as the recipe was set up; another's may be lazy
+        return self._placed(build(self.model, self.input_shape, self.classes, 0, tried=tried))
+
+    def _placed(self, model: nn.Module) -> nn.Module:
         model = model.to(self.device)
         if self.task.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -170,17 +178,25 @@ class Pipeline:
         """The device of the data and the models."""
         return self.trainer.device
 
+    @property
+    def made(self) -> dict[str, str]:
+        """How models are made here, as rows say it; a store may have been begun on another device."""
+        return {"precision": self.task.precision, "device": self.device.type}
+
 
 @exact_float32()
-def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
+def set_up(recipe: Recipe, data: Dataset, device: str | None = None) -> Pipeline:
     """Put the data on the device, and refuse what cannot work before anything is trained.
+
+    Args:
+        device: takes the place of the recipe's, where nothing is trained or scored.
 
     Raises:
         MarshtestError: the model does not fit the data, an unlearner does not fit the model, a
             poison budget makes no poison, a metric's column is taken.
     """
-    device = pick_device(recipe.device)
-    data = data.to(device)
+    place = pick_device(device or recipe.device)
+    data = data.to(place)
     shape = tuple(data.train.x.shape[1:])
     settings = _trained_model(recipe, data)
     model = copied(build(settings, shape, data.classes, 0))
@@ -204,15 +220,15 @@ def set_up(recipe: Recipe, data: Dataset) -> Pipeline:
         )
     for share, count in counts.items():
         refuse_small_parts(recipe, share, count)
-    task = _task(recipe, data, model, chosen_precision(recipe.training, model, device))
+    task = _task(recipe, data, model, chosen_precision(recipe.training, model, place))
     # The input space may not be the samples': of texts it is that of the embeddings.
     sample = data.train[:1].to("cpu")
     inputs = task.inputs(model, sample)
-    trainer = Trainer(settings, recipe.training, task, device, shape, data.classes)
+    trainer = Trainer(settings, recipe.training, task, place, shape, data.classes)
     if not isinstance(recipe.model, OWN):
         _try_out(trainer, data.train[: TRIED * recipe.training.shards])  # some for every shard
     with torch.no_grad():
-        step = 3 * recipe.training.batch_size * flops_of(lambda: task(model, sample))
+        step = 3 * recipe.training.batch_size * flops_of(lambda: task(uncompiled(model), sample))
     return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
 
 
@@ -507,6 +523,7 @@ class Subject:
     note: str = ""
     trace: str = ""  # the traceback of what its unlearner raised
     state: str | None = None  # in which it is measured; None in a recipe without after-care
+    made: Mapping[str, str] = field(default_factory=dict)  # precision and device, if not as here
 
 
 @dataclass(frozen=True)
@@ -578,6 +595,8 @@ def _in_its_state(
             for one in (subject.model, twin)
         )
     except Exception as error:  # whatever the model of an unlearner raises as it is trained
+        if failure(error) is not None:
+            raise
         fault = str(error) if isinstance(error, MarshtestError) else raised(error)
         note = "; ".join(filter(None, (subject.note, f"{state}: {fault}")))
         return replace(subject, model=None, note=note), None
@@ -646,8 +665,7 @@ def _row(
         **asdict(subject.cost),
         "spent": share,
         "epochs": share * recipe.training.epochs,
-        "precision": pipeline.task.precision,
-        "device": pipeline.device.type,
+        **{**pipeline.made, **subject.made},
         "note": subject.note,
         "chance": float(labels.max() / len(data.test)),
         **{f"crafting_{name}": value for name, value in poisoned.figures.items()},

@@ -179,6 +179,10 @@ class Recipe(Named):
         tuple[str, ...], BeforeValidator(parse_states), Field(exclude_if=lambda states: not states)
     ] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # A GPU gives the same bits each time, more slowly; a CPU does so anyway.
+    deterministic: Annotated[bool, Field(exclude_if=lambda deterministic: not deterministic)] = (
+        False
+    )
 
     def imported(self) -> Self:
         """The same with the user's callables that it names, each told from others by what it does.

@@ -29,7 +29,7 @@ from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import Quantize, open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import functions_device, pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import write
@@ -331,7 +331,7 @@ def audit(
             "completion" alone.
         quantize: weights of a folder's language model are rounded to int8 or int4.
         rate: the most requests a second that an endpoint is sent; by default as many as it takes.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process, not in one of their own.
         progress: told each model that is asked, and the fraction of the work that is done.
         **question: draws (K, fresh noises or marks a poison), fpr, alpha, margin, accuracy, delta,
@@ -344,17 +344,17 @@ def audit(
     key = key if isinstance(key, Key | TextKey) else read_key(key)
     parsed = Question.parse(question, "audit")
     specs = [before, *after, *([retrained] if retrained else [])]
-    torch_device = pick_device(device)
+    where = pick_device(device), in_process, functions_device(device)
     if isinstance(key, TextKey):
         _refuse_options("texts", scaling=scaling)
         opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
         questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
-        doors = [(name_of(s), opener(s, torch_device) if isinstance(s, str) else s) for s in specs]
+        doors = [(name_of(s), opener(s, where[0]) if isinstance(s, str) else s) for s in specs]
         asked = _of_texts(questions, doors, parsed, progress)
     else:
         _refuse_options("no texts", loss=loss, quantize=quantize, rate=rate)
         paths = [str(spec) for spec in specs]
-        asked = _of_images(key, data, paths, parsed, scaling, torch_device, in_process, progress)
+        asked = _of_images(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))
 
@@ -372,16 +372,14 @@ def _of_images(
     specs: Sequence[str],
     question: Question,
     scaling: Scaling | None,
-    device: torch.device,
-    in_process: bool,
+    where: tuple[torch.device, bool, torch.device],
     progress: Progress,
 ) -> Iterator[Measured]:
     """What each model shows of a dose of noise."""
     bases = key.bases(data)
     clean = undosed(key, data, bases)
-    models = [  # all are opened before the first is asked: a wrong path fails at once
-        open_model(spec, key, bases.values, scaling, device, in_process) for spec in specs
-    ]
+    # All are opened before the first is asked: a wrong path fails at once.
+    models = [open_model(spec, key, bases.values, scaling, *where) for spec in specs]
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
         report(0.0)

@@ -43,7 +43,7 @@ from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
-from marshtest.plumbing.device import pick_device
+from marshtest.plumbing.device import functions_device, pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
@@ -152,7 +152,7 @@ def calibrate(
         keys: number of null keys; each costs one measurement of the model.
         scaling: how values of the file become model inputs; see `audit`.
         loss: which tokens of a text count; see `audit`.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process.
         progress: told each null key that is measured, and the fraction of them that is done.
         **question: fields of `marshtest.kit.judging.Question`, as for `audit`.
@@ -164,11 +164,11 @@ def calibrate(
     if keys < 1:
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     parsed = Question.parse(question, "calibrate")
-    torch_device = pick_device(device)
+    where = pick_device(device), in_process, functions_device(device)
     if isinstance(key, TextKey):
-        ask = _texts_asked(key, data, model, loss or "record", torch_device, in_process, parsed)
+        ask = _texts_asked(key, data, model, loss or "record", *where[:2], parsed)
     else:
-        ask = _images_asked(key, data, str(model), scaling, torch_device, in_process, parsed)
+        ask = _images_asked(key, data, str(model), scaling, where, parsed)
     true = ask(key.secret)
     # By the true key, once, as an audit has it: chosen for each null key, the rule would be another.
     rests = rests_on(true.evidence(true.dependences()), margin=parsed.margin, alpha=parsed.alpha)
@@ -194,13 +194,12 @@ def _images_asked(
     data: str | Path,
     model: str,
     scaling: Scaling | None,
-    device: torch.device,
-    in_process: bool,
+    where: tuple[torch.device, bool, torch.device],
     question: Question,
 ) -> Callable[[int], Measured]:
     """What a model shows of the noise of any seed."""
     bases = key.bases(data)
-    asked_model = open_model(model, key, bases.values, scaling, device, in_process)
+    asked_model = open_model(model, key, bases.values, scaling, *where)
 
     def asked(seed: int) -> Measured:
         noise = key.noise.model_copy(update={"seed": seed})

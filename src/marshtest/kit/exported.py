@@ -1,6 +1,7 @@
 """Programs that torch.export wrote, in .pt2 files."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
                 from torch.export.passes import move_to_device_pass
 
                 program = move_to_device_pass(program, device)
-            return _function(program), _batch(program, scoring_batch(device))
+            return _function(program), _batch(program, _wanted(program, device))
     finally:
         logger.setLevel(level)
 
@@ -63,6 +64,12 @@ def _function(program: torch.export.ExportedProgram) -> Callable[[Tensor], Any]:
         return module(*args, **kwargs)
 
     return function
+
+
+def _wanted(program: torch.export.ExportedProgram, device: torch.device) -> int:
+    """The batch size that suits the device, by the sizes of an input that are fixed."""
+    sizes = _input(program).meta["val"].shape[1:]
+    return scoring_batch(device, math.prod(size for size in sizes if isinstance(size, int)))
 
 
 def _batch(program: torch.export.ExportedProgram, wanted: int) -> int:

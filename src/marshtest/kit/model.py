@@ -1,7 +1,8 @@
 """A model as the auditor asks it: samples as they lie in the file in, margin losses out."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marshtest.data.samples import slices
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.models.answers import logits_in
+from marshtest.plumbing.device import exact_float32, failure, in_parts
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.training.tasks import scoring_batch
 
@@ -68,30 +69,38 @@ class FunctionModel(AskedModel):
     notes: tuple[str, ...] = ()
 
     def ask(self, values: Value, labels: Labels) -> Answers:
-        losses, right = [], []
-        with torch.no_grad():
-            for x, y in self._batches(values, labels):
-                logits = self._logits(x)
-                losses.append(margin_loss(logits, y))
-                right.append(logits.argmax(1) == y)
-        return torch.cat(losses).cpu().numpy(), torch.cat(right).cpu().numpy()
+        def answered(rows: slice) -> tuple[Tensor, Tensor]:
+            x, y = self._batch(values[rows], labels[rows])
+            logits = self._logits(x)
+            return margin_loss(logits, y), logits.argmax(1) == y
+
+        with exact_float32(), torch.no_grad():
+            parts = [*in_parts(answered, len(values), self._size(values))]
+        losses, right = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        return losses, right
 
     def gradients(self, values: Value, labels: Labels) -> Floats | None:
-        gradients = []
-        with torch.enable_grad():
-            for x, y in self._batches(values, labels):
-                try:
-                    logits = self._logits(x.requires_grad_())
-                    (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x)
-                except (MarshtestError, RuntimeError):  # it answers, but not to be differentiated
-                    return None
-                gradients.append(gradient.flatten(1).double())
-        return torch.cat(gradients).cpu().numpy()
+        def sloped(rows: slice) -> Tensor:
+            x, y = self._batch(values[rows], labels[rows])
+            logits = self._logits(x.requires_grad_())
+            (gradient,) = torch.autograd.grad(margin_loss(logits, y).sum(), x)
+            return gradient.flatten(1).double()
 
-    def _batches(self, values: Value, labels: Labels) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in slices(len(values), self.batch or scoring_batch(self.device)):
-            x, y = torch.from_numpy(values[rows]), torch.from_numpy(labels[rows])
-            yield x.to(self.device).float(), y.to(self.device)
+        with exact_float32(), torch.enable_grad():
+            try:
+                parts = [*in_parts(sloped, len(values), self._size(values))]
+            except (MarshtestError, RuntimeError) as error:
+                if failure(error):
+                    raise
+                return None  # it answers, but not to be differentiated
+        return torch.cat(parts).cpu().numpy()
+
+    def _size(self, values: Value) -> int:
+        return self.batch or scoring_batch(self.device, math.prod(values.shape[1:]))
+
+    def _batch(self, values: Value, labels: Labels) -> tuple[Tensor, Tensor]:
+        x, y = torch.from_numpy(values), torch.from_numpy(labels)
+        return x.to(self.device).float(), y.to(self.device)
 
     def _logits(self, x: Tensor) -> Tensor:
         """[B, C] for a batch of the file's values, padded where the model's batch size is fixed."""
@@ -102,6 +111,8 @@ class FunctionModel(AskedModel):
             with torch.set_grad_enabled(torch.is_grad_enabled()):
                 logits = _logits_of(self.function(inputs)).to(x.device)
         except Exception as error:  # whatever a foreign model raises
+            if failure(error):
+                raise
             raise MarshtestError(
                 f"{self.name}: does not take inputs {list(inputs.shape[1:])} "
                 f"({type(error).__name__}: {first_line(error)})."

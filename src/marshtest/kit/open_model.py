@@ -32,9 +32,11 @@ from marshtest.kit.model import AskedModel, Format, FunctionModel, Way
 from marshtest.kit.noise import Scaling
 from marshtest.kit.process import GuardedModel, SeparateModel
 from marshtest.models.checkpoint import load_model
+from marshtest.models.state import copied
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.imports import load_object
 
+CPU = torch.device("cpu")
 TRIED = 2  # samples that a model is tried with when it is opened
 
 
@@ -45,6 +47,7 @@ def open_model(
     scaling: Scaling | None,
     device: torch.device,
     in_process: bool = False,
+    functions: torch.device = CPU,
 ) -> AskedModel:
     """Open a model; code that is not ours in a process of its own.
 
@@ -55,6 +58,7 @@ def open_model(
         scaling: how values become this model's inputs; see `audit`.
         device: where the model is to run.
         in_process: let callables and programs run in this process. A command never does.
+        functions: where a function is asked that is no `nn.Module`, and may not be PyTorch's at all.
 
     Raises:
         MarshtestError: no such model, or one that cannot be read or does not take the samples.
@@ -67,7 +71,7 @@ def open_model(
     # first ones have their values shuffled.
     first = samples[:TRIED]
     trial = np.random.default_rng(0).permutation(first.reshape(-1)).reshape(first.shape)
-    opener = partial(open_here, spec, data, trial, device)
+    opener = partial(open_here, spec, data, trial, device, functions)
     if in_process and not is_command:
         return GuardedModel(spec, opener)
     if spec.removeprefix("box:").startswith("__main__:"):
@@ -79,7 +83,12 @@ def open_model(
 
 
 def open_here(
-    spec: str, data: Format, samples: Value, device: torch.device, own_processor: bool = False
+    spec: str,
+    data: Format,
+    samples: Value,
+    device: torch.device,
+    functions: torch.device = CPU,
+    own_processor: bool = False,
 ) -> AskedModel:
     """Open a model in this process, as `open_model` says, and see that it takes the samples.
 
@@ -102,7 +111,11 @@ def open_here(
     elif Path(spec).suffix == ".pt2":
         function, batch = open_program(Path(spec), device)
     else:
-        function = _function(spec, device)
+        function = _function(spec)
+        if isinstance(function, nn.Module):
+            function = _module_function(function, device)
+        else:
+            device = functions
     models = (
         FunctionModel(spec, function, inputs, data.classes, device, batch, (*folder_notes, *notes))
         for inputs, notes in ways
@@ -110,11 +123,11 @@ def open_here(
     return _first_that_answers(models, samples)
 
 
-def _function(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
-    """Our checkpoint, or what a user's load() returns, as a function from inputs to logits."""
+def _function(spec: str) -> Callable[[Tensor], Any]:
+    """Our checkpoint, or what a user's load() returns: a function from inputs to logits."""
     if spec.endswith(".safetensors") or ".safetensors@" in spec:
         file, at, factory = spec.partition(".safetensors@")
-        return load_model(f"{file}.safetensors" if at else spec, factory or None).to(device)
+        return load_model(f"{file}.safetensors" if at else spec, factory or None)
     if ":" not in spec:
         raise MarshtestError(
             f"{spec}: no such model. Give a .safetensors checkpoint, a .pt2 program, a Hugging Face "
@@ -125,11 +138,14 @@ def _function(spec: str, device: torch.device) -> Callable[[Tensor], Any]:
         raise MarshtestError(
             f"{spec}: must return a function from inputs to logits. Got {type(function).__name__}."
         )
-    return _module_function(function, device) if isinstance(function, nn.Module) else function
+    return function  # type: ignore[no-any-return]
 
 
 def _module_function(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
     """The module in eval mode, asked in the precision of its parameters."""
+    if any(parameter.device.type != device.type for parameter in module.parameters()):
+        with suppress(MarshtestError):  # it cannot be copied
+            module = copied(module)  # the user may ask the module itself where it is
     module = module.to(device)
     with suppress(NotImplementedError):  # an exported program's module has one mode
         module.eval()

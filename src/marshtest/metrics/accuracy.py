@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from marshtest.data.samples import Samples, slices
+from marshtest.data.samples import Samples
+from marshtest.plumbing.device import in_parts
 from marshtest.training.tasks import Task
 
 
@@ -14,9 +15,12 @@ def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[
     """Give the samples in batches, each with its logits [B, C], in float32 and eval mode."""
     model.eval()
     exact = task.exact()
-    for rows in slices(len(samples), task.scoring_batch(samples.y.device)):
+
+    def answered(rows: slice) -> tuple[Samples, Tensor]:
         batch = samples[rows]
-        yield batch, exact.label_logits(exact(model, batch), batch)
+        return batch, exact.label_logits(exact(model, batch), batch)
+
+    yield from in_parts(answered, len(samples), task.scoring_batch(samples))
 
 
 def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:

@@ -10,8 +10,9 @@ A model that has memorised x_base + ξ has lower loss there, so its I_z are *neg
 import torch
 from torch import Tensor, nn
 
-from marshtest.data.samples import Samples, slices
+from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import margin_loss
+from marshtest.plumbing.device import in_parts
 from marshtest.training.tasks import Task
 
 
@@ -24,14 +25,15 @@ def input_directions(model: nn.Module, task: Task, base: Samples) -> Tensor:
     # direction, and the margin's does not underflow where the model is sure.
     model.eval()  # or a sample's gradient would depend on its batch
     exact = task.exact()
-    directions = []
-    for rows in slices(len(base), task.scoring_batch(base.y.device)):
+
+    def of(rows: slice) -> Tensor:
         batch = base[rows]
         inputs = exact.inputs(model, batch).detach().requires_grad_()
         logits = exact.label_logits(exact.outputs(model, inputs, batch), batch)
         (gradient,) = torch.autograd.grad(margin_loss(logits, batch.y).sum(), inputs)
-        directions.append(_unit(gradient.flatten(1).float()))
-    return torch.cat(directions)
+        return _unit(gradient.flatten(1).float())
+
+    return torch.cat([*in_parts(of, len(base), task.scoring_batch(base))])
 
 
 def _unit(gradient: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ def shifts(model: nn.Module, initial: nn.Module, retrained: nn.Module) -> list[S
     start, goal, end = (dict(m.named_parameters()) for m in (initial, retrained, model))
     if {n: p.shape for n, p in end.items()} != {n: p.shape for n, p in start.items()}:
         return []
-    sums = {name: _sums(start[name], goal[name], end[name]) for name in start}
+    # Moved from the GPU once, and not once for each number.
+    every = torch.stack([_sums(start[name], goal[name], end[name]) for name in start]).cpu()
+    sums = dict(zip(start, every, strict=True))
     return [
         _shift(layer, sum(start[name].numel() for name in names), [sums[name] for name in names])
         for layer, names in _layers(initial).items()
@@ -44,6 +46,8 @@ def _sums(start: Tensor, goal: Tensor, end: Tensor) -> Tensor:
 
 def _shift(layer: str, parameters: int, sums: list[Tensor]) -> Shift:
     l1, squares, left_l1, left_squares, product, needed_squares = torch.stack(sums).sum(0)
+    # A cosine of tensors, whose 0 / 0 is nan, where Python's would raise.
+    cosine = product / (squares * needed_squares).sqrt()
     return Shift(
         layer,
         parameters,
@@ -51,8 +55,7 @@ def _shift(layer: str, parameters: int, sums: list[Tensor]) -> Shift:
         l2=float(squares.sqrt()),
         left_l1=float(left_l1),
         left_l2=float(left_squares.sqrt()),
-        # Of tensors, whose 0 / 0 is nan, where Python's would raise.
-        cosine=float(product / (squares * needed_squares).sqrt()),
+        cosine=float(cosine),
     )
 
 

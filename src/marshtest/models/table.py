@@ -76,9 +76,17 @@ def parse_model(value: str | Mapping[str, Any] | ModelSettings) -> ModelSettings
 
 
 def build(
-    settings: ModelSettings, input_shape: tuple[int, ...], classes: int, seed: int
+    settings: ModelSettings,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    *,
+    tried: bool = False,
 ) -> nn.Module:
     """Build a model from a seed and try it on zeros; the global random state stays as it was.
+
+    Args:
+        tried: whether one of these settings was tried before, and building draws all its parameters.
 
     Raises:
         MarshtestError: the model does not turn [2, *input_shape] into logits [2, classes].
@@ -86,6 +94,8 @@ def build(
     refuse_too_large(settings, input_shape, classes)
     with seeded(seed):
         model = settings.build(input_shape, classes)
+        if tried:
+            return model.eval()
         model.eval()  # or the zeros would enter BatchNorm's statistics
         try:
             with torch.no_grad():

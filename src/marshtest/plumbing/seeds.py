@@ -34,8 +34,8 @@ def seeded(seed: int) -> Iterator[None]:
     Initialisation, dropout and a user's code draw from them. The process's switches, such as the default
     type or the working folder, are restored as well, whatever foreign code does to them.
     """
-    # The current GPU alone: to save the state of every GPU would open a context on each.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    # The current GPU alone, and where it is in use: to ask for the state of one opens a context on it.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices), switches_kept():
         try:
@@ -81,16 +81,25 @@ HOOKS = [
 ]
 
 
+def _read(get: Callable[[], Any]) -> Any:
+    """A switch's value; None of one that PyTorch refuses to tell beside its newer switches."""
+    try:
+        return get()
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def switches_kept() -> Iterator[None]:
     """Restore the process's switches and its hooks on all modules afterwards, whatever runs inside."""
-    values = [get() for get, _ in SWITCHES]
+    values = [_read(get) for get, _ in SWITCHES]
     copies = [dict(hooks) for hooks in HOOKS]
     try:
         yield
     finally:
         for (get, put), value in zip(SWITCHES, values, strict=True):
-            if get() != value:  # to set a default anew changes PyTorch's newer switches
+            # To set a default anew changes PyTorch's newer switches.
+            if value is not None and _read(get) != value:
                 put(value)
         for hooks, copy in zip(HOOKS, copies, strict=True):
             hooks.clear()  # in place: modules look into these very dicts

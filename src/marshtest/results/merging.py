@@ -23,7 +23,12 @@ from marshtest.results.summary import Results
 
 VARIED = {
     *("name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"),
-    *("metrics", "repeats", "device"),  # which change no model, or are told by the rows
+    *(
+        "metrics",
+        "repeats",
+        "device",
+        "deterministic",
+    ),  # which change no model, or are told by the rows
 }
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
 

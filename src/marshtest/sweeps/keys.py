@@ -37,7 +37,8 @@ class Keys:
 
     def __init__(self, recipe: Recipe, content: str | None = None) -> None:
         self.recipe, self.content = recipe, content
-        values = recipe.model_dump(mode="json", include={"model", "training", "device"})
+        of_models = {"model", "training", "device", "deterministic"}
+        values = recipe.model_dump(mode="json", include=of_models)
         data = recipe.data.model_dump(mode="json", exclude={"path"})
         measured_by = recipe.attack.model_dump(mode="json")
         # Fields that only the scoring reads: with others, poisons and models serve again.
@@ -47,7 +48,8 @@ class Keys:
         read_for = None if trigger is None else asdict(trigger)
         # Held-out samples are taken from the features, and change none of them.
         seen = {k: v for k, v in data.items() if k != "validation"}
-        self._features = hashed([seen, content, recipe.device])
+        exactly = ["deterministic"] if recipe.deterministic else []
+        self._features = hashed([seen, content, recipe.device, *exactly])
         self._world = hashed([values, data, content, read_for])
         self._made_by, self._measured_by = hashed(made_by), hashed(measured_by)
 

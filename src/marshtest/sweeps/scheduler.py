@@ -175,7 +175,7 @@ class Scheduler:
             elif held:
                 time.sleep(LOOK_AGAIN)
             for future in [future for future in self._running if future.done()]:
-                self._end(self._running.pop(future), future, engine)
+                self._end(self._running.pop(future), future)
             for i in held:
                 heapq.heappush(self._ready, i)
 
@@ -214,21 +214,18 @@ class Scheduler:
         for key in self.jobs[i].makes:
             self.driver.release(key)
 
-    def _end(self, i: int, future: Future[Ended], engine: Engine) -> None:
+    def _end(self, i: int, future: Future[Ended]) -> None:
         try:
             ended = future.result()
         except StoreError:
             raise
         except Exception as error:  # of the engine's: a worker was killed
-            # Tried again, since memory that ran out, or a machine that went, may be there next time.
-            self._deaths[i] += 1
-            engine.recover()
-            if self._deaths[i] < DEATHS:
-                self._release(i)
-                heapq.heappush(self._ready, i)
+            if self._tried_again(i):
                 return
             line = f"its worker died {DEATHS} times ({type(error).__name__}: {error})"
             ended = Ended(" ".join(line.split()), "no traceback: the process ended\n")
+        if ended.device and self._tried_again(i):
+            return
         if ended.damaged is not None:
             self._release(i)
             self._mend(*ended.damaged)
@@ -237,6 +234,16 @@ class Scheduler:
         else:
             self.done += 1
             self._close(i)
+
+    def _tried_again(self, i: int) -> bool:
+        """Whether a job whose worker died, or whose GPU failed, is put back among the ready ones."""
+        # Memory that ran out, or a machine that went, may be there next time.
+        self._deaths[i] += 1
+        if self._deaths[i] == DEATHS:
+            return False
+        self._release(i)
+        heapq.heappush(self._ready, i)
+        return True
 
     def _fail(self, i: int, ended: Ended) -> None:
         """Write down why a job failed, where its worker did not."""

@@ -39,7 +39,7 @@ from marshtest.metrics import repeats
 from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
 from marshtest.plumbing.derived import hashed
-from marshtest.plumbing.device import threads
+from marshtest.plumbing.device import failure, pick_device, repeatable, threads
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import PAIR, Job
@@ -60,10 +60,13 @@ class Worker:
 
     Args:
         data: in memory, instead of what recipes name.
+        device: takes the place of the recipes', for a worker that does no job.
     """
 
-    def __init__(self, store: Store, data: Dataset | None = None) -> None:
-        self.store = store
+    def __init__(
+        self, store: Store, data: Dataset | None = None, device: str | None = None
+    ) -> None:
+        self.store, self._device = store, device
         self._in_memory = data
         self._latest: dict[str, dict[Any, Any]] = {}
 
@@ -89,7 +92,9 @@ class Worker:
         if job.kind == "features":
             self._make_features(job, progress)
             return ""
-        with threads(self.pipeline(job.keys).threads):
+        pipeline = self.pipeline(job.keys)
+        exactly = repeatable(pipeline.device, asked=job.recipe.deterministic)
+        with threads(pipeline.threads), exactly:
             if job.kind == "unlearn":
                 return self._unlearn(job, progress)
             if job.kind == "train":
@@ -103,7 +108,9 @@ class Worker:
     def pipeline(self, keys: Keys) -> Pipeline:
         """How a recipe makes models; the latest recipe's stays in memory."""
         recipe = keys.recipe
-        return self._keep("pipeline", recipe.hash, lambda: set_up(recipe, self._data(keys)))
+        return self._keep(
+            "pipeline", recipe.hash, lambda: set_up(recipe, self._data(keys), self._device)
+        )
 
     def poisoned(self, keys: Keys, group: Group) -> Poisoned:
         """A group's poisons; the latest group's stay in memory."""
@@ -123,7 +130,9 @@ class Worker:
 
     def _make_features(self, job: Job, progress: Progress) -> None:
         started = time.perf_counter()
-        data = data_of(job.recipe.data, job.recipe.device, progress)
+        device, asked = job.recipe.device, job.recipe.deterministic
+        with repeatable(pick_device(device), asked=asked):
+            data = data_of(job.recipe.data, device, progress)
         tensors = {
             f"{split}.{part}": getattr(getattr(data, split), part)
             for split, part in itertools.product(("train", "test"), ("x", "y", "ids"))
@@ -139,6 +148,7 @@ class Worker:
             poisoned = self.poisoned(job.keys, job.group)
             model, trained = train(pipeline, job.group, poisoned, job.role, progress, job.request)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
+        values["made"] = pipeline.made
         stored = pipeline.trainer.packed(model)
         # Before it is recorded: under its key, a model that lost something would serve for good.
         refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
@@ -175,7 +185,9 @@ class Worker:
         key = job.keys.measured(cell)
         twin_key = job.keys.twin(cell.role, job.group, cell.request)
         model = self._model(pipeline, key)
-        subject = Subject(cell.role, cell.unlearner, cell.budget, model, self._fit(key).cost)
+        made = self.store.load(key).get("made", {})
+        cost = self._fit(key).cost
+        subject = Subject(cell.role, cell.unlearner, cell.budget, model, cost, made=made)
         twin = None if twin_key is None else self._model(pipeline, twin_key)
         for cell, score in zip(job.cells, job.makes, strict=True):
             if not self.store.is_recorded(score):
@@ -359,9 +371,9 @@ class Worker:
 
     def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
         model = subject.model
-        trainer = self.pipeline(job.keys).trainer
-        files = {} if model is None else {"model.safetensors": trainer.packed(model)}
-        values = {"cost": vars(subject.cost), "note": subject.note}
+        pipeline = self.pipeline(job.keys)
+        files = {} if model is None else {"model.safetensors": pipeline.trainer.packed(model)}
+        values = {"cost": vars(subject.cost), "note": subject.note, "made": pipeline.made}
         # Budgets that go in one call cannot be timed from outside; the harness timed each.
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
@@ -376,8 +388,9 @@ class Worker:
         key, parameters = self._updated_key(job, cell, role), job.unlearner.hyperparameters
         values, pipeline = self.store.load(key), self.pipeline(job.keys)
         model = self._read_model(pipeline, key) if values["files"] else None
-        cost, note = Cost(**values["cost"]), values["note"]
-        return Subject(Role.UPDATED, job.unlearner.name, cell.budget, model, cost, parameters, note)
+        cost, note, made = Cost(**values["cost"]), values["note"], values.get("made", {})
+        end = (model, cost, parameters, note)
+        return Subject(Role.UPDATED, job.unlearner.name, cell.budget, *end, made=made)
 
     def _data(self, keys: Keys) -> Dataset:
         if self._in_memory is not None:  # a caller's data, whose digest is in the keys
@@ -403,10 +416,12 @@ class Worker:
         return self._keep(MODELS, key, lambda: self._read_model(pipeline, key), count=4)
 
     def _read_model(self, pipeline: Pipeline, key: str) -> nn.Module:
-        model = pipeline.trainer.new_model(0)
+        model = pipeline.trainer.frame()
         try:
             restore(model, self._tensors(key, "model"))
-        except RuntimeError:  # a model of another make, which only its unlearner can build
+        except RuntimeError as error:  # a model of another make, which only its unlearner can build
+            if failure(error) is not None:
+                raise
             raise DamagedError(key, "model.safetensors") from None
         return model
 

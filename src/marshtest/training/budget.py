@@ -139,6 +139,17 @@ def _start_watched(thread: threading.Thread) -> None:
     _start(thread)
 
 
+_replay = torch.cuda.CUDAGraph.replay
+
+
+def _refuse_replay(graph: torch.cuda.CUDAGraph) -> None:
+    """Stand in for a graph's replay while a meter is open: it would run past the counting."""
+    raise MarshtestError(
+        "budget: the replay of a CUDA graph cannot be counted. Run the steps themselves, without "
+        "torch.cuda.graph or make_graphed_callables."
+    )
+
+
 class Meter:
     """Counts the floating-point operations that run inside it, and stops at a limit."""
 
@@ -159,12 +170,14 @@ class Meter:
             self._watch.__enter__()  # type: ignore[no-untyped-call]
         Meter.open = (*Meter.open, self)  # a new tuple: threads may be running through the old one
         threading.Thread.start = _start_watched  # type: ignore[method-assign, assignment]
+        torch.cuda.CUDAGraph.replay = _refuse_replay  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         Meter.open = tuple(meter for meter in Meter.open if meter is not self)
         if not Meter.open:
             threading.Thread.start = _start  # type: ignore[method-assign]
+            torch.cuda.CUDAGraph.replay = _replay  # type: ignore[method-assign]
         if self._watch is not None:
             self._watch.__exit__(kind, *error)  # type: ignore[no-untyped-call]
             self._watch = None

@@ -1,7 +1,6 @@
 """The training loop of all models, and the gradient step that it shares with the unlearners."""
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -10,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
+from marshtest.plumbing.device import clock
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
@@ -130,7 +130,7 @@ def fit(
     rng = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
     step = trained_samples = 0
-    started = time.perf_counter()
+    started = clock()
     model.train()
     with seeded(derive(seed, "dropout")):
         for epoch in range(training.epochs):
@@ -144,7 +144,7 @@ def fit(
             _stop_if_diverged(loss.item(), epoch, training)
             progress((epoch + 1) / training.epochs)
     flops = trained_samples * flops_per_trained_sample
-    return Fit(Cost(flops / flops_per_pass, flops, time.perf_counter() - started), flops_per_pass)
+    return Fit(Cost(flops / flops_per_pass, flops, clock() - started), flops_per_pass)
 
 
 def fit_within(
@@ -177,11 +177,22 @@ def _stop_if_diverged(loss: float, epoch: int, training: Training) -> None:
         )
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile` took, or the model itself.
+
+    What runs first while operations are counted is never compiled afterwards, so counting takes this one.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
 def _costs(model: nn.Module, batch: Samples, objective: Objective) -> tuple[float, float]:
     """Floating-point operations for one sample: (of a forward, of a training step).
 
     The model's weights and statistics stay as they are.
     """
+    model = uncompiled(model)
     model.eval()  # or the forward would change BatchNorm's statistics
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():

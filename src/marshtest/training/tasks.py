@@ -21,9 +21,11 @@ from torch.nn import functional as F
 from marshtest.data.samples import Samples
 from marshtest.data.sealed import opened, sealed
 from marshtest.models.answers import logits_in
+from marshtest.plumbing.device import sent
 from marshtest.plumbing.seeds import generator
 from marshtest.training.budget import Budget
 
+WIDE = 2048 * 3 * 32 * 32  # values in a forward on a GPU: a ResNet-18 holds 10 GB for a gradient
 Augmentation = Literal["flip", "crop"]
 Precision = Literal["float32", "bfloat16"]
 NewModel = Callable[[int], nn.Module]
@@ -61,9 +63,12 @@ class Train(Protocol):
         ...
 
 
-def scoring_batch(device: torch.device) -> int:
-    """Number of inputs in one forward of scoring: a processor's caches are small, a GPU is wide."""
-    return 2048 if device.type == "cuda" else 128
+def scoring_batch(device: torch.device, values: int) -> int:
+    """Number of inputs, of so many values each, in one forward of scoring.
+
+    A processor's caches are small, a GPU is wide.
+    """
+    return max(1, min(2048, WIDE // values)) if device.type == "cuda" else 128
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Task(ABC):
         A last batch of a single sample is left out if other batches are larger: BatchNorm cannot take it.
         """
         # Drawn on the CPU, so that all devices shuffle alike.
-        order = torch.randperm(len(samples), generator=rng).to(samples.y.device)
+        order = sent(torch.randperm(len(samples), generator=rng), samples.y.device)
         for index in order.split(batch_size):
             if len(index) > 1 or batch_size == 1 or len(samples) == 1:
                 yield self.augmented(samples[index], rng)
@@ -155,9 +160,9 @@ class Task(ABC):
         """The same task in float32, for scoring."""
         return replace(self, precision="float32")
 
-    def scoring_batch(self, device: torch.device) -> int:
+    def scoring_batch(self, samples: Samples) -> int:
         """Number of samples in one forward of scoring."""
-        return scoring_batch(device)
+        return scoring_batch(samples.y.device, samples.x.shape[1:].numel())
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """A context of mixed precision if the task's precision asks for it, else an empty one."""
@@ -237,12 +242,12 @@ class Regression(Task):
 
 def _channels(values: tuple[float, ...], x: Tensor) -> Tensor:
     """[1, C, 1, ...] one value a channel, to be broadcast over [B, C, ...]."""
-    return torch.tensor(values, device=x.device).view(1, -1, *(1 for _ in x.shape[2:]))
+    return sent(torch.tensor(values), x.device).view(1, -1, *(1 for _ in x.shape[2:]))
 
 
 def _flip(x: Tensor, rng: torch.Generator) -> Tensor:
     """Mirror each image of a batch [B, C, H, W] left to right with probability ½."""
-    mirrored = torch.rand(len(x), generator=rng).to(x.device) < 0.5
+    mirrored = sent(torch.rand(len(x), generator=rng), x.device) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
@@ -250,7 +255,7 @@ def _crop(x: Tensor, padding: int, rng: torch.Generator) -> Tensor:
     """Move each image of a batch [B, C, H, W] by up to `padding` pixels either way; zeros come in."""
     batch, _, height, width = x.shape
     padded = F.pad(x, (padding,) * 4)
-    offsets = torch.randint(2 * padding + 1, (2, batch), generator=rng).to(x.device)
+    offsets = sent(torch.randint(2 * padding + 1, (2, batch), generator=rng), x.device)
     rows = offsets[0, :, None] + torch.arange(height, device=x.device)  # [B, H]
     columns = offsets[1, :, None] + torch.arange(width, device=x.device)  # [B, W]
     sample = torch.arange(batch, device=x.device)[:, None, None]
@@ -306,8 +311,8 @@ class Language(Task, ABC):
         """[B] number of tokens of each text, without padding."""
         return (opened(batch).x != self.padding).sum(1)
 
-    def scoring_batch(self, device: torch.device) -> int:
-        return 128  # each token of a text has activations
+    def scoring_batch(self, samples: Samples) -> int:
+        return 512 if samples.y.is_cuda else 128  # each token of a text has activations
 
 
 @dataclass(frozen=True)
@@ -368,5 +373,5 @@ class LabelWord(Language):
         )
         return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
 
-    def scoring_batch(self, device: torch.device) -> int:
-        return 32  # each token of a text has V logits
+    def scoring_batch(self, samples: Samples) -> int:
+        return 128 if samples.y.is_cuda else 32  # each token of a text has V logits

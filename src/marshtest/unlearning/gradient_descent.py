@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from marshtest.data.samples import Samples
+from marshtest.plumbing.device import sent
 from marshtest.plumbing.seeds import generator
 from marshtest.training.budget import Budget
 from marshtest.training.loop import descend
@@ -82,5 +83,5 @@ class NoisyGradientDescent(GradientUnlearner):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     # Drawn on the CPU, so that all devices add the same noise.
-                    noise = torch.randn(parameter.shape, generator=rng)
-                    parameter.grad.add_(noise.to(parameter.device), alpha=deviation)
+                    noise = sent(torch.randn(parameter.shape, generator=rng), parameter.device)
+                    parameter.grad.add_(noise, alpha=deviation)

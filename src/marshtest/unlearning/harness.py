@@ -1,8 +1,7 @@
 """The harness that runs any unlearner under its budget: it measures and stops, the method does not."""
 
-import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from marshtest.data.samples import Samples
 from marshtest.models.state import copied, restore, state_of
+from marshtest.plumbing.device import clock, failure
 from marshtest.plumbing.errors import MarshtestError, one_line
 from marshtest.plumbing.foreign import raised, signals_noted
 from marshtest.plumbing.seeds import seeded
@@ -53,15 +53,16 @@ def unlearn(
 ) -> list[Outcome]:
     """Run an unlearner on copies of all it is given, under each budget.
 
-    Nothing that the unlearner does raises here. If it would overspend it is stopped at the limit, and its
-    model as of then is the outcome. For an anytime method the outcomes of smaller budgets are taken on the
-    way to the largest budget's.
+    Nothing that the unlearner does raises here, but for a GPU that fails under it. If it would overspend it
+    is stopped at the limit, and its model as of then is the outcome. For an anytime method the outcomes of
+    smaller budgets are taken on the way to the largest budget's.
 
     Returns:
         One outcome for each budget.
 
     Raises:
         MarshtestError: the model cannot be copied.
+        RuntimeError: the GPU's memory is full, or it failed otherwise.
     """
     outcomes: dict[float, Outcome] = {}
     # The largest first: a run of an anytime method passes the models of the smaller ones.
@@ -107,6 +108,8 @@ def _run(
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and signals:  # else the unlearner raised it itself
             raise
+        if failure(error) is not None:  # of the machine, and no result of the unlearner
+            raise
         note = str(error) if isinstance(error, MarshtestError) else raised(error)
         trace = traceback.format_exc()
     if signals:  # the unlearner swallowed what the signal raised
@@ -132,21 +135,21 @@ class _Snapshots:
     def __init__(self, start: nn.Module, witness: "_Witness", budget: Budget) -> None:
         self.taken: dict[float, tuple[nn.Module, Cost]] = {}
         self._start, self._witness, self._budget = start, witness, budget
-        self._started, self._copying = time.perf_counter(), 0.0
+        self._started, self._copying = clock(), 0.0
 
     def cost(self) -> Cost:
         """The cost of the run so far, without the time that snapshots took."""
-        seconds = time.perf_counter() - self._started - self._copying
+        seconds = clock() - self._started - self._copying
         return Cost(self._budget.spent, self._budget.flops, seconds)
 
     def take(self, milestone: float) -> None:
         """Copy the model as it is now; what is copied counts neither as operations nor as time."""
-        cost, started = self.cost(), time.perf_counter()
+        cost, started = self.cost(), clock()
         # Only the state is taken over: the method may have put hooks on the model that it trains.
         snapshot = copied(self._start)
         restore(snapshot, state_of(self._witness.last))
         self.taken[milestone] = snapshot, cost
-        self._copying += time.perf_counter() - started
+        self._copying += clock() - started
 
 
 def _noted(outcome: Outcome, budget: Budget) -> Outcome:
@@ -167,13 +170,15 @@ class _Judge:
         """The outcome of a run that returned `updated`, cost `cost` and ended with `note`."""
         if not isinstance(updated, nn.Module):
             return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
-        if not all(self._sound(name, value) for name, value in updated.state_dict().items()):
+        if not self._is_sound(updated.state_dict()):
             return Outcome(None, cost, "NaN or infinite weights")
         try:
             # One seed for both questions: an answer that differs is drawn, or counts the questions.
             with seeded(self._seed):
                 first, second = self._ask(updated), self._ask(updated)
         except Exception as error:
+            if failure(error) is not None:
+                raise
             fault = f"returned a model that raises {type(error).__name__}: {one_line(error)}"
             return Outcome(None, cost, fault)
         shape, expected = tuple(first.shape), tuple(self._shape)
@@ -187,6 +192,16 @@ class _Judge:
     @torch.no_grad()
     def _ask(self, model: nn.Module) -> Tensor:
         return self._task.label_logits(self._task(model.eval(), self._batch), self._batch)
+
+    def _is_sound(self, state: Mapping[str, object]) -> bool:
+        finite = [
+            torch.isfinite(value).all() for value in state.values() if isinstance(value, Tensor)
+        ]
+        if not finite or bool(
+            torch.stack([one.to(finite[0].device) for one in finite]).all()
+        ):  # one wait for the GPU
+            return True
+        return all(self._sound(name, value) for name, value in state.items())
 
     def _sound(self, name: str, value: object) -> bool:
         """Whether a tensor is finite, but for numbers that were not before: a mask may hold −inf."""

@@ -140,11 +140,14 @@ def free_only(model: nn.Module, layers: Layers) -> None:
 
 def reset(module: nn.Module) -> None:
     """Initialise a module afresh, by the rule of its kind."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    module.to("cpu")  # so that all devices draw alike
     if type(module).__name__ == "Conv1D":  # transformers' linear layer
         nn.init.normal_(module.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     else:
         module.reset_parameters()  # type: ignore[operator]
+    module.to(device)
 
 
 @torch.no_grad()

@@ -1,0 +1,174 @@
+"""The first hour on a GPU: what docs/gpu.md foretells, measured; findings in gpu-check.json.
+
+    python benchmarks/gpu.py [--device cuda] [--images 1000] [--steps 50] [--out gpu-check.json]
+
+steps     milliseconds of a training step, and of a step of GD and of NGD within a budget, of a ResNet-18 in
+          width 64 at batch 128; and how often PyTorch says that the host waits in one.
+scoring   seconds in which one model is scored by 980 poisons and 199 fresh noises: the noise alone, and the
+          model by layout, TF32 and cudnn.benchmark; the peak of the GPU's memory.
+rows      digits-gaussian on the CPU and on the GPU: the largest difference in each column of scores.
+
+It runs on a CPU too (--device cpu), to see that it runs.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import marshtest
+from marshtest.attacks import Gaussian
+from marshtest.attacks.base import Poisoned
+from marshtest.data.samples import Samples
+from marshtest.models.networks import ResNet18
+from marshtest.models.table import build
+from marshtest.plumbing.device import clock, exact_float32, pick_device
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import seeded
+from marshtest.training.budget import Budget
+from marshtest.training.loop import Training, fit
+from marshtest.training.tasks import Classification
+from marshtest.unlearning import parse_trials
+
+FORETOLD = {"fit": 7.0, "gd": 15.0, "ngd": 82.0}  # ms a step
+BATCH = 128
+
+
+class Problem:
+    """CIFAR's shape, random pixels, and a ResNet-18."""
+
+    def __init__(self, device: torch.device, images: int) -> None:
+        rng = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=rng)
+        self.samples = Samples(x, torch.arange(images) % 10, torch.arange(images)).to(device)
+        self.task = Classification(
+            precision="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3, augment=("flip", "crop")
+        )
+        width = 64 if device.type == "cuda" else 4
+        self.model = build(ResNet18(width=width), (3, 32, 32), 10, 0).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def work(self, kind: str, steps: int) -> Callable[[], object]:
+        """So many steps of training, or of an unlearner within a budget."""
+        epochs = steps * BATCH / len(self.samples)
+        if kind == "fit":
+            some = self.samples[torch.arange(steps * BATCH) % len(self.samples)]
+            training = Training(epochs=1, batch_size=BATCH, lr=0.01)
+            return lambda: fit(self.model, some, self.task, training, 0)
+        (unlearner,) = parse_trials({"name": kind, "batch_size": BATCH})
+
+        def unlearn() -> nn.Module:
+            with seeded(0), Budget.of_epochs(epochs, 1.0) as budget:
+                given = (self.model, self.samples, self.samples[:8])
+                return unlearner(*given, task=self.task, budget=budget, seed=0)
+
+        return unlearn
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time, after one run to warm up."""
+    work()
+    started = clock()
+    work()
+    return clock() - started
+
+
+def waits(work: Callable[[], object]) -> int:
+    """How often PyTorch warns that the host waits; 0 on a CPU."""
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def of_steps(problem: Problem, steps: int) -> dict[str, Any]:
+    return {
+        kind: {
+            "ms": 1000 * seconds(problem.work(kind, steps)) / steps,
+            "foretold": ms,
+            "waits a step": waits(problem.work(kind, steps)) / steps,
+        }
+        for kind, ms in FORETOLD.items()
+    }
+
+
+def of_scoring(problem: Problem, device: torch.device, poisons: int, draws: int) -> dict[str, Any]:
+    attack, ids = Gaussian(draws=draws), problem.samples.ids[:poisons]
+    noise = attack.noise(0, ids, (3, 32, 32))
+    poisoned = Poisoned(problem.samples, ids, 0, perturbations=noise)
+    started = time.perf_counter()
+    attack.fresh_noise(0, ids[: max(1, poisons // 10)].cpu(), (3, 32, 32))
+    found: dict[str, Any] = {"noise alone, s": 10 * (time.perf_counter() - started)}
+    for layout in ("contiguous", "channels last"):
+        task = replace(problem.task, channels_last=layout == "channels last")
+        for tf32 in (False, True):
+            for benchmark in (False, True):
+                torch.backends.cudnn.benchmark = benchmark
+                torch.backends.cudnn.allow_tf32 = tf32
+                name = f"{layout}, {'TF32' if tf32 else 'float32'}{', benchmark' * benchmark}, s"
+                found[name] = seconds(
+                    lambda task=task: attack.effect(problem.model, poisoned, task)
+                )  # type: ignore[misc]
+    if device.type == "cuda":
+        found["peak, GB"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def of_rows(device: torch.device, seeds: int) -> dict[str, float]:
+    """The largest difference between the devices, by column."""
+    with tempfile.TemporaryDirectory() as folder:
+        here, there = (
+            marshtest.run(
+                "digits-gaussian", f"seeds={seeds}", f"device={kind}", "training.precision=float32",
+                out=Path(folder) / place, report=False,
+            ).rows
+            for place, kind in (("here", "cpu"), ("there", device.type))
+        )  # fmt: skip
+    columns = ["test_accuracy", "forget_accuracy", "gus_dependence", "rank_dependence", "passes"]
+    return {name: float(np.nanmax(np.abs(there[name] - here[name]))) for name in columns}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--poisons", type=int, default=980)
+    parser.add_argument("--draws", type=int, default=199)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
+    given = parser.parse_args()
+    try:
+        device = pick_device(given.device)
+    except MarshtestError as error:
+        print(f"gpu-check: {error}", file=sys.stderr)
+        sys.exit(2)
+    problem = Problem(device, given.images)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "a CPU"
+    found: dict[str, Any] = {"device": name, "torch": str(torch.__version__)}
+    with exact_float32():
+        found["steps"] = of_steps(problem, given.steps)
+        found["scoring"] = of_scoring(problem, device, given.poisons, given.draws)
+    found["rows"] = of_rows(device, given.seeds)
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(given.out.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""What a GPU can do to a run: fakes of its faults, its number and its memory, on a machine without one."""
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, command
+from torch import Tensor, nn
+
+import marshtest
+from marshtest.commands.sweep import sweep
+from marshtest.data.samples import Samples
+from marshtest.experiment.recipe import load_recipe
+from marshtest.kit.model import FunctionModel
+from marshtest.metrics.accuracy import accuracy
+from marshtest.metrics.gus import input_directions
+from marshtest.plumbing.device import (
+    exact_float32,
+    failure,
+    functions_device,
+    in_parts,
+    repeatable,
+)
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import seeded
+from marshtest.sweeps.engines import Ended, Processes, Ray
+from marshtest.sweeps.jobs import Job
+from marshtest.sweeps.settings import Resources
+from marshtest.sweeps.store import Store
+from marshtest.training.budget import Budget
+from marshtest.training.tasks import Classification, scoring_batch
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+FULL = "CUDA out of memory. Tried to allocate 512.00 MiB."
+ASSERTED = "CUDA error: device-side assert triggered"
+ONE = {**TINY, "seeds": 1, "unlearners": []}
+
+
+def full(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    raise torch.OutOfMemoryError(FULL)
+
+
+def lost(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    raise RuntimeError(ASSERTED)
+
+
+def hidden(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    try:
+        raise RuntimeError(ASSERTED)
+    except RuntimeError:
+        raise ValueError("my own words") from None
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def has(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return has
+
+
+# Its memory
+
+
+@pytest.mark.parametrize("holds", [1, 2, 3, 7, 100])
+def test_parts_are_halved_until_they_fit_and_cover_all_rows_in_order(holds: int) -> None:
+    def work(rows: slice) -> list[int]:
+        if rows.stop - rows.start > holds:
+            raise torch.OutOfMemoryError(FULL)
+        return list(range(rows.start, rows.stop))
+
+    parts = [*in_parts(work, 10, 8)]
+    assert sum(parts, []) == list(range(10))
+    assert max(map(len, parts)) <= holds
+
+
+def test_a_single_row_that_does_not_fit_is_the_devices_error() -> None:
+    def work(rows: slice) -> int:
+        raise torch.OutOfMemoryError(FULL)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(in_parts(work, 10, 8))
+
+
+class Small(nn.Linear):
+    """A layer for which there is memory for three inputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(input) > 3:
+            raise torch.OutOfMemoryError(FULL)
+        return super().forward(input)
+
+
+def test_scores_of_halved_batches_are_those_of_whole_ones() -> None:
+    samples = Samples(torch.randn(20, 6), torch.arange(20) % 4, torch.arange(20))
+    plain, task = nn.Linear(6, 4), Classification()
+    small = Small(6, 4)
+    small.load_state_dict(plain.state_dict())
+    assert accuracy(small, task, samples) == accuracy(plain, task, samples)
+    directions = [input_directions(model, task, samples) for model in (plain, small)]
+    torch.testing.assert_close(*directions)
+    values, labels = samples.x.numpy(), samples.y.numpy()
+    asked = [FunctionModel("m", model, lambda x: x, 4, CPU) for model in (plain, small)]
+    torch.testing.assert_close(*(torch.from_numpy(m.ask(values, labels)[0]) for m in asked))
+    torch.testing.assert_close(*(torch.from_numpy(m.gradients(values, labels)) for m in asked))
+
+
+def test_a_model_that_fits_no_gpu_is_not_one_without_gradients() -> None:
+    def function(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(FULL)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        FunctionModel("m", function, lambda x: x, 4, CPU).gradients(
+            torch.ones(3, 6).numpy(), torch.zeros(3, dtype=torch.int64).numpy()
+        )
+
+
+def test_a_forward_on_a_gpu_is_as_wide_as_its_inputs_allow() -> None:
+    assert [scoring_batch(CPU, size) for size in (1, 10**9)] == [128, 128]
+    assert [scoring_batch(CUDA, 3 * side**2) for side in (8, 32, 224, 10**5)] == [2048, 2048, 41, 1]
+
+
+# Its faults
+
+
+@pytest.mark.parametrize(("unlearner", "says"), [(full, "memory is full"), (lost, "GPU failed")])
+def test_a_failing_gpu_is_no_result_of_an_unlearner(
+    unlearner: Any, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MarshtestError, match=says):
+        marshtest.run(ONE, unlearners=[unlearner], out=tmp_path / "run", report=False)
+    assert not (tmp_path / "run" / "rows.parquet").exists()
+
+
+def test_a_failure_is_seen_behind_other_words() -> None:
+    with pytest.raises(ValueError, match="my own words") as error:
+        hidden(None, None, None, task=None, budget=None, seed=0)
+    assert str(failure(error.value)) == ASSERTED
+    assert failure(ValueError("my own words")) is None
+
+
+@pytest.mark.parametrize("device", ["full", "lost"])
+def test_a_job_that_a_gpu_failed_is_tried_three_times(
+    device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def submit(engine: Processes, job: Job, resources: Resources) -> "Future[Ended]":
+        tries.append(job.label)
+        future: Future[Ended] = Future()
+        future.set_result(Ended("the GPU failed", "a traceback", device=device))
+        return future
+
+    monkeypatch.setattr(Processes, "submit", submit)
+    done = sweep(ONE, store=tmp_path / "s", out=tmp_path / "o", engine="processes", workers=1)
+    assert {label: tries.count(label) for label in tries} == dict.fromkeys(done.failed, 3)
+    assert set(done.failed.values()) == {"the GPU failed"}
+    assert done.done == 0
+
+
+@pytest.mark.slow
+def test_a_lost_gpu_fails_its_own_job_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt has a new process, and every other job is done."""
+    (tmp_path / "broken.py").write_text(
+        "import os\n"
+        "lost = False\n"
+        "def assert_on_the_device(model, retain, forget, *, task, budget, seed):\n"
+        "    global lost\n"
+        f"    os.close(os.open({str(tmp_path / 'process')!r} + str(os.getpid()), os.O_CREAT))\n"
+        "    lost = True\n"
+        f"    raise RuntimeError({ASSERTED!r})\n"
+        "def then(model, retain, forget, *, task, budget, seed):\n"
+        f"    if lost: raise RuntimeError({ASSERTED!r})\n"
+        "    return model\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    recipe = {**ONE, "unlearners": ["broken:assert_on_the_device", "broken:then"]}
+    done = sweep(recipe, store=tmp_path / "s", out=tmp_path / "o", engine="processes", workers=1)
+    (line,) = done.failed.values()
+    assert "the GPU failed (CUDA error: device-side assert triggered)" in line
+    assert len([*tmp_path.glob("process*")]) == 3
+    assert (done.done, done.blocked) == (len(done.ledger.jobs) - 1, 0)
+
+
+# How many there are
+
+
+@pytest.mark.parametrize(
+    ("count", "resources", "visible", "expected"),
+    [
+        (2, {}, None, ["0", "1", "0", "1", "0", "1"]),
+        (2, {"train": Resources(gpus=1)}, None, ["0", "1"]),
+        (1, {"train": Resources(gpus=0.25)}, None, ["0"] * 4),
+        (2, {"train": Resources(gpus=0.5)}, "4,7", ["4", "7", "4", "7"]),
+        (0, {}, None, [None] * 16),
+    ],
+)
+def test_workers_share_the_gpus(
+    count: int, resources: Any, visible: str | None, expected: list[Any], gpus: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    gpus(count)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    engine = Processes("", None, resources, {"auto"})
+    assert engine.slots == len(expected)
+    assert [worker._gpu for worker in engine._workers] == expected
+    assert Processes("", None, {}, {"cpu"}).slots == 16
+
+
+@pytest.mark.slow
+def test_a_worker_sees_its_own_gpu_alone(gpus: Any) -> None:
+    gpus(2)
+    engine = Processes("", 2, {}, {"auto"})
+    try:
+        seen = [
+            worker._start().submit(os.getenv, "CUDA_VISIBLE_DEVICES") for worker in engine._workers
+        ]
+        assert [future.result() for future in seen] == ["0", "1"]
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "engine", "says"),
+    [
+        ({"recipe": {**ONE, "device": "cuda"}}, "processes", "finds no GPU here. Use cpu or auto."),
+        (
+            {"recipe": {**ONE, "device": "cuda"}},
+            "in-process",
+            "finds no GPU here. Use cpu or auto.",
+        ),
+        ({"resources": {"train": {"gpus": 2}}}, "in-process", "asks for 2 GPUs, and 0 are here"),
+        ({"resources": {"train": {"gpus": 2}}}, "processes", "2 GPUs, and no node has them"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused_at_the_start(
+    change: dict[str, Any], engine: str, says: str, tmp_path: Path, gpus: Any
+) -> None:
+    gpus(0)
+    asked = {"name": "s", "recipe": ONE, **change}
+    with pytest.raises(MarshtestError) as error:
+        sweep(asked, store=tmp_path / "store", out=tmp_path / "out", engine=engine)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_command_for_a_gpu_that_is_not_there_is_one_line_and_exit_code_2(
+    tmp_path: Path, gpus: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpus(0)
+    assert command("run", "digits-gaussian", "device=cuda", "--out", str(tmp_path / "run")) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("marshtest: device: cuda was asked")
+
+
+class FakeRay(SimpleNamespace):
+    """Ray with nodes of these resources; it notes what each job asks for."""
+
+    def __init__(self, *nodes: dict[str, float]) -> None:
+        alive = [{"Alive": True, "Resources": node} for node in nodes]
+        super().__init__(
+            asked=[], nodes=lambda: alive, init=lambda **_: None, shutdown=lambda: None
+        )
+
+    def remote(self, function: Any = None, **handle: Any) -> Any:
+        if function is None:
+            return lambda function: self.remote(function, **handle)
+
+        def options(**given: Any) -> Any:
+            self.asked.append(handle | given)
+            reference = SimpleNamespace(future=Future)
+            return SimpleNamespace(remote=lambda *args: reference)
+
+        return SimpleNamespace(options=options)
+
+
+@pytest.mark.parametrize(
+    ("node", "device", "resources", "gpu_share", "calls"),
+    [
+        ({"CPU": 4, "GPU": 1}, "auto", Resources(), 1 / 3, 1),
+        ({"CPU": 4, "GPU": 1}, "auto", Resources(gpus=0.5), 0.5, 1),
+        ({"CPU": 4, "GPU": 1}, "cpu", Resources(gpus=0.5), 0, None),
+        ({"CPU": 4}, "auto", Resources(), 0, None),
+    ],
+)
+def test_a_job_asks_ray_for_its_share_of_a_gpu_and_ends_its_process(
+    node: Any, device: str, resources: Resources, gpu_share: float, calls: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A process that Ray used again for another GPU would go on using its first."""
+    ray = FakeRay(node)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    engine = Ray("", None, {"train": resources}, {device})
+    job: Any = SimpleNamespace(recipe=SimpleNamespace(device=device))
+    engine.submit(job, resources)
+    (asked,) = ray.asked
+    assert asked["num_gpus"] == pytest.approx(gpu_share)
+    assert asked.get("max_calls") == calls
+
+
+def test_a_cluster_without_gpus_refuses_a_recipe_that_asks_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay({"CPU": 4}))
+    with pytest.raises(MarshtestError, match="no node of the cluster has a GPU. Use cpu or auto"):
+        Ray("", None, {}, {"cuda"})
+
+
+# How it computes
+
+
+def test_a_run_on_the_cpu_opens_no_context_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("a context was opened"))
+    with seeded(0):
+        drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_float32_is_exact_where_pytorchs_newer_switches_were_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> str:
+        raise RuntimeError("you have used mix of the legacy and new APIs")
+
+    places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [place.fp32_precision for place in places]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_float32_matmul_precision", refused)
+        with exact_float32():
+            assert {place.fp32_precision for place in places} == {"ieee"}
+        with seeded(0):  # which keeps the switches that can be read
+            pass
+    assert [place.fp32_precision for place in places] == before
+
+
+def test_a_graphs_replay_within_a_budget_is_refused() -> None:
+    replay = torch.cuda.CUDAGraph.replay
+    with Budget(10, 1.0), pytest.raises(MarshtestError, match="replay of a CUDA graph cannot be"):
+        torch.cuda.CUDAGraph.replay(object())  # type: ignore[arg-type]
+    assert torch.cuda.CUDAGraph.replay is replay
+
+
+def test_a_function_that_may_not_be_pytorchs_is_asked_on_the_cpu(gpus: Any) -> None:
+    gpus(1)
+    assert [functions_device(name).type for name in ("auto", "cpu", "cuda")] == [
+        "cpu", "cpu", "cuda"
+    ]  # fmt: skip
+
+
+def test_deterministic_is_a_gpus_and_changes_no_hash_by_default() -> None:
+    plain, exact = load_recipe(TINY), load_recipe({**TINY, "deterministic": True})
+    assert load_recipe({**TINY, "deterministic": False}).hash == plain.hash != exact.hash
+    assert "deterministic" not in plain.to_yaml()
+    mode = torch.get_deterministic_debug_mode
+    with repeatable(CUDA, asked=True):
+        assert (mode(), os.environ["CUBLAS_WORKSPACE_CONFIG"]) == (2, ":4096:8")
+    for device, asked in ((CPU, True), (CUDA, False)):
+        with repeatable(device, asked=asked):
+            assert mode() == 0
+    assert (mode(), "CUBLAS_WORKSPACE_CONFIG" in os.environ) == (0, False)
+
+
+def test_what_has_no_deterministic_form_is_told_in_one_line() -> None:
+    says = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set"
+    with (
+        pytest.raises(
+            MarshtestError, match="deterministic: adaptive_avg_pool2d_backward_cuda does"
+        ),
+        repeatable(CUDA, asked=True),
+    ):
+        raise RuntimeError(
+            says + " 'torch.use_deterministic_algorithms(True)'. You can turn it off"
+        )
+
+
+def test_a_store_says_on_which_device_its_models_were_made(tmp_path: Path) -> None:
+    """Begun on one machine and gone on with on another, it has models of both."""
+    recipe = {**ONE, "unlearners": ["gd"]}
+    sweep(recipe, store=tmp_path / "store", out=tmp_path / "a")
+    store = Store(tmp_path / "store")
+    for key in store.recorded():
+        kind = key.partition("-")[0]
+        if kind == "initial":
+            stage = store.load(key)
+            assert stage["made"] == {"precision": "float32", "device": "cpu"}
