@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import numpy as np
 import pandas as pd
@@ -84,11 +84,16 @@ def _texts(read: Texts, ids: Tensor, word: str | None, words: Sequence[str]) -> 
     excerpts = []
     for place, base in enumerate(by_id[i] for i in ids.tolist()):
         text = words[place] if words else base
-        written = len(commonprefix([text, base])) if words else 0
-        at = max(0, (text.find(word) if word else written) - CHARACTERS // 2)
+        middle = text.find(word) if word else _changed_at(text, base) if words else 0
+        at = max(0, middle - CHARACTERS // 2)
         end = at + CHARACTERS
         excerpts.append(("… " if at else "") + text[at:end] + (" …" if end < len(text) else ""))
     return excerpts
+
+
+def _changed_at(text: str, base: str) -> int:
+    """The place of the first character in which a text differs from its base."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, base, strict=False)))
 
 
 def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:
