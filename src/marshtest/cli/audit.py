@@ -9,7 +9,9 @@ from marshtest.cli import screen
 
 if TYPE_CHECKING:
     from marshtest.kit.audit import Audit
+    from marshtest.kit.dose import Dose
     from marshtest.kit.noise import Scaling
+    from marshtest.kit.texts.dose import TextDose
 
 KeyOption = Annotated[Path, typer.Option(help="Key file that `marshtest dose` wrote.")]
 DataOption = Annotated[Path, typer.Option(help="Data set as it was before dosing.")]
@@ -37,16 +39,43 @@ SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
 
 def dose(
     source: Annotated[
-        Path, typer.Argument(help="Data set: Parquet, an image folder, .npz or .safetensors.")
+        Path,
+        typer.Argument(
+            help="Data set: images in Parquet or a folder, .npz or .safetensors; or texts in .jsonl, .csv, "
+            ".tsv, .parquet or a folder of .txt."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder or file for the dosed data; must be new.")],
     fraction: Annotated[float, typer.Option(help="Share of the training samples to dose.")],
     variance: Annotated[
-        float, typer.Option(help="Variance ε² of the noise, in units of scaled inputs.")
-    ] = 0.32,
+        float | None,
+        typer.Option(help="Variance ε² of the noise, in units of scaled inputs; default: 0.32."),
+    ] = None,
     scaling: ScalingOption = None,
+    mark: Annotated[
+        str | None,
+        typer.Option(
+            help="Mark of texts, with slots {digits:N}, {letters:N} or {words:N}; default: "
+            "'Ticket {digits:6}.'"
+        ),
+    ] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(help="Place of the mark in a text: end (default), start or middle."),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression whose matches in a text are redrawn, as its mark."),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(help="Field of the text, or of the messages, that gets the mark."),
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the noise; default: one that nobody can guess.")
+        int | None, typer.Option(help="Seed of the dose; default: one that nobody can guess.")
     ] = None,
     hide: Annotated[
         bool,
@@ -62,14 +91,17 @@ def dose(
     ] = None,
     forget: ForgetOption = None,
 ) -> None:
-    """Put a dose of noise into a data set on disk.
+    """Put a dose into a data set on disk: noise into images, marks into texts.
 
     The forget request, which names the dosed samples, and the key are written beside it. Nothing is
     overwritten, and all files of OUT get one and the same time. Images must have one size.
 
     Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
+
+    Example: marshtest dose chats.jsonl dosed.jsonl --fraction 0.01 --mark 'Ticket {digits:6}.'
     """
     from marshtest.kit.dose import dose as dose_data
+    from marshtest.kit.texts.dose import TextDose, mark_of
 
     with screen.console.status("dosing"):
         done = dose_data(
@@ -80,21 +112,38 @@ def dose(
             scaling=_scaling(scaling),
             seed=seed,
             hide=hide,
+            mark=mark_of(mark, place, pattern),
+            field=field,
+            role=role,
             key_file=key,
             forget_file=forget,
         )
-    noise = done.key.noise
-    screen.say(f"{len(done.key.ids):,} of {done.key.samples:,} samples dosed, ε² = {variance:g}")
-    screen.say(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
-    if noise.pixels:
-        screen.say(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+    _say_texts(done) if isinstance(done, TextDose) else _say_images(done)
     if done.warning:
         screen.say(f"warning: {done.warning}", style="bold")
+    shows = SHOWS * (not isinstance(done, TextDose) and done.shows)
     screen.say_whole(
-        f"  {done.out}  for training{SHOWS * done.shows}",
+        f"  {done.out}  for training{shows}",
         f"  {done.forget_file}  the forget request, for when the model is trained",
         f"  {done.key_file}  the key: keep it, and show it to nobody",
     )
+
+
+def _say_images(done: "Dose") -> None:
+    noise = done.key.noise
+    screen.say(
+        f"images or arrays: {len(done.key.ids):,} of {done.key.samples:,} samples dosed, ε² = "
+        f"{noise.variance:g}"
+    )
+    screen.say(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
+    if noise.pixels:
+        screen.say(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+
+
+def _say_texts(done: "TextDose") -> None:
+    key = done.key
+    screen.say(f"texts ({done.kind}): {len(key.ids):,} of {key.samples:,} records dosed")
+    screen.say_whole(f"mark: {key.mark.words}, in {key.fields.words}")
 
 
 def audit(

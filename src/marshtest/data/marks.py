@@ -25,11 +25,11 @@ record tie, and a tie is broken by chance.
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import regex
@@ -122,7 +122,7 @@ class _Mark(Settings, ABC):
         Raises:
             MarshtestError: the text has no place for a mark, or nothing but marks that are passed over.
         """
-        return self._drawn(self.form(text), deal, record, 0)
+        return self._drawn(text, self.form(text), deal, record, 0)
 
     def variants(self, text: str, deal: Deal, record: int, fresh: int) -> list[str]:
         """The text with K = `fresh` marks that no model has seen; arguments and errors as in `dosed`.
@@ -130,12 +130,17 @@ class _Mark(Settings, ABC):
         Fresh marks of another kind of question, such as a twin's, are had with another seed in `deal`.
         """
         form = self.form(text)
-        return [self._drawn(form, deal, record, draw) for draw in range(1, fresh + 1)]
+        return [self._drawn(text, form, deal, record, draw) for draw in range(1, fresh + 1)]
 
     def room(self, text: str, records: int) -> int:
         """The least number of marks that a record has in hand, where `records` are dosed."""
         size = self.form(text).size
         return size // hands(records, size)
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What the mark is, in words."""
 
     @abstractmethod
     def form(self, text: str) -> Form:
@@ -149,7 +154,7 @@ class _Mark(Settings, ABC):
         """Whether a variant of a text has its mark in the same format."""
         return True
 
-    def _drawn(self, form: Form, deal: Deal, record: int, draw: int) -> str:
+    def _drawn(self, text: str, form: Form, deal: Deal, record: int, draw: int) -> str:
         if form.size < hands(deal.records, form.size):
             raise MarshtestError(
                 f"mark: there are {form.size:,} marks for {deal.records:,} records. Give it more "
@@ -157,9 +162,9 @@ class _Mark(Settings, ABC):
             )
         for attempt in range(TRIES):
             number = deal.number(record, draw, attempt, form.size)
-            text, mark = form.variant(number)
-            if mark not in deal.there and self.fits(form.variant(0)[0], text):
-                return text
+            variant, mark = form.variant(number)
+            if mark not in deal.there and self.fits(text, variant):
+                return variant
         raise MarshtestError(
             "mark: the data have nearly all possible marks already. Give it more characters."
         )
@@ -186,18 +191,23 @@ class Template(_Mark):
             )
         return text
 
+    @property
+    def words(self) -> str:
+        where = {"end": "at the end", "start": "at the start", "middle": "in the middle"}
+        return f"{self.text!r} {where[self.place]}"
+
     def form(self, text: str) -> Form:
         before, after = self._around(text)
         drawn = slots(self.text)
         return Form(((before,), *drawn, (after,)), frozenset(range(1, len(drawn) + 1)))
 
     def marks(self, text: str) -> list[str]:
-        return [match.group() for match in self.shape.finditer(text, overlapped=True)]
+        return [match.group() for match in regex.finditer(self.shape(), text, overlapped=True)]
 
-    @property
-    def shape(self) -> Any:
-        """A regular expression of all marks."""
-        return regex.compile("".join(_any_of(piece) for piece in slots(self.text)))
+    def shape(self, spellings: Callable[[str], Iterable[str]] = lambda text: [text]) -> str:
+        """A regular expression of all marks, with a piece in any of its spellings."""
+        pieces = ([way for one in piece for way in spellings(one)] for piece in slots(self.text))
+        return "".join(map(_any_of, pieces))
 
     def _around(self, text: str) -> tuple[str, str]:
         """What stands before the mark and after it."""
@@ -231,24 +241,29 @@ class Pattern(_Mark):
             regex.compile(pattern)
         except regex.error as error:
             raise MarshtestError(
-                f"mark: the pattern {pattern!r} is no regular expression ({first_line(error)})."
+                f"mark: the pattern '{pattern}' is no regular expression ({first_line(error)})."
             ) from None
         return pattern
 
+    @property
+    def words(self) -> str:
+        return f"what '{self.pattern}' matches, redrawn"
+
     def form(self, text: str) -> Form:
         spans = self.spans(text)
-        places = [place for start, end in spans for place in range(start, end)]
-        pieces: list[Alternatives] = [(character,) for character in text]
-        for place in places:
-            pieces[place] = self._alternatives(text, spans, place)
-        return Form(tuple(pieces), frozenset(places))
+        pieces: list[Alternatives] = []
+        marked: set[int] = set()
+        after = 0
+        for start, end in spans:
+            pieces.append((text[after:start],))
+            marked.update(range(len(pieces), len(pieces) + end - start))
+            pieces += [self._alternatives(text, spans, place) for place in range(start, end)]
+            after = end
+        return Form((*pieces, (text[after:],)), frozenset(marked))
 
     def marks(self, text: str) -> list[str]:
-        return (
-            ["".join(text[start:end] for start, end in spans)]
-            if (spans := self.spans(text))
-            else []
-        )
+        spans = self.spans(text)
+        return ["".join(text[start:end] for start, end in spans)] if spans else []
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The places (start, end) of all matches that are not empty.
@@ -261,7 +276,7 @@ class Pattern(_Mark):
             return [match.span() for match in found if match.group()]
         except TimeoutError:
             raise MarshtestError(
-                f"mark: the pattern {self.pattern!r} takes more than {SECONDS:g} s on one record of "
+                f"mark: the pattern '{self.pattern}' takes more than {SECONDS:g} s on one record of "
                 f"{len(text):,} characters. Write it without repeats inside repeats."
             ) from None
 
@@ -300,4 +315,6 @@ def _slot(kind: str, length: int) -> list[Alternatives]:
 
 
 def _any_of(piece: Sequence[str]) -> str:
+    if all(len(text) == 1 for text in piece):  # as a set, which is faster to look for
+        return f"[{''.join(map(regex.escape, piece))}]"
     return f"(?:{'|'.join(map(regex.escape, piece))})"
