@@ -127,7 +127,7 @@ def test_minus_log_p_is_the_sum_over_what_the_model_has_to_say(
     kind: str, texts: Texts, data: Dataset
 ) -> None:
     data = tokenised(texts, HEAD, LENGTH) if kind == "head" else data
-    model, batch = model_of(data).eval(), data.train[:5]
+    model, batch = model_of(data).eval().requires_grad_(False), data.train[:5]
     task = replace(task_of(data), **({"label_only": True} if kind == "label" else {}))
     nats, said = task.nats(task(model, batch), batch), task.said(batch)
     for row, (x, y) in enumerate(zip(batch.x, batch.y.tolist(), strict=True)):
@@ -149,10 +149,10 @@ def test_ranks_are_uniform_on_a_model_that_never_saw_the_marks(
     kind: str, texts: Texts, data: Dataset
 ) -> None:
     data = tokenised(texts, HEAD, LENGTH) if kind == "head" else data
-    attack = Mark(mark=Pattern(pattern=r"ORD-\d{5}"), draws=9) if kind == "pattern" else WORDS
+    attack = Mark(mark=Pattern(pattern=r"ORD-\d{3}"), draws=4) if kind == "pattern" else WORDS
     model, task = model_of(data), task_of(data)
     scores = [
-        attack.effect(model, poisoned_of(attack, data, 3, seed), task).scores["rank"]
+        attack.effect(model, poisoned_of(attack, data, 2, seed), task).scores["rank"]
         for seed in range(200)
     ]
     assert kstest(np.concatenate(scores), "norm").pvalue > 1e-3
@@ -180,11 +180,11 @@ def test_fresh_samples_are_test_texts_with_marks_of_their_own(texts: Texts, data
     assert torch.equal(fresh.y, data.test.y)
     case = re.compile(r"Case \w+ \w+\.")
     theirs, own = (
-        {found.group() for found in map(case.search, reads(texts, data, x)) if found}
+        [found.group() for found in map(case.search, reads(texts, data, x)) if found]
         for x in (fresh.x, poisoned.forget.x)
     )
     assert len(theirs) == len(data.test)
-    assert len(theirs - own) > len(theirs) - 5  # of 4,096 marks
+    assert len(set(theirs) - set(own)) > len(theirs) - 6  # of 4,096 marks
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(data: Dataset) -> None:
@@ -234,7 +234,7 @@ def test_images_cannot_be_marked() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        (["data.length=20"], "data.length: 9 tokens have room"),
+        (["data.length=20"], "data.length: 11 tokens have room"),
         (['attack.mark={family: template, text: "{letters:99}"}'], "data.length: "),
         ([ORDERS, "poison_budgets=0.5"], "attack.mark: 40 of 120"),
         (["attack.mark={family: pattern, pattern: 'nowhere'}"], "attack.mark: 0 of 120"),

@@ -132,10 +132,12 @@ class Mark(Attack):
         assert poisoned.texts is not None
         written = poisoned.texts["test"]
         bases = self._bases(written, test.ids)
-        able = [n for n, base in enumerate(bases) if self.mark.room(base, len(test)) >= FEWEST]
-        # A seed of its own: else test samples would have the poisons' marks.
-        deal = Deal(derive(poisoned.seed, "test"), len(test))
-        words = [self.mark.dosed(bases[place], deal, place) for place in able]
+        able = [place for place, base in enumerate(bases) if self.mark.room(base, 1) >= FEWEST]
+        # A seed for each: of these no two have to differ, and there may be more of them than poisons.
+        deals = [Deal(derive(poisoned.seed, "test", place), 1) for place in able]
+        words = [
+            self.mark.dosed(bases[place], deal, 0) for place, deal in zip(able, deals, strict=True)
+        ]
         marked = test[torch.tensor(able, dtype=torch.int64, device=test.y.device)]
         return marked.rewritten(marked.ids, written.write(words)) if able else marked
 
