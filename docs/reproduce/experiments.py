@@ -26,6 +26,7 @@ ROWS = HERE
 SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
+MARKED = "imdb-tiny-mark"  # every unlearner that takes texts, on marks
 RIVALS = {  # every unlearner of the package, on every attack
     "rivals-digits-gaussian": "digits, Gaussian",
     "rivals-digits-targeted": "digits, targeted",
