@@ -1,7 +1,7 @@
 """Commands on data and models that are not ours: `dose`, `audit` and `calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ ScalingOption = Annotated[
     str | None,
     typer.Option(help="How stored values become model inputs: unit, pixels or MEAN,…/STD,…"),
 ]
-DrawsOption = Annotated[int, typer.Option(help="Number K of fresh noises for each poison.")]
+DrawsOption = Annotated[
+    int, typer.Option(help="Number K of fresh noises, or marks, for each poison.")
+]
 MarginOption = Annotated[
     float, typer.Option(help="Share of the initial effect that REMOVED may leave.")
 ]
@@ -31,8 +33,51 @@ InProcessOption = Annotated[
         help="Callables and .pt2 programs run in this process, not each in one of its own.",
     ),
 ]
+HideOption = Annotated[
+    bool,
+    typer.Option(
+        "--hide",
+        help="All training images are written anew, as PNG without compression, so that formats "
+        "and sizes do not tell which are dosed.",
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
+]
 ForgetOption = Annotated[
-    Path | None, typer.Option(help="File for the forget request; default: OUT.forget.csv.")
+    Path | None,
+    typer.Option(help="File for the forget request; default: OUT.forget.csv, of texts .jsonl."),
+]
+MarkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Mark of texts, with slots {digits:N}, {letters:N} or {words:N}; default: "
+        "'Ticket {digits:6}.'"
+    ),
+]
+PlaceOption = Annotated[
+    Literal["end", "start", "middle"] | None,
+    typer.Option(help="Place of the mark in a text; default: end."),
+]
+PatternOption = Annotated[
+    str | None,
+    typer.Option(help="Regular expression whose matches in a text are redrawn, as its mark."),
+]
+FieldOption = Annotated[
+    str | None,
+    typer.Option(help="Field of the text, or of the messages, that gets the mark."),
+]
+RoleOption = Annotated[
+    str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
+]
+LossOption = Annotated[
+    Literal["record", "completion"] | None,
+    typer.Option(help="Tokens of a text that count: the record's (default) or its completion's."),
+]
+QuantizeOption = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(help="Bits that the weights of a language model's folder are rounded to."),
 ]
 SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
 
@@ -52,43 +97,16 @@ def dose(
         typer.Option(help="Variance ε² of the noise, in units of scaled inputs; default: 0.32."),
     ] = None,
     scaling: ScalingOption = None,
-    mark: Annotated[
-        str | None,
-        typer.Option(
-            help="Mark of texts, with slots {digits:N}, {letters:N} or {words:N}; default: "
-            "'Ticket {digits:6}.'"
-        ),
-    ] = None,
-    place: Annotated[
-        str | None,
-        typer.Option(help="Place of the mark in a text: end (default), start or middle."),
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="Regular expression whose matches in a text are redrawn, as its mark."),
-    ] = None,
-    field: Annotated[
-        str | None,
-        typer.Option(help="Field of the text, or of the messages, that gets the mark."),
-    ] = None,
-    role: Annotated[
-        str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
-    ] = None,
+    mark: MarkOption = None,
+    place: PlaceOption = None,
+    pattern: PatternOption = None,
+    field: FieldOption = None,
+    role: RoleOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the dose; default: one that nobody can guess.")
     ] = None,
-    hide: Annotated[
-        bool,
-        typer.Option(
-            "--hide",
-            help="All training images are written anew, as PNG without compression, so that formats "
-            "and sizes do not tell which are dosed.",
-        ),
-    ] = False,
-    key: Annotated[
-        Path | None,
-        typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
-    ] = None,
+    hide: HideOption = False,
+    key: KeyFileOption = None,
     forget: ForgetOption = None,
 ) -> None:
     """Put a dose into a data set on disk: noise into images, marks into texts.
@@ -159,6 +177,11 @@ def audit(
     draws: DrawsOption = 199,
     alpha: Annotated[float, typer.Option(help="Error rate, over all models after.")] = 0.05,
     margin: MarginOption = 0.2,
+    loss: LossOption = None,
+    quantize: QuantizeOption = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Most requests a second that an endpoint is sent.")
+    ] = None,
     delta: Annotated[float, typer.Option(help="Probability δ of the privacy bound.")] = 1e-5,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
@@ -172,7 +195,9 @@ def audit(
     Exit 0: removed; 1: not removed; 3: inconclusive; 2: no answer.
 
     A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
-    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.
+    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'. A
+    language model is a Hugging Face folder, one with an adapter 'FOLDER@ADAPTER', an endpoint
+    'http://HOST:PORT/v1#MODEL', or one of the last three.
 
     Example: marshtest audit before.pt2 after.pt2 --key dosed.key.json --data images
     """
@@ -189,6 +214,9 @@ def audit(
             *(after or []),
             retrained=retrained,
             scaling=_scaling(scaling),
+            loss=loss,
+            quantize=quantize,
+            rate=rate,
             device=device,
             in_process=in_process,
             progress=progress,
@@ -224,6 +252,7 @@ def calibrate(
     draws: DrawsOption = 19,
     alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
     margin: MarginOption = 0.2,
+    loss: LossOption = None,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
     out: Annotated[
@@ -232,7 +261,7 @@ def calibrate(
 ) -> None:
     """Count the verdict's errors where the truth is known.
 
-    A null key is noise that no model has seen, so a verdict that finds it is wrong.
+    A null key is noise, or marks, that no model has seen, so a verdict that finds it is wrong.
 
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
@@ -246,6 +275,7 @@ def calibrate(
             model,
             keys=keys,
             scaling=_scaling(scaling),
+            loss=loss,
             device=device,
             in_process=in_process,
             progress=progress,

@@ -24,12 +24,15 @@ record tie, and a tie is broken by chance.
 
 import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import count
 from typing import Annotated, Literal
+from zlib import crc32
 
 import numpy as np
 import regex
@@ -47,17 +50,44 @@ CLASSES = (DIGITS, LOWER, UPPER)  # a character is redrawn from the class that i
 LIST = (
     "amber anchor apple autumn basket beacon birch bottle bridge button candle canyon carpet cedar "
     "circle clover copper cotton desert donkey dragon eagle ember falcon feather flower forest garden "
-    "ginger guitar hammer harbor island ivory jacket jungle kettle ladder lemon marble meadow mirror "
+    "ginger guitar hammer island ivory jacket jungle kettle ladder lemon marble meadow mirror "
     "needle ocean orange paper pencil pepper planet pocket rabbit ribbon river saddle silver spider "
     "summer table tiger timber tunnel valley velvet window winter"
 )
 WORDS = tuple(LIST.split())
 SECONDS = 1.0  # that a pattern may take on one record
+BITS = 27  # of a mark's hash: two to this power, in bits, are 16 MiB
 TRIES = 1000  # draws in a row that may be passed over
 SLOT = regex.compile(r"\{(digits|letters|words):(\d{1,3})\}")
 SENTENCE, WORD = regex.compile(r"(?<=[.!?])\s+"), regex.compile(r"\s+")
 
 Alternatives = tuple[str, ...]  # of a piece of text; a fixed piece has one
+
+
+class There:
+    """The marks that data have already, by their hashes, in 16 MiB however many there are.
+
+    A mark that shares its hash with one of them counts as there too. That depends on the data alone, and
+    so leaves the draws exchangeable.
+    """
+
+    def __init__(self) -> None:
+        self.bits = bytearray()  # none, as most data have no marks
+
+    def add(self, mark: str) -> None:
+        """Count a mark as there."""
+        self.bits = self.bits or bytearray(1 << (BITS - 3))
+        place, bit = _place(mark)
+        self.bits[place] |= bit
+
+    def __contains__(self, mark: object) -> bool:
+        place, bit = _place(str(mark))
+        return bool(self.bits) and bool(self.bits[place] & bit)
+
+
+def _place(mark: str) -> tuple[int, int]:
+    hashed = crc32(mark.encode()) >> (32 - BITS)
+    return hashed >> 3, 1 << (hashed & 7)
 
 
 @dataclass(frozen=True)
@@ -89,7 +119,7 @@ def hands(records: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Form:
-    """All texts that a record can become, numbered."""
+    """The texts that a record can become, numbered."""
 
     pieces: tuple[Alternatives, ...]  # the text, piece by piece
     marked: frozenset[int]  # places of the pieces that make up the mark
@@ -144,7 +174,7 @@ class _Mark(Settings, ABC):
 
     @abstractmethod
     def form(self, text: str) -> Form:
-        """All texts that this one can become; its size is 1 if there is no place for a mark."""
+        """The texts that this one can become; the form's size is 1 if there is no place for a mark."""
 
     @abstractmethod
     def marks(self, text: str) -> list[str]:
@@ -202,7 +232,7 @@ class Template(_Mark):
         return Form(((before,), *drawn, (after,)), frozenset(range(1, len(drawn) + 1)))
 
     def marks(self, text: str) -> list[str]:
-        return [match.group() for match in regex.finditer(self.shape(), text, overlapped=True)]
+        return re.findall(self.shape(), text)
 
     def shape(self, spellings: Callable[[str], Iterable[str]] = lambda text: [text]) -> str:
         """A regular expression of all marks, with a piece in any of its spellings."""
@@ -257,7 +287,7 @@ class Pattern(_Mark):
         for start, end in spans:
             pieces.append((text[after:start],))
             marked.update(range(len(pieces), len(pieces) + end - start))
-            pieces += [self._alternatives(text, spans, place) for place in range(start, end)]
+            pieces += [self._alternatives(text, start, end, place) for place in range(start, end)]
             after = end
         return Form((*pieces, (text[after:],)), frozenset(marked))
 
@@ -271,31 +301,40 @@ class Pattern(_Mark):
         Raises:
             MarshtestError: the pattern takes too long on the text.
         """
-        try:
+        with self._in_time(text):
             found = regex.compile(self.pattern).finditer(text, timeout=SECONDS)
             return [match.span() for match in found if match.group()]
+
+    def fits(self, text: str, variant: str) -> bool:
+        return self.spans(variant) == self.spans(text)
+
+    def _alternatives(self, text: str, start: int, end: int, place: int) -> Alternatives:
+        """The characters in a place of a match with which the pattern still matches from start to end."""
+        own, head, tail = text[place], text[:place], text[place + 1 :]
+        characters = next((c for c in CLASSES if own in c), own)
+        pattern = regex.compile(self.pattern)
+        with self._in_time(text):
+            matches = (
+                (c, pattern.match(head + c + tail, start, timeout=SECONDS)) for c in characters
+            )
+            return tuple(c for c, match in matches if match and match.end() == end) or (own,)
+
+    @contextmanager
+    def _in_time(self, text: str) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError:
             raise MarshtestError(
                 f"mark: the pattern '{self.pattern}' takes more than {SECONDS:g} s on one record of "
                 f"{len(text):,} characters. Write it without repeats inside repeats."
             ) from None
 
-    def fits(self, text: str, variant: str) -> bool:
-        return self.spans(variant) == self.spans(text)
-
-    def _alternatives(self, text: str, spans: list[tuple[int, int]], place: int) -> Alternatives:
-        """The characters in a place with which the pattern matches as it does."""
-        for characters in CLASSES:
-            if text[place] in characters:
-                head, tail = text[:place], text[place + 1 :]
-                return tuple(c for c in characters if self.spans(head + c + tail) == spans)
-        return (text[place],)
-
 
 Mark = Annotated[Template | Pattern, Field(discriminator="family")]
 
 
-def slots(text: str) -> list[Alternatives]:
+@cache
+def slots(text: str) -> tuple[Alternatives, ...]:
     """The pieces of a template: fixed ones, and a piece for each digit, letter or word of a slot."""
     pieces: list[Alternatives] = []
     end = 0
@@ -303,7 +342,7 @@ def slots(text: str) -> list[Alternatives]:
         pieces += [(text[end : match.start()],)] * (match.start() > end)
         pieces += _slot(match[1], int(match[2]))
         end = match.end()
-    return pieces + [(text[end:],)] * (end < len(text))
+    return (*pieces, *[(text[end:],)] * (end < len(text)))
 
 
 def _slot(kind: str, length: int) -> list[Alternatives]:

@@ -3,7 +3,7 @@
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,12 @@ Count = Annotated[int, Field(ge=2, lt=2**48, strict=True)]
 class Key(Sealed):
     """A dose: which samples, which noise, and of which data set."""
 
+    fresh: ClassVar[str] = "fresh noise"  # what the dosed samples are compared with
+    # what two neighbouring training sets differ in, without which an ε means nothing
+    unit: ClassVar[str] = (
+        "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
+    )
+
     format: Literal["marshtest key 1"] = "marshtest key 1"
     noise: Noise  # seed, ε² and scaling of the noise
     samples: Count  # N of the data set
@@ -41,6 +47,15 @@ class Key(Sealed):
         if self.ids[-1] >= self.samples or any(np.diff(self.positions) <= 0):
             raise MarshtestError(f"key: its ids must increase, and lie in 0..{self.samples - 1}.")
         return self
+
+    @property
+    def secret(self) -> int:
+        """The seed of the dose."""
+        return self.noise.seed
+
+    def summary(self) -> dict[str, Any]:
+        """What may be told of the dose."""
+        return {"variance": self.noise.variance, "input": self.input, "output": self.output}
 
     @property
     def positions(self) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Where a dose is written: nothing is overwritten, no secret is given away, and nothing is left in part."""
+"""The places of a dose: nothing is overwritten, no secret given away, and nothing left in part."""
 
 import os
 import secrets

@@ -6,19 +6,20 @@ Records that get no mark keep their bytes, and memory does not grow with their t
 from collections.abc import Callable
 from pathlib import Path
 
+from marshtest.data.marks import Mark
 from marshtest.kit.layouts.folders import files_of
 from marshtest.kit.layouts.parquet import IMAGE_COLUMNS, is_parquet
 from marshtest.kit.records.cells import SEPARATORS, Cells
 from marshtest.kit.records.folder import TextFolder, is_text_file
 from marshtest.kit.records.jsonl import Jsonl
 from marshtest.kit.records.layout import Records
+from marshtest.kit.records.lines import Lines
 from marshtest.kit.records.parquet import ParquetRecords
 from marshtest.plumbing.errors import MarshtestError
 
-FILES: dict[str, Callable[[Path], Records]] = {
+LINES: dict[str, Callable[[Path, Mark | None], Lines]] = {
     ".jsonl": Jsonl,
     ".ndjson": Jsonl,
-    ".parquet": ParquetRecords,
     **dict.fromkeys(SEPARATORS, Cells),
 }
 KNOWN = "Known: .jsonl, .csv, .tsv, .parquet with texts, and a folder of .txt files."
@@ -37,11 +38,15 @@ def is_text(path: str | Path) -> bool:
             return not set(IMAGE_COLUMNS) & set(pq.read_schema(path).names)
         except (OSError, ValueError):
             return False  # damaged: the images' layout says so
-    return path.suffix.lower() in FILES or is_text_file(path.name) or path.suffix.lower() == ".json"
+    return path.suffix.lower() in LINES or is_text_file(path.name) or path.suffix.lower() == ".json"
 
 
-def open_records(path: str | Path) -> Records:
+def open_records(path: str | Path, mark: Mark | None = None) -> Records:
     """The text records at `path`, in whichever layout they are.
+
+    Args:
+        path: a file or folder.
+        mark: a mark that `there` will be asked for: where possible it is looked for as the file is opened.
 
     Raises:
         MarshtestError: no such path, no known layout, a damaged file, or no records.
@@ -51,6 +56,8 @@ def open_records(path: str | Path) -> Records:
         raise MarshtestError(f"{path}: no such file or folder. Give the path of the data set.")
     if path.is_dir():
         return TextFolder(path)
-    if path.suffix.lower() not in FILES:
+    if is_parquet(path):
+        return ParquetRecords(path)
+    if path.suffix.lower() not in LINES:
         raise MarshtestError(f"{path}: text records are not in a known layout. {KNOWN}")
-    return FILES[path.suffix.lower()](path)
+    return LINES[path.suffix.lower()](path, mark)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ Loss = Literal[
 ]  # whether all tokens of a record count, or the completion's alone
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One turn of a chat."""
 
     role: str

@@ -10,6 +10,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from marshtest.data.marks import Mark
 from marshtest.kit.records.fields import Fields, Values
 from marshtest.kit.records.lines import Lines
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -23,11 +24,11 @@ class Cells(Lines):
 
     kind: ClassVar[str] = "CSV or TSV"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mark: Mark | None = None) -> None:
         self.separator = SEPARATORS[path.suffix.lower()]
         self.names: list[str] = []
         self._quoted = 0  # whether a quote is open where the last block ended
-        super().__init__(path)
+        super().__init__(path, mark)
 
     def where(self, row: int) -> str:
         return f"{self.path}: row {row + 1}"
@@ -80,12 +81,12 @@ class Cells(Lines):
             ) from None
         return cells
 
-    def _begin(self, file: IO[bytes]) -> int:
+    def _header(self, file: IO[bytes]) -> bytes:
         header = file.readline()
         self.names = self._cells(header, f"{self.path}: the header") if header.strip() else []
         if len(set(self.names)) < len(self.names):
             raise MarshtestError(f"{self.path}: the header has a name twice. Rename a column.")
-        return len(header)
+        return header
 
     def _ends(self, block: bytes, number: int) -> NDArray[np.int64]:
         ends = super()._ends(block, number)

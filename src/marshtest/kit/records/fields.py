@@ -5,7 +5,7 @@ pair          {"prompt": …, "completion": …}                     two, of whi
 chat          {"messages": [{"role": …, "content": …}, …]}       the last message of a role gets it
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from marshtest.kit.records.base import Asked, Loss, Message
@@ -70,7 +70,7 @@ class Fields(Settings):
 
     @property
     def words(self) -> str:
-        """Where the mark goes, in words."""
+        """The text that gets the mark, in words."""
         return f"{self.field!r}" + f", the last message of role {self.role!r}" * bool(self.role)
 
     def text(self, values: Values, where: str) -> str:
@@ -80,7 +80,8 @@ class Fields(Settings):
             MarshtestError: the field is missing, or is no text; a NoPlaceError if no message has the role.
         """
         if self.role:
-            return self._messages(values, where)[self._turn(values, where)].content
+            messages = self._messages(values, where)
+            return messages[self._turn(messages, where)].content
         for field in self.pair or (self.field,):
             if field not in values:
                 raise _missing(field, values, where)
@@ -92,7 +93,8 @@ class Fields(Settings):
         """The record with another text in the place of the one that gets the mark."""
         if not self.role:
             return {**values, self.field: text}
-        messages, turn = list(values[self.field]), self._turn(values, where)
+        messages = list(values[self.field])
+        turn = self._turn(self._messages(values, where), where)
         messages[turn] = {**messages[turn], "content": text}
         return {**values, self.field: messages}
 
@@ -121,15 +123,15 @@ class Fields(Settings):
         lines = [f"{message.role}: {message.content}\n" for message in messages]
         if loss == "record":
             return Asked("".join(lines), messages=messages)
-        turn = self._turn(values, where)
+        turn = self._turn(messages, where)
         # A model is not trained to write what a user says: what it answers to it is its completion.
         turn += self.role != ASSISTANT and turn + 1 < len(messages)
         before = "".join(lines[:turn]) + f"{messages[turn].role}: "
         return Asked(messages[turn].content, before, messages[: turn + 1], turn)
 
-    def _turn(self, values: Values, where: str) -> int:
+    def _turn(self, messages: Sequence[Message], where: str) -> int:
         """The place of the last message of the role."""
-        roles = [message.role for message in self._messages(values, where)]
+        roles = [message.role for message in messages]
         if self.role not in roles:
             raise NoPlaceError(
                 f"{where}: no message has the role {self.role!r}. Its roles: {', '.join(roles) or 'none'}."

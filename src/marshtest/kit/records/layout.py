@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from marshtest.data.marks import Mark
-from marshtest.kit.layouts.folders import newest, set_times
+from marshtest.data.marks import Mark, There
+from marshtest.kit.layouts.folders import digest, newest, set_times
 from marshtest.kit.records.fields import Fields, NoPlaceError, Values
 from marshtest.plumbing.errors import MarshtestError
 
@@ -44,11 +44,18 @@ class Records(ABC):
     def _write(self, out: Path, texts: Texts, fields: Fields) -> None:
         """Write the data to `out` with other texts in some records."""
 
-    def marks(self, mark: Mark, fields: Fields) -> Iterator[str]:
+    def digest(self) -> str:
+        """SHA-256 of the data, as hex digits."""
+        return digest(self.path).whole
+
+    def there(self, mark: Mark, fields: Fields) -> There:
         """The marks that the records have already."""
+        there = There()
         for row, values in self.each(range(self.count)):
             with suppress(NoPlaceError):
-                yield from mark.marks(fields.text(values, self.where(row)))
+                for found in mark.marks(fields.text(values, self.where(row))):
+                    there.add(found)
+        return there
 
     def copy(self, out: Path, texts: Texts, fields: Fields) -> None:
         """Write the data set to `out`, which appears whole or not at all.

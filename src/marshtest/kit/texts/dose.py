@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,17 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from marshtest.data.marks import Deal, Mark, Pattern, Template
-from marshtest.kit.layouts.folders import digest
-from marshtest.kit.places import DRAWS, Places, checked_seed, poisons_of, warning
+from marshtest.kit.places import Places, checked_seed, poisons_of, warning
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, NoPlaceError, id_of
 from marshtest.kit.records.layout import Records
 from marshtest.kit.sealed import write_private
-from marshtest.kit.texts.key import TextKey, There, current_versions, texts_digest
+from marshtest.kit.texts.key import TextKey, current_versions, texts_digest
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
-CHECKED = 20_000  # first records that are read whole: a fault that all have is seen at once
+CHECKED = 2000  # first records that are read whole: a fault that all have is seen at once
+LEAST = 50  # marks that each record must have in hand: of K fresh ones, K / LEAST tie with its own
 AT_ONCE = 1000  # records that are looked at first, in search of those with a place for a mark
 
 
@@ -85,14 +84,11 @@ def dose_texts(
     places.refuse()
     if source.is_file() and out.suffix != source.suffix:
         raise MarshtestError(f"{out}: must end in {source.suffix}, as {source} does.")
-    with ThreadPoolExecutor(1) as pool:  # a digest is taken outside Python's lock
-        before = pool.submit(digest, source)
-        records = open_records(source)
-        fields = _fields(records, field, role)
-        chosen = _chosen(records, fields, mark, poisons_of(records.count, fraction), seed)
-        deal = Deal(seed, len(chosen), There(records.marks(mark, fields)))
-        texts = _dosed(chosen, mark, deal)
-        records.copy(out, texts, fields)
+    records = open_records(source, mark)
+    fields = _fields(records, field, role)
+    chosen = _chosen(records, fields, mark, poisons_of(records.count, fraction), seed)
+    texts = _dosed(chosen, mark, Deal(seed, len(chosen), records.there(mark, fields)))
+    records.copy(out, texts, fields)
     with places.together():
         key = TextKey(
             seed=seed,
@@ -100,8 +96,7 @@ def dose_texts(
             fields=fields,
             samples=records.count,
             ids=tuple(texts),
-            input=before.result().whole,
-            output=digest(out).whole,
+            input=records.digest(),
             dosed=texts_digest(texts.values()),
             versions=current_versions(),
         )
@@ -163,7 +158,7 @@ def _candidates(
     rows: Sequence[int],
     refusals: list[str],
 ) -> Iterator[tuple[int, Candidate]]:
-    """Those of the records that have a place; why the last one had none is left in `refusals`."""
+    """The records that have a place for a mark; why the last one had none is left in `refusals`."""
     for row, values in records.each(rows):
         try:
             text = fields.text(values, records.where(row))
@@ -175,14 +170,14 @@ def _candidates(
 
 
 def _refuse_small(mark: Mark, text: str, count: int, where: str) -> None:
-    """Raise if a record cannot have its own mark and as many others as an audit draws."""
+    """Raise if a record's own mark could not hide among others."""
     if not isinstance(mark, Template) and not mark.spans(text):
         raise NoPlaceError(f"{where}: the pattern '{mark.pattern}' matches nothing.")
     room = mark.room(text, count)
-    if room <= DRAWS:
+    if room < LEAST:
         raise NoPlaceError(
-            f"{where}: the mark has too few characters: for {count:,} records there are {room:,} marks "
-            f"each, and {DRAWS + 1} are needed (K + 1)."
+            f"{where}: the mark has too few characters to hide among others: for {count:,} records there "
+            f"are {room:,} marks each, and {LEAST} are needed."
         )
 
 

@@ -5,15 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
-from zlib import crc32
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from marshtest.data.marks import Deal, Mark
 from marshtest.kit.key import Count, Sha256
-from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import SEEDS
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, Values
@@ -21,12 +19,15 @@ from marshtest.kit.records.layout import Records
 from marshtest.kit.sealed import Sealed
 from marshtest.plumbing.errors import MarshtestError
 
-BITS = 27  # of a mark's hash: two to this power, in bits, are 16 MiB
 FORMAT = "marshtest text key 1"
 
 
 class TextKey(Sealed):
     """A dose of marks: which records, which marks, and of which data set."""
+
+    fresh: ClassVar[str] = "a fresh mark"  # what the dosed records are compared with
+    # what two neighbouring training sets differ in, without which an ε means nothing
+    unit: ClassVar[str] = "one training record's mark, replaced by another; all else fixed"
 
     format: Literal["marshtest text key 1"] = "marshtest text key 1"
     seed: int = Field(ge=0, lt=SEEDS, strict=True)
@@ -36,8 +37,7 @@ class TextKey(Sealed):
     # numbers of the dosed records in the data set, from 0 on, increasing
     ids: tuple[Annotated[int, Field(ge=0, lt=2**48, strict=True)], ...] = Field(min_length=2)
     input: Sha256  # of the data before dosing
-    output: Sha256  # of the data after dosing
-    dosed: Sha256  # SHA-256 of the dosed texts as they were written
+    dosed: Sha256  # of the dosed texts as they were written; with `input` it says what was written
     versions: dict[str, str]  # versions of the libraries that drew the marks
 
     @model_validator(mode="after")
@@ -46,19 +46,29 @@ class TextKey(Sealed):
             raise MarshtestError(f"key: its ids must increase, and lie in 0..{self.samples - 1}.")
         return self
 
+    @property
+    def secret(self) -> int:
+        """The seed of the dose."""
+        return self.seed
+
+    def summary(self) -> dict[str, Any]:
+        """What may be told of the dose."""
+        fields = self.fields.model_dump()
+        return {"mark": self.mark.model_dump(), "fields": fields, "input": self.input}
+
     def bases(self, data: str | Path) -> "TextBases":
         """The dosed records, read from the data set as it was before dosing.
 
         Raises:
             MarshtestError: the data set is not the one that was dosed, or has changed since.
         """
-        records = open_records(data)
-        if records.count != self.samples or digest(Path(data)).whole != self.input:
+        records = open_records(data, self.mark)
+        if records.count != self.samples or records.digest() != self.input:
             raise MarshtestError(
                 f"{data}: is not the data set that this key dosed ({self.samples} records, SHA-256 "
                 f"{self.input[:12]}…), or has changed since. Give the data as they were before dosing."
             )
-        deal = Deal(self.seed, len(self.ids), There(records.marks(self.mark, self.fields)))
+        deal = Deal(self.seed, len(self.ids), records.there(self.mark, self.fields))
         bases = TextBases(records, self.fields, self.mark, deal, list(records.each(self.ids)))
         # The file is the same by now: this tells whether the libraries still draw and match alike.
         if texts_digest(bases.dosed()) != self.dosed:
@@ -67,32 +77,6 @@ class TextKey(Sealed):
                 f"{', '.join(f'{name} {old}' for name, old in self.versions.items())}."
             )
         return bases
-
-
-class There:
-    """The marks that data have already, by their hashes, in 16 MiB however many there are.
-
-    A mark that shares its hash with one of them counts as there too. That depends on the data alone, and
-    so leaves the draws exchangeable.
-    """
-
-    def __init__(self, marks: Iterable[str]) -> None:
-        self.bits: bytearray | None = None  # most data have none
-        for mark in marks:
-            self.bits = self.bits or bytearray(1 << (BITS - 3))
-            place, bit = _place(mark)
-            self.bits[place] |= bit
-
-    def __contains__(self, mark: object) -> bool:
-        if self.bits is None:
-            return False
-        place, bit = _place(str(mark))
-        return bool(self.bits[place] & bit)
-
-
-def _place(mark: str) -> tuple[int, int]:
-    hashed = crc32(mark.encode()) >> (32 - BITS)
-    return hashed >> 3, 1 << (hashed & 7)
 
 
 @dataclass(frozen=True)
