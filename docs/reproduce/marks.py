@@ -58,11 +58,12 @@ def remembered() -> str:
     wide.columns = [f"{epochs} epochs" for epochs in wide.columns]
     names = [NAMES.get(family, f"`{family}`") for family in wide.index]
     table = as_markdown(wide.reset_index(drop=True).assign(mark=names)[["mark", *wide.columns]])
-    (draws,) = pd.read_csv(STUDY)["draws"].unique()
+    rows = pd.read_csv(STUDY)
+    (draws,), seeds = rows["draws"].unique(), rows["seed"].nunique()
     # −E Φ⁻¹(u), u uniform below q = 1 / (K + 1), is φ(Φ⁻¹(q)) / q.
     first = 1 / (draws + 1)
     most = norm.pdf(norm.ppf(first)) / first
-    return f"{table}\n\nIf every mark came first of {draws + 1}, it would be {most:.2f}."
+    return f"{table}\n\nSeeds: {seeds}. If every mark came first of {draws + 1}, it would be {most:.2f}."
 
 
 def varied() -> str:
