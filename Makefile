@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test wheel browser rivals lint docs reproduce bench
+.PHONY: demo test slow wheel browser rivals lint docs reproduce bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,8 +13,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-test: $(VENV)/installed ## all tests but those of the page in a browser and of rivals
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+test: $(VENV)/installed ## the tests, under five minutes on two cores: all but slow, browser, rivals
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+slow: $(VENV)/installed ## tests of five seconds or more each: simulations, kills, nodes, walk-throughs
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 # The wheel is made from the source distribution, so that both are whole.
 wheel: PARTS = $(VENV)/wheel

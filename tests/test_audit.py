@@ -39,6 +39,7 @@ def asked(*models: str, **rest: Any) -> Audit:
     return audit(case.done.key_file, case.source, *names, **rest)
 
 
+@pytest.mark.slow
 def test_a_model_that_kept_the_dose_and_one_that_never_had_it() -> None:
     found = asked("before", "before", "retrained", retrained="retrained")
     assert [judged.verdict.answer for judged in found.models] == [

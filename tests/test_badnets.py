@@ -157,6 +157,7 @@ RECIPE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_training_learns_the_backdoor_and_retraining_does_not(tmp_path: Path) -> None:
     results = marshtest.run(RECIPE, out=tmp_path / "run", report=False)
     frame, summary = results.rows, results.summary.set_index(["role", "unlearner"])

@@ -30,6 +30,7 @@ def calibrated(keys: int) -> Calibration:
     )
 
 
+@pytest.mark.slow
 def test_false_answers_come_at_most_as_often_as_promised(tmp_path: Path) -> None:
     found = calibrated(40)
     table = found.table().set_index("false answer")
@@ -45,6 +46,7 @@ def test_false_answers_come_at_most_as_often_as_promised(tmp_path: Path) -> None
     assert (tmp_path / "out" / "p-values.png").exists()
 
 
+@pytest.mark.slow
 def test_a_lying_test_would_be_seen() -> None:
     """The dependence of the margin keys really is the margin, on average."""
     found = calibrated(40)

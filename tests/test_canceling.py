@@ -156,6 +156,7 @@ def exactly_trained(data: Dataset, samples: Samples) -> nn.Module:
     return model.float()
 
 
+@pytest.mark.slow
 def test_canceling_makes_theta_low_where_training_ends(search: Search, digits: Dataset) -> None:
     """A convex model, a θ_low that half the poisons could hold: at most 1 % of the gradient is left,
     and the exact minimum of the poisoned loss lies within a tenth of the way from θ_clean to θ_low.
@@ -188,6 +189,7 @@ def test_canceling_makes_theta_low_where_training_ends(search: Search, digits: D
     assert accuracy(ends, search.task, digits.test) == pytest.approx(worst.accuracy, abs=0.02)
 
 
+@pytest.mark.slow
 def test_victims_lose_accuracy_and_shuffled_poisons_do_not_do_it(
     digits: Dataset, clean: nn.Module
 ) -> None:

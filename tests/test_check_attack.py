@@ -24,11 +24,14 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.facts import ENDS, KEEPS_NOTHING, Fact, fact_lines
 from marshtest.unlearning import Unlearner
 
-OURS: list[dict[str, Any]] = [
-    {"name": "gaussian"},
-    {"name": "gradient-matching", "restarts": 1, "steps": 5, "targets": 2},
+CANCELING: list[dict[str, Any]] = [
     {"name": "gradient-canceling", "steps": 5},
     {"name": "gradient-canceling", "steps": 5, "place": "add"},
+]
+OURS: list[Any] = [
+    {"name": "gaussian"},
+    {"name": "gradient-matching", "restarts": 1, "steps": 5, "targets": 2},
+    *(pytest.param(options, marks=pytest.mark.slow) for options in CANCELING),
     {"name": "trigger-word"},
     {"name": "interclass-confusion"},
     {"name": "badnets"},
@@ -41,7 +44,7 @@ def failed(facts: list[Fact]) -> list[str]:
     return [f"{fact.kind}: {fact.name}" for fact in facts if not fact.holds]
 
 
-@pytest.mark.parametrize("attack", OURS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("attack", OURS, ids=lambda attack: "-".join(map(str, attack.values())))
 def test_our_attacks_pass(attack: dict[str, Any]) -> None:
     facts = check_attack(attack)
     assert failed(facts) == []

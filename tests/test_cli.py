@@ -70,6 +70,7 @@ def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_
     assert (again.code, again.out, again.err) == (0, said.out, note)
 
 
+@pytest.mark.slow
 def test_report_draws_what_rows_hold_into_one_folder(
     marshtest: Any, tiny_run: Results, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_list_is_grouped_and_fits_80_columns(marshtest: Any) -> None:
         assert of_kind[0]["name"] in said.out
 
 
+@pytest.mark.slow
 def test_explain_shows_the_recipe_and_its_cost(marshtest: Any) -> None:
     said = marshtest("explain", "tiny.yaml", "budgets=0.25")
     assert said.code == 0
@@ -172,7 +174,10 @@ def test_explain_expects_as_many_stages_as_run_does() -> None:
     from marshtest.sweeps.planned import plan_sweep
     from marshtest.sweeps.settings import read_sweep
 
-    cost = expected_cost(plan_sweep(read_sweep(TINY))).set_index("stage")
+    costs, ruled_out = expected_cost(plan_sweep(read_sweep(TINY)))
+    cost = costs.set_index("stage")
+    (said,) = ruled_out
+    assert "80 poisons in all cannot give REMOVED of 3 unlearners" in said
     counts = {"start": 1, "train": 4, "unlearn": 6, "score": 10, "report": 5}
     assert cost["count"].to_dict() == counts
     # scoring of 10 models: K + 1 forwards, and one forward and backward, for each of 40 poisons; the

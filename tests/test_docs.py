@@ -47,6 +47,7 @@ def test_the_own_unlearner_example_runs(
     assert "readme:my_unlearner" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_the_first_hours_unlearners_run_and_only_the_one_that_starts_anew_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +115,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert target.startswith("https://") or (page.parent / target).exists(), (page, target)
 
 
+@pytest.mark.slow
 def test_the_examples_of_contributing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unlearner that passes; an attack, a metric and a data set, through a run to its page."""
     unlearner, *others = blocks(ROOT / "CONTRIBUTING.md", "python")

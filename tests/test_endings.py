@@ -81,7 +81,11 @@ def test_the_verdicts_code_and_nothing_but_json_on_standard_output(folder: Path)
         (["check", "theirs:exits"], 1),
         (["check", "theirs:interrupts", "--on", "features"], 1),
         (["check", "datasets:exits"], 2),
-        (["sweep", "tiny.yaml", "--engine", "processes", "--workers", "1"], 0),
+        pytest.param(
+            ["sweep", "tiny.yaml", "--engine", "processes", "--workers", "1"],
+            0,
+            marks=pytest.mark.slow,
+        ),
         (["report", "nowhere", "--out", "page"], 2),
     ],
 )
@@ -152,7 +156,7 @@ def test_an_answer_that_cannot_be_written_is_none(folder: Path) -> None:
         ["list", "recipes"],
         ["list", "--json"],
         ["list", "--help"],
-        ["explain", "digits-gaussian", "data.train=50"],
+        pytest.param(["explain", "digits-gaussian", "data.train=50"], marks=pytest.mark.slow),
     ],
 )
 def test_a_closed_pipe_ends_a_command_quietly(folder: Path, arguments: list[str]) -> None:

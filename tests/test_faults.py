@@ -59,6 +59,7 @@ def unharmed(folder: Path, expected: pd.DataFrame) -> None:
     assert sweep(GRID, store=store.url, out=folder / "again").done == 0
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_cost_nothing_that_was_recorded(
     swept: Done,
     tmp_path: Path,
@@ -68,6 +69,7 @@ def test_kills_at_random_moments_cost_nothing_that_was_recorded(
     unharmed(tmp_path, rows_of(swept[0]))
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once_share_the_work_under_kills_too(
     swept: Done,
     tmp_path: Path,
@@ -111,6 +113,7 @@ def test_a_flipped_bit_is_noticed_and_what_it_hit_is_made_again(
     assert Store(store.url).file(victim, file.name) != bytes(flipped)
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_changes_nothing(
     swept: Done,
     tmp_path: Path,
@@ -135,6 +138,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
     pd.testing.assert_frame_equal(rows_of(done), rows_of(swept[0]), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_one_are_one_line_and_lose_nothing(
     swept: Done,
     tmp_path: Path,
@@ -178,6 +182,7 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "asked"), [("in-process", signal.SIGINT), ("processes", signal.SIGTERM)]
 )

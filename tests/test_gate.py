@@ -30,13 +30,21 @@ from marshtest.unlearning.harness import unlearn
 NEITHER: dict[str, dict[str, Any]] = {"ssd": {"alpha": 1.0}, "assd": {}, "bad-teacher": {}}
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NEITHER])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("npo", "simnpo") else name
+        for name in METHODS
+        if name not in NEITHER
+    ],
+)
 def test_our_unlearners_pass(name: str) -> None:
     facts = check_unlearner(parse_trials(name)[0])
     assert [fact for fact in facts if not fact.holds] == []
     assert {fact.kind for fact in facts} == set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEITHER)
 def test_what_looks_at_no_label_in_a_step_fails_at_the_convex_problem_alone(name: str) -> None:
     facts = check_unlearner(parse_trials({"name": name, **NEITHER[name]})[0])

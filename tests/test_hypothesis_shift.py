@@ -250,6 +250,7 @@ def test_pixels_are_not_features(tmp_path: Path) -> None:
         study(SMALL, "data=digits", out=tmp_path / "bad")
 
 
+@pytest.mark.slow
 def test_the_command_trains_a_network_once_and_ends_with_the_statement(tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = ["seeds=2", "smaller=[]", "betas=[1]", "data.features.training.epochs=8"]

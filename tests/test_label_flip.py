@@ -118,6 +118,7 @@ RECIPE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_training_keeps_the_flips_and_retraining_does_not(tmp_path: Path) -> None:
     results = marshtest.run(RECIPE, out=tmp_path / "run", report=False)
     rows, summary = results.rows, results.summary.set_index(["role", "unlearner"])

@@ -223,6 +223,7 @@ def test_any_transformer_of_a_local_folder(
             build(settings, (33,), 2, 0)
 
 
+@pytest.mark.slow
 def test_the_main_job_runs_on_texts(folder: Path, tmp_path: Path) -> None:
     recipe = {
         "name": "texts",

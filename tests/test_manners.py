@@ -147,6 +147,7 @@ def test_a_report_leaves_the_process_as_it_was(tiny_run: Results, tmp_path: Path
     assert changed(lambda: marshtest.report(tiny_run.folder, out=tmp_path / "report")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_process", [True, False])
 def test_dose_and_audit_leave_the_process_as_it_was(in_process: bool, tmp_path: Path) -> None:
     case, scaling = audited(), Scaling(std=(0.3,))

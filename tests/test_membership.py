@@ -211,6 +211,7 @@ def fitted(samples: Samples) -> nn.Module:
     return model.requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_the_auc_of_models_trained_without_the_forget_set_covers_half() -> None:
     repetitions, covered = 400, dict.fromkeys(FORMS, 0)
     for seed in range(repetitions):
@@ -381,6 +382,26 @@ def test_rows_tables_and_sentences_hold_the_answers(done: Any) -> None:
     assert any("margin MIA: FAILS GD" in line for line in sentences(done))
 
 
+@pytest.mark.parametrize(
+    ("attack", "asked"),
+    [
+        ({"name": "gradient-canceling", "steps": 5}, 100),  # aims at all of the 100 test samples
+        ({"name": "gradient-matching", "restarts": 1, "steps": 2, "targets": 2}, 98),
+    ],
+)
+def test_crafted_poisons_are_compared_with_test_samples_that_no_poison_aims_at(
+    attack: dict[str, Any], asked: int, tmp_path: Path
+) -> None:
+    metric = {"metrics": ["membership"], "poison_budgets": 0.05, "unlearners": [], "seeds": 1}
+    recipe = TINY | metric | {"attack": attack}
+    rows = marshtest.run(recipe, out=tmp_path / "run", report=False).rows
+    rows = rows[rows["mia_members"].notna()]
+    assert set(rows["mia_others"]) == {asked}
+    assert set(rows["mia_dosed"]) == {0.0}
+    assert rows["mia_rmia_auc"].between(0, 1).all()
+
+
+@pytest.mark.slow
 def test_repeats_and_the_metric_move_no_other_number(done: Any, tmp_path: Path) -> None:
     plain = {key: value for key, value in ASKED.items() if key != "metrics"}
     before = marshtest.run(plain, out=tmp_path / "plain", report=False).rows

@@ -8,6 +8,8 @@ from nbclient import NotebookClient
 
 import marshtest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SEEDS = "seeds = 10"
 

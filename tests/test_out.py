@@ -26,6 +26,7 @@ def test_a_folder_that_a_command_holds_is_refused_to_a_second(tmp_path: Path) ->
     marshtest.run(ONE, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 2)])
 def test_two_runs_at_once_end_well_or_in_one_line(seeds: tuple[int, int], tmp_path: Path) -> None:
@@ -43,6 +44,7 @@ def test_two_runs_at_once_end_well_or_in_one_line(seeds: tuple[int, int], tmp_pa
         pd.testing.assert_series_equal(rows[column], alone_rows[column], check_exact=True)
 
 
+@pytest.mark.slow
 def test_two_reports_at_once_end_well(bare_rows: Path, tmp_path: Path) -> None:
     codes, _ = at_once(*2 * [f"report {bare_rows} --out report"], folder=tmp_path)
     assert codes == [0, 0]

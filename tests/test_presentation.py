@@ -211,7 +211,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        ["report", "ours", "theirs", "--out", "report"],
+        pytest.param(["report", "ours", "theirs", "--out", "report"], marks=pytest.mark.slow),
         ["leaderboard", "ours", "theirs"],
         ["rows", "--store", "store"],
     ],

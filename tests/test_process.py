@@ -22,6 +22,7 @@ from marshtest.kit.black_box import BlackBox, read_answers
 from marshtest.plumbing.errors import MarshtestError
 
 
+@pytest.mark.slow
 def test_nothing_of_the_key_is_in_the_models_process() -> None:
     """With the seed a model could tell the dosed input of each question, and answer for another."""
     assert len(opened("vendors:spies").ask(VALUES, LABELS)[0]) == len(VALUES)
@@ -31,6 +32,7 @@ def test_nothing_of_the_key_is_in_the_models_process() -> None:
     gc.freeze()
 
 
+@pytest.mark.slow
 def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
     program = torch.export.export(vendors.layers(), (torch.zeros(8, 3, 8, 8),))
     torch.export.save(program, tmp_path / "model.pt2")

@@ -17,6 +17,8 @@ from marshtest.commands.sweep import Swept, sweep
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.sweeps.store import Store
 
+pytestmark = pytest.mark.slow
+
 Done = tuple[Swept, Store]
 
 

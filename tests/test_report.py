@@ -134,6 +134,7 @@ def bars(panel: Any) -> dict[int, dict[float, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_bars_of_figures_8_and_9_are_the_summary(ablated: Results, tmp_path: Path) -> None:
     write_report(replace(ablated, folder=tmp_path))
     names = {file.name for file in (tmp_path / "figures").iterdir()}
@@ -358,6 +359,7 @@ def test_the_answer_counts_verdicts_and_names_what_removal_cost(tiny_run: Result
     assert "SCRUB" in said.partition("did not: ")[2]
 
 
+@pytest.mark.slow
 def test_controls_alone_are_reported_too(
     tiny_run: Results, ablated: Results, tmp_path: Path
 ) -> None:

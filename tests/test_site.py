@@ -63,6 +63,7 @@ def pages(site: Path) -> dict[str, Page]:
     return {str(path.relative_to(site)): Page(path.read_text()) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_no_page_loads_anything_over_the_network(site: Path, pages: dict[str, Page]) -> None:
     assert len(pages) > 12
     for name, page in pages.items():

@@ -369,6 +369,7 @@ def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_rows_and_survive_the_death_of_a_worker(
     swept: tuple[Swept, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -452,6 +452,7 @@ def recipe_of(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_main_job_runs_on_trigger_words(folder: Path, tmp_path: Path) -> None:
     results = run(recipe_of(folder, seeds=1), out=tmp_path / "run")
     rows = results.rows[results.rows["poison_budget"] == 1].set_index("role")

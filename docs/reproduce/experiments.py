@@ -71,7 +71,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "rivals-digits-gaussian": _ALL.format("digits-gaussian", 10, "", "digits-mlp"),
     "rivals-digits-targeted": _ALL.format("digits-targeted", 12, "", "digits-mlp"),
     "rivals-digits-indiscriminate": _ALL.format(
-        "digits-indiscriminate", 24, _TENTH, "digits-linear"
+        "digits-indiscriminate", 32, _TENTH, "digits-linear"
     ),
     "rivals-cifar10-small-gaussian": _ALL.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "cifar10-small"

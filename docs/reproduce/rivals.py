@@ -26,7 +26,7 @@ def _title(line: pd.Series, of: Results) -> str:
     name = str(line["unlearner"])
     if line["role"] != "updated":
         return label(line, of.recipe)
-    return NAMES.get(name, name.partition(":")[2]) + marks(line, differing(of.recipe.unlearners))
+    return NAMES.get(name, name.rpartition(":")[2]) + marks(line, differing(of.recipe.unlearners))
 
 
 def _short(of: Cell) -> str:

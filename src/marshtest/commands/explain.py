@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ from marshtest.metrics.accuracy import accuracy
 from marshtest.models.table import Factory
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import pick_device, threads
+from marshtest.plumbing.errors import NOTE
 from marshtest.reporting import charts
 from marshtest.reporting.figures import save
 from marshtest.sweeps.jobs import Job, passes
 from marshtest.sweeps.planned import Planned, plan_sweep
+from marshtest.sweeps.run_folder import foreseen
 from marshtest.sweeps.settings import read_sweep
 from marshtest.training.budget import flops_of
 from marshtest.training.loop import Training, descend
@@ -64,11 +66,13 @@ class Explanation:
         planned: its variants as recipes, and the jobs that they come to.
         costs: one line a kind of work: `stage`, `what`, `count`, sample `passes`, expected `seconds`, and
             `flops`. None if the recipe rests on a user's callable, which is not run for an explanation.
+        ruled_out: answers that the numbers of trainings and poisons at hand rule out, in sentences.
         gpu_tflops: speed that a GPU is taken to sustain.
     """
 
     planned: Planned
     costs: pd.DataFrame | None
+    ruled_out: Sequence[str] = ()
     gpu_tflops: float = 20.0
 
     @property
@@ -111,6 +115,7 @@ class Explanation:
             f"{planned.unshared:,} jobs."
         )
         texts += dict.fromkeys(needs(k.recipe, family_of(k.recipe)) for k in planned.keys)
+        texts += self.ruled_out
         seconds, flops = costs["seconds"].sum(), costs["flops"].sum()
         hours = flops / self.gpu_tflops / 3.6e15  # 3.6e15: operations of one TFLOP/s in an hour
         gpu = f"{hours:.2g} h" if hours > MINUTE else "less than a minute"
@@ -138,8 +143,10 @@ def explain(
         MarshtestError: bad input, in one line.
     """
     planned = plan_sweep(read_sweep(source, *overrides), imports=False)
-    costs = expected_cost(planned) if foreign_part(planned) is None else None
-    return Explanation(planned, costs, gpu_tflops)
+    if foreign_part(planned) is not None:
+        return Explanation(planned, None, gpu_tflops=gpu_tflops)
+    costs, ruled_out = expected_cost(planned)
+    return Explanation(planned, costs, ruled_out, gpu_tflops)
 
 
 def measure(pipeline: Pipeline) -> dict[str, float]:
@@ -198,11 +205,12 @@ def foreign_part(planned: Planned) -> str | None:
     return next((part.name for part in (*parts, *networks) if isinstance(part, foreign)), None)
 
 
-def expected_cost(planned: Planned) -> pd.DataFrame:
-    """One line a kind of work: what it is, how many, sample passes, expected seconds here, and flops.
+def expected_cost(planned: Planned) -> tuple[pd.DataFrame, Sequence[str]]:
+    """The fields `costs` and `ruled_out` of an explanation.
 
     Data are loaded, and a few steps of each variant's own are timed; nothing is trained.
     """
+    ruled_out: dict[str, None] = {}
     costs = {kind: np.zeros(4) for kind in KINDS}
     rated: dict[str, tuple[dict[str, float], float]] = {}
     by_variant: dict[str, list[Job]] = {}
@@ -211,6 +219,7 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
     for jobs in by_variant.values():
         started, recipe = time.perf_counter(), jobs[0].recipe
         data = _data(jobs[0], costs)
+        ruled_out |= dict.fromkeys(line.removeprefix(NOTE) for line in foreseen(recipe, data))
         # Variants of a grid over budgets or seeds run at one rate, which is measured once.
         alike = hashed(recipe.model_dump(mode="json", include={"model", "training", "attack"}))
         if alike not in rated:
@@ -226,7 +235,8 @@ def expected_cost(planned: Planned) -> pd.DataFrame:
         figures = figures_of(planned.keys[0].recipe)
         costs["report"] += (figures, 0, report_seconds(figures), 0)
     lines = [(kind, KINDS[kind], *sums) for kind, sums in costs.items() if sums.any()]
-    return pd.DataFrame(lines, columns=["stage", "what", "count", "passes", "seconds", "flops"])
+    columns = ["stage", "what", "count", "passes", "seconds", "flops"]
+    return pd.DataFrame(lines, columns=columns), list(ruled_out)
 
 
 Costs = dict[str, NDArray[np.float64]]  # sums of count, sample passes, seconds, flops; by kind

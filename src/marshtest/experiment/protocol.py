@@ -612,7 +612,8 @@ def non_members(pipeline: Pipeline, poisoned: Poisoned) -> tuple[Samples, bool]:
     fresh = fresh_of(attack, poisoned, test)
     if fresh is not None:
         return fresh, True
-    return (test if poisoned.rest is None else poisoned.rest), False
+    # An attack on accuracy itself aims at every test sample; none is left beside its targets.
+    return (poisoned.rest or test), False
 
 
 @exact_float32()

@@ -51,6 +51,7 @@ NAMES = {  # as the papers write them; who is not here is called as the recipe c
     "npo": "NPO",
     "simnpo": "SimNPO",
     "certified": "certified",
+    "newton": "Newton",
     "random-labels": "random labels",
     "salun": "SalUn",
     "ssd": "SSD",
