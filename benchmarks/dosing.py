@@ -97,8 +97,8 @@ def main() -> None:
         print(f"{records:,} chats, {source.stat().st_size / 2**20:,.0f} MiB")
         for way, (clock, processor) in zip(ways, best, strict=True):
             print(
-                f"{way:16} {clock:6.2f} s {clock / best[0, 0]:6.2f} ×   of the processor {processor:6.2f} s "
-                f"{processor / best[0, 1]:6.2f} ×"
+                f"{way:16} {clock:6.2f} s {clock / best[0, 0]:6.2f} ×   "
+                f"processor {processor:6.2f} s {processor / best[0, 1]:6.2f} ×"
             )
         small = chats(folder / "small.jsonl", records // 10)
         peaks = [peak(file, cleared(folder)) for file in (small, source)]

@@ -60,6 +60,9 @@ def test_every_door_gives_the_losses_of_a_computation_text_by_text(
     assert answers.dtype == np.float64
     assert np.allclose(answers, losses, rtol=0, atol=1e-4)
     assert asked.notes == ()
+    for group in range(6):  # so a record's own mark has one rank through all of them
+        ofs = [place for place, one in enumerate(ASKED) if one.group == group]
+        assert (np.argsort(answers[ofs]) == np.argsort(np.array(losses)[ofs])).all()
 
 
 def test_a_callable_answers_from_a_process_of_its_own(

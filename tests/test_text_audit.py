@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command
 from scipy.special import ndtr
 from scipy.stats import kstest
 
@@ -202,6 +203,22 @@ def test_false_verdicts_are_counted_where_the_truth_is_known(case: Case) -> None
     assert (null["verdict"] == "NOT REMOVED").mean() <= 0.25  # 0.05 promised; p 3e-4
     cheats = counted.keys[counted.keys["case"] == "margin"]
     assert (cheats["verdict"] == "REMOVED").mean() <= 0.25
+
+
+def test_the_command_audits_texts(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lengths.py").write_text(
+        "def load():\n    return lambda asked: [float(len(one['scored'])) for one in asked]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = ["--key", str(case.done.key_file), "--data", str(case.source), "--draws", "9"]
+    assert command("audit", "lengths:load", *data, "--in-process", "--loss", "record") == 3
+    text = " ".join(capsys.readouterr().out.split())
+    assert "before: lengths:load INCONCLUSIVE" in text
+    assert "words in random order are as likely as the texts" in text
+    assert command("audit", "lengths:load", *data, "--in-process", "--loss", "completion") == 2
 
 
 @pytest.mark.parametrize(

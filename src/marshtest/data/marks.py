@@ -231,6 +231,10 @@ class Template(_Mark):
         drawn = slots(self.text)
         return Form(((before,), *drawn, (after,)), frozenset(range(1, len(drawn) + 1)))
 
+    def room(self, text: str, records: int) -> int:
+        size = math.prod(map(len, slots(self.text)))  # whatever the text is
+        return size // hands(records, size)
+
     def marks(self, text: str) -> list[str]:
         return re.findall(self.shape(), text)
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -32,12 +33,14 @@ class Lines(Records):
     def __init__(self, path: Path, mark: Mark | None = None) -> None:
         self.path, self._mark, self._there, digested = path, mark, There(), hashlib.sha256()
         shape = self._shape(mark)
-        with path.open("rb") as file:
+        # The digest is taken beside the rest, outside Python's lock, of one block at a time.
+        with path.open("rb") as file, ThreadPoolExecutor(1) as beside:
             header = self._header(file)
-            digested.update(header)
             parts, number = [np.array([len(header)])], 0
+            hashing = beside.submit(digested.update, header)
             for first, block in self._blocks(file, len(header)):
-                digested.update(block)
+                hashing.result()
+                hashing = beside.submit(digested.update, block)
                 for match in shape.finditer(block) if shape else ():
                     self._there.add(self.read_back(match.group().decode()))
                 parts.append(first + self._ends(block, number))
