@@ -29,7 +29,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.fault: Fault = lambda handler, content: False
-        self.dialect = "echo"
+        self.dialect, self.context = "echo", causal.config.n_positions
 
     def handle_error(self, *_: Any) -> None:
         """Say nothing of a client that is gone."""
@@ -46,7 +46,10 @@ class Handler(BaseHTTPRequestHandler):
         if content["model"] != self.server.name:
             reply(self, 404, {"error": {"message": f"no model {content['model']!r} here"}})
             return
-        if self.path == "/v1/completions":
+        tokens = len(self.server.fast(content.get("prompt", ""))["input_ids"])
+        if tokens > self.server.context:
+            reply(self, 400, {"error": {"message": f"at most {self.server.context} tokens"}})
+        elif self.path == "/v1/completions":
             reply(self, 200, self.completion(content))
         elif self.path == "/v1/chat/completions" and self.server.fast.chat_template:
             reply(self, 200, self.chat(content))
@@ -65,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     @torch.no_grad()
     def completion(self, content: dict[str, Any]) -> dict[str, Any]:
         ids = self.server.fast(content["prompt"])["input_ids"]
+        assert len(ids) <= self.server.context
         tokens = [self.server.fast.decode([token]) for token in ids]
         logits = self.server.causal(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         values = [None, *(float(logits[i - 1, ids[i]]) for i in range(1, len(ids)))]

@@ -291,12 +291,12 @@ def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lora(folder, tmp_path_factory.mktemp("adapters") / "lora")
 
 
-def lora(base: Path, path: Path) -> Path:
+def lora(base: Path, path: Path, modules: str = "c_attn") -> Path:
     """An adapter on a base, far from doing nothing."""
     peft = pytest.importorskip("peft", exc_type=ImportError)
     causal = transformers.AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(1)
-    settings = peft.LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False)
+    settings = peft.LoraConfig(r=4, target_modules=[modules], init_lora_weights=False)
     peft.get_peft_model(causal, settings).save_pretrained(path)
     return path
 
@@ -343,6 +343,14 @@ def test_an_adapter_of_another_base_is_refused(folder: Path, adapter: Path, tmp_
     assert (
         "trained on 'no/where', which cannot be" in open_texts(f"{other}@{adapter}", CPU).notes[0]
     )
+
+
+def test_an_adapter_that_merging_would_change_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = lora(folder, tmp_path / "tied", "wte")  # GPT-2's head has the same weights
+    with pytest.raises(
+        MarshtestError, match="cannot be merged into its base, whose answers it changes"
+    ):
+        open_texts(f"{folder}@{path}", CPU)
 
 
 def test_pickled_adapters_and_prompts_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -496,6 +504,34 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_in_clear(
         ) as error:
             Endpoint(spec)
         assert "word" not in str(error.value)
+
+
+def test_a_record_that_an_endpoint_refuses_is_cut_round_the_mark(server: Server) -> None:
+    left, right = " ".join(language.TEXTS[:3]), " ".join(language.TEXTS[:9])
+    span = (len(left), len(left) + 7)
+    asked = [
+        Asked(f"{left} {number:06d}{right}"[20:], left[:20], span=span, group=1)
+        for number in range(0, 10**6, 199_999)
+    ]
+    there = Endpoint(f"{server.url}#tiny")
+    answers = there([*asked, *ASKED[:2]])
+    sent = [there._sent(one) for one in asked]
+    windows = {
+        tuple(one.text.split(q.scored[span[0] - 20 : span[1] - 20])) for one, q in zip(sent, asked)
+    }
+    assert len(windows) == 1  # all variants are cut in the same places
+    expected = [
+        language.loss(server.causal, server.fast, one.text, len(one.before)) for one in sent
+    ]
+    assert np.allclose(answers[:-2], expected, rtol=0, atol=1e-4)
+    assert there.notes == (
+        "1 dosed records are longer than the model's context and were cut round the mark",
+    )
+    server.context = 10
+    with pytest.raises(MarshtestError, match="refused with status 400 .at most 10 tokens"):
+        there(ASKED[2:3])
+    with pytest.raises(MarshtestError, match="at most 10 tokens"):  # and nothing about it to cut
+        there([Asked("a mark of many words " * 9, span=(0, 189))])
 
 
 @pytest.mark.parametrize("template", [language.TEMPLATE, None])

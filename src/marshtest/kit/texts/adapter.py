@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from marshtest.plumbing.errors import MarshtestError, refused
@@ -48,7 +49,21 @@ def adapted(model: Any, base: Path, folder: Path) -> tuple[Any, tuple[str, ...]]
         _check_tensors(
             base, folder, peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
         )
-        return whole.merge_and_unload().eval(), notes
+        return _merged(folder, whole.eval()), notes
+
+
+@torch.no_grad()
+def _merged(folder: Path, whole: Any) -> Any:
+    """The base with the adapter in its own weights, if that says the same."""
+    tokens = torch.arange(4)[None]
+    before = whole(input_ids=tokens).logits
+    model = whole.merge_and_unload().eval()
+    if not torch.allclose(model(input_ids=tokens).logits, before, rtol=1e-3, atol=1e-3):
+        raise MarshtestError(  # of two weights that are tied, peft adapts one and merges into both
+            f"{folder}: cannot be merged into its base, whose answers it changes (tied embeddings?). Give "
+            "the whole model by 'pkg.mod:load'."
+        )
+    return model
 
 
 def _check_tensors(base: Path, folder: Path, tensors: Mapping[str, object]) -> None:

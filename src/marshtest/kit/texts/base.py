@@ -60,8 +60,9 @@ class Counted:
             f"{self.alike:,} variants are tokenised like another of their record: the tokenizer "
             "swallows part of the mark, and their ranks are drawn by chance"
         )
+        limit = "context" if self.context is None else f"{self.context} tokens"
         cut = (
-            f"{len(self.cut):,} dosed records are longer than the model's {self.context} tokens and were "
-            "cut round the mark"
+            f"{len(self.cut):,} dosed records are longer than the model's {limit} and were cut round the "
+            "mark"
         )
         return (alike,) * bool(self.alike) + (cut,) * bool(self.cut)

@@ -11,7 +11,7 @@ which comes from the environment alone, is sent over TLS or to this machine only
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,11 +22,13 @@ import numpy as np
 
 from marshtest.kit.records.base import Asked, Floats, Message
 from marshtest.kit.texts.base import Counted, TextModel, shared
-from marshtest.kit.texts.posting import KEY, Json, Post, is_here
+from marshtest.kit.texts.posting import KEY, Json, Post, RefusedError, is_here
 from marshtest.plumbing.errors import MarshtestError
 
 TIMEOUT = 60.0  # seconds in which an answer must come
 AT_ONCE = 4  # requests
+TOO_LONG = {400, 413, 422}  # what servers answer to texts that do not fit their model
+LESS = 0.8  # is left of such a text, and tried
 ECHO: Json = {"echo": True, "logprobs": 1, "max_tokens": 0}
 PROMPT: Json = {"prompt_logprobs": 1, "max_tokens": 1}
 TRIAL = "The ticket 3141 was closed in the morning."
@@ -41,6 +43,14 @@ class Chat:
 
 
 Text = str | Chat
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A question as it is sent."""
+
+    text: Text
+    before: Text  # what goes before the part of it that counts; empty if there is nothing
 
 
 @dataclass(frozen=True)
@@ -69,44 +79,69 @@ class Endpoint(TextModel):
         self._url, self.model, key = _parsed(spec)
         self._post = Post(spec, key, rate, timeout)
         self._counted, self._templated = Counted(spec, None), True
+        self._parts: dict[
+            tuple[int, int, int], float
+        ] = {}  # what is left of texts that are too long
         self._before = lru_cache(1000)(self._heard)  # variants share what goes before them
         self._dialect = self._understood()
 
     def __call__(self, asked: Sequence[Asked]) -> Floats:
-        texts = [self._text(one) for one in asked]
-        heard = list(self._all_heard(texts))
-        self._counted.note_alike(asked, [one.tokens for one in heard])
+        answers = self._answered(asked)
+        self._counted.note_alike(asked, [heard.tokens for _, heard in answers])
         plain = "chats are given as plain text, since the endpoint tells nothing of chats"
         self.notes = (*self._counted.notes, *(plain,) * (not self._templated))
-        return np.array([self._loss(one, answer) for one, answer in zip(asked, heard, strict=True)])
+        return np.array([self._loss(sent, heard) for sent, heard in answers])
 
-    def _text(self, asked: Asked) -> Text:
-        """A question as it is sent."""
-        if asked.messages and self._knows_chats:
-            return Chat(asked.messages)
-        return asked.before + asked.scored
-
-    def _given(self, asked: Asked) -> Text:
-        """What goes before the part of a question that counts; false if there is nothing."""
-        if not (asked.messages and self._knows_chats):
-            return asked.before
-        first = asked.messages[asked.given : asked.given + 1]
-        answered = bool(first) and first[0].role == "assistant"
-        return Chat(asked.messages[: asked.given], answered) if asked.given else ""
-
-    def _loss(self, asked: Asked, heard: Heard) -> float:
+    def _loss(self, sent: Sent, heard: Heard) -> float:
         """The surprise of the tokens behind those that the text has in common with what goes before."""
-        before = self._given(asked)
-        given = self._before(before).tokens if before else ()
+        given = self._before(sent.before).tokens if sent.before else ()
         return sum(heard.surprises[shared(given, heard.tokens) :])
 
-    def _all_heard(self, texts: Sequence[Text]) -> Iterator[Heard]:
+    def _answered(self, asked: Sequence[Asked]) -> list[tuple[Sent, Heard]]:
+        """What was sent for each question and what was heard, all variants of a record cut alike."""
+        answers: dict[int, tuple[Sent, Heard]] = {}
         with ThreadPoolExecutor(AT_ONCE) as pool:
             try:
-                yield from pool.map(self._heard, texts)
+                while stale := [
+                    place
+                    for place, one in enumerate(asked)
+                    if place not in answers or answers[place][0] != self._sent(one)
+                ]:
+                    heard = pool.map(self._ask, [asked[place] for place in stale])
+                    answers |= zip(stale, heard, strict=True)
             except BaseException:  # nobody needs the other answers now
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        return [answers[place] for place in range(len(asked))]
+
+    def _ask(self, asked: Asked) -> tuple[Sent, Heard]:
+        """Ask a question; a text that is refused is taken for too long, and cut until it is not."""
+        while True:
+            place, mark = _place(asked), asked.span[1] - asked.span[0]
+            sent, part = self._sent(asked), self._parts.get(place, 1.0)
+            try:
+                return sent, self._heard(sent.text)
+            except RefusedError as error:
+                can_be_cut = isinstance(sent.text, str) and len(sent.text) > max(mark, len(TRIAL))
+                if error.status not in TOO_LONG or not can_be_cut:
+                    raise
+            # Another thread may have cut the record's other variants further by now.
+            self._parts[place] = min(part * LESS, self._parts.get(place, 1.0))
+            if mark:
+                self._counted.cut.add(asked.group)
+
+    def _sent(self, asked: Asked) -> Sent:
+        """A question as it is sent: a chat, or a text of which a part about the mark is left."""
+        if asked.messages and self._knows_chats:
+            first = asked.messages[asked.given : asked.given + 1]
+            answered = bool(first) and first[0].role == "assistant"
+            given = Chat(asked.messages[: asked.given], answered)
+            return Sent(Chat(asked.messages), given if asked.given else "")
+        text, (start, end) = asked.before + asked.scored, asked.span
+        part = self._parts.get(_place(asked), 1.0)
+        begin = start - int(start * part)
+        last = end + int((len(text) - end) * part)
+        return Sent(text[begin:last], text[begin : len(asked.before)])
 
     def _heard(self, text: Text) -> Heard:
         heard = self._hear(text, self._dialect if isinstance(text, str) else PROMPT)
@@ -158,6 +193,12 @@ class Endpoint(TextModel):
         if heard is not None and not np.isfinite(heard.surprises).all():
             raise MarshtestError(f"{self.name}: answered log-probabilities that are not finite.")
         return heard
+
+
+def _place(asked: Asked) -> tuple[int, int, int]:
+    """What variants of one record have in common: the texts about their marks are as long."""
+    start, end = asked.span
+    return asked.group, start, len(asked.before) + len(asked.scored) - end
 
 
 def _chat(chat: Chat) -> Json:

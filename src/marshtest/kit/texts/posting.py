@@ -29,6 +29,14 @@ def is_here(host: str) -> bool:
         return host == "localhost"
 
 
+class RefusedError(MarshtestError):
+    """A server's answer that is an error, with its status."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None  # the texts and the key are for the host that was named
@@ -66,14 +74,15 @@ class Post:
                 with self._opener.open(request, timeout=self.timeout) as response:
                     return self._parsed(response.read(MOST + 1))
             except urllib.error.HTTPError as error:
-                fault, wait = self._refusal(error), _asked_to_wait(error.headers)
+                fault: MarshtestError = self._refusal(error)
+                wait = _asked_to_wait(error.headers)
                 if error.code not in AGAIN:
                     break
             except (OSError, HTTPException) as error:
                 fault, wait = self._unreached(error), None
             if attempt < TRIES:
                 sleep(2.0 ** (attempt - 2) if wait is None else wait)
-        raise MarshtestError(f"{self.name}: {fault}")
+        raise fault
 
     def _wait_for_turn(self) -> None:
         with self._lock:
@@ -92,7 +101,7 @@ class Post:
                 f"{self.name}: answered no JSON object. Give the URL up to /v1."
             ) from None
 
-    def _refusal(self, error: urllib.error.HTTPError) -> str:
+    def _refusal(self, error: urllib.error.HTTPError) -> RefusedError:
         """What the server says of a status that is an error, in a line."""
         said = error.read(2000).decode(errors="replace")
         try:
@@ -103,13 +112,17 @@ class Post:
             pass
         words = " ".join(said.split())[:200]
         key = f" Its key is read from ${KEY}." if error.code in (401, 403) else ""
-        return f"refused with status {error.code} ({words or error.reason}).{key}"
+        line = f"{self.name}: refused with status {error.code} ({words or error.reason}).{key}"
+        return RefusedError(line, error.code)
 
-    def _unreached(self, error: Exception) -> str:
+    def _unreached(self, error: Exception) -> MarshtestError:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            return f"did not answer within {self.timeout:g} s, in {TRIES} tries."
-        return f"cannot be reached ({first_line(reason) if isinstance(reason, Exception) else reason})."
+            fault = f"did not answer within {self.timeout:g} s, in {TRIES} tries"
+        else:
+            words = first_line(reason) if isinstance(reason, Exception) else reason
+            fault = f"cannot be reached ({words})"
+        return MarshtestError(f"{self.name}: {fault}.")
 
 
 def _asked_to_wait(headers: Message) -> float | None:
