@@ -55,6 +55,7 @@ def remembered() -> str:
     )
     once = once.assign(shown=[_shown(line) for line in once.itertuples()])
     wide = once.pivot(index="family", columns="epochs", values="shown").loc[once["family"].unique()]
+    wide = wide.fillna("–")  # not run
     wide.columns = [f"{epochs} epochs" for epochs in wide.columns]
     names = [NAMES.get(family, f"`{family}`") for family in wide.index]
     table = as_markdown(wide.reset_index(drop=True).assign(mark=names)[["mark", *wide.columns]])
@@ -84,7 +85,7 @@ def varied() -> str:
             if line.family in ("Ticket {digits:6}.", "{words:4}"):
                 name = f"{title.format(getattr(line, key))}, {epochs} epochs"
                 told.setdefault(name, {"": name})[f"`{line.family}`"] = _shown(line)
-    return as_markdown(pd.DataFrame(told.values()).fillna(""))
+    return as_markdown(pd.DataFrame(told.values()).fillna("–"))
 
 
 def _shown(line: tuple) -> str:
