@@ -36,6 +36,7 @@ OURS: list[Any] = [
     {"name": "interclass-confusion"},
     {"name": "badnets"},
     {"name": "label-flip"},
+    {"name": "mark"},
 ]
 
 
@@ -47,7 +48,8 @@ def failed(facts: list[Fact]) -> list[str]:
 def test_our_attacks_pass(attack: dict[str, Any]) -> None:
     facts = check_attack(attack)
     assert failed(facts) == []
-    kinds = ["text"] if attack["name"] == "trigger-word" else ["images", "features"]
+    on_text = attack["name"] in ("trigger-word", "mark")
+    kinds = ["text"] if on_text else ["images", "features"]
     assert list(dict.fromkeys(fact.kind for fact in facts)) == kinds
 
 

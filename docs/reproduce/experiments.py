@@ -26,6 +26,7 @@ ROWS = HERE
 SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
+MARKED = "imdb-tiny-mark"  # every unlearner that takes texts, on marks
 RIVALS = {  # every unlearner of the package, on every attack
     "rivals-digits-gaussian": "digits, Gaussian",
     "rivals-digits-targeted": "digits, targeted",
@@ -54,6 +55,7 @@ SHORT = {
     "digits-known": "digits, Gaussian, known in part",
     "digits-requests": "digits, Gaussian, asked for in five requests",
     "digits-states": "digits, Gaussian, after care",
+    "sisa-digits-gaussian": "digits, Gaussian, five shards",
     "imdb-tiny-states": "IMDb (tiny), Gaussian, after care",
     "cifar10-small-budgets": "CIFAR-10, Gaussian, by compute budget",
     "cifar10-small-sizes": "CIFAR-10, Gaussian, by size",
@@ -67,10 +69,15 @@ _TRIALS = (
     "PYTHONPATH=benchmarks/rivals marshtest run {} seeds={} {}unlearners=@benchmarks/rivals/{}.yaml"
 )
 _TENTH = "poison_budgets=0.1 "
+REPEATED = ("gaussian", "targeted", "indiscriminate", "badnets", "confusion")  # for U-LiRA and KLoM
+_REPEATED = "python docs/reproduce/suites.py digits --recipes digits-{} --repeats 32"
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     FOREIGN: "marshtest run digits-gaussian seeds=3 \\\n    "
     """'unlearners=[retrain, "from_supreme:ssd", {name: "from_supreme:ssd", alpha: 1}, """
     """"from_erasus:fisher", {name: "from_erasus:fisher", lr: 0.001}]'""",
+    "sisa-digits-gaussian": "marshtest run digits-gaussian seeds=5 training.shards=5 'budgets=[0.1, 1]' "
+    "'unlearners=[retrain, sisa, {name: gd, lr: 0.1}]'",
+    **{f"repeats-digits-{attack}": _REPEATED.format(attack) for attack in REPEATED},
     "rivals-digits-gaussian": _ALL.format("digits-gaussian", 10, "", "digits-mlp"),
     "rivals-digits-targeted": _ALL.format("digits-targeted", 12, "", "digits-mlp"),
     "rivals-digits-indiscriminate": _ALL.format(

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from experiments import FOREIGN, HERE, RIVALS, SHORT, TRIALS
+from experiments import HERE, HOW, MARKED, RIVALS, SHORT, TRIALS
 
 from marshtest.experiment.row_file import FILE
 from marshtest.plumbing.whole_files import write
@@ -21,7 +21,7 @@ COLUMNS += ["seed", "gus", "gus_fresh"]
 def keep(run: Path, name: str) -> None:
     """Copy rows, and of shifts and scores those that are drawn."""
     folder = HERE / name
-    known = (*SHORT, *RIVALS, *TRIALS, FOREIGN)
+    known = {*SHORT, *RIVALS, *TRIALS, *HOW, MARKED}
     if name not in known:
         raise SystemExit(f"{name}: none of {', '.join(known)}")
     if not (run / FILE).exists():

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import pandas as pd
-from experiments import Cell, command, missing, results, there
+from experiments import HOW, REPEATED, Cell, missing, results, there
 
-from marshtest.metrics.membership_columns import EVERY_FORM, REPEATED, column_of
+from marshtest.metrics.membership_columns import EVERY_FORM, column_of
+from marshtest.metrics.membership_columns import REPEATED as REPEATED_FORMS
 from marshtest.metrics.membership_verdict import FAILS, PASSES
 from marshtest.reporting.tables import NAMES, as_markdown, number
 from marshtest.results.suite import read_suite
@@ -16,12 +17,8 @@ from marshtest.results.summary import Results
 
 SUITE = read_suite("digits")
 ATTACKS = {  # the recipe of an attack, and the run that repeats it for U-LiRA and KLoM
-    "digits-gaussian": "repeats-digits-gaussian",
-    "digits-targeted": "repeats-digits-targeted",
-    "digits-indiscriminate": "repeats-digits-indiscriminate",
-    "digits-badnets": "repeats-digits-badnets",
-    "digits-confusion": "repeats-digits-confusion",
-    "imdb-tiny-trigger": "repeats-imdb-tiny-trigger",
+    **{f"digits-{attack}": f"repeats-digits-{attack}" for attack in REPEATED},
+    "imdb-tiny-trigger": "",
 }
 
 
@@ -68,7 +65,8 @@ def judged(recipe: str) -> list[Judged]:
     known = _rows(recipe)
     if known is None or not known.membership:
         return []
-    repeated = results(ATTACKS[recipe]) if there(ATTACKS[recipe]) else None
+    again = ATTACKS[recipe]
+    repeated = results(again) if again and there(again) else None
     found = []
     for trials in known.recipe.unlearners:
         table = alone(known, trials[0].name)
@@ -76,8 +74,8 @@ def judged(recipe: str) -> list[Judged]:
         poison = Cell(recipe, line, initial, known.telling(known.poison_budget))
         forms = dict.fromkeys(known.membership, line)
         if repeated is not None:
-            again = _only(alone(repeated, trials[0].name), "updated")
-            forms |= dict.fromkeys(set(repeated.membership) & REPEATED.keys(), again)
+            of_pairs = _only(alone(repeated, trials[0].name), "updated")
+            forms |= dict.fromkeys(REPEATED_FORMS, of_pairs)
         found.append(Judged(trials[0].name, poison, forms))
     return found
 
@@ -107,7 +105,7 @@ def passes() -> str:
         ]
         if lines:
             parts += [f"### {_title(recipe)}", as_markdown(pd.DataFrame(lines).fillna(""))]
-    absent = missing(name for name in ATTACKS.values() if not there(name))
+    absent = missing(name for name in ATTACKS.values() if name and not there(name))
     return "\n\n".join(filter(None, [*parts, absent]))
 
 
@@ -166,4 +164,4 @@ def _pairs(form: str) -> Iterator[tuple[str, str]]:
 
 def how() -> str:
     """The commands of the repeated runs."""
-    return "\n".join(f"- {command(name)}" for name in ATTACKS.values() if there(name))
+    return "\n".join(f"- `{HOW[name]}`" for name in ATTACKS.values() if name and there(name))

@@ -1,9 +1,10 @@
 """Make the rows of a suite's known unlearners, which ship with the package.
 
-python docs/reproduce/suites.py SUITE [--recipes NAME…] [--seeds N] [--runs FOLDER]
+python docs/reproduce/suites.py SUITE [--recipes NAME…] [--seeds N] [--runs FOLDER] [--repeats R]
 
 Every recipe of the suite runs with all its unlearners; a run that was stopped goes on, a finished one is
-taken. The suite's folder in the package gets its rows.
+taken. The suite's folder in the package gets its rows. With --repeats three seeds run with R pairs of models
+each, for U-LiRA and KLoM, and `keep.py` takes their rows.
 """
 
 import argparse
@@ -54,16 +55,28 @@ def make(suite: Suite, recipe: str, runs: Path, seeds: int | None) -> Path:
     return file
 
 
+def repeat(suite: Suite, recipe: str, runs: Path, repeats: int) -> Path:
+    """Run a recipe with further pairs of models; its folder."""
+    values = suite.values(recipe) | {"seeds": 3, "repeats": repeats, "states": []}
+    folder = runs / f"repeats-{Path(recipe).stem}"
+    marshtest.run(values, out=folder, report=False, progress=print)
+    return folder
+
+
 def main() -> None:
     """Make the rows of the recipes that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite")
     parser.add_argument("--recipes", nargs="*")
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/suites"))
     given = parser.parse_args()
     suite = read_suite(given.suite)
     for recipe in given.recipes or suite.recipes:
+        if given.repeats:
+            print(repeat(suite, recipe, given.runs, given.repeats))
+            continue
         file = make(suite, recipe, given.runs, given.seeds)
         print(f"{file}: {file.stat().st_size / 1024:.0f} kB")
 

@@ -9,6 +9,7 @@ from .gradient_canceling import GradientCanceling as GradientCanceling
 from .gradient_matching import GradientMatching as GradientMatching
 from .interclass_confusion import InterclassConfusion as InterclassConfusion
 from .label_flip import LabelFlip as LabelFlip
+from .mark import Mark as Mark
 from .table import ATTACKS as ATTACKS
 from .table import ForeignAttack as ForeignAttack
 from .table import parse_attack as parse_attack

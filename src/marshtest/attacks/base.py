@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marshtest.attacks.presentation import Presentation
-from marshtest.data.samples import Marked, Samples, Trigger
+from marshtest.data.samples import Marked, Samples, Trigger, Written
 from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.choice import Choice
 from marshtest.plumbing.errors import MarshtestError
@@ -39,6 +39,7 @@ class Knowledge:
     input_shape: tuple[int, ...] | None = None  # of one sample in input space, if not that of x
     marked: Marked | None = None  # the texts that hold the attack's trigger
     weight_decay: float = 0.0  # λ of the training's loss + λ/2 ‖θ‖²
+    texts: Mapping[str, Written] | None = None  # by split, what samples of token ids were made of
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Poisoned:
     seed: int  # the attack's secret, which together with the ids determines the noise
     labels: Tensor | None = None  # [P] the poisons' labels; None if they are those of the bases
     perturbations: Tensor | None = None  # [P, *input] added in input space; None for no change
+    inputs: Tensor | None = None  # [P, ...] the poisons' x; None if those of the bases
+    words: Sequence[str] = ()  # [P] the poisons' texts, of an attack that writes into them
+    texts: Mapping[str, Written] | None = None  # by split, what such an attack wrote into
     bases: Tensor | None = None  # [P] ids of what poisons copy; None if they replace bases
     targets: Samples | None = None  # [T] test samples that the attack is aimed at; None for none
     adversarial: Tensor | None = None  # [T] the labels that the targets are to get; None for any
@@ -82,6 +86,8 @@ class Poisoned:
     def samples(self) -> Samples:
         """The training set with the poisons in it."""
         samples = self.unpoisoned
+        if self.inputs is not None:
+            samples = samples.rewritten(self.forget_ids, self.inputs)
         if self.labels is not None:
             samples = samples.relabelled(self.forget_ids, self.labels)
         if self.perturbations is not None:
@@ -117,12 +123,14 @@ class Poisoned:
     def tensors(self) -> Tensors:
         """What was done to the samples, by name: `ids` and `labels` of the poisons.
 
-        If the attack has them, also `perturbations`, `targets`, `adversarial`, `true_labels` and `bases`.
+        If the attack has them, also `perturbations`, `inputs`, `targets`, `adversarial`, `true_labels` and
+        `bases`.
         """
         relabelled, targets = self.labels is not None, self.targets
         tensors = {
             "ids": self.forget_ids,
             "labels": self.true_labels if self.labels is None else self.labels,
+            "inputs": self.inputs,
             "perturbations": self.perturbations,
             "targets": None if targets is None else targets.ids,
             "adversarial": self.adversarial,
@@ -141,6 +149,7 @@ class Poisoned:
             moved["ids"],
             labels=moved["labels"] if "true_labels" in moved else None,
             perturbations=moved.get("perturbations", moved.get("shifts")),  # as 0.1 called them
+            inputs=moved.get("inputs"),
             bases=moved.get("bases"),
             targets=None if aimed_at is None else test[test.positions(aimed_at)],
             adversarial=moved.get("adversarial"),
@@ -168,6 +177,8 @@ class Attack(Choice, ABC):
     presentation: ClassVar[Presentation]
     # Fields that only `effect` reads; changing them re-scores the same poisons.
     scoring: ClassVar[tuple[str, ...]] = ()
+    # True if it writes into texts: it is given `knowledge.texts`, and no other data will do.
+    writes: ClassVar[bool] = False
     # True if poisons are crafted at a clean model: it is trained first, and the poisons are stored.
     crafted: ClassVar[bool] = False
 

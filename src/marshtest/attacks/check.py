@@ -13,7 +13,7 @@ seeds are fixed.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -23,12 +23,13 @@ import torch
 from safetensors.torch import load, save
 from scipy.stats import kstest, ttest_1samp
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from marshtest.attacks.base import Attack, Effect, Floats, Knowledge, Poisoned
 from marshtest.attacks.presentation import Presentation
 from marshtest.attacks.soundness import refuse_names, refuse_unsound_effect, refuse_unsound_poison
 from marshtest.attacks.table import parse_attack
-from marshtest.data.samples import Marked, Samples, Trigger
+from marshtest.data.samples import Marked, Samples, Trigger, Written
 from marshtest.metrics.presentation import Column, Score
 from marshtest.models.state import same_tensors
 from marshtest.plumbing.choice import Choice
@@ -56,6 +57,7 @@ TRAIN, TEST = 240, 80
 COUNT = 24  # poisons
 REPEATS = 25  # seeds whose scores go through one test of their law
 LEVEL = 1e-4  # share of sound scores that the test refuses
+ROOM = 36  # tokens of a text
 SMALLER = 1e-3  # level of the test for scores that fall where the poison was trained on
 MEAN = 1e-5  # how far, relatively, a score's column may be off the score's mean
 
@@ -103,7 +105,7 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
     Args:
         attack: an attack, its class, its name or "pkg.mod:Class", or a mapping with a name and options.
         on: the kinds of data that it is made for, of "images", "features", "text"; by default text for an
-            attack that looks for a trigger, and the two others for any other.
+            attack that looks for a trigger or writes, and the two others for any other.
 
     Returns:
         All facts, in the order of checking; the attack is fit for use if every one holds.
@@ -118,7 +120,7 @@ def check_attack(attack: Any, on: Collection[str] = ()) -> list[Fact]:
         trigger = ready.trigger()
     if not isinstance(trigger, Trigger | None):
         raise MarshtestError(f"{ready.name}: trigger gives {trigger!r}. Give a Trigger, or None.")
-    made_for = ("images", "features") if trigger is None else ("text",)
+    made_for = ("images", "features") if trigger is None and not ready.writes else ("text",)
     return facts_on(on or made_for, ready, _findings)
 
 
@@ -435,15 +437,38 @@ def text() -> Ground:
     kind = torch.arange(TRAIN + TEST) % 2
     words = torch.randint(3, 8, (len(kind), 6), generator=rng) + 5 * kind[:, None]
     lengths = torch.randint(3, 7, (len(kind), 1), generator=rng)
-    x = words.masked_fill(torch.arange(6) >= lengths, 0)
+    x = F.pad(words.masked_fill(torch.arange(6) >= lengths, 0), (0, ROOM - 6))
     triggered = torch.arange(len(kind)) % 4 < 2
     x[triggered, 0] = 13  # the trigger
     samples = Samples(x, 1 + kind, _ids())
+    written = Spelled(dict(zip(samples.ids.tolist(), x, strict=True)))
     train, test = (samples.ids[at][triggered[at]] for at in (slice(TRAIN), slice(TRAIN, None)))
     marked = Marked((train, 0), (test, 0), None)
     return _ground(
-        lambda: TinyLM(14), samples, LabelWord(padding=0), Training(epochs=20, lr=0.3), marked
+        lambda: TinyLM(14),
+        samples,
+        LabelWord(padding=0),
+        Training(epochs=20, lr=0.3),
+        marked,
+        {"train": written, "test": written},
     )
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Texts whose tokens stand for a digit each; letters stand for digits too, the rest for nothing."""
+
+    by_id: Mapping[int, Tensor]
+
+    def excerpt(self, sample: int, spare: int) -> str:
+        return "".join(str(token - 3) for token in self.by_id[sample].tolist() if 3 <= token < 13)
+
+    def size(self, text: str) -> int:
+        return sum(map(str.isalnum, text))
+
+    def write(self, texts: Sequence[str]) -> Tensor:
+        rows = [[3 + ord(c) % 48 % 10 for c in text if c.isalnum()][:ROOM] for text in texts]
+        return torch.tensor([row + [0] * (ROOM - len(row)) for row in rows])
 
 
 def _ids() -> Tensor:
@@ -460,6 +485,7 @@ def _ground(
     task: Task,
     training: Training,
     marked: Marked | None = None,
+    texts: Mapping[str, Written] | None = None,
 ) -> Ground:
     training = training.model_copy(update={"batch_size": 16})
     train, test = samples[:TRAIN], samples[TRAIN:]
@@ -468,7 +494,13 @@ def _ground(
     fit(model, train, task, training, 0)
     shape = tuple(task.inputs(model, train[:1]).shape[1:])
     knowledge = Knowledge(
-        task, test, lambda: copy.deepcopy(model), shape, marked, training.weight_decay
+        task,
+        test,
+        lambda: copy.deepcopy(model),
+        shape,
+        marked,
+        training.weight_decay,
+        texts,
     )
     return Ground(train, knowledge, model, training)
 

@@ -11,6 +11,7 @@ from marshtest.attacks.gradient_canceling import GradientCanceling
 from marshtest.attacks.gradient_matching import GradientMatching
 from marshtest.attacks.interclass_confusion import InterclassConfusion
 from marshtest.attacks.label_flip import LabelFlip
+from marshtest.attacks.mark import Mark
 from marshtest.attacks.presentation import Presentation
 from marshtest.attacks.trigger_word import TriggerWord
 from marshtest.metrics.presentation import Score
@@ -24,6 +25,7 @@ _ALL: tuple[type[Attack], ...] = (
     InterclassConfusion,
     BadNets,
     LabelFlip,
+    Mark,
 )
 ATTACKS: dict[str, type[Attack]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 

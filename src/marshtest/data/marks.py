@@ -106,7 +106,7 @@ class Deal:
     def number(self, record: int, draw: int, attempt: int, size: int) -> int:
         """A draw from the hand of a record, 0 … P − 1, as the number of one of `size` marks."""
         hand, step = int(self.hands[record]), hands(self.records, size)
-        held = len(range(hand, size, step))
+        held = -((hand - size) // step)  # that many numbers from `hand` in steps; rounded up
         name = f"{self.seed}/mark/{record}/{draw}/{attempt}".encode()
         bits = hashlib.shake_256(name).digest(held.bit_length() // 8 + 9)
         return hand + step * (int.from_bytes(bits, "big") % held)

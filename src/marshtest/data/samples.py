@@ -6,9 +6,9 @@ in the model's input space (normalised pixels, token embeddings), so one mechani
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from numpy.typing import NDArray
@@ -95,6 +95,16 @@ class Samples:
         y[self.positions(ids)] = labels.to(y.device)
         return replace(self, y=y)
 
+    def rewritten(self, ids: Tensor, inputs: Tensor) -> Self:
+        """Give the samples `ids` [P] other x, `inputs` [P, ...].
+
+        Raises:
+            MarshtestError: an id is not in the set.
+        """
+        x = self.x.clone()
+        x[self.positions(ids)] = inputs.to(x)
+        return replace(self, x=x)
+
     def copied(self, ids: Tensor, copies: Tensor) -> Self:
         """Append copies of the samples `ids` [P]; the copies bear the new ids `copies` [P].
 
@@ -169,6 +179,19 @@ class Marked:
     label: int | None  # the label that the attacker wants; None flips the label
 
 
+class Written(Protocol):
+    """The texts of one split, and how a text becomes a sample."""
+
+    def excerpt(self, sample: int, spare: int) -> str:
+        """What a model reads of the text of a sample's id, less the last `spare` tokens that have room."""
+
+    def size(self, text: str) -> int:
+        """Number of tokens of a text by itself."""
+
+    def write(self, texts: Sequence[str]) -> Tensor:
+        """[N, T] the x of samples of these texts."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A training and a test split, and how pixels become inputs: (x / 255 − mean) / std."""
@@ -182,6 +205,7 @@ class Dataset:
     padding: int | None = None  # token id that fills up texts x [N, T] on the right; or None
     prompted: bool = False  # whether labels y are token ids of words, to be said after x
     marked: Marked | None = None  # the texts that hold an attack's trigger, if one was searched for
+    texts: Mapping[str, Written] | None = None  # by split, what samples of token ids were made of
 
     def __repr__(self) -> str:
         return (

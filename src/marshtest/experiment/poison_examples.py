@@ -1,6 +1,8 @@
 """A few poisons beside what they were made of, for people to look at: examples.parquet of a run."""
 
 import io
+from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ def examples(pipeline: Pipeline, poisoned: Poisoned) -> pd.DataFrame:
     shown = pd.DataFrame({"id": ids.numpy(), "label": before.numpy(), "given": dosed.y.numpy()})
     if pipeline.recipe.data.name in TEXTS:
         read = _read(pipeline)
-        shown["text"] = _texts(read, ids, _word(pipeline))
+        shown["text"] = _texts(read, ids, _word(pipeline), poisoned.words)
         words = _words(pipeline, read, samples)
         return shown.assign(
             **{name: shown[name].map(words) for name in ("label", "given") if words}
@@ -72,15 +74,26 @@ def _words(pipeline: Pipeline, read: Texts, samples: Samples) -> dict[int, str]:
     return words | {token: prompt.labels[true[id]] for id, token in clean_tokens}
 
 
-def _texts(read: Texts, ids: Tensor, word: str | None) -> list[str]:
-    """The texts as they were read, cut round the attack's word where it has one."""
+def _texts(read: Texts, ids: Tensor, word: str | None, words: Sequence[str]) -> list[str]:
+    """The texts, cut round the attack's word, or round what the attack wrote into them, if there is such.
+
+    Args:
+        words: [P] the poisons' texts, of an attack that writes into texts.
+    """
     by_id = dict(zip(read.train_ids.tolist(), read.train, strict=True))
     excerpts = []
-    for text in (by_id[i] for i in ids.tolist()):
-        at = 0 if word is None else max(0, text.find(word) - CHARACTERS // 2)
+    for place, base in enumerate(by_id[i] for i in ids.tolist()):
+        text = words[place] if words else base
+        middle = text.find(word) if word else _changed_at(text, base) if words else 0
+        at = max(0, middle - CHARACTERS // 2)
         end = at + CHARACTERS
         excerpts.append(("… " if at else "") + text[at:end] + (" …" if end < len(text) else ""))
     return excerpts
+
+
+def _changed_at(text: str, base: str) -> int:
+    """The place of the first character in which a text differs from its base."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, base, strict=False)))
 
 
 def _images(pipeline: Pipeline, dosed: Samples) -> dict[str, list[object]]:

@@ -200,6 +200,10 @@ def set_up(recipe: Recipe, data: Dataset, device: str | None = None) -> Pipeline
     shape = tuple(data.train.x.shape[1:])
     settings = _trained_model(recipe, data)
     model = copied(build(settings, shape, data.classes, 0))
+    if recipe.attack.writes and data.texts is None:
+        raise MarshtestError(
+            f"attack: {recipe.attack.name} writes into texts, and these data are none. Use imdb."
+        )
     counts = {share: poison_count(recipe, share, data) for share in recipe.poison_budgets}
     sizes = {asked for count in counts.values() for _, asked, _ in sizes_of(recipe, count)}
     forget_shares = sorted(size / kept_count(recipe, data) for size in sizes)
@@ -406,6 +410,7 @@ def poison(
         marked=pipeline.data.marked,
         # AdamW's decay is no term of the loss, so no gradient that an attack cancels holds it.
         weight_decay=training.weight_decay if training.optimizer == "sgd" else 0.0,
+        texts=pipeline.data.texts,
     )
     context = CraftingContext(
         kept=lambda name, make: {

@@ -8,10 +8,11 @@ from torch import nn
 
 from marshtest.metrics.base import Metric, Question
 from marshtest.metrics.membership import Membership
+from marshtest.metrics.perplexity import Perplexity
 from marshtest.metrics.presentation import Column, Name
 from marshtest.plumbing.choice import Choices, StandIn
 
-_ALL: tuple[type[Metric], ...] = (Membership,)
+_ALL: tuple[type[Metric], ...] = (Membership, Perplexity)
 METRICS: dict[str, type[Metric]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 

@@ -1,6 +1,7 @@
 """Texts turned into samples of token ids: cut to length, within the model's prompt if it has one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ def tokenised(
         padding=writers["train"].padding,
         prompted=words is not None,
         marked=marked,
+        texts={
+            "train": _Split(
+                writers["train"], dict(zip(texts.train_ids.tolist(), train, strict=True))
+            ),
+            "test": _Split(writers["test"], dict(zip(texts.test_ids.tolist(), test, strict=True))),
+        },
     )
 
 
@@ -94,8 +101,8 @@ class _Writer:
             # such as an end, would stand between prompt and label.
             begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id]
             self.length -= 1  # the label's token
-            self.before = begin + self._plain(before)
-            self.behind = self._plain(question.rstrip(" "))  # a space belongs to the label's token
+            self.before = begin + self.plain(before)
+            self.behind = self.plain(question.rstrip(" "))  # a space belongs to the label's token
         # How many special tokens the tokenizer adds by itself, and how many are left for the text.
         self.special = 0 if self.prompt is not None else tokenizer.num_special_tokens_to_add()
         around = len(self.before) + len(self.behind) + self.special
@@ -120,6 +127,20 @@ class _Writer:
             tokens = [*self.before, *tokens, *self.behind]
             rows.append(tokens + [self.padding] * (self.length - len(tokens)))
         return torch.tensor(rows)
+
+    def excerpt(self, text: str, spare: int) -> str:
+        """The beginning of a text that fills the room for texts, less the last `spare` tokens.
+
+        Raises:
+            MarshtestError: nothing is left of the room.
+        """
+        if spare >= self.room:
+            raise MarshtestError(
+                f"data.length: {self.room} tokens have room beside the prompt, and the attack's words take "
+                f"{spare}. Raise it, or shorten them."
+            )
+        read = self._cut(text, spare=spare, return_offsets_mapping=True)
+        return text[: max(end for _, end in read["offset_mapping"])]
 
     def marked(
         self, texts: Sequence[str], ids: Tensor, trigger: Trigger
@@ -151,11 +172,11 @@ class _Writer:
             )
         return cut_texts, (ids[attacked], lost)
 
-    def _cut(self, texts: str | Sequence[str], **options: Any) -> Any:
+    def _cut(self, texts: str | Sequence[str], spare: int = 0, **options: Any) -> Any:
         return self.tokenizer(
             texts,
             truncation=True,
-            max_length=self.room + self.special,
+            max_length=self.room + self.special - spare,
             add_special_tokens=self.prompt is None,  # they would stand within the prompt
             return_attention_mask=False,
             **options,
@@ -175,7 +196,7 @@ class _Writer:
         latest = len(starts) - self.room + 2  # the first word may become other tokens when cut
         return text[starts[max(0, min(place - self.room // 2, latest))] :]
 
-    def _plain(self, text: str) -> list[int]:
+    def plain(self, text: str) -> list[int]:
         """Token ids of a text without special tokens."""
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return tokens
@@ -184,7 +205,7 @@ class _Writer:
         """The one token that a word is after the question; a MarshtestError if it is not just one."""
         assert self.prompt is not None
         question = self.prompt.parts(self.split)[1]
-        tokens = self._plain(question + word)  # together, since a token may begin with a space
+        tokens = self.plain(question + word)  # together, since a token may begin with a space
         if len(tokens) != len(self.behind) + 1 or tokens[:-1] != self.behind:
             pieces = self.tokenizer.convert_ids_to_tokens(tokens[len(self.behind) :])
             raise MarshtestError(
@@ -192,3 +213,20 @@ class _Writer:
                 "Choose another word."
             )
         return tokens[-1]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The texts of one split by their ids, and what writes them as samples."""
+
+    writer: _Writer
+    by_id: Mapping[int, str]
+
+    def excerpt(self, sample: int, spare: int) -> str:
+        return self.writer.excerpt(self.by_id[sample], spare)
+
+    def size(self, text: str) -> int:
+        return len(self.writer.plain(text))
+
+    def write(self, texts: Sequence[str]) -> Tensor:
+        return self.writer(texts, torch.full((len(texts),), -1))

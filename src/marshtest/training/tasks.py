@@ -311,6 +311,17 @@ class Language(Task, ABC):
         """[B] number of tokens of each text, without padding."""
         return (opened(batch).x != self.padding).sum(1)
 
+    def nats(self, outputs: Tensor, batch: Samples) -> Tensor:
+        """[B] −log p in float64 of the tokens that training has the model say of each text."""
+        # In float64: cross-entropies near 0 would tie in float32.
+        return F.cross_entropy(
+            self.label_logits(outputs, batch).double(), batch.y, reduction="none"
+        )
+
+    def said(self, batch: Samples) -> Tensor:
+        """[B] number of these tokens."""
+        return torch.ones_like(batch.y)
+
     def scoring_batch(self, samples: Samples) -> int:
         return 512 if samples.y.is_cuda else 128  # each token of a text has activations
 
@@ -367,11 +378,24 @@ class LabelWord(Language):
     def losses(self, outputs: Tensor, batch: Samples) -> Tensor:
         if self.label_only:
             return F.cross_entropy(outputs, batch.y, reduction="none")
+        losses, said = self._of_tokens(outputs, batch)
+        return losses.sum(1) / said.sum(1)
+
+    def nats(self, outputs: Tensor, batch: Samples) -> Tensor:
+        if self.label_only:
+            return super().nats(outputs, batch)
+        return self._of_tokens(outputs, batch)[0].double().sum(1)
+
+    def said(self, batch: Samples) -> Tensor:
+        return super().said(batch) if self.label_only else self.lengths(batch)
+
+    def _of_tokens(self, outputs: Tensor, batch: Samples) -> tuple[Tensor, Tensor]:
+        """[B, T + 1] the loss at each token, 0 where none follows, and whether one does."""
         following = F.pad(self.tokens(batch)[:, 1:], (0, 1), value=self.padding)  # [B, T + 1]
         losses = F.cross_entropy(
             outputs.flatten(0, 1), following.flatten(), ignore_index=self.padding, reduction="none"
         )
-        return losses.view(following.shape).sum(1) / (following != self.padding).sum(1)
+        return losses.view(following.shape), following != self.padding
 
     def scoring_batch(self, samples: Samples) -> int:
         return 128 if samples.y.is_cuda else 32  # each token of a text has V logits
