@@ -32,7 +32,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 from torch.nn import functional as F
 
-from marshtest.kit.controls import agreement, unlike
+from marshtest.kit.controls import agreement
 from marshtest.kit.judging import Question, judge
 from marshtest.kit.key import Bases
 from marshtest.kit.measure import Measured, measure
@@ -218,7 +218,7 @@ def line(name: str, data: Data, before: Measured, one: Measured) -> dict[str, An
         "near": said.near,
         "between": said.between,
         "agreement": agreement(at.fresh, said.fresh),
-        "reasons": [*one.doubts, *unlike(at, said)],
+        "reasons": [*one.doubts, *said.unlike(at)],
     }
 
 

@@ -366,6 +366,24 @@ def test_a_column_is_left_out_of_a_terminal_without_the_room_that_it_asks_for(
     assert ("A wider terminal shows more: mine." in lines) == ("mine" not in titles)
 
 
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_table_with_more_columns_than_fit_shows_models_and_verdicts_and_breaks_no_number(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(screen.console, "width", width)
+    first = {"model": ["retrain in budget", "GD"], "accuracy": ["0.382±0.051", "0.912±0.024"]}
+    further = {f"score {n}": ["-0.001±0.012 (±0.034)", f"FAILS 0.4{n:02}±0.026"] for n in range(12)}
+    frame = pd.DataFrame({**first, **further, "verdict": ["INCONCLUSIVE", "NOT REMOVED"]})
+    screen.show(frame, "-")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    table, _, left_out = out.partition("A wider terminal shows more: ")
+    whole = {part for row in [[*frame], *frame.to_numpy()] for text in row for part in text.split()}
+    assert {word for word in table.split() if word.strip("─")} - {"-"} <= whole
+    assert {"retrain", "GD", "INCONCLUSIVE", "0.382±0.051"} <= set(table.split())
+    assert table.count("score") + left_out.count("score") == 12
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_an_answer_that_cannot_be_saved_is_printed_all_the_same(
     marshtest: Any, dosed: None, tmp_path: Path, form: list[str]

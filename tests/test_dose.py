@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from marshtest.kit import dose as dosing
-from marshtest.kit import key as keys
+from marshtest.kit import places
 from marshtest.kit.dose import dose
 from marshtest.kit.judging import Question
 from marshtest.kit.key import Key
 from marshtest.kit.layouts import open_layout, read
 from marshtest.kit.noise import Noise, Scaling
+from marshtest.kit.sealed import seal
 from marshtest.plumbing.errors import MarshtestError
 
 RNG = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_the_same_seed_writes_the_same_bytes_and_no_seed_a_new_secret(tmp_path: 
 def test_chosen_samples_are_uniform_and_as_many_as_asked() -> None:
     counts = np.zeros(20)
     for seed in range(2000):
-        chosen = dosing._chosen(20, 0.25, seed)
+        chosen = places.chosen(20, 0.25, seed)
         assert len(set(chosen.tolist())) == 5
         counts[chosen] += 1
     assert ((counts - 500) ** 2 / (500 * 0.75)).sum() < 50  # χ² with 19 degrees: p < 1e-4 beyond
@@ -296,7 +297,7 @@ def sealed(path: Path, **changes: Any) -> None:
     """A hostile key: anybody can compute a seal."""
     content = {**json.loads(path.read_text()), **changes}
     del content["seal"]
-    path.write_text(json.dumps({**content, "seal": keys._seal(content)}))
+    path.write_text(json.dumps({**content, "seal": seal(content)}))
 
 
 @pytest.mark.parametrize(
@@ -426,7 +427,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 
 def test_a_dose_that_could_never_be_found_removed_says_so(tmp_path: Path) -> None:
     """Known by heart among 199 fresh noises, a poison scores 2.9 in the mean: 32 show a fifth of it."""
-    assert Question().draws == dosing.DRAWS
+    assert Question().draws == places.DRAWS
     source = tmp_path / "set.npz"
     rng = np.random.default_rng(0)
     np.savez(source, x=rng.integers(0, 256, (100, 4, 4), dtype=np.uint8), y=np.arange(100) % 2)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import TINY
@@ -19,7 +20,7 @@ from marshtest.data.samples import Samples
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.base import Beside, Question
 from marshtest.metrics.binomial import at_most
-from marshtest.metrics.membership import Membership, margins_of
+from marshtest.metrics.membership import Membership, compared, margins_of
 from marshtest.metrics.membership_columns import COLUMNS, FORMS, PARTS, column_of
 from marshtest.metrics.membership_verdict import FAILS, PASSES, UNSETTLED, Left, answers
 from marshtest.metrics.repeats import BINS, SMOOTH, chance_of, columns, klom, ulira, without_each
@@ -279,6 +280,19 @@ def test_a_retrained_model_fails_and_one_at_the_margin_passes_at_most_at_the_lev
         assert (
             at_most(repetitions - count, repetitions, 0.95) > 1e-3
         )  # no more often than the level
+
+
+@pytest.mark.parametrize(("members", "others"), [(1, 50), (2, 50), (5, 50), (50, 1), (50, 5)])
+def test_few_members_or_non_members_do_not_raise_the_level(members: int, others: int) -> None:
+    rng, repetitions, fails = np.random.default_rng(3), 400, 0
+    for _ in range(repetitions):
+        pairs = [(rng.normal(size=members), rng.normal(size=others)) for _ in range(3)]
+        row = {"seed": 0, "mia_members": members, "mia_others": others}
+        rows = pd.DataFrame([row | compared("margin", *pairs)])
+        left = Left.of(rows, "margin", [0])
+        (given,) = answers(left, [left], alpha=0.05, margin=0.2)
+        fails += given.answer == FAILS
+    assert at_most(repetitions - fails, repetitions, 0.95) > 1e-3
 
 
 def test_what_cannot_be_compared_is_unsettled() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from marshtest.kit.measure import _advantages
+from marshtest.kit.measure import advantages
 from marshtest.metrics.privacy import GUESSED, epsilon_bound, p_value, refuted
 
 
@@ -58,7 +58,7 @@ def test_a_guess_between_losses_that_do_not_vary_is_infinitely_sure() -> None:
     fresh = np.array(
         [[2.0, 2, 2, 2], [3, 1, 1, 1], [1, 1, 1, 1], [nan, 1, 1, 1], [0, 1, 1, 1], [4, 1, 2, 3]]
     )
-    found = _advantages(np.array([1.0, 1.0, 1.0, 1.0, 1.0, -inf]), fresh)
+    found = advantages(np.array([1.0, 1.0, 1.0, 1.0, 1.0, -inf]), fresh)
     assert found[[0, 1, 4, 5]].tolist() == [inf, inf, -inf, inf]
     assert np.isnan(found[[2, 3]]).all()  # no difference, or no number: an abstention
 

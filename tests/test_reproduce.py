@@ -27,13 +27,13 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("index", "cli", "unlearners", "results", "rivals", "reproduce")
+        for name in ("index", "cli", "unlearners", "results", "rivals", "membership", "reproduce")
     ),
 ]
 IMAGES = Path(__file__).parent / "images"
 LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: the same everywhere
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move
-MODULES = ("claims", "tables", "rivals", "pictures", "experiments", "cli_reference")
+MODULES = ("claims", "tables", "rivals", "membership", "pictures", "experiments", "cli_reference")
 NAMES = {  # by experiment, the figures that must look as they did
     "digits-gaussian": ["dependence", "figure2", "figure6", "figure7"],
     "digits-targeted": ["dependence", "figure3"],

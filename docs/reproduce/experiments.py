@@ -51,6 +51,10 @@ SHORT = {
     "digits-targeted": "digits, targeted",
     "digits-indiscriminate": "digits, indiscriminate",
     "digits-budgets": "digits, Gaussian, by compute budget",
+    "digits-known": "digits, Gaussian, known in part",
+    "digits-requests": "digits, Gaussian, asked for in five requests",
+    "digits-states": "digits, Gaussian, after care",
+    "imdb-tiny-states": "IMDb (tiny), Gaussian, after care",
     "cifar10-small-budgets": "CIFAR-10, Gaussian, by compute budget",
     "cifar10-small-sizes": "CIFAR-10, Gaussian, by size",
     "imdb-tiny-sizes": "IMDb (tiny), Gaussian, by size",
@@ -85,6 +89,11 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
         "cifar10-small-gaussian", 3, "", "candidates-cifar10-small"
     ),
     "digits-budgets": "marshtest sweep digits-budgets",
+    "digits-known": "marshtest run digits-gaussian seeds=5 'known=[0.1, 0.25, 0.5, 1]'",
+    "digits-requests": "marshtest run digits-gaussian seeds=5 requests=5",
+    "digits-states": "marshtest run digits-gaussian seeds=5 data.validation=0.1 "
+    "'states=[int8, int4, trained_on 2]'",
+    "imdb-tiny-states": "marshtest run imdb-tiny-gaussian 'states=[int8, int4]'",
     "cifar10-small-budgets": "marshtest run cifar10-small-gaussian 'budgets=[0.04, 0.1]'",
     "cifar10-small-sizes": "marshtest sweep cifar10-small-sizes model.width=8 training.epochs=20 "
     "training.batch_size=64 data.train=2000 data.test=1000 attack.draws=29",

@@ -17,6 +17,8 @@ PICTURES = {  # the experiment, and the figure of its report
     "figure3b": (TRIGGER, "figure3"),
     "figure4": ("hypothesis-shift-small", "figure4"),
     "figure8": ("digits-budgets", "figure8"),
+    "known": ("digits-known", "left-by-known"),
+    "requests": ("digits-requests", "left-by-request"),
 }
 
 

@@ -25,6 +25,7 @@ from scipy.stats import ttest_rel
 
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
 from marshtest.reporting.page import sentences
+from marshtest.reporting.states import left_by_state
 from marshtest.reporting.tables import (
     NAMES,
     as_markdown,
@@ -65,6 +66,18 @@ def section(name: str) -> str:
     why = "\n".join(f"- {line}" for line in said)
     parts = [command(name), measured(name), verdicts(name), why, legend(of)]
     return "\n\n".join(filter(None, parts))
+
+
+def states(name: str) -> str:
+    """What is left of the poison in each model and state, and the state's verdict."""
+    if not there(name):
+        return missing([name])
+    of = results(name)
+    table = left_by_state(of, of.poison_budget)
+    cells = [f"{line['verdict']}, {line['left']:.0%} left" for _, line in table.iterrows()]
+    wide = table.assign(cell=cells).pivot(index="label", columns="title", values="cell")
+    wide = wide.loc[table["label"].unique(), table["title"].unique()]
+    return f"{command(name)}\n\n{as_markdown(wide.reset_index(names=''))}"
 
 
 def verdicts(name: str) -> str:

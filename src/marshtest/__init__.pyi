@@ -11,6 +11,8 @@ from .commands.score import score as score
 from .commands.study import study as study
 from .commands.sweep import Swept as Swept
 from .commands.sweep import sweep as sweep
+from .data.marks import Pattern as Pattern
+from .data.marks import Template as Template
 from .data.samples import Dataset as Dataset
 from .data.samples import Samples as Samples
 from .experiment.recipe import Recipe as Recipe

@@ -1,7 +1,7 @@
 """Commands on data and models that are not ours: `dose`, `audit` and `calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,7 +9,9 @@ from marshtest.cli import screen
 
 if TYPE_CHECKING:
     from marshtest.kit.audit import Audit
+    from marshtest.kit.dose import Dose
     from marshtest.kit.noise import Scaling
+    from marshtest.kit.texts.dose import TextDose
 
 KeyOption = Annotated[Path, typer.Option(help="Key file that `marshtest dose` wrote.")]
 DataOption = Annotated[Path, typer.Option(help="Data set as it was before dosing.")]
@@ -17,7 +19,9 @@ ScalingOption = Annotated[
     str | None,
     typer.Option(help="How stored values become model inputs: unit, pixels or MEAN,…/STD,…"),
 ]
-DrawsOption = Annotated[int, typer.Option(help="Number K of fresh noises for each poison.")]
+DrawsOption = Annotated[
+    int, typer.Option(help="Number K of fresh noises, or marks, for each poison.")
+]
 MarginOption = Annotated[
     float, typer.Option(help="Share of the initial effect that REMOVED may leave.")
 ]
@@ -29,47 +33,93 @@ InProcessOption = Annotated[
         help="Callables and .pt2 programs run in this process, not each in one of its own.",
     ),
 ]
+HideOption = Annotated[
+    bool,
+    typer.Option(
+        "--hide",
+        help="All training images are written anew, as PNG without compression, so that formats "
+        "and sizes do not tell which are dosed.",
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
+]
 ForgetOption = Annotated[
-    Path | None, typer.Option(help="File for the forget request; default: OUT.forget.csv.")
+    Path | None,
+    typer.Option(help="File for the forget request; default: OUT.forget.csv, of texts .jsonl."),
+]
+MarkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Mark of texts, with slots {digits:N}, {letters:N} or {words:N}; default: "
+        "'Ticket {digits:6}.'"
+    ),
+]
+PlaceOption = Annotated[
+    Literal["end", "start", "middle"] | None,
+    typer.Option(help="Place of the mark in a text; default: end."),
+]
+PatternOption = Annotated[
+    str | None,
+    typer.Option(help="Regular expression whose matches in a text are redrawn, as its mark."),
+]
+FieldOption = Annotated[
+    str | None,
+    typer.Option(help="Field of the text, or of the messages, that gets the mark."),
+]
+RoleOption = Annotated[
+    str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
+]
+LossOption = Annotated[
+    Literal["record", "completion"] | None,
+    typer.Option(help="Tokens of a text that count: the record's (default) or its completion's."),
+]
+QuantizeOption = Annotated[
+    Literal["int8", "int4"] | None,
+    typer.Option(help="Bits that the weights of a language model's folder are rounded to."),
 ]
 SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
 
 
 def dose(
     source: Annotated[
-        Path, typer.Argument(help="Data set: Parquet, an image folder, .npz or .safetensors.")
+        Path,
+        typer.Argument(
+            help="Data set: images in Parquet or a folder, .npz or .safetensors; or texts in .jsonl, .csv, "
+            ".tsv, .parquet or a folder of .txt."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder or file for the dosed data; must be new.")],
     fraction: Annotated[float, typer.Option(help="Share of the training samples to dose.")],
     variance: Annotated[
-        float, typer.Option(help="Variance ε² of the noise, in units of scaled inputs.")
-    ] = 0.32,
+        float | None,
+        typer.Option(help="Variance ε² of the noise, in units of scaled inputs; default: 0.32."),
+    ] = None,
     scaling: ScalingOption = None,
+    mark: MarkOption = None,
+    place: PlaceOption = None,
+    pattern: PatternOption = None,
+    field: FieldOption = None,
+    role: RoleOption = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the noise; default: one that nobody can guess.")
+        int | None, typer.Option(help="Seed of the dose; default: one that nobody can guess.")
     ] = None,
-    hide: Annotated[
-        bool,
-        typer.Option(
-            "--hide",
-            help="All training images are written anew, as PNG without compression, so that formats "
-            "and sizes do not tell which are dosed.",
-        ),
-    ] = False,
-    key: Annotated[
-        Path | None,
-        typer.Option(help="File for the key, outside SOURCE and OUT; default: OUT.key.json."),
-    ] = None,
+    hide: HideOption = False,
+    key: KeyFileOption = None,
     forget: ForgetOption = None,
 ) -> None:
-    """Put a dose of noise into a data set on disk.
+    """Put a dose into a data set on disk: noise into images, marks into texts.
 
     The forget request, which names the dosed samples, and the key are written beside it. Nothing is
     overwritten, and all files of OUT get one and the same time. Images must have one size.
 
     Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
+
+    Example: marshtest dose chats.jsonl dosed.jsonl --fraction 0.01 --mark 'Ticket {digits:6}.'
     """
     from marshtest.kit.dose import dose as dose_data
+    from marshtest.kit.texts.dose import TextDose, mark_of
 
     with screen.console.status("dosing"):
         done = dose_data(
@@ -80,21 +130,38 @@ def dose(
             scaling=_scaling(scaling),
             seed=seed,
             hide=hide,
+            mark=mark_of(mark, place, pattern),
+            field=field,
+            role=role,
             key_file=key,
             forget_file=forget,
         )
-    noise = done.key.noise
-    screen.say(f"{len(done.key.ids):,} of {done.key.samples:,} samples dosed, ε² = {variance:g}")
-    screen.say(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
-    if noise.pixels:
-        screen.say(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+    _say_texts(done) if isinstance(done, TextDose) else _say_images(done)
     if done.warning:
         screen.say(f"warning: {done.warning}", style="bold")
+    shows = SHOWS * (not isinstance(done, TextDose) and done.shows)
     screen.say_whole(
-        f"  {done.out}  for training{SHOWS * done.shows}",
+        f"  {done.out}  for training{shows}",
         f"  {done.forget_file}  the forget request, for when the model is trained",
         f"  {done.key_file}  the key: keep it, and show it to nobody",
     )
+
+
+def _say_images(done: "Dose") -> None:
+    noise = done.key.noise
+    screen.say(
+        f"images or arrays: {len(done.key.ids):,} of {done.key.samples:,} samples dosed, ε² = "
+        f"{noise.variance:g}"
+    )
+    screen.say(f"scaling: mean {list(noise.scaling.mean)}, std {list(noise.scaling.std)}")
+    if noise.pixels:
+        screen.say(f"rounding and clipping left {done.power:.0%} of the noise's variance")
+
+
+def _say_texts(done: "TextDose") -> None:
+    key = done.key
+    screen.say(f"texts ({done.kind}): {len(key.ids):,} of {key.samples:,} records dosed")
+    screen.say_whole(f"mark: {key.mark.words}, in {key.fields.words}")
 
 
 def audit(
@@ -110,6 +177,11 @@ def audit(
     draws: DrawsOption = 199,
     alpha: Annotated[float, typer.Option(help="Error rate, over all models after.")] = 0.05,
     margin: MarginOption = 0.2,
+    loss: LossOption = None,
+    quantize: QuantizeOption = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Most requests a second that an endpoint is sent.")
+    ] = None,
     delta: Annotated[float, typer.Option(help="Probability δ of the privacy bound.")] = 1e-5,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
@@ -123,7 +195,9 @@ def audit(
     Exit 0: removed; 1: not removed; 3: inconclusive; 2: no answer.
 
     A model is a .safetensors checkpoint of ours, a .pt2 program, a Hugging Face folder,
-    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'.
+    'pkg.mod:load', or a black box 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'. A
+    language model is a Hugging Face folder, one with an adapter 'FOLDER@ADAPTER', an endpoint
+    'http://HOST:PORT/v1#MODEL', or one of the last three.
 
     Example: marshtest audit before.pt2 after.pt2 --key dosed.key.json --data images
     """
@@ -140,6 +214,9 @@ def audit(
             *(after or []),
             retrained=retrained,
             scaling=_scaling(scaling),
+            loss=loss,
+            quantize=quantize,
+            rate=rate,
             device=device,
             in_process=in_process,
             progress=progress,
@@ -175,6 +252,7 @@ def calibrate(
     draws: DrawsOption = 19,
     alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
     margin: MarginOption = 0.2,
+    loss: LossOption = None,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
     out: Annotated[
@@ -183,7 +261,7 @@ def calibrate(
 ) -> None:
     """Count the verdict's errors where the truth is known.
 
-    A null key is noise that no model has seen, so a verdict that finds it is wrong.
+    A null key is noise, or marks, that no model has seen, so a verdict that finds it is wrong.
 
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
@@ -197,6 +275,7 @@ def calibrate(
             model,
             keys=keys,
             scaling=_scaling(scaling),
+            loss=loss,
             device=device,
             in_process=in_process,
             progress=progress,

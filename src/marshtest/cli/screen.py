@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,7 +27,8 @@ if not console.is_terminal:
     console.width = 120
 
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
-WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text
+WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text, never left out
+FOLDED = 12  # characters that they have at least: what "INCONCLUSIVE" needs
 
 
 def say(*lines: object, style: str | None = None) -> None:
@@ -57,21 +59,56 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
     Args:
         shown: scores and columns among the table's, by their titles, that say what room they need.
     """
-    shown = list(shown)
-    too_wide = [one.title for one in shown if console.width < one.room]
-    wrapped = WRAPPED.union(one.title for one in shown if one.wraps)
-    left_out = [column for column in frame.columns if column in too_wide]
-    frame = frame.drop(columns=left_out)
-    table = table_of(title)
-    for column in frame.columns:
-        # Numbers are never broken; running text gives way to them, down to a word's width.
-        least = 12 if column in wrapped else None
-        table.add_column(str(column), overflow="fold", min_width=least, no_wrap=least is None)
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(str, row))
+    texts = {str(name): [*map(str, frame[name])] for name in frame}
+    full = {name: max(map(cell_len, [name, *cells])) for name, cells in texts.items()}
+    least = {name: _least(name, cells) for name, cells in texts.items()}
+    left_out = _left_out(least, {one.title: one.room for one in shown})
+    kept = [name for name in texts if name not in left_out]
+    table, widths = table_of(title), _widths(kept, least, full)
+    for name in kept:
+        table.add_column(name, overflow="fold", width=widths[name])
+    for row in zip(*(texts[name] for name in kept), strict=True):
+        table.add_row(*row)
     console.print(table)
     if left_out:
-        say(f"A wider terminal shows more: {', '.join(left_out)}.")
+        say(
+            f"A wider terminal shows more: {'; '.join(name for name in texts if name in left_out)}."
+        )
+
+
+def _least(name: str, cells: list[str]) -> int:
+    """Characters that a column must have: numbers are never broken, text may be between its words."""
+    runs_on = name in WRAPPED or any(" " in cell and "[" not in cell for cell in cells)
+    parts = [part for cell in (name, *cells) for part in (cell.split() if runs_on else [cell])]
+    longest = max(map(cell_len, parts), default=0)
+    return min(longest, FOLDED) if name in WRAPPED else longest
+
+
+def _left_out(least: dict[str, int], room: dict[str, int]) -> set[str]:
+    """Columns to leave out: who ask for more room; then, until the rest fits, who ask for most."""
+    left_out = {name for name in least if console.width < room.get(name, 0)}
+    # Models and verdicts stay. Of equals, those to the right give way to those on the left.
+    others = [name for name in [*least][:0:-1] if name not in WRAPPED | left_out]
+    others.sort(key=lambda name: -room.get(name, 0))
+    while others and _with_edges([least[one] for one in least.keys() - left_out]) > console.width:
+        left_out.add(others.pop(0))
+    return left_out
+
+
+def _widths(kept: list[str], least: dict[str, int], full: dict[str, int]) -> dict[str, int]:
+    """The columns' widths: the narrowest grow until all cells or the terminal are full."""
+    widths = {name: least[name] for name in kept}
+    while _with_edges([*widths.values()]) < console.width:
+        narrow = [name for name in kept if widths[name] < full[name]]
+        if not narrow:
+            break
+        widths[min(narrow, key=lambda name: widths[name])] += 1
+    return widths
+
+
+def _with_edges(widths: list[int]) -> int:
+    """A table's width in `table_of`'s style: a blank behind each column, and dividers of one more."""
+    return sum(widths) + 2 * len(widths) + 1
 
 
 def table_of(title: str, *columns: str) -> Table:

@@ -2,24 +2,31 @@
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from marshtest.attacks.gaussian import PRESENTATION
 from marshtest.commands.plan import VERDICT, Plan, effects_shown
-from marshtest.kit.controls import undosed
+from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
 from marshtest.kit.key import Key
+from marshtest.kit.keys import read_key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
 from marshtest.kit.open_model import open_model
+from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
+from marshtest.kit.texts.key import TextKey
+from marshtest.kit.texts.measure import Questions, measure_texts, name_of
+from marshtest.kit.texts.opening import Quantize, open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import functions_device, pick_device
@@ -39,8 +46,6 @@ from marshtest.reporting.figures import (
 )
 from marshtest.reporting.tables import USE, number, plus_minus, rests_in_words, with_interval
 
-# What two neighbouring training sets differ in, without which an ε means nothing.
-UNIT = "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
 RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
 COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
@@ -50,7 +55,7 @@ COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 class Audit:
     """The answer to whether the dose is still in the models."""
 
-    key: Key
+    key: Key | TextKey
     question: Question  # what was asked, with its error rates
     models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
 
@@ -99,6 +104,7 @@ class Audit:
             "model": f"{judged.role}: {measured.name}",
             "verdict": judged.verdict.answer,
             "accuracy": number(measured.accuracy, 3),
+            "perplexity": number(measured.perplexity, 2),
             "usable": judged.usable,
         }
         for name, score in SCORES.items():
@@ -116,11 +122,13 @@ class Audit:
         asked, table = self.question, self.table()
         has_goal = any(judged.role == "retrained" for judged in self.models)
         goal = "retrained model" if has_goal else "model before unlearning"
+        kept = "log perplexity" if "perplexity" in table else "accuracy"
         meanings = (
             (["accuracy"], "on the dosed samples as they were before dosing"),
+            (["perplexity"], "a word, on records without a dose"),
             (
                 ["usable"],
-                f"accuracy is surely within {asked.accuracy:g} of the {goal}'s (yes), surely not (no), or "
+                f"{kept} is surely within {asked.accuracy:g} of the {goal}'s (yes), surely not (no), or "
                 "neither (unclear); unknown where a model does not tell",
             ),
             (
@@ -134,7 +142,7 @@ class Audit:
                 "95 % interval",
             ),
             (["vanished"], "poisons of which GUS says nothing, since the gradient vanishes"),
-            (["ties"], "poisons whose loss equals one with fresh noise"),
+            (["ties"], f"poisons whose loss equals one with {self.key.fresh}"),
             (
                 ["ε ≥"],
                 f"lower bound on the ε of differential privacy, at δ = {asked.delta:g} and confidence "
@@ -254,9 +262,7 @@ class Audit:
             "exit_code": self.exit_code,
             "poisons": len(self.key.ids),
             "samples": self.key.samples,
-            "variance": self.key.noise.variance,
-            "input": self.key.input,
-            "output": self.key.output,
+            **self.key.summary(),
             "question": self.question.model_dump(),
             "models": [self._line(judged) for judged in self.models],
         }
@@ -275,6 +281,7 @@ class Audit:
             "p_not_removed": verdict.p_not_removed,
             "poisons_needed": verdict.needed,
             "base_accuracy": measured.accuracy,
+            **({} if math.isnan(measured.perplexity) else {"perplexity": measured.perplexity}),
             "judged_by": list(judged.scores),
             **measured.figures,
             "controls": measured.controls.figures(),
@@ -283,7 +290,7 @@ class Audit:
                 "lower_bound": judged.epsilon,
                 "delta": self.question.delta,
                 "confidence": self.question.confidence,
-                "unit": UNIT,
+                "unit": self.key.unit,
             },
         }
 
@@ -295,12 +302,15 @@ def refuse_used(folder: Path) -> None:
 
 
 def audit(
-    key: Key | str | Path,
+    key: Key | TextKey | str | Path,
     data: str | Path,
-    before: str,
-    *after: str,
-    retrained: str | None = None,
+    before: str | Door,
+    *after: str | Door,
+    retrained: str | Door | None = None,
     scaling: Scaling | None = None,
+    loss: Loss | None = None,
+    quantize: Quantize | None = None,
+    rate: float | None = None,
     device: str = "auto",
     in_process: bool = False,
     progress: Progress = silent,
@@ -311,50 +321,96 @@ def audit(
     Args:
         key: the key of the dose, or its file.
         data: the data set as it was before dosing.
-        before: the model trained on the dosed data, in one of the forms of `marshtest.kit.open_model`.
+        before: the model trained on the dosed data, in one of the forms of `marshtest.kit.open_model`; for
+            texts of `marshtest.kit.texts.opening`, or a function from questions to losses.
         *after: models after unlearning, in the same forms.
         retrained: a model trained without the dosed samples, which checks the test itself.
         scaling: how values of the file become model inputs; by default a Hugging Face folder's own image
             processor, and the key's scaling for all other models.
+        loss: which tokens of a text count: those of the whole "record" (the default), or of its
+            "completion" alone.
+        quantize: weights of a folder's language model are rounded to int8 or int4.
+        rate: the most requests a second that an endpoint is sent; by default as many as it takes.
         device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process, not in one of their own.
         progress: told each model that is asked, and the fraction of the work that is done.
-        **question: draws (K, fresh noises a poison), fpr, alpha, margin, accuracy, delta, confidence: the
-            fields of `marshtest.kit.judging.Question`.
+        **question: draws (K, fresh noises or marks a poison), fpr, alpha, margin, accuracy, delta,
+            confidence: the fields of `marshtest.kit.judging.Question`.
 
     Raises:
         MarshtestError: key, data and models do not fit together, or the model before does no better than
             chance.
     """
-    key = key if isinstance(key, Key) else Key.read(key)
+    key = key if isinstance(key, Key | TextKey) else read_key(key)
     parsed = Question.parse(question, "audit")
+    specs = [before, *after, *([retrained] if retrained else [])]
+    where = pick_device(device), in_process, functions_device(device)
+    if isinstance(key, TextKey):
+        _refuse_options("texts", scaling=scaling)
+        opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
+        questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
+        doors = [(name_of(s), opener(s, where[0]) if isinstance(s, str) else s) for s in specs]
+        asked = _of_texts(questions, doors, parsed, progress)
+    else:
+        _refuse_options("no texts", loss=loss, quantize=quantize, rate=rate)
+        paths = [str(spec) for spec in specs]
+        asked = _of_images(key, data, paths, parsed, scaling, where, progress)
+    roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
+    return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))
+
+
+def _refuse_options(kind: str, **options: object) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
+        raise MarshtestError(
+            f"audit: the key is of {kind}, so that --{given[0]} means nothing. Leave it out."
+        )
+
+
+def _of_images(
+    key: Key,
+    data: str | Path,
+    specs: Sequence[str],
+    question: Question,
+    scaling: Scaling | None,
+    where: tuple[torch.device, bool, torch.device],
+    progress: Progress,
+) -> Iterator[Measured]:
+    """What each model shows of a dose of noise."""
     bases = key.bases(data)
     clean = undosed(key, data, bases)
-    where = pick_device(device), in_process, functions_device(device)
-    specs = [before, *after, *([retrained] if retrained else [])]
     # All are opened before the first is asked: a wrong path fails at once.
     models = [open_model(spec, key, bases.values, scaling, *where) for spec in specs]
-    measured = []
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
         report(0.0)
         shown = measure(
-            model, bases, undosed=clean, draws=parsed.draws, fpr=parsed.fpr, progress=report
+            model, bases, undosed=clean, draws=question.draws, fpr=question.fpr, progress=report
         )
         if index == 0:
-            if scaling is not None or not Path(before).is_dir():  # no processor of its own
+            if scaling is not None or not Path(specs[0]).is_dir():  # no processor of its own
                 used = scaling or key.noise.scaling
                 shown = replace(shown, misfed=suspected(model, used, bases, clean))
             # Now, and not at the end: hours of asking the other models would be for nothing.
-            _refuse_untestable(before, shown)
-        measured.append(shown)
-    roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
-    return Audit(key, parsed, tuple(judge(roles, measured, parsed)))
+            _refuse_untestable(specs[0], shown)
+        yield shown
+
+
+def _of_texts(
+    questions: Questions, doors: Sequence[tuple[str, Door]], question: Question, progress: Progress
+) -> Iterator[Measured]:
+    """What each model shows of a dose of marks."""
+    for index, (name, door) in enumerate(doors):
+        report = part(progress, index / len(doors), 1 / len(doors), f"ask {name}")
+        report(0.0)
+        yield measure_texts(name, door, questions, fpr=question.fpr, progress=report)
 
 
 def _refuse_untestable(name: str, before: Measured) -> None:
     """Raise if the model before unlearning shows nothing: no model after it could be judged."""
-    if before.controls.near_chance or (before.misfed and before.guesses):
+    controls = before.controls
+    if (isinstance(controls, Controls) and controls.near_chance) or (
+        before.misfed and before.guesses
+    ):
         raise MarshtestError(f"{name}: {'; '.join(before.doubts)}. It cannot be tested.")
 
 

@@ -19,22 +19,28 @@ Each rate of false answers must be at most what was promised, up to chance. Noth
 model that keeps some poisons and pushes others may go unseen then.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest, kstest
 
 from marshtest.kit.judging import Question
 from marshtest.kit.key import Bases, Key
+from marshtest.kit.keys import read_key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.kit.open_model import open_model
+from marshtest.kit.records.base import Door, Loss
+from marshtest.kit.texts.key import TextKey
+from marshtest.kit.texts.measure import Questions, measure_texts, name_of
+from marshtest.kit.texts.opening import open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import functions_device, pick_device
@@ -125,12 +131,13 @@ def _rate(keys: str, answer: str, false: Any, promised: float) -> dict[str, obje
 
 
 def calibrate(
-    key: Key | str | Path,
+    key: Key | TextKey | str | Path,
     data: str | Path,
-    model: str,
+    model: str | Door,
     *,
     keys: int = 200,
     scaling: Scaling | None = None,
+    loss: Loss | None = None,
     device: str = "auto",
     in_process: bool = False,
     progress: Progress = silent,
@@ -144,6 +151,7 @@ def calibrate(
         model: the model before unlearning, in one of the forms of `marshtest.kit.open_model`.
         keys: number of null keys; each costs one measurement of the model.
         scaling: how values of the file become model inputs; see `audit`.
+        loss: which tokens of a text count; see `audit`.
         device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process.
         progress: told each null key that is measured, and the fraction of them that is done.
@@ -152,32 +160,74 @@ def calibrate(
     Raises:
         MarshtestError: key, data and model do not fit together.
     """
-    key = key if isinstance(key, Key) else Key.read(key)
+    key = key if isinstance(key, Key | TextKey) else read_key(key)
     if keys < 1:
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     parsed = Question.parse(question, "calibrate")
-    bases = key.bases(data)
     where = pick_device(device), in_process, functions_device(device)
-    asked_model = open_model(model, key, bases.values, scaling, *where)
-    # Without samples that have no dose: what is counted are the errors of the verdict's rule, and the
-    # controls, which only take acquittals away, are left out.
-    true = measure(asked_model, bases, draws=parsed.draws, fpr=parsed.fpr)
+    if isinstance(key, TextKey):
+        ask = _texts_asked(key, data, model, loss or "record", *where[:2], parsed)
+    else:
+        ask = _images_asked(key, data, str(model), scaling, where, parsed)
+    true = ask(key.secret)
     # By the true key, once, as an audit has it: chosen for each null key, the rule would be another.
     rests = rests_on(true.evidence(true.dependences()), margin=parsed.margin, alpha=parsed.alpha)
     lines = []
     for number in range(keys):
         progress(number / keys, f"null key {number + 1} of {keys}")
         # By its number, so that the first keys are the same however many are asked for.
-        seed = derive(key.noise.seed, "null", number)
-        null_noise = key.noise.model_copy(update={"seed": seed})
-        null_bases = Bases(bases.ids, bases.values, bases.labels, null_noise)
-        null = measure(asked_model, null_bases, draws=parsed.draws, fpr=parsed.fpr)
+        null = ask(derive(key.secret, "null", number))
         lines.append({"case": "null", **_line(true, null, rests, parsed)})
-        rng = np.random.default_rng(derive(key.noise.seed, "cheats", number))
+        rng = np.random.default_rng(derive(key.secret, "cheats", number))
         for case, scores in cheats(true, null, parsed.margin, rng):
             cheat = replace(null, scores=scores)
             lines.append({"case": case, **_line(true, cheat, rests, parsed)})
     return Calibration(pd.DataFrame(lines), parsed, rests)
+
+
+# Both ask without samples that have no dose: what is counted are the errors of the verdict's rule, and the
+# controls, which only take acquittals away, are left out.
+
+
+def _images_asked(
+    key: Key,
+    data: str | Path,
+    model: str,
+    scaling: Scaling | None,
+    where: tuple[torch.device, bool, torch.device],
+    question: Question,
+) -> Callable[[int], Measured]:
+    """What a model shows of the noise of any seed."""
+    bases = key.bases(data)
+    asked_model = open_model(model, key, bases.values, scaling, *where)
+
+    def asked(seed: int) -> Measured:
+        noise = key.noise.model_copy(update={"seed": seed})
+        null = Bases(bases.ids, bases.values, bases.labels, noise)
+        return measure(asked_model, null, draws=question.draws, fpr=question.fpr)
+
+    return asked
+
+
+def _texts_asked(
+    key: TextKey,
+    data: str | Path,
+    model: str | Door,
+    loss: Loss,
+    device: torch.device,
+    in_process: bool,
+    question: Question,
+) -> Callable[[int], Measured]:
+    """What a model shows of the marks of any seed."""
+    bases, name = key.bases(data), name_of(model)
+    door = open_texts(model, device, in_process=in_process) if isinstance(model, str) else model
+
+    def asked(seed: int) -> Measured:
+        null = replace(bases, deal=replace(bases.deal, seed=seed))
+        questions = Questions(null, loss, question.draws, undosed=())
+        return measure_texts(name, door, questions, fpr=question.fpr)
+
+    return asked
 
 
 def _line(

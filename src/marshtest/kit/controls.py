@@ -15,6 +15,7 @@ noises much as the model before does. Only the order of losses is used, so that 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn an
 BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
 KEPT_AUC = 0.8  # of the AUC's excess over 0.5; retrained models keep all, upside down digits half
 SURELY = 0.05  # p-value below which less than KEPT_AUC is surely kept
+UNSTEADY = (
+    "gives other losses when asked again in another order "
+    "(randomness, or a model left in training mode)"
+)
 AGREEMENT = 0.03  # retrained models have more than 0.05, unrelated answers 0
 
 
@@ -186,7 +191,7 @@ class Controls:
             ),
             near=nearness(near, fresh),
             between=betweenness(base, half, fresh[:, 0]),
-            steady=_alike(base, alone) and _alike(same, fresh[:, 0]),
+            steady=alike(base, alone) and alike(same, fresh[:, 0]),
             # Evenly, not the first: samples of a folder stand class by class.
             fresh=fresh[:: max(1, len(fresh) // COMPARED)],
             clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
@@ -205,6 +210,23 @@ class Controls:
         """Reasons to doubt that a model is behind the answers, in words."""
         return [doubt for doubt in (self.unsteady, self.near_chance, self.rough) if doubt]
 
+    def unlike(self, before: Any) -> list[str]:
+        """Reasons why a model cannot be an update or a retraining of the one before, in words."""
+        reasons = []
+        (was, _), (auc, error) = before.clean_auc, self.clean_auc
+        if auc - 0.5 < KEPT_AUC * (was - 0.5) - norm.isf(SURELY) * error:
+            reasons.append(
+                "labels of samples without a dose are told apart much worse than by the model before (AUC "
+                f"{auc:.3f} after {was:.3f}): fed otherwise, or destroyed"
+            )
+        correlation = agreement(before.fresh, self.fresh)
+        if correlation < AGREEMENT:
+            reasons.append(
+                f"fresh noises that are hard for the model before are not hard for it (rank correlation "
+                f"{correlation:.2f}; a retrained model has more): fed otherwise, or not that model"
+            )
+        return reasons
+
     @property
     def near_chance(self) -> str:
         """Empty, or a line that says that labels are told apart no better than by guessing."""
@@ -221,12 +243,7 @@ class Controls:
     @property
     def unsteady(self) -> str:
         """Empty, or a line that says that the model contradicts itself."""
-        if self.steady:
-            return ""
-        return (
-            "gives other losses when asked again in another order (randomness, or a model left in "
-            "training mode)"
-        )
+        return "" if self.steady else UNSTEADY
 
     @property
     def rough(self) -> str:
@@ -244,24 +261,6 @@ class Controls:
         return ""
 
 
-def unlike(before: Controls, after: Controls) -> list[str]:
-    """Reasons why a model cannot be an update or a retraining of the one before, in words."""
-    reasons = []
-    (was, _), (auc, error) = before.clean_auc, after.clean_auc
-    if auc - 0.5 < KEPT_AUC * (was - 0.5) - norm.isf(SURELY) * error:
-        reasons.append(
-            "labels of samples without a dose are told apart much worse than by the model before (AUC "
-            f"{auc:.3f} after {was:.3f}): fed otherwise, or destroyed"
-        )
-    correlation = agreement(before.fresh, after.fresh)
-    if correlation < AGREEMENT:
-        reasons.append(
-            f"fresh noises that are hard for the model before are not hard for it (rank correlation "
-            f"{correlation:.2f}; a retrained model has more): fed otherwise, or not that model"
-        )
-    return reasons
-
-
-def _alike(one: Floats, other: Floats) -> bool:
+def alike(one: Floats, other: Floats) -> bool:
     """Whether losses are equal but for rounding, which differs with the place in a batch."""
     return bool(np.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True))

@@ -4,27 +4,25 @@ import csv
 import hashlib
 import io
 import math
-import os
 import re
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from marshtest.experiment.prospects import poisons_by_heart
-from marshtest.experiment.recipe_parts import VerdictSettings
-from marshtest.kit.key import Key, current_versions, write_private
+from marshtest.data.marks import Mark
+from marshtest.kit.key import Key, current_versions
 from marshtest.kit.layouts import alike, open_layout
 from marshtest.kit.layouts.base import Layout, Place, Value
 from marshtest.kit.layouts.folders import digest
-from marshtest.kit.noise import SEEDS, Noise, Scaling
+from marshtest.kit.noise import Noise, Scaling
+from marshtest.kit.places import Places, checked_seed, chosen, warning
+from marshtest.kit.records import is_text
+from marshtest.kit.sealed import write_private
+from marshtest.kit.texts.dose import TextDose, dose_texts
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.plumbing.seeds import derive
 
-DRAWS = 199  # fresh noises a poison in an audit, where it is not asked for others
 FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet runs as a formula
 
 
@@ -42,14 +40,7 @@ class Dose:
     @property
     def warning(self) -> str:
         """What the number of poisons rules out, in a sentence; empty where it rules out nothing."""
-        asked, poisons = VerdictSettings(), len(self.key.ids)
-        needed = poisons_by_heart(DRAWS, asked.margin, asked.alpha)
-        if poisons >= needed:
-            return ""
-        return (
-            f"{poisons:,} poisons cannot give REMOVED: even if the model knew each by heart, {needed:,} "
-            "would be needed. Raise --fraction; `marshtest plan` tells how many."
-        )
+        return warning(len(self.key.ids))
 
 
 def dose(
@@ -57,71 +48,112 @@ def dose(
     out: str | Path,
     *,
     fraction: float,
-    variance: float = 0.32,
+    variance: float | None = None,
     scaling: Scaling | None = None,
-    seed: int | None = None,
     hide: bool = False,
+    mark: Mark | None = None,
+    field: str | None = None,
+    role: str | None = None,
+    seed: int | None = None,
     key_file: str | Path | None = None,
     forget_file: str | Path | None = None,
-) -> Dose:
-    """Write `source` to `out` with Gaussian noise in a random fraction of its training samples.
+) -> Dose | TextDose:
+    """Write `source` to `out` with a dose in a random fraction of its training samples.
+
+    Images and arrays get Gaussian noise, text records get marks.
 
     Args:
-        source: Parquet files, a folder of images by class, an .npz or a .safetensors file.
+        source: Parquet files, a folder of images by class, an .npz or a .safetensors file; or text records
+            in JSON Lines, CSV, TSV, Parquet or a folder of .txt files.
         out: a new folder or file of the same layout.
         fraction: fraction of the training samples to dose, in (0, 1).
-        variance: ε², in squared units of the scaled inputs (normalised pixels).
+        variance: ε², in squared units of the scaled inputs (normalised pixels); by default 0.32.
         scaling: how values become model inputs; by default 8-bit images are normalised by the dosed
             samples' own mean and deviation a channel, and floating-point values are taken as they are.
-        seed: seed of every draw, below 2⁶⁴; by default 63 bits that nobody can guess.
         hide: write every image of the split anew, as PNG without compression, so that neither format
             nor size tells which are dosed.
+        mark: a `Template` or a `Pattern`; by default "Ticket {digits:6}." at the end of a text.
+        field: field of the text that gets the mark, or of a chat's messages; by default one that is known.
+        role: role of the message that gets the mark, the chat's last one; by default the assistant.
+        seed: seed of every draw, below 2⁶⁴; by default 63 bits that nobody can guess.
         key_file: where the key is written; by default `out` with .key.json behind its name.
-        forget_file: where the forget request is written; by default `out` with .forget.csv behind its name.
-            It has a line for each dosed sample: its id, its file inside `out`, its row there.
+        forget_file: where the forget request is written; by default `out` with .forget.csv behind its name,
+            for texts .forget.jsonl. It has a line for each dosed sample: its id, its file inside `out`, its
+            row there; of a text its line, row or file, and its own id if it has one.
 
     Raises:
         MarshtestError: data that cannot be read or have several shapes, a fraction that makes fewer than
-            two poisons or leaves no clean sample, noise that vanishes or overflows, a file that exists
-            already. No file is left behind then.
+            two poisons or leaves no clean sample, noise that vanishes or overflows, records without a
+            place for the mark, a file that exists already. No file is left behind then.
     """
     source, out = Path(source), Path(out)
-    key_file = Path(key_file or f"{out}.key.json")
-    forget_file = Path(forget_file or f"{out}.forget.csv")
-    _refuse_numbers(variance, seed)
+    files = {"key_file": key_file, "forget_file": forget_file}
+    if is_text(source):
+        _refuse_options(source, "text records", variance=variance, scaling=scaling, hide=hide)
+        return dose_texts(
+            source, out, fraction=fraction, mark=mark, field=field, role=role, seed=seed, **files
+        )
+    _refuse_options(source, "no text records", mark=mark, field=field, role=role)
+    variance = 0.32 if variance is None else variance
+    return _dose_images(
+        source,
+        out,
+        fraction=fraction,
+        variance=variance,
+        scaling=scaling,
+        seed=seed,
+        hide=hide,
+        **files,
+    )
+
+
+def _refuse_options(source: Path, kind: str, **options: object) -> None:
+    """Raise if an option is given that means nothing for such data."""
+    if given := [name for name, value in options.items() if value]:
+        raise MarshtestError(
+            f"{source}: holds {kind}, so that {given[0]} means nothing. Leave it out."
+        )
+
+
+def _dose_images(
+    source: Path,
+    out: Path,
+    *,
+    fraction: float,
+    variance: float,
+    scaling: Scaling | None,
+    seed: int | None,
+    hide: bool,
+    key_file: str | Path | None,
+    forget_file: str | Path | None,
+) -> Dose:
+    """Write images or arrays to `out` with Gaussian noise in a part of them; see `dose`."""
+    places = Places(
+        source,
+        out,
+        Path(key_file or f"{out}.key.json"),
+        Path(forget_file or f"{out}.forget.csv"),
+    )
+    if not 0 < variance < math.inf:
+        raise MarshtestError(f"dose: the variance must be above 0 and finite. Got {variance:g}.")
+    seed = checked_seed(seed)
     layout = open_layout(source)
-    _refuse_places(source, out, key_file, forget_file)
+    places.refuse()
     _refuse_layout(layout, out)
-    # From the system's own randomness: whoever guesses the seed has the noise.
-    seed = secrets.randbits(63) if seed is None else seed
-    ids = _chosen(layout.samples, fraction, seed)
+    ids = chosen(layout.samples, fraction, seed)
     scaling = _scaling(layout, ids, scaling)
     noise = Noise.parse(
         {"seed": seed, "variance": variance, "scaling": scaling, "pixels": layout.pixels}, "dose"
     )
     writer = _Writer(noise, layout)
     # The data first, for the key holds their digest.
-    places = layout.copy(out, writer, ids, hide=hide)
-    try:
+    dosed = layout.copy(out, writer, ids, hide=hide)
+    with places.together():
         key = _key(layout, source, out, ids, writer)
-        write_private(forget_file, _forget_request(places))
-        key.save(key_file)
-    except BaseException as error:  # a dose without its key is lost: leave none that looks whole
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
-        forget_file.unlink(missing_ok=True)
-        key_file.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise MarshtestError(f"{key_file}: cannot be written ({error}).") from error
-        raise
+        write_private(places.forget_file, _forget_request(dosed))
+        key.save(places.key_file)
     shows = layout.encoded and not hide
-    return Dose(key, out, forget_file, key_file, writer.power / len(ids), shows)
-
-
-def _refuse_numbers(variance: float, seed: int | None) -> None:
-    if not 0 < variance < math.inf:
-        raise MarshtestError(f"dose: the variance must be above 0 and finite. Got {variance:g}.")
-    if seed is not None and not 0 <= seed < SEEDS:
-        raise MarshtestError(f"dose: the seed must lie in 0..2⁶⁴ − 1. Got {seed}.")
+    return Dose(key, out, places.forget_file, places.key_file, writer.power / len(ids), shows)
 
 
 def _refuse_layout(layout: Layout, out: Path) -> None:
@@ -132,36 +164,6 @@ def _refuse_layout(layout: Layout, out: Path) -> None:
         )
     if layout.path.is_file() and out.suffix != layout.path.suffix:
         raise MarshtestError(f"{out}: must end in {layout.path.suffix}, as {layout.path} does.")
-
-
-def _refuse_places(source: Path, out: Path, key_file: Path, forget_file: Path) -> None:
-    """Raise if a file would be overwritten, or a secret given away with the data."""
-    for path in (out, key_file, forget_file):
-        if os.path.lexists(path):
-            raise MarshtestError(f"{path}: exists already. Choose another name, or remove it.")
-    if _real(key_file) == _real(forget_file):
-        raise MarshtestError(
-            f"{key_file}: is given for both the key and the forget request. Give them two names."
-        )
-    for path in (out, key_file, forget_file):
-        if _real(path).is_relative_to(_real(source)):
-            raise MarshtestError(
-                f"{path}: lies inside the data set {source}. Choose another place."
-            )
-    for secret in (key_file, forget_file):
-        if _real(secret).is_relative_to(_real(out)):
-            raise MarshtestError(
-                f"{secret}: lies inside {out}, and would be given away with it. Choose another place."
-            )
-        if not _real(secret).parent.is_dir() and _real(secret).parent != _real(out).parent:
-            raise MarshtestError(
-                f"{secret}: its folder does not exist. Make it, or choose another."
-            )
-
-
-def _real(path: Path) -> Path:
-    """The path without links and `..`: a link must not hide where a file really lies."""
-    return Path(os.path.realpath(path))
 
 
 def _scaling(layout: Layout, ids: NDArray[np.int64], scaling: Scaling | None) -> Scaling:
@@ -176,18 +178,6 @@ def _scaling(layout: Layout, ids: NDArray[np.int64], scaling: Scaling | None) ->
     for value in values:
         scaling.along(scaling.std, value.shape)  # raises if its channels do not fit
     return scaling
-
-
-def _chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:
-    """[P] increasing ids of samples, drawn uniformly without replacement."""
-    count = round(samples * fraction) if 0 < fraction < 1 else 0
-    if not 2 <= count < samples:
-        raise MarshtestError(
-            f"dose: a fraction of {fraction:g} of {samples} samples makes {count} poisons. It must make at "
-            "least two and leave a clean sample."
-        )
-    rng = np.random.default_rng(derive(seed, "choose"))
-    return np.sort(rng.choice(samples, count, replace=False, shuffle=False))
 
 
 class _Writer:

@@ -52,34 +52,22 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@_quiet()
-def open_folder(path: Path) -> Folder:
-    """Load a folder; nothing is fetched, and no code or pickle in it is run.
+@contextmanager
+def reading(path: Path, model: bool = True) -> Iterator[dict[str, Any]]:
+    """Give the options with which `transformers` reads a folder, and nothing but the folder, inside.
 
     Raises:
-        MarshtestError: no classifier, code of its own, pickled or missing weights, damaged files.
+        MarshtestError: code of the folder's own, or damaged files; if a `model` is to be read, none there,
+            or pickled weights.
     """
-    import transformers
-
-    if not (path / "config.json").is_file():
+    if model and not (path / "config.json").is_file():
         raise MarshtestError(f"{path}: is no Hugging Face model folder: it has no config.json.")
-    safely = {"local_files_only": True, "trust_remote_code": False}
     try:
-        _refuse_unsafe(path)
-        config = transformers.AutoConfig.from_pretrained(path, **safely)
-        loader, keyword = _kind(path, config)
-        model, info = loader.from_pretrained(
-            path,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="eager",  # the folder could name a kernel to be fetched
-            output_loading_info=True,
-            **safely,
-        )
-        notes = _weights_notes(path, info)
-        processor = None
-        if keyword == "pixel_values" and any((path / name).is_file() for name in PROCESSORS):
-            processor = transformers.AutoImageProcessor.from_pretrained(path, **safely)
+        with _quiet():
+            _refuse_code(path)
+            if model:
+                _refuse_unsafe(path)
+            yield {"local_files_only": True, "trust_remote_code": False}
     except MarshtestError:
         raise
     except Exception as error:  # files of any sort may lie there
@@ -87,19 +75,58 @@ def open_folder(path: Path) -> Folder:
             f"{path}: cannot be loaded ({type(error).__name__}: "
             f"{textwrap.shorten(first_line(error), 200)})."
         ) from None
-    return Folder(path, _ByKeyword(model.eval(), keyword), processor, notes)
 
 
-def _refuse_unsafe(path: Path) -> None:
-    """Raise if transformers would run code of the folder, read a pickle, or need another folder."""
-    for name in ("config.json", *PROCESSORS):
+def load_weights(
+    path: Path, loader: Any, attention: str = "eager", **options: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """A folder's model in eval mode, by a class of `transformers`, and notes on its weights."""
+    model, info = loader.from_pretrained(
+        path,
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation=attention,  # the folder could name a kernel to be fetched
+        output_loading_info=True,
+        **options,
+    )
+    return model.eval(), _weights_notes(path, info)
+
+
+def open_folder(path: Path) -> Folder:
+    """Load a classifier's folder; nothing is fetched, and no code or pickle in it is run.
+
+    Raises:
+        MarshtestError: no classifier, code of its own, pickled or missing weights, damaged files.
+    """
+    import transformers
+
+    with reading(path) as safely:
+        config = transformers.AutoConfig.from_pretrained(path, **safely)
+        loader, keyword = _kind(path, config)
+        model, notes = load_weights(path, loader, **safely)
+        processor = None
+        if keyword == "pixel_values" and any((path / name).is_file() for name in PROCESSORS):
+            processor = transformers.AutoImageProcessor.from_pretrained(path, **safely)
+    return Folder(path, _ByKeyword(model, keyword), processor, notes)
+
+
+def _refuse_code(path: Path) -> None:
+    """Raise if transformers would run code of the folder."""
+    for name in ("config.json", "tokenizer_config.json", *PROCESSORS):
         if (path / name).is_file() and '"auto_map"' in json.dumps(_json(path / name)):
             raise MarshtestError(
                 f"{path}: {name} asks for code in the folder (auto_map), which is not run. "
                 "Export the model to a .pt2 file, or give 'pkg.mod:load'."
             )
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Raise if transformers would read a pickle, or need another folder."""
     if (path / "adapter_config.json").is_file():
-        raise MarshtestError(f"{path}: holds an adapter. Merge it into its model and save that.")
+        raise MarshtestError(
+            f"{path}: holds an adapter. Merge it into its model and save that, or, for a language model, "
+            f"give its base's folder with it, as BASE@{path}."
+        )
     index = path / "model.safetensors.index.json"
     shards = set(_json(index)["weight_map"].values()) if index.is_file() else set()
     # Names of weight files inside the folder's own JSON may point at pickles, or out of the folder.

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import Field
 
-from marshtest.kit.controls import unlike
 from marshtest.kit.measure import Measured
 from marshtest.metrics.privacy import epsilon_bound
 from marshtest.metrics.trainings import usable
@@ -29,7 +28,9 @@ class Question(Settings):
     fpr: float = Field(0.01, gt=0, lt=1)  # false positive rate at which the TPR is reported
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
     margin: float = Field(0.2, gt=0, lt=1)  # part of the initial effect that REMOVED may leave
-    accuracy: float = Field(0.05, gt=0, lt=1)  # accuracy that a usable model may lose
+    accuracy: float = Field(
+        0.05, gt=0, lt=1
+    )  # accuracy, or log perplexity, a usable model may lose
     delta: float = Field(1e-5, ge=0, lt=1)  # δ of the privacy bound
     confidence: float = Field(0.95, gt=0, lt=1)  # confidence of the privacy bound
 
@@ -62,7 +63,7 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
     after = [place for place, role in enumerate(roles) if role == "after"]
     answers = _verdicts(evidence, after, question)
     reasons = [
-        [*one.doubts, *unlike(before.controls, one.controls), *untestable(shown, question.margin)]
+        [*one.doubts, *one.controls.unlike(before.controls), *untestable(shown, question.margin)]
         for one, shown in zip(measured, evidence, strict=True)
     ]
     for place in set(answers) - set(after):
@@ -113,11 +114,10 @@ def rests_of(before: Evidence, after: int, question: Question) -> tuple[Rest, ..
 
 
 def _usable(goal: Measured, one: Measured, question: Question) -> str:
-    """Whether accuracy is kept, by paired differences over the base points; unknown for a black box."""
-    if goal.right is None or one.right is None:
+    """Whether accuracy, or log perplexity, is kept, by paired differences over the samples."""
+    if goal.utility is None or one.utility is None:  # a black box does not tell whether it is right
         return "unknown"
-    cost = goal.right.astype(float) - one.right.astype(float)
-    return usable(cost, question.accuracy, question.alpha)
+    return usable(goal.utility - one.utility, question.accuracy, question.alpha)
 
 
 def _doubted(verdict: Verdict, reasons: Sequence[str]) -> Verdict:

@@ -1,12 +1,9 @@
 """The key: the auditor keeps it, and nothing else tells which noise the dose is."""
 
 import hashlib
-import json
-import os
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +13,21 @@ from marshtest.kit.layouts import open_layout, read
 from marshtest.kit.layouts.base import Layout, Value
 from marshtest.kit.layouts.folders import MARK, Digest, digest, strangers
 from marshtest.kit.noise import Noise
+from marshtest.kit.sealed import Sealed
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.plumbing.settings import Settings
 
-KEY_BYTES = 1 << 28  # no key is larger, so no larger file is read
-LINE = 300  # characters of an error that quotes the file
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=2, lt=2**48, strict=True)]
 
 
-class Key(Settings):
+class Key(Sealed):
     """A dose: which samples, which noise, and of which data set."""
+
+    fresh: ClassVar[str] = "fresh noise"  # what the dosed samples are compared with
+    # what two neighbouring training sets differ in, without which an ε means nothing
+    unit: ClassVar[str] = (
+        "one training sample's input, replaced by the same base with other noise; labels and all else fixed"
+    )
 
     format: Literal["marshtest key 1"] = "marshtest key 1"
     noise: Noise  # seed, ε² and scaling of the noise
@@ -48,42 +49,18 @@ class Key(Settings):
         return self
 
     @property
+    def secret(self) -> int:
+        """The seed of the dose."""
+        return self.noise.seed
+
+    def summary(self) -> dict[str, Any]:
+        """What may be told of the dose."""
+        return {"variance": self.noise.variance, "input": self.input, "output": self.output}
+
+    @property
     def positions(self) -> NDArray[np.int64]:
         """[P] the ids as an array."""
         return np.array(self.ids, dtype=np.int64)
-
-    def save(self, path: Path) -> None:
-        """Write the key as JSON to a new file, sealed with a digest of its content.
-
-        The seal is against accidents: whoever edits the key can also make its seal anew.
-        """
-        content = self.model_dump(mode="json")
-        sealed = {**content, "seal": _seal(content)}
-        lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sealed.items()]
-        write_private(path, "{\n " + ",\n ".join(lines) + "\n}\n")
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Key":
-        """Read a key; a MarshtestError if there is no such file, it is no key, or it was edited."""
-        path = Path(path)
-        if not path.exists():
-            raise MarshtestError(
-                f"{path}: no such key file. Give the one that `marshtest dose` wrote."
-            )
-        content = _loaded(path)
-        if not isinstance(content, dict) or "seal" not in content or "noise" not in content:
-            raise MarshtestError(
-                f"{path}: is not a marshtest key. Give the file that `marshtest dose` wrote."
-            )
-        seal = content.pop("seal")
-        if seal != _seal(content):
-            raise MarshtestError(
-                f"{path}: was edited after dosing (its seal does not fit). Take the untouched key."
-            )
-        try:
-            return cls.parse(content, str(path))
-        except MarshtestError as error:  # it may quote a value of any length
-            raise MarshtestError(f"{str(error)[:LINE]} Take the untouched key.") from None
 
     def bases(self, data: str | Path) -> "Bases":
         """The dosed samples, read from the data set as it was before dosing.
@@ -159,28 +136,3 @@ def written_digest(bases: Bases) -> str:
 def current_versions() -> dict[str, str]:
     """Versions of marshtest and of the libraries that a dose depends on."""
     return {name: version(name) for name in ("marshtest", "numpy", "pillow")}
-
-
-def _seal(content: dict[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _loaded(path: Path) -> Any:
-    """The content of a JSON file of sensible size; None if it is no such file."""
-    try:
-        if not path.is_file() or path.stat().st_size > KEY_BYTES:
-            return None
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a new file that only its owner can read, from its first byte on; an OSError if it exists."""
-    # By an opener: made readable and closed to others afterwards, it could be read in between.
-    private = partial(os.open, mode=0o600)
-    with open(path, "x", encoding="utf-8", newline="", opener=private) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -13,7 +13,7 @@ mixed in.
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,19 @@ from marshtest.plumbing.seeds import derive
 CHUNK_BYTES = 2**28  # noisy inputs that are held at once, as 32-bit numbers
 
 
+class ControlAnswers(Protocol):
+    """A model's answers to control questions, of whichever kind."""
+
+    def doubts(self) -> list[str]:
+        """Reasons to doubt that a model is behind the answers, in words."""
+
+    def unlike(self, before: Any) -> list[str]:
+        """Reasons why a model is no update or retraining of the one before, by its answers of the kind."""
+
+    def figures(self) -> dict[str, float]:
+        """Statistics of the answers, by name."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a model shows of the dose."""
@@ -43,11 +56,13 @@ class Measured:
     figures: dict[str, float]  # dependence, TPR, vanished, ties, as in docs/rows.md
     accuracy: float  # accuracy on the base points; nan where a black box does not tell
     advantages: Floats  # [P] how much more familiar the poison looks than one fresh noise
-    controls: Controls  # the answers to the control questions
+    controls: ControlAnswers  # the answers to the control questions
     classes: NDArray[np.int64]  # [P] labels of the poisons
     fpr: float  # false positive rate at which the TPR is reported
-    right: NDArray[np.bool_] | None = None  # [P] right at each base point; None if not told
+    # [n] right (1) or wrong (0) at each base point; of texts the log-probability a word; None if not told
+    utility: Floats | None = None
     notes: tuple[str, ...] = ()  # what a reader should know of how the model was asked
+    perplexity: float = float("nan")  # a word, on texts without a dose
     misfed: str = ""  # empty, or a line that says why the inputs seem to be wrongly scaled
 
     @property
@@ -102,7 +117,7 @@ def measure(
         scores=scores,
         figures=figures_of(scores, bases.labels, fresh_scores, fpr),
         accuracy=float("nan") if right is None else float(right.mean()),
-        advantages=_advantages(at_poison, at_fresh),
+        advantages=advantages(at_poison, at_fresh),
         controls=Controls.of(
             bases=(bases.labels, control_labels(bases, names)[:, 1], answers.controls),
             clean=(clean.labels, other_labels(clean, names), answers.clean),
@@ -112,7 +127,7 @@ def measure(
         ),
         classes=bases.labels,
         fpr=fpr,
-        right=right,
+        utility=None if right is None else right.astype(np.float64),
         notes=model.notes,
     )
 
@@ -237,7 +252,7 @@ def standardised(bases: Bases, values: Value, gradients: Floats) -> Floats:
     return np.stack(scores)
 
 
-def _advantages(at_poison: Floats, at_fresh: Floats) -> Floats:
+def advantages(at_poison: Floats, at_fresh: Floats) -> Floats:
     """[P] loss at one fresh noise minus that at the poison, in deviations over the other fresh ones.
 
     Infinite if the others do not differ at all; nan, which abstains, if the two do not differ, or a loss

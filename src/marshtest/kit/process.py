@@ -1,6 +1,6 @@
 """A model in a process of its own, where nothing that it does can end our process or answer for it.
 
-    ours   ──▶ its standard input    length, pickle of ("ask" or "gradients", values, labels)
+    ours   ──▶ its standard input    length, pickle of "ask", "gradients" or "texts" and of what is asked
     theirs ──▶ its standard output   length, "A" and safetensors of the answers, or "E" and one line
 
 Their process is a fresh interpreter. Foreign code in it prints to standard error, reads from nowhere, and
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from itertools import count
@@ -33,12 +33,15 @@ from safetensors.numpy import load, save
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
+from marshtest.kit.records.base import Asked
+from marshtest.kit.texts.base import TextModel
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.seeds import derive, seeded
 
-Opener = Callable[[], AskedModel]
+Model = AskedModel | TextModel
+Opener = Callable[[], Model]
 Arrays = dict[str, NDArray[Any]]
 # Our import path comes as arguments, so that theirs imports the same marshtest and the same user's modules.
 START = (
@@ -51,7 +54,7 @@ SLACK = 1 << 16  # bytes that an answer may have beside its numbers: header and 
 MOST_NOTED = 1000  # bytes of notes that are kept: they are printed, and foreign code wrote them
 
 
-class GuardedModel(AskedModel):
+class Guarded:
     """A model in this process: whatever it raises is one line, and our seeds and switches stay ours.
 
     Nothing here helps against `os._exit`, a crash, or what the model does as Python ends.
@@ -59,8 +62,18 @@ class GuardedModel(AskedModel):
 
     def __init__(self, name: str, opener: Opener) -> None:
         self.name, self._calls = name, count()
-        self._model = self._foreign(opener)
-        self.notes = self._model.notes
+        self._model: Any = self._foreign(opener)
+        self.notes: tuple[str, ...] = self._model.notes
+
+    def _foreign(self, call: Callable[[], Any]) -> Any:
+        """Call foreign code, with other seeds each time: a model that draws must not look steady."""
+        seed = derive(0, "foreign", next(self._calls))
+        with foreign(self.name), seeded(seed), redirect_stdout(sys.stderr):
+            return call()
+
+
+class GuardedModel(Guarded, AskedModel):
+    """A model of samples, guarded."""
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         answers: Answers = self._foreign(lambda: self._model.ask(values, labels))
@@ -71,14 +84,17 @@ class GuardedModel(AskedModel):
         gradients: Floats | None = self._foreign(lambda: self._model.gradients(values, labels))
         return gradients
 
-    def _foreign(self, call: Callable[[], Any]) -> Any:
-        """Call foreign code, with other seeds each time: a model that draws must not look steady."""
-        seed = derive(0, "foreign", next(self._calls))
-        with foreign(self.name), seeded(seed), redirect_stdout(sys.stderr):
-            return call()
+
+class GuardedTexts(Guarded, TextModel):
+    """A model of texts, guarded."""
+
+    def __call__(self, asked: Sequence[Asked]) -> Floats:
+        losses: Floats = self._foreign(lambda: self._model(asked))
+        self.notes = self._model.notes
+        return losses
 
 
-class SeparateModel(AskedModel):
+class Separate:
     """A model that is opened and asked in a process of its own.
 
     Args:
@@ -109,20 +125,6 @@ class SeparateModel(AskedModel):
             self._close()
             raise
 
-    def ask(self, values: Value, labels: Labels) -> Answers:
-        # For each sample a float64 loss and a bool.
-        arrays = self._call(("ask", values, labels), 9 * len(values))
-        losses, right = self._checked(arrays, "losses", (len(values),)), arrays.get("right")
-        if right is not None and (right.dtype.kind, right.shape) != ("b", losses.shape):
-            raise self._nonsense()
-        self._take_notes(arrays)
-        return losses, right
-
-    def gradients(self, values: Value, labels: Labels) -> Floats | None:
-        arrays = self._call(("gradients", values, labels), 8 * values.size)
-        shape = (len(values), values.size // max(1, len(values)))
-        return self._checked(arrays, "gradients", shape) if arrays else None
-
     def _call(self, message: object, size: int) -> Arrays:
         """Send a message, and return the arrays of the answer, of at most `size` bytes in all."""
         assert self._process.stdin is not None
@@ -147,7 +149,7 @@ class SeparateModel(AskedModel):
 
     def _take_notes(self, arrays: Arrays) -> None:
         notes = arrays.get("notes", np.empty(0, np.uint8)).tobytes()[:MOST_NOTED]
-        self.notes = tuple(notes.decode(errors="replace").splitlines())
+        self.notes: tuple[str, ...] = tuple(notes.decode(errors="replace").splitlines())
 
     def _checked(self, arrays: Arrays, name: str, shape: tuple[int, ...]) -> Floats:
         array = arrays.get(name)
@@ -167,6 +169,34 @@ class SeparateModel(AskedModel):
         """The error for an answer that `serve` does not send: foreign code got at the pipe."""
         self._close()
         return MarshtestError(f"{self.name}: its process answered what was not asked.")
+
+
+class SeparateModel(Separate, AskedModel):
+    """A model of samples in a process of its own."""
+
+    def ask(self, values: Value, labels: Labels) -> Answers:
+        # For each sample a float64 loss and a bool.
+        arrays = self._call(("ask", values, labels), 9 * len(values))
+        losses, right = self._checked(arrays, "losses", (len(values),)), arrays.get("right")
+        if right is not None and (right.dtype.kind, right.shape) != ("b", losses.shape):
+            raise self._nonsense()
+        self._take_notes(arrays)
+        return losses, right
+
+    def gradients(self, values: Value, labels: Labels) -> Floats | None:
+        arrays = self._call(("gradients", values, labels), 8 * values.size)
+        shape = (len(values), values.size // max(1, len(values)))
+        return self._checked(arrays, "gradients", shape) if arrays else None
+
+
+class SeparateTexts(Separate, TextModel):
+    """A model of texts in a process of its own."""
+
+    def __call__(self, asked: Sequence[Asked]) -> Floats:
+        arrays = self._call(("texts", tuple(asked)), 8 * len(asked))
+        losses = self._checked(arrays, "losses", (len(asked),))
+        self._take_notes(arrays)
+        return losses
 
 
 def ended(code: int) -> str:
@@ -232,18 +262,19 @@ def serve() -> None:
     # Entered and never left: what loading switches (the default dtype, say) the model may need.
     loading = seeded(derive(0, "foreign", 0))
     loading.__enter__()
-    models: list[AskedModel] = []
+    models: list[GuardedModel | GuardedTexts] = []
 
     def opened() -> Arrays:
         with foreign(name):
-            model: AskedModel = opener()
-        models.append(GuardedModel(name, lambda: model))
+            model: Model = opener()
+        guarded = GuardedTexts if isinstance(model, TextModel) else GuardedModel
+        models.append(guarded(name, lambda: model))
         return _notes(model)
 
     _answer(answers, opened)
     while True:
-        question, values, labels = pickle.loads(messages.get())
-        _answer(answers, partial(_arrays, models[0], question, values, labels))
+        question, *asked = pickle.loads(messages.get())
+        _answer(answers, partial(_arrays, models[0], question, *asked))
 
 
 def _own_pipes() -> tuple[IO[bytes], IO[bytes]]:
@@ -280,15 +311,15 @@ def _answer(answers: IO[bytes], work: Callable[[], Arrays]) -> None:
     _send(answers, message)
 
 
-def _arrays(model: AskedModel, question: str, values: Value, labels: Labels) -> Arrays:
+def _arrays(model: Any, question: str, *asked: Any) -> Arrays:
     """The answer to a question, as arrays by name; none for gradients that do not exist."""
     if question == "gradients":
-        gradients = model.gradients(values, labels)
+        gradients = model.gradients(*asked)
         return {} if gradients is None else {"gradients": gradients.astype(np.float64)}
-    losses, right = model.ask(values, labels)
+    losses, right = (model(*asked), None) if question == "texts" else model.ask(*asked)
     arrays: Arrays = {"losses": losses.astype(np.float64), **_notes(model)}
     return arrays if right is None else arrays | {"right": right}
 
 
-def _notes(model: AskedModel) -> Arrays:
+def _notes(model: Model | Guarded) -> Arrays:
     return {"notes": np.frombuffer("\n".join(model.notes).encode(), np.uint8)}

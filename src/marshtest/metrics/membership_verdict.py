@@ -9,11 +9,12 @@
     FAILS       else, if d is surely not 0, over poisons and, from three trainings on, over trainings
     UNSETTLED   else
 
-Over poisons: DeLong's variance of m d0 ± d, with what the models share, in a z test. Members are others in
-each training; non-members are the same, so their part of the variance does not shrink with the trainings.
-Over trainings: paired t tests. Holm's correction over the unlearners, for each answer. Where non-members do
-not follow the poisons' law, d of two models differs by more than the choice of samples, and nothing FAILS
-from fewer than three trainings. A training without a model lets nothing pass.
+Over poisons: DeLong's variance of m d0 ± d, with what the models share, in a t test by as many degrees of
+freedom as the fewer of members and non-members leave. Members are others in each training; non-members
+are the same, so their part of the variance does not shrink with the trainings. Over trainings: paired t
+tests. Holm's correction over the unlearners, for each answer. Where non-members do not follow the
+poisons' law, d of two models differs by more than the choice of samples, and nothing FAILS from fewer
+than three trainings. A training without a model lets nothing pass.
 """
 
 import math
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import stdtr
 
 from marshtest.metrics.membership_columns import FORMS, PARTS, column_of
 from marshtest.metrics.trainings import p_positive
@@ -44,12 +45,19 @@ class Left:
     shared_variance: Floats  # of d_s, by the non-members
     covariance: Floats  # of d_s and d0_s, by the members
     shared_covariance: Floats  # of d_s and d0_s, by the non-members
+    freedom: float = math.inf  # degrees of freedom of the variances
 
     @classmethod
     def of(cls, rows: pd.DataFrame, form: str, seeds: list[int]) -> "Left":
         """The evidence in rows, one a seed, in the order of `seeds`."""
         placed = rows.set_index("seed").reindex(seeds)
-        return cls(*(placed[column_of(form, part)].to_numpy(dtype=np.float64) for part in PARTS))
+        parts = [placed[column_of(form, part)].to_numpy(dtype=np.float64) for part in PARTS]
+        if form in FORMS:
+            freedom = min((rows["mia_members"] - 1).sum(), rows["mia_others"].min() - 1)
+        else:
+            freedom = math.inf
+        left, variance, shared, covariance, shared_covariance = parts
+        return cls(left, variance, shared, covariance, shared_covariance, float(freedom))
 
     @property
     def value(self) -> float:
@@ -64,10 +72,10 @@ class Left:
 
 
 def _variance(parts: Floats, shared: Floats) -> float:
-    """Variance of a mean over trainings, whose non-members' parts vary together."""
+    """Variance of a mean over trainings, whose non-members' parts vary together; nan if one is unknown."""
     if not len(parts):
         return math.nan
-    return max(0.0, float(parts.sum() / len(parts) ** 2 + shared.mean()))
+    return float(np.maximum(0.0, parts.sum() / len(parts) ** 2 + shared.mean()))
 
 
 def p_within(initial: Left, one: Left, margin: float) -> float:
@@ -86,7 +94,7 @@ def _p_below(initial: Left, one: Left, margin: float, sign: float) -> float:
         + one.shared_variance
         - 2 * sign * margin * one.shared_covariance
     )
-    p = _p_positive_by_z(float(room.mean()), _variance(parts, shared))
+    p = _p_positive_over_poisons(float(room.mean()), _variance(parts, shared), one.freedom)
     return max(p, p_positive(room)) if len(room) >= TRAININGS else p
 
 
@@ -95,7 +103,10 @@ def p_same(one: Left, *, dosed: bool = True) -> float:
     left = one.left[~np.isnan(one.left)]
     if not len(left) or (not dosed and len(left) < TRAININGS):
         return 1.0
-    p_values = [_p_positive_by_z(sign * one.value, one.error**2) for sign in (1.0, -1.0)]
+    p_values = [
+        _p_positive_over_poisons(sign * one.value, one.error**2, one.freedom)
+        for sign in (1.0, -1.0)
+    ]
     if len(left) >= TRAININGS:
         p_values = [
             max(p, p_positive(sign * left)) for p, sign in zip(p_values, (1.0, -1.0), strict=True)
@@ -103,11 +114,11 @@ def p_same(one: Left, *, dosed: bool = True) -> float:
     return min(1.0, 2 * min(p_values))
 
 
-def _p_positive_by_z(value: float, variance: float) -> float:
-    if math.isnan(value) or math.isnan(variance):
+def _p_positive_over_poisons(value: float, variance: float, freedom: float) -> float:
+    if math.isnan(value) or math.isnan(variance) or not freedom > 0:
         return 1.0
     if variance > 0:
-        return float(ndtr(-value / math.sqrt(variance)))
+        return float(stdtr(freedom, -value / math.sqrt(variance)))
     return 0.0 if value > 0 else 1.0
 
 
@@ -166,7 +177,8 @@ def judged(
     for key in evidence:
         if key[0] == "retrained" and len(again) and form in FORMS:
             evidence[key] = Left.of(again, form, seeds)
-    nothing = Left(*(np.full(len(seeds), np.nan) for _ in PARTS))
+    blank = np.full(len(seeds), np.nan)
+    nothing = Left(blank, blank, blank, blank, blank)
     initial = next((one for key, one in evidence.items() if key[0] == "initial"), nothing)
     dosed = form not in FORMS or bool((rows["mia_dosed"].dropna() == 1).all())
     levels = {"alpha": alpha, "margin": margin}

@@ -56,11 +56,6 @@ class Column(Settings):
     # have it always
     room: int = Field(0, ge=0)
 
-    @property
-    def wraps(self) -> bool:
-        """Whether its cells may be broken: one number may not."""
-        return False
-
     @model_validator(mode="after")
     def _a_share_is_of_something(self) -> Self:
         if self.interval != "seeds" and not self.count:
@@ -90,10 +85,5 @@ class Score(Settings):
     def room(self) -> int:
         """Characters that a terminal must have for tables to show the score: verdicts rest on it."""
         return 0
-
-    @property
-    def wraps(self) -> bool:
-        """Whether its cells may be broken: with a known null law they hold a number and two errors."""
-        return self.column is None
 
     _low_is_below_high = model_validator(mode="after")(_with_a_range)

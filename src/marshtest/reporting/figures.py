@@ -376,7 +376,17 @@ def shift(moved: pd.DataFrame) -> Figure:
 
 
 BY_SIZE = {"imdb": "figure10"}  # the paper's figure by size of the forget set, of its other data
-SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C510A", "#333333"]
+SERIES = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#D55E00",
+    "#56B4E9",
+    "#8C510A",
+    "#333333",
+    "#882255",
+]
 AXES = {"budget": "compute budget, share of training", "forget_size": "size of the forget set"}
 
 

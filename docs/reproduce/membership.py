@@ -1,0 +1,169 @@
+"""Poison beside membership inference, unlearner by unlearner (docs/membership.md)."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pandas as pd
+from experiments import Cell, command, missing, results, there
+
+from marshtest.metrics.membership_columns import EVERY_FORM, REPEATED, column_of
+from marshtest.metrics.membership_verdict import FAILS, PASSES
+from marshtest.reporting.tables import NAMES, as_markdown, number
+from marshtest.results.suite import read_suite
+from marshtest.results.summary import Results
+
+SUITE = read_suite("digits")
+ATTACKS = {  # the recipe of an attack, and the run that repeats it for U-LiRA and KLoM
+    "digits-gaussian": "repeats-digits-gaussian",
+    "digits-targeted": "repeats-digits-targeted",
+    "digits-indiscriminate": "repeats-digits-indiscriminate",
+    "digits-badnets": "repeats-digits-badnets",
+    "digits-confusion": "repeats-digits-confusion",
+    "imdb-tiny-trigger": "repeats-imdb-tiny-trigger",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An unlearner on an attack: a line by the poison, and one by each form of membership inference."""
+
+    name: str
+    poison: Cell
+    forms: dict[str, pd.Series]
+
+    def answer(self, form: str) -> str:
+        """What a form says of the unlearner; "" where it was not asked."""
+        return str(self.forms[form][column_of(form, "verdict")]) if form in self.forms else ""
+
+    def shown(self, form: str) -> str:
+        """A form's AUC, or KLoM's mean, over seeds, and what it says."""
+        if form not in self.forms:
+            return ""
+        line = self.forms[form]
+        value = column_of(form, "mean" if form == "klom" else "auc")
+        spread = f"{number(line[value], 2)}±{number(line[f'{value}_sd'], 2)}"
+        return f"{spread} {self.answer(form)}"
+
+
+def alone(of: Results, name: str) -> pd.DataFrame:
+    """The summary of an unlearner judged by itself, as on its card; "" for the controls alone."""
+    rows = of.rows[(of.rows["role"] != "updated") | (of.rows["unlearner"] == name)]
+    entries = tuple(trials for trials in of.recipe.unlearners if trials[0].name == name)
+    recipe = of.recipe.model_copy(update={"unlearners": entries})
+    return replace(of, rows=rows.reset_index(drop=True), recipe=recipe).summary
+
+
+def _rows(recipe: str) -> Results | None:
+    """The rows of an attack that tell of membership: the suite's, or those of an experiment here."""
+    if recipe in SUITE.recipes:
+        return SUITE.known(recipe)
+    return results(recipe) if there(recipe) and results(recipe).membership else None
+
+
+@cache
+def judged(recipe: str) -> list[Judged]:
+    """All unlearners of an attack's rows."""
+    known = _rows(recipe)
+    if known is None or not known.membership:
+        return []
+    repeated = results(ATTACKS[recipe]) if there(ATTACKS[recipe]) else None
+    found = []
+    for trials in known.recipe.unlearners:
+        table = alone(known, trials[0].name)
+        line, initial = _only(table, "updated"), _only(table, "initial")
+        poison = Cell(recipe, line, initial, known.telling(known.poison_budget))
+        forms = dict.fromkeys(known.membership, line)
+        if repeated is not None:
+            again = _only(alone(repeated, trials[0].name), "updated")
+            forms |= dict.fromkeys(set(repeated.membership) & REPEATED.keys(), again)
+        found.append(Judged(trials[0].name, poison, forms))
+    return found
+
+
+def _only(table: pd.DataFrame, role: str) -> pd.Series:
+    """The line of a role."""
+    return table[table["role"] == role].iloc[0]
+
+
+def _title(recipe: str) -> str:
+    known = _rows(recipe)
+    return recipe if known is None else str(known.recipe.attack.shown.title)
+
+
+def passes() -> str:
+    """A table an attack: what is left of the poison, and what each form of membership inference says."""
+    parts = []
+    for recipe in ATTACKS:
+        lines = [
+            {
+                "": NAMES.get(of.name, of.name),
+                "poison": of.poison.verdict,
+                "left": f"{of.poison.left:.0%}",
+                **{title: of.shown(form) for form, title in EVERY_FORM.items()},
+            }
+            for of in judged(recipe)
+        ]
+        if lines:
+            parts += [f"### {_title(recipe)}", as_markdown(pd.DataFrame(lines).fillna(""))]
+    absent = missing(name for name in ATTACKS.values() if not there(name))
+    return "\n\n".join(filter(None, [*parts, absent]))
+
+
+def counted() -> str:
+    """How often each form passes what the poison convicts, and fails what the poison acquits."""
+    lines = []
+    for form, title in EVERY_FORM.items():
+        pairs = Counter(_pairs(form))
+        if not pairs:
+            continue
+        verdicts = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")
+        told = {verdict: _told(pairs, verdict) for verdict in verdicts}
+        lines.append({"": title, **told})
+    return as_markdown(pd.DataFrame(lines))
+
+
+def deceived() -> str:
+    """Who passes a form of membership inference with poison left, form by form."""
+    lines = []
+    for form, title in EVERY_FORM.items():
+        found = [
+            f"{NAMES.get(of.name, of.name)} ({_title(recipe)}, {of.poison.left:.0%} left)"
+            for recipe in ATTACKS
+            for of in judged(recipe)
+            if of.answer(form) == PASSES and of.poison.verdict == "NOT REMOVED"
+        ]
+        if any(of.answer(form) for recipe in ATTACKS for of in judged(recipe)):
+            lines.append(f"- {title}: {', '.join(found) or 'none'}")
+    return "\n".join(lines)
+
+
+def came_back() -> str:
+    """Whose verdict in the suite is that of a state after care, and which."""
+    found = [
+        f"- {NAMES.get(of.name, of.name)} ({_title(recipe)}): {of.poison.verdict} in {state}"
+        for recipe in ATTACKS
+        for of in judged(recipe)
+        if (state := str(of.poison.line["decided_by"]))
+    ]
+    return "\n".join(found) or "None."
+
+
+def _told(pairs: Counter[tuple[str, str]], verdict: str) -> str:
+    """Of the pairs of a method and an attack with this verdict: passed, failed, of how many."""
+    of = sum(count for (answer, _), count in pairs.items() if answer == verdict)
+    return f"{pairs[verdict, PASSES]} pass, {pairs[verdict, FAILS]} fail, of {of}"
+
+
+def _pairs(form: str) -> Iterator[tuple[str, str]]:
+    """The poison's verdict and the form's answer of each method on each attack."""
+    for recipe in ATTACKS:
+        for of in judged(recipe):
+            if answer := of.answer(form):
+                yield of.poison.verdict, answer
+
+
+def how() -> str:
+    """The commands of the repeated runs."""
+    return "\n".join(f"- {command(name)}" for name in ATTACKS.values() if there(name))

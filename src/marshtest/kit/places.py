@@ -1,0 +1,112 @@
+"""The places of a dose: nothing is overwritten, no secret given away, and nothing left in part."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marshtest.experiment.prospects import poisons_by_heart
+from marshtest.experiment.recipe_parts import VerdictSettings
+from marshtest.kit.noise import SEEDS
+from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.seeds import derive
+
+DRAWS = 199  # fresh noises or marks a poison in an audit, where it is not asked for others
+
+
+@dataclass(frozen=True)
+class Places:
+    """The four places of a dose."""
+
+    source: Path  # the data as they are
+    out: Path  # the dosed data
+    key_file: Path  # the key
+    forget_file: Path  # the forget request
+
+    def refuse(self) -> None:
+        """Raise if a file would be overwritten, or a secret given away with the data."""
+        source, out, secret = self.source, self.out, (self.key_file, self.forget_file)
+        for path in (out, *secret):
+            if os.path.lexists(path):
+                raise MarshtestError(f"{path}: exists already. Choose another name, or remove it.")
+        if _real(self.key_file) == _real(self.forget_file):
+            raise MarshtestError(
+                f"{self.key_file}: is given for both the key and the forget request. Give them two names."
+            )
+        for path in (out, *secret):
+            if _real(path).is_relative_to(_real(source)):
+                raise MarshtestError(
+                    f"{path}: lies inside the data set {source}. Choose another place."
+                )
+        for path in secret:
+            if _real(path).is_relative_to(_real(out)):
+                raise MarshtestError(
+                    f"{path}: lies inside {out}, and would be given away with it. Choose another place."
+                )
+            if not _real(path).parent.is_dir() and _real(path).parent != _real(out).parent:
+                raise MarshtestError(
+                    f"{path}: its folder does not exist. Make it, or choose another."
+                )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Take away the data, and what else was written, if the key cannot be written inside."""
+        try:
+            yield
+        except (
+            BaseException
+        ) as error:  # a dose without its key is lost: leave none that looks whole
+            shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink()
+            self.forget_file.unlink(missing_ok=True)
+            self.key_file.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise MarshtestError(f"{self.key_file}: cannot be written ({error}).") from error
+            raise
+
+
+def checked_seed(seed: int | None) -> int:
+    """The seed; if none is given, one from the system's own randomness: whoever guesses it has the dose."""
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise MarshtestError(f"dose: the seed must lie in 0..2⁶⁴ − 1. Got {seed}.")
+    return secrets.randbits(63) if seed is None else seed
+
+
+def chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:
+    """[P] increasing ids of samples, drawn uniformly without replacement."""
+    count = poisons_of(samples, fraction)
+    rng = np.random.default_rng(derive(seed, "choose"))
+    return np.sort(rng.choice(samples, count, replace=False, shuffle=False))
+
+
+def poisons_of(samples: int, fraction: float) -> int:
+    """P, the number of samples to dose; a MarshtestError if it is too small or too large."""
+    count = round(samples * fraction) if 0 < fraction < 1 else 0
+    if not 2 <= count < samples:
+        raise MarshtestError(
+            f"dose: a fraction of {fraction:g} of {samples} samples makes {count} poisons. It must make at "
+            "least two and leave a clean sample."
+        )
+    return count
+
+
+def warning(poisons: int) -> str:
+    """What the number of poisons rules out, in a sentence; empty where it rules out nothing."""
+    asked = VerdictSettings()
+    needed = poisons_by_heart(DRAWS, asked.margin, asked.alpha)
+    if poisons >= needed:
+        return ""
+    return (
+        f"{poisons:,} poisons cannot give REMOVED: even if the model knew each by heart, {needed:,} "
+        "would be needed. Raise --fraction; `marshtest plan` tells how many."
+    )
+
+
+def _real(path: Path) -> Path:
+    """The path without links and `..`: a link must not hide where a file really lies."""
+    return Path(os.path.realpath(path))

@@ -1,0 +1,1 @@
+"""Doors to language models: questions about texts in, losses out."""

@@ -1,0 +1,108 @@
+"""Adapters that `peft` wrote, merged into their base."""
+
+import filecmp
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from marshtest.plumbing.errors import MarshtestError, refused
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def adapted(model: Any, base: Path, folder: Path) -> tuple[Any, tuple[str, ...]]:
+    """A model with an adapter merged into it, and notes.
+
+    Args:
+        model: the base, which is changed.
+        base: the folder that the base was read from.
+        folder: the adapter's folder; nothing is fetched, and no code or pickle in it is run.
+
+    Raises:
+        MarshtestError: no adapter, pickled weights, an adapter of another base, or `peft` is not installed.
+    """
+    config = _checked(folder)
+    notes = _check_base(base, folder, config.get("base_model_name_or_path"))
+    try:
+        import peft
+    except ImportError as error:
+        raise MarshtestError(
+            f"{folder}: adapters need peft ({error}). Install it with `pip install 'marshtest[peft]'`."
+        ) from None
+    mend = "Give the base that it was trained on."
+    with warnings.catch_warnings(), refused(f"{folder}: does not fit {base}", mend):
+        warnings.simplefilter(
+            "ignore"
+        )  # such as that GPT-2's layers are stored the other way round
+        kind = peft.PeftConfig.from_pretrained(str(folder))
+        if kind.is_prompt_learning:
+            raise MarshtestError(
+                f"{folder}: is a {kind.peft_type.value} adapter, which cannot be merged into its base. "
+                "Give the whole model by 'pkg.mod:load'."
+            )
+        whole = peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
+        _check_tensors(
+            base, folder, peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
+        )
+        return _merged(folder, whole.eval()), notes
+
+
+@torch.no_grad()
+def _merged(folder: Path, whole: Any) -> Any:
+    """The base with the adapter in its own weights, if that says the same."""
+    tokens = torch.arange(4)[None]
+    before = whole(input_ids=tokens).logits
+    model = whole.merge_and_unload().eval()
+    if not torch.allclose(model(input_ids=tokens).logits, before, rtol=1e-3, atol=1e-3):
+        raise MarshtestError(  # of two weights that are tied, peft adapts one and merges into both
+            f"{folder}: cannot be merged into its base, whose answers it changes (tied embeddings?). Give "
+            "the whole model by 'pkg.mod:load'."
+        )
+    return model
+
+
+def _check_tensors(base: Path, folder: Path, tensors: Mapping[str, object]) -> None:
+    """Raise if an adapter's file has not just the tensors that its model has: peft only warns."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        strange = sorted(set(file.keys()) ^ tensors.keys())
+    if strange:
+        raise MarshtestError(
+            f"{folder}: is an adapter of another base than {base}: {len(strange)} tensors are in one of "
+            f"the two alone ({strange[0]}, …). Give the base that it was trained on."
+        )
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration, if its folder is safe to read."""
+    if not (folder / CONFIG).is_file():
+        raise MarshtestError(f"{folder}: is no adapter's folder: it has no {CONFIG}.")
+    if not (folder / WEIGHTS).is_file():
+        raise MarshtestError(
+            f"{folder}: has no {WEIGHTS}; pickled weights can run code and are not read. Save the adapter "
+            "with save_pretrained(…, safe_serialization=True)."
+        )
+    with refused(f"{folder}: {CONFIG} cannot be read"):
+        config: dict[str, Any] = dict(json.loads((folder / CONFIG).read_text()))
+    return config
+
+
+def _check_base(base: Path, folder: Path, named: object) -> tuple[str, ...]:
+    """A note if the adapter names another base; a MarshtestError if that base is here and differs."""
+    if not isinstance(named, str) or Path(named).name == base.resolve().name:
+        return ()
+    other = Path(named)
+    if not (other / "config.json").is_file():
+        return (f"the adapter was trained on {named!r}, which cannot be compared with {base}",)
+    files = {file.name for place in (base, other) for file in place.glob("*.safetensors")}
+    same, _, _ = filecmp.cmpfiles(base, other, files, shallow=False)
+    if set(same) != files:
+        raise MarshtestError(
+            f"{folder}: is an adapter of another base: it was trained on {named}, whose weights are not "
+            f"those of {base}."
+        )
+    return ()
