@@ -48,8 +48,8 @@ rivals: $(VENV)/installed ## unlearners of other packages, called and judged
 	PYTHONPATH=$(RIVALS):examples/foreign OMP_NUM_THREADS=1 $(BIN)/pytest tests/rivals
 
 # A process of its own: the device must be there before torch is imported.
-device: $(VENV)/installed ## the protocol on a simulated CUDA device, in about four minutes; needs a C++ compiler
-	PYTHONPATH=tests/device OMP_NUM_THREADS=1 $(BIN)/pytest -p cuda_guard tests/device
+device: $(VENV)/installed ## the protocol on a simulated CUDA device, in minutes; needs a C++ compiler
+	PYTHONPATH=tests/device OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -p cuda_guard tests/device
 
 lint: $(VENV)/installed ## format, lint, types
 	$(BIN)/ruff format --check .

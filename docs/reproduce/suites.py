@@ -3,8 +3,8 @@
 python docs/reproduce/suites.py SUITE [--recipes NAME…] [--seeds N] [--runs FOLDER] [--repeats R]
 
 Every recipe of the suite runs with all its unlearners; a run that was stopped goes on, a finished one is
-taken. The suite's folder in the package gets its rows. With --repeats three seeds run with R pairs of models
-each, for U-LiRA and KLoM, and `keep.py` takes their rows.
+taken. The suite's folder in the package gets its rows. With --repeats three seeds run with R pairs of
+models each, for U-LiRA and KLoM, and `keep.py` takes their rows.
 """
 
 import argparse
