@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -15,7 +16,9 @@ import yaml
 from conftest import ENVIRONMENT, GRID, MARSHTEST, in_a_small_disk, rows_of
 
 from marshtest.commands.sweep import Swept, sweep
+from marshtest.plumbing.progress import silent
 from marshtest.sweeps import ledger
+from marshtest.sweeps.engines import attempt
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.store import Store
 
@@ -180,6 +183,22 @@ def _jobs(records: list[str], done: Swept) -> int:
 def _hear_ctrl_c() -> None:
     """What a shell starts in the background ignores it, and so does all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_ctrl_c_that_a_library_takes_for_an_error_of_ours_is_ctrl_c() -> None:
+    def worker(job: Any, progress: Any) -> str:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as stop:  # as pydantic does where a serializer is interrupted
+            raise ValueError("Error calling function") from stop
+        return ""
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(cast(Any, worker), cast(Any, None), silent)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

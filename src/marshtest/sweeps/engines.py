@@ -22,6 +22,7 @@ import torch
 
 from marshtest.plumbing.device import failure, pick_device, threads
 from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.foreign import signals_noted
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.sweeps.jobs import Job
@@ -74,23 +75,32 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
 
     Raises:
         StoreError: nothing can be written, so no other job could be done either.
+        KeyboardInterrupt: the user pressed Ctrl-C.
     """
-    try:
-        return Ended(worker(job, progress))
-    except DamagedError as error:
-        return Ended(damaged=(error.key, error.what))
-    except Exception as error:
-        if isinstance(error, StoreError):
+    with signals_noted() as signals:
+        try:
+            return Ended(worker(job, progress))
+        except DamagedError as error:
+            return Ended(damaged=(error.key, error.what))
+        except StoreError:
             raise
-        cause = failure(error)
-        if cause is not None:
-            return _of_device(cause, job, traceback.format_exc())
-        if not goes_on:
-            raise
-        line = " ".join(str(error).split())
-        # Our own errors are sentences; of others the type says more than the text.
-        fault = line if isinstance(error, MarshtestError) else f"{type(error).__name__}: {line}"
-        return Ended(fault, traceback.format_exc())
+        except Exception as error:
+            if signals:  # a library took the KeyboardInterrupt for an error of its caller's
+                raise KeyboardInterrupt from error
+            return _failed(error, job, goes_on)
+
+
+def _failed(error: Exception, job: Job, goes_on: bool) -> Ended:
+    """How a job went that raised an error."""
+    cause = failure(error)
+    if cause is not None:
+        return _of_device(cause, job, traceback.format_exc())
+    if not goes_on:
+        raise error
+    line = " ".join(str(error).split())
+    # Our own errors are sentences; of others the type says more than the text.
+    fault = line if isinstance(error, MarshtestError) else f"{type(error).__name__}: {line}"
+    return Ended(fault, traceback.format_exc())
 
 
 def _of_device(cause: BaseException, job: Job, trace: str) -> Ended:
