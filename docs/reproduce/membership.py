@@ -143,7 +143,7 @@ def came_back() -> str:
         f"- {NAMES.get(of.name, of.name)} ({_title(recipe)}): {of.poison.verdict} in {state}"
         for recipe in ATTACKS
         for of in judged(recipe)
-        if (state := str(of.poison.line["decided_by"]))
+        if (state := str(of.poison.line.get("decided_by", "")))
     ]
     return "\n".join(found) or "None."
 
