@@ -479,7 +479,7 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             "is not the audit.json that `marshtest audit --out` wrote",
         ),
         (["dose", "nowhere", "out", "--fraction", "0.5"], "nowhere: no such file or folder"),
-        (["dose", ".", "out", "--fraction", "0.5"], "not a data set in a known layout"),
+        (["dose", ".", "out", "--fraction", "0.5"], "not a data set of images in a known layout"),
         (["dose", "set.npz", "out.npz", "--fraction", "0.001"], "at least two and leave"),
         (["dose", "set.npz", "set.npz", "--fraction", "0.5"], "set.npz: exists already"),
         (["dose", "set.npz", "o.npz", "--fraction", "0.5", "--scaling", "half"], "--scaling: must"),

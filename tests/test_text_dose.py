@@ -235,6 +235,7 @@ def test_marks_that_the_data_have_are_found_in_all_spellings(tmp_path: Path) -> 
         (['{"text": "a"}', '{"text": "b"', '{"text": "c"}'], {}, r"line 2: is no JSON \("),
         (['{"text": "a"}', "[1]", '{"text": "c"}'], {}, "line 2: is no JSON object"),
         (['{"text": "a"}', '{"text": bad}', '{"text": "c"}'], {}, r"line 2: is no JSON \("),
+        (['{"text": "a"}', r'{"text": "\uD83D"}'] * 9, {}, "line 2: is no JSON .*surrogates"),
         (['{"body": "a"}'] * 9, {}, "line 1: which field is the text.*body.*--field"),
         (['{"text": "a"}', '{"txt": "b"}'] * 9, {}, "line 2: has no field 'text'. It has txt"),
         (['{"text": "a"}', '{"text": 7}'] * 9, {}, "line 2: 'text' is no text. Got 7"),

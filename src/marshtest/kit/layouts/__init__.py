@@ -36,7 +36,7 @@ def open_layout(path: str | Path) -> Layout:
         parquet = any(is_parquet(Path(name)) for name in files_of(path))
         return Parquet(path) if parquet else ImageFolder(path)
     if path.suffix.lower() not in FILES or not path.is_file():
-        raise MarshtestError(f"{path}: not a data set in a known layout. {KNOWN}")
+        raise MarshtestError(f"{path}: not a data set of images in a known layout. {KNOWN}")
     return FILES[path.suffix.lower()](path)
 
 

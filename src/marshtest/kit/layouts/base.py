@@ -26,7 +26,8 @@ CLASSES = 1 << 31  # a larger label is no class
 SAMPLE_BYTES = 1 << 28  # a file that claims larger samples is not believed
 KNOWN = (
     "Known: train*.parquet with encoded images, train/<class>/ or <class>/ with image files, "
-    "one .parquet, .npz or .safetensors file."
+    "one .parquet, .npz or .safetensors file. Of texts: .jsonl, .csv, .tsv, .parquet or a "
+    "folder of .txt."
 )
 
 

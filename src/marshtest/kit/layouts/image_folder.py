@@ -28,7 +28,7 @@ class ImageFolder(Layout):
         # Where all folders have names of splits, none is a class: the path is a level too high.
         splits = [folder for folder in self._folders if SPLIT.fullmatch(folder)]
         if not any(counts) or splits == self._folders:
-            raise MarshtestError(f"{path}: not a data set in a known layout. {KNOWN}")
+            raise MarshtestError(f"{path}: not a data set of images in a known layout. {KNOWN}")
         if 0 in counts:
             folder = path / self._root / self._folders[counts.index(0)]
             raise MarshtestError(

@@ -30,6 +30,8 @@ class Jsonl(Lines):
     def parse(self, raw: bytes, where: str) -> Values:
         try:
             values = json.loads(raw.decode().removeprefix("\ufeff"))
+            if b"\\ud" in raw.lower():  # half a surrogate pair, as JSON can spell it, is no text
+                PLAIN.encode(values).encode()
         except (ValueError, RecursionError) as error:
             raise MarshtestError(
                 f"{where}: is no JSON ({first_line(error)}). Mend it, or drop the line."
