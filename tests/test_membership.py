@@ -295,6 +295,16 @@ def test_few_members_or_non_members_do_not_raise_the_level(members: int, others:
     assert at_most(repetitions - fails, repetitions, 0.95) > 1e-3
 
 
+def test_three_seeds_in_which_every_pair_is_told_settle_it() -> None:
+    nothing = np.zeros(3)
+    told = Left(np.full(3, 0.5), *[nothing] * 4, pairs=16)  # U-LiRA's AUC is 1 in 48 pairs
+    once = Left(np.full(3, 0.5), *[nothing] * 4)
+    said = [answers(one, [one], alpha=0.05, margin=0.2)[0] for one in (told, once)]
+    assert [of.answer for of in said] == [FAILS, UNSETTLED]
+    assert said[0].p_fails == pytest.approx(2 * 0.5**48)  # the sign test over pairs, two-sided
+    assert said[1].p_fails == pytest.approx(2 * 0.5**3)
+
+
 def test_what_cannot_be_compared_is_unsettled() -> None:
     nothing, some = (Left(*(np.full(3, value) for _ in PARTS)) for value in (np.nan, 0.3))
     about = np.array([0.29, 0.3, 0.31])

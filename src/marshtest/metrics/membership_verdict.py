@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from marshtest.metrics.membership_columns import FORMS, PARTS, column_of
-from marshtest.metrics.trainings import p_positive
+from marshtest.metrics.repeats_columns import FEWEST
+from marshtest.metrics.trainings import TINY, p_positive
 from marshtest.metrics.verdict import TRAININGS, families, holm
 
 Floats = NDArray[np.float64]
@@ -46,6 +47,7 @@ class Left:
     covariance: Floats  # of d_s and d0_s, by the members
     shared_covariance: Floats  # of d_s and d0_s, by the non-members
     freedom: float = math.inf  # degrees of freedom of the variances
+    pairs: int = 1  # number of trainings that each value stands for, at least
 
     @classmethod
     def of(cls, rows: pd.DataFrame, form: str, seeds: list[int]) -> "Left":
@@ -57,7 +59,8 @@ class Left:
         else:
             freedom = math.inf
         left, variance, shared, covariance, shared_covariance = parts
-        return cls(left, variance, shared, covariance, shared_covariance, float(freedom))
+        pairs = 1 if form in FORMS else FEWEST
+        return cls(left, variance, shared, covariance, shared_covariance, float(freedom), pairs)
 
     @property
     def value(self) -> float:
@@ -95,7 +98,7 @@ def _p_below(initial: Left, one: Left, margin: float, sign: float) -> float:
         - 2 * sign * margin * one.shared_covariance
     )
     p = _p_positive_over_poisons(float(room.mean()), _variance(parts, shared), one.freedom)
-    return max(p, p_positive(room)) if len(room) >= TRAININGS else p
+    return max(p, _p_over_trainings(room, one.pairs)) if len(room) >= TRAININGS else p
 
 
 def p_same(one: Left, *, dosed: bool = True) -> float:
@@ -109,9 +112,16 @@ def p_same(one: Left, *, dosed: bool = True) -> float:
     ]
     if len(left) >= TRAININGS:
         p_values = [
-            max(p, p_positive(sign * left)) for p, sign in zip(p_values, (1.0, -1.0), strict=True)
+            max(p, _p_over_trainings(sign * left, one.pairs))
+            for p, sign in zip(p_values, (1.0, -1.0), strict=True)
         ]
     return min(1.0, 2 * min(p_values))
+
+
+def _p_over_trainings(values: Floats, pairs: int) -> float:
+    """p-value of the t test; where all values are equal, of the sign test over the pairs behind them."""
+    p = p_positive(values)
+    return p if np.ptp(values) > TINY else p**pairs
 
 
 def _p_positive_over_poisons(value: float, variance: float, freedom: float) -> float:
