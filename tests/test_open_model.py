@@ -368,6 +368,7 @@ def test_what_cannot_be_asked_is_one_line(case: Case, tmp_path: Path, spec: str,
     assert str(error.value).startswith(given)
 
 
+@pytest.mark.slow
 def test_models_of_other_inputs_or_classes_are_refused(case: Case) -> None:
     larger = np.zeros((2, 3, 9, 9), np.uint8)
     with pytest.raises(MarshtestError, match=r"does not take inputs \[3, 9, 9\]"):

@@ -96,6 +96,7 @@ def copied(
     experiments.results.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_pages_are_what_their_rows_say(
     experiments: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +176,7 @@ def test_the_rows_are_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*.parquet")) <= 3 * 2**20
 
 
+@pytest.mark.slow
 def test_pictures_of_the_documents_are_drawn_from_rows(
     experiments: ModuleType, tmp_path: Path
 ) -> None:
