@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from experiments import HERE, HOW, MARKED, RIVALS, SHORT, TRIALS
 
 from marshtest.experiment.row_file import FILE
@@ -30,11 +31,17 @@ def keep(run: Path, name: str) -> None:
     folder.mkdir()
     for file in (FILE, "shifts.parquet") if name in SHORT else (FILE,):
         if (run / file).exists():
-            shutil.copyfile(run / file, folder / file)
+            copy_small(run / file, folder / file)
     if name in WITH_SCORES:
         scores = Results.read(run).scores
         drawn = scores["unlearner"].isin(["none", "ngd"])
         write(scores.loc[drawn, COLUMNS].reset_index(drop=True), folder / "scores.parquet")
+
+
+def copy_small(source: Path, copy: Path) -> None:
+    """Copy a Parquet file, packed as tightly as it goes."""
+    options = {"compression": "zstd", "compression_level": 19, "write_statistics": False}
+    pq.write_table(pq.read_table(source), copy, **options)
 
 
 if __name__ == "__main__":
