@@ -45,13 +45,14 @@ class Judged:
 
 
 def alone(of: Results, name: str) -> pd.DataFrame:
-    """The summary of an unlearner judged by itself, as on its card; "" for the controls alone."""
+    """The summary of an unlearner judged by itself, as on its card."""
     rows = of.rows[(of.rows["role"] != "updated") | (of.rows["unlearner"] == name)]
     entries = tuple(trials for trials in of.recipe.unlearners if trials[0].name == name)
     recipe = of.recipe.model_copy(update={"unlearners": entries})
     return replace(of, rows=rows.reset_index(drop=True), recipe=recipe).summary
 
 
+@cache
 def _rows(recipe: str) -> Results | None:
     """The rows of an attack that tell of membership: the suite's, or those of an experiment here."""
     if recipe in SUITE.recipes:

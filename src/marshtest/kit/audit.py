@@ -344,16 +344,17 @@ def audit(
     key = key if isinstance(key, Key | TextKey) else read_key(key)
     parsed = Question.parse(question, "audit")
     specs = [before, *after, *([retrained] if retrained else [])]
-    where = pick_device(device), in_process, functions_device(device)
+    torch_device = pick_device(device)
     if isinstance(key, TextKey):
         _refuse_options("texts", scaling=scaling)
         opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
         questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
-        doors = [(name_of(s), opener(s, where[0]) if isinstance(s, str) else s) for s in specs]
+        doors = [(name_of(s), opener(s, torch_device) if isinstance(s, str) else s) for s in specs]
         asked = _of_texts(questions, doors, parsed, progress)
     else:
         _refuse_options("no texts", loss=loss, quantize=quantize, rate=rate)
         paths = [str(spec) for spec in specs]
+        where = torch_device, in_process, functions_device(device)
         asked = _of_images(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))

@@ -164,10 +164,11 @@ def calibrate(
     if keys < 1:
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     parsed = Question.parse(question, "calibrate")
-    where = pick_device(device), in_process, functions_device(device)
+    torch_device = pick_device(device)
     if isinstance(key, TextKey):
-        ask = _texts_asked(key, data, model, loss or "record", *where[:2], parsed)
+        ask = _texts_asked(key, data, model, loss or "record", torch_device, in_process, parsed)
     else:
+        where = torch_device, in_process, functions_device(device)
         ask = _images_asked(key, data, str(model), scaling, where, parsed)
     true = ask(key.secret)
     # By the true key, once, as an audit has it: chosen for each null key, the rule would be another.
