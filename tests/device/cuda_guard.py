@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = r"""
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -40,6 +41,9 @@ C10_REGISTER_GUARD_IMPL(CUDA, OneDevice);
 }  // namespace
 
 namespace at {
+struct DeviceGenerator final : CPUGeneratorImpl {  // draws as the CPU's, and says that it is the device's
+  DeviceGenerator() { this->device_ = Device(kCUDA, 0); }
+};
 struct CUDAHooks : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
   void init() const override {}
@@ -51,6 +55,7 @@ struct CUDAHooks : CUDAHooksInterface {
   DeviceIndex getCurrentDevice() const override { return 0; }
   DeviceIndex current_device() const override { return 0; }
   int getNumGPUs() const override { return 1; }
+  Generator getNewGenerator(DeviceIndex) const override { return make_generator<DeviceGenerator>(); }
   bool compiledWithCuDNN() const override { return true; }
   bool hasCuDNN() const override { return true; }
   long versionCuDNN() const override { return 92000; }

@@ -15,7 +15,8 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -241,7 +242,7 @@ def _on_cpu(func: Any, flat: list[Any], structure: Any, made_here: bool, draws: 
     kwargs.pop("pin_memory", None)
     draws = draws and torch.Tag.nondeterministic_seeded in func.tags
     try:
-        with _own_draws() if draws else nullcontext():
+        with _own_draws() if draws else _lent(kwargs):
             return BY_ANOTHER_NAME.get(func, func)(*args, **kwargs)
     except (IndexError, RuntimeError) as error:
         if not any(words in str(error) for words in OUTSIDE):
@@ -249,6 +250,18 @@ def _on_cpu(func: Any, flat: list[Any], structure: Any, made_here: bool, draws: 
         if _open is not None:  # the kernel stops, and with it the process's context
             _open.lost = True
         raise torch.AcceleratorError(ASSERTED) from None
+
+
+@contextmanager
+def _lent(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Let a kernel of the CPU's draw from a generator of the device's."""
+    own = kwargs.get("generator")
+    if own is None:
+        yield
+        return
+    kwargs["generator"] = torch.Generator().set_state(own.get_state())
+    yield
+    own.set_state(kwargs["generator"].get_state())
 
 
 @contextmanager
@@ -440,6 +453,11 @@ class SimulatedCuda(TorchDispatchMode):
             (cuda, "is_initialized", lambda: True),
             (cuda, "device_count", lambda: 1),
             (cuda, "current_device", lambda: 0),
+            (
+                cuda,
+                "get_device_properties",
+                lambda device=None: SimpleNamespace(total_memory=10**9),
+            ),
             (cuda, "_lazy_init", lambda: None),
             (cuda, "is_bf16_supported", lambda including_emulation=True: True),
             (cuda, "synchronize", lambda device=None: None),

@@ -7,7 +7,9 @@ it. It is a function of (seed, id), so the seed is all that is stored.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -35,11 +37,14 @@ from marshtest.metrics.gus import gaussian_scores, input_directions
 from marshtest.metrics.presentation import Column
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.tradeoff import tpr_at_fpr, tpr_at_fpr_empirical, tpr_at_fpr_one_sided
-from marshtest.plumbing.device import in_parts
+from marshtest.plumbing.device import in_parts, memory
 from marshtest.plumbing.seeds import derive, normal
 from marshtest.training.tasks import Task
 
-CHUNK, CHUNK_BYTES = 16, 40_000_000  # poisons whose fresh noise is held at once, and its size
+CHUNK, CHUNK_BYTES = 16, 40_000_000  # poisons whose fresh noise is scored at once, and its size
+KEPT = (
+    1 / 16
+)  # of the device's memory: noise that takes no more is drawn once for all models of a group
 RATES = {  # with exact intervals over the poisons of all seeds
     "tpr": (
         "TPR",
@@ -113,15 +118,19 @@ class Gaussian(Attack):
     def _draw(self, seed: int, ids: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
         deviation = np.float32(self.variance**0.5)
         # A stream for each id, so that a poison's noise does not depend on which others are drawn with it.
-        noise = [normal(seed, stream, i, shape=shape) for i in ids.tolist()]
+        with ThreadPoolExecutor(
+            torch.get_num_threads()
+        ) as pool:  # NumPy draws outside Python's lock
+            noise = [*pool.map(partial(normal, seed, stream, shape=shape), ids.tolist())]
         return torch.from_numpy(np.stack(noise) * deviation).to(ids.device)
 
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         forget = poisoned.forget
         base = Samples(forget.x, forget.y, forget.ids)  # without the perturbations
         directions = input_directions(model, task, base)
+        noise = self._noise_by_chunk(poisoned.seed, base.ids, directions.shape[1])
         parts = [
-            self._score(model, task, poisoned.seed, base[chunk], directions[chunk])
+            self._score(model, task, base[chunk], directions[chunk], partial(noise, chunk.start))
             for chunk in slices(len(base), self._chunk(directions.shape[1]))
         ]
         gus, fresh, at_poison, at_fresh = (
@@ -138,20 +147,50 @@ class Gaussian(Attack):
         """Poisons whose fresh noise, of so many values each, is held at once."""
         return min(CHUNK, max(1, CHUNK_BYTES // (4 * size * (self.draws + 1))))
 
+    def _noise_by_chunk(self, seed: int, ids: Tensor, size: int) -> Callable[..., Tensor]:
+        """A function (first row, ids, shape) → noise [B, K + 1, *shape], the poison's own first.
+
+        All models of a group are asked with the same noise, so it is kept from one to the next.
+        """
+        values = len(ids) * (self.draws + 1) * size
+        chunks: dict[int, Tensor] | None = None
+        if 4 * values <= KEPT * memory(ids.device):
+            chunks = _kept((self.variance, self.draws, seed, *ids.tolist(), size, ids.device))
+
+        def noise(first: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+            if chunks is not None and first in chunks:
+                return chunks[first]
+            poison = self.noise(seed, ids, shape)[:, None]
+            both = torch.cat([poison, self.fresh_noise(seed, ids, shape)], dim=1)
+            if chunks is not None:
+                chunks[first] = both
+            return both
+
+        return noise
+
     def _score(
-        self, model: nn.Module, task: Task, seed: int, base: Samples, directions: Tensor
+        self,
+        model: nn.Module,
+        task: Task,
+        base: Samples,
+        directions: Tensor,
+        noise_of: Callable[[Tensor, tuple[int, ...]], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """I [B], Ĩ [B, K], and the margin losses at the poison [B] and at fresh noise [B, K]."""
         inputs = task.exact().inputs(model, base).detach()  # [B, *shape]
-        shape = tuple(inputs.shape[1:])
-        poison = self.noise(seed, base.ids, shape)[:, None]  # [B, 1, *shape]
-        noise = torch.cat([poison, self.fresh_noise(seed, base.ids, shape)], dim=1)
+        noise = noise_of(base.ids, tuple(inputs.shape[1:]))
         scores = gaussian_scores(directions, noise.flatten(2), self.variance**0.5)
         losses = _losses(model, task, base, inputs[:, None] + noise)
         return scores[:, 0], scores[:, 1:], losses[:, 0], losses[:, 1:]
 
     def passes(self, poisons: int, tests: int) -> float:
         return poisons * (self.draws + 1 + 3)  # ranks, and one forward and backward
+
+
+@lru_cache(maxsize=1)
+def _kept(group: tuple[Hashable, ...]) -> dict[int, Tensor]:
+    """Noise by the first row of its chunk, of the group that was asked for last."""
+    return {}
 
 
 def figures_of(

@@ -39,6 +39,13 @@ def functions_device(name: str) -> torch.device:
     return pick_device("cpu" if name == "auto" else name)
 
 
+def memory(device: torch.device) -> int:
+    """Bytes of the device's own memory, in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU's on the device, without waiting until the device has done its work."""
     return tensor.to(device, non_blocking=True)  # it is read before the call returns

@@ -16,9 +16,9 @@ from torch.backends import cudnn
 from marshtest.plumbing.derived import derive as derive
 
 
-def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A generator of torch for one purpose; it is on the CPU, so that all devices draw alike."""
-    return torch.Generator().manual_seed(derive(seed, *purpose))
+def generator(seed: int, *purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of torch for one purpose; all devices draw alike from the CPU's, which is the default."""
+    return torch.Generator(device).manual_seed(derive(seed, *purpose))
 
 
 def normal(seed: int, *purpose: object, shape: tuple[int, ...]) -> NDArray[np.float32]:

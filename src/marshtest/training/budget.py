@@ -13,6 +13,9 @@ dispatcher (Triton, AOTInductor) and code that switches the counting off. If suc
 shows in the time: CPU seconds outside counted operations are noted if they exceed half of the initial
 training's.
 
+Steps of the methods that come with marshtest are counted at first and now and then, since those of one
+kind cost alike (`training.alike`).
+
 A budget of epochs, as in the paper's Table 2, ends a stream of mini-batches after so many epochs of the
 set that the method goes through. Operations are counted as well, and limit nothing.
 """
@@ -21,9 +24,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Self, TypeVar
@@ -37,6 +40,7 @@ from torch.utils._python_dispatch import (
 )
 
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.training.alike import Alike, kind_of
 from marshtest.training.flops import FORMULAS, Formula, formula_of
 
 T = TypeVar("T")
@@ -119,6 +123,21 @@ class _Watch(TorchDispatchMode):
         return out
 
 
+def _innermost_mode() -> TorchDispatchMode | None:
+    modes = _get_current_dispatch_mode_stack()
+    return modes[-1] if modes else None
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """Let this thread's operations run without being seen, past Python."""
+    watch = _pop_mode()
+    try:
+        yield
+    finally:
+        _push_mode(watch)
+
+
 _start = threading.Thread.start
 
 
@@ -190,14 +209,18 @@ class Meter:
         if self.spent:
             raise BudgetSpent
 
-    def add(self, flops: int, seconds: float) -> None:
+    def add(self, flops: int, seconds: float, operations: int = 1) -> None:
         """Count an operation and its wall time; one that passes the limit raises BudgetSpent uncounted."""
         with self._lock:
             self.spent = self.spent or self.flops + flops > self.limit
             self.stop_if_spent()
             self.flops += flops
-            self.operations += 1
+            self.operations += operations
             self.seconds += seconds
+
+    def affords(self, flops: int) -> bool:
+        """Whether so many operations stay within the limit."""
+        return not self.spent and self.flops + flops <= self.limit
 
 
 @dataclass(frozen=True)
@@ -228,12 +251,15 @@ class Budget:
     epochs: float | None = None  # the limit, of the set that the method goes through; or None
     training_seconds: float = math.inf  # wall time of the initial training, if it is known
     training_passes: float = math.inf  # cost of the initial training, if it is known
+    # Whether steps that a stream passes on cost alike if their mini-batches have one shape.
+    steady: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._cpu_seconds = 0.0
         self._passed = 0.0  # epochs that a stream has passed on
         self._milestones: list[float] = []
         self._reached: Callable[[float], None] | None = None
+        self._alike: dict[Hashable, Alike] = {}
         self._meter = Meter(limit=self.passes * self.flops_per_pass)
 
     def __enter__(self) -> Self:
@@ -310,8 +336,12 @@ class Budget:
         epochs it may go through all that are left, since its samples are its own.
         """
         if self.epochs is not None:
-            return Budget.of_epochs(max(0.0, self.epochs - self._passed), self.flops_per_pass)
-        return Budget(min(whole * self.training_passes, share * self.left), self.flops_per_pass)
+            part = Budget.of_epochs(max(0.0, self.epochs - self._passed), self.flops_per_pass)
+        else:
+            limit = min(whole * self.training_passes, share * self.left)
+            part = Budget(limit, self.flops_per_pass)
+        part.steady = self.steady
+        return part
 
     def on_the_way(self, milestones: Iterable[float], reached: Callable[[float], None]) -> None:
         """Call `reached(m)` at the step after which a stream with budget m would have stopped.
@@ -350,7 +380,8 @@ class Budget:
             if self.left < dearest:
                 return
             before = self.spent
-            yield batch
+            with self._step(batch):
+                yield batch
             dearest = max(dearest, self.spent - before)
 
     def _epochs_of(
@@ -371,9 +402,34 @@ class Budget:
                     self._reached(milestone)
             if done >= round((epochs - start) * epoch):
                 return
-            yield batch
+            with self._step(batch):
+                yield batch
             done += counted(batch)
             self._passed = start + done / epoch
+
+    @contextmanager
+    def _step(self, batch: object) -> Iterator[None]:
+        """One step of a method: seen operation by operation, or not at all where its cost is known."""
+        kind = kind_of(batch) if self.steady else None
+        if kind is None:
+            yield
+            return
+        alike, meter = self._alike.setdefault(kind, Alike()), self._meter
+        affordable = all(each.affords(alike.flops) for each in Meter.open)
+        if alike.known and affordable and isinstance(_innermost_mode(), _Watch):
+            started = time.perf_counter()
+            try:
+                with _unwatched():
+                    yield
+            finally:  # a step that breaks off counts as a whole
+                alike.since += 1
+                seconds = time.perf_counter() - started
+                for each in reversed(Meter.open):
+                    each.add(alike.flops, seconds, alike.operations)
+            return
+        flops, operations = meter.flops, meter.operations
+        yield
+        alike.counted(meter.flops - flops, meter.operations - operations)
 
     def _pass_milestones(self, dearest: float) -> None:
         """Report the milestones that do not afford one more step as dear as the dearest so far."""

@@ -14,7 +14,8 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.plumbing.settings import Settings
-from marshtest.training.budget import Budget, Cost, flops_of
+from marshtest.training.budget import Budget, Cost, Meter, flops_of
+from marshtest.training.captured import Captured, recordable
 from marshtest.training.tasks import Augmentation, Objective, Precision, Task
 
 
@@ -27,13 +28,18 @@ class OptimizerSettings(Settings):
     weight_decay: float = Field(5e-4, ge=0)
     batch_size: int = Field(128, ge=1)
 
-    def optimizer_for(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over all parameters that are not frozen."""
+    def optimizer_for(self, model: nn.Module, *, recorded: bool = False) -> torch.optim.Optimizer:
+        """The optimiser over all parameters that are not frozen; `recorded`, as a graph can replay it."""
         parameters = [p for p in model.parameters() if p.requires_grad]
+        # A replay reads the rate where it lies on the GPU.
+        lr = torch.tensor(self.lr, device=parameters[0].device) if recorded else self.lr
+        fused = True if recorded else None  # None is PyTorch's own choice
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(
+                parameters, lr, weight_decay=self.weight_decay, fused=fused, capturable=recorded
+            )
         return torch.optim.SGD(
-            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            parameters, lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused
         )
 
 
@@ -50,8 +56,12 @@ class Training(OptimizerSettings):
 
     def set_rate(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
         """Set the learning rate for the point at which a fraction `progress` of the training is done."""
+        rate = self.rate(progress)
         for group in optimizer.param_groups:
-            group["lr"] = self.rate(progress)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def rate(self, progress: float) -> float:
         """Learning rate when a fraction `progress` of the training is done."""
@@ -121,11 +131,20 @@ def fit(
     Raises:
         MarshtestError: the loss is no longer finite after an epoch.
     """
+    # What an objective of somebody's own decides step by step, a replay would not decide again.
+    recorded = objective is None and not Meter.open and recordable(model, samples.y.device)
     objective = objective or task.loss
     # Counting every operation of a long training would slow it down.
     with seeded(derive(seed, "costs")):
         flops_per_pass, flops_per_trained_sample = _costs(model, samples[:2], objective)
-    optimizer = training.optimizer_for(model)
+    optimizer = training.optimizer_for(model, recorded=recorded)
+
+    def plain_step(batch: Samples) -> Tensor:
+        loss = objective(model, batch).mean()
+        descend(optimizer, loss)
+        return loss
+
+    take_step = Captured(plain_step) if recorded else plain_step
     # Order and augmentation have a generator of their own: how much a model's dropout draws moves neither.
     rng = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
@@ -136,8 +155,7 @@ def fit(
         for epoch in range(training.epochs):
             for batch in task.epoch(samples, training.batch_size, rng):
                 training.set_rate(optimizer, step / steps)
-                loss = objective(model, batch).mean()
-                descend(optimizer, loss)
+                loss = take_step(task.as_inputs(batch) if recorded else batch)
                 step += 1
                 trained_samples += len(batch)
             # Once an epoch, since .item() makes the CPU wait for the GPU.

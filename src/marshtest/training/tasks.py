@@ -105,9 +105,13 @@ class Task(ABC):
 
         Perturbations are added to the inputs, so nothing in the copy tells a poison from its base.
         """
-        # Scaling needs no model; texts, which need the model's embedding, override this.
-        inputs = self.inputs(nn.Identity(), samples).detach().clone()
-        return Samples(inputs, samples.y.clone(), samples.ids.clone())
+        whole = self.as_inputs(samples)
+        return Samples(whole.x.detach().clone(), whole.y.clone(), whole.ids.clone())
+
+    def as_inputs(self, samples: Samples) -> Samples:
+        """The samples with their perturbations, and scaling, in `x` itself; not for texts."""
+        # Scaling needs no model; texts need the model's embedding.
+        return Samples(self.inputs(nn.Identity(), samples), samples.y, samples.ids)
 
     def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
         """The batch as training sees it, with augmentation drawn anew."""
@@ -206,7 +210,7 @@ class Classification(Task):
     def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
         if not self.augment:
             return batch
-        x = self.inputs(nn.Identity(), batch)
+        x = self.as_inputs(batch).x
         if "flip" in self.augment:
             x = _flip(x, rng)
         if "crop" in self.augment:
