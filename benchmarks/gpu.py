@@ -19,6 +19,8 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,11 @@ class Problem:
         self.model = build(ResNet18(width=width), (3, 32, 32), 10, 0).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def work(self, kind: str, steps: int) -> Callable[[], object]:
-        """So many steps of training, or of an unlearner within a budget."""
+    def work(self, kind: str, steps: int, *, steady: bool = True) -> Callable[[], object]:
+        """So many steps of training, or of an unlearner within a budget.
+
+        Unless `steady`, every step is counted operation by operation, as a method from outside is.
+        """
         epochs = steps * BATCH / len(self.samples)
         if kind == "fit":
             some = self.samples[torch.arange(steps * BATCH) % len(self.samples)]
@@ -74,7 +79,7 @@ class Problem:
 
         def unlearn() -> nn.Module:
             budget = Budget.of_epochs(epochs, 1.0)
-            budget.steady = True  # as the harness lets methods of marshtest's own be counted
+            budget.steady = steady
             with seeded(0), budget:
                 given = (self.model, self.samples, self.samples[:8])
                 return unlearner(*given, task=self.task, budget=budget, seed=0)
@@ -119,10 +124,12 @@ def of_steps(problem: Problem, steps: int) -> dict[str, Any]:
     for kind, foretold in FORETOLD.items():
         ms = 1000 * seconds(problem.work(kind, steps)) / steps
         few = max(1, steps // 4)
+        throughout = 1000 * seconds(problem.work(kind, few, steady=False)) / few
         spent, kernels = busy(problem.work(kind, few))
         found[kind] = {
             "ms": ms,
             "foretold": foretold,
+            "counted throughout, ms": throughout,
             "of it the GPU's": spent / few,
             "kernels": kernels / few,
             "waits": waits(problem.work(kind, few)) / few,
@@ -138,17 +145,16 @@ def of_scoring(problem: Problem, device: torch.device, poisons: int, draws: int)
     started = time.perf_counter()
     attack.fresh_noise(0, ids[: max(1, poisons // 10)].cpu(), (3, 32, 32))
     found: dict[str, Any] = {"noise alone, s": 10 * (time.perf_counter() - started)}
-    for layout in ("contiguous", "channels last"):
+    layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+    for layout, memory_format in layouts.items():
+        model = problem.model.to(memory_format=memory_format)  # type: ignore[call-overload]
         task = replace(problem.task, channels_last=layout == "channels last")
-        for tf32 in (False, True):
-            for benchmark in (False, True):
-                torch.backends.cudnn.benchmark = benchmark
-                torch.backends.cudnn.allow_tf32 = tf32
-                name = f"{layout}, {'TF32' if tf32 else 'float32'}{', benchmark' * benchmark}, s"
-                found[name] = seconds(
-                    lambda task=task: attack.effect(problem.model, poisoned, task)
-                )  # type: ignore[misc]
-                print(name, found[name], flush=True)
+        for tf32, benchmark in product((False, True), repeat=2):
+            torch.backends.cudnn.benchmark = benchmark
+            torch.backends.cudnn.allow_tf32 = tf32
+            name = f"{layout}, {'TF32' if tf32 else 'float32'}{', benchmark' * benchmark}, s"
+            found[name] = seconds(partial(attack.effect, model, poisoned, task))
+            print(name, found[name], flush=True)
     if device.type == "cuda":
         found["peak, GB"] = torch.cuda.max_memory_allocated() / 1e9
     return found

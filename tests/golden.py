@@ -81,7 +81,7 @@ def reviews(folder: Path) -> Path:
 
 def rows(kind: str, folder: Path) -> list[dict[str, Any]]:
     """What the recipe of this kind gives now, with None for what is undefined."""
-    values = {"name": "golden", **RECIPES[kind]}
+    values = {"name": "golden", "device": "cpu", **RECIPES[kind]}
     if values["data"]["name"] == "imdb":
         values["data"] = values["data"] | {"path": str(reviews(folder / "reviews"))}
     table = marshtest.run(values, out=folder / "run", report=False).rows

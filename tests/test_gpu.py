@@ -388,7 +388,7 @@ def test_what_has_no_deterministic_form_is_told_in_one_line() -> None:
 
 def test_a_store_says_on_which_device_its_models_were_made(tmp_path: Path) -> None:
     """Begun on one machine and gone on with on another, it has models of both."""
-    recipe = {**ONE, "unlearners": ["gd"]}
+    recipe = {**ONE, "device": "cpu", "unlearners": ["gd"]}
     sweep(recipe, store=tmp_path / "store", out=tmp_path / "a")
     store = Store(tmp_path / "store")
     for key in store.recorded():

@@ -142,7 +142,7 @@ def fit(
     def plain_step(batch: Samples) -> Tensor:
         loss = objective(model, batch).mean()
         descend(optimizer, loss)
-        return loss
+        return loss.detach()  # or the graph of one step would live on into the next
 
     take_step = Captured(plain_step) if recorded else plain_step
     # Order and augmentation have a generator of their own: how much a model's dropout draws moves neither.
