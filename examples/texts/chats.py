@@ -1,0 +1,45 @@
+"""Write real chats for the walk-through in docs/audit-text.md: what Python's own help says, topic by topic.
+
+    python chats.py chats.jsonl
+
+A user asks about a topic, and the assistant answers with a paragraph of the text that ships with Python.
+"""
+
+import json
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+SHORTEST, LONGEST = 80, 240  # characters of an answer
+
+
+def answers(text: str) -> list[str]:
+    """The paragraphs of a topic that are prose: not too short, cut at a word where they are too long."""
+    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    return [
+        paragraph[:LONGEST].rsplit(" ", 1)[0]
+        for paragraph in paragraphs
+        if len(paragraph) >= SHORTEST and paragraph[0].isalpha()
+    ]
+
+
+def main() -> None:
+    """Write one chat a line."""
+    chats = [
+        {
+            "id": f"{topic}-{number}",
+            "messages": [
+                {"role": "user", "content": f"What about {topic}?"},
+                {"role": "assistant", "content": answer},
+            ],
+        }
+        for topic, text in sorted(topics.items())
+        for number, answer in enumerate(answers(text))
+    ]
+    lines = "".join(json.dumps(chat) + "\n" for chat in chats)
+    Path(sys.argv[1]).write_text(lines, encoding="utf-8")
+    print(f"{sys.argv[1]}: {len(chats)} chats")
+
+
+if __name__ == "__main__":
+    main()
