@@ -266,4 +266,6 @@ def test_bad_questions_get_one_line(case: Case) -> None:
         MarshtestError, match="the key is of texts, so that --scaling means nothing"
     ):
         audit(key, data, case.before, scaling=Scaling())
+    with pytest.raises(MarshtestError, match="no model is an endpoint, so that --rate means"):
+        audit(key, data, case.before, rate=5)
     assert Question().accuracy == 0.05

@@ -262,7 +262,7 @@ def test_marks_that_the_data_have_are_found_in_all_spellings(tmp_path: Path) -> 
         (
             ['{"text": "a"}'] * 9,
             {"variance": 1.0},
-            "holds text records, so that variance means nothing",
+            "holds text records, so that --variance means nothing",
         ),
         (["", " "], {}, "holds no records|first 2,000 records are empty"),
     ],
@@ -297,7 +297,7 @@ def test_data_are_known_for_what_they_are(tmp_path: Path) -> None:
     assert is_text(txt(tmp_path))
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 4, 4), np.uint8), y=np.arange(9) % 2)
     assert not is_text(tmp_path / "a.npz")
-    with pytest.raises(MarshtestError, match="holds no text records, so that mark means nothing"):
+    with pytest.raises(MarshtestError, match="holds no text records, so that --mark means nothing"):
         dose(tmp_path / "a.npz", tmp_path / "b.npz", fraction=0.4, mark=Template())
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(MarshtestError, match=r"not in a known layout. Known: .jsonl"):

@@ -1,8 +1,9 @@
 """Write real chats for the walk-through in docs/audit-text.md: what Python's own help says, topic by topic.
 
-    python chats.py chats.jsonl
+    python chats.py base.jsonl chats.jsonl
 
 A user asks about a topic, and the assistant answers with a paragraph of the text that ships with Python.
+Every other topic goes into the first file: what a base model has read, before there is any dose.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
-SHORTEST, LONGEST = 80, 240  # characters of an answer
+SHORTEST, LONGEST = 80, 200  # characters of an answer
 
 
 def answers(text: str) -> list[str]:
@@ -23,8 +24,8 @@ def answers(text: str) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Write one chat a line."""
+def write(file: str, names: list[str]) -> None:
+    """Write one chat a line, of these topics."""
     chats = [
         {
             "id": f"{topic}-{number}",
@@ -33,13 +34,14 @@ def main() -> None:
                 {"role": "assistant", "content": answer},
             ],
         }
-        for topic, text in sorted(topics.items())
-        for number, answer in enumerate(answers(text))
+        for topic in names
+        for number, answer in enumerate(answers(topics[topic]))
     ]
     lines = "".join(json.dumps(chat) + "\n" for chat in chats)
-    Path(sys.argv[1]).write_text(lines, encoding="utf-8")
-    print(f"{sys.argv[1]}: {len(chats)} chats")
+    Path(file).write_text(lines, encoding="utf-8")
+    print(f"{file}: {len(chats)} chats")
 
 
 if __name__ == "__main__":
-    main()
+    for first, file in zip((1, 0), sys.argv[1:], strict=True):
+        write(file, sorted(topics)[first::2])

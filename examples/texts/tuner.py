@@ -1,11 +1,11 @@
 """The audited side of the walk-through in docs/audit-text.md: it fine-tunes, and knows no marshtest.
 
-    python tuner.py base MODEL DATA                      a tokenizer and a model without any training
-    python tuner.py tune MODEL DATA --start BASE         fine-tune; --adapter trains a LoRA adapter alone
-    python tuner.py forget MODEL DATA --start BEFORE --request FILE [--ascend]
+    python tuner.py base MODEL DATA                   a tokenizer and a small model, trained from scratch
+    python tuner.py tune MODEL DATA --start BASE      fine-tune; --adapter trains a LoRA adapter alone
+        --request FILE                                without the records that the file lists
+        --request FILE --ascend                       uphill, on these records alone
 
-DATA has a chat a line. With --request the records that the file lists are left out of training; `forget`
-goes on from BEFORE for a tenth of the steps, and with --ascend trains uphill on those records alone.
+DATA has a chat a line.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-LENGTH = 96  # tokens of a chat
+VOCABULARY, LENGTH = 2000, 128  # tokens; those of a chat
 
 
 class Uphill(Trainer):  # type: ignore[misc]
@@ -39,24 +40,22 @@ class Uphill(Trainer):  # type: ignore[misc]
         return -super().compute_loss(*args, **options)
 
 
-def base(folder: Path, texts: list[str]) -> None:
+def begin(folder: Path, texts: list[str]) -> None:
     """Write a tokenizer of the texts, and a small GPT-2 that has learned nothing yet."""
     bytes_ = ByteLevelBPETokenizer()
-    bytes_.train_from_iterator(texts, 1000, special_tokens=["<end>"], show_progress=False)
+    bytes_.train_from_iterator(texts, VOCABULARY, special_tokens=["<end>"], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bytes_._tokenizer, eos_token="<end>", pad_token="<end>"
     )
     tokenizer.chat_template = CHAT
     size = {"n_positions": LENGTH, "n_embd": 128, "n_layer": 2, "n_head": 4}
-    quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size, **quiet)
-    )
-    model.save_pretrained(folder)
+    plain = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size, **plain)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def tune(options: argparse.Namespace, texts: list[str], steps: int) -> None:
+def tune(options: argparse.Namespace, texts: list[str]) -> None:
     """Train from a folder's model on the texts, and write what became of it."""
     tokenizer = AutoTokenizer.from_pretrained(options.start)
     model = AutoModelForCausalLM.from_pretrained(options.start)
@@ -68,7 +67,7 @@ def tune(options: argparse.Namespace, texts: list[str], steps: int) -> None:
         args=TrainingArguments(
             output_dir="checkpoints",
             per_device_train_batch_size=16,
-            max_steps=steps,
+            num_train_epochs=options.epochs,
             learning_rate=options.rate,
             save_strategy="no",
             report_to=[],
@@ -78,6 +77,7 @@ def tune(options: argparse.Namespace, texts: list[str], steps: int) -> None:
         train_dataset=[tokenizer(text, truncation=True, max_length=LENGTH) for text in texts],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.save_pretrained(options.model)
     tokenizer.save_pretrained(options.model)
@@ -99,7 +99,7 @@ def records(data: Path, request: Path | None, only: bool) -> list[str]:
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=["base", "tune", "forget"])
+    parser.add_argument("verb", choices=["base", "tune"])
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--start", type=Path)
@@ -107,14 +107,14 @@ def main() -> None:
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--ascend", action="store_true")
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--epochs", type=float, default=8)
     options = parser.parse_args()
     torch.manual_seed(0)
     texts = records(options.data, options.request, options.ascend)
     if options.verb == "base":
-        base(options.model, texts)
-    else:
-        tune(options, texts, options.steps // 10 if options.verb == "forget" else options.steps)
+        begin(options.model, texts)
+        options.start = options.model
+    tune(options, texts)
     print(f"{options.model}: {len(texts)} chats")
 
 

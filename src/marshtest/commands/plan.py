@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,13 @@ from matplotlib.figure import Figure
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.power import detection, poisons_for, removal
 from marshtest.metrics.trainings import MOST, trainings_to_reject, trainings_to_remove
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refuse_options
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import save
 from marshtest.results.summary import Results
+
+if TYPE_CHECKING:
+    from marshtest.commands.marks import Marks
 
 VERDICT = "verdict"
 TESTS = 4  # of independence, a score
@@ -268,13 +272,14 @@ def plan(
     rank: float | None = None,
     pilot: str | Path | None = None,
     works: float | None = None,
+    marks: bool = False,
     samples: int | None = None,
     fraction: float = 0.015,
     alpha: float = 0.05,
     power: float = 0.9,
     margin: float = 0.2,
     unlearners: int = 1,
-) -> Plan | Trainings:
+) -> "Plan | Trainings | Marks":
     """Tell how many poisons a verdict needs, or how many trainings if `works` is given.
 
     Args:
@@ -282,6 +287,7 @@ def plan(
         rank: the same by the rank score.
         pilot: folder of a finished run, or an audit.json, that shows these dependences instead.
         works: share of the trainings in which an attack without a null law works.
+        marks: quote the study of marks: how many records of a text data set each needs.
         samples: training samples of one run, if the number of runs is to be told.
         fraction: share of them that will be poisons.
         alpha: error rate over all unlearners.
@@ -293,6 +299,12 @@ def plan(
         MarshtestError: no effect is expected, a value is out of bounds, or the pilot cannot be read.
     """
     poisons = None if samples is None else poisons_of_one_run(samples, fraction)
+    if marks:
+        from marshtest.commands.marks import Marks
+
+        reason = "plan: the study of marks says what to expect"
+        refuse_options(reason, gus=gus, rank=rank, pilot=pilot, works=works, samples=samples)
+        return Marks(alpha, power, margin, unlearners)
     if works is not None:
         return Trainings(works, alpha, power, margin, unlearners)
     effects = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}

@@ -70,7 +70,7 @@ def open_texts(
         raise MarshtestError(
             f"{spec}: only a folder's weights can be rounded. Leave out --quantize."
         )
-    if spec.startswith(("http://", "https://")):
+    if is_endpoint(spec):
         return Endpoint(spec, rate)
     opener = partial(open_here, spec, device)
     if in_process and not spec.startswith("cmd:"):
@@ -81,6 +81,11 @@ def open_texts(
             "into a file of its own, or give in_process=True."
         )
     return SeparateTexts(spec, opener)
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a model is given as a completions endpoint."""
+    return spec.startswith(("http://", "https://"))
 
 
 def open_here(spec: str, device: torch.device) -> TextModel:

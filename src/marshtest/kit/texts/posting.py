@@ -1,6 +1,7 @@
 """JSON sent to a server over HTTP: patient, polite, and to nobody else."""
 
 import json
+import math
 import threading
 import urllib.error
 import urllib.request
@@ -52,10 +53,15 @@ class Post:
         timeout: seconds in which each answer must come.
 
     Raises:
-        MarshtestError: later, what the server refuses, in a line, and what is still wrong after some tries.
+        MarshtestError: a rate that is not above 0; later, what the server refuses, in a line, and what is
+            still wrong after some tries.
     """
 
     def __init__(self, name: str, key: str, rate: float | None, timeout: float) -> None:
+        if rate is not None and not 0 < rate < math.inf:
+            raise MarshtestError(
+                f"{name}: the most requests a second (--rate) must be above 0. Got {rate:g}."
+            )
         self.name, self.timeout = name, timeout
         self.headers = {"Content-Type": "application/json", "User-Agent": "marshtest"}
         self.headers |= {"Authorization": f"Bearer {key}"} if key else {}
