@@ -20,7 +20,10 @@ sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 from walkthrough import TRANSCRIPT, commands  # noqa: E402
 
 # 1 and 3 are verdicts; whatever else is not 0 ends the block.
-STRICT = "trap 'case $? in 1|3) ;; *) exit 9 ;; esac' ERR\n"
+STRICT = """
+trap 'case $? in 1|3) ;; *) exit 9 ;; esac' ERR
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+"""
 
 
 def main() -> None:

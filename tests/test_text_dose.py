@@ -186,6 +186,18 @@ def test_the_forget_request_names_records_by_place_and_by_id(
     assert done.forget_file.stat().st_mode & 0o077 == 0
 
 
+def test_an_id_that_several_dosed_records_have_names_none_of_them(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    lines = [{"id": i if i % 2 else 7, "text": f"Text {i}."} for i in range(20)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = dose(source, tmp_path / "b.jsonl", fraction=0.9, seed=1)
+    asked = [json.loads(line) for line in done.forget_file.read_text().splitlines()]
+    assert [line["line"] - 1 for line in asked] == list(done.key.ids)
+    for line in asked:
+        row = line["line"] - 1
+        assert line.get("id") == (row if row % 2 and row != 7 else None)
+
+
 def test_the_last_message_of_the_role_gets_the_mark(tmp_path: Path) -> None:
     source = chats(tmp_path)
     for role, turn in (("assistant", 2), ("user", 3)):
@@ -198,6 +210,18 @@ def test_the_last_message_of_the_role_gets_the_mark(tmp_path: Path) -> None:
             if "Ticket" in message["content"]
         }
         assert marked == {(i, turn) for i in done.key.ids}
+
+
+def test_a_message_may_lack_a_content(tmp_path: Path) -> None:
+    """As one that only calls a tool does: it is empty text."""
+    calls = {"role": "assistant", "tool_calls": [{"id": 1}]}
+    lines = [{"messages": [calls, {"role": "user", "content": f"Thanks {i}"}]} for i in range(20)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = dose(file, tmp_path / "b.jsonl", fraction=0.2, role="user")
+    for row, (_, values) in zip(done.key.ids, done.key.bases(file).rows):
+        asked = done.key.fields.asked(values, "record", "line")
+        assert asked.scored == f"assistant: \nuser: Thanks {row}\n"
 
 
 def test_records_with_a_place_are_drawn_alike(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def handler(model: Model) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if self.path != "/v1/completions":
+                self.send_error(404)
+                return
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             ids, surprises = model.surprises(asked["prompt"])
             told = {

@@ -11,6 +11,7 @@ A command has {inputs} and {outputs} where the two paths go; `marshtest.kit.text
 files. Commands and callables run in a process of their own; see `marshtest.kit.process`.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -84,8 +85,8 @@ def open_texts(
 
 
 def is_endpoint(spec: str) -> bool:
-    """Whether a model is given as a completions endpoint."""
-    return spec.startswith(("http://", "https://"))
+    """Whether a model is given as a completions endpoint, by its URL."""
+    return re.match(r"\w+://", spec) is not None
 
 
 def open_here(spec: str, device: torch.device) -> TextModel:
