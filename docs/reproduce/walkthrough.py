@@ -32,13 +32,14 @@ def said(number: int, whole: bool = True) -> str:
     if not whole:  # what follows the table's last line explains it
         end = next(place for place, line in enumerate(lines) if line.startswith("Perplexity:"))
         lines = [line for line in lines[:end] if not line.startswith("A wider terminal")]
-    return "\n" + "\n".join(f"    {line}".rstrip() for line in lines).rstrip() + "\n"
+    told = "\n".join(line.rstrip() for line in lines).strip("\n")
+    return f"```text\n{told}\n```"
 
 
 def doors() -> str:
     """Each door beside a computation text by text, and its ranks over keys that no model has seen."""
     lines = pd.read_csv(DOORS)
-    largest = lines["largest difference"].map("{:.0e}".format)
+    largest = [f"{value:.0e}" if value else "0" for value in lines["largest difference"]]
     shown = pd.DataFrame(
         {
             "door": lines["door"].map("`{}`".format),

@@ -48,6 +48,7 @@ from marshtest.reporting.tables import USE, number, plus_minus, rests_in_words, 
 
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
 RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
+LABEL = 24  # characters of a model's name in a figure
 COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 
 
@@ -225,9 +226,10 @@ class Audit:
 
     def figures(self) -> dict[str, Figure]:
         """Figures by file name: dependences, a histogram for each score, and trade-off curves of GUS."""
+        # Of a long name its end: that is where paths of several models differ.
         lines = [
             {
-                "label": f"{j.role}: {j.measured.name}",
+                "label": f"{j.role}: {j.measured.name[-LABEL:]}",
                 "verdict": j.verdict.answer,
                 **j.measured.figures,
             }
@@ -235,9 +237,8 @@ class Audit:
         ]
         scores = {name: SCORES[name] for name in self.names}
         figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
-        # Of a long name its end: that is where paths of several models differ.
         samples = [
-            (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
+            (f"{j.role}: {j.measured.name[-LABEL:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
                 self.models, cycle([ORANGE, BLUE, GREEN, BROWN, GREY]), strict=False
             )
