@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ import torch
 from conftest import command
 from scipy.stats import kstwo
 
+from marshtest.data.marks import Deal, Mark, Pattern, Template
 from marshtest.kit.records.base import Asked
 from marshtest.kit.texts.opening import open_texts
 
@@ -112,3 +114,29 @@ def test_a_model_and_an_adapter_that_somebody_else_trained_are_audited(
     script(tmp_path, "answers.py", "box", "before", "questions.jsonl", "losses")
     losses = [float(line) for line in Path("losses").read_text().split()]
     assert np.allclose(losses, open_texts("before", torch.device("cpu"))(asked), atol=1e-4)
+
+
+FILTERS: dict[str, Callable[[str], str]] = {
+    "masked": lambda text: re.sub(r"\d+", "#", text),
+    "lower": str.lower,
+    "cut": lambda text: text[:40],
+}
+
+
+@pytest.mark.parametrize(
+    ("mark", "gone"),
+    [
+        (Template(text="{digits:6}"), {"masked", "cut"}),
+        (Template(text="{digits:6}", place="start"), {"masked"}),
+        (Template(text="{letters:6}", place="middle"), set()),
+        (Template(text="{words:3}", place="middle"), set()),
+        (Pattern(pattern=r"ORD-\d{6}"), {"masked"}),
+        (Pattern(pattern=r"[A-Z][a-z]+"), set()),
+    ],
+)
+def test_the_page_says_which_mark_a_filter_takes(mark: Mark, gone: set[str]) -> None:
+    """A mark is gone where all variants of a record have become one text."""
+    text = "Ann, your order. ORD-123456 went by ship and was seen off the coast on Monday morning."
+    variants = [mark.dosed(text, Deal(seed, 2), 0) for seed in range(20)]
+    assert len(set(variants)) > 10
+    assert {name for name, do in FILTERS.items() if len({*map(do, variants)}) == 1} == gone
