@@ -13,6 +13,7 @@ from torch import Tensor
 from marshtest.plumbing.errors import MarshtestError, unknown
 
 DEVICES = ("auto", "cpu", "cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # Without a work space of a fixed size cuBLAS takes sums in an order that differs from run to run.
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
