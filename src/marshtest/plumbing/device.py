@@ -125,16 +125,19 @@ def repeatable(device: torch.device, *, asked: bool) -> Iterator[None]:
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
+def exact_float32(*, tf32: bool = False) -> Iterator[None]:
     """Multiply float32 numbers as float32 inside; the process's choice stands again afterwards.
 
     A GPU's TF32 keeps 10 of the 23 bits of a mantissa, and PyTorch lets convolutions use it by default.
+
+    Args:
+        tf32: multiply in TF32 instead, which a GPU does several times as fast.
     """
     switches = _float32_switches()
     before = [get() for get, _, _ in switches]
-    for get, put, exact in switches:
-        if get() != exact:  # to set a default anew changes PyTorch's newer switches
-            put(exact)
+    for get, put, choices in switches:
+        if get() != choices[tf32]:  # to set a default anew changes PyTorch's newer switches
+            put(choices[tf32])
     try:
         yield
     finally:
@@ -154,24 +157,23 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _float32_switches() -> list[tuple[Callable[[], object], Callable[[Any], object], object]]:
-    """How products of float32 numbers are switched: (how to read it, how to set it, the exact choice)."""
+Switch = tuple[Callable[[], object], Callable[[Any], object], tuple[object, object]]
+
+
+def _float32_switches() -> list[Switch]:
+    """How products of float32 numbers are switched: (how to read it, how to set it, (exact, TF32))."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         torch.get_float32_matmul_precision()
     except (
         RuntimeError
     ):  # the process has used PyTorch's newer switches, beside which these are refused
-        newer = [
-            (owner, "fp32_precision", "ieee")
-            for owner in (products, *(getattr(cudnn, kind) for kind in ("conv", "rnn")))
-        ]
+        kinds = [products, *(getattr(cudnn, kind) for kind in ("conv", "rnn"))]
+        own = "fp32_precision"
         return [
-            (partial(getattr, owner, name), partial(setattr, owner, name), exact)
-            for owner, name, exact in newer
+            (partial(getattr, kind, own), partial(setattr, kind, own), ("ieee", "tf32"))
+            for kind in kinds
         ]
-    allow = partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32"), False
-    return [
-        allow,
-        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-    ]
+    allow = partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32")
+    precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    return [(*allow, (False, True)), (*precision, ("highest", "high"))]
