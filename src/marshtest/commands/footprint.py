@@ -59,7 +59,7 @@ class Footprint:
         """Memory and disk, in words."""
         return (
             f"A worker takes about {_size(self.worker)} of memory, and if it uses a GPU about "
-            f"{_size(self.gpu)} of the GPU's. The store comes to {self.models:,} models of "
+            f"{_size(self.gpu)} of the GPU's. A sweep's store comes to {self.models:,} models of "
             f"{_size(self.model)}, {_size(self.disk)} in all."
         )
 
@@ -132,4 +132,5 @@ def _activations(model: nn.Module, task: Task, samples: Samples) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+    unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s / 10)
+    return f"{count / size:,.1f} {unit}"

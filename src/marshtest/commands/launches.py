@@ -42,10 +42,13 @@ class Launches:
             return (REPLAYED if ours(self._model) else self._step()) / (3 * batch)
         if kind == "score":
             return self._forward() / self._task.scoring_batch(self._few, CUDA)
-        if kind == "unlearn" and job.unlearner is not None:
-            own = getattr(job.unlearner, "batch_size", None) or batch
-            return self._of_unlearner(job.unlearner) * FEW / own
-        return 0.0
+        unlearner = job.unlearner
+        if kind != "unlearn" or unlearner is None:
+            return 0.0
+        if type(unlearner) not in UNLEARNERS.values():  # explaining a recipe runs nothing of a user's
+            return self._step() / (3 * batch)
+        own = getattr(unlearner, "batch_size", None) or batch
+        return self._of_unlearner(unlearner) * FEW / own
 
     def _step(self) -> int:
         optimizer = self._pipeline.recipe.training.optimizer_for(self._model)

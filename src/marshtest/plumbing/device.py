@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.malloc import physical_memory
 
 DEVICES = ("auto", "cpu", "cuda")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -40,11 +41,11 @@ def functions_device(name: str) -> torch.device:
     return pick_device("cpu" if name == "auto" else name)
 
 
-def memory(device: torch.device) -> int:
-    """Bytes of the device's own memory, in all."""
+def memory(device: torch.device) -> float:
+    """Bytes of the device's own memory, in all; infinite where the system does not tell."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return physical_memory()
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
