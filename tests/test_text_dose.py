@@ -266,6 +266,7 @@ def test_marks_that_the_data_have_are_found_in_all_spellings(tmp_path: Path) -> 
         (['{"text": "a"}'] * 9, {"field": "body"}, "line 1: has no field 'body'. It has text"),
         (['{"text": "a"}'] * 9, {"role": "user"}, "'text' is no list of messages, so that --role"),
         (['{"messages": ["a"]}'] * 9, {}, "line 1: 'messages' must be a list of messages"),
+        (['{"messages": "[{}]"}'] * 9, {}, "line 1: 'messages' is a list written as a text"),
         (
             ['{"messages": [{"role": "user", "content": "a"}]}'] * 9,
             {},

@@ -55,6 +55,10 @@ class Fields(Settings):
             raise _missing(field, values, where)
         if isinstance(values[field], list):
             return cls(field=field, role=role or ASSISTANT)
+        if field in CHATS and str(values[field]).lstrip().startswith("["):
+            raise MarshtestError(
+                f"{where}: {field!r} is a list written as a text, which a mark would break. Give the list."
+            )
         if role is not None:
             raise MarshtestError(
                 f"{where}: {field!r} is no list of messages, so that --role {role} means nothing. "
