@@ -443,6 +443,8 @@ def at_the_trial_alone(handler: Any, content: Any) -> bool:
             "refused with status 401 (busy). Its key is read from $MARSHTEST_API_KEY",
         ),
         (failing(99, 500), "refused with status 500 (busy)"),
+        (failing(99, 404), "404 (busy). Give the URL up to /v1, and the model's name"),
+        (lambda handler, _: reply(handler, 404, b"<html>"), "status 404 (Not Found). Give"),
         (failing(99, 302, Location="http://127.0.0.1:9/"), "refused with status 302"),
         (no_numbers, "returns no log-probabilities of the prompt"),
         (other_text, "answered about another text"),

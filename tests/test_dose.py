@@ -175,12 +175,12 @@ def test_noise_that_another_numpy_would_draw_is_noticed(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"fraction": 0.0}, "a fraction of 0 of 60 samples makes 0 poisons. It must"),
-        ({"fraction": 0.01}, "a fraction of 0.01 of 60"),
-        ({"fraction": 1.0}, "a fraction of 1 of 60"),
-        ({"fraction": float("nan")}, "a fraction of nan"),
-        ({"fraction": float("inf")}, "a fraction of inf"),
-        ({"fraction": -0.5}, "a fraction of -0.5"),
+        ({"fraction": 0.01}, "a fraction of 0.01 of 60 samples makes 1 poisons. It must"),
+        ({"fraction": 0.0}, "the fraction must lie between 0 and 1. Got 0"),
+        ({"fraction": 1.0}, "the fraction must lie between 0 and 1. Got 1"),
+        ({"fraction": float("nan")}, "the fraction must lie .* Got nan"),
+        ({"fraction": float("inf")}, "the fraction must lie .* Got inf"),
+        ({"fraction": -0.5}, "the fraction must lie .* Got -0.5"),
         ({"fraction": 0.5, "variance": 0.0}, "the variance must be above 0"),
         ({"fraction": 0.5, "variance": -1.0}, "the variance must be above 0"),
         ({"fraction": 0.5, "variance": float("inf")}, "the variance must be above 0 and finite"),

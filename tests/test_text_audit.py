@@ -235,6 +235,21 @@ def test_the_command_audits_texts(
     assert command("audit", "lengths:load", *data, "--in-process", "--loss", "completion") == 2
 
 
+@pytest.mark.parametrize("verb", ["audit", "calibrate"])
+@pytest.mark.parametrize(
+    ("out", "says"), [("full", "is not an empty folder"), ("full/file/out", "file is a file, not")]
+)
+def test_an_out_that_cannot_be_written_is_refused_before_any_question(
+    verb: str, out: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    rest = ["--key", "no.json", "--data", "no.jsonl", "--out", str(tmp_path / out)]
+    assert command(verb, "no", *rest) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("values", "loss", "expected"),
     [
@@ -280,6 +295,10 @@ def test_bad_questions_get_one_line(case: Case) -> None:
         MarshtestError, match="the key is of texts, so that --scaling means nothing"
     ):
         audit(key, data, case.before, scaling=Scaling())
-    with pytest.raises(MarshtestError, match="no model is an endpoint, so that --rate means"):
+    with pytest.raises(MarshtestError, match="No model is an endpoint, so that --rate means"):
         audit(key, data, case.before, rate=5)
+    with pytest.raises(MarshtestError, match="No model is an endpoint, so that --rate means"):
+        calibrate(key, data, case.before, rate=5)
+    with pytest.raises(MarshtestError, match="texts, so that --scaling means nothing"):
+        calibrate(key, data, case.before, scaling=Scaling())
     assert Question().accuracy == 0.05

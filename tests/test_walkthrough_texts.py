@@ -6,9 +6,11 @@ import json
 import re
 import runpy
 import sys
+import threading
 from collections.abc import Callable
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,9 @@ from scipy.stats import kstwo
 
 from marshtest.data.marks import Deal, Mark, Pattern, Template
 from marshtest.kit.records.base import Asked
+from marshtest.kit.texts.endpoint import Endpoint
 from marshtest.kit.texts.opening import open_texts
+from marshtest.plumbing.errors import MarshtestError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "texts"
@@ -114,6 +118,23 @@ def test_a_model_and_an_adapter_that_somebody_else_trained_are_audited(
     script(tmp_path, "answers.py", "box", "before", "questions.jsonl", "losses")
     losses = [float(line) for line in Path("losses").read_text().split()]
     assert np.allclose(losses, open_texts("before", torch.device("cpu"))(asked), atol=1e-4)
+
+
+def test_the_examples_server_answers_for_its_own_model_alone() -> None:
+    answers = runpy.run_path(str(EXAMPLES / "answers.py"))
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda ids: ["ab"[token] for token in ids])
+    model = SimpleNamespace(name="before", tokenizer=tokenizer, surprises=lambda _: ([0], [0.0]))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answers["handler"](model))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        with pytest.raises(MarshtestError, match=r"only before is served here.* as it is served"):
+            Endpoint(f"{address}#after")
+        with pytest.raises(MarshtestError, match="returns no log-probabilities"):  # of one token
+            Endpoint(f"{address}#before")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 FILTERS: dict[str, Callable[[str], str]] = {

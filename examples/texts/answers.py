@@ -22,6 +22,7 @@ class Model:
     """A folder's model and tokenizer."""
 
     def __init__(self, folder: str) -> None:
+        self.name = Path(folder).name
         self.model = AutoModelForCausalLM.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -61,14 +62,21 @@ def handler(model: Model) -> type[BaseHTTPRequestHandler]:
                 self.send_error(404)
                 return
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if asked["model"] != model.name:
+                self.reply(404, {"error": {"message": f"only {model.name} is served here"}})
+                return
             ids, surprises = model.surprises(asked["prompt"])
             told = {
                 "tokens": model.tokenizer.convert_ids_to_tokens(ids),
                 "token_logprobs": [None, *(-surprise for surprise in surprises[1:])],
             }
             choice = {"index": 0, "text": asked["prompt"], "logprobs": told}
-            body = json.dumps({"model": asked["model"], "choices": [choice]}).encode()
-            self.send_response(200)
+            self.reply(200, {"model": model.name, "choices": [choice]})
+
+        def reply(self, status: int, content: dict[str, Any]) -> None:
+            """Send JSON."""
+            body = json.dumps(content).encode()
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -79,6 +79,9 @@ QuantizeOption = Annotated[
     Literal["int8", "int4"] | None,
     typer.Option(help="Bits that the weights of a language model's folder are rounded to."),
 ]
+RateOption = Annotated[
+    float | None, typer.Option(help="Most requests a second that an endpoint is sent.")
+]
 SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
 
 
@@ -179,9 +182,7 @@ def audit(
     margin: MarginOption = 0.2,
     loss: LossOption = None,
     quantize: QuantizeOption = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Most requests a second that an endpoint is sent.")
-    ] = None,
+    rate: RateOption = None,
     delta: Annotated[float, typer.Option(help="Probability δ of the privacy bound.")] = 1e-5,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
@@ -253,6 +254,8 @@ def calibrate(
     alpha: Annotated[float, typer.Option(help="Error rate that verdicts promise.")] = 0.05,
     margin: MarginOption = 0.2,
     loss: LossOption = None,
+    quantize: QuantizeOption = None,
+    rate: RateOption = None,
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
     out: Annotated[
@@ -265,9 +268,12 @@ def calibrate(
 
     Example: marshtest calibrate before.pt2 --key dosed.key.json --data images
     """
+    from marshtest.kit.audit import refuse_used
     from marshtest.kit.calibration import calibrate as count_errors
     from marshtest.metrics.dependence import SCORES
 
+    if out is not None:
+        refuse_used(out)
     with screen.progress() as progress:
         done = count_errors(
             key,
@@ -276,6 +282,8 @@ def calibrate(
             keys=keys,
             scaling=_scaling(scaling),
             loss=loss,
+            quantize=quantize,
+            rate=rate,
             device=device,
             in_process=in_process,
             progress=progress,

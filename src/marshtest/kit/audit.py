@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
 from marshtest.kit.texts.key import TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
-from marshtest.kit.texts.opening import Quantize, is_endpoint, open_texts
+from marshtest.kit.texts.opening import Quantize, open_all
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import functions_device, pick_device
@@ -297,9 +297,12 @@ class Audit:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise if the folder holds something: a result must not be lost for it after hours of work."""
+    """Raise if the folder holds something or cannot be made, before hours of work and not after."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise MarshtestError(f"{folder}: exists and is not an empty folder. Choose another --out.")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise MarshtestError(f"{folder}: {above} is a file, not a folder. Choose another --out.")
 
 
 def audit(
@@ -348,11 +351,9 @@ def audit(
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
         refuse_options("audit: the key is of texts", scaling=scaling)
-        if not any(is_endpoint(spec) for spec in specs if isinstance(spec, str)):
-            refuse_options("audit: no model is an endpoint", rate=rate)
-        opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
         questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
-        doors = [(name_of(s), opener(s, torch_device) if isinstance(s, str) else s) for s in specs]
+        opened = open_all(specs, torch_device, quantize=quantize, rate=rate, in_process=in_process)
+        doors = list(zip(map(name_of, specs), opened, strict=True))
         asked = _of_texts(questions, doors, parsed, progress)
     else:
         refuse_options("audit: the key is of no texts", loss=loss, quantize=quantize, rate=rate)

@@ -38,13 +38,13 @@ from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
 from marshtest.kit.open_model import open_model
 from marshtest.kit.records.base import Door, Loss
-from marshtest.kit.texts.key import TextKey
+from marshtest.kit.texts.key import TextBases, TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
-from marshtest.kit.texts.opening import open_texts
+from marshtest.kit.texts.opening import Quantize, open_all
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest, rests_on, verdicts
 from marshtest.plumbing.device import functions_device, pick_device
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refuse_options
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.plumbing.whole_files import write
@@ -138,6 +138,8 @@ def calibrate(
     keys: int = 200,
     scaling: Scaling | None = None,
     loss: Loss | None = None,
+    quantize: Quantize | None = None,
+    rate: float | None = None,
     device: str = "auto",
     in_process: bool = False,
     progress: Progress = silent,
@@ -152,6 +154,8 @@ def calibrate(
         keys: number of null keys; each costs one measurement of the model.
         scaling: how values of the file become model inputs; see `audit`.
         loss: which tokens of a text count; see `audit`.
+        quantize: bits of a language model's weights; see `audit`.
+        rate: the most requests a second that an endpoint is sent; see `audit`.
         device: auto, cpu or cuda; auto asks a function that is no module on the CPU.
         in_process: let foreign callables and .pt2 programs run in this process.
         progress: told each null key that is measured, and the fraction of them that is done.
@@ -166,8 +170,14 @@ def calibrate(
     parsed = Question.parse(question, "calibrate")
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
-        ask = _texts_asked(key, data, model, loss or "record", torch_device, in_process, parsed)
+        refuse_options("calibrate: the key is of texts", scaling=scaling)
+        bases = key.bases(data)
+        (door,) = open_all(
+            [model], torch_device, quantize=quantize, rate=rate, in_process=in_process
+        )
+        ask = _texts_asked(bases, name_of(model), door, loss or "record", parsed)
     else:
+        refuse_options("calibrate: the key is of no texts", loss=loss, quantize=quantize, rate=rate)
         where = torch_device, in_process, functions_device(device)
         ask = _images_asked(key, data, str(model), scaling, where, parsed)
     true = ask(key.secret)
@@ -211,17 +221,9 @@ def _images_asked(
 
 
 def _texts_asked(
-    key: TextKey,
-    data: str | Path,
-    model: str | Door,
-    loss: Loss,
-    device: torch.device,
-    in_process: bool,
-    question: Question,
+    bases: TextBases, name: str, door: Door, loss: Loss, question: Question
 ) -> Callable[[int], Measured]:
     """What a model shows of the marks of any seed."""
-    bases, name = key.bases(data), name_of(model)
-    door = open_texts(model, device, in_process=in_process) if isinstance(model, str) else model
 
     def asked(seed: int) -> Measured:
         null = replace(bases, deal=replace(bases.deal, seed=seed))

@@ -86,7 +86,9 @@ def chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:
 
 def poisons_of(samples: int, fraction: float) -> int:
     """P, the number of samples to dose; a MarshtestError if it is too small or too large."""
-    count = round(samples * fraction) if 0 < fraction < 1 else 0
+    if not 0 < fraction < 1:
+        raise MarshtestError(f"dose: the fraction must lie between 0 and 1. Got {fraction:g}.")
+    count = round(samples * fraction)
     if not 2 <= count < samples:
         raise MarshtestError(
             f"dose: a fraction of {fraction:g} of {samples} samples makes {count} poisons. It must make at "

@@ -12,6 +12,7 @@ files. Commands and callables run in a process of their own; see `marshtest.kit.
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,12 @@ import torch
 
 from marshtest.kit.black_box import command_call
 from marshtest.kit.process import GuardedTexts, SeparateTexts
-from marshtest.kit.records.base import Asked
+from marshtest.kit.records.base import Asked, Door
 from marshtest.kit.texts.base import TextModel
 from marshtest.kit.texts.boxes import BoxTexts, FunctionTexts
 from marshtest.kit.texts.causal import CausalModel, open_causal
 from marshtest.kit.texts.endpoint import Endpoint
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refuse_options
 from marshtest.plumbing.imports import load_object
 
 Quantize = Literal["int8", "int4"]
@@ -82,6 +83,25 @@ def open_texts(
             "into a file of its own, or give in_process=True."
         )
     return SeparateTexts(spec, opener)
+
+
+def open_all(
+    specs: Sequence[str | Door],
+    device: torch.device,
+    *,
+    quantize: Quantize | None = None,
+    rate: float | None = None,
+    in_process: bool = False,
+) -> list[Door]:
+    """Open models as `open_texts` does; a function is a door already.
+
+    Raises:
+        MarshtestError: a model cannot be opened, or a rate is given and no model is an endpoint.
+    """
+    if not any(is_endpoint(spec) for spec in specs if isinstance(spec, str)):
+        refuse_options("No model is an endpoint", rate=rate)
+    opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
+    return [opener(spec, device) if isinstance(spec, str) else spec for spec in specs]
 
 
 def is_endpoint(spec: str) -> bool:

@@ -18,6 +18,11 @@ Json = dict[str, Any]
 TRIES = 4
 PATIENCE = 30.0  # seconds that a server may ask to wait before the next try
 KEY = "MARSHTEST_API_KEY"  # the environment variable of the key
+MENDS = {  # what to do about a status
+    401: f" Its key is read from ${KEY}.",
+    403: f" Its key is read from ${KEY}.",
+    404: " Give the URL up to /v1, and the model's name as it is served.",
+}
 AGAIN = {408, 425, 429, 500, 502, 503, 504}  # what may pass
 MOST, PIECE = 2**26, 2**16  # bytes of an answer that are read, in all and at once
 
@@ -125,9 +130,9 @@ class Post:
             said = str(inner.get("message") or inner) if isinstance(inner, dict) else str(inner)
         except (ValueError, AttributeError):
             pass
-        words = " ".join(said.split())[:200]
-        key = f" Its key is read from ${KEY}." if error.code in (401, 403) else ""
-        line = f"{self.name}: refused with status {error.code} ({words or error.reason}).{key}"
+        words = "" if said.lstrip().startswith("<") else " ".join(said.split())[:200]  # no page
+        mend = MENDS.get(error.code, "")
+        line = f"{self.name}: refused with status {error.code} ({words or error.reason}).{mend}"
         return RefusedError(line, error.code)
 
     def _unreached(self, error: Exception) -> MarshtestError:
