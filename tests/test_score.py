@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -390,6 +391,45 @@ def test_models_of_another_training_are_told(kept: Path, scored: Scored, tmp_pat
     card = scored(tmp_path / "mine", out=tmp_path / "card")
     assert "is not the model that this recipe trains here" in card.lines[0].reasons
     assert (card.folder / "raised.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("training.lr=0.09", r"recipe.yaml: .* suite's one \(training.lr is 0.09, not 0.1\)"),
+        ("attack.variance=0.9", r"recipe.yaml: .* suite's one \(attack.variance is 0.9, not [0-9.]+\)"),
+        ("data.train=190", r"recipe.yaml: .* suite's one \(data.train is 190, not [0-9]+\)"),
+    ],
+)  # fmt: skip
+def test_models_of_a_similar_recipe_are_refused_by_the_first_key_that_differs(
+    change: str, said: str, suite: Path, scored: Scored, tmp_path: Path
+) -> None:
+    """Models of another rate lie nearer than half a norm: only the recipe beside them tells."""
+    changes = [change, "unlearners=[{name: gd, lr: 0.1}]"]
+    mine = tmp_path / "mine" / "one"
+    marshtest.run(suite.parent / "one.yaml", *changes, out=mine, keep_models=True, report=False)
+    with pytest.raises(MarshtestError, match=said) as raised:
+        scored(tmp_path / "mine")
+    assert "\n" not in str(raised.value)
+    (mine / "recipe.yaml").write_text("data: [")
+    with pytest.raises(MarshtestError, match=r"recipe.yaml: not YAML"):
+        scored(tmp_path / "mine")
+    if change.startswith("training"):
+        (mine / "recipe.yaml").unlink()
+        card = scored(tmp_path / "mine", out=tmp_path / "card")
+        assert not (card.folder / "raised.log").exists()
+
+
+def test_seeds_budgets_and_the_datas_place_make_no_other_recipe(
+    kept: Path, scored: Scored, tmp_path: Path
+) -> None:
+    shutil.copytree(kept, tmp_path / "kept")
+    file = tmp_path / "kept" / "one" / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    others = {"name": "theirs", "budgets": [0.7], "seeds": 9, "metrics": [], "unlearners": ["nobody"]}
+    values["data"]["path"] = "elsewhere.npz"
+    file.write_text(yaml.safe_dump({**values, **others}))
+    assert scored(tmp_path / "kept", out=tmp_path / "card").lines[0].attack == "Gaussian"
 
 
 # What is refused
