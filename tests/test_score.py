@@ -178,7 +178,7 @@ def test_ranks_are_those_worked_out_by_hand(tiny_run: Results) -> None:
     assert bad.lines[0].left == bad.lines[0].known["ga"] == 1
     assert bad.lines[0].known["scrub"] == good.lines[0].left < 0.5
     assert good.lines[0].cost == 0
-    assert bad.headline.startswith("bad: NOT REMOVED in all 1 attacks; usable in ")
+    assert bad.headline.startswith("bad: NOT REMOVED in one attack; usable in ")
     assert ", rank 2 of 3" in bad.headline
     # Under its own name a newcomer takes the place of the one that is known.
     itself = card_of("ga", "mini", [(as_if(tiny_run, ga="retrained"), known)], [])
@@ -426,7 +426,13 @@ def test_seeds_budgets_and_the_datas_place_make_no_other_recipe(
     shutil.copytree(kept, tmp_path / "kept")
     file = tmp_path / "kept" / "one" / "recipe.yaml"
     values = yaml.safe_load(file.read_text())
-    others = {"name": "theirs", "budgets": [0.7], "seeds": 9, "metrics": [], "unlearners": ["nobody"]}
+    others = {
+        "name": "theirs",
+        "budgets": [0.7],
+        "seeds": 9,
+        "metrics": [],
+        "unlearners": ["nobody"],
+    }
     values["data"]["path"] = "elsewhere.npz"
     file.write_text(yaml.safe_dump({**values, **others}))
     assert scored(tmp_path / "kept", out=tmp_path / "card").lines[0].attack == "Gaussian"
