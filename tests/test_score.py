@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import marshtest
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.recorded import Recorded, RecordedNamed
+from marshtest.metrics.membership_columns import EVERY_FORM
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.reporting.card import card_table, write_card
@@ -150,7 +151,7 @@ def test_retraining_is_removed(tmp_path: Path) -> None:
     where = {"suite": tmp_path / "suite.yaml", "store": tmp_path / "store"}
     card = marshtest.score("retrain", **where, out=tmp_path / "retrain")
     assert card.verdict == "REMOVED"
-    assert card.headline.startswith("retrain: REMOVED in all 1 attacks")
+    assert card.headline.startswith("retrain: REMOVED in one attack")
     assert marshtest.score("gd", **where, out=tmp_path / "gd").verdict == "NOT REMOVED"
 
 
@@ -176,13 +177,29 @@ def test_ranks_are_those_worked_out_by_hand(tiny_run: Results) -> None:
     good = card_of("good", "mini", [(as_if(tiny_run, good="retrained"), known)], [])
     assert [(c.rank, c.ranked, c.lines[0].rank) for c in (bad, good)] == [(2, 3, 2), (1, 3, 1)]
     assert bad.lines[0].left == bad.lines[0].known["ga"] == 1
-    assert bad.lines[0].known["scrub"] == good.lines[0].left < 0.5
+    assert bad.lines[0].known["scrub"] == abs(good.lines[0].left) < 0.5
     assert good.lines[0].cost == 0
     assert bad.headline.startswith("bad: NOT REMOVED in one attack; usable in ")
     assert ", rank 2 of 3" in bad.headline
     # Under its own name a newcomer takes the place of the one that is known.
     itself = card_of("ga", "mini", [(as_if(tiny_run, ga="retrained"), known)], [])
     assert (itself.rank, itself.ranked, set(itself.lines[0].known)) == (1, 2, {"scrub"})
+
+
+def test_what_is_left_has_the_sign_that_its_reason_has(tiny_run: Results) -> None:
+    """Who turns the effect round leaves as much as who leaves it, and the card says which."""
+    turned = as_if(tiny_run, mine="initial")
+    rows = turned.rows.copy()
+    of_mine = rows["role"] == "updated"
+    rows.loc[of_mine, ["gus_dependence", "rank_dependence"]] *= -0.5
+    bad, mirror = (
+        card_of("mine", "mini", [(replace(turned, rows=table), None)], [])
+        for table in (turned.rows, rows)
+    )
+    assert bad.lines[0].left == 1
+    assert mirror.lines[0].left == pytest.approx(-0.5)
+    assert card_table(mirror)["left"][0].startswith("-50%")
+    assert mirror.as_json()["lines"][0]["left"] == pytest.approx(-0.5)
 
 
 def test_the_worst_stands_in_the_headline(tiny_run: Results) -> None:
@@ -293,9 +310,10 @@ def test_markdown_and_page_hold_the_table_and_nothing_from_elsewhere(
 
 def test_nothing_is_cut_off_the_picture(card: Card) -> None:
     """All ink lies inside: the rim is white on every side."""
-    long = replace(
-        card.lines[0], attack="an attack with a very long title indeed", rank=10, ranked=26
-    )
+    forms = dict.fromkeys(EVERY_FORM.values(), "UNSETTLED")
+    states = dict.fromkeys(("int8", "int4", "trained_on 12"), "NOT REMOVED")
+    beside: dict[str, Any] = {"rank": 10, "ranked": 26, "membership": forms, "after_care": states}
+    long = replace(card.lines[0], attack="an attack with a very long title indeed", **beside)
     write_card(
         replace(card, unlearner="x" * 80, rank=10, ranked=26, lines=[long] * 5),
         card.folder / "long",
@@ -306,6 +324,25 @@ def test_nothing_is_cut_off_the_picture(card: Card) -> None:
         assert pixels.shape[1] == 1280
         for rim in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
             assert (rim == 255).all(), file
+
+
+def test_the_picture_shows_membership_and_after_care(card: Card, tmp_path: Path) -> None:
+    """Each answer has its sign, in the order of the table; a card without them is as low as before."""
+    beside = {"margin MIA": "PASSES", "RMIA": "FAILS"}, {"int8": "REMOVED", "int4": "INCONCLUSIVE"}
+    line = replace(card.lines[0], membership=beside[0], after_care=beside[1])
+    sizes = []
+    for name, lines in {"with": [line], "without": [card.lines[0]]}.items():
+        write_card(replace(card, lines=lines), tmp_path / name)
+        with Image.open(tmp_path / name / "card.png") as picture:
+            sizes.append(picture.size)
+    said = re.findall(r"<!-- (.*) -->", (tmp_path / "with" / "card.svg").read_text())
+    assert {"✓ margin  ✗ RMIA", "✓ int8  ? int4"} <= set(said)
+    assert not any(
+        "after-care" in text
+        for text in re.findall(r"<!-- (.*) -->", (tmp_path / "without" / "card.svg").read_text())
+    )
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[0][1] > sizes[1][1]
 
 
 def test_the_picture_is_the_same_each_time(card: Card, tmp_path: Path) -> None:

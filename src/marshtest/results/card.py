@@ -225,7 +225,7 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
         poison_budget=share,
         seeds=int(line["seeds"]),
         verdict=str(line["verdict"]),
-        left=math.copysign(found["left"], _direction(both, share, line)),
+        left=_signed(float(found["left"]), both, share, line),
         left_error=float(found["left_error"]),
         accuracy=float(line["test_accuracy"]),
         accuracy_sd=float(line["test_accuracy_sd"]),
@@ -243,13 +243,15 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
     )
 
 
-def _direction(results: Results, share: float, line: pd.Series) -> float:
-    """The share that is left with its sign, by the score that shows most; 1 where none tells."""
+def _signed(left: float, results: Results, share: float, line: pd.Series) -> float:
+    """The size of what is left with the sign of the score that shows most."""
+    if math.isnan(left):
+        return left
     table = results.summary
     table = table[(table["role"] == "initial") & (table["poison_budget"] == share)]
     columns = [f"{name}_dependence" for name in results.telling(share)]
     shares = [line[column] / table[column].iloc[0] for column in columns]
-    return float(max(shares, key=abs, default=1.0))
+    return math.copysign(left, max(shares, key=abs))
 
 
 def _at(results: Results, share: float) -> Results:
