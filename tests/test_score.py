@@ -280,10 +280,34 @@ def test_latex_is_balanced(card: Card, tmp_path: Path) -> None:
     begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
     assert sorted(begun) == sorted(ended)
     assert not re.search(r"(?<!\\)[%#_](?!.*usepackage)", "\n".join(text.splitlines()[1:]))
-    rows = re.search(r"\\toprule\n(.*)\\bottomrule", text, re.DOTALL)
-    assert rows
-    cells = {len(re.findall(r"(?<!\\)&", line)) for line in rows[1].splitlines() if "&" in line}
-    assert len(cells) == 1  # every line has as many cells
+    parts = re.findall(r"\\begin{tabular}{(l+)}\n\\toprule\n(.*?)\\bottomrule", text, re.DOTALL)
+    assert len(parts) == 2
+    for columns, rows in parts:
+        lines = [line for line in rows.splitlines() if "&" in line]
+        assert len(lines) == 1 + len(card.lines)
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+
+
+def test_latex_has_a_column_a_state_and_a_part_for_what_is_too_wide(
+    card: Card, tmp_path: Path
+) -> None:
+    beside: dict[str, Any] = {
+        "membership": dict.fromkeys(EVERY_FORM.values(), "PASSES"),
+        "after_care": {"int8": "REMOVED", "trained_on 2": "NOT REMOVED"},
+    }
+    write_card(replace(card, lines=[replace(card.lines[0], **beside)]), tmp_path)
+    text = (tmp_path / "card.tex").read_text()
+    heads = [head.split(" & ") for head in re.findall(r"\\toprule\n(.*) \\\\", text)]
+    assert [head[0] for head in heads] == ["attack"] * 3
+    assert {"RMIA", "KLoM", "int8", r"trained\_on 2"} <= {name for head in heads for name in head}
+    assert max(map(len, heads[1:])) == 6
+
+
+def test_latex_shows_any_name_as_it_is(card: Card, tmp_path: Path) -> None:
+    """A folder may be called so; nothing of it is a command, and no sign becomes another."""
+    write_card(replace(card, unlearner="a~b^c\\d{e}<f>|ℓ"), tmp_path)
+    name = r"a\textasciitilde{}b\textasciicircum{}c\textbackslash{}d\{e\}$<$f$>$\textbar{}$\ell$"
+    assert rf"\caption{{{name}: " in (tmp_path / "card.tex").read_text()
 
 
 def test_markdown_and_page_hold_the_table_and_nothing_from_elsewhere(

@@ -40,6 +40,9 @@ PLAIN: dict[str, Any] = {"color": "#9AA3AC", "lw": 0.8}
 DASHED: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": (0, (2, 1))}
 OWN: dict[str, Any] = {"fmt": "o", "ms": 7, "lw": 2, "capsize": 3, "zorder": 5}
 FARTHEST = 1.3  # share left that the picture still shows
+# Columns that stand in the first part of the table in LaTeX, and how many beside the attack in another.
+FIRST = ("attack", "seeds", "verdict", "left", "accuracy", "cost", "usable", "spent", "rank")
+BESIDE = 5
 PASSING = {PASSES: "✓", FAILS: "✗", UNSETTLED: "?"}
 HIGH, LOW = 0.52, 0.42  # inches of the picture's line, with and without what stands below it
 LEGEND = (
@@ -117,13 +120,24 @@ def write_card(card: Card, folder: Path) -> list[Path]:
     texts = {
         "json": json.dumps(card.as_json(), indent=2, ensure_ascii=False) + "\n",
         "md": "\n\n".join([*parts, picture, *filter(None, [notes]), legend]) + "\n",
-        "tex": as_latex(table, f"{card.headline} {legend}"),
+        "tex": _in_latex(card, table, f"{card.headline} {legend}"),
         "html": _page(card, table, legend, pictures["svg"]),
     }
     files = {ending: text.encode() for ending, text in texts.items()} | pictures
     for ending, content in files.items():
         write(content, folder / f"card.{ending}")
     return [folder / f"card.{ending}" for ending in files]
+
+
+def _in_latex(card: Card, table: pd.DataFrame, caption: str) -> str:
+    """The table in LaTeX: in parts, and a column a state, or no page would be wide enough."""
+    states = pd.DataFrame([dict(line.after_care) for line in card.lines]).fillna("–")
+    whole = table.drop(columns="after-care", errors="ignore").join(states)
+    whole = whole.rename(columns={"tuned retraining": "vs. tuned"})
+    first = [column for column in FIRST if column in whole]
+    rest = [column for column in whole if column not in FIRST]
+    parts = [rest[at : at + BESIDE] for at in range(0, len(rest), BESIDE)]
+    return as_latex(whole[first], caption, *(whole[["attack", *part]] for part in parts))
 
 
 def _page(card: Card, table: pd.DataFrame, legend: str, svg: bytes) -> str:
