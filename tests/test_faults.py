@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import yaml
 from conftest import ENVIRONMENT, GRID, MARSHTEST, TINY, in_a_small_disk, rows_of
 
 import marshtest
+from marshtest.cli.app import raise_again
 from marshtest.commands.sweep import Swept, sweep
 from marshtest.plumbing.progress import silent
 from marshtest.sweeps import ledger
@@ -200,6 +202,38 @@ def test_ctrl_c_that_a_library_takes_for_an_error_of_ours_is_ctrl_c() -> None:
             attempt(cast(Any, worker), cast(Any, None), silent)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Interrupted:
+    """What is interrupted as it is destroyed: Python prints the error, and goes on."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_came_in_a_destructor_is_ctrl_c(
+    heard: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def worker(job: Any, progress: Any) -> str:
+        Interrupted()
+        return ""
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(cast(Any, worker), cast(Any, None), silent)
+    monkeypatch.setattr(sys, "unraisablehook", raise_again)
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted()
+        time.sleep(20)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
