@@ -5,13 +5,16 @@
 training   marshtest's loop beside a plain float32 PyTorch loop, ResNet-18 of width 64, batch 128:
            the same batches; seconds a step, the two loops taking turns. With --images (a local
            CIFAR-10) also test accuracy of both after a short training at width 16, three seeds.
-scoring    all input gradients beside a bare forward + backward of the same model and inputs.
-harness    fit() and the metered budget beside the bare steps that they wrap.
+scoring    all input gradients beside a bare forward + backward of the same model and inputs; and 750
+           Gaussian poisons with 199 fresh noises each, drawn anew and kept from the model before.
+harness    fit() and GD within a budget beside the bare steps that they wrap, each step counted (as those
+           of a method from outside) and one of a kind (as of marshtest's own); and NGD beside GD.
 
 Ratios above 1 mean marshtest is faster. Medians over alternating repeats.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from marshtest.attacks import Gaussian, gaussian
+from marshtest.attacks.base import Poisoned
 from marshtest.data.load import load
 from marshtest.data.samples import Samples
 from marshtest.metrics.accuracy import accuracy
@@ -29,6 +34,8 @@ from marshtest.plumbing.seeds import generator
 from marshtest.training.budget import Budget
 from marshtest.training.loop import Training, chosen_precision, descend, fit
 from marshtest.training.tasks import Classification
+from marshtest.unlearning import parse_trials
+from marshtest.unlearning.base import GradientUnlearner
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 REPEATS = 5
@@ -127,34 +134,57 @@ def scoring_speed() -> None:
     )
 
 
-def harness_cost(steps: int = 12) -> None:
+def noise_speed(poisons: int = 750) -> None:
+    """A model that is scored after another of the same poisons, whose noise is kept."""
+    model = build(parse_model({"name": "mlp", "width": 64}), (3, 32, 32), 10, 0).eval()
+    samples, task, attack = random_images(poisons), our_task(model), Gaussian(draws=199)
+    noise = attack.noise(0, samples.ids, (3, 32, 32))
+    poisoned = Poisoned(samples, samples.ids, 0, perturbations=noise)
+
+    def anew() -> None:
+        gaussian._kept.cache_clear()
+        attack.effect(model, poisoned, task)
+
+    slow, fast = median_times(anew, lambda: attack.effect(model, poisoned, task), repeats=3)
+    print(
+        f"scoring    {poisons} poisons, K = 199, MLP: noise drawn anew {slow:.1f} s, kept {fast:.1f} s: "
+        f"{slow / fast:.2f} x"
+    )
+
+
+def harness_cost(name: str, model: nn.Module, steps: int) -> None:
     """What surrounds the steps; of fit() also its one-off cost count, spread over `steps` only."""
-    model = model_of(64).to(memory_format=torch.channels_last)
     samples, task = random_images(128 * steps), our_task(model)
     training = Training(epochs=1, batch_size=128, schedule="constant")
-    optimizer = training.optimizer_for(model)
+    (gd,), (ngd,) = (parse_trials({"name": name}) for name in ("gd", "ngd"))
 
     def bare() -> None:
-        model.train()
-        for start in range(0, len(samples), 128):
-            x = task.inputs(model, samples[start : start + 128])
-            with task.autocast(x.device):
-                logits = model(x.contiguous(memory_format=torch.channels_last))
-            optimizer.zero_grad()
-            F.cross_entropy(logits.float(), samples.y[start : start + 128]).backward()
-            optimizer.step()
+        started = copy.deepcopy(model).train()
+        optimizer = gd.optimizer_for(started)
+        for batch in task.epoch(samples, 128, generator(0)):
+            descend(optimizer, task.loss(started, batch).mean())
 
-    def metered() -> None:
-        with Budget(1e12, 1e9) as budget:
-            for batch in budget.stream(task.epoch(samples, 128, generator(0))):
-                descend(optimizer, task.loss(model, batch).mean())
+    def within(unlearner: GradientUnlearner, *, steady: bool) -> Callable[[], None]:
+        def work() -> None:
+            budget = Budget.of_epochs(1, 1e9)
+            budget.steady = steady
+            with budget:
+                unlearner(model, samples, samples[:2], task=task, budget=budget, seed=0)
 
-    floor, ours, counted = median_times(
-        bare, lambda: fit(model, samples, task, training, 0), metered, repeats=7
+        return work
+
+    floor, ours, seen, known, noisy = median_times(
+        bare,
+        lambda: fit(model, samples, task, training, 0),
+        within(gd, steady=False),
+        within(gd, steady=True),
+        within(ngd, steady=True),
+        repeats=7,
     )
     print(
-        f"harness    {steps} steps, width 64: bare {floor:.2f} s; fit() {ours:.2f} s, "
-        f"{ours / floor - 1:+.1%}; under a budget {counted:.2f} s, {counted / floor - 1:+.1%}"
+        f"harness    {steps} steps, {name}: bare {floor:.2f} s; fit() {ours / floor:.3f} x; GD with "
+        f"each step counted {seen / floor:.3f} x, one of a kind {known / floor:.3f} x; "
+        f"NGD {noisy / known:.3f} x GD"
     )
 
 
@@ -167,7 +197,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     training_speed(options.steps)
     scoring_speed()
-    harness_cost()
+    noise_speed()
+    mlp = build(parse_model({"name": "mlp", "width": 128}), (3, 32, 32), 10, 0)
+    harness_cost("MLP of width 128", mlp, 200)
+    harness_cost("ResNet-18 of width 16", model_of(16).to(memory_format=torch.channels_last), 24)
     if options.images:
         training_accuracy(options.images, options.epochs)
 

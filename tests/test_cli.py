@@ -174,7 +174,8 @@ def test_explain_expects_as_many_stages_as_run_does() -> None:
     from marshtest.sweeps.planned import plan_sweep
     from marshtest.sweeps.settings import read_sweep
 
-    costs, ruled_out = expected_cost(plan_sweep(read_sweep(TINY)))
+    costs, ruled_out, takes = expected_cost(plan_sweep(read_sweep(TINY)))
+    assert "store comes to 10 models of" in takes[0]
     cost = costs.set_index("stage")
     (said,) = ruled_out
     assert "80 poisons in all cannot give REMOVED of 3 unlearners" in said

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +13,26 @@ import pytest
 import torch
 from conftest import TINY, command
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import marshtest
+from marshtest.attacks import Gaussian
+from marshtest.attacks.base import Effect, Poisoned
+from marshtest.commands.footprint import Footprint, _activations, footprint
 from marshtest.commands.sweep import sweep
-from marshtest.data.samples import Samples
+from marshtest.data.samples import Samples, slices
+from marshtest.experiment.cells import cells, groups
+from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.recipe_data import samples_of
+from marshtest.experiment.roles import Role
 from marshtest.kit.model import FunctionModel
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.gus import input_directions
+from marshtest.models.table import build, parse_model
 from marshtest.plumbing.device import (
+    CPU,
+    CUDA,
     exact_float32,
     failure,
     functions_device,
@@ -31,12 +43,15 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import seeded
 from marshtest.sweeps.engines import Ended, Processes, Ray
 from marshtest.sweeps.jobs import Job
-from marshtest.sweeps.settings import Resources
+from marshtest.sweeps.keys import Keys
+from marshtest.sweeps.planned import plan_sweep
+from marshtest.sweeps.settings import Resources, read_sweep
 from marshtest.sweeps.store import Store
-from marshtest.training.budget import Budget
-from marshtest.training.tasks import Classification, scoring_batch
+from marshtest.training.budget import Budget, flops_of
+from marshtest.training.captured import Captured, ours, recordable
+from marshtest.training.loop import Training, descend
+from marshtest.training.tasks import Classification, Task, scoring_batch
 
-CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 FULL = "CUDA out of memory. Tried to allocate 512.00 MiB."
 ASSERTED = "CUDA error: device-side assert triggered"
 ONE = {**TINY, "seeds": 1, "unlearners": []}
@@ -396,3 +411,198 @@ def test_a_store_says_on_which_device_its_models_were_made(tmp_path: Path) -> No
         if kind == "initial":
             stage = store.load(key)
             assert stage["made"] == {"precision": "float32", "device": "cpu"}
+
+
+# Its speed
+
+
+def test_a_recorded_optimiser_steps_as_the_plain_one_does_at_every_rate() -> None:
+    """The same numbers where the rate is a tensor that a graph can read, and the step one kernel."""
+    for settings in ({}, {"optimizer": "adamw"}):
+        training = Training(epochs=1, lr=0.1, weight_decay=0.1, **settings)  # type: ignore[arg-type]
+        models = [nn.Linear(3, 2), nn.Linear(3, 2)]
+        models[1].load_state_dict(models[0].state_dict())
+        optimizers = [
+            training.optimizer_for(m, recorded=flag) for m, flag in zip(models, (False, True))
+        ]
+        for progress in (0.0, 0.4, 0.9):
+            for model, optimizer in zip(models, optimizers):
+                training.set_rate(optimizer, progress)
+                descend(optimizer, model(torch.ones(4, 3)).square().mean())
+        torch.testing.assert_close(*(model.state_dict() for model in models))
+
+
+@pytest.mark.parametrize("dropout", ["ours", "theirs"])
+def test_only_networks_of_our_own_are_recorded(dropout: str) -> None:
+    class Theirs(nn.Dropout):
+        pass
+
+    inner = nn.Dropout() if dropout == "ours" else Theirs()
+    assert ours(nn.Sequential(nn.Linear(2, 2), inner)) == (dropout == "ours")
+    assert ours(build(parse_model({"name": "resnet18", "width": 2}), (3, 8, 8), 2, 0))
+    assert not recordable(nn.Linear(2, 2), CPU)
+
+
+class FakeGraph:
+    """A graph whose replay does the recorded step again, as CUDA's does the recorded kernels."""
+
+    def __init__(self) -> None:
+        self.step: Callable[[], Tensor] = lambda: torch.zeros(())
+
+    def replay(self) -> None:
+        self.step()
+
+
+def test_steps_from_a_recording_are_the_steps_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five whole batches and a short one, twice: three warm, one recorded, others replayed."""
+    samples = Samples(torch.randn(43, 3), torch.randint(2, (43,)), torch.arange(43))
+    batches = [samples[part] for part in slices(43, 8)] * 2
+
+    def train(take: Callable[[Callable[[Samples], Tensor]], Any]) -> tuple[nn.Module, list[float]]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+        def step(batch: Samples) -> Tensor:
+            loss = F.cross_entropy(model(batch.x), batch.y)
+            descend(optimizer, loss)
+            return loss.detach()
+
+        taken = take(step)
+        return model, [float(taken(batch)) for batch in batches]
+
+    class Recorded(Captured):
+        def _record(self, batch: Samples) -> Any:
+            held, loss = Samples(batch.x * 0, batch.y * 0, batch.ids), torch.zeros(())
+            graph = FakeGraph()
+            graph.step = lambda: loss.copy_(self._step(held))
+            return SimpleNamespace(graph=graph, batch=held, loss=loss)
+
+    monkeypatch.setattr(
+        torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None)
+    )
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    current = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    (plain, losses), (replayed, its_losses) = train(lambda step: step), train(Recorded)
+    torch.testing.assert_close(plain.state_dict(), replayed.state_dict(), rtol=0, atol=0)
+    assert losses == its_losses
+
+
+def test_tf32_is_for_the_effect_alone_and_has_a_key_of_its_own() -> None:
+    plain, rounded = load_recipe(TINY), load_recipe({**TINY, "tf32": True})
+    assert "tf32" not in plain.to_yaml()
+    assert load_recipe({**TINY, "tf32": False}).hash == plain.hash != rounded.hash
+    keys, others = Keys(plain), Keys(rounded)
+    group = groups(plain)[0]
+    assert keys.model(Role.INITIAL, group) == others.model(Role.INITIAL, group)
+    assert keys.dose(group) == others.dose(group)
+    (cell, *_), (other, *_) = cells(plain, group), cells(rounded, groups(rounded)[0])
+    assert keys.row(cell) != others.row(other)
+
+
+def test_tf32_is_on_while_the_effect_is_measured_and_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    effect = Gaussian.effect
+
+    def watching(self: Gaussian, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return effect(self, model, poisoned, task)
+
+    monkeypatch.setattr(Gaussian, "effect", watching)
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    for tf32 in (False, True):
+        seen.clear()
+        marshtest.run({**ONE, "tf32": tf32}, out=tmp_path / str(tf32), report=False)
+        assert set(seen) == {tf32}
+    assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
+
+
+def test_rounding_to_tf32_moves_a_score_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the rounding done by hand: a tenth of a null deviation for one poison, hundredths for all."""
+    linear = F.linear
+
+    def rounded(x: Tensor) -> Tensor:
+        """Ten bits of the mantissa, to nearest; the gradient as if nothing were rounded."""
+        bits = (x.detach().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)
+        return x + (bits.view(torch.float32) - x.detach())
+
+    def on_a_gpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "high":
+            return linear(rounded(x), rounded(weight), bias)
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", on_a_gpu)
+    exact, tf32 = (
+        marshtest.run(
+            {**ONE, "tf32": flag, "attack": {"name": "gaussian", "draws": 99}},
+            out=tmp_path / str(flag),
+            report=False,
+        )
+        for flag in (False, True)
+    )
+    for score in ("gus", "rank"):
+        moved = (tf32.scores[score] - exact.scores[score]).abs()
+        assert 0 < moved.max() < 0.1
+        column = f"{score}_dependence"
+        assert (tf32.rows[column] - exact.rows[column]).abs().max() < 0.02
+
+
+# What it is asked for
+
+
+def test_the_store_holds_as_many_models_as_are_foreseen(tmp_path: Path) -> None:
+    settings = read_sweep(
+        {**TINY, "unlearners": ["gd", {"name": "euk", "k": 1}], "budgets": [0.1, 0.2]}
+    )
+    planned = plan_sweep(settings)
+    sweep(settings, store=tmp_path / "store", out=tmp_path / "out")
+    files = [*(tmp_path / "store").rglob("model.safetensors")]
+    recipe = planned.keys[0].recipe
+    pipeline = set_up(recipe, samples_of(recipe.data, recipe.model, None)[0])
+    takes = footprint(pipeline, planned.jobs)
+    assert takes.models == len(files) == 2 * (2 + 2 * 2)
+    assert takes.model == pytest.approx(files[0].stat().st_size, rel=0.1)
+
+
+def test_a_store_that_will_not_fit_its_disk_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))
+    takes = Footprint(worker=1, gpu=1, model=10**8, models=11)
+    assert takes.shortage(tmp_path / "not" / "there").endswith(
+        "the store comes to 1.1 GB, and 1.0 GB are free there."
+    )
+    assert takes.shortage("s3://bucket/store") == ""
+    assert Footprint(1, 1, 10**8, 9).shortage(tmp_path) == ""
+
+
+def test_what_a_forward_keeps_is_what_a_linear_layer_keeps() -> None:
+    """Its input, for the gradient of its weight, and the softmax's output: floats of four bytes."""
+    samples = Samples(torch.randn(6, 100), torch.arange(6) % 4, torch.arange(6))
+    kept = _activations(nn.Linear(100, 4), Classification(), samples)
+    assert 4 * 104 <= kept <= 4 * 104 + 100
+
+
+def test_a_gpu_is_asked_for_a_step_as_often_whatever_its_batch() -> None:
+    from marshtest.commands.launches import Launches
+
+    recipe = load_recipe(TINY)
+    pipeline = set_up(recipe, samples_of(recipe.data, recipe.model, None)[0])
+    asked = Launches(pipeline)
+    jobs = [job for job in plan_sweep(read_sweep(TINY)).jobs if job.kind == "unlearn"]
+    in_a_pass = {
+        job.unlearner.name: asked.in_a_pass(job, "unlearn") for job in jobs if job.unlearner
+    }
+    few = pipeline.data.train[:4]
+    model = pipeline.trainer.new_model(0)
+    forward = flops_of(lambda: pipeline.task.loss(model, few))
+    step = flops_of(lambda: pipeline.task.loss(model, few).mean().backward())
+    passes = 128 * step / forward
+    # Of a step of GD, and a few operations for its batch; EUk's passes are fewer.
+    assert 1 <= in_a_pass["gd"] * passes / asked._step() < 1.2
+    assert in_a_pass["euk"] > 1.3 * in_a_pass["gd"]

@@ -173,7 +173,7 @@ def test_what_has_no_rows_is_named(
 
 
 def test_the_rows_are_small() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.rglob("*.parquet")) <= 3 * 2**20
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*.parquet")) <= 2 * 2**20
 
 
 @pytest.mark.slow

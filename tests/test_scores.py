@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
@@ -134,6 +135,25 @@ def test_noise_is_a_function_of_seed_and_id_with_the_stated_variance() -> None:
 def victim(data: Dataset) -> Knowledge:
     """One that knows no model: Gaussian poisons need none."""
     return Knowledge(TASK, data.test, clean=nn.Identity)
+
+
+def test_noise_that_is_kept_scores_as_noise_that_is_drawn_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = Samples(torch.randn(40, 6), torch.arange(40) % 2, torch.arange(40))
+    attack, model = Gaussian(variance=0.3, draws=9), nn.Linear(6, 2)
+    knowledge = Knowledge(TASK, samples, clean=nn.Identity)
+    poisoned = [attack.poison(samples, 30, knowledge, seed) for seed in (1, 2)]
+
+    def ranks() -> list[NDArray[np.float64]]:  # one group's, another's, and the first one's again
+        order = (*poisoned, poisoned[0])
+        return [attack.effect(model, each, TASK).scores["rank"] for each in order]
+
+    kept = ranks()
+    monkeypatch.setattr("marshtest.attacks.gaussian.KEPT", 0)
+    for one, other in zip(kept, ranks(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(kept[0], kept[1])
 
 
 def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:

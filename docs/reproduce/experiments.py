@@ -95,6 +95,9 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "candidates-cifar10-small-gaussian": _TRIALS.format(
         "cifar10-small-gaussian", 3, "", "candidates-cifar10-small"
     ),
+    "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
+    "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
+    "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
     "digits-budgets": "marshtest sweep digits-budgets",
     "digits-known": "marshtest run digits-gaussian seeds=5 'known=[0.1, 0.25, 0.5, 1]'",
     "digits-requests": "marshtest run digits-gaussian seeds=5 requests=5",

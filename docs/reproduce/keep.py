@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from experiments import HERE, HOW, MARKED, RIVALS, SHORT, TRIALS
 
@@ -14,6 +15,7 @@ from marshtest.experiment.row_file import FILE
 from marshtest.plumbing.whole_files import write
 from marshtest.results.summary import Results
 
+ATTRS = b"PANDAS_ATTRS"  # what the rows say of their runs
 WITH_SCORES = ("digits-gaussian",)  # of which Figures 6 and 7 are drawn: before NGD, and after
 COLUMNS = ["poison_budget", "role", "entry", "unlearner", "hyperparameters", "budget"]
 COLUMNS += ["seed", "gus", "gus_fresh"]
@@ -39,9 +41,16 @@ def keep(run: Path, name: str) -> None:
 
 
 def copy_small(source: Path, copy: Path) -> None:
-    """Copy a Parquet file, packed as tightly as it goes."""
+    """Copy a Parquet file, packed as tightly as it goes, without the schemas of other libraries."""
+    table = pq.read_table(source)
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [name for name in table.column_names if name not in floats]
     options = {"compression": "zstd", "compression_level": 19, "write_statistics": False}
-    pq.write_table(pq.read_table(source), copy, **options)
+    options |= {"use_dictionary": others, "use_byte_stream_split": floats, "store_schema": False}
+    kept = {key: value for key, value in (table.schema.metadata or {}).items() if key == ATTRS}
+    with pq.ParquetWriter(copy, table.schema, **options) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(kept)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def _title(line: pd.Series, of: Results) -> str:
 
 def _short(of: Cell) -> str:
     """A cell in a few words."""
-    lost = "" if of.line["usable"] == "yes" else ", not usable"
+    lost = {"yes": "", "no": ", not usable"}.get(of.line["usable"], ", usable or not: unclear")
     left = f", {_left(of):.0%} left" if of.has_effect else ""
     accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
     return f"{of.verdict}{left}, {accuracy}{lost}"
@@ -84,19 +84,18 @@ def chosen_settings() -> str:
 def answer() -> str:
     """Which methods removed the poison wherever that was settled, in sentences."""
     chosen = list(filter(there, RIVALS))
-    verdicts: dict[str, list[tuple[str, bool]]] = {}
+    verdicts: dict[str, list[tuple[str, str]]] = {}
     for name in chosen:
         for title, of in cells_of(name).items():
             if of.line["role"] == "updated":
-                usable = of.line["usable"] == "yes"
-                verdicts.setdefault(title, []).append((of.verdict, usable))
-    everywhere = [t for t, of in verdicts.items() if of == [("REMOVED", True)] * len(chosen)]
+                verdicts.setdefault(title, []).append((of.verdict, of.line["usable"]))
+    everywhere = [t for t, of in verdicts.items() if of == [("REMOVED", "yes")] * len(chosen)]
     never_failed = [
         title
         for title, of in verdicts.items()
         if title not in everywhere
         and len(of) == len(chosen)
-        and all(usable and verdict != "NOT REMOVED" for verdict, usable in of)
+        and all(usable != "no" and verdict != "NOT REMOVED" for verdict, usable in of)
     ]
     if not chosen:
         return missing(RIVALS)
@@ -106,7 +105,8 @@ def answer() -> str:
     ]
     if never_failed:
         parts.append(
-            f"Usable and never NOT REMOVED, but not settled on each: {', '.join(never_failed)}."
+            "Never NOT REMOVED and never shown to be unusable, but not settled on each: "
+            f"{', '.join(never_failed)}."
         )
     return " ".join(parts)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import cuda_guard
 import golden
+import language
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +27,7 @@ from marshtest.commands.sweep import sweep
 from marshtest.data.samples import Samples
 from marshtest.kit.dose import dose
 from marshtest.kit.open_model import open_model
+from marshtest.kit.texts.causal import open_causal
 from marshtest.metrics.accuracy import accuracy
 from marshtest.models.networks import ResNet18
 from marshtest.models.table import build
@@ -240,6 +242,14 @@ def test_one_index_out_of_range_loses_the_device(device: SimulatedCuda, tmp_path
 
 def beyond(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
     return task(model, forget[:4]).gather(1, forget.y[:4, None] + 1000)
+
+
+def test_texts_are_as_surprising_to_a_causal_model_as_on_the_cpu(
+    device: SimulatedCuda, tmp_path: Path
+) -> None:
+    folder, asked = language.save(tmp_path / "tiny"), language.variants()
+    there = open_causal(folder, torch.device("cuda"))(asked)
+    np.testing.assert_allclose(there, language.one_by_one(folder, asked), rtol=0, atol=1e-4)
 
 
 # Waits of the host

@@ -42,9 +42,8 @@ from marshtest.plumbing.seeds import derive, normal
 from marshtest.training.tasks import Task
 
 CHUNK, CHUNK_BYTES = 16, 40_000_000  # poisons whose fresh noise is scored at once, and its size
-KEPT = (
-    1 / 16
-)  # of the device's memory: noise that takes no more is drawn once for all models of a group
+# Of the device's memory: noise that takes no more is drawn once for all models of a group.
+KEPT = 1 / 8
 RATES = {  # with exact intervals over the poisons of all seeds
     "tpr": (
         "TPR",

@@ -17,18 +17,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import Module
 
-from marshtest.attacks import ForeignAttack
 from marshtest.attacks.gradient_matching import matching
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, micro_batch
+from marshtest.commands.footprint import footprint
+from marshtest.commands.launches import HOST, Launches
 from marshtest.data.samples import Dataset, Samples
 from marshtest.experiment.features import by_features, network
 from marshtest.experiment.guarded import trigger_of, work_of
 from marshtest.experiment.prospects import family_of, needs
 from marshtest.experiment.protocol import Pipeline, poison_count, set_up
-from marshtest.experiment.recipe import ForeignData, Recipe
+from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.metrics.accuracy import accuracy
-from marshtest.models.table import Factory
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import pick_device, threads
 from marshtest.plumbing.errors import NOTE
@@ -64,16 +64,19 @@ class Explanation:
 
     Attributes:
         planned: its variants as recipes, and the jobs that they come to.
-        costs: one line a kind of work: `stage`, `what`, `count`, sample `passes`, expected `seconds`, and
-            `flops`. None if the recipe rests on a user's callable, which is not run for an explanation.
+        costs: one line a kind of work: `stage`, `what`, `count`, sample `passes`, expected `seconds`,
+            `flops`, and `launches`, the operations that a GPU would be asked for. None if the recipe rests
+            on a user's callable, which is not run for an explanation.
         ruled_out: answers that the numbers of trainings and poisons at hand rule out, in sentences.
         gpu_tflops: speed that a GPU is taken to sustain.
+        takes: memory and disk that it takes, in sentences.
     """
 
     planned: Planned
     costs: pd.DataFrame | None
     ruled_out: Sequence[str] = ()
     gpu_tflops: float = 20.0
+    takes: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -96,13 +99,13 @@ class Explanation:
         seconds = self.costs["seconds"].map("{:,.1f}".format)
         count = self.costs["count"].map("{:,.0f}".format)
         texts = self.costs.assign(count=count, passes=passes, seconds=seconds)
-        return texts.drop(columns="flops")
+        return texts.drop(columns=["flops", "launches"])
 
     def sentences(self) -> list[str]:
         """What is shared, what verdicts need, and the cost in all."""
         if self.costs is None:
             return [
-                f"What it costs cannot be told: it rests on {foreign_part(self.planned)}, and explaining a "
+                f"What it costs cannot be told: it rests on {self.planned.foreign_part}, and explaining a "
                 "recipe runs nothing of yours."
             ]
         planned, costs = self.planned, self.costs.set_index("stage")
@@ -119,10 +122,17 @@ class Explanation:
         seconds, flops = costs["seconds"].sum(), costs["flops"].sum()
         hours = flops / self.gpu_tflops / 3.6e15  # 3.6e15: operations of one TFLOP/s in an hour
         gpu = f"{hours:.2g} h" if hours > MINUTE else "less than a minute"
+        texts += self.takes
         texts.append(
             f"In all about {seconds:,.0f} s ({seconds / 3600:.2f} h) here, one job at a time; {flops:.2g} "
             f"floating-point operations, {gpu} of a GPU that sustains {self.gpu_tflops:g} TFLOP/s."
         )
+        asking = costs["launches"].sum() * HOST / 3600
+        if asking > MINUTE:
+            texts.append(
+                f"The GPU is asked for {costs['launches'].sum():.2g} operations, {asking:.2g} h of one "
+                "process. Several at once (--engine processes) ask for more of them in the same time."
+            )
         return texts
 
 
@@ -143,10 +153,10 @@ def explain(
         MarshtestError: bad input, in one line.
     """
     planned = plan_sweep(read_sweep(source, *overrides), imports=False)
-    if foreign_part(planned) is not None:
+    if planned.foreign_part is not None:
         return Explanation(planned, None, gpu_tflops=gpu_tflops)
-    costs, ruled_out = expected_cost(planned)
-    return Explanation(planned, costs, ruled_out, gpu_tflops)
+    costs, ruled_out, takes = expected_cost(planned)
+    return Explanation(planned, costs, ruled_out, gpu_tflops, takes)
 
 
 def measure(pipeline: Pipeline) -> dict[str, float]:
@@ -198,23 +208,15 @@ def _seconds(work: Callable[[], object], model: Module) -> float:
     return min(times[1:])
 
 
-def foreign_part(planned: Planned) -> str | None:
-    """The name of a user's callable that makes a model, poisons or data of it, if one does."""
-    recipes = [keys.recipe for keys in planned.keys]
-    networks = [recipe.data.features.model for recipe in recipes if recipe.data.features]
-    parts = [part for recipe in recipes for part in (recipe.model, recipe.attack, recipe.data)]
-    foreign = (Factory, ForeignAttack, ForeignData)
-    return next((part.name for part in (*parts, *networks) if isinstance(part, foreign)), None)
-
-
-def expected_cost(planned: Planned) -> tuple[pd.DataFrame, Sequence[str]]:
-    """The fields `costs` and `ruled_out` of an explanation.
+def expected_cost(planned: Planned) -> tuple[pd.DataFrame, Sequence[str], Sequence[str]]:
+    """The fields `costs`, `ruled_out` and `takes` of an explanation.
 
     Data are loaded, and a few steps of each variant's own are timed; nothing is trained.
     """
     ruled_out: dict[str, None] = {}
-    costs = {kind: np.zeros(4) for kind in KINDS}
-    rated: dict[str, tuple[dict[str, float], float]] = {}
+    takes: list[str] = []
+    costs = {kind: np.zeros(5) for kind in KINDS}
+    rated: dict[str, Rates] = {}
     by_variant: dict[str, list[Job]] = {}
     for job in planned.jobs:
         by_variant.setdefault(job.recipe.hash, []).append(job)
@@ -227,21 +229,31 @@ def expected_cost(planned: Planned) -> tuple[pd.DataFrame, Sequence[str]]:
         if alike not in rated:
             pipeline = set_up(recipe, data)
             if not rated:  # the first step of all, for which libraries are still being loaded
-                costs["start"] += (1, 0, import_seconds() + _first_step(pipeline, started), 0)
+                costs["start"] += (1, 0, import_seconds() + _first_step(pipeline, started), 0, 0)
+                takes.append(footprint(pipeline, planned.jobs).sentence())
             flops = _flops(pipeline.trainer.new_model(0), pipeline.task, data.train)
             with threads(pipeline.threads):
-                rated[alike] = measure(pipeline), flops
+                rated[alike] = Rates(measure(pipeline), flops, Launches(pipeline))
         for job in jobs:
-            _add_job(costs, job, data, *rated[alike])
+            _add_job(costs, job, data, rated[alike])
     if len(planned.variants) == 1:  # a sweep of several draws nothing
         figures = figures_of(planned.keys[0].recipe)
-        costs["report"] += (figures, 0, report_seconds(figures), 0)
+        costs["report"] += (figures, 0, report_seconds(figures), 0, 0)
     lines = [(kind, KINDS[kind], *sums) for kind, sums in costs.items() if sums.any()]
-    columns = ["stage", "what", "count", "passes", "seconds", "flops"]
-    return pd.DataFrame(lines, columns=columns), list(ruled_out)
+    columns = ["stage", "what", "count", "passes", "seconds", "flops", "launches"]
+    return pd.DataFrame(lines, columns=columns), list(ruled_out), takes
 
 
-Costs = dict[str, NDArray[np.float64]]  # sums of count, sample passes, seconds, flops; by kind
+Costs = dict[str, NDArray[np.float64]]  # sums of count, passes, seconds, flops, launches; by kind
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a sample pass of a variant comes to."""
+
+    passes_a_second: dict[str, float]  # by kind of work, on this machine
+    flops: float
+    launches: Launches
 
 
 def _data(job: Job, costs: Costs) -> Dataset:
@@ -256,18 +268,17 @@ def _data(job: Job, costs: Costs) -> Dataset:
         passes = 3.0 * settings.training.epochs * len(others)
         seconds = passes / _training_rate(model, task, settings.training, others)
         flops = passes * _flops(model, task, others)
-        costs["features"] += (1, passes, seconds, flops)
+        costs["features"] += (1, passes, seconds, flops, 0)
     return by_features(data, others, model, task, settings.grid)
 
 
-def _add_job(
-    costs: Costs, job: Job, data: Dataset, rates: Mapping[str, float], flops: float
-) -> None:
-    """Add a job's work, given sample passes a second by kind of work, and flops a pass."""
+def _add_job(costs: Costs, job: Job, data: Dataset, rates: Rates) -> None:
+    """Add a job's work."""
     for kind, needed in passes(job, data).items():
         if kind != "features":
-            count, seconds = _count(job, kind, data), needed / rates[kind]
-            costs[kind] += (count, needed, seconds, needed * flops)
+            count, seconds = _count(job, kind, data), needed / rates.passes_a_second[kind]
+            launches = needed * rates.launches.in_a_pass(job, kind)
+            costs[kind] += (count, needed, seconds, needed * rates.flops, launches)
 
 
 def import_seconds() -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from marshtest.commands.footprint import foretold
 from marshtest.experiment.row_file import FILE, write_rows
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.progress import Progress, silent
@@ -87,6 +88,8 @@ def sweep(
     place.prepare()  # the first that is written: what was asked for is sound
     ledger, folder = planned.ledger(), Path(out or Path("runs") / settings.id)
     for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
+        progress(0.0, line)
+    for line in foretold(planned, store):
         progress(0.0, line)
     with Driver(place) as driver, _terminated_as_interrupted():
         # Before any job: `clean` removes what no listed sweep makes.

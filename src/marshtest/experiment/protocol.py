@@ -575,7 +575,8 @@ def measure(
         return Measured(row, pd.DataFrame(), [])
     asked = asked_for(group, poisoned, request)
     # What a model draws as it answers must not hang on the jobs that this process did before.
-    with seeded(derive(group.draws, "measure")):
+    drawn = seeded(derive(group.draws, "measure"))
+    with drawn, exact_float32(tf32=pipeline.recipe.tf32):
         if twin is not None:
             row |= _of_twin(pipeline, asked, model, twin, row)
         figures, effect = _effect(pipeline, group, poisoned, model, row)

@@ -33,10 +33,10 @@ from marshtest.kit.noise import Scaling
 from marshtest.kit.process import GuardedModel, SeparateModel
 from marshtest.models.checkpoint import load_model
 from marshtest.models.state import copied
+from marshtest.plumbing.device import CPU
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.imports import load_object
 
-CPU = torch.device("cpu")
 TRIED = 2  # samples that a model is tried with when it is opened
 
 

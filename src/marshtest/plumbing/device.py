@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.malloc import physical_memory
 
 DEVICES = ("auto", "cpu", "cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # Without a work space of a fixed size cuBLAS takes sums in an order that differs from run to run.
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -39,11 +41,11 @@ def functions_device(name: str) -> torch.device:
     return pick_device("cpu" if name == "auto" else name)
 
 
-def memory(device: torch.device) -> int:
-    """Bytes of the device's own memory, in all."""
+def memory(device: torch.device) -> float:
+    """Bytes of the device's own memory, in all; infinite where the system does not tell."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return physical_memory()
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -124,16 +126,19 @@ def repeatable(device: torch.device, *, asked: bool) -> Iterator[None]:
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
+def exact_float32(*, tf32: bool = False) -> Iterator[None]:
     """Multiply float32 numbers as float32 inside; the process's choice stands again afterwards.
 
     A GPU's TF32 keeps 10 of the 23 bits of a mantissa, and PyTorch lets convolutions use it by default.
+
+    Args:
+        tf32: multiply in TF32 instead, which a GPU does several times as fast.
     """
     switches = _float32_switches()
     before = [get() for get, _, _ in switches]
-    for get, put, exact in switches:
-        if get() != exact:  # to set a default anew changes PyTorch's newer switches
-            put(exact)
+    for get, put, choices in switches:
+        if get() != choices[tf32]:  # to set a default anew changes PyTorch's newer switches
+            put(choices[tf32])
     try:
         yield
     finally:
@@ -153,24 +158,23 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _float32_switches() -> list[tuple[Callable[[], object], Callable[[Any], object], object]]:
-    """How products of float32 numbers are switched: (how to read it, how to set it, the exact choice)."""
+Switch = tuple[Callable[[], object], Callable[[Any], object], tuple[object, object]]
+
+
+def _float32_switches() -> list[Switch]:
+    """How products of float32 numbers are switched: (how to read it, how to set it, (exact, TF32))."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         torch.get_float32_matmul_precision()
     except (
         RuntimeError
     ):  # the process has used PyTorch's newer switches, beside which these are refused
-        newer = [
-            (owner, "fp32_precision", "ieee")
-            for owner in (products, *(getattr(cudnn, kind) for kind in ("conv", "rnn")))
-        ]
+        kinds = [products, *(getattr(cudnn, kind) for kind in ("conv", "rnn"))]
+        own = "fp32_precision"
         return [
-            (partial(getattr, owner, name), partial(setattr, owner, name), exact)
-            for owner, name, exact in newer
+            (partial(getattr, kind, own), partial(setattr, kind, own), ("ieee", "tf32"))
+            for kind in kinds
         ]
-    allow = partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32"), False
-    return [
-        allow,
-        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-    ]
+    allow = partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32")
+    precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    return [(*allow, (False, True)), (*precision, ("highest", "high"))]

@@ -40,9 +40,12 @@ class Keys:
         of_models = {"model", "training", "device", "deterministic"}
         values = recipe.model_dump(mode="json", include=of_models)
         data = recipe.data.model_dump(mode="json", exclude={"path"})
-        measured_by = recipe.attack.model_dump(mode="json")
+        measured_by = recipe.attack.model_dump(mode="json") | (
+            {"tf32": True} if recipe.tf32 else {}
+        )
         # Fields that only the scoring reads: with others, poisons and models serve again.
-        made_by = {k: v for k, v in measured_by.items() if k not in recipe.attack.scoring}
+        scoring = (*recipe.attack.scoring, "tf32")
+        made_by = {k: v for k, v in measured_by.items() if k not in scoring}
         # Texts are read for a trigger: all that hold it are kept.
         trigger = trigger_of(recipe.attack)
         read_for = None if trigger is None else asdict(trigger)

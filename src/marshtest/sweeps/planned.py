@@ -4,9 +4,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from marshtest.attacks import ForeignAttack
 from marshtest.experiment.cells import cells, groups
 from marshtest.experiment.recipe import ForeignData, load_recipe
 from marshtest.experiment.recipe_data import content
+from marshtest.models.table import Factory
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.sweeps.jobs import Job, distinct, jobs
 from marshtest.sweeps.keys import Keys
@@ -30,6 +32,15 @@ class Planned:
         """How many jobs there would be if each variant, model and budget stood alone."""
         every = (job for keys in self.keys for job in jobs(keys, keep_models=False))
         return sum(len(job.models) or 1 for job in every)
+
+    @property
+    def foreign_part(self) -> str | None:
+        """The name of a user's callable that makes a model, poisons or data of it, if one does."""
+        recipes = [keys.recipe for keys in self.keys]
+        networks = [recipe.data.features.model for recipe in recipes if recipe.data.features]
+        parts = [part for recipe in recipes for part in (recipe.model, recipe.attack, recipe.data)]
+        foreign = (Factory, ForeignAttack, ForeignData)
+        return next((p.name for p in (*parts, *networks) if isinstance(p, foreign)), None)
 
     def ledger(self) -> Ledger:
         """What the store keeps of the plan."""

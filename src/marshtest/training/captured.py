@@ -20,9 +20,12 @@ Step = Callable[[Samples], Tensor]
 
 
 def recordable(model: nn.Module, device: torch.device) -> bool:
-    """Whether every step of the model's training on this device is the same work on other numbers."""
-    if device.type != "cuda" or not torch.backends.cuda.is_built():
-        return False
+    """Whether steps of the model's training on this device can be recorded."""
+    return device.type == "cuda" and torch.backends.cuda.is_built() and ours(model)
+
+
+def ours(model: nn.Module) -> bool:
+    """Whether every step of a model's training is the same work on other numbers."""
     return all(type(module).__module__.startswith(OURS) for module in model.modules())
 
 

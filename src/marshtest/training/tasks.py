@@ -164,9 +164,9 @@ class Task(ABC):
         """The same task in float32, for scoring."""
         return replace(self, precision="float32")
 
-    def scoring_batch(self, samples: Samples) -> int:
-        """Number of samples in one forward of scoring."""
-        return scoring_batch(samples.y.device, samples.x.shape[1:].numel())
+    def scoring_batch(self, samples: Samples, device: torch.device | None = None) -> int:
+        """Number of samples in one forward of scoring, on their device or on another."""
+        return scoring_batch(device or samples.y.device, samples.x.shape[1:].numel())
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """A context of mixed precision if the task's precision asks for it, else an empty one."""
@@ -326,8 +326,9 @@ class Language(Task, ABC):
         """[B] number of these tokens."""
         return torch.ones_like(batch.y)
 
-    def scoring_batch(self, samples: Samples) -> int:
-        return 512 if samples.y.is_cuda else 128  # each token of a text has activations
+    def scoring_batch(self, samples: Samples, device: torch.device | None = None) -> int:
+        # Each token of a text has activations.
+        return 512 if (device or samples.y.device).type == "cuda" else 128
 
 
 @dataclass(frozen=True)
@@ -401,5 +402,6 @@ class LabelWord(Language):
         )
         return losses.view(following.shape), following != self.padding
 
-    def scoring_batch(self, samples: Samples) -> int:
-        return 128 if samples.y.is_cuda else 32  # each token of a text has V logits
+    def scoring_batch(self, samples: Samples, device: torch.device | None = None) -> int:
+        # Each token of a text has V logits.
+        return 128 if (device or samples.y.device).type == "cuda" else 32
