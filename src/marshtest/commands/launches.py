@@ -45,7 +45,9 @@ class Launches:
         unlearner = job.unlearner
         if kind != "unlearn" or unlearner is None:
             return 0.0
-        if type(unlearner) not in UNLEARNERS.values():  # explaining a recipe runs nothing of a user's
+        if (
+            type(unlearner) not in UNLEARNERS.values()
+        ):  # explaining a recipe runs nothing of a user's
             return self._step() / (3 * batch)
         own = getattr(unlearner, "batch_size", None) or batch
         return self._of_unlearner(unlearner) * FEW / own

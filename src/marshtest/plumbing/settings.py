@@ -39,7 +39,7 @@ class Settings(BaseModel):
 
 
 def _types(annotation: Any) -> set[Any]:
-    """All types that an annotation is made of."""
+    """The types that an annotation is made of, at any depth."""
     return {annotation}.union(*map(_types, get_args(annotation)))
 
 
