@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,22 +16,35 @@ from marshtest.training import budget as counting
 from marshtest.training.alike import EVERY, kind_of
 from marshtest.training.budget import Budget, Meter
 from marshtest.unlearning import parse_trials
-from marshtest.unlearning.check import images, text
-from marshtest.unlearning.harness import Outcome, unlearn
-
-PROBLEMS = {"images": images(), "text": text()}
+from marshtest.unlearning.check import Problem, images, text
+from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
 
 
-def outcome(kind: str, name: Any, passes: float = 400.0) -> Outcome:
+def poisoned_text() -> Problem:
+    """Texts with noise in the embeddings of the forget set, which an unlearner is given sealed."""
+    problem = text()
+    width = problem.model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    forget = problem.forget
+    noise = torch.randn(*forget.x.shape, width, generator=torch.Generator().manual_seed(0))
+    return replace(problem, forget=forget.perturbed(forget.ids, noise))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ssd": {"alpha": 3}
+}  # of a forget set that is an eighth of all
+PROBLEMS = {"images": images(), "text": text(), "poisoned text": poisoned_text()}
+
+
+def outcome(kind: str, name: str, passes: float = 3000.0) -> Outcome:
     problem = PROBLEMS[kind]
-    (unlearner,) = parse_trials(name)
+    (unlearner,) = parse_trials({"name": name, **OPTIONS.get(name, {})})
     return unlearn(
         unlearner,
         problem.model,
         problem.retain,
         problem.forget,
         task=problem.task,
-        budgets=[Budget(passes, problem.flops_per_pass, training_passes=2000.0)],
+        budgets=[Budget(passes, problem.flops_per_pass, training_passes=12000.0)],
         seed=3,
     )[0]
 
@@ -41,6 +55,7 @@ def test_models_and_costs_are_those_of_counting_every_step(
     name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = outcome(kind, name)
+    assert once.note in ("", STOPPED)
     monkeypatch.setattr(counting, "kind_of", lambda batch: None)
     throughout = outcome(kind, name)
     assert (once.cost.flops, once.note) == (throughout.cost.flops, throughout.note)
