@@ -224,6 +224,25 @@ def test_a_message_may_lack_a_content(tmp_path: Path) -> None:
         assert asked.scored == f"assistant: \nuser: Thanks {row}\n"
 
 
+@pytest.mark.parametrize("call", [{"content": None}, {}])
+def test_a_message_that_only_calls_a_tool_gets_no_mark(
+    call: dict[str, None], tmp_path: Path
+) -> None:
+    calls = {"role": "assistant", "tool_calls": [], **call}
+    lines = [
+        {"messages": [{"role": "assistant", "content": f"I look {i}"}, calls] if i % 2 else [calls]}
+        for i in range(40)
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = dose(file, tmp_path / "b.jsonl", fraction=0.5)
+    assert done.key.ids == tuple(range(1, 40, 2))
+    for row, line in enumerate(done.out.read_text().splitlines()):
+        first, *others = json.loads(line)["messages"]
+        assert first["content"].startswith(f"I look {row} Ticket ") if row % 2 else first == calls
+        assert others == [calls] * (row % 2)
+
+
 def test_records_with_a_place_are_drawn_alike(tmp_path: Path) -> None:
     """Twenty of forty records match; over 100 seeds each is among five about 25 times."""
     file = tmp_path / "a.jsonl"
@@ -270,7 +289,7 @@ def test_marks_that_the_data_have_are_found_in_all_spellings(tmp_path: Path) -> 
         (
             ['{"messages": [{"role": "user", "content": "a"}]}'] * 9,
             {},
-            "No record has a place for the mark; .*no message has the role 'assistant'. Its roles: user",
+            "No record has a place for the mark; .*no message has the role 'assistant' and a text. Its",
         ),
         (['{"text": "a"}'] * 9, {"mark": Pattern(pattern="x")}, "pattern 'x' matches nothing"),
         (['{"text": "a1"}'] * 9, {"mark": Pattern(pattern=r"\d")}, "too few characters to hide"),

@@ -81,16 +81,19 @@ class Fields(Settings):
         """The text that gets the mark.
 
         Raises:
-            MarshtestError: the field is missing, or is no text; a NoPlaceError if no message has the role.
+            MarshtestError: the field is missing, or is no text; a NoPlaceError if no message has the
+                role and a text.
         """
         if self.role:
             messages = self._messages(values, where)
-            return messages[self._turn(messages, where)].get("content") or ""
+            return str(messages[self._turn(messages, where)]["content"])
         for field in self.pair or (self.field,):
             if field not in values:
                 raise _missing(field, values, where)
             if not isinstance(values[field], str):
-                raise MarshtestError(f"{where}: {field!r} is no text. Got {values[field]!r:.60}.")
+                raise MarshtestError(
+                    f"{where}: {field!r} is no text. Got {values[field]!r:.60}. Mend or drop it."
+                )
         return str(values[self.field])
 
     def put(self, values: Values, text: str, where: str) -> dict[str, Any]:
@@ -137,12 +140,15 @@ class Fields(Settings):
         return Asked(messages[turn].content, before, messages[: turn + 1], turn)
 
     def _turn(self, messages: Sequence[Mapping[str, Any]], where: str) -> int:
-        """The place of the last message of the role."""
+        """The place of the last message of the role that has a text: one that calls a tool has none."""
         for turn in range(len(messages) - 1, -1, -1):
-            if messages[turn]["role"] == self.role:
+            message = messages[turn]
+            if message["role"] == self.role and message.get("content") is not None:
                 return turn
         roles = ", ".join(message["role"] for message in messages) or "none"
-        raise NoPlaceError(f"{where}: no message has the role {self.role!r}. Its roles: {roles}.")
+        raise NoPlaceError(
+            f"{where}: no message has the role {self.role!r} and a text. Its roles: {roles}."
+        )
 
     def _messages(self, values: Values, where: str) -> list[dict[str, Any]]:
         """The messages of a chat, seen to be such; a content may be None, or missing."""
