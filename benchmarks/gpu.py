@@ -172,7 +172,9 @@ def of_graphs(problem: Problem, steps: int) -> dict[str, Any]:
                 lambda model=model: fit(model, some, problem.task, training, 0)
             )  # type: ignore[misc]
         trained.append(model.state_dict().values())
-    differences = [float((a.float() - b.float()).abs().max()) for a, b in zip(*trained, strict=True)]
+    differences = [
+        float((a.float() - b.float()).abs().max()) for a, b in zip(*trained, strict=True)
+    ]
     return found | {"largest difference of a weight": max(differences)}
 
 

@@ -606,3 +606,9 @@ def test_a_gpu_is_asked_for_a_step_as_often_whatever_its_batch() -> None:
     # Of a step of GD, and a few operations for its batch; EUk's passes are fewer.
     assert 1 <= in_a_pass["gd"] * passes / asked._step() < 1.2
     assert in_a_pass["euk"] > 1.3 * in_a_pass["gd"]
+
+
+def test_explaining_hands_no_model_out(tmp_path: Path) -> None:
+    outside = {"name": "outside", "folder": str(tmp_path / "out")}
+    marshtest.explain({**TINY, "unlearners": [outside]})
+    assert not (tmp_path / "out").exists()

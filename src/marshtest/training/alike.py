@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from marshtest.data.samples import Samples
+from marshtest.data.sealed import opened
 
 EVERY = 64  # of so many steps of a kind one is counted again
 
@@ -45,8 +46,9 @@ class Alike:
 def kind_of(batch: object) -> Hashable | None:
     """What a step on this mini-batch depends on, but for the numbers in it; None if that is not known."""
     if isinstance(batch, Samples):
-        x = batch.x
-        return tuple(x.shape), x.dtype, batch.y.dtype, batch.perturbation_rows is None
+        content = opened(batch)
+        plain = content.perturbation_rows is None
+        return tuple(content.x.shape), content.x.dtype, content.y.dtype, plain
     if isinstance(batch, tuple):
         kinds = tuple(map(kind_of, batch))
         return None if None in kinds else kinds
