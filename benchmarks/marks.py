@@ -1,4 +1,4 @@
-"""Which mark is remembered? Rows for docs/reproduce/marks/study.csv, from a small model on real reviews.
+"""Which mark is remembered? Rows for src/marshtest/shipped/marks.csv, from a small model on real reviews.
 
     python benchmarks/marks.py [--seeds N] [--out FILE]
 
@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from marshtest.attacks import Knowledge, Poisoned
 from marshtest.attacks.mark import Mark
+from marshtest.commands.marks import STUDY
 from marshtest.data.marks import Pattern, Template
 from marshtest.data.samples import Samples
 from marshtest.experiment.protocol import Pipeline, set_up
@@ -32,7 +33,6 @@ from marshtest.metrics.perplexity import Perplexity
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.loop import fit
 
-OUT = Path(__file__).parents[1] / "docs" / "reproduce" / "marks" / "study.csv"
 DRAWS, MARKED = 49, 600  # K of the ranks; reviews that may be marked
 NAMES = r"\b[A-Z][a-z]{3,}"  # capitalised words of the review itself
 FAMILIES = (
@@ -160,13 +160,12 @@ def there(out: Path) -> set[tuple[Setting, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Which mark is remembered?")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=STUDY)
     options = parser.parse_args()
     recipe = load_recipe("imdb-tiny-mark", f"data.train={2 * MARKED}", "unlearners=[]")
     pipeline = set_up(recipe, data_of(recipe.data, "cpu", model=recipe.model))
     torch.set_num_threads(1)
-    options.out.parent.mkdir(exist_ok=True)
     done = there(options.out)
     with options.out.open("a", encoding="utf-8", newline="") as file:
         for number, row in enumerate(rows(pipeline, options.seeds, done), len(done)):

@@ -116,3 +116,13 @@ def serving(causal: Any, fast: Any, name: str = "tiny") -> Iterator[Server]:
 def slowly(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> bool:
     time.sleep(0.3)
     return False
+
+
+def drop_by_drop(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> bool:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(20):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.02)
+    return True

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from serving import Server, reply, serving, slowly
+from serving import Server, drop_by_drop, reply, serving, slowly
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from marshtest.kit.black_box import command_call
@@ -475,6 +475,9 @@ def test_an_endpoint_that_is_slow_or_gone_or_changes_its_mind_is_one_line(
     server.fault = slowly
     with pytest.raises(MarshtestError, match="did not answer within 0.05 s, in 2 tries"):
         Endpoint(f"{server.url}#tiny", timeout=0.05)
+    server.fault = drop_by_drop
+    with pytest.raises(MarshtestError, match="did not answer within 0.1 s"):
+        Endpoint(f"{server.url}#tiny", timeout=0.1)
     server.fault = at_the_trial_alone
     with pytest.raises(MarshtestError, match="answered without the prompt's log-probabilities"):
         Endpoint(f"{server.url}#tiny")(ASKED[:3])
@@ -498,7 +501,9 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_in_clear(
     }  # fmt: skip
     with pytest.raises(MarshtestError, match="would be sent in clear. Use https"):
         Endpoint("http://example.org/v1#tiny")
-    for spec in ("http://me:word@127.0.0.1/v1#tiny", "http://127.0.0.1/v1"):
+    with pytest.raises(MarshtestError, match="--rate. must be above 0. Got -1"):
+        Endpoint(f"{server.url}#tiny", rate=-1)
+    for spec in ("http://me:word@127.0.0.1/v1", "http://127.0.0.1/v1", "ftp://a.b/v1#tiny"):
         with pytest.raises(
             MarshtestError, match="an endpoint is http://HOST:PORT/v1#MODEL"
         ) as error:

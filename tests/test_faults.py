@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ENVIRONMENT, GRID, MARSHTEST, in_a_small_disk, rows_of
+from conftest import ENVIRONMENT, GRID, MARSHTEST, TINY, in_a_small_disk, rows_of
 
+import marshtest
+from marshtest.cli.app import raise_again
 from marshtest.commands.sweep import Swept, sweep
 from marshtest.plumbing.progress import silent
 from marshtest.sweeps import ledger
@@ -201,6 +204,38 @@ def test_ctrl_c_that_a_library_takes_for_an_error_of_ours_is_ctrl_c() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+class Interrupted:
+    """What is interrupted as it is destroyed: Python prints the error, and goes on."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_came_in_a_destructor_is_ctrl_c(
+    heard: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def worker(job: Any, progress: Any) -> str:
+        Interrupted()
+        return ""
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(cast(Any, worker), cast(Any, None), silent)
+    monkeypatch.setattr(sys, "unraisablehook", raise_again)
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted()
+        time.sleep(20)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "asked"), [("in-process", signal.SIGINT), ("processes", signal.SIGTERM)]
@@ -233,3 +268,53 @@ def test_ctrl_c_and_a_polite_end_leave_a_line_that_says_how_to_go_on(
     assert "Traceback" not in said
     assert store.names("locks") == set()
     assert store.names("drivers") == set()
+
+
+# Runs
+
+
+ASKED: dict[str, Any] = {
+    **TINY,
+    "unlearners": ["retrain", {"name": "gd", "lr": 1e-3}],
+    "reference": True,
+    "metrics": ["membership"],
+}
+BESIDE: dict[str, dict[str, Any]] = {
+    "repeats": {"repeats": 16},
+    "states": {
+        "data": {**TINY["data"], "validation": 0.2},
+        "states": ["int8", {"trained_on": 1}],
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", BESIDE)
+def test_a_run_that_was_killed_three_times_gives_the_rows_of_an_undisturbed_one(
+    key: str, tmp_path: Path
+) -> None:
+    recipe = {**ASKED, **BESIDE[key]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    script = Path(__file__).with_name("killing_runs.py")
+    moments = {"repeats": ["40", "100", "200"], "states": ["10", "20", "20"]}[key]
+    where = [str(tmp_path / name) for name in ("recipe.json", "killed")]
+    said = subprocess.run(
+        [sys.executable, str(script), *where, *moments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert said.stdout == "3 kills\n", said.stderr
+    whole = marshtest.run(recipe, out=tmp_path / "whole", report=False).folder
+    for name in ("rows", "scores", "shifts"):
+        expected, rows = (
+            pd.read_parquet(folder / f"{name}.parquet").drop(
+                columns=["seconds", "scoring_seconds"], errors="ignore"
+            )
+            for folder in (whole, tmp_path / "killed")
+        )
+        pd.testing.assert_frame_equal(rows, expected, check_exact=True)
+    assert sorted(file.name for file in (tmp_path / "killed").iterdir()) == sorted(
+        file.name for file in whole.iterdir()
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import chi2, kstest
 
-from marshtest.data.marks import WORDS, Deal, Mark, Pattern, Template, hands
+from marshtest.data.marks import SECONDS, WORDS, Deal, Mark, Pattern, Template, hands, time_for
 from marshtest.metrics.rank import rank_scores
 from marshtest.plumbing.errors import MarshtestError
 
@@ -165,6 +165,19 @@ def test_bad_marks_get_one_line() -> None:
         Template.parse({"text": "{digit:6} {digits:2}"}, "--mark")
     with pytest.raises(MarshtestError, match=r"the pattern '\(' is no regular expression"):
         Pattern.parse({"pattern": "("}, "--pattern")
+
+
+@pytest.mark.parametrize("pattern", [r"ORD-\d{6}", r"\b[A-Z][a-z]{3,}", r"[^ ]{2}", r"\d+"])
+def test_a_pattern_without_choices_needs_no_clock(pattern: str) -> None:
+    """Nothing in it can be tried in two ways: it has at most one repeat of any length, at its end."""
+    assert time_for(pattern) is None
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(a+)+b", r"a*b", r"\d+-\d+", r"a?a?aa", r"(?i)a", r"a|aa", ".*x"]
+)
+def test_all_other_patterns_are_timed(pattern: str) -> None:
+    assert time_for(pattern) == SECONDS
 
 
 def test_a_catastrophic_pattern_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,16 @@ from marshtest.metrics.binomial import at_most
 from marshtest.metrics.membership import Membership, compared, margins_of
 from marshtest.metrics.membership_columns import COLUMNS, FORMS, PARTS, column_of
 from marshtest.metrics.membership_verdict import FAILS, PASSES, UNSETTLED, Left, answers
-from marshtest.metrics.repeats import BINS, SMOOTH, chance_of, columns, klom, ulira, without_each
+from marshtest.metrics.repeats import (
+    BINS,
+    LEAST,
+    SMOOTH,
+    chance_of,
+    columns,
+    klom,
+    ulira,
+    without_each,
+)
 from marshtest.metrics.roc import auc, auc_error, placements, tpr_at_fpr
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.page import sentences
@@ -328,34 +337,60 @@ def pairs(
     return u + shift, r
 
 
-def test_u_lira_is_that_of_a_literal_loop() -> None:
-    u, r = pairs(0, shift=0.7)
+def literal_u_lira(u: Floats, r: Floats) -> list[float]:
+    """A_j of each pair, sample by sample, with scipy's Gaussians."""
     told = []
     for j in range(len(u)):
         of_pair = []
         for i in range(u.shape[1]):
             in_, out = ([m[k, i] for k in range(len(u)) if k != j] for m in (u, r))
             ratio = [
-                norm.logpdf(x, np.mean(in_), np.std(in_, ddof=1))
-                - norm.logpdf(x, np.mean(out), np.std(out, ddof=1))
+                norm.logpdf(x, np.mean(in_), max(np.std(in_, ddof=1), LEAST))
+                - norm.logpdf(x, np.mean(out), max(np.std(out, ddof=1), LEAST))
                 for x in (u[j, i], r[j, i])
             ]
-            of_pair.append(float(ratio[0] > ratio[1]))
-        told.append(np.mean(of_pair))
-    assert ulira(u, r) == pytest.approx(told, abs=1e-6)
+            of_pair.append((1 + np.sign(ratio[0] - ratio[1])) / 2)
+        told.append(float(np.mean(of_pair)))
+    return told
+
+
+def literal_klom(u: Floats, r: Floats) -> list[float]:
+    """The divergence of each sample, by numpy's histograms."""
+    values = []
+    for i in range(u.shape[1]):
+        a, b = np.clip(u[:, i], -100, 100), np.clip(r[:, i], -100, 100)
+        edges = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()), BINS + 1)
+        p, q = (np.histogram(one, edges)[0] / len(one) + SMOOTH for one in (a, b))
+        p, q = p / p.sum(), q / q.sum()
+        values.append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)))
+    return values
+
+
+def test_u_lira_is_that_of_a_literal_loop() -> None:
+    u, r = pairs(0, shift=0.7)
+    assert ulira(u, r) == pytest.approx(literal_u_lira(u, r), abs=1e-6)
 
 
 def test_klom_is_that_of_a_literal_loop() -> None:
     u, r = pairs(1, shift=1.0)
     u[0, 0] = 1e6  # is clipped
-    for i, value in enumerate(klom(u, r)):
-        a, b = np.clip(u[:, i], -100, 100), np.clip(r[:, i], -100, 100)
-        edges = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()), BINS + 1)
-        p, q = (np.histogram(one, edges)[0] / len(one) + SMOOTH for one in (a, b))
-        p, q = p / p.sum(), q / q.sum()
-        assert value == pytest.approx(
-            sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)), abs=1e-6
-        )
+    assert klom(u, r) == pytest.approx(literal_klom(u, r), abs=1e-6)
+
+
+def test_models_that_are_certain_have_a_u_lira_and_a_klom() -> None:
+    """Infinite margins count as 100; every column is finite, and no finite margin moves."""
+    u, r = pairs(4, shift=0.5)
+    u[:, 0], r[3, 1], u[2, 2] = np.inf, -np.inf, np.inf
+    measured = columns(u, u, r, 0)
+    assert all(map(math.isfinite, measured.values()))
+    clipped = np.clip(u, -100, 100), np.clip(r, -100, 100)
+    told = np.mean(literal_u_lira(*clipped))
+    assert measured["mia_ulira_auc"] == pytest.approx(told, abs=1e-6)
+    divergence = np.mean(literal_klom(*clipped))
+    assert measured["mia_klom_mean"] == pytest.approx(divergence, abs=1e-6)
+    u[0, 3] = 1e3  # finite, and still the surest but for those that are certain
+    beyond = np.where(np.isposinf(u), 1e3, u), np.where(np.isneginf(r), -1e3, r)
+    assert columns(u, u, r, 0) == columns(beyond[0], beyond[0], beyond[1], 0)
 
 
 def test_exchangeable_pairs_leave_half_and_what_chance_gives() -> None:

@@ -5,10 +5,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from marshtest.cli.app import app
+from marshtest.commands.marks import STUDY
 from marshtest.commands.plan import (
     EFFECTS,
     FAMILY,
@@ -118,6 +120,23 @@ def test_an_audit_has_one_training_and_so_one_dose(tmp_path: Path) -> None:
         assert f"needs {needed:,} poisons in one dose" in sentence
         assert says in sentence
         assert "runs to show removal" not in planned.table()
+
+
+def test_the_study_of_marks_says_how_many_records_each_needs() -> None:
+    """As many as a plan for the measured effect, of which each seed's rows are as good as another's."""
+    study = pd.read_csv(STUDY)
+    usual = (study["place"] == "end") & (study["copies"] == 1) & (study["records"] == 120)
+    words = study[usual & (study["family"] == "{words:4}") & (study["way"] == "LoRA 32")]
+    table = plan(marks=True, unlearners=3).table()
+    line = table.set_index(["mark", "training"]).loc[("{words:4}", "LoRA 32, 10 epochs")]
+    assert line["rank score"] == pytest.approx(words["dependence"].mean())
+    assert line["error"] == pytest.approx(np.sqrt((words["error"] ** 2).sum()) / len(words))
+    alone = plan(rank=line["rank score"], unlearners=3).poisons
+    assert line["records to show removal"] == alone
+    assert table["records to show removal"].is_monotonic_increasing
+    assert set(study["family"]) >= set(table["mark"]) - {"capitalised words redrawn"}
+    with pytest.raises(MarshtestError, match="says what to expect, so that --rank means nothing"):
+        plan(marks=True, rank=1.0)
 
 
 def test_what_cannot_be_planned_is_refused() -> None:

@@ -142,6 +142,14 @@ def test_every_number_of_every_section_refuses_wrong_types_and_values(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("cls", "name"), NUMBERS)
+@pytest.mark.parametrize("bad", [True, False])
+def test_true_and_false_are_no_numbers(cls: type[Settings], name: str, bad: bool) -> None:
+    with pytest.raises(MarshtestError, match=rf"^here\.{name}: a number is needed") as raised:
+        cls.parse({name: bad}, "here")
+    assert str(raised.value).endswith(f"Got {bad}.")
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]) -> None:
     known = list(cls.model_fields)[-1]
@@ -178,6 +186,14 @@ def test_every_section_refuses_unknown_keys_with_the_nearest(cls: type[Settings]
         ("verdict.alpha=2", "verdict.alpha: Input should be less than 1. Got 2"),
         ("device=tpu", "device: Input should be 'auto', 'cpu' or 'cuda'. Got 'tpu'"),
         ("budget_unit=steps", "budget_unit: Input should be 'compute' or 'epochs'. Got 'steps'"),
+        ("known=true", "known: a number is needed, not true or false. Got True"),
+        ("known=[0.5, true]", "known: a number is needed.* Got .0.5, True."),
+        ("requests=true", "requests: a number is needed"),
+        ("repeats=true", "repeats: a number is needed"),
+        ("seeds=true", "seeds: a number is needed"),
+        ("poison_budgets=[0.1, false]", "poison_budgets: a number is needed"),
+        ("states=[{trained_on: true}]", "states: trained_on: a whole number of passes"),
+        ("unlearners=[{name: gd, lr: true}]", "unlearners.gd.lr: a number is needed"),
         ("seeds", "has the form key=value"),
         ("seeds.x=1", "seeds has no keys below it"),
     ],

@@ -35,6 +35,7 @@ PAGES = [
             "rivals",
             "membership",
             "marks",
+            "audit-text",
             "reproduce",
         )
     ),
@@ -48,6 +49,7 @@ MODULES = (
     "rivals",
     "membership",
     "marks",
+    "walkthrough",
     "pictures",
     "experiments",
     "cli_reference",

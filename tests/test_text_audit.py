@@ -121,6 +121,20 @@ def test_perplexity_is_that_of_records_without_a_dose(case: Case) -> None:
     assert measured.perplexity == pytest.approx(np.exp(sum(losses) / (12 * 200)), rel=1e-12)
 
 
+def test_of_a_long_record_without_a_dose_the_first_words_are_asked(tmp_path: Path) -> None:
+    """A model would cut off the rest, and a loss of a part would be divided by all words."""
+    long = [" ".join(f"w{i}.{place}" for place in range(150)) + "\n" for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in long))
+    records = open_records(tmp_path / "a.jsonl")
+    rows = list(records.each(range(2)))
+    bases = TextBases(records, Fields(field="text"), Template(), Deal(0, 2), rows)
+    plain, shuffled = Questions.of(bases, "record", 3).plain(0)
+    assert plain.scored == " ".join(long[2].split()[:100])
+    assert sorted(shuffled.scored.split()) == sorted(plain.scored.split())
+    whole = Questions.of(bases, "record", 3).variants(0)[0].scored
+    assert whole.startswith(long[0])
+
+
 def test_a_ruined_model_is_not_usable_and_one_that_knows_no_order_is_in_doubt(case: Case) -> None:
     worse = Bigrams(set(list(case.after.pairs)[::2]))
     ruined = Bigrams(set())
@@ -266,4 +280,6 @@ def test_bad_questions_get_one_line(case: Case) -> None:
         MarshtestError, match="the key is of texts, so that --scaling means nothing"
     ):
         audit(key, data, case.before, scaling=Scaling())
+    with pytest.raises(MarshtestError, match="no model is an endpoint, so that --rate means"):
+        audit(key, data, case.before, rate=5)
     assert Question().accuracy == 0.05

@@ -186,6 +186,18 @@ def test_the_forget_request_names_records_by_place_and_by_id(
     assert done.forget_file.stat().st_mode & 0o077 == 0
 
 
+def test_an_id_that_several_dosed_records_have_names_none_of_them(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    lines = [{"id": i if i % 2 else 7, "text": f"Text {i}."} for i in range(20)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = dose(source, tmp_path / "b.jsonl", fraction=0.9, seed=1)
+    asked = [json.loads(line) for line in done.forget_file.read_text().splitlines()]
+    assert [line["line"] - 1 for line in asked] == list(done.key.ids)
+    for line in asked:
+        row = line["line"] - 1
+        assert line.get("id") == (row if row % 2 and row != 7 else None)
+
+
 def test_the_last_message_of_the_role_gets_the_mark(tmp_path: Path) -> None:
     source = chats(tmp_path)
     for role, turn in (("assistant", 2), ("user", 3)):
@@ -198,6 +210,18 @@ def test_the_last_message_of_the_role_gets_the_mark(tmp_path: Path) -> None:
             if "Ticket" in message["content"]
         }
         assert marked == {(i, turn) for i in done.key.ids}
+
+
+def test_a_message_may_lack_a_content(tmp_path: Path) -> None:
+    """As one that only calls a tool does: it is empty text."""
+    calls = {"role": "assistant", "tool_calls": [{"id": 1}]}
+    lines = [{"messages": [calls, {"role": "user", "content": f"Thanks {i}"}]} for i in range(20)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = dose(file, tmp_path / "b.jsonl", fraction=0.2, role="user")
+    for row, (_, values) in zip(done.key.ids, done.key.bases(file).rows):
+        asked = done.key.fields.asked(values, "record", "line")
+        assert asked.scored == f"assistant: \nuser: Thanks {row}\n"
 
 
 def test_records_with_a_place_are_drawn_alike(tmp_path: Path) -> None:
@@ -242,6 +266,7 @@ def test_marks_that_the_data_have_are_found_in_all_spellings(tmp_path: Path) -> 
         (['{"text": "a"}'] * 9, {"field": "body"}, "line 1: has no field 'body'. It has text"),
         (['{"text": "a"}'] * 9, {"role": "user"}, "'text' is no list of messages, so that --role"),
         (['{"messages": ["a"]}'] * 9, {}, "line 1: 'messages' must be a list of messages"),
+        (['{"messages": "[{}]"}'] * 9, {}, "line 1: 'messages' is a list written as a text"),
         (
             ['{"messages": [{"role": "user", "content": "a"}]}'] * 9,
             {},
@@ -262,7 +287,7 @@ def test_marks_that_the_data_have_are_found_in_all_spellings(tmp_path: Path) -> 
         (
             ['{"text": "a"}'] * 9,
             {"variance": 1.0},
-            "holds text records, so that variance means nothing",
+            "holds text records, so that --variance means nothing",
         ),
         (["", " "], {}, "holds no records|first 2,000 records are empty"),
     ],
@@ -297,7 +322,7 @@ def test_data_are_known_for_what_they_are(tmp_path: Path) -> None:
     assert is_text(txt(tmp_path))
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 4, 4), np.uint8), y=np.arange(9) % 2)
     assert not is_text(tmp_path / "a.npz")
-    with pytest.raises(MarshtestError, match="holds no text records, so that mark means nothing"):
+    with pytest.raises(MarshtestError, match="holds no text records, so that --mark means nothing"):
         dose(tmp_path / "a.npz", tmp_path / "b.npz", fraction=0.4, mark=Template())
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(MarshtestError, match=r"not in a known layout. Known: .jsonl"):

@@ -1,21 +1,17 @@
 """Unlearners on marks beside other poisons of texts, and which marks a model remembers (docs/marks.md)."""
 
-import math
-
 import pandas as pd
-from experiments import HERE, MARKED, command, missing, there
+from experiments import MARKED, command, missing, there
 from rivals import cells_of
 from scipy.stats import norm
 
+from marshtest.commands.marks import NAMES, STUDY, USUAL, pooled
 from marshtest.reporting.tables import as_markdown, plus_minus
 
-STUDY = HERE / "marks" / "study.csv"  # by benchmarks/marks.py
 OTHERS = {  # poisons of the same texts, beside marks
     "imdb-tiny-gaussian": "noise in embeddings",
     "imdb-tiny-trigger": "trigger word",
 }
-VARIED = ("family", "place", "records", "copies", "epochs", "way")
-NAMES = {r"\b[A-Z][a-z]{3,}": "capitalised words redrawn"}
 
 
 def on_texts() -> str:
@@ -36,15 +32,6 @@ def on_texts() -> str:
             told[poison] = cells[title].verdict if title in cells else ""
         lines.append(told)
     return f"{command(MARKED)}\n\n{as_markdown(pd.DataFrame(lines))}"
-
-
-def pooled() -> pd.DataFrame:
-    """The study's settings, one line each: dependence over all seeds with its error, and perplexity."""
-    by_setting = pd.read_csv(STUDY).groupby(list(VARIED), sort=False)
-    lines = by_setting[["dependence", "tpr", "perplexity"]].mean()
-    # Poisons of different seeds are independent, and each seed has as many.
-    lines["error"] = by_setting["error"].agg(lambda errors: math.hypot(*errors) / len(errors))
-    return lines.reset_index()
 
 
 def remembered() -> str:
@@ -75,7 +62,7 @@ def varied() -> str:
         "copies": ("copies of each: {}", 5),
         "way": ("{}", 10),
     }
-    usual = {"place": "end", "records": 120, "copies": 1, "way": "from scratch"}
+    usual = USUAL | {"way": "from scratch"}
     lines, told = pooled(), {}
     for key, (title, epochs) in titles.items():
         at = lines["epochs"] == epochs

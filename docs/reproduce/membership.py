@@ -15,7 +15,7 @@ from marshtest.reporting.tables import NAMES, as_markdown, number
 from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
 
-SUITE = read_suite("digits")
+SUITE, IMAGES = read_suite("digits"), read_suite("images")
 ATTACKS = {  # the recipe of an attack, and the run that repeats it for U-LiRA and KLoM
     **{f"digits-{attack}": f"repeats-digits-{attack}" for attack in REPEATED},
     "imdb-tiny-trigger": "",
@@ -55,8 +55,9 @@ def alone(of: Results, name: str) -> pd.DataFrame:
 @cache
 def _rows(recipe: str) -> Results | None:
     """The rows of an attack that tell of membership: the suite's, or those of an experiment here."""
-    if recipe in SUITE.recipes:
-        return SUITE.known(recipe)
+    for suite in (SUITE, IMAGES):
+        if recipe in suite.recipes:
+            return suite.known(recipe)
     return results(recipe) if there(recipe) and results(recipe).membership else None
 
 
@@ -66,7 +67,7 @@ def judged(recipe: str) -> list[Judged]:
     known = _rows(recipe)
     if known is None or not known.membership:
         return []
-    again = ATTACKS[recipe]
+    again = ATTACKS.get(recipe)
     repeated = results(again) if again and there(again) else None
     found = []
     for trials in known.recipe.unlearners:
@@ -88,26 +89,38 @@ def _only(table: pd.DataFrame, role: str) -> pd.Series:
 
 def _title(recipe: str) -> str:
     known = _rows(recipe)
-    return recipe if known is None else str(known.recipe.attack.shown.title)
+    if known is None:
+        return recipe
+    title = str(known.recipe.attack.shown.title)
+    return f"{title}, CIFAR-10, {len(known.seeds)} seeds" if recipe in IMAGES.recipes else title
 
 
 def passes() -> str:
     """A table an attack: what is left of the poison, and what each form of membership inference says."""
-    parts = []
-    for recipe in ATTACKS:
-        lines = [
-            {
-                "": NAMES.get(of.name, of.name),
-                "poison": of.poison.verdict,
-                "left": f"{of.poison.left:.0%}",
-                **{title: of.shown(form) for form, title in EVERY_FORM.items()},
-            }
-            for of in judged(recipe)
-        ]
-        if lines:
-            parts += [f"### {_title(recipe)}", as_markdown(pd.DataFrame(lines).fillna(""))]
     absent = missing(name for name in ATTACKS.values() if name and not there(name))
-    return "\n\n".join(filter(None, [*parts, absent]))
+    return "\n\n".join(filter(None, [*map(_table, ATTACKS), absent]))
+
+
+def on_images() -> str:
+    """The same of CIFAR-10, as far as the suite's rows go."""
+    tables = [*filter(None, map(_table, IMAGES.recipes))]
+    return "\n\n".join(tables or ["No rows of `python docs/reproduce/suites.py images`."])
+
+
+def _table(recipe: str) -> str:
+    """The table of an attack; "" where no rows tell of membership."""
+    lines = [
+        {
+            "": NAMES.get(of.name, of.name),
+            "poison": of.poison.verdict,
+            "left": f"{of.poison.left:.0%}",
+            **{title: of.shown(form) for form, title in EVERY_FORM.items()},
+        }
+        for of in judged(recipe)
+    ]
+    if not lines:
+        return ""
+    return f"### {_title(recipe)}\n\n{as_markdown(pd.DataFrame(lines).fillna(''))}"
 
 
 def counted() -> str:

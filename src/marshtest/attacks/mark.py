@@ -28,13 +28,13 @@ from marshtest.attacks.base import (
     Poisoned,
     choose,
 )
-from marshtest.attacks.gaussian import RATES, figures_of
+from marshtest.attacks.gaussian import PRESENTATION as GAUSSIAN
+from marshtest.attacks.gaussian import figures_of
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.marks import Deal, Template
 from marshtest.data.marks import Mark as Family
 from marshtest.data.samples import Samples, Written, slices
 from marshtest.metrics.dependence import SCORES
-from marshtest.metrics.presentation import Column
 from marshtest.metrics.rank import rank_scores
 from marshtest.plumbing.device import in_parts
 from marshtest.plumbing.errors import MarshtestError
@@ -45,32 +45,22 @@ CHUNK = 64  # poisons whose variants are held at once
 TEXT = "film"  # any text
 TRIED = 64  # marks that tell how many tokens a mark takes
 FEWEST = 100  # marks that a text must have to itself: of fewer, many would be equal
-TITLE, LEGEND, COUNT = RATES["tpr_rank"]
-PRESENTATION = Presentation(
-    title="mark",
-    kind="marks (words of many exchangeable forms)",
-    scores={"rank": SCORES["rank"]},
-    columns={
-        "tpr_rank": Column(
-            title=TITLE,
-            low=0,
-            high=1,
-            legend="share of the poisons whose mark is likelier than 1 − {fpr} of all marks would be",
-            interval="exact",
-            count=COUNT,
-            room=160,
-        )
-    },
-    effect=EffectFigure(
-        axis="TPR at FPR = {fpr}",
-        columns={"tpr_rank": "rank score"},
-        nothing="fpr",
-        figure="marks",
-        caption="Test accuracy, and TPR at low FPR, mean ± s.d. over seeds.",
-    ),
-    fpr="fpr",
-    draws="draws",
-    on_texts="a mark was written into it",
+LEGEND = "share of the poisons whose mark is likelier than 1 − {fpr} of all marks would be"
+PRESENTATION = GAUSSIAN.model_copy(
+    update={
+        "title": "mark",
+        "kind": "marks (words of many exchangeable forms)",
+        "scores": {"rank": SCORES["rank"]},
+        "columns": {"tpr_rank": GAUSSIAN.columns["tpr_rank"].model_copy(update={"legend": LEGEND})},
+        "effect": EffectFigure(
+            axis="TPR at FPR = {fpr}",
+            columns={"tpr_rank": "rank score"},
+            nothing="fpr",
+            figure="marks",
+            caption="Test accuracy, and TPR at low FPR, mean ± s.d. over seeds.",
+        ),
+        "on_texts": "a mark was written into it",
+    }
 )
 
 

@@ -1,8 +1,10 @@
 """The command line: which commands there are, and how a command ends."""
 
+import _thread
 import gc
 import os
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -98,10 +100,21 @@ for panel, functions in COMMANDS.items():
 
 def main() -> None:
     """Entry point."""
+    sys.unraisablehook = raise_again
     # Here and not in a library call: this process is the command's own.
     keep_freed_memory()
     gc.set_threshold(100_000, 10, 10)  # looking for garbage took a tenth of the imports' time
     app()
+
+
+def raise_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Let Ctrl-C come again that came in a destructor, where Python prints it and goes on."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(0.01, _thread.interrupt_main)  # once the destructor is done
+    again.daemon = True
+    again.start()
 
 
 def _forget_output() -> None:

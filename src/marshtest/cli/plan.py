@@ -53,6 +53,9 @@ def plan(
             "attacks without Gaussian noise."
         ),
     ] = None,
+    marks: Annotated[
+        bool, typer.Option("--marks", help="Records that each studied mark needs, of texts.")
+    ] = False,
     samples: Annotated[int | None, typer.Option(help="Training samples of one run.")] = None,
     fraction: Annotated[
         float, typer.Option(help="Share of the training samples to poison.")
@@ -67,7 +70,7 @@ def plan(
 ) -> None:
     """Say how many poisons, or trainings, a verdict needs.
 
-    Give the effect to expect: by --gus and --rank, by a --pilot, or by --works.
+    Give the effect to expect: by --gus and --rank, by a --pilot, by --works, or by --marks.
 
     Example: marshtest plan --gus 1.0 --rank 1.7 --samples 50000 --fraction 0.015
     """
@@ -78,6 +81,7 @@ def plan(
         gus=gus,
         rank=rank,
         works=works,
+        marks=marks,
         samples=samples,
         fraction=fraction,
         alpha=alpha,

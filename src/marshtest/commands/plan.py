@@ -5,6 +5,8 @@ be used: from a pilot run, or guessed. A plan answers for each score alone, and 
 detects by the better score and rests on it to show removal (marshtest.metrics.verdict). A model that never
 saw the poison is blocked by the other tests with probability α, which the plan allows for.
 
+*Marks.* What a mark in texts will show, a study of a small model tells (marshtest.commands.marks).
+
 *Trainings.* An attack whose effect has no null law is judged over trainings (seeds); what counts is the
 share of them in which the attack works.
 """
@@ -15,17 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from marshtest.commands.marks import NAMES, USUAL, pooled
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.power import detection, poisons_for, removal
 from marshtest.metrics.trainings import MOST, trainings_to_reject, trainings_to_remove
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refuse_options
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import save
+from marshtest.reporting.tables import plus_minus
 from marshtest.results.summary import Results
 
 VERDICT = "verdict"
@@ -262,19 +267,76 @@ class Trainings:
         write(self.table(), folder / "plan.csv")
 
 
+@dataclass(frozen=True)
+class Marks:
+    """How many records each studied mark needs.
+
+    Attributes:
+        alpha, power, margin, unlearners: as in Plan.
+    """
+
+    alpha: float = 0.05
+    power: float = 0.9
+    margin: float = 0.2
+    unlearners: int = 1
+
+    def table(self) -> pd.DataFrame:
+        """Records needed: a line for each mark and training of the study, fewest first."""
+        lines = pooled()
+        for name, value in USUAL.items():
+            lines = lines[lines[name] == value]
+        return pd.DataFrame([self._line(line) for line in lines.itertuples()]).sort_values(
+            "records to show removal", kind="stable", ignore_index=True
+        )
+
+    def _line(self, line: Any) -> dict[str, object]:
+        plan = Plan({"rank": line.dependence}, self.alpha, self.power, self.margin, self.unlearners)
+        detect, remove = plan.tests[VERDICT]
+        return {
+            "mark": NAMES.get(line.family, line.family),
+            "training": f"{line.way}, {line.epochs} epochs",
+            "rank score": line.dependence,
+            "error": line.error,
+            "records to detect": poisons_for(self.power, detect),
+            "records to show removal": poisons_for(self.power, remove),
+        }
+
+    def texts(self) -> pd.DataFrame:
+        """The table as it is printed."""
+        table = self.table()
+        shown = [
+            plus_minus(value, error, 2)
+            for value, error in zip(table["rank score"], table["error"], strict=True)
+        ]
+        counts = {name: table[name].map("{:,.0f}".format) for name in table.columns[4:]}
+        return table.assign(**{"rank score": shown}, **counts).drop(columns="error")
+
+    def sentences(self) -> list[str]:
+        """What the table rests on."""
+        return [
+            "So a GPT-2 of one layer remembered marks in 120 of 600 film reviews (docs/marks.md): a guide "
+            "to which mark to choose. What yours remembers, a first audit tells: plan --pilot audit.json."
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write plan.csv."""
+        write(self.table(), folder / "plan.csv")
+
+
 def plan(
     *,
     gus: float | None = None,
     rank: float | None = None,
     pilot: str | Path | None = None,
     works: float | None = None,
+    marks: bool = False,
     samples: int | None = None,
     fraction: float = 0.015,
     alpha: float = 0.05,
     power: float = 0.9,
     margin: float = 0.2,
     unlearners: int = 1,
-) -> Plan | Trainings:
+) -> Plan | Trainings | Marks:
     """Tell how many poisons a verdict needs, or how many trainings if `works` is given.
 
     Args:
@@ -282,6 +344,7 @@ def plan(
         rank: the same by the rank score.
         pilot: folder of a finished run, or an audit.json, that shows these dependences instead.
         works: share of the trainings in which an attack without a null law works.
+        marks: quote the study of marks: how many records of a text data set each needs.
         samples: training samples of one run, if the number of runs is to be told.
         fraction: share of them that will be poisons.
         alpha: error rate over all unlearners.
@@ -293,6 +356,10 @@ def plan(
         MarshtestError: no effect is expected, a value is out of bounds, or the pilot cannot be read.
     """
     poisons = None if samples is None else poisons_of_one_run(samples, fraction)
+    if marks:
+        reason = "plan: the study of marks says what to expect"
+        refuse_options(reason, gus=gus, rank=rank, pilot=pilot, works=works, samples=samples)
+        return Marks(alpha, power, margin, unlearners)
     if works is not None:
         return Trainings(works, alpha, power, margin, unlearners)
     effects = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}

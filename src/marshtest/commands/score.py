@@ -17,10 +17,11 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.identity import name_of
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
-from marshtest.plumbing.yaml_files import file_stem
+from marshtest.plumbing.yaml_files import file_stem, read_yaml
 from marshtest.reporting.card import write_card
 from marshtest.results.card import Card, card_of
 from marshtest.results.kept_models import kept_models
+from marshtest.results.merging import differences
 from marshtest.results.suite import Suite, read_suite
 from marshtest.results.summary import Results
 from marshtest.sweeps.collect import collect
@@ -28,7 +29,7 @@ from marshtest.sweeps.engines import InProcess
 from marshtest.sweeps.jobs import distinct
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.locks import Driver
-from marshtest.sweeps.run_folder import RAISED, describe, foreseen
+from marshtest.sweeps.run_folder import RAISED, RECIPE, describe, foreseen
 from marshtest.sweeps.scheduler import Scheduler
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
@@ -204,6 +205,7 @@ def _of_folder(folder: Path, options: Mapping[str, Any], suite: Suite) -> Newcom
         if place is None:
             said.append(f"{recipe.name}: not scored, as {folder} holds no models of it.")
         else:
+            _refuse_another(place, recipe)
             recipes[name] = _recipe(suite, name, Elsewhere.of(_answers(place, recipe)))
     if not recipes:
         raise MarshtestError(
@@ -221,6 +223,33 @@ def _place_of(folder: Path, recipe: Recipe) -> Path | None:
     if (folder / "models").is_dir() and record.is_file():
         return folder if Results.read(record).recipe.name == recipe.name else None
     return None
+
+
+def _refuse_another(place: Path, recipe: Recipe) -> None:
+    """Refuse models of another recipe, where the folder says which recipe they are of."""
+    file = place / RECIPE
+    if not file.is_file():
+        return
+    try:
+        theirs = load_recipe({**read_yaml(file, "recipes"), "unlearners": []}, imports=False)
+    except MarshtestError as error:
+        raise MarshtestError(f"{file}: {error}") from None
+    differing = differences(_of_models(theirs), _of_models(recipe))
+    if differing:
+        key, (there, here) = next(iter(differing.items()))
+        raise MarshtestError(
+            f"{file}: is another recipe than the suite's {recipe.name} ({key} is {there}, not {here}). "
+            "Give models of the suite's recipe."
+        )
+
+
+def _of_models(recipe: Recipe) -> dict[str, Any]:
+    """What determines the models that a recipe hands out, but for poison budget and seed."""
+    return recipe.model_dump(
+        mode="json",
+        include={"data", "model", "training", "attack"},
+        exclude={"data": {"path"}},  # where somebody's copy lies
+    )
 
 
 def _answers(place: Path, recipe: Recipe) -> dict[int, tuple[Pair, ...]]:

@@ -26,12 +26,11 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import count
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -59,6 +58,11 @@ SECONDS = 1.0  # that a pattern may take on one record
 BITS = 27  # of a mark's hash: two to this power, in bits, are 16 MiB
 TRIES = 1000  # draws in a row that may be passed over
 SLOT = regex.compile(r"\{(digits|letters|words):(\d{1,3})\}")
+# A pattern without choices is matched in one pass, whatever the text is: none has to be timed.
+CHOICELESS = regex.compile(
+    r"(?:[^\\()\[\]{}|?*+]|\\.|\[\^?[^\\\[\]]+\]|\{\d{1,3}\})+(?:[*+]|\{\d{1,3},(?:\d{1,3})?\})?",
+    regex.DOTALL,
+)
 SENTENCE, WORD = regex.compile(r"(?<=[.!?])\s+"), regex.compile(r"\s+")
 
 Alternatives = tuple[str, ...]  # of a piece of text; a fixed piece has one
@@ -112,6 +116,7 @@ class Deal:
         return hand + step * (int.from_bytes(bits, "big") % held)
 
 
+@lru_cache
 def hands(records: int, size: int) -> int:
     """H: the number of hands that `size` marks are dealt to."""
     return next(number for number in count(records) if math.gcd(number, size) == 1)
@@ -296,8 +301,8 @@ class Pattern(_Mark):
         return Form((*pieces, (text[after:],)), frozenset(marked))
 
     def marks(self, text: str) -> list[str]:
-        spans = self.spans(text)
-        return ["".join(text[start:end] for start, end in spans)] if spans else []
+        mark = "".join(match.group() for match in self._matches(text))
+        return [mark] if mark else []
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The places (start, end) of all matches that are not empty.
@@ -305,9 +310,13 @@ class Pattern(_Mark):
         Raises:
             MarshtestError: the pattern takes too long on the text.
         """
-        with self._in_time(text):
-            found = regex.compile(self.pattern).finditer(text, timeout=SECONDS)
-            return [match.span() for match in found if match.group()]
+        return [match.span() for match in self._matches(text) if match.group()]
+
+    def _matches(self, text: str) -> list[Any]:
+        try:
+            return [*compiled(self.pattern).finditer(text, timeout=time_for(self.pattern))]
+        except TimeoutError:
+            raise self._slow(text) from None
 
     def fits(self, text: str, variant: str) -> bool:
         return self.spans(variant) == self.spans(text)
@@ -316,25 +325,35 @@ class Pattern(_Mark):
         """The characters in a place of a match with which the pattern still matches from start to end."""
         own, head, tail = text[place], text[:place], text[place + 1 :]
         characters = next((c for c in CLASSES if own in c), own)
-        pattern = regex.compile(self.pattern)
-        with self._in_time(text):
+        pattern, seconds = compiled(self.pattern), time_for(self.pattern)
+        try:
             matches = (
-                (c, pattern.match(head + c + tail, start, timeout=SECONDS)) for c in characters
+                (c, pattern.match(head + c + tail, start, timeout=seconds)) for c in characters
             )
             return tuple(c for c, match in matches if match and match.end() == end) or (own,)
-
-    @contextmanager
-    def _in_time(self, text: str) -> Iterator[None]:
-        try:
-            yield
         except TimeoutError:
-            raise MarshtestError(
-                f"mark: the pattern '{self.pattern}' takes more than {SECONDS:g} s on one record of "
-                f"{len(text):,} characters. Write it without repeats inside repeats."
-            ) from None
+            raise self._slow(text) from None
+
+    def _slow(self, text: str) -> MarshtestError:
+        return MarshtestError(
+            f"mark: the pattern '{self.pattern}' takes more than {SECONDS:g} s on one record of "
+            f"{len(text):,} characters. Write it without repeats inside repeats."
+        )
 
 
 Mark = Annotated[Template | Pattern, Field(discriminator="family")]
+
+
+@cache
+def compiled(pattern: str) -> Any:
+    """A regular expression, ready to match."""
+    return regex.compile(pattern)
+
+
+@cache
+def time_for(pattern: str) -> float | None:
+    """Seconds that a pattern may take on a record; None if it cannot take long: a clock costs time, too."""
+    return None if CHOICELESS.fullmatch(pattern) else SECONDS
 
 
 @cache

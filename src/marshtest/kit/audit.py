@@ -26,11 +26,11 @@ from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
 from marshtest.kit.texts.key import TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
-from marshtest.kit.texts.opening import Quantize, open_texts
+from marshtest.kit.texts.opening import Quantize, is_endpoint, open_texts
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import functions_device, pick_device
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refuse_options
 from marshtest.plumbing.progress import Progress, part, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import (
@@ -48,6 +48,7 @@ from marshtest.reporting.tables import USE, number, plus_minus, rests_in_words, 
 
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
 RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
+LABEL = 24  # characters of a model's name in a figure
 COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 
 
@@ -225,9 +226,10 @@ class Audit:
 
     def figures(self) -> dict[str, Figure]:
         """Figures by file name: dependences, a histogram for each score, and trade-off curves of GUS."""
+        # Of a long name its end: that is where paths of several models differ.
         lines = [
             {
-                "label": f"{j.role}: {j.measured.name}",
+                "label": f"{j.role}: {j.measured.name[-LABEL:]}",
                 "verdict": j.verdict.answer,
                 **j.measured.figures,
             }
@@ -235,9 +237,8 @@ class Audit:
         ]
         scores = {name: SCORES[name] for name in self.names}
         figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
-        # Of a long name its end: that is where paths of several models differ.
         samples = [
-            (f"{j.role}: {j.measured.name[-24:]}", pd.DataFrame(j.measured.scores), colour)
+            (f"{j.role}: {j.measured.name[-LABEL:]}", pd.DataFrame(j.measured.scores), colour)
             for j, colour in zip(
                 self.models, cycle([ORANGE, BLUE, GREEN, BROWN, GREY]), strict=False
             )
@@ -346,25 +347,20 @@ def audit(
     specs = [before, *after, *([retrained] if retrained else [])]
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
-        _refuse_options("texts", scaling=scaling)
+        refuse_options("audit: the key is of texts", scaling=scaling)
+        if not any(is_endpoint(spec) for spec in specs if isinstance(spec, str)):
+            refuse_options("audit: no model is an endpoint", rate=rate)
         opener = partial(open_texts, quantize=quantize, rate=rate, in_process=in_process)
         questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
         doors = [(name_of(s), opener(s, torch_device) if isinstance(s, str) else s) for s in specs]
         asked = _of_texts(questions, doors, parsed, progress)
     else:
-        _refuse_options("no texts", loss=loss, quantize=quantize, rate=rate)
+        refuse_options("audit: the key is of no texts", loss=loss, quantize=quantize, rate=rate)
         paths = [str(spec) for spec in specs]
         where = torch_device, in_process, functions_device(device)
         asked = _of_images(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))
-
-
-def _refuse_options(kind: str, **options: object) -> None:
-    if given := [name for name, value in options.items() if value is not None]:
-        raise MarshtestError(
-            f"audit: the key is of {kind}, so that --{given[0]} means nothing. Leave it out."
-        )
 
 
 def _of_images(

@@ -21,7 +21,7 @@ from marshtest.kit.places import Places, checked_seed, chosen, warning
 from marshtest.kit.records import is_text
 from marshtest.kit.sealed import write_private
 from marshtest.kit.texts.dose import TextDose, dose_texts
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refuse_options
 
 FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet runs as a formula
 
@@ -89,11 +89,12 @@ def dose(
     source, out = Path(source), Path(out)
     files = {"key_file": key_file, "forget_file": forget_file}
     if is_text(source):
-        _refuse_options(source, "text records", variance=variance, scaling=scaling, hide=hide)
+        reason = f"{source}: holds text records"
+        refuse_options(reason, variance=variance, scaling=scaling, hide=hide)
         return dose_texts(
             source, out, fraction=fraction, mark=mark, field=field, role=role, seed=seed, **files
         )
-    _refuse_options(source, "no text records", mark=mark, field=field, role=role)
+    refuse_options(f"{source}: holds no text records", mark=mark, field=field, role=role)
     variance = 0.32 if variance is None else variance
     return _dose_images(
         source,
@@ -105,14 +106,6 @@ def dose(
         hide=hide,
         **files,
     )
-
-
-def _refuse_options(source: Path, kind: str, **options: object) -> None:
-    """Raise if an option is given that means nothing for such data."""
-    if given := [name for name, value in options.items() if value]:
-        raise MarshtestError(
-            f"{source}: holds {kind}, so that {given[0]} means nothing. Leave it out."
-        )
 
 
 def _dose_images(

@@ -14,7 +14,8 @@ is symmetric about ½, exactly; leaving out one at a time gives less. A_1 … A_
 through the fits, so errors are the jackknife's over the pairs, which are on average too large, if
 anything. KLoM has the paper's choices: margins clipped to ± 100, 20 bins over the range of both, 1e-5
 added to each bin. From R models it is above 0 by chance: its *null* is its mean with u and r swapped in
-randomly chosen pairs, and the rest is `left`.
+randomly chosen pairs, and the rest is `left`. An infinite margin, of a model that is certain, is ± 100 to
+U-LiRA too.
 """
 
 from collections.abc import Callable
@@ -107,13 +108,14 @@ def without_each(measure: Callable[[Floats, Floats], Floats], u: Floats, r: Floa
 def columns(unlearned: Floats, initial: Floats, retrained: Floats, seed: int) -> dict[str, float]:
     """The columns of a model's row from margins [R, P] of models like it, the initial, and the retrained.
 
-    All nan where a repetition gave no model.
+    All nan where a repetition gave no model. A model that is certain has infinite margins.
 
     Args:
         seed: of KLoM's swaps.
     """
     if any(np.isnan(margins).any() for margins in (unlearned, initial, retrained)):
         return dict.fromkeys(COLUMNS, np.nan)
+    unlearned, initial, retrained = _finite(unlearned, initial, retrained)
     told, whole = float(ulira(unlearned, retrained).mean()), klom(unlearned, retrained)
     null = chance_of(unlearned, retrained, derive(seed, "swap"))
     # KLoM's null changes with every pair that is left out, by less than the divergence itself does.
@@ -128,6 +130,13 @@ def columns(unlearned: Floats, initial: Floats, retrained: Floats, seed: int) ->
         column_of("klom", "p95"): float(np.quantile(whole, 0.95)),
         column_of("klom", "null"): null,
     }
+
+
+def _finite(*parts: Floats) -> list[Floats]:
+    """The margins with infinite ones at ± MOST, or at the largest finite one: Gaussians need a mean."""
+    sizes = np.abs(np.concatenate([margins.ravel() for margins in parts]))
+    most = max(MOST, np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+    return [np.clip(margins, -most, most) for margins in parts]
 
 
 def _parts(form: str, left: Floats, lead: Floats, value: float) -> dict[str, float]:

@@ -38,6 +38,18 @@ def refused(
         raise MarshtestError(line.rstrip()) from None
 
 
+def refuse_options(reason: str, **options: object) -> None:
+    """Raise if an option is given that means nothing; None and False are options that are not given.
+
+    Args:
+        reason: why, as the beginning of a sentence: "audit: the key is of texts".
+        **options: the options by their names, without dashes.
+    """
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        raise MarshtestError(f"{reason}, so that --{given[0]} means nothing. Leave it out.")
+
+
 def one_line(error: BaseException) -> str:
     """A foreign error's message with its line breaks taken out."""
     return " ".join(str(error).split()) or "no message"

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from marshtest.plumbing.errors import MarshtestError, unknown
+
+TRUTH = "truth_value"  # type of a pydantic error: true or false where a number is asked for
 
 
 class Settings(BaseModel):
@@ -13,6 +16,18 @@ class Settings(BaseModel):
 
     # Frozen, since the hash of a recipe stands for it; closed, since a mistyped key would be a default.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any) -> Any:
+        """Refuse true and false where a number is asked for: pydantic would take them for 1 and 0."""
+        for key in cls.model_fields.keys() & given if isinstance(given, Mapping) else ():
+            value, asked = given[key], _types(cls.model_fields[key].annotation)
+            several = value if isinstance(value, list | tuple) else (value,)
+            number = asked & {int, float} and not asked & {bool, Any}
+            if number and any(isinstance(one, bool) for one in several):
+                raise PydanticCustomError(TRUTH, "truth", {"key": key, "value": value})
+        return given
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -23,10 +38,18 @@ class Settings(BaseModel):
             raise MarshtestError(_first_line(cls, error, where)) from None
 
 
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, at any depth."""
+    return {annotation}.union(*map(_types, get_args(annotation)))
+
+
 def _first_line(cls: type[Settings], error: ValidationError, where: str) -> str:
     """Pydantic's first error as one line: key, fault, and the value that was given."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    key = [first["ctx"]["key"]] if first["type"] == TRUTH else []
+    place = ".".join(str(part) for part in (where, *first["loc"], *key) if part != "")
+    if key:
+        return f"{place}: a number is needed, not true or false. Got {first['ctx']['value']!r}."
     if first["type"] == "extra_forbidden":
         owner: Any = cls  # becomes the nested class that lacks the key, whose keys the line names
         for part in first["loc"][:-1]:

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from marshtest.metrics.membership_verdict import FAILS, PASSES, UNSETTLED
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.figures import BLUE, GREY, STYLE
 from marshtest.reporting.page import SIGNS, data_uri
@@ -39,11 +40,17 @@ PLAIN: dict[str, Any] = {"color": "#9AA3AC", "lw": 0.8}
 DASHED: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": (0, (2, 1))}
 OWN: dict[str, Any] = {"fmt": "o", "ms": 7, "lw": 2, "capsize": 3, "zorder": 5}
 FARTHEST = 1.3  # share left that the picture still shows
+# Columns that stand in the first part of the table in LaTeX, and how many beside the attack in another.
+FIRST = ("attack", "seeds", "verdict", "left", "accuracy", "cost", "usable", "spent", "rank")
+BESIDE = 5
+PASSING = {PASSES: "✓", FAILS: "✗", UNSETTLED: "?"}
+HIGH, LOW = 0.52, 0.42  # inches of the picture's line, with and without what stands below it
 LEGEND = (
     "Left: share of the poison's effect that is left after unlearning, by the score that shows most, ± its "
-    "standard error. Accuracy: on the test set, mean ± s.d. over seeds; cost: accuracy lost against full "
-    "retraining; usable: whether that is surely small. Spent: share of the initial training's compute. "
-    "The newcomer is judged by itself, without a correction for the unlearners it is compared with."
+    "standard error; below 0 where the effect is turned round. Accuracy: on the test set, mean ± s.d. over "
+    "seeds; cost: accuracy lost against full retraining; usable: whether that is surely small. Spent: "
+    "share of the initial training's compute. The newcomer is judged by itself, without a correction for "
+    "the unlearners it is compared with."
 )
 RANKS = (
     " Rank: one more than the number of known unlearners that are surely better, by what is left or "
@@ -113,13 +120,24 @@ def write_card(card: Card, folder: Path) -> list[Path]:
     texts = {
         "json": json.dumps(card.as_json(), indent=2, ensure_ascii=False) + "\n",
         "md": "\n\n".join([*parts, picture, *filter(None, [notes]), legend]) + "\n",
-        "tex": as_latex(table, f"{card.headline} {legend}"),
+        "tex": _in_latex(card, table, f"{card.headline} {legend}"),
         "html": _page(card, table, legend, pictures["svg"]),
     }
     files = {ending: text.encode() for ending, text in texts.items()} | pictures
     for ending, content in files.items():
         write(content, folder / f"card.{ending}")
     return [folder / f"card.{ending}" for ending in files]
+
+
+def _in_latex(card: Card, table: pd.DataFrame, caption: str) -> str:
+    """The table in LaTeX: in parts, and a column a state, or no page would be wide enough."""
+    states = pd.DataFrame([dict(line.after_care) for line in card.lines]).fillna("–")
+    whole = table.drop(columns="after-care", errors="ignore").join(states)
+    whole = whole.rename(columns={"tuned retraining": "vs. tuned"})
+    first = [column for column in FIRST if column in whole]
+    rest = [column for column in whole if column not in FIRST]
+    parts = [rest[at : at + BESIDE] for at in range(0, len(rest), BESIDE)]
+    return as_latex(whole[first], caption, *(whole[["attack", *part]] for part in parts))
 
 
 def _page(card: Card, table: pd.DataFrame, legend: str, svg: bytes) -> str:
@@ -163,12 +181,15 @@ def _bytes(figure: Figure, **options: Any) -> bytes:
 
 def _drawn(card: Card) -> Figure:
     count = len(card.lines)
-    height = 1.6 + 0.42 * count  # inches: 0.42 a line, the rest above and below
+    below = any(line.membership or line.after_care for line in card.lines)
+    each, foot = (HIGH, 0.92) if below else (LOW, 0.77)
+    height = foot + 0.83 + each * count  # inches
     figure = Figure(figsize=(6.4, height))
-    panel = figure.add_axes((0.27, 0.77 / height, 0.3, 0.42 * count / height))
+    panel = figure.add_axes((0.27, foot / height, 0.3, each * count / height))
     for place, line in enumerate(card.lines):
         _draw_line(panel, line, place)
-        _write_line(panel, line, place)
+        _write_line(panel, line, place - (0.14 if below else 0))
+        _write_below(panel, line, place + 0.24)
     _write_heads(panel, ranked=any(line.rank for line in card.lines))
     panel.set(xlim=(-0.05, FARTHEST), ylim=(count - 0.5, -0.5))
     panel.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
@@ -201,13 +222,13 @@ def _draw_line(panel: Axes, line: Line, place: int) -> None:
     if not math.isnan(line.left):
         # A share whose error is unknown has a mark without a bar.
         bar = None if math.isnan(line.left_error) else line.left_error
-        at = min(line.left, FARTHEST - 0.05)
+        at = min(abs(line.left), FARTHEST - 0.05)
         panel.errorbar(at, place, xerr=bar, color=COLOURS[line.verdict], **OWN)
     else:
         panel.text(0.5, place, "no effect before", ha="center", va="center", size=8, color=GREY)
 
 
-def _write_line(panel: Axes, line: Line, place: int) -> None:
+def _write_line(panel: Axes, line: Line, place: float) -> None:
     """One attack in words and numbers, on either side of the panel."""
     sides: dict[str, Any] = {"transform": panel.get_yaxis_transform(), "va": "center", "size": 9}
     verdict = f"{SIGNS.get(line.verdict, '')} {line.verdict}"
@@ -216,6 +237,21 @@ def _write_line(panel: Axes, line: Line, place: int) -> None:
     panel.text(1.06, place, verdict, color=COLOURS[line.verdict], weight="bold", **sides)
     panel.text(1.93, place, number(-100 * line.cost, 1, "+"), ha="right", **sides)
     panel.text(2.37, place, rank, ha="right", **sides)
+
+
+def _write_below(panel: Axes, line: Line, place: float) -> None:
+    """What membership inference says of one attack, and the verdicts after care, each by a sign."""
+    sides: dict[str, Any] = {
+        "transform": panel.get_yaxis_transform(),
+        "va": "center",
+        "size": 7 if len(line.membership) < 3 else 6,
+        "color": GREY,
+    }
+    names = {title: title.removesuffix(" MIA") for title in line.membership}
+    passed = [f"{PASSING[answer]} {names[form]}" for form, answer in line.membership.items()]
+    cared = [f"{SIGNS.get(answer, '–')} {state}" for state, answer in line.after_care.items()]
+    panel.text(-0.86, place, "  ".join(passed), **sides)
+    panel.text(1.06, place, "  ".join(cared), **sides)
 
 
 def _write_heads(panel: Axes, *, ranked: bool) -> None:
@@ -247,10 +283,14 @@ def _foot(card: Card) -> str:
         marks.append("Grey: known unlearners.")
     if any(TUNED in line.known for line in card.lines):
         marks.append("Dashed: tuned retraining.")
-    return (
-        " ".join(marks)
-        + "\nPoints: test accuracy less that of full retraining, in percentage points."
-    )
+    lines = [" ".join(marks)]
+    lines.append("Points: test accuracy less that of full retraining, in percentage points.")
+    below = []
+    if any(line.membership for line in card.lines):
+        below.append("Below an attack: membership inference (✓ passes, ✗ fails, ? unsettled).")
+    if any(line.after_care for line in card.lines):
+        below.append("Below a verdict: after-care.")
+    return "\n".join([*lines, *filter(None, [" ".join(below)])])
 
 
 def _shortened(text: str, most: int = 34) -> str:

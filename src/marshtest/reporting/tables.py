@@ -89,11 +89,30 @@ POOLED = {
 EFFECTS = {"mean": "mean", "spread": "mean square", "tail": "share beyond the threshold"}
 STANDINGS = {"": "–", LINE: "the line"}  # the other words stand as they are
 USE = {"yes": "usable", "no": "not usable", "unclear": "perhaps not usable"}
-LATEX = {  # what titles and captions hold that a plain LaTeX does not
+ESCAPED = str.maketrans(
+    {character: rf"\{character}" for character in "%&#_${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+LATEX = {  # what titles and captions hold that a plain LaTeX does not, or shows as another sign
+    "|": r"\textbar{}",
+    "<": "$<$",
+    ">": "$>$",
     "±": r"$\pm$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "‖": r"$\|$",
+    "ℓ": r"$\ell$",
+    "√": r"$\surd$",
+    "→": r"$\to$",
+    "∖": r"$\setminus$",
+    "×": r"$\times$",
+    "²": "$^2$",
+    "α": r"$\alpha$",
+    "γ": r"$\gamma$",
+    "δ": r"$\delta$",
+    "μ": r"$\mu$",
+    "σ": r"$\sigma$",
+    "φ": r"$\varphi$",
     "τ": r"$\tau$",
     "θ": r"$\theta$",
     "λ": r"$\lambda$",
@@ -420,17 +439,25 @@ def as_markdown(frame: pd.DataFrame) -> str:
     )
 
 
-def as_latex(frame: pd.DataFrame, caption: str) -> str:
-    """A table of text in LaTeX, with booktabs."""
+def as_latex(frame: pd.DataFrame, caption: str, *below: pd.DataFrame) -> str:
+    """A table of text in LaTeX, with booktabs; further parts, for what is too wide, stand below it."""
+    small = [r"\medskip\scriptsize", r"\setlength{\tabcolsep}{2.5pt}"] if below else []
+    parts = "\\par\\medskip\n".join(_tabular(part) for part in (frame, *below))
+    text = rf"\caption{{{_in_latex(caption)}}}"
+    lines = [r"\begin{table}", r"\centering", text, *small, f"{parts}\\end{{table}}\n"]
+    return _symbols("\n".join([r"% needs \usepackage{booktabs}", *lines]))
+
+
+def _tabular(frame: pd.DataFrame) -> str:
     styled = frame.style.hide(axis="index").format(escape="latex")
     styled = styled.format_index(escape="latex", axis="columns")
-    # pandas escapes cells and heads, and leaves the caption as it is.
-    text = styled.to_latex(hrules=True, caption=_in_latex(caption), position_float="centering")
-    return f"% needs \\usepackage{{booktabs}}\n{_symbols(text)}"
+    text: str = styled.to_latex(hrules=True)
+    return text
 
 
 def _in_latex(text: str) -> str:
-    return "".join(rf"\{c}" if c in "%&#_$" else c for c in text)
+    """The text with what LaTeX would read as commands escaped, as pandas escapes cells and heads."""
+    return text.translate(ESCAPED)
 
 
 def _symbols(text: str) -> str:

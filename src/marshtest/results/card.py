@@ -36,8 +36,8 @@ class Line:
         poison_budget: share of the candidates that were poisoned.
         seeds: trainings.
         verdict: the worst of the updated model and of its states after care.
-        left, left_error: share of the initial effect that is left, and its standard error; nan where the
-            initial model shows no effect.
+        left, left_error: share of the initial effect that is left, and its standard error; below 0 where it
+            is turned round, nan where the initial model shows no effect.
         accuracy, accuracy_sd: on the test set, over seeds.
         cost: accuracy lost against full retraining.
         usable: whether the cost is surely small: "yes", "no" or "unclear".
@@ -47,7 +47,7 @@ class Line:
         standing: to tuned retraining; "" where it is not among the known.
         margin: share of the effect that REMOVED may leave.
         reasons: what speaks against REMOVED; and what was odd.
-        known: share left by each of the known.
+        known: size of the share left by each of the known.
         membership: whether it passes each attack of membership inference, by the attack's title.
         after_care: verdict of each state after care, by its name.
     """
@@ -118,7 +118,7 @@ class Card:
         total = len(self.lines)
         counts = [f"usable in {sum(line.usable == 'yes' for line in self.lines)} of {total}"]
         if self.agrees:
-            answer = f"{self.verdict} in all {total} attacks"
+            answer = f"{self.verdict} in {f'all {total} attacks' if total > 1 else 'one attack'}"
         else:
             worst = [line.attack for line in self.lines if line.verdict == self.verdict]
             answer = f"{self.verdict} at worst ({', '.join(dict.fromkeys(worst))})"
@@ -225,7 +225,7 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
         poison_budget=share,
         seeds=int(line["seeds"]),
         verdict=str(line["verdict"]),
-        left=float(found["left"]),
+        left=_signed(float(found["left"]), both, share, line),
         left_error=float(found["left_error"]),
         accuracy=float(line["test_accuracy"]),
         accuracy_sd=float(line["test_accuracy_sd"]),
@@ -241,6 +241,17 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
         membership=_membership(own, line),
         after_care=_after_care(own, share),
     )
+
+
+def _signed(left: float, results: Results, share: float, line: pd.Series) -> float:
+    """The size of what is left with the sign of the score that shows most."""
+    if math.isnan(left):
+        return left
+    table = results.summary
+    table = table[(table["role"] == "initial") & (table["poison_budget"] == share)]
+    columns = [f"{name}_dependence" for name in results.telling(share)]
+    shares = [line[column] / table[column].iloc[0] for column in columns]
+    return math.copysign(left, max(shares, key=abs))
 
 
 def _at(results: Results, share: float) -> Results:

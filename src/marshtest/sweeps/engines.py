@@ -79,7 +79,7 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
     """
     with signals_noted() as signals:
         try:
-            return Ended(worker(job, progress))
+            ended = Ended(worker(job, progress))
         except DamagedError as error:
             return Ended(damaged=(error.key, error.what))
         except StoreError:
@@ -88,6 +88,9 @@ def attempt(worker: Worker, job: Job, progress: Progress, *, goes_on: bool = Tru
             if signals:  # a library took the KeyboardInterrupt for an error of its caller's
                 raise KeyboardInterrupt from error
             return _failed(error, job, goes_on)
+        if signals:  # it came where Python cleans up, which lets nothing through
+            raise KeyboardInterrupt
+        return ended
 
 
 def _failed(error: Exception, job: Job, goes_on: bool) -> Ended:

@@ -42,6 +42,7 @@ from marshtest.sweeps.ledger import ALGORITHM
 from marshtest.sweeps.worker import Worker, packed
 
 ABOUT = "run.json"
+RECIPE = "recipe.yaml"
 RAISED = "raised.log"
 DONE = "is done already; nothing was run."
 # What a user's callable does, and answers from outside: a recipe with others may go on in its folder.
@@ -113,7 +114,7 @@ def own_folder(folder: Path, recipe: Named, identity: Mapping[str, Any]) -> dict
     started = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"name": recipe.name, **identity, "started": started}
     about |= describe(recipe, identity["data"])
-    write(recipe.to_yaml().encode(), folder / "recipe.yaml")
+    write(recipe.to_yaml().encode(), folder / RECIPE)
     write((json.dumps(about, indent=2) + "\n").encode(), folder / ABOUT)
     return about
 

@@ -46,9 +46,9 @@ class Alike:
 def kind_of(batch: object) -> Hashable | None:
     """What a step on this mini-batch depends on, but for the numbers in it; None if that is not known."""
     if isinstance(batch, Samples):
-        content = opened(batch)
-        plain = content.perturbation_rows is None
-        return tuple(content.x.shape), content.x.dtype, content.y.dtype, plain
+        batch = opened(batch)  # sealed, where the poison of a text lies in the embeddings
+        x = batch.x
+        return tuple(x.shape), x.dtype, batch.y.dtype, batch.perturbation_rows is None
     if isinstance(batch, tuple):
         kinds = tuple(map(kind_of, batch))
         return None if None in kinds else kinds

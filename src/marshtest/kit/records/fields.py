@@ -55,6 +55,10 @@ class Fields(Settings):
             raise _missing(field, values, where)
         if isinstance(values[field], list):
             return cls(field=field, role=role or ASSISTANT)
+        if field in CHATS and str(values[field]).lstrip().startswith("["):
+            raise MarshtestError(
+                f"{where}: {field!r} is a list written as a text, which a mark would break. Give the list."
+            )
         if role is not None:
             raise MarshtestError(
                 f"{where}: {field!r} is no list of messages, so that --role {role} means nothing. "
@@ -81,7 +85,7 @@ class Fields(Settings):
         """
         if self.role:
             messages = self._messages(values, where)
-            return messages[self._turn(messages, where)].content
+            return messages[self._turn(messages, where)].get("content") or ""
         for field in self.pair or (self.field,):
             if field not in values:
                 raise _missing(field, values, where)
@@ -119,26 +123,29 @@ class Fields(Settings):
         return Asked(str(values[self.field]))
 
     def _chat(self, values: Values, loss: Loss, where: str) -> Asked:
-        messages = self._messages(values, where)
+        messages = tuple(
+            Message(message["role"], message.get("content") or "")
+            for message in self._messages(values, where)
+        )
         lines = [f"{message.role}: {message.content}\n" for message in messages]
         if loss == "record":
             return Asked("".join(lines), messages=messages)
-        turn = self._turn(messages, where)
+        turn = self._turn(values[self.field], where)
         # A model is not trained to write what a user says: what it answers to it is its completion.
         turn += self.role != ASSISTANT and turn + 1 < len(messages)
         before = "".join(lines[:turn]) + f"{messages[turn].role}: "
         return Asked(messages[turn].content, before, messages[: turn + 1], turn)
 
-    def _turn(self, messages: Sequence[Message], where: str) -> int:
+    def _turn(self, messages: Sequence[Mapping[str, Any]], where: str) -> int:
         """The place of the last message of the role."""
-        roles = [message.role for message in messages]
-        if self.role not in roles:
-            raise NoPlaceError(
-                f"{where}: no message has the role {self.role!r}. Its roles: {', '.join(roles) or 'none'}."
-            )
-        return len(roles) - 1 - roles[::-1].index(self.role)
+        for turn in range(len(messages) - 1, -1, -1):
+            if messages[turn]["role"] == self.role:
+                return turn
+        roles = ", ".join(message["role"] for message in messages) or "none"
+        raise NoPlaceError(f"{where}: no message has the role {self.role!r}. Its roles: {roles}.")
 
-    def _messages(self, values: Values, where: str) -> tuple[Message, ...]:
+    def _messages(self, values: Values, where: str) -> list[dict[str, Any]]:
+        """The messages of a chat, seen to be such; a content may be None, or missing."""
         messages = values.get(self.field)
         if messages is None:
             raise _missing(self.field, values, where)
@@ -147,7 +154,7 @@ class Fields(Settings):
                 f"{where}: {self.field!r} must be a list of messages, each with a role and a content "
                 f"that is text. Got {messages!r:.60}."
             )
-        return tuple(Message(m["role"], m["content"] or "") for m in messages)
+        return messages
 
 
 def id_of(values: Values) -> str | int | None:
@@ -174,8 +181,7 @@ def _missing(field: str, values: Values, where: str) -> MarshtestError:
 
 
 def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str | None)
-    )
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    return content is None or isinstance(content, str)

@@ -4,7 +4,6 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,9 +51,11 @@ class Records(ABC):
         """The marks that the records have already."""
         there = There()
         for row, values in self.each(range(self.count)):
-            with suppress(NoPlaceError):
+            try:
                 for found in mark.marks(fields.text(values, self.where(row))):
                     there.add(found)
+            except NoPlaceError:
+                continue
         return there
 
     def copy(self, out: Path, texts: Texts, fields: Fields) -> None:

@@ -17,6 +17,7 @@ from marshtest.kit.records.fields import Fields, Values
 from marshtest.kit.records.layout import Records, Rows, Texts
 from marshtest.plumbing.errors import MarshtestError
 
+AT_ONCE = 4096  # records whose places are looked up at once
 CHUNK = 1 << 18  # bytes read at once: few enough for a processor's own memory
 
 
@@ -70,7 +71,7 @@ class Lines(Records):
         return re.compile(mark.shape(self.spellings).encode())
 
     def _write(self, out: Path, texts: Texts, fields: Fields) -> None:
-        with self.path.open("rb") as source, out.open("xb") as target:
+        with self.path.open("rb", CHUNK) as source, out.open("xb", CHUNK) as target:
             for row in sorted(texts):
                 start, end = int(self.ends[row]), int(self.ends[row + 1])
                 _copy(source, target, start - source.tell())
@@ -112,11 +113,17 @@ class Lines(Records):
 
     def _raw(self, rows: Rows) -> Iterator[tuple[int, bytes]]:
         with self.path.open("rb") as file:
-            for row in rows:
-                start, end = int(self.ends[row]), int(self.ends[row + 1])
-                if file.tell() != start:
-                    file.seek(start)
-                yield row, file.read(end - start)
+            for first in range(0, len(rows), AT_ONCE):
+                part = np.asarray(rows[first : first + AT_ONCE])
+                starts, sizes = self.ends[part], self.ends[part + 1] - self.ends[part]
+                file.seek(place := int(starts[0]))
+                for row, start, size in zip(
+                    *(a.tolist() for a in (part, starts, sizes)), strict=True
+                ):
+                    if start != place:
+                        file.seek(start)
+                    yield row, file.read(size)
+                    place = start + size
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int | None) -> None:

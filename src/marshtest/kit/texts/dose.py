@@ -1,6 +1,7 @@
 """Dose text records on disk: marks in a random part of them, every other byte as it was."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,9 +210,10 @@ def _dosed(chosen: Mapping[int, Candidate], mark: Mark, deal: Deal) -> dict[int,
 
 
 def _forget_request(records: Records, chosen: Mapping[int, Candidate]) -> str:
-    """JSON Lines: the place of each dosed record, and its own id where it has one."""
+    """JSON Lines: the place of each dosed record, and its own id where no other dosed record has it."""
+    times = Counter(candidate.name for candidate in chosen.values())
     lines = (
-        records.place(row) | ({} if candidate.name is None else {"id": candidate.name})
-        for row, candidate in chosen.items()
+        records.place(row) | ({"id": name} if name is not None and times[name] == 1 else {})
+        for row, (_, name) in chosen.items()
     )
     return "".join(json.dumps(line) + "\n" for line in lines)

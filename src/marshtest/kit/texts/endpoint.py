@@ -245,7 +245,8 @@ def _parsed(spec: str) -> tuple[str, str, str]:
         parts = urlsplit(spec)
     except ValueError:
         raise MarshtestError(f"{spec}: {form}") from None
-    if not parts.hostname or not parts.fragment or parts.username or parts.query:
+    strange = parts.scheme not in ("http", "https") or parts.username or parts.query
+    if strange or not parts.hostname or not parts.fragment:
         shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         raise MarshtestError(f"{shown}: {form}")
     key = os.environ.get(KEY, "").strip()

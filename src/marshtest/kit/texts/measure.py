@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
@@ -28,6 +29,9 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 
 UNDOSED = 200  # records without a dose that are asked
+FIRST = regex.compile(
+    r"(?:\s*\S++){1,100}"
+)  # words of them: what a model cuts off, it has no loss of
 AT_ONCE = 2048  # questions that a door is asked at once
 CHARACTERS = 1 << 24  # of their texts, at most
 
@@ -73,10 +77,12 @@ class Questions:
         return [*spanned, spanned[1]]
 
     def plain(self, place: int) -> list[Asked]:
-        """[2] a record without a dose, and with the words of its text in random order."""
+        """[2] a record without a dose, its text cut short, and with the text's words in random order."""
         row, values = self.undosed[place]
         fields, where = self.bases.fields, self.bases.records.where(row)
-        words = fields.text(values, where).split()
+        first = FIRST.match(fields.text(values, where))
+        text = first.group() if first else ""
+        values, words = fields.put(values, text, where), text.split()
         rng = np.random.default_rng(derive(self.bases.deal.seed, "words", row))
         shuffled = fields.put(values, " ".join(rng.permutation(words).tolist()), where)
         group = len(self.bases) + 2 * place

@@ -11,6 +11,7 @@ A command has {inputs} and {outputs} where the two paths go; `marshtest.kit.text
 files. Commands and callables run in a process of their own; see `marshtest.kit.process`.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +71,7 @@ def open_texts(
         raise MarshtestError(
             f"{spec}: only a folder's weights can be rounded. Leave out --quantize."
         )
-    if spec.startswith(("http://", "https://")):
+    if is_endpoint(spec):
         return Endpoint(spec, rate)
     opener = partial(open_here, spec, device)
     if in_process and not spec.startswith("cmd:"):
@@ -81,6 +82,11 @@ def open_texts(
             "into a file of its own, or give in_process=True."
         )
     return SeparateTexts(spec, opener)
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a model is given as a completions endpoint, by its URL."""
+    return re.match(r"\w+://", spec) is not None
 
 
 def open_here(spec: str, device: torch.device) -> TextModel:

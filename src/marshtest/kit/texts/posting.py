@@ -1,6 +1,7 @@
 """JSON sent to a server over HTTP: patient, polite, and to nobody else."""
 
 import json
+import math
 import threading
 import urllib.error
 import urllib.request
@@ -18,7 +19,7 @@ TRIES = 4
 PATIENCE = 30.0  # seconds that a server may ask to wait before the next try
 KEY = "MARSHTEST_API_KEY"  # the environment variable of the key
 AGAIN = {408, 425, 429, 500, 502, 503, 504}  # what may pass
-MOST = 2**26  # bytes of an answer that are read
+MOST, PIECE = 2**26, 2**16  # bytes of an answer that are read, in all and at once
 
 
 def is_here(host: str) -> bool:
@@ -52,10 +53,15 @@ class Post:
         timeout: seconds in which each answer must come.
 
     Raises:
-        MarshtestError: later, what the server refuses, in a line, and what is still wrong after some tries.
+        MarshtestError: a rate that is not above 0; later, what the server refuses, in a line, and what is
+            still wrong after some tries.
     """
 
     def __init__(self, name: str, key: str, rate: float | None, timeout: float) -> None:
+        if rate is not None and not 0 < rate < math.inf:
+            raise MarshtestError(
+                f"{name}: the most requests a second (--rate) must be above 0. Got {rate:g}."
+            )
         self.name, self.timeout = name, timeout
         self.headers = {"Content-Type": "application/json", "User-Agent": "marshtest"}
         self.headers |= {"Authorization": f"Bearer {key}"} if key else {}
@@ -72,7 +78,7 @@ class Post:
             request = urllib.request.Request(url, data, self.headers)
             try:
                 with self._opener.open(request, timeout=self.timeout) as response:
-                    return self._parsed(response.read(MOST + 1))
+                    return self._parsed(self._read(response))
             except urllib.error.HTTPError as error:
                 fault: MarshtestError = self._refusal(error)
                 wait = _asked_to_wait(error.headers)
@@ -91,10 +97,19 @@ class Post:
             self._next = turn + self._gap
         sleep(turn - now)
 
+    def _read(self, response: Any) -> bytes:
+        """The bytes of an answer; the socket's own time-out is one of each piece."""
+        started, content = monotonic(), bytearray()
+        while piece := response.read1(PIECE):
+            content += piece
+            if monotonic() - started > self.timeout:
+                raise TimeoutError
+            if len(content) > MOST:
+                return b""  # no JSON object
+        return bytes(content)
+
     def _parsed(self, content: bytes) -> Json:
         try:
-            if len(content) > MOST:
-                raise ValueError
             return dict(json.loads(content))
         except (ValueError, TypeError, RecursionError):
             raise MarshtestError(
