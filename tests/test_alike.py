@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,36 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from marshtest.data.samples import Samples
+from marshtest.data.sealed import sealed
 from marshtest.training import budget as counting
 from marshtest.training.alike import EVERY, kind_of
 from marshtest.training.budget import Budget, Meter
 from marshtest.unlearning import parse_trials
 from marshtest.unlearning.check import Problem, images, text
 from marshtest.unlearning.harness import STOPPED, Outcome, unlearn
+
+
+class LabelsOnly(nn.Module):
+    """A causal model that gives the logits of some places only, as those of `transformers` can."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def get_input_embeddings(self) -> Any:
+        return self.whole.get_input_embeddings()  # type: ignore[operator]
+
+    def forward(self, inputs_embeds: Tensor, logits_to_keep: Tensor) -> Tensor:
+        counts = torch.arange(1, inputs_embeds.shape[1] + 1)
+        means = inputs_embeds.cumsum(1) / counts[:, None]
+        logits: Tensor = self.whole.layers(means[:, logits_to_keep])  # type: ignore[operator]
+        return logits
+
+
+def labels_only(problem: Problem) -> Problem:
+    """The problem with logits at the places only where a text ends: their number varies by batch."""
+    task = replace(problem.task, label_only=True, new_model=None, train=None)  # type: ignore[call-arg]
+    return replace(problem, model=LabelsOnly(problem.model), task=task)
 
 
 def poisoned_text() -> Problem:
@@ -33,11 +58,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ssd": {"alpha": 3}
 }  # of a forget set that is an eighth of all
 PROBLEMS = {"images": images(), "text": text(), "poisoned text": poisoned_text()}
+LABELS_ONLY = labels_only(PROBLEMS["text"])
 
 
-def outcome(kind: str, name: str, passes: float = 3000.0) -> Outcome:
-    problem = PROBLEMS[kind]
-    (unlearner,) = parse_trials({"name": name, **OPTIONS.get(name, {})})
+def outcome(kind: str, name: str, passes: float = 3000.0, **options: Any) -> Outcome:
+    problem = LABELS_ONLY if kind == "labels only" else PROBLEMS[kind]
+    (unlearner,) = parse_trials({"name": name, **OPTIONS.get(name, {}), **options})
     return unlearn(
         unlearner,
         problem.model,
@@ -64,6 +90,17 @@ def test_models_and_costs_are_those_of_counting_every_step(
         states = (outcome.model.state_dict() for outcome in (once, throughout))
         for one, other in zip(*(state.values() for state in states), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["ga", "gd", "scrub-repository", "random-labels"])
+def test_steps_that_cost_by_where_texts_end_are_counted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = outcome("labels only", name, 2000.0, batch_size=4)
+    monkeypatch.setattr(counting, "kind_of", lambda batch: None)
+    throughout = outcome("labels only", name, 2000.0, batch_size=4)
+    assert (once.cost.flops, once.note) == (throughout.cost.flops, throughout.note)
+    assert once.model is not None
 
 
 def seen_operations(name: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -153,6 +190,51 @@ def test_a_step_that_breaks_off_leaves_the_counting_as_it_was() -> None:
     assert budget.flops == 6 * 2 * 4 * 8  # the broken one as a whole
 
 
+def test_a_step_that_breaks_off_is_over_though_its_stream_is_held() -> None:
+    """A traceback holds the frame, and the frame the stream."""
+    budget = Budget(1e9, 1.0)
+    budget.steady = True
+    batch = Samples(torch.ones(4, 8), torch.zeros(4).long(), torch.arange(4))
+
+    def method() -> None:
+        steps = budget.stream([batch] * 9)
+        for step, same in enumerate(steps):
+            _ = same.x @ torch.ones(8, 1)
+            if step == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), budget:
+        method()
+    assert not Meter.open
+    assert not _get_current_dispatch_mode_stack()
+    assert budget.flops == 6 * 2 * 4 * 8
+
+
+def test_a_thread_that_a_known_step_starts_is_counted_once() -> None:
+    """As of a model that runs on several GPUs at once."""
+    budget = Budget(1e9, 1.0)
+    budget.steady = True
+    batch = Samples(torch.ones(4, 8), torch.zeros(4).long(), torch.arange(4))
+    with budget:
+        for same in budget.stream([batch] * 9):
+            thread = threading.Thread(target=torch.matmul, args=(same.x, torch.ones(8, 1)))
+            thread.start()
+            thread.join()
+    assert budget.flops == 9 * 2 * 4 * 8
+
+
+def test_another_streams_steps_are_counted_anew() -> None:
+    budget = Budget(1e9, 1.0)
+    budget.steady = True
+    batch = Samples(torch.ones(4, 8), torch.zeros(4).long(), torch.arange(4))
+    with budget:
+        for products in (1, 2):
+            for same in budget.stream([batch] * 9):
+                for _ in range(products):
+                    _ = same.x @ torch.ones(8, 1)
+    assert budget.flops == 9 * (1 + 2) * 2 * 4 * 8
+
+
 def test_a_part_of_a_budget_counts_for_the_whole_too() -> None:
     whole = Budget(1e9, 1.0, training_passes=1e9)
     whole.steady = True
@@ -184,6 +266,7 @@ def test_kinds_differ_by_shape_type_poison_and_what_marks_a_step() -> None:
         Samples(x.double(), y, ids),
         Samples(x, y.float(), ids),
         plain.perturbed(ids[:1], torch.ones(1, 8)),
+        sealed(Samples(x[:2], y[:2], ids[:2])),
     ]
     kinds = [kind_of(samples) for samples in (plain, *others)]
     kinds += [kind_of(("retain", plain)), kind_of((True, plain)), kind_of((plain, plain))]

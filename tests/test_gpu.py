@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import marshtest
 from marshtest.attacks import Gaussian
 from marshtest.attacks.base import Effect, Poisoned
-from marshtest.commands.footprint import Footprint, _activations, footprint
+from marshtest.commands.footprint import Footprint, _activations, footprint, foretold
 from marshtest.commands.sweep import sweep
 from marshtest.data.samples import Samples, slices
 from marshtest.experiment.cells import cells, groups
@@ -37,7 +37,9 @@ from marshtest.plumbing.device import (
     failure,
     functions_device,
     in_parts,
+    memory,
     repeatable,
+    threads,
 )
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import seeded
@@ -83,6 +85,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 # Its memory
+
+
+def test_workers_that_share_the_processors_share_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr("marshtest.plumbing.device.physical_memory", lambda: 64e9)
+    with threads(1):
+        assert 16 * memory(CPU) == 64e9
 
 
 @pytest.mark.parametrize("holds", [1, 2, 3, 7, 100])
@@ -606,3 +617,14 @@ def test_a_gpu_is_asked_for_a_step_as_often_whatever_its_batch() -> None:
     # Of a step of GD, and a few operations for its batch; EUk's passes are fewer.
     assert 1 <= in_a_pass["gd"] * passes / asked._step() < 1.2
     assert in_a_pass["euk"] > 1.3 * in_a_pass["gd"]
+
+
+def test_explaining_hands_no_model_out(tmp_path: Path) -> None:
+    outside = {"name": "outside", "folder": str(tmp_path / "out")}
+    marshtest.explain({**TINY, "unlearners": [outside]})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_starts_on_a_machine_without_its_data(tmp_path: Path) -> None:
+    recipe = {**TINY, "data": {"name": "cifar10", "path": str(tmp_path / "not" / "there")}}
+    assert [*foretold(plan_sweep(read_sweep(recipe)), tmp_path / "store")] == []

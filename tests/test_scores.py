@@ -1,13 +1,14 @@
 """GUS and the rank score: closed forms, an independent computation, and the exact null."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 
 from marshtest.attacks.base import Knowledge, Poisoned
 from marshtest.attacks.gaussian import Gaussian
@@ -154,6 +155,38 @@ def test_noise_that_is_kept_scores_as_noise_that_is_drawn_anew(
     for one, other in zip(kept, ranks(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert not np.array_equal(kept[0], kept[1])
+
+
+class Louder(Gaussian):
+    """Noise that is twice as large under the same settings."""
+
+    def _draw(self, *args: Any) -> Tensor:
+        return 2 * super()._draw(*args)
+
+
+def test_kept_noise_is_of_one_law_and_takes_the_shape_of_a_models_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flat = Samples(torch.randn(40, 6), torch.arange(40) % 2, torch.arange(40))
+    wide = Samples(flat.x.view(40, 2, 3), flat.y, flat.ids)
+    knowledge = Knowledge(TASK, flat, clean=nn.Identity)
+    model = nn.Linear(6, 2)
+    models = {False: model, True: nn.Sequential(nn.Flatten(), model)}
+
+    def ranks() -> list[NDArray[np.float64]]:
+        kinds = [(Gaussian, False), (Louder, False), (Gaussian, False), (Gaussian, True)]
+        scores = []
+        for kind, is_wide in kinds:
+            attack, samples = kind(draws=9), wide if is_wide else flat
+            poisoned = attack.poison(samples, 30, knowledge, 1)
+            scores.append(attack.effect(models[is_wide], poisoned, TASK).scores["rank"])
+        return scores
+
+    kept = ranks()
+    monkeypatch.setattr("marshtest.attacks.gaussian.KEPT", 0)
+    for one, other in zip(kept, ranks(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(kept[2], kept[3])  # one number is one number in either shape
 
 
 def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:

@@ -154,11 +154,13 @@ class Gaussian(Attack):
         values = len(ids) * (self.draws + 1) * size
         chunks: dict[int, Tensor] | None = None
         if 4 * values <= KEPT * memory(ids.device):
-            chunks = _kept((self.variance, self.draws, seed, *ids.tolist(), size, ids.device))
+            # With its class: another's noise may follow another law.
+            law = type(self), self.model_dump_json()
+            chunks = _kept((law, seed, tuple(ids.tolist()), size, ids.device))
 
         def noise(first: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
             if chunks is not None and first in chunks:
-                return chunks[first]
+                return chunks[first].view(len(ids), -1, *shape)
             poison = self.noise(seed, ids, shape)[:, None]
             both = torch.cat([poison, self.fresh_noise(seed, ids, shape)], dim=1)
             if chunks is not None:

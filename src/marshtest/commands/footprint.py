@@ -15,7 +15,7 @@ from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import Pipeline, poison_count, set_up
 from marshtest.experiment.recipe_data import samples_of
 from marshtest.plumbing.device import CPU, CUDA
-from marshtest.plumbing.errors import NOTE
+from marshtest.plumbing.errors import NOTE, MarshtestError
 from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.planned import Planned
 from marshtest.training.tasks import Task
@@ -76,12 +76,19 @@ class Footprint:
 
 
 def foretold(planned: Planned, store: str | Path) -> Iterator[str]:
-    """Lines that a sweep begins with if it takes much; none if it rests on a user's callable."""
+    """Lines that a sweep begins with if it takes much.
+
+    None if it rests on a user's callable, or if the data are not where the sweep is started: its jobs may
+    have them, or be done already.
+    """
     recipe = planned.keys[0].recipe
     if planned.foreign_part is not None or recipe.data.features is not None:
         return
-    data, _ = samples_of(recipe.data, recipe.model, trigger_of(recipe.attack))
-    takes = footprint(set_up(recipe, data, "cpu"), planned.jobs)
+    try:
+        data, _ = samples_of(recipe.data, recipe.model, trigger_of(recipe.attack))
+        takes = footprint(set_up(recipe, data, "cpu"), planned.jobs)
+    except MarshtestError:
+        return
     if takes.is_large:
         yield f"{NOTE}{takes.sentence()}"
     if shortage := takes.shortage(store):

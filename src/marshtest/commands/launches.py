@@ -20,6 +20,7 @@ from marshtest.training.budget import Budget, BudgetSpent, Meter
 from marshtest.training.captured import ours
 from marshtest.training.loop import descend
 from marshtest.unlearning import UNLEARNERS, Unlearner
+from marshtest.unlearning.outside import Outside
 
 FEW = 4  # samples of a step that is counted
 HOST = 40e-6  # seconds in which a processor asks for one of them; see docs/gpu.md
@@ -45,10 +46,6 @@ class Launches:
         unlearner = job.unlearner
         if kind != "unlearn" or unlearner is None:
             return 0.0
-        if (
-            type(unlearner) not in UNLEARNERS.values()
-        ):  # explaining a recipe runs nothing of a user's
-            return self._step() / (3 * batch)
         own = getattr(unlearner, "batch_size", None) or batch
         return self._of_unlearner(unlearner) * FEW / own
 
@@ -66,9 +63,8 @@ class Launches:
     def _counted(self, unlearner: Unlearner) -> float:
         """Operations for each pass of an unlearner's steps on a few samples."""
         plain = self._step() / (3 * FEW)
-        if (
-            type(unlearner) not in UNLEARNERS.values()
-        ):  # explaining a recipe runs nothing of a user's
+        # Explaining a recipe runs nothing of a user's, and hands no model out.
+        if type(unlearner) not in UNLEARNERS.values() or isinstance(unlearner, Outside):
             return plain
         # Of the longer run less the shorter: what comes before the first step drops out.
         try:

@@ -42,10 +42,13 @@ def functions_device(name: str) -> torch.device:
 
 
 def memory(device: torch.device) -> float:
-    """Bytes of the device's own memory, in all; infinite where the system does not tell."""
+    """Bytes of the device's own memory; infinite where the system does not tell.
+
+    Of a machine's memory it is the share of this process, as of the processors: others work beside it.
+    """
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    return physical_memory()
+    return physical_memory() * min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

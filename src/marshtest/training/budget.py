@@ -25,7 +25,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache
 from importlib import import_module
@@ -130,19 +130,25 @@ def _innermost_mode() -> TorchDispatchMode | None:
 
 @contextmanager
 def _unwatched() -> Iterator[None]:
-    """Let this thread's operations run without being seen, past Python."""
+    """Let the operations of this thread, and of those that it starts, run unseen, past Python."""
     watch = _pop_mode()
+    _here.unseen = True
     try:
         yield
     finally:
+        _here.unseen = False
         _push_mode(watch)
 
 
+_here = threading.local()
 _start = threading.Thread.start
 
 
 def _start_watched(thread: threading.Thread) -> None:
     """Start a thread that is watched too; it stands in for `Thread.start` while a meter is open."""
+    if getattr(_here, "unseen", False):  # its operations are among those of a step that is known
+        _start(thread)
+        return
     run = thread.run
 
     def watched() -> None:
@@ -259,7 +265,7 @@ class Budget:
         self._passed = 0.0  # epochs that a stream has passed on
         self._milestones: list[float] = []
         self._reached: Callable[[float], None] | None = None
-        self._alike: dict[Hashable, Alike] = {}
+        self._unseen = ExitStack()  # what ends a step that is not seen
         self._meter = Meter(limit=self.passes * self.flops_per_pass)
 
     def __enter__(self) -> Self:
@@ -270,8 +276,11 @@ class Budget:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._cpu_seconds += _cpu_seconds()
-        self._meter.__exit__(*error)
+        try:
+            self._unseen.close()  # a traceback may hold the stream, and so the step, open
+        finally:
+            self._cpu_seconds += _cpu_seconds()
+            self._meter.__exit__(*error)
 
     @classmethod
     def of_epochs(
@@ -375,12 +384,13 @@ class Budget:
             yield from self._epochs_of(self.epochs, batches, epoch, counted)
             return
         dearest = 0.0  # sample passes of a step; the budget cannot know the next one's
+        known: dict[Hashable, Alike] = {}  # another stream's steps may be of another method
         for batch in batches:
             self._pass_milestones(dearest)
             if self.left < dearest:
                 return
             before = self.spent
-            with self._step(batch):
+            with self._step(batch, known):
                 yield batch
             dearest = max(dearest, self.spent - before)
 
@@ -394,6 +404,7 @@ class Budget:
                 "what one is. Give budget.stream(batches, epoch=task.batches_per_epoch(samples, size))."
             )
         start, done = self._passed, 0
+        known: dict[Hashable, Alike] = {}
         for batch in batches:
             # Rounded: a part of an epoch ends with the nearest whole mini-batch.
             while self._milestones and done >= round((self._milestones[0] - start) * epoch):
@@ -402,30 +413,26 @@ class Budget:
                     self._reached(milestone)
             if done >= round((epochs - start) * epoch):
                 return
-            with self._step(batch):
+            with self._step(batch, known):
                 yield batch
             done += counted(batch)
             self._passed = start + done / epoch
 
     @contextmanager
-    def _step(self, batch: object) -> Iterator[None]:
+    def _step(self, batch: object, known: dict[Hashable, Alike]) -> Iterator[None]:
         """One step of a method: seen operation by operation, or not at all where its cost is known."""
         kind = kind_of(batch) if self.steady else None
-        if kind is None:
+        if kind is None or not isinstance(_innermost_mode(), _Watch):
             yield
             return
-        alike, meter = self._alike.setdefault(kind, Alike()), self._meter
-        affordable = all(each.affords(alike.flops) for each in Meter.open)
-        if alike.known and affordable and isinstance(_innermost_mode(), _Watch):
-            started = time.perf_counter()
+        alike, meter = known.setdefault(kind, Alike()), self._meter
+        if alike.known and all(each.affords(alike.flops) for each in Meter.open):
+            self._unseen.callback(_add_known, alike, time.perf_counter())
+            self._unseen.enter_context(_unwatched())
             try:
-                with _unwatched():
-                    yield
-            finally:  # a step that breaks off counts as a whole
-                alike.since += 1
-                seconds = time.perf_counter() - started
-                for each in reversed(Meter.open):
-                    each.add(alike.flops, seconds, alike.operations)
+                yield
+            finally:
+                self._unseen.close()
             return
         flops, operations = meter.flops, meter.operations
         yield
@@ -438,6 +445,14 @@ class Budget:
             # A run under this milestone would have been stopped within a step that jumped past it.
             if self._reached is not None and self.spent <= milestone:
                 self._reached(milestone)
+
+
+def _add_known(alike: Alike, started: float) -> None:
+    """Count a step of known cost; one that broke off counts as a whole."""
+    alike.since += 1
+    seconds = time.perf_counter() - started
+    for meter in reversed(Meter.open):
+        meter.add(alike.flops, seconds, alike.operations)
 
 
 def _cpu_seconds() -> float:

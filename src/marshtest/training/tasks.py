@@ -83,6 +83,11 @@ class Task(ABC):
     packed: Callable[[nn.Module], bytes] | None = None  # a file that `load_model` reads, of a model
     channels_last: bool = True  # the layout of images, in which convolutions are half again as fast
 
+    @property
+    def steady(self) -> bool:
+        """Whether mini-batches of one shape cost alike, whatever they hold."""
+        return True
+
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         """[B, ...] the batch in input space, with its perturbations added."""
         perturbation = batch.perturbation()
@@ -353,6 +358,10 @@ class LabelWord(Language):
     # whether the loss is the label's cross-entropy alone, for which no other token's logits are
     # computed. If not, it is the mean over all tokens after the first, the label included (paper §5.1)
     label_only: bool = False
+
+    @property
+    def steady(self) -> bool:
+        return not self.label_only  # else logits cost by the number of places where texts end
 
     def tokens(self, batch: Samples) -> Tensor:
         """[B, T + 1] token ids of the prompt and its label's word; [B, T], the prompt, if `label_only`."""

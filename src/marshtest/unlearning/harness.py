@@ -99,7 +99,7 @@ def _run(
     note = trace = ""
     budget.on_the_way(milestones, snapshots.take)
     # Foreign code could let a dear step follow cheap ones, so all of its steps are counted.
-    budget.steady = type(unlearner) in UNLEARNERS.values()
+    budget.steady = task.steady and type(unlearner) in UNLEARNERS.values()
     try:
         # The budget is the innermost, so that it counts the unlearner's work and no other.
         with signals_noted() as signals, seeded(seed), witness, budget:
