@@ -452,6 +452,10 @@ def test_only_networks_of_our_own_are_recorded(dropout: str) -> None:
     assert ours(nn.Sequential(nn.Linear(2, 2), inner)) == (dropout == "ours")
     assert ours(build(parse_model({"name": "resnet18", "width": 2}), (3, 8, 8), 2, 0))
     assert not recordable(nn.Linear(2, 2), CPU)
+    hooked, averaged = nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)  # type: ignore[arg-type]
+    hooked.register_forward_hook(lambda *_: None)
+    assert not ours(hooked)
+    assert not ours(averaged)
 
 
 class FakeGraph:
