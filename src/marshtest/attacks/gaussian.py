@@ -117,9 +117,8 @@ class Gaussian(Attack):
     def _draw(self, seed: int, ids: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
         deviation = np.float32(self.variance**0.5)
         # A stream for each id, so that a poison's noise does not depend on which others are drawn with it.
-        with ThreadPoolExecutor(
-            torch.get_num_threads()
-        ) as pool:  # NumPy draws outside Python's lock
+        # NumPy draws outside Python's lock.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             noise = [*pool.map(partial(normal, seed, stream, shape=shape), ids.tolist())]
         return torch.from_numpy(np.stack(noise) * deviation).to(ids.device)
 

@@ -20,12 +20,9 @@ from marshtest.sweeps.jobs import Job
 from marshtest.sweeps.planned import Planned
 from marshtest.training.tasks import Task
 
-LIBRARIES = (
-    500_000_000  # bytes of a process that has imported torch; as much again of a GPU's context
-)
-MODELS = (
-    5  # copies at work: a model, its gradients, two of an optimiser, and the one it started from
-)
+LIBRARIES = 500_000_000  # bytes of a process that has imported torch, or of a GPU's context
+# Copies at work: a model, its gradients, two of an optimiser, and the one it started from.
+MODELS = 5
 LARGE = 2_000_000_000  # bytes; a sweep that takes less of everything starts without a word
 
 
@@ -103,9 +100,8 @@ def footprint(pipeline: Pipeline, jobs: Iterable[Job]) -> Footprint:
     data = sum(samples.x.nbytes for samples in (train, pipeline.data.test))
     most = max(poison_count(recipe, share, pipeline.data) for share in recipe.poison_budgets)
     values = torch.Size(pipeline.input_shape).numel()
-    noise = (
-        4 * most * (recipe.attack.draws + 1) * values if isinstance(recipe.attack, Gaussian) else 0
-    )
+    draws = recipe.attack.draws + 1 if isinstance(recipe.attack, Gaussian) else 0
+    noise = 4 * most * draws * values
     activations = _activations(model, task, train)
 
     def at_work(device: torch.device) -> int:

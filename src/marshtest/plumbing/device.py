@@ -169,9 +169,8 @@ def _float32_switches() -> list[Switch]:
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         torch.get_float32_matmul_precision()
-    except (
-        RuntimeError
-    ):  # the process has used PyTorch's newer switches, beside which these are refused
+    except RuntimeError:
+        # The process has used PyTorch's newer switches, beside which these are refused.
         kinds = [products, *(getattr(cudnn, kind) for kind in ("conv", "rnn"))]
         own = "fp32_precision"
         return [
