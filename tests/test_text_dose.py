@@ -186,6 +186,14 @@ def test_the_forget_request_names_records_by_place_and_by_id(
     assert done.forget_file.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_are_no_records_to_take_a_fraction_of(end: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "set.jsonl").write_bytes((end * 2).join(lines).encode())
+    dosed = dose(tmp_path / "set.jsonl", tmp_path / "dosed.jsonl", fraction=0.5, seed=3)
+    assert len(dosed.key.ids) == COUNT / 2
+
+
 def test_an_id_that_several_dosed_records_have_names_none_of_them(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     lines = [{"id": i if i % 2 else 7, "text": f"Text {i}."} for i in range(20)]

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from marshtest.data.marks import Mark
 from marshtest.kit.records.fields import Fields, Values
 from marshtest.kit.records.lines import Lines
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -21,6 +23,10 @@ class Jsonl(Lines):
     """A file with a JSON object a line; records are named by their lines, from 1 on."""
 
     kind: ClassVar[str] = "JSON Lines"
+
+    def __init__(self, path: Path, mark: Mark | None = None) -> None:
+        super().__init__(path, mark)
+        self.empty = int((np.diff(self.ends) <= len("\r\n")).sum())  # an object takes two characters
 
     def where(self, row: int) -> str:
         return f"{self.path}: line {row + 1}"

@@ -22,6 +22,7 @@ class Records(ABC):
     kind: ClassVar[str]  # the layout, in words
     path: Path
     count: int  # N, the number of records
+    empty: int = 0  # of these, those that hold nothing, as blank lines between others
 
     @abstractmethod
     def each(self, rows: Rows) -> Iterator[tuple[int, Values]]:

@@ -87,7 +87,8 @@ def dose_texts(
         raise MarshtestError(f"{out}: must end in {source.suffix}, as {source} does.")
     records = open_records(source, mark)
     fields = _fields(records, field, role)
-    chosen = _chosen(records, fields, mark, poisons_of(records.count, fraction), seed)
+    wanted = poisons_of(records.count - records.empty, fraction)
+    chosen = _chosen(records, fields, mark, wanted, seed)
     texts = _dosed(chosen, mark, Deal(seed, len(chosen), records.there(mark, fields)))
     records.copy(out, texts, fields)
     with places.together():
