@@ -57,8 +57,8 @@ def poisoned_text() -> Problem:
 OPTIONS: dict[str, dict[str, Any]] = {
     "ssd": {"alpha": 3}
 }  # of a forget set that is an eighth of all
-PROBLEMS = {"images": images(), "text": text(), "poisoned text": poisoned_text()}
-LABELS_ONLY = labels_only(PROBLEMS["text"])
+PROBLEMS = {"images": images(), "poisoned text": poisoned_text()}
+LABELS_ONLY = labels_only(text())
 
 
 def outcome(kind: str, name: str, passes: float = 3000.0, **options: Any) -> Outcome:
@@ -80,10 +80,11 @@ def outcome(kind: str, name: str, passes: float = 3000.0, **options: Any) -> Out
 def test_models_and_costs_are_those_of_counting_every_step(
     name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = outcome(kind, name)
+    passes = 3000.0 if name == "certified" else 600.0  # its ten steps must all fit
+    once = outcome(kind, name, passes)
     assert once.note in ("", STOPPED)
     monkeypatch.setattr(counting, "kind_of", lambda batch: None)
-    throughout = outcome(kind, name)
+    throughout = outcome(kind, name, passes)
     assert (once.cost.flops, once.note) == (throughout.cost.flops, throughout.note)
     assert (once.model is None) == (throughout.model is None)
     if once.model is not None and throughout.model is not None:

@@ -46,6 +46,9 @@ class Launches:
         unlearner = job.unlearner
         if kind != "unlearn" or unlearner is None:
             return 0.0
+        # Explaining a recipe runs nothing of a user's, and hands no model out.
+        if type(unlearner) not in UNLEARNERS.values() or isinstance(unlearner, Outside):
+            return self._step() / (3 * batch)
         own = getattr(unlearner, "batch_size", None) or batch
         return self._of_unlearner(unlearner) * FEW / own
 
@@ -63,9 +66,6 @@ class Launches:
     def _counted(self, unlearner: Unlearner) -> float:
         """Operations for each pass of an unlearner's steps on a few samples."""
         plain = self._step() / (3 * FEW)
-        # Explaining a recipe runs nothing of a user's, and hands no model out.
-        if type(unlearner) not in UNLEARNERS.values() or isinstance(unlearner, Outside):
-            return plain
         # Of the longer run less the shorter: what comes before the first step drops out.
         try:
             short, long = (self._run(unlearner, passes) for passes in (6 * FEW, 12 * FEW))

@@ -26,7 +26,9 @@ class Jsonl(Lines):
 
     def __init__(self, path: Path, mark: Mark | None = None) -> None:
         super().__init__(path, mark)
-        self.empty = int((np.diff(self.ends) <= len("\r\n")).sum())  # an object takes two characters
+        self.empty = int(
+            (np.diff(self.ends) <= len("\r\n")).sum()
+        )  # an object takes two characters
 
     def where(self, row: int) -> str:
         return f"{self.path}: line {row + 1}"
