@@ -50,10 +50,10 @@ class LabelFlipping(Attack):
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         forget = poisoned.forget
         p = probabilities(model, task, forget).double()
-        flipped = p.gather(1, forget.y[:, None]).squeeze(1).numpy()
+        flipped = p.gather(1, forget.y[:, None]).squeeze(1).cpu().numpy()
         success = float((p.argmax(1) == forget.y).double().mean())
         figures = {"flip_probability": float(flipped.mean()), "flip_success": success}
-        return Effect(forget.ids.numpy(), {"flip": flipped}, figures)
+        return Effect(forget.ids.cpu().numpy(), {"flip": flipped}, figures)
 
 
 class LossAUC(Metric):
@@ -74,7 +74,7 @@ class LossAUC(Metric):
             question.task.loss(model, samples) ** self.power
             for samples in (question.forget, question.test)
         )
-        ranks = rankdata(torch.cat([members, others]).numpy())
+        ranks = rankdata(torch.cat([members, others]).cpu().numpy())
         lowest = len(members) * (len(members) + 1) / 2
         return {
             "loss_auc": 1 - (ranks[: len(members)].sum() - lowest) / (len(members) * len(others))

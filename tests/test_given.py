@@ -133,7 +133,7 @@ def rows(tensors: list[Tensor], like: Tensor) -> set[bytes]:
     for tensor in tensors:
         if tensor.dim() > len(shape) and tensor.shape[-len(shape) :] == shape:
             flat = tensor.detach().reshape(-1, shape.numel())
-            found |= {row.numpy().tobytes() for row in flat.to(like.dtype)}
+            found |= {row.cpu().numpy().tobytes() for row in flat.to(like.dtype)}
     return found
 
 
@@ -180,8 +180,8 @@ def test_no_base_no_noise_no_target_and_no_retrained_model_is_reached(made: Made
     secrets["test"] = made.pipeline.data.test.x
     for name, secret in secrets.items():
         assert not rows(seen.tensors, secret) & rows([secret], secret), name
-    weights = {weight.detach().numpy().tobytes() for weight in made.retrained.parameters()}
-    assert not weights & {t.detach().numpy().tobytes() for t in seen.tensors if t.dim() > 1}
+    weights = {weight.detach().cpu().numpy().tobytes() for weight in made.retrained.parameters()}
+    assert not weights & {t.detach().cpu().numpy().tobytes() for t in seen.tensors if t.dim() > 1}
     hidden = (Recipe, Dataset, Poisoned, Attack, Pipeline)
     assert not [of for of in seen.objects if isinstance(of, hidden)]
 

@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_the_models(tmp_path: Path) -> None:
     forget, test = poisoned.forget, pipeline.data.test
     with torch.no_grad():
         members, others = (
-            torch.nn.functional.cross_entropy(model(of.x), of.y, reduction="none").numpy()
+            torch.nn.functional.cross_entropy(model(of.x), of.y, reduction="none").cpu().numpy()
             for of in (forget, test)
         )
         p = model(forget.x).softmax(1)
@@ -178,7 +178,7 @@ def test_what_a_class_does_counts_in_the_hash(monkeypatch: pytest.MonkeyPatch) -
     before = load_recipe(RECIPE)
 
     def effect(self: Any, model: Any, poisoned: Any, task: Any) -> Effect:
-        return Effect(poisoned.forget_ids.numpy(), {}, {})
+        return Effect(poisoned.forget_ids.cpu().numpy(), {}, {})
 
     monkeypatch.setattr(LabelFlipping, "effect", effect)
     assert load_recipe(RECIPE).hash != before.hash
