@@ -175,7 +175,10 @@ def of_graphs(problem: Problem, steps: int) -> dict[str, Any]:
     differences = [
         float((a.float() - b.float()).abs().max()) for a, b in zip(*trained, strict=True)
     ]
-    return found | {"largest difference of a weight": max(differences)}
+    return found | {
+        "compared after, steps": steps,
+        "largest difference of a weight": max(differences),
+    }
 
 
 def no(model: nn.Module, device: torch.device) -> bool:
