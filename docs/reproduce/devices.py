@@ -52,7 +52,8 @@ def graphs() -> str:
     each = [1000 * found[f"{way}, s"] / found["steps"] for way in ("plain", "recorded")]
     return (
         f"{each[0]:.1f} ms step by step and {each[1]:.1f} ms by a graph's replays; the largest difference "
-        f"of a weight after {found['compared after, steps']} steps of another, in float32 and bfloat16, is {found['largest difference of a weight']:g}."
+        f"of a weight after {found['compared after, steps']} steps of another training, in float32 and in "
+        f"bfloat16, is {found['largest difference of a weight']:g}."
     )
 
 
