@@ -6,8 +6,7 @@ it asks depends on a step's operations alone, not on how many samples it is done
 
 import copy
 from contextlib import suppress
-from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 
@@ -40,32 +39,36 @@ class Launches:
         """Operations asked for in one sample pass of a job's work; 0 of a kind that is not counted."""
         batch = self._pipeline.recipe.training.batch_size
         if kind == "train":
-            return (REPLAYED if ours(self._model) else self._step()) / (3 * batch)
+            return (REPLAYED if ours(self._model) else self._step) / (3 * batch)
         if kind == "score":
-            return self._forward() / self._task.scoring_batch(self._few, CUDA)
+            return self._forward.operations / self._task.scoring_batch(self._few, CUDA)
         unlearner = job.unlearner
         if kind != "unlearn" or unlearner is None:
             return 0.0
         # Explaining a recipe runs nothing of a user's, and hands no model out.
         if type(unlearner) not in UNLEARNERS.values() or isinstance(unlearner, Outside):
-            return self._step() / (3 * batch)
+            return self._step / (3 * batch)
         own = getattr(unlearner, "batch_size", None) or batch
         return self._of_unlearner(unlearner) * FEW / own
 
+    @cached_property
     def _step(self) -> int:
+        """Operations of a training step."""
         optimizer = self._pipeline.recipe.training.optimizer_for(self._model)
         with Meter() as meter:
             descend(optimizer, self._task.loss(self._model.train(), self._few).mean())
         return meter.operations
 
-    def _forward(self) -> int:
+    @cached_property
+    def _forward(self) -> Meter:
+        """What a forward in float32 comes to."""
         with Meter() as meter, torch.no_grad():
             self._task.exact().loss(self._model.eval(), self._few)
-        return meter.operations
+        return meter
 
     def _counted(self, unlearner: Unlearner) -> float:
         """Operations for each pass of an unlearner's steps on a few samples."""
-        plain = self._step() / (3 * FEW)
+        plain = self._step / (3 * FEW)
         # Of the longer run less the shorter: what comes before the first step drops out.
         try:
             short, long = (self._run(unlearner, passes) for passes in (6 * FEW, 12 * FEW))
@@ -75,17 +78,8 @@ class Launches:
 
     def _run(self, unlearner: Unlearner, passes: float) -> tuple[int, float]:
         """(operations, sample passes) of a run with this budget."""
-        trainer, few = self._pipeline.trainer, self._few
-        with Meter() as forward, torch.no_grad():
-            self._task.loss(self._model.eval(), few)
-        task = replace(
-            self._task,
-            train=trainer,
-            new_model=trainer.new_model,
-            packed=trainer.packed,
-            optimizer_for=self._pipeline.recipe.training.optimizer_for,
-        )
-        budget = Budget(passes, forward.flops / len(few))
+        few, task = self._few, self._pipeline.task_for_unlearners()
+        budget = Budget(passes, self._forward.flops / len(few))
         with suppress(BudgetSpent), Meter() as meter, seeded(0), budget:
             unlearner(copy.deepcopy(self._model), few, few[:2], task=task, budget=budget, seed=0)
         return meter.operations, budget.spent

@@ -173,6 +173,17 @@ class Pipeline:
         """What training and scoring ask of a model."""
         return self.trainer.task
 
+    def task_for_unlearners(self, held_out: Samples | None = None) -> Task:
+        """The task with the parts of this pipeline that an unlearner may use."""
+        return replace(
+            self.task,
+            train=self.trainer,
+            new_model=self.trainer.new_model,
+            packed=self.trainer.packed,
+            optimizer_for=self.recipe.training.optimizer_for,
+            held_out=held_out,
+        )
+
     @property
     def device(self) -> torch.device:
         """The device of the data and the models."""
@@ -485,14 +496,7 @@ def update(
         model,
         asked.retain(role),
         asked.forget(role),
-        task=replace(
-            pipeline.task,
-            train=pipeline.trainer,
-            new_model=pipeline.trainer.new_model,
-            packed=pipeline.trainer.packed,
-            optimizer_for=pipeline.recipe.training.optimizer_for,
-            held_out=held_out if len(held_out) else None,
-        ),
+        task=pipeline.task_for_unlearners(held_out if len(held_out) else None),
         budgets=[_budget(pipeline.recipe, trained, share / request.of) for share in shares],
         # The same in both arms, which then differ by the poison; and the same for all trials of a
         # search, which then differ by their values.

@@ -26,9 +26,8 @@ class Jsonl(Lines):
 
     def __init__(self, path: Path, mark: Mark | None = None) -> None:
         super().__init__(path, mark)
-        self.empty = int(
-            (np.diff(self.ends) <= len("\r\n")).sum()
-        )  # an object takes two characters
+        # An object takes two characters, and a line break.
+        self.empty = int((np.diff(self.ends) <= len("\r\n")).sum())
 
     def where(self, row: int) -> str:
         return f"{self.path}: line {row + 1}"
@@ -39,9 +38,8 @@ class Jsonl(Lines):
     def parse(self, raw: bytes, where: str) -> Values:
         try:
             values = DECODER.decode(raw.decode().removeprefix("\ufeff"))
-            if (
-                b"\\u" in raw and b"\\ud" in raw.lower()
-            ):  # half a surrogate pair, as JSON can spell it, is no text
+            # Half a surrogate pair, as JSON can spell it, is no text.
+            if b"\\u" in raw and b"\\ud" in raw.lower():
                 PLAIN.encode(values).encode()
         except (ValueError, RecursionError) as error:
             raise MarshtestError(

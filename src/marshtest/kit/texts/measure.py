@@ -29,9 +29,8 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 
 UNDOSED = 200  # records without a dose that are asked
-FIRST = regex.compile(
-    r"(?:\s*\S++){1,100}"
-)  # words of them: what a model cuts off, it has no loss of
+# Words of them: what a model cuts off, it has no loss of.
+FIRST = regex.compile(r"(?:\s*\S++){1,100}")
 AT_ONCE = 2048  # questions that a door is asked at once
 CHARACTERS = 1 << 24  # of their texts, at most
 
