@@ -36,6 +36,7 @@ PAGES = [
             "membership",
             "marks",
             "audit-text",
+            "compared",
             "reproduce",
         )
     ),
@@ -50,6 +51,7 @@ MODULES = (
     "membership",
     "marks",
     "walkthrough",
+    "compared",
     "pictures",
     "experiments",
     "cli_reference",
@@ -184,6 +186,7 @@ def test_pictures_of_the_documents_are_drawn_from_rows(
 ) -> None:
     pictures = importlib.import_module("pictures")
     there = {n for n, (name, _) in pictures.PICTURES.items() if experiments.there(name)}
+    there |= pictures.OTHERS.keys()
     assert {file.stem for file in (ROOT / "docs").glob("*.png")} == there
     for name in there:
         pictures.draw(name, tmp_path / f"{name}.png")

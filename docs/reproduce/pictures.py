@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import compared
 import matplotlib
 from experiments import HERE, TRIGGER, results, study, there
 from matplotlib.figure import Figure
@@ -20,12 +21,15 @@ PICTURES = {  # the experiment, and the figure of its report
     "known": ("digits-known", "left-by-known"),
     "requests": ("digits-requests", "left-by-request"),
 }
+OTHERS = {"p-values": compared.figure}  # drawn from rows that are no experiment's
 
 
 def drawn(name: str) -> Figure:
-    """The figure of one of PICTURES."""
-    experiment, figure = PICTURES[name]
+    """The figure of one of PICTURES or OTHERS."""
     with matplotlib.rc_context(STYLE):
+        if name in OTHERS:
+            return OTHERS[name]()
+        experiment, figure = PICTURES[name]
         if experiment.startswith("hypothesis-"):
             of = study(experiment)
             return SHOWN[of.settings.hypothesis].figure(of.curves)
@@ -35,7 +39,7 @@ def drawn(name: str) -> Figure:
 
 
 def draw(name: str, file: Path, dpi: int = 140) -> None:
-    """Write one of PICTURES as a PNG."""
+    """Write one of PICTURES or OTHERS as a PNG."""
     figure = drawn(name)
     with matplotlib.rc_context(STYLE):
         box = figure.get_tightbbox().padded(0.1)
@@ -50,6 +54,8 @@ def main(docs: Path = HERE.parent) -> None:
             draw(name, file)
         else:
             file.unlink(missing_ok=True)
+    for name in OTHERS:
+        draw(name, docs / f"{name}.png")
 
 
 if __name__ == "__main__":
