@@ -231,6 +231,8 @@ def between_seeds(of: Floats, repetitions: int = 100) -> Iterator[dict[str, obje
             yield {
                 "one": one,
                 "other": other,
+                "accuracy": float((of[one] > 0).mean()),  # of the first; a margin above 0 is right
+                "other_accuracy": float((of[other] > 0).mean()),
                 "images": size,
                 "repetitions": len(p),
                 "rejected": rejected,

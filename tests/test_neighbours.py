@@ -125,3 +125,13 @@ def test_a_strong_test_and_no_effect_are_told_apart_by_no_p_value_alone(
     assert rows.loc[("retrain-tuned", 400), "ks_passes"] < 500
     assert rows.loc["shrink-perturb", "REMOVED"].max() < 10
     assert rows.loc[("retrain-tuned", 400), "REMOVED"] > 900
+
+
+def test_models_of_other_seeds_are_told_apart_the_surer_the_more_samples(
+    compared: ModuleType,
+) -> None:
+    rows = compared.rows("seeds")
+    assert (rows["rejected"] <= rows["repetitions"]).all()
+    shares = (rows["rejected"] / rows["repetitions"]).groupby(rows["images"]).mean()
+    assert shares.is_monotonic_increasing
+    assert shares.iloc[-1] > 0.5

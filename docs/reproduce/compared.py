@@ -40,7 +40,7 @@ def read_peers() -> dict[str, dict]:
 
 def parts(cell: str) -> tuple[str, str, str]:
     """The answer, the file and the note of a cell."""
-    answer, file, note = ([part.strip() for part in cell.split(";")] + ["", ""])[:3]
+    answer, file, note = ([part.strip() for part in cell.split(";", 2)] + ["", ""])[:3]
     count = str(len(UNLEARNERS.keys() - set(NO_METHODS)))
     return answer.replace("{unlearners}", count), file, note
 
@@ -51,7 +51,7 @@ def sources() -> str:
         {
             "tool": f"[{name}](https://github.com/{of['repository']})",
             "snapshot read": f"[`{of['commit'][:7]}`]({address(name, '', 'tree')})",
-            "of": of["date"],
+            "last commit": of["date"],
         }
         for name, of in read_peers()["tools"].items()
     ]
@@ -141,9 +141,14 @@ def between_seeds() -> str:
         }
         for images, shares in rejected
     ]
-    pairs = len(of[["one", "other"]].drop_duplicates())
-    seeds = len({*of["one"], *of["other"]})
-    return f"{as_markdown(pd.DataFrame(lines))}\n\n{pairs} pairs of {seeds} seeds."
+    pairs, seeds = len(of[["one", "other"]].drop_duplicates()), {*of["one"], *of["other"]}
+    last = of[of["images"] == of["images"].max()]
+    right = pd.concat([of["accuracy"], of["other_accuracy"]])
+    return (
+        f"{as_markdown(pd.DataFrame(lines))}\n\n{pairs} pairs of {len(seeds)} seeds, whose models have an "
+        f"accuracy of {right.min():.2f} to {right.max():.2f}. With {last['images'].iloc[0]:,} images "
+        f"{last['rejected'].sum()} of the {pairs} pairs have p < 0.05."
+    )
 
 
 def figure() -> Figure:
