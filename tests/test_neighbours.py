@@ -121,8 +121,11 @@ def test_a_strong_test_and_no_effect_are_told_apart_by_no_p_value_alone(
 ) -> None:
     """The page's claim: p > 0.05 is said of a model that holds poison, and not of one that never saw it."""
     rows = compared.rows("answers").set_index(["model", "poisons"])
-    assert rows.loc[("shrink-perturb", 25), "ks_passes"] > 900
+    assert rows.loc[("shrink-perturb", 50), ["ks_passes", "mia_passes"]].min() > 500
+    assert rows.loc[("shrink-perturb", 200), "ks_passes"] < 100
+    assert rows.loc[("retrain-tuned", 200), "ks_passes"] > 900
     assert rows.loc[("retrain-tuned", 400), "ks_passes"] < 500
+    assert rows.loc["retrain-tuned", "mia_passes"].min() > 900
     assert rows.loc["shrink-perturb", "REMOVED"].max() < 10
     assert rows.loc[("retrain-tuned", 400), "REMOVED"] > 900
 
