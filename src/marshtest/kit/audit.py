@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from marshtest.attacks.gaussian import PRESENTATION
 from marshtest.commands.plan import VERDICT, Plan, effects_shown
+from marshtest.kit.certificates.provenance import Provenance
 from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
 from marshtest.kit.key import Key
@@ -59,6 +60,9 @@ class Audit:
     key: Key | TextKey
     question: Question  # what was asked, with its error rates
     models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
+    provenance: Provenance = field(
+        default_factory=Provenance
+    )  # digests of key and models, and how they were asked
 
     @property
     def answer(self) -> str:
@@ -345,9 +349,10 @@ def audit(
         MarshtestError: key, data and models do not fit together, or the model before does no better than
             chance.
     """
-    key = key if isinstance(key, Key | TextKey) else read_key(key)
+    file, key = key, key if isinstance(key, Key | TextKey) else read_key(key)
     parsed = Question.parse(question, "audit")
     specs = [before, *after, *([retrained] if retrained else [])]
+    provenance = Provenance.of(file, specs, scaling=scaling, loss=loss, quantize=quantize)
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
         refuse_options("audit: the key is of texts", scaling=scaling)
@@ -361,7 +366,7 @@ def audit(
         where = torch_device, in_process, functions_device(device)
         asked = _of_images(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
-    return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))
+    return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)), provenance)
 
 
 def _of_images(
