@@ -19,6 +19,11 @@ ALONE = {  # of the model before unlearning, where it is the only one
     "NOT REMOVED": "The model depends on the dose, as one before unlearning should. No other was asked.",
     "INCONCLUSIVE": "Nothing is shown of the model. No model after unlearning was asked.",
 }
+METHOD = (
+    "Before training, a dose (random noise, or marks of random characters) was put into a random part of "
+    "the data. Whether a model depends on the dose tells whether it depends on the data that had it: a "
+    "model that never saw them cannot know the dose."
+)
 UNPROVEN = (
     "That every trace of these data is gone, or that the procedure removes other data as well. Only the "
     "dosed samples were asked about, by the measurements named above.",
@@ -29,6 +34,7 @@ UNPROVEN = (
     "Anything about trainings to come: the answer is one about these very models.",
     "Compliance with any law. It is a measurement, which others may weigh.",
 )
+MEASURES = {"gus": "its gradients", "rank": "the ranks of its losses"}
 SEVERITY = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")
 MONTHS = "January February March April May June July August September October November December"
 
@@ -53,6 +59,7 @@ class Page:
     issued: str  # when, by what, for whom
     answer: str
     meaning: str
+    method: str  # what was done, in two sentences
     facts: tuple[tuple[str, str], ...]  # (name, text)
     models: tuple[Line, ...]
     legend: str
@@ -73,6 +80,7 @@ class Page:
             issued=f"Issued {moment(content.date)} by marshtest {content.versions['marshtest']}{asked_by}",
             answer=audit["answer"],
             meaning=meanings[audit["answer"]],
+            method=METHOD,
             facts=(
                 ("Data", _data(content)),
                 ("Dose", _dose(content)),
@@ -84,7 +92,7 @@ class Page:
                 ("After-care", _after_care(content)),
             ),
             models=tuple(
-                _line(model, files)
+                _line(model, audit["models"][0], files)
                 for model, files in zip(audit["models"], content.files, strict=True)
             ),
             legend=_legend(audit["models"]),
@@ -135,8 +143,8 @@ def moment(date: str) -> str:
 def _data(content: Content) -> str:
     audit = content.audit
     output = audit.get("output") or (content.commitment.output if content.commitment else None)
-    after = f"; with the dose {output}" if output else ""
-    return f"{audit['samples']:,} samples or records. SHA-256 before dosing {audit['input']}{after}"
+    after = f"\nwith the dose: SHA-256 {output}" if output else ""
+    return f"{audit['samples']:,} samples\nbefore dosing: SHA-256 {audit['input']}{after}"
 
 
 def _dose(content: Content) -> str:
@@ -152,7 +160,7 @@ def _dose(content: Content) -> str:
 
 
 def _key(content: Content) -> str:
-    digest = f"SHA-256 {content.key}. "
+    digest = f"SHA-256 {content.key}\n"
     if content.commitment is None:
         return f"{digest}No commitment was given: nothing here shows that the key is as old as the dose."
     return (
@@ -184,9 +192,9 @@ def _threshold(content: Content) -> str:
 
 def _errors(content: Content, after: int) -> str:
     percent = f"{100 * content.audit['question']['alpha']:.3g} %"
-    over = f"over all {after} models after unlearning together" if after > 1 else "for the model"
+    over = f" over all {after} models after unlearning together" if after > 1 else ""
     return (
-        f"At most {percent} each, {over}: the answer REMOVED though more than the threshold is left of the "
+        f"At most {percent} each{over}: the answer REMOVED though more than the threshold is left of the "
         "effects that it rests on; NOT REMOVED though nothing depends on the dose."
     )
 
@@ -205,11 +213,9 @@ def _after_care(content: Content) -> str:
     return "Not measured: whether data come back as weights are rounded, or as training goes on."
 
 
-def _line(model: Mapping[str, Any], files: Sequence[File]) -> Line:
+def _line(model: Mapping[str, Any], before: Mapping[str, Any], files: Sequence[File]) -> Line:
     left = [
-        f"{score.title} {model[f'{name}_dependence']:.3f} ± {model[f'{name}_error']:.3f}"
-        for name, score in SCORES.items()
-        if _known(model.get(f"{name}_dependence")) and _known(model.get(f"{name}_error"))
+        _left(name, model, before) for name in SCORES if _known(model.get(f"{name}_dependence"))
     ]
     bound = model["epsilon"]["lower_bound"]
     digests = [
@@ -219,12 +225,26 @@ def _line(model: Mapping[str, Any], files: Sequence[File]) -> Line:
     return Line(
         model=f"{shown(model['role'])}: {shown(model['model'], 60)}",
         verdict=model["verdict"],
-        left="; ".join(left) or "not known",
+        left="\n".join(left) or "not known",
         epsilon=f"{bound:.2f}" if _known(bound) else "–",
         usable=shown(model["usable"]),
-        digest="; ".join(digests) or "none: known by its answers alone",
+        digest=f"SHA-256 {'; '.join(digests)}"
+        if digests
+        else "No digest: known by its answers alone",
         reasons=shown("; ".join(model["reasons"]), 320),
     )
+
+
+def _left(name: str, model: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """What is left of the dose by one score; of a model after unlearning also as a share."""
+    value, error, initial = (
+        line.get(f"{name}_{what}")
+        for line, what in ((model, "dependence"), (model, "error"), (before, "dependence"))
+    )
+    text = f"{SCORES[name].title} {value:.3f} ± {error:.3f}" if _known(error) else "undefined"
+    if model is not before and _known(initial) and initial > 0:
+        text += f", {value / initial:.0%}"
+    return text.replace("-", "−")
 
 
 def _known(value: Any) -> bool:
@@ -232,14 +252,15 @@ def _known(value: Any) -> bool:
 
 
 def _legend(models: Sequence[Mapping[str, Any]]) -> str:
-    names = [
-        score.title
+    names = " and ".join(
+        f"{MEASURES[name]} ({score.title})"
         for name, score in SCORES.items()
         if any(_known(model.get(f"{name}_dependence")) for model in models)
-    ]
+    )
     return (
-        f"Left of the dose ({', '.join(names) or 'no score'}): 0 is expected of a model that never saw "
-        "it; ± is the standard error given these models. Usable: whether accuracy was kept."
+        f"Left of the dose, by {names or 'no measure'}: 0 is expected of a model that never saw it; ± is "
+        "the standard error given these models, and % the share of what the model before shows. Usable: "
+        "whether accuracy was kept."
     )
 
 

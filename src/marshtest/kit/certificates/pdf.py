@@ -12,7 +12,7 @@ from marshtest.plumbing.errors import MarshtestError
 
 MARGIN = 14  # mm
 NAMES = 31  # mm, the column of the facts' names
-WIDTHS = (56, 28, 62, 14, 22)  # mm, the columns of the models' table
+WIDTHS = (66, 30, 54, 14, 18)  # mm, the columns of the models' table
 SIZES = (8.0, 7.5, 7.0, 6.5)  # points, the largest in which all fits is taken
 MODELS = (12, 8, 5, 3, 2)  # then so many models are shown
 INK, SOFT, RULE = (27, 31, 36), (87, 96, 106), (208, 215, 222)
@@ -92,6 +92,8 @@ class _Sheet:
         self._text(page.issued, colour=SOFT)
         self._gap()
         self._answer(page.answer, page.meaning)
+        self._text(page.method)
+        self._gap()
         self._rows(page.facts)
         self._heading("Models")
         self._cells(("model", "verdict", "left of the dose", "ε ≥", "usable"), "B")
@@ -123,7 +125,7 @@ class _Sheet:
         self.pdf.set_draw_color(*RULE)
         self.pdf.line(MARGIN, y, MARGIN + self.pdf.epw, y)
         self._cells((line.model, line.verdict, line.left, line.epsilon, line.usable))
-        self._text(f"SHA-256 {line.digest}", family="Mono", scale=0.85, colour=SOFT)
+        self._text(line.digest, family="Mono", scale=0.85, colour=SOFT)
         if line.reasons:
             self._text(line.reasons, scale=0.92)
 
@@ -180,4 +182,4 @@ class _Sheet:
     def _spelt(self, text: str) -> Iterator[str]:
         """The characters, and for each that the font lacks its number."""
         glyphs = self.pdf.current_font.cmap
-        return (one if ord(one) in glyphs else f"\\u{ord(one):04x}" for one in text)
+        return (one if one == "\n" or ord(one) in glyphs else f"\\u{ord(one):04x}" for one in text)

@@ -68,7 +68,8 @@ class Verified:
 
     def table(self) -> pd.DataFrame:
         """A line of text for each check."""
-        return pd.DataFrame([vars(check) for check in self.checks])
+        frame = pd.DataFrame([vars(check) for check in self.checks])
+        return frame.rename(columns={"name": "check"})
 
     def statement(self) -> list[str]:
         """What the certificate says, in lines; a page that looks otherwise is not to be trusted."""
