@@ -30,6 +30,7 @@ from torch.nn import functional as F
 import marshtest
 from marshtest.kit.certificates.certificate import Certificate, canonical, read_certificate
 from marshtest.kit.certificates.commitment import Commitment, key_digest
+from marshtest.kit.certificates.forms import rendered
 from marshtest.kit.certificates.provenance import digest_of, parts_of
 from marshtest.kit.certificates.signing import Signer, public_key_of
 from marshtest.kit.certificates.verify import Verified, differs, verify
@@ -461,7 +462,7 @@ class Elements(HTMLParser):
 
 def test_hostile_names_stay_text_on_the_page(whole: dict[str, Any], tmp_path: Path) -> None:
     certificate = hostile(whole)
-    page = certificate.rendered(".html")
+    page = rendered(certificate, ".html")
     found = Elements(page.decode())
     assert found.tags.count("script") == 1
     assert not {"img", "b"} & set(found.tags)
@@ -476,7 +477,7 @@ def test_hostile_names_stay_text_on_the_page(whole: dict[str, Any], tmp_path: Pa
 
 
 def test_many_models_and_long_reasons_still_make_one_page(whole: dict[str, Any]) -> None:
-    (page,) = PdfReader(BytesIO(hostile(whole).rendered(".pdf"))).pages
+    (page,) = PdfReader(BytesIO(rendered(hostile(whole), ".pdf"))).pages
     text = " ".join(page.extract_text().split())
     assert "more models are in the attached certificate.json" in text
     assert "before: before.safetensors" in text
@@ -489,7 +490,7 @@ def test_equal_certificates_are_equal_bytes_and_an_edited_page_is_noticed(
     certificate, _, _ = read_certificate(folder / "audit.json")
     for kind in (".pdf", ".html", ".json"):
         written = (folder / f"audit{kind}").read_bytes()
-        assert certificate.rendered(kind) == written
+        assert rendered(certificate, kind) == written
         answer = whole["certificate"]["audit"]["answer"].encode()
         if kind == ".html":
             edited = written.replace(b"<strong>" + answer, b"<strong>REMOVED, SURELY", 1)
@@ -512,10 +513,10 @@ def test_in_python_a_certificate_has_the_date_that_is_given(here: Path, tmp_path
     done = marshtest.audit("dosed.npz.key.json", "set.npz", *MODELS, draws=19, device="cpu")
     first, again = (marshtest.certify(done, asked_by="DPO", date=DATE) for _ in range(2))
     assert first.content["date"] == DATE
-    assert first.rendered(".pdf") == again.rendered(".pdf")
-    first.save(tmp_path / "a.html")
+    assert rendered(first, ".pdf") == rendered(again, ".pdf")
+    assert marshtest.certify(done, tmp_path / "a.html", asked_by="DPO", date=DATE) == first
     with pytest.raises(MarshtestError, match="exists already"):
-        first.save(tmp_path / "a.html")
+        marshtest.certify(done, tmp_path / "a.html")
     assert marshtest.verify(tmp_path / "a.html", *MODELS).holds
     kept = Path(MODELS[1]).read_bytes()
     Path(MODELS[1]).write_bytes(kept[:-1])

@@ -218,8 +218,7 @@ def audit(
     from marshtest.kit.audit import refuse_used
     from marshtest.kit.certificates.issue import Issuer
 
-    if out is not None:  # before hours of asking, not after them
-        refuse_used(out)
+    refuse_used(out)  # before hours of asking, not after them
     issuer = Issuer.checked(key, certificate or [], asked_by, commitment, sign)
     with screen.progress() as progress:
         done = audit_models(
@@ -287,8 +286,7 @@ def calibrate(
     from marshtest.kit.calibration import calibrate as count_errors
     from marshtest.metrics.dependence import SCORES
 
-    if out is not None:
-        refuse_used(out)
+    refuse_used(out)
     with screen.progress() as progress:
         done = count_errors(
             key,

@@ -300,8 +300,10 @@ class Audit:
         }
 
 
-def refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path | None) -> None:
     """Raise if the folder holds something or cannot be made, before hours of work and not after."""
+    if folder is None:
+        return
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise MarshtestError(f"{folder}: exists and is not an empty folder. Choose another --out.")
     above = next(parent for parent in folder.absolute().parents if parent.exists())

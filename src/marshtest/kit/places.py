@@ -33,7 +33,7 @@ class Places:
 
     @property
     def commitment_file(self) -> Path:
-        """Where the commitment to the key goes, which is given away with the data."""
+        """The place of the commitment to the key, which is given away with the data."""
         return commitment_file(self.out)
 
     def refuse(self) -> None:

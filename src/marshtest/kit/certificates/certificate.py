@@ -4,12 +4,11 @@
     digest      SHA-256 of the content in canonical JSON: sorted names, no blanks, UTF-8
     signature   Ed25519, of these same bytes
 
-A page in HTML or PDF carries the JSON within, and is drawn from it alone: the same certificate makes the
-same bytes, so that a page can be told from one that was edited.
+A page in HTML or PDF carries the JSON within, and is drawn from it alone; see
+`marshtest.kit.certificates.forms`.
 """
 
 import json
-import os
 import re
 import zlib
 from contextlib import suppress
@@ -27,7 +26,6 @@ from marshtest.kit.key import Sha256
 from marshtest.kit.noise import Scaling
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.whole_files import write
 
 FORMAT = "marshtest certificate 1"
 MOST_BYTES = 1 << 26  # no certificate is larger
@@ -111,60 +109,12 @@ class Certificate:
         whole = {"certificate": self.content, "sha256": self.digest, "signature": signature}
         return json.dumps(whole, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
-    def rendered(self, suffix: str) -> bytes:
-        """The certificate as a .json, .html or .pdf file; the same bytes whenever it is drawn.
-
-        Raises:
-            MarshtestError: a PDF is asked for, and `fpdf2` is not installed.
-        """
-        if suffix == ".json":
-            return self.to_json().encode()
-        if suffix == ".html":
-            from marshtest.kit.certificates.html import html
-
-            return html(self)
-        from marshtest.kit.certificates.pdf import pdf
-
-        return pdf(self)
-
-    def save(self, path: str | Path) -> None:
-        """Write the certificate to a new file: .pdf, .html or .json.
-
-        Raises:
-            MarshtestError: another ending, a file that exists or cannot be written.
-        """
-        path = checked_place(path)
-        write(self.rendered(path.suffix), path)
-
 
 def canonical(content: Any) -> bytes:
     """JSON whose bytes depend on the content alone, not on the order of names or on blanks."""
     return json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode("utf-8", "surrogatepass")
-
-
-def checked_place(path: str | Path) -> Path:
-    """The path of a certificate that can be written.
-
-    Raises:
-        MarshtestError: another ending, a file that exists, a folder that does not, or a missing library.
-    """
-    path = Path(path)
-    if path.suffix not in (".pdf", ".html", ".json"):
-        raise MarshtestError(f"{path}: must end in .pdf, .html or .json. Choose another name.")
-    if path.exists() or path.is_symlink():
-        raise MarshtestError(f"{path}: exists already. Choose another name, or remove it.")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise MarshtestError(f"{path}: its folder does not exist. Make it, or choose another.")
-    if not os.access(folder, os.W_OK):
-        raise MarshtestError(f"{path}: its folder cannot be written to. Choose another.")
-    if path.suffix == ".pdf":
-        from marshtest.kit.certificates.pdf import refuse_missing
-
-        refuse_missing(path)
-    return path
 
 
 def checked_asked_by(text: str | None) -> str | None:

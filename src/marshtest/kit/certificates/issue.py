@@ -12,10 +12,10 @@ from marshtest.kit.certificates.certificate import (
     Committed,
     Content,
     checked_asked_by,
-    checked_place,
     current_versions,
 )
 from marshtest.kit.certificates.commitment import Commitment, key_digest, now, sha256
+from marshtest.kit.certificates.forms import checked_place, save
 from marshtest.kit.certificates.signing import Signer
 from marshtest.kit.keys import read_key
 from marshtest.plumbing.errors import MarshtestError, refuse_options
@@ -26,28 +26,33 @@ if TYPE_CHECKING:
 
 def certify(
     audit: "Audit",
-    *,
+    *places: str | Path,
     asked_by: str | None = None,
     commitment: str | Path | None = None,
     sign: str | Path | None = None,
     date: str | None = None,
 ) -> Certificate:
-    """Make a certificate of an audit that was just made; `Certificate.save` writes it.
+    """Make a certificate of an audit that was just made, and write it.
 
     Args:
         audit: what `marshtest.audit` returned.
+        *places: new files for it: .pdf, .html or .json.
         asked_by: who asked for the audit, in one line.
         commitment: file of the commitment that `dose` wrote beside the key.
         sign: file of a private Ed25519 key in PEM.
         date: of the certificate, such as 2026-01-31T12:00:00Z; by default now.
 
     Raises:
-        MarshtestError: the commitment is to another key, the private key cannot be read, or a model's file
-            is not what it was when the audit began.
+        MarshtestError: a file cannot be written, the commitment is to another key, the private key cannot
+            be read, or a model's file is not what it was when the audit began.
     """
+    paths = [checked_place(place) for place in places]
     signer = None if sign is None else Signer(sign)
     committed = None if commitment is None else _committed(commitment, audit.provenance.key)
-    return _issued(audit, checked_asked_by(asked_by), committed, signer, date)
+    certificate = _issued(audit, checked_asked_by(asked_by), committed, signer, date)
+    for path in paths:
+        save(certificate, path)
+    return certificate
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Issuer:
         if self.places:
             certificate = _issued(audit, self.asked_by, self.committed, self.signer)
             for place in self.places:
-                certificate.save(place)
+                save(certificate, place)
 
 
 def _issued(

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from marshtest.kit.certificates.certificate import Certificate, Content, File
 from marshtest.metrics.dependence import SCORES
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Page:
-    """All words of a certificate's page, in the order in which they stand."""
+    """The words of a certificate's page, in the order in which they stand."""
 
     issued: str  # when, by what, for whom
     answer: str
@@ -237,17 +237,15 @@ def _line(model: Mapping[str, Any], before: Mapping[str, Any], files: Sequence[F
 
 def _left(name: str, model: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What is left of the dose by one score; of a model after unlearning also as a share."""
-    value, error, initial = (
-        line.get(f"{name}_{what}")
-        for line, what in ((model, "dependence"), (model, "error"), (before, "dependence"))
-    )
+    value, error = model[f"{name}_dependence"], model.get(f"{name}_error")
+    initial = before.get(f"{name}_dependence")
     text = f"{SCORES[name].title} {value:.3f} ± {error:.3f}" if _known(error) else "undefined"
     if model is not before and _known(initial) and initial > 0:
         text += f", {value / initial:.0%}"
     return text.replace("-", "−")
 
 
-def _known(value: Any) -> bool:
+def _known(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

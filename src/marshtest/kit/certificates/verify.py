@@ -21,6 +21,7 @@ from marshtest.kit.certificates.certificate import (
     read_certificate,
 )
 from marshtest.kit.certificates.commitment import Commitment, key_digest, sha256
+from marshtest.kit.certificates.forms import rendered
 from marshtest.kit.certificates.page import Page, moment, shown
 from marshtest.kit.certificates.provenance import parts_of
 from marshtest.kit.certificates.signing import public_key_of
@@ -192,7 +193,7 @@ def _page(found: Certificate, written: bytes) -> Check:
     other = [name for name in DRAWN_BY if here.get(name) != there.get(name)]
     if kind == ".pdf" and "fpdf2" not in here:
         return Check(name, "not checked", "fpdf2 is not installed, which draws it")
-    if found.rendered(kind) == written:
+    if rendered(found, kind) == written:
         return Check(name, "holds", "is drawn from the content, byte for byte")
     if other:
         versions = ", ".join(f"{name} {there.get(name)}" for name in other)
@@ -322,7 +323,7 @@ def differs(then: Any, now: Any, place: str = "") -> str:
 
 
 def _apart(then: dict[str, Any], now: dict[str, Any]) -> float:
-    """By how many standard errors, at most, what is left by the scores differs."""
+    """The number of standard errors, at most, that what is left by the scores differs by."""
     differences = [0.0]
     for name in SCORES:
         one, other, error = (
