@@ -73,7 +73,6 @@ class _Sheet:
             bytes=certificate.to_json().encode(),
             basename="certificate.json",
             desc="What `marshtest verify` checks",
-            mime_type="application/json",
         )
         self.pdf.add_page()
 
