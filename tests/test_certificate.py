@@ -1,7 +1,9 @@
 """Certificates: what is sealed cannot be changed unseen, what is checked is what was certified."""
 
 import copy
+import importlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from contextlib import chdir
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -210,6 +213,7 @@ def test_an_unsigned_certificate_says_that_it_proves_nothing_and_asking_again_te
     done = checked(forged, file)
     assert done.holds
     assert "not signed: whoever has it could change it" in done.checks[1].what
+    assert done.conclusion.endswith("not signed, and so proves nothing against its author")
     assert not checked(forged, file, public_key=here / "auditor.pem").holds
     with_all = {"key": "dosed.npz.key.json", "data": "set.npz", "device": "cpu"}
     done = verify(file, *MODELS, **with_all)  # type: ignore[arg-type]
@@ -569,3 +573,38 @@ def test_answers_that_differ_are_told_by_their_place() -> None:
     )
     assert differs(then, {**same, "models": []}) == "models"
     assert differs(then, {"answer": "REMOVED"}) == "models"
+
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "docs" / "reproduce" / "certificate"
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "reproduce"))
+    return importlib.import_module("walkthrough")
+
+
+def test_the_walk_through_is_of_the_pages_commands_and_says_what_the_page_promises(
+    page: ModuleType,
+) -> None:
+    kept = json.loads(page.transcript("certificate").read_text())
+    assert [block["commands"] for block in kept["blocks"]] == page.commands("certificate")
+    said = [block["said"] for block in kept["blocks"]]
+    assert "NOT REMOVED" in said[3]
+    assert "FAILS" not in said[4] + said[5]
+    assert "every number to the last bit" in said[5]
+    assert re.search(r"signature +FAILS", said[6])
+    asked_not, asked_again = said[7].split("proves nothing against its author")
+    assert "it is not signed" in asked_not
+    assert re.search(r"asked again +FAILS", asked_again)
+    assert re.search(r"key +FAILS", said[8])
+    assert "is the commitment to another key" in said[8]
+
+
+def test_the_walk_throughs_certificate_is_still_read() -> None:
+    """It was written by an earlier version, perhaps; its signature must fit for ever."""
+    done = verify(KEPT / "audit.json", public_key=KEPT / "auditor.pem")
+    assert {check.result for check in done.checks[:3]} == {"holds"}
+    for kind in (".html", ".pdf"):
+        assert rendered(done.certificate, kind)

@@ -36,6 +36,7 @@ PAGES = [
             "membership",
             "marks",
             "audit-text",
+            "certificate",
             "reproduce",
         )
     ),

@@ -31,7 +31,9 @@ def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
     """
     block = json.loads(transcript(page).read_text())["blocks"][number]
     if block["commands"] != commands(page)[number]:
-        raise ValueError(f"run `python benchmarks/walkthrough.py {page}`: its commands have changed")
+        raise ValueError(
+            f"run `python benchmarks/walkthrough.py {page}`: its commands have changed"
+        )
     lines = block["said"].rstrip().splitlines()
     if not whole:  # what follows the table's last line explains it
         end = next(place for place, line in enumerate(lines) if line.startswith("Perplexity:"))

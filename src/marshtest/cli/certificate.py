@@ -73,5 +73,5 @@ def verify(
         )
     screen.show(done.table(), certificate.name)
     screen.say(*done.statement())
-    screen.say(f"{certificate.name}: {'holds' if done.holds else 'FAILS'}", style="bold")
+    screen.say(f"{certificate.name}: {done.conclusion}", style="bold")
     raise typer.Exit(done.exit_code)

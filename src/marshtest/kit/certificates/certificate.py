@@ -158,6 +158,7 @@ def read_certificate(path: str | Path) -> tuple[Certificate, str, bytes]:
         signed = None if signature is None else Signature.model_validate(signature)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"its content is no {FORMAT!r}")
+        canonical(content)  # raises if a number is infinite
         return Certificate(content, signed), str(stated), data
     except ValidationError:
         raise MarshtestError(f"{path}: its signature is none of Ed25519.") from None

@@ -150,13 +150,16 @@ def _data(content: Content) -> str:
 def _dose(content: Content) -> str:
     audit = content.audit
     count, samples = audit["poisons"], audit["samples"]
-    share = f"{count:,} of the {samples:,} ({count / samples:.1%}), drawn at random, "
+    doses = []
+    if "variance" in audit:
+        doses.append(f"random noise of variance ε² = {audit['variance']:g}, in scaled units")
     if "mark" in audit:
         mark = audit["mark"]
-        what = f"got a mark each: {shown(str(mark.get('text') or mark.get('pattern')), 80)}"
-    else:
-        what = f"got random noise of variance ε² = {audit['variance']:g}, in units of scaled inputs"
-    return f"{share}{what}. Only the key tells which, and with what."
+        doses.append(f"a mark, '{shown(str(mark.get('text') or mark.get('pattern')), 80)}'")
+    return (
+        f"{count:,} of the {samples:,} ({count / samples:.1%}), drawn at random, got "
+        f"{' and '.join(doses) or 'a dose'}. Only the key tells which, and what each got."
+    )
 
 
 def _key(content: Content) -> str:

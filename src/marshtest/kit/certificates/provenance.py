@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,13 +41,18 @@ class Provenance:
             models: the models as they are given to `audit`, in order.
             **options: options of `audit` that are needed to ask again.
 
-        Raises:
-            MarshtestError: a model's file cannot be read.
+        A file that cannot be read is no reason against an audit, but one against its certificate.
         """
-        return cls(key_digest(key), tuple(map(parts_of, models)), options)
+        parts = []
+        for model in models:
+            try:
+                parts.append(parts_of(model))
+            except MarshtestError:
+                parts.append((Part(str(model), ""),))
+        return cls(key_digest(key), tuple(parts), options)
 
     def refuse_changed(self) -> None:
-        """Raise if a model is not what it was when the audit began."""
+        """Raise if a model is not what it was when the audit began, or cannot be read for its digest."""
         for part in (part for parts in self.models for part in parts):
             if not os.path.exists(part.path) or digest_of(part.path) != part.sha256:
                 raise MarshtestError(
@@ -112,5 +116,5 @@ def _files(root: str, name: str, above: frozenset[str]) -> Iterator[str]:
             continue
         if entry.is_dir():
             yield from _files(root, path, above | {here})
-        elif stat.S_ISREG(entry.stat().st_mode):
+        elif entry.is_file():
             yield path

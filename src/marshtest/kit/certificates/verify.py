@@ -5,6 +5,7 @@ Whoever has an unsigned certificate can write another one, digest and all; only 
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from marshtest.plumbing.progress import Progress, silent
 Result = Literal["holds", "FAILS", "not checked"]
 TOLERANCE = 0.25  # standard errors that what is left may differ by, on another machine
 DRAWN_BY = ("marshtest", "fpdf2", "fonttools", "matplotlib", "jinja2", "zlib")
+SEALS = ("content", "signature", "signer")  # checks without which the others mean nothing
 UNTOLD = {"model", "notes"}  # names depend on where the files lie
 
 
@@ -72,10 +74,21 @@ class Verified:
         frame = pd.DataFrame([vars(check) for check in self.checks])
         return frame.rename(columns={"name": "check"})
 
+    @property
+    def conclusion(self) -> str:
+        """What came of the checks, in a sentence."""
+        counts = Counter(check.result for check in self.checks)
+        failed = [check.name for check in self.checks if check.result == "FAILS"]
+        if failed:
+            return f"FAILS: {', '.join(failed)}"
+        if self.certificate.signature is None and self.checks[-1].result != "holds":
+            return "no check fails, but it is not signed, and so proves nothing against its author"
+        return f"{counts['holds']} checks hold, none fails, {counts['not checked']} were not made"
+
     def statement(self) -> list[str]:
         """What the certificate says, in lines; a page that looks otherwise is not to be trusted."""
-        if self.checks[0].result == "FAILS":
-            return ["The content was changed after it was certified. Nothing that it says counts."]
+        if failed := [c.name for c in self.checks if c.name in SEALS and c.result == "FAILS"]:
+            return [f"Nothing that it says counts, since its {failed[0]} fails."]
         content = self.certificate.parsed
         by = "" if content.asked_by is None else f", asked for by {shown(content.asked_by)}"
         return [
