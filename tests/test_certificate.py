@@ -388,6 +388,8 @@ def test_a_forged_content_of_other_fields_is_one_line_and_runs_nothing(
         (("options", "in_process"), True),
         (("options", "loss"), "pkg.mod:run"),
         (("audit", "models"), []),
+        (("audit", "models", 1, "verdict"), "\x1b[2JREMOVED"),
+        (("audit", "answer"), "REMOVED\nSURELY"),
         (("audit", "question"), 7),
         (("files",), []),
         (("audit",), {}),
@@ -399,8 +401,9 @@ def test_a_forged_content_of_other_fields_is_one_line_and_runs_nothing(
             at = at[name]
         at[place[-1]] = value
         forged = {"certificate": content, "sha256": Certificate(content).digest, "signature": None}
-        with pytest.raises(MarshtestError):
+        with pytest.raises(MarshtestError) as error:
             checked(forged, tmp_path / "forged.json")
+        assert "\x1b" not in str(error.value)
 
 
 def test_the_pdf_is_one_page_that_says_it_all_and_carries_its_certificate(

@@ -60,9 +60,8 @@ class Audit:
     key: Key | TextKey
     question: Question  # what was asked, with its error rates
     models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
-    provenance: Provenance = field(
-        default_factory=Provenance
-    )  # digests of key and models, and how they were asked
+    # digests of key and models, and the options that they were asked with
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def answer(self) -> str:

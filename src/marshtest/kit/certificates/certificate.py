@@ -24,6 +24,7 @@ from marshtest.kit.certificates.commitment import Moment, sha256
 from marshtest.kit.certificates.signing import Signature
 from marshtest.kit.key import Sha256
 from marshtest.kit.noise import Scaling
+from marshtest.kit.sealed import LINE
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
@@ -70,9 +71,8 @@ class Content(Settings):
     commitment: Committed | None
     options: Options
     compared_with: str  # what stands in the dose's place in the other questions
-    files: tuple[
-        tuple[File, ...], ...
-    ]  # of each model; none of one that is known by its answers alone
+    # of each model those that it was opened from; none of one that is known by its answers alone
+    files: tuple[tuple[File, ...], ...]
     audit: dict[str, Any]  # what audit.json holds
     versions: dict[str, str]
 
@@ -91,7 +91,10 @@ class Certificate:
         Raises:
             MarshtestError: a field is missing, or has another type.
         """
-        return Content.parse(self.content, "certificate")
+        try:
+            return Content.parse(self.content, "certificate")
+        except MarshtestError as error:  # it may quote a value of any length
+            raise MarshtestError(f"{str(error)[:LINE]} Give an untouched certificate.") from None
 
     @property
     def canonical(self) -> bytes:

@@ -99,7 +99,7 @@ class Page:
             unproven=UNPROVEN,
             again=_again(content),
             seals=(
-                ("SHA-256 of the content", certificate.digest),
+                ("Content", f"SHA-256 {certificate.digest}"),
                 ("Signature", _signed(certificate)),
             ),
         )
@@ -227,7 +227,7 @@ def _line(model: Mapping[str, Any], before: Mapping[str, Any], files: Sequence[F
     ]
     return Line(
         model=f"{shown(model['role'])}: {shown(model['model'], 60)}",
-        verdict=model["verdict"],
+        verdict=SEVERITY[SEVERITY.index(model["verdict"])],  # raises if it is none
         left="\n".join(left) or "not known",
         epsilon=f"{bound:.2f}" if _known(bound) else "–",
         usable=shown(model["usable"]),
@@ -269,7 +269,7 @@ def _again(content: Content) -> str:
     models = " ".join(["MODEL"] * min(len(content.files), 3)) + " …" * (len(content.files) > 3)
     return (
         "With pip install 'marshtest[certificate]': marshtest verify THIS-FILE --public-key PUBLIC.pem "
-        f"--commitment FILE --key KEY --data DATA {models}. Each of these may be left out. With key, data "
+        f"--commitment FILE --key KEY --data DATA {models} (each may be left out). With key, data "
         "and models, the models are asked again and the answers compared; without, digests and signature "
         "are checked."
     )

@@ -25,7 +25,7 @@ from marshtest.kit.certificates.commitment import Commitment, key_digest, sha256
 from marshtest.kit.certificates.forms import rendered
 from marshtest.kit.certificates.page import Page, moment, shown
 from marshtest.kit.certificates.provenance import parts_of
-from marshtest.kit.certificates.signing import public_key_of
+from marshtest.kit.certificates.signing import Signature, public_key_of
 from marshtest.kit.layouts.folders import digest
 from marshtest.metrics.dependence import SCORES
 from marshtest.plumbing.errors import MarshtestError, refused
@@ -83,7 +83,8 @@ class Verified:
             return f"FAILS: {', '.join(failed)}"
         if self.certificate.signature is None and self.checks[-1].result != "holds":
             return "no check fails, but it is not signed, and so proves nothing against its author"
-        return f"{counts['holds']} checks hold, none fails, {counts['not checked']} were not made"
+        left_out = f", {counts['not checked']} were not made" if counts["not checked"] else ""
+        return f"{counts['holds']} checks hold, none fails{left_out}"
 
     def statement(self) -> list[str]:
         """What the certificate says, in lines; a page that looks otherwise is not to be trusted."""
@@ -94,7 +95,7 @@ class Verified:
         return [
             f"It says, on {moment(content.date)}{by}: {content.audit['answer']}.",
             *(
-                f"  {model['role']}: {shown(model['model'], 80)}: {model['verdict']}"
+                f"  {shown(model['role'])}: {shown(model['model'], 80)}: {model['verdict']}"
                 for model in content.audit["models"]
             ),
         ]
@@ -184,16 +185,23 @@ def _seals(found: Certificate, stated: str, public_key: str | Path | None) -> li
                 f"made by the Ed25519 key {signature.public_key}",
                 "is not one of this content by the key that it names",
             ),
-            Check("signer", "not checked", "whose key it is: give --public-key")
-            if wanted is None
-            else Check.of(
-                "signer",
-                wanted == signature.public_key,
-                "the public key that was given",
-                f"another key than the one that was given ({wanted[:12]}…)",
-            ),
+            _signer(signature, found, wanted),
         ]
     return [whole, *signed]
+
+
+def _signer(signature: Signature, found: Certificate, wanted: str | None) -> Check:
+    """Whether the key that signed is the one that was given."""
+    if wanted is None:
+        return Check("signer", "not checked", "whose key it is: give --public-key")
+    if wanted == signature.public_key and not signature.fits(found.canonical):
+        return Check("signer", "not checked", "the signature is none")
+    return Check.of(
+        "signer",
+        wanted == signature.public_key,
+        "the public key that was given",
+        f"another key than the one that was given ({wanted[:12]}…)",
+    )
 
 
 def _page(found: Certificate, written: bytes) -> Check:
@@ -263,7 +271,7 @@ def _models(content: Content, models: Sequence[str]) -> Iterator[Check]:
     """Whether each model is the certified one."""
     lines = content.audit["models"]
     for place, files in enumerate(content.files):
-        name = f"{lines[place]['role']}: {shown(lines[place]['model'], 40)}"
+        name = f"{shown(lines[place]['role'])}: {shown(lines[place]['model'], 40)}"
         if not models:
             yield Check(name, "not checked", "no MODEL")
         elif not files:
