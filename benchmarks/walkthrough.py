@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 
@@ -55,7 +57,9 @@ def main(page: str = "audit-text") -> None:
             shutil.copy(Path(folder) / name, transcript(page).parent)
         if page == "certificate":
             picture = ["pdftoppm", "-r", "100", "-png", "-singlefile", "audit.pdf"]
-            subprocess.run([*picture, str(ROOT / "docs" / page)], cwd=folder, check=True)
+            subprocess.run([*picture, page], cwd=folder, check=True)
+            with Image.open(Path(folder) / f"{page}.png") as image:
+                image.quantize(32).save(ROOT / "docs" / f"{page}.png", optimize=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     minutes = (used.ru_utime + used.ru_stime) / 60  # of one core
     content = {"processor_minutes": round(minutes, 1), "blocks": blocks}
