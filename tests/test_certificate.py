@@ -218,8 +218,37 @@ def test_an_unsigned_certificate_says_that_it_proves_nothing_and_asking_again_te
     with_all = {"key": "dosed.npz.key.json", "data": "set.npz", "device": "cpu"}
     done = verify(file, *MODELS, **with_all)  # type: ignore[arg-type]
     assert done.checks[-1].result == "FAILS"
-    assert "and was REMOVED" in done.checks[-1].what
+    assert "after.safetensors: verdict is now " in done.checks[-1].what
     assert done.exit_code == 1
+
+
+def test_numbers_that_were_edited_are_told_from_those_of_another_machine(
+    whole: dict[str, Any], here: Path, tmp_path: Path
+) -> None:
+    with_all = {"key": "dosed.npz.key.json", "data": "set.npz", "device": "cpu"}
+    line = whole["certificate"]["audit"]["models"][0]
+    error = line["rank_error"]
+    for place, value, holds in (
+        (("models", 0, "rank_dependence"), line["rank_dependence"] + 0.2 * error, True),
+        (("models", 0, "rank_dependence"), line["rank_dependence"] + 0.3 * error, False),
+        (("models", 0, "rank_error"), 10 * error, False),
+        (("models", 0, "p_removed"), 0.123, True),  # is on no page, and of any size
+        (("models", 0, "epsilon", "lower_bound"), line["epsilon"]["lower_bound"] + 0.3, False),
+        (("models", 0, "epsilon", "unit"), "a person", False),
+        (("models", 0, "usable"), "no", False),
+        (("poisons",), 149, False),
+        (("variance",), 4.000001, False),
+    ):
+        content = copy.deepcopy(whole["certificate"])
+        at = content["audit"]
+        for name in place[:-1]:
+            at = at[name]
+        at[place[-1]] = value
+        forged = {"certificate": content, "sha256": Certificate(content).digest, "signature": None}
+        (tmp_path / "forged.json").write_text(json.dumps(forged))
+        done = verify(tmp_path / "forged.json", *MODELS, **with_all)  # type: ignore[arg-type]
+        assert (done.checks[-1].result == "holds") == holds, (place, done.checks[-1].what)
+        assert str(place[-1]) in done.checks[-1].what
 
 
 def test_the_digest_does_not_depend_on_blanks_or_the_order_of_names(
