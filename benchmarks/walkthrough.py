@@ -1,23 +1,27 @@
-"""The transcript of the walk-through in docs/audit-text.md, for docs/reproduce/audit-text/transcript.json.
+"""The transcript of a page's walk-through, for docs/reproduce/PAGE/transcript.json.
 
-    python benchmarks/walkthrough.py
+    python benchmarks/walkthrough.py [audit-text | certificate]
 
 The shell blocks of its section are run one after the other in an empty folder, as a reader would who has a
-clone there, and what they print is kept. Under ten minutes on two cores, without a network.
+clone there, and what they print is kept; of docs/certificate.md also the certificate, and a picture of it
+by `pdftoppm` (poppler). Under ten minutes on two cores, without a network.
 """
 
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 
-from walkthrough import TRANSCRIPT, commands  # noqa: E402
+from walkthrough import commands, transcript  # noqa: E402
 
 # 1 and 3 are verdicts; whatever else is not 0 ends the block.
 STRICT = """
@@ -26,13 +30,16 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 """
 
 
-def main() -> None:
+KEPT = {"certificate": ("audit.json", "auditor.pem")}  # of a page's folder, beside its transcript
+
+
+def main(page: str = "audit-text") -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     blocks = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "examples").symlink_to(ROOT / "examples")
-        for block in commands():
+        for block in commands(page):
             print(block, flush=True)
             ran = subprocess.run(
                 ["bash", "-c", STRICT + block],
@@ -45,12 +52,19 @@ def main() -> None:
             if ran.returncode == 9:
                 raise SystemExit(f"failed: {block}")
             blocks.append({"commands": block, "said": ran.stdout})
+        transcript(page).parent.mkdir(exist_ok=True)
+        for name in KEPT.get(page, ()):
+            shutil.copy(Path(folder) / name, transcript(page).parent)
+        if page == "certificate":
+            picture = ["pdftoppm", "-r", "100", "-png", "-singlefile", "audit.pdf"]
+            subprocess.run([*picture, page], cwd=folder, check=True)
+            with Image.open(Path(folder) / f"{page}.png") as image:
+                image.quantize(32).save(ROOT / "docs" / f"{page}.png", optimize=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     minutes = (used.ru_utime + used.ru_stime) / 60  # of one core
-    TRANSCRIPT.parent.mkdir(exist_ok=True)
     content = {"processor_minutes": round(minutes, 1), "blocks": blocks}
-    TRANSCRIPT.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    transcript(page).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -37,6 +37,7 @@ PAGES = [
             "marks",
             "audit-text",
             "compared",
+            "certificate",
             "reproduce",
         )
     ),

@@ -1,33 +1,39 @@
-"""The walk-through of docs/audit-text.md as it ran, and the doors to language models beside each other."""
+"""Walk-throughs of pages as they ran, and the doors to language models beside each other."""
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 from experiments import HERE
 
 from marshtest.reporting.tables import as_markdown
 
-PAGE = HERE.parent / "audit-text.md"
-TRANSCRIPT = HERE / "audit-text" / "transcript.json"  # by benchmarks/walkthrough.py
 DOORS = HERE / "audit-text" / "doors.csv"  # by benchmarks/doors.py
 
 
-def commands() -> list[str]:
-    """The shell blocks of the page's walk-through."""
-    _, _, section = PAGE.read_text().partition("\n## A walk-through\n")
+def transcript(page: str) -> Path:
+    """What the walk-through of a page printed, by benchmarks/walkthrough.py."""
+    return HERE / page / "transcript.json"
+
+
+def commands(page: str = "audit-text") -> list[str]:
+    """The shell blocks of a page's walk-through."""
+    _, _, section = (HERE.parent / f"{page}.md").read_text().partition("\n## A walk-through\n")
     return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
 
 
-def said(number: int, whole: bool = True) -> str:
+def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
     """What a block of the walk-through printed, or its table alone.
 
     Raises:
         ValueError: the block has other commands now.
     """
-    block = json.loads(TRANSCRIPT.read_text())["blocks"][number]
-    if block["commands"] != commands()[number]:
-        raise ValueError("run `python benchmarks/walkthrough.py`: its commands have changed")
+    block = json.loads(transcript(page).read_text())["blocks"][number]
+    if block["commands"] != commands(page)[number]:
+        raise ValueError(
+            f"run `python benchmarks/walkthrough.py {page}`: its commands have changed"
+        )
     lines = block["said"].rstrip().splitlines()
     if not whole:  # what follows the table's last line explains it
         end = next(place for place, line in enumerate(lines) if line.startswith("Perplexity:"))

@@ -22,6 +22,10 @@ from .kit.audit import Audit as Audit
 from .kit.audit import audit as audit
 from .kit.calibration import Calibration as Calibration
 from .kit.calibration import calibrate as calibrate
+from .kit.certificates.certificate import Certificate as Certificate
+from .kit.certificates.issue import certify as certify
+from .kit.certificates.verify import Verified as Verified
+from .kit.certificates.verify import verify as verify
 from .kit.dose import dose as dose
 from .kit.noise import Scaling as Scaling
 from .models.checkpoint import load_model as load_model

@@ -12,7 +12,18 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from marshtest.cli import audit, catalogue, check, plan, report, run, score, screen, sweep
+from marshtest.cli import (
+    audit,
+    catalogue,
+    certificate,
+    check,
+    plan,
+    report,
+    run,
+    score,
+    screen,
+    sweep,
+)
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.malloc import keep_freed_memory
 
@@ -27,7 +38,7 @@ COMMANDS = {  # by what they are for; each is a function of its own name
         sweep.clean,
         run.study,
     ),
-    "Audits": (plan.plan, audit.dose, audit.audit, audit.calibrate),
+    "Audits": (plan.plan, audit.dose, audit.audit, audit.calibrate, certificate.verify),
     "Evidence": (sweep.rows, report.report, report.compare, report.leaderboard),
     "Look up": (catalogue.list_,),
 }

@@ -6,6 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from marshtest.cli import screen
+from marshtest.cli.certificate import (
+    AskedByOption,
+    CertificateOption,
+    CommitmentOption,
+    SignOption,
+)
 
 if TYPE_CHECKING:
     from marshtest.kit.audit import Audit
@@ -82,6 +88,11 @@ QuantizeOption = Annotated[
 RateOption = Annotated[
     float | None, typer.Option(help="Most requests a second that an endpoint is sent.")
 ]
+RetrainedOption = Annotated[
+    str | None, typer.Option(help="Model trained without the dosed samples.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON is printed instead of the table.")]
+GUESSABLE = "; its seed is so small that others can try all such seeds: leave --seed out"
 SHOWS = "; formats and sizes of its files show which are dosed (--hide)"
 
 
@@ -146,7 +157,8 @@ def dose(
     screen.say_whole(
         f"  {done.out}  for training{shows}",
         f"  {done.forget_file}  the forget request, for when the model is trained",
-        f"  {done.key_file}  the key: keep it, and show it to nobody",
+        f"  {done.key_file}  the key: keep it, and show it to nobody{GUESSABLE * done.guessable}",
+        f"  {done.commitment_file}  the commitment to the key: give it away now",
     )
 
 
@@ -173,9 +185,7 @@ def audit(
     *,
     key: KeyOption,
     data: DataOption,
-    retrained: Annotated[
-        str | None, typer.Option(help="Model trained without the dosed samples.")
-    ] = None,
+    retrained: RetrainedOption = None,
     scaling: ScalingOption = None,
     draws: DrawsOption = 199,
     alpha: Annotated[float, typer.Option(help="Error rate, over all models after.")] = 0.05,
@@ -187,9 +197,11 @@ def audit(
     device: DeviceOption = "auto",
     in_process: InProcessOption = False,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, scores and figures.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="JSON is printed instead of the table.")
-    ] = False,
+    certificate: CertificateOption = None,
+    asked_by: AskedByOption = None,
+    commitment: CommitmentOption = None,
+    sign: SignOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say whether the dose is still in a model.
 
@@ -204,9 +216,10 @@ def audit(
     """
     from marshtest.kit.audit import audit as audit_models
     from marshtest.kit.audit import refuse_used
+    from marshtest.kit.certificates.issue import Issuer
 
-    if out is not None:  # before hours of asking, not after them
-        refuse_used(out)
+    refuse_used(out)  # before hours of asking, not after them
+    issuer = Issuer.checked(key, certificate or [], asked_by, commitment, sign)
     with screen.progress() as progress:
         done = audit_models(
             key,
@@ -229,6 +242,7 @@ def audit(
     _tell(done, as_json)  # before it is saved: a full disk does not lose the answer
     if out is not None:
         done.save(out)
+    issuer.issue(done)
     raise typer.Exit(done.exit_code)
 
 
@@ -272,8 +286,7 @@ def calibrate(
     from marshtest.kit.calibration import calibrate as count_errors
     from marshtest.metrics.dependence import SCORES
 
-    if out is not None:
-        refuse_used(out)
+    refuse_used(out)
     with screen.progress() as progress:
         done = count_errors(
             key,

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from marshtest.attacks.gaussian import PRESENTATION
 from marshtest.commands.plan import VERDICT, Plan, effects_shown
+from marshtest.kit.certificates.provenance import Provenance
 from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
 from marshtest.kit.key import Key
@@ -59,6 +60,8 @@ class Audit:
     key: Key | TextKey
     question: Question  # what was asked, with its error rates
     models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
+    # digests of key and models, and the options that they were asked with
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def answer(self) -> str:
@@ -296,8 +299,10 @@ class Audit:
         }
 
 
-def refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path | None) -> None:
     """Raise if the folder holds something or cannot be made, before hours of work and not after."""
+    if folder is None:
+        return
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise MarshtestError(f"{folder}: exists and is not an empty folder. Choose another --out.")
     above = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -345,9 +350,10 @@ def audit(
         MarshtestError: key, data and models do not fit together, or the model before does no better than
             chance.
     """
-    key = key if isinstance(key, Key | TextKey) else read_key(key)
+    file, key = key, key if isinstance(key, Key | TextKey) else read_key(key)
     parsed = Question.parse(question, "audit")
     specs = [before, *after, *([retrained] if retrained else [])]
+    provenance = Provenance.of(file, specs, scaling=scaling, loss=loss, quantize=quantize)
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
         refuse_options("audit: the key is of texts", scaling=scaling)
@@ -361,7 +367,7 @@ def audit(
         where = torch_device, in_process, functions_device(device)
         asked = _of_images(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
-    return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))
+    return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)), provenance)
 
 
 def _of_images(

@@ -17,7 +17,7 @@ from marshtest.kit.layouts import alike, open_layout
 from marshtest.kit.layouts.base import Layout, Place, Value
 from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import Noise, Scaling
-from marshtest.kit.places import Places, checked_seed, chosen, warning
+from marshtest.kit.places import Dosed, Places, checked_seed, chosen
 from marshtest.kit.records import is_text
 from marshtest.kit.sealed import write_private
 from marshtest.kit.texts.dose import TextDose, dose_texts
@@ -27,7 +27,7 @@ FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet
 
 
 @dataclass(frozen=True)
-class Dose:
+class Dose(Dosed):
     """A dosed data set, with its key and forget request."""
 
     key: Key  # the key, which stays with the auditor
@@ -36,11 +36,6 @@ class Dose:
     key_file: Path  # the key
     power: float  # mean share of the noise's variance that rounding and clipping left
     shows: bool  # whether format and size of image files tell which are dosed
-
-    @property
-    def warning(self) -> str:
-        """What the number of poisons rules out, in a sentence; empty where it rules out nothing."""
-        return warning(len(self.key.ids))
 
 
 def dose(

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.experiment.prospects import poisons_by_heart
 from marshtest.experiment.recipe_parts import VerdictSettings
+from marshtest.kit.certificates.commitment import GUESSED, commit
 from marshtest.kit.noise import SEEDS
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
@@ -29,15 +31,24 @@ class Places:
     key_file: Path  # the key
     forget_file: Path  # the forget request
 
+    @property
+    def commitment_file(self) -> Path:
+        """The place of the commitment to the key, which is given away with the data."""
+        return commitment_file(self.out)
+
     def refuse(self) -> None:
         """Raise if a file would be overwritten, or a secret given away with the data."""
         source, out, secret = self.source, self.out, (self.key_file, self.forget_file)
-        for path in (out, *secret):
+        for path in (out, *secret, self.commitment_file):
             if os.path.lexists(path):
                 raise MarshtestError(f"{path}: exists already. Choose another name, or remove it.")
         if _real(self.key_file) == _real(self.forget_file):
             raise MarshtestError(
                 f"{self.key_file}: is given for both the key and the forget request. Give them two names."
+            )
+        if _real(self.commitment_file) in map(_real, secret):
+            raise MarshtestError(
+                f"{self.commitment_file}: is the commitment's name. Give key and forget request others."
             )
         for path in (out, *secret):
             if _real(path).is_relative_to(_real(source)):
@@ -56,18 +67,47 @@ class Places:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Take away the data, and what else was written, if the key cannot be written inside."""
+        """Write the commitment to the key that is written inside, or else take all files away."""
         try:
             yield
+            commit(self.key_file, self.out, self.commitment_file)
         except (
             BaseException
         ) as error:  # a dose without its key is lost: leave none that looks whole
             shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink()
             self.forget_file.unlink(missing_ok=True)
             self.key_file.unlink(missing_ok=True)
+            self.commitment_file.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise MarshtestError(f"{self.key_file}: cannot be written ({error}).") from error
             raise
+
+
+class Dosed:
+    """A dosed data set of any kind."""
+
+    key: Any
+    out: Path
+
+    @property
+    def commitment_file(self) -> Path:
+        """The commitment to the key, which is given away with the data."""
+        return commitment_file(self.out)
+
+    @property
+    def guessable(self) -> bool:
+        """Whether the seed is so small that others may try all such seeds, and so find the dose."""
+        return bool(self.key.secret < GUESSED)
+
+    @property
+    def warning(self) -> str:
+        """What the number of poisons rules out, in a sentence; empty where it rules out nothing."""
+        return warning(len(self.key.ids))
+
+
+def commitment_file(out: Path) -> Path:
+    """The file of the commitment to the key of dosed data at `out`."""
+    return Path(f"{out}.commitment.json")
 
 
 def checked_seed(seed: int | None) -> int:

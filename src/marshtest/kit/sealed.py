@@ -24,10 +24,14 @@ class Sealed(Settings):
 
         The seal is against accidents: whoever edits the key can also make its seal anew.
         """
+        write_private(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The key as it stands in its file."""
         content = self.model_dump(mode="json")
         sealed = {**content, "seal": seal(content)}
         lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sealed.items()]
-        write_private(path, "{\n " + ",\n ".join(lines) + "\n}\n")
+        return "{\n " + ",\n ".join(lines) + "\n}\n"
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marshtest.data.marks import Deal, Mark, Pattern, Template
-from marshtest.kit.places import Places, checked_seed, poisons_of, warning
+from marshtest.kit.places import Dosed, Places, checked_seed, poisons_of
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, NoPlaceError, id_of
 from marshtest.kit.records.layout import Records
@@ -25,7 +25,7 @@ AT_ONCE = 1000  # records that are looked at first, in search of those with a pl
 
 
 @dataclass(frozen=True)
-class TextDose:
+class TextDose(Dosed):
     """Dosed text records, with their key and forget request."""
 
     key: TextKey  # the key, which stays with the auditor
@@ -33,11 +33,6 @@ class TextDose:
     forget_file: Path  # the forget request
     key_file: Path  # the key
     kind: str  # what the data are, in words
-
-    @property
-    def warning(self) -> str:
-        """What the number of records rules out, in a sentence; empty where it rules out nothing."""
-        return warning(len(self.key.ids))
 
 
 def mark_of(text: str | None, place: str | None, pattern: str | None) -> Mark | None:
