@@ -49,6 +49,10 @@ from marshtest.reporting.tables import USE, number, plus_minus, rests_in_words, 
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
 RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
 LABEL = 24  # characters of a model's name in a figure
+EPSILONS = {
+    "ε ≥": Column(title="ε ≥"),
+    "ε ≥ if Gaussian": Column(title="ε ≥ if Gaussian", room=120),
+}
 COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 
 
@@ -116,7 +120,8 @@ class Audit:
             text[column.title] = with_interval(figures, name, column.digits)
         for name in COUNTS:  # a black box has no gradient that could vanish
             text[name] = number(figures.get(name, math.nan), 0)
-        return text | {"ε ≥": number(judged.epsilon, 2)}
+        proved = judged.privacy.largest, judged.privacy.gaussian
+        return text | dict(zip(EPSILONS, (number(bound, 2) for bound in proved), strict=True))
 
     def legend(self) -> str:
         """The meaning of the columns of `table`."""
@@ -145,9 +150,9 @@ class Audit:
             (["vanished"], "poisons of which GUS says nothing, since the gradient vanishes"),
             (["ties"], f"poisons whose loss equals one with {self.key.fresh}"),
             (
-                ["ε ≥"],
-                f"lower bound on the ε of differential privacy, at δ = {asked.delta:g} and confidence "
-                f"{asked.confidence:.0%}",
+                [*EPSILONS],
+                f"lower bound on the ε of differential privacy for a replaced sample, at δ = {asked.delta:g} "
+                f"and confidence {asked.confidence:.0%}, of any mechanism, and of one whose noise is Gaussian",
             ),
         )
         clauses = ((", ".join(t for t in titles if t in table), what) for titles, what in meanings)
@@ -171,7 +176,7 @@ class Audit:
     @property
     def shown(self) -> list[Column | Score]:
         """The columns of `table` that say what room they need on a terminal; audit.json has all."""
-        return [*SCORES.values(), *RATES.values(), *COUNTS.values()]
+        return [*SCORES.values(), *RATES.values(), *COUNTS.values(), *EPSILONS.values()]
 
     def sentences(self) -> list[str]:
         """Verdicts in words, with 95 % intervals given these models, and what each rests on."""
@@ -288,7 +293,7 @@ class Audit:
             "controls": measured.controls.figures(),
             "hidden": {name: score.hidden for name, score in measured.dependences().items()},
             "epsilon": {
-                "lower_bound": judged.epsilon,
+                **judged.privacy.figures(),
                 "delta": self.question.delta,
                 "confidence": self.question.confidence,
                 "unit": self.key.unit,

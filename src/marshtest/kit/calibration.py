@@ -241,7 +241,7 @@ def _line(
     initial, evidence = true.evidence(names), measured.evidence(names)
     levels: dict[str, Any] = {"alpha": question.alpha, "margin": question.margin}
     (verdict,) = verdicts(initial, [evidence], rests=rests, **levels)
-    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": question.epsilon_of(measured)}
+    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": question.privacy_of(measured).largest}
     for name, score in evidence.pooled.items():
         line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
     return line

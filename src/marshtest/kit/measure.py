@@ -25,7 +25,9 @@ from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
+from marshtest.kit.privacy import reconstruction
 from marshtest.metrics.dependence import Dependence, dependences
+from marshtest.metrics.f_dp import Guesses
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence
 from marshtest.plumbing.progress import Progress, silent
@@ -63,6 +65,7 @@ class Measured:
     utility: Floats | None = None
     notes: tuple[str, ...] = ()  # what a reader should know of how the model was asked
     perplexity: float = float("nan")  # a word, on texts without a dose
+    among: Guesses | None = None  # which of the poison and its fresh noises looks most familiar
     misfed: str = ""  # empty, or a line that says why the inputs seem to be wrongly scaled
 
     @property
@@ -118,6 +121,7 @@ def measure(
         figures=figures_of(scores, bases.labels, fresh_scores, fpr),
         accuracy=float("nan") if right is None else float(right.mean()),
         advantages=advantages(at_poison, at_fresh),
+        among=reconstruction(at_poison, at_fresh),
         controls=Controls.of(
             bases=(bases.labels, control_labels(bases, names)[:, 1], answers.controls),
             clean=(clean.labels, other_labels(clean, names), answers.clean),
