@@ -1,8 +1,9 @@
 """Bounds on ε of mechanisms whose ε is known: python benchmarks/privacy.py [--repeats 1000]
 
-A mechanism has m = 1,000 coins of K + 1 = 200 candidates each. *Gaussian*: it releases all candidates as N(0, 1),
-the chosen ones moved by μ/√2, so that a replacement moves its output by μ. *Randomised response*: it releases one
-candidate of each coin, the chosen one e^ε times as probably as any other. An audit sees the releases as losses.
+A mechanism has m = 1,000 coins of K + 1 = 200 candidates each. *Gaussian*: it releases all candidates as
+N(0, 1), the chosen ones moved by μ/√2, so that a replacement moves its output by μ. *Randomised response*:
+it releases one candidate of each coin, the chosen one e^ε times as probably as any other. An audit sees the
+releases as losses.
 
 Means and counts go to docs/reproduce/privacy/bounds.csv, and from there into docs/mathematics.md.
 """
@@ -24,7 +25,9 @@ ROWS = Path(__file__).parents[1] / "docs" / "reproduce" / "privacy" / "bounds.cs
 COINS, CANDIDATES = 1000, 200
 DELTA, CONFIDENCE = 1e-5, 0.95
 Floats = NDArray[np.float64]
-Mechanism = Callable[[np.random.Generator], Floats]  # losses [m, K + 1], the chosen candidate's first
+Mechanism = Callable[
+    [np.random.Generator], Floats
+]  # losses [m, K + 1], the chosen candidate's first
 
 
 def gaussian(mu: float) -> Mechanism:

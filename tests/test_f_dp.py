@@ -154,7 +154,10 @@ def test_bounds_hold_on_mechanisms_of_known_epsilon() -> None:
     above = {"larger": 0, "gaussian": 0}
     for name in ("Gaussian, μ = 1", "randomised response"):
         for line in known.lines(name, 8):
-            if line["bound"] == "larger" or (line["bound"], name) == ("gaussian", "Gaussian, μ = 1"):
+            if line["bound"] == "larger" or (line["bound"], name) == (
+                "gaussian",
+                "Gaussian, μ = 1",
+            ):
                 above[str(line["bound"])] += int(str(line["above"]))
     assert above["larger"] <= stats.binom.ppf(1 - 1e-4, 16, 0.05)
     assert above["gaussian"] <= stats.binom.ppf(1 - 1e-4, 8, 0.05)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from marshtest.kit.measure import Measured
+from marshtest.kit.model import Kind
 from marshtest.kit.privacy import Bounds, bounds
 from marshtest.metrics.trainings import usable
 from marshtest.metrics.verdict import (
@@ -25,6 +26,9 @@ class Question(Settings):
     """The question that an audit asks, and the error rates of its answer."""
 
     draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward pass
+    answers: Kind = (
+        "losses"  # what the models answer with: what tells how wrong they are, or labels
+    )
     fpr: float = Field(0.01, gt=0, lt=1)  # false positive rate at which the TPR is reported
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
     margin: float = Field(0.2, gt=0, lt=1)  # part of the initial effect that REMOVED may leave
@@ -64,6 +68,7 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
     Each model has a role, before (the first), after or retrained.
     """
     before = measured[0]
+    measured = [before, *(one.after(before) for one in measured[1:])]
     names = before.dependences()
     evidence = [one.evidence(names) for one in measured]
     after = [place for place, role in enumerate(roles) if role == "after"]

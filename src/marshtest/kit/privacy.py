@@ -1,6 +1,5 @@
 """What the guesses of an audit prove of differential privacy, in two units and under two claims."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +57,7 @@ class Bounds:
         }
 
 
-def bounds(
-    advantages: Floats, among: Guesses | None, *, delta: float, confidence: float
-) -> Bounds:
+def bounds(advantages: Floats, among: Guesses | None, *, delta: float, confidence: float) -> Bounds:
     """What the guesses of both games prove.
 
     Args:

@@ -1,10 +1,10 @@
 """A lower bound on privacy from one training run, by trade-off curves (Mahloujifar, Melis, Chaudhuri 2025).
 
-Each of m coins has one of k candidates, all drawn alike, and an auditor who sees the model guesses c′ of them.
-(For k = 2 a guess says which of two noises was trained on; for k = K + 1 which one among the poison's own and
-K fresh ones.) A mechanism has the *blow-up* F if P[S] ≤ F(Q[S]) for the laws P, Q of the model under any two
-candidates of one coin, and any set S of models; F = 1 − f for the trade-off curve f of f-DP. Then, with
-p_i the probability of i right guesses, and for every i
+Each of m coins has one of k candidates, all drawn alike, and an auditor who sees the model guesses c′ of
+them. (For k = 2 a guess says which of two noises was trained on; for k = K + 1 which one among the poison's
+own and K fresh ones.) A mechanism has the *blow-up* F if P[S] ≤ F(Q[S]) for the laws P, Q of the model
+under any two candidates of one coin, and any set S of models; F = 1 − f for the trade-off curve f of f-DP.
+Then, with p_i the probability of i right guesses, and for every i
 
     Σ_{l>i} l/m p_l ≤ F( 1/(k − 1) · Σ_{l≥i} (c′ − l)/m p_l ).
 
@@ -32,7 +32,9 @@ from marshtest.metrics.gaussian_privacy import gaussian_epsilon
 from marshtest.metrics.privacy import GUESSED, MOST, Unit
 
 Floats = NDArray[np.float64]
-Shrink = Callable[[float], float]  # F⁻¹, from the probability of a set to the least under another candidate
+Shrink = Callable[
+    [float], float
+]  # F⁻¹, from the probability of a set to the least under another candidate
 
 NORMAL = NormalDist()
 NOTHING = 1e-15  # relative to what there is: more steps would add nothing that a double holds
@@ -43,8 +45,8 @@ class Guesses(NamedTuple):
     """Guesses in one game, and how sure each is.
 
     Attributes:
-        sureness: [m] size: how sure a guess is; sign: whether it is right. A coin that is 0 or nan is guessed
-            last, and counts as guessed wrongly.
+        sureness: [m] size: how sure a guess is; sign: whether it is right. A coin that is 0 or nan is
+            guessed last, and counts as guessed wrongly.
         candidates: k, among how many each guess was made.
     """
 

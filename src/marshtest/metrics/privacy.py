@@ -8,10 +8,10 @@ W ~ Binomial(r, q), q = 1 / (1 + e^−ε),
     P[v or more right] ≤ P[W ≥ v] + 2 m δ · max_i (P[v > W ≥ v − i] / i),
 
 so many right guesses refute a small ε. *Unit of privacy*: one training sample's input, replaced by the
-same base with other noise, all other samples and every label as they are. A replacement is a removal and an
-addition, so what is (ε, δ)-private for adding or removing a sample is (2ε, (1 + e^ε) δ)-private here: half of
-a bound for a replacement would refute an add/remove claim at a smaller δ only, so that claim has a bound of
-its own (`unit`).
+same base with other noise, all other samples and every label as they are. A replacement is a removal and
+an addition, so what is (ε, δ)-private for adding or removing a sample is (2ε, (1 + e^ε) δ)-private here:
+half of a bound for a replacement would refute an add/remove claim at a smaller δ only, so that claim has a
+bound of its own (`unit`).
 """
 
 import math
@@ -62,7 +62,9 @@ def refuted(
     coins: int, guesses: int, right: int, delta: float, level: float, unit: Unit = "replacement"
 ) -> float:
     """The largest ε whose p-value is at most `level`; 0 if there is none."""
-    replacement = of_replacement if unit == "add_remove" else lambda epsilon, delta: (epsilon, delta)
+    replacement = (
+        of_replacement if unit == "add_remove" else lambda epsilon, delta: (epsilon, delta)
+    )
 
     def excess(epsilon: float) -> float:
         return p_value(coins, guesses, right, *replacement(epsilon, delta)) - level
