@@ -157,9 +157,10 @@ class Plan:
     def sentences(self) -> list[str]:
         """What the table says of the verdict."""
         verdict = self.texts().iloc[-1]
-        if self.audited is not None:
-            needed = f"{self.poisons:,} poisons in one dose, since an audit has one training: "
-            needed += _fraction(self.poisons, self.audited)
+        if self.audited is not None or LABEL in self.effects:
+            needed = f"{self.poisons:,} poisons in one dose, since an audit has one training"
+            if self.audited is not None:
+                needed += f": {_fraction(self.poisons, self.audited)}"
         else:
             needed = f"{self.poisons:,} poisons in all, over all seeds together"
         if self.poisons_a_run is not None:
@@ -414,6 +415,11 @@ def _of_labels(
         )
     by_losses = Plan({"rank": rank}, *levels)  # which checks the values
     labels = expected(rank, right, DRAWS, SPREAD)
+    if labels.hidden >= by_losses.margin:
+        raise MarshtestError(
+            f"plan: with {right:g} of the noisy samples answered rightly labels hide more than may be "
+            "left. Raise --variance of `marshtest dose`, so that the model errs more often."
+        )
     # The model before is estimated from as many poisons as that after.
     deviation = labels.deviation * math.hypot(1, by_losses.margin)
     beside = (
