@@ -50,7 +50,7 @@ class LabelModel(AskedModel):
             MarshtestError: the answers are not one class of the data for each input.
         """
         if answered.shape != (rows,):
-            probabilities = answered.ndim == 2 and len(answered) == rows
+            probabilities = answered.ndim == 2 and answered.shape[1] > 1
             hint = " These look like probabilities: leave out --answers labels." * probabilities
             raise MarshtestError(
                 f"{self.name}: must answer {rows} inputs with as many labels [{rows}]. Got "
@@ -105,7 +105,11 @@ def by_function(name: str, function: Callable[[Tensor], Any]) -> Asked:
                     f"{name}: does not take inputs {list(inputs.shape[1:])} "
                     f"({type(error).__name__}: {first_line(error)})."
                 ) from None
-            return np.asarray(answer.detach().cpu() if isinstance(answer, Tensor) else answer)
+            try:
+                return np.asarray(answer.detach().cpu() if isinstance(answer, Tensor) else answer)
+            except ValueError as error:  # lists of several lengths
+                reason = first_line(error)
+                raise MarshtestError(f"{name}: must answer with labels ({reason}).") from None
 
         parts = [*in_parts(asked, len(x), PART)]
         if len({(part.ndim, part.shape[1:]) for part in parts}) > 1:

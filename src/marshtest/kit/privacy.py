@@ -43,9 +43,10 @@ class Bounds:
 
     def figures(self) -> dict[str, Any]:
         """The bounds as `audit.json` has them, beside δ, confidence and unit."""
+        best = max(self.replacement, key=lambda name: self.replacement[name])
         return {
             "lower_bound": self.largest,
-            "by": METHODS[max(self.replacement, key=lambda name: self.replacement[name])],
+            "by": METHODS[best] if self.largest > 0 else None,
             "replacement": {"lower_bound": self.largest, **self.replacement},
             "add_remove": {"lower_bound": max(self.add_remove.values()), **self.add_remove},
             "if_gaussian": {
