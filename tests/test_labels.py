@@ -37,7 +37,7 @@ DRAWS = 19
 @cache
 def asked(*models: str, **rest: Any) -> Audit:
     case = audited()
-    names = [model if ":" in model else f"labelling:{model}" for model in models]
+    names = [model if set(model) & set(":.") else f"labelling:{model}" for model in models]
     rest = {"scaling": Scaling(), "draws": DRAWS, "in_process": True, "device": "cpu"} | rest
     return audit(case.done.key_file, case.source, *names, **{"answers": "labels"} | rest)
 
@@ -103,7 +103,7 @@ def test_what_is_answered_alike_now_and_was_not_before_is_hidden() -> None:
 
 
 def simulated(
-    rng: np.random.Generator, place: Floats, shift: float, before: Floats | None = None
+    rng: np.random.Generator, place: Floats, shift: Floats | float, before: Floats | None = None
 ) -> tuple[Evidence, Floats]:
     """Labels at the bases' places, of a model whose losses at own noises are `shift` lower."""
     right = rng.random((len(place), 200)) < ndtr(place)[:, None]
@@ -115,7 +115,7 @@ def simulated(
 
 
 def test_plan_says_how_many_poisons_labels_need() -> None:
-    """At the planned number a model anew is REMOVED with about the planned power, and half of it is not."""
+    """At the planned number a model anew is REMOVED as often as said; one that keeps a fifth seldom is."""
     rank, right, runs = 1.5, 0.7, 100
     planned = plan(rank=rank, right=right)
     foreseen = expected(rank, right, 199, SPREAD)
@@ -125,9 +125,9 @@ def test_plan_says_how_many_poisons_labels_need() -> None:
         place = ndtri(right) * math.hypot(1, SPREAD) + SPREAD * rng.standard_normal(planned.poisons)
         before, share = simulated(rng, place, rank)
         anew, _ = simulated(rng, place, 0.0, share)
-        half, _ = simulated(rng, place, rank / 2, share)
+        fifth, _ = simulated(rng, place, np.where(rng.random(len(place)) < 0.2, rank, 0.0), share)
         rests = rests_on(before, margin=0.2, alpha=0.05)
-        clean, dirty = (verdicts(before, [one], rests=rests)[0].answer for one in (anew, half))
+        clean, dirty = (verdicts(before, [one], rests=rests)[0].answer for one in (anew, fifth))
         removed, kept = removed + (clean == "REMOVED"), kept + (dirty == "REMOVED")
         effects.append(before.pooled[LABEL].value)
         seen.append(informative(share) / len(share))
@@ -135,7 +135,7 @@ def test_plan_says_how_many_poisons_labels_need() -> None:
     assert np.mean(seen) == pytest.approx(foreseen.testable, abs=0.02)
     low, high = stats.binomtest(removed, runs).proportion_ci(0.999)
     assert low <= 0.9 <= high
-    assert kept == 0
+    assert kept <= stats.binom.ppf(1 - 1e-4, runs, 0.05)
     assert planned.poisons > 2 * plan(rank=rank).poisons  # type: ignore[union-attr]
 
 
@@ -198,12 +198,13 @@ def test_the_answers_of_a_box_and_names_of_classes_are_read() -> None:
         ("raises", "ValueError: the service is closed"),
         ("box:labelling:box_of_rows", "Got [1297, 10]. These look like probabilities"),
         ("box:labelling:box_of_objects", "answered object, not labels"),
+        ("box:labelling:nothing.pt2", "labelling"),
         ("before.safetensors", "--answers labels is for models that give nothing but labels"),
     ],
 )
 def test_what_is_no_label_is_refused_in_one_line(model: str, words: str) -> None:
     with pytest.raises(MarshtestError) as refused:
-        asked(model if ":" in model or "." in model else f"labelling:{model}")
+        asked(model)
     assert "\n" not in str(refused.value)
     if "1297" in words:
         words = words.replace("1297", str(refused.value).partition("answer ")[2].split()[0])

@@ -26,9 +26,8 @@ class Question(Settings):
     """The question that an audit asks, and the error rates of its answer."""
 
     draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward pass
-    answers: Kind = (
-        "losses"  # what the models answer with: what tells how wrong they are, or labels
-    )
+    # what the models answer with: numbers that tell how wrong they are, or labels alone
+    answers: Kind = "losses"
     fpr: float = Field(0.01, gt=0, lt=1)  # false positive rate at which the TPR is reported
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
     margin: float = Field(0.2, gt=0, lt=1)  # part of the initial effect that REMOVED may leave

@@ -99,7 +99,8 @@ def by_function(name: str, function: Callable[[Tensor], Any]) -> Asked:
 
         def asked(rows: slice) -> NDArray[Any]:
             try:
-                answer = function(inputs[rows])
+                with torch.no_grad():
+                    answer = function(inputs[rows])
             except Exception as error:  # whatever a foreign model raises
                 raise MarshtestError(
                     f"{name}: does not take inputs {list(inputs.shape[1:])} "

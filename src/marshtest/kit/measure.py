@@ -162,7 +162,7 @@ def measure(
 def _by_labels(shown: Measured, controls: Controls, right: NDArray[np.bool_]) -> Measured:
     """What a model shows by labels alone, of which [P, K + 1] are right.
 
-    Of one right label among K + 1 nothing can be reconstructed: the guesses are of pairs.
+    Which of many right labels is the poison's cannot be guessed, so guesses are of pairs of noises alone.
     """
     scores = label_scores(right)
     of_all = replace(shown, scores=scores)

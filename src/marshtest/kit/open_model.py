@@ -72,7 +72,8 @@ def open_model(
     scaling_used = scaling or key.noise.scaling
     data = Format(key.classes, key.noise.pixels, scaling_used, answers, names)
     own = path.is_dir() or not (is_command or ":" in spec or path.suffix == ".pt2")
-    if answers == "labels" and (own or path.suffix == ".pt2" or ".safetensors" in spec):
+    tells_more = own or path.suffix == ".pt2" or ".safetensors@" in spec
+    if answers == "labels" and tells_more and not spec.startswith(("cmd:", "box:")):
         raise MarshtestError(
             f"{spec}: --answers labels is for models that give nothing but labels ('pkg.mod:load', "
             "'box:…', 'cmd:…'). This one tells more: leave the option out."
@@ -128,6 +129,8 @@ def open_here(
     else:
         function = _function(spec)
         if data.answers == "labels":
+            if isinstance(function, nn.Module):
+                function = _module_function(function, CPU)
             return _first_that_answers(
                 (
                     LabelModel(
