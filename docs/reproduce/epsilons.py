@@ -9,6 +9,7 @@ from marshtest.metrics.labels import expected
 from marshtest.reporting.tables import as_markdown
 
 BOUNDS = HERE / "privacy" / "bounds.csv"  # by benchmarks/privacy.py
+VERDICTS = HERE / "labels" / "verdicts.csv"  # by benchmarks/labels.py
 TITLES = {
     "steinke": "Steinke",
     "f_dp": "f-DP",
@@ -33,8 +34,26 @@ def epsilons() -> str:
 
 
 def _share(line: pd.Series) -> str:
-    low, high = interval_of_share(line["above"] / line["repeats"], line["repeats"])
-    return f"{line['above'] / line['repeats']:.1%} [{low:.1%}, {high:.1%}]"
+    return _interval(line["above"], line["repeats"])
+
+
+def _interval(hits: int, n: int) -> str:
+    low, high = interval_of_share(hits / n, n)
+    return f"{hits / n:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def labels_acquit() -> str:
+    """How often a model anew, and one that keeps a fifth, was REMOVED by labels at the planned number."""
+    lines = [
+        {
+            "right with noise": f"{of.right:.0%}",
+            "poisons": f"{of.poisons:,}",
+            "REMOVED, trained anew": _interval(of.anew_removed, of.runs),
+            "REMOVED, a fifth kept": _interval(of.fifth_removed, of.runs),
+        }
+        for of in pd.read_csv(VERDICTS).itertuples()
+    ]
+    return as_markdown(pd.DataFrame(lines))
 
 
 def labels_needed(rank: float = 1.0) -> str:
