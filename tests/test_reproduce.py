@@ -34,6 +34,7 @@ PAGES = [
             "results",
             "rivals",
             "membership",
+            "mathematics",
             "marks",
             "audit-text",
             "compared",

@@ -81,6 +81,10 @@ LossOption = Annotated[
     Literal["record", "completion"] | None,
     typer.Option(help="Tokens of a text that count: the record's (default) or its completion's."),
 ]
+AnswersOption = Annotated[
+    Literal["losses", "labels"],
+    typer.Option(help="What the models answer with: numbers that tell a loss, or labels alone."),
+]
 QuantizeOption = Annotated[
     Literal["int8", "int4"] | None,
     typer.Option(help="Bits that the weights of a language model's folder are rounded to."),
@@ -190,6 +194,7 @@ def audit(
     draws: DrawsOption = 199,
     alpha: Annotated[float, typer.Option(help="Error rate, over all models after.")] = 0.05,
     margin: MarginOption = 0.2,
+    answers: AnswersOption = "losses",
     loss: LossOption = None,
     quantize: QuantizeOption = None,
     rate: RateOption = None,
@@ -234,6 +239,7 @@ def audit(
             device=device,
             in_process=in_process,
             progress=progress,
+            answers=answers,
             draws=draws,
             alpha=alpha,
             margin=margin,

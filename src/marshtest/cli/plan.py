@@ -9,6 +9,14 @@ from marshtest.cli import screen
 from marshtest.cli.audit import MarginOption
 from marshtest.cli.run import Overrides
 
+RightOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of noisy samples that a model answers rightly, of an audit by labels alone; with "
+        "--rank."
+    ),
+]
+
 
 def explain(
     recipe: Annotated[
@@ -56,6 +64,7 @@ def plan(
     marks: Annotated[
         bool, typer.Option("--marks", help="Records that each studied mark needs, of texts.")
     ] = False,
+    right: RightOption = None,
     samples: Annotated[int | None, typer.Option(help="Training samples of one run.")] = None,
     fraction: Annotated[
         float, typer.Option(help="Share of the training samples to poison.")
@@ -82,6 +91,7 @@ def plan(
         rank=rank,
         works=works,
         marks=marks,
+        right=right,
         samples=samples,
         fraction=fraction,
         alpha=alpha,

@@ -7,6 +7,9 @@ saw the poison is blocked by the other tests with probability α, which the plan
 
 *Marks.* What a mark in texts will show, a study of a small model tells (marshtest.commands.marks).
 
+*Labels.* A model that answers with labels alone shows less: of a poison that is answered rightly with all
+noises nothing (marshtest.metrics.labels).
+
 *Trainings.* An attack whose effect has no null law is judged over trainings (seeds); what counts is the
 share of them in which the attack works.
 """
@@ -24,7 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from marshtest.commands.marks import NAMES, USUAL, pooled
-from marshtest.metrics.dependence import SCORES
+from marshtest.metrics.labels import LABEL, OF_AUDITS, expected
 from marshtest.metrics.power import detection, poisons_for, removal
 from marshtest.metrics.trainings import MOST, trainings_to_reject, trainings_to_remove
 from marshtest.plumbing.errors import MarshtestError, refuse_options
@@ -34,9 +37,11 @@ from marshtest.reporting.tables import plus_minus
 from marshtest.results.summary import Results
 
 VERDICT = "verdict"
-TESTS = 4  # of independence, a score
+TESTS = 4  # of independence, a score; of labels there is one
+SPREAD = 1.0  # how far bases differ, in deviations of the losses over the noises of one
 EFFECTS = (1e-3, 100.0)  # dependences that can be planned for; ranks among 10⁹ draws reach 6.5
 FAMILY = 1_000_000  # unlearners
+DRAWS = 199  # K of an audit, unless it is told otherwise
 Power = Callable[[float], float]  # of a number of poisons
 
 
@@ -52,6 +57,9 @@ class Plan:
         unlearners: how many will be judged together (Holm at its strictest).
         poisons_a_run: poisons of one training, if the number of trainings is to be told.
         audited: training samples of an audit, which has one training; None of a recipe's run.
+        deviation: of one poison's score, where it is not 1: of labels.
+        hidden: share of a model's effect that labels hide by chance.
+        beside: of labels, what else is to be said.
     """
 
     effects: Mapping[str, float]
@@ -61,6 +69,9 @@ class Plan:
     unlearners: int = 1
     poisons_a_run: int | None = None
     audited: int | None = None
+    deviation: float = 1.0
+    hidden: float = 0.0
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, effect in self.effects.items():
@@ -86,24 +97,30 @@ class Plan:
     @property
     def tests(self) -> dict[str, tuple[Power, Power]]:
         """For each score, and the verdict: power of detection and of removal, as functions of n."""
-        level, tests = self.alpha / self.unlearners, TESTS * len(self.effects)
+        level, deviation = self.alpha / self.unlearners, self.deviation
+        allowed = max(0.0, self.margin - self.hidden)
+        tests = 1 if LABEL in self.effects else TESTS * len(self.effects)
         powers: dict[str, tuple[Power, Power]] = {}
         for name, effect in self.effects.items():
             powers[name] = (
-                partial(detection, effect=effect, alpha=level),
-                partial(removal, margin=self.margin * effect, alpha=level),
+                partial(detection, effect=effect, deviation=deviation, alpha=level),
+                partial(removal, margin=allowed * effect, deviation=deviation, alpha=level),
             )
         # The verdict takes whichever test rejects, and pays by sharing the level among all of them.
         best = max(self.effects.values())
         powers[VERDICT] = (
-            partial(detection, effect=best, alpha=level / tests),
+            partial(detection, effect=best, deviation=deviation, alpha=level / tests),
             partial(self._removed, best),
         )
         return powers
 
     def _removed(self, effect: float, n: float) -> float:
         """A lower bound of the power: the score shows removal, and no other test blocks it."""
-        by_score = removal(n, self.margin * effect, alpha=self.alpha / self.unlearners)
+        allowed = max(0.0, self.margin - self.hidden) * effect
+        level = self.alpha / self.unlearners
+        by_score = removal(n, allowed, deviation=self.deviation, alpha=level)
+        if LABEL in self.effects:  # there is no other test
+            return by_score
         # At worst the two failures exclude each other, so their probabilities add (Bonferroni).
         return max(0.0, by_score - self.alpha)
 
@@ -140,14 +157,16 @@ class Plan:
     def sentences(self) -> list[str]:
         """What the table says of the verdict."""
         verdict = self.texts().iloc[-1]
-        if self.audited is not None:
-            needed = f"{self.poisons:,} poisons in one dose, since an audit has one training: "
-            needed += _fraction(self.poisons, self.audited)
+        if self.audited is not None or LABEL in self.effects:
+            needed = f"{self.poisons:,} poisons in one dose, since an audit has one training"
+            if self.audited is not None:
+                needed += f": {_fraction(self.poisons, self.audited)}"
         else:
             needed = f"{self.poisons:,} poisons in all, over all seeds together"
         if self.poisons_a_run is not None:
             needed += f": {verdict['runs to show removal']} runs of {self.poisons_a_run:,}"
-        return [f"REMOVED, with power {self.power:g} at error rate {self.alpha:g}, needs {needed}."]
+        rate = f"REMOVED, with power {self.power:g} at error rate {self.alpha:g}, needs {needed}."
+        return [rate, *self.beside]
 
     def curve(self, poisons: Sequence[float]) -> pd.DataFrame:
         """Power at each number of poisons: one line a number and score."""
@@ -197,7 +216,7 @@ def _fraction(poisons: int, samples: int) -> str:
 
 
 def _title(name: str) -> str:
-    return SCORES[name].title if name in SCORES else name
+    return OF_AUDITS[name].title if name in OF_AUDITS else name
 
 
 def effects_of(pilot: Results) -> dict[str, float]:
@@ -330,6 +349,7 @@ def plan(
     pilot: str | Path | None = None,
     works: float | None = None,
     marks: bool = False,
+    right: float | None = None,
     samples: int | None = None,
     fraction: float = 0.015,
     alpha: float = 0.05,
@@ -344,6 +364,8 @@ def plan(
         rank: the same by the rank score.
         pilot: folder of a finished run, or an audit.json, that shows these dependences instead.
         works: share of the trainings in which an attack without a null law works.
+        right: share of noisy samples whose label the model tells rightly, if it tells labels alone; `rank`
+            is then what its losses would show.
         marks: quote the study of marks: how many records of a text data set each needs.
         samples: training samples of one run, if the number of runs is to be told.
         fraction: share of them that will be poisons.
@@ -358,18 +380,55 @@ def plan(
     poisons = None if samples is None else poisons_of_one_run(samples, fraction)
     if marks:
         reason = "plan: the study of marks says what to expect"
-        refuse_options(reason, gus=gus, rank=rank, pilot=pilot, works=works, samples=samples)
+        options = {"gus": gus, "rank": rank, "pilot": pilot, "works": works, "right": right}
+        refuse_options(reason, **options, samples=samples)
         return Marks(alpha, power, margin, unlearners)
+    levels = (alpha, power, margin, unlearners)
+    if right is not None:
+        refuse_options("plan: labels alone are planned for", gus=gus, pilot=pilot, works=works)
+        return _of_labels(rank, right, samples, levels)
     if works is not None:
-        return Trainings(works, alpha, power, margin, unlearners)
+        return Trainings(works, *levels)
     effects = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}
-    audited = None
+    audited, deviation = None, 1.0
     if pilot is not None and Path(pilot).suffix == ".json":
-        effects, audited = effects_of_audit(Path(pilot))
+        effects, audited, deviation = effects_of_audit(Path(pilot))
         audited, poisons = samples or audited, None  # of one training there are no runs
     elif pilot is not None:
         effects = effects_of(Results.read(pilot))
-    return Plan(effects, alpha, power, margin, unlearners, poisons, audited)
+    return Plan(effects, *levels, poisons, audited, deviation)
+
+
+def _of_labels(
+    rank: float | None, right: float, samples: int | None, levels: tuple[float, float, float, int]
+) -> Plan:
+    """The plan of an audit by labels alone, of a model whose losses would show `rank`.
+
+    Args:
+        samples: training samples of the audit, if they are known.
+        levels: alpha, power, margin and unlearners, as of Plan.
+    """
+    if rank is None or not 0 < right < 1:
+        raise MarshtestError(
+            "plan: labels alone are planned for by --right, a share between 0 and 1, and by --rank, the "
+            f"dependence that losses would show. Got right {right:g} and rank {rank}."
+        )
+    by_losses = Plan({"rank": rank}, *levels)  # which checks the values
+    labels = expected(rank, right, DRAWS, SPREAD)
+    if labels.hidden >= by_losses.margin:
+        raise MarshtestError(
+            f"plan: with {right:g} of the noisy samples answered rightly labels hide more than may be "
+            "left. Raise --variance of `marshtest dose`, so that the model errs more often."
+        )
+    # The model before is estimated from as many poisons as that after.
+    deviation = labels.deviation * math.hypot(1, by_losses.margin)
+    beside = (
+        f"Labels tell something of about {labels.testable:.0%} of the poisons: of the others all "
+        f"{DRAWS + 1} variants are answered alike, and they are untestable. That is a guess, from bases "
+        "that differ as much as noises do; an audit tells (--pilot). By losses "
+        f"{by_losses.poisons:,} poisons would do.",
+    )
+    return Plan({LABEL: labels.effect}, *levels, None, samples, deviation, labels.hidden, beside)
 
 
 def _check(unlearners: int, **shares: float) -> None:
@@ -380,17 +439,17 @@ def _check(unlearners: int, **shares: float) -> None:
         raise MarshtestError(f"plan: unlearners must be from 1 to {FAMILY:,}. Got {unlearners}.")
 
 
-def effects_of_audit(file: Path) -> tuple[dict[str, float], int]:
-    """What an audit.json tells: the model before unlearning's dependence by score, and its samples."""
+def effects_of_audit(file: Path) -> tuple[dict[str, float], int, float]:
+    """What an audit.json tells of the model before: dependence by score, samples, one score's deviation."""
     try:
         audit = json.loads(file.read_text())
         before = audit["models"][0]
         effects = {
             name: float(before[f"{name}_dependence"])
-            for name in SCORES
+            for name in OF_AUDITS
             if before.get(f"{name}_dependence") is not None
         }
-        return effects, int(audit["samples"])
+        return effects, int(audit["samples"]), deviation_shown(before)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise MarshtestError(
             f"{file}: is not the audit.json that `marshtest audit --out` wrote."
@@ -399,8 +458,15 @@ def effects_of_audit(file: Path) -> tuple[dict[str, float], int]:
 
 def effects_shown(figures: Mapping[str, float]) -> dict[str, float]:
     """The dependences of a model, by score, that can be planned for."""
-    values = {name: figures.get(f"{name}_dependence", math.nan) for name in SCORES}
+    values = {name: figures.get(f"{name}_dependence", math.nan) for name in OF_AUDITS}
     return {name: value for name, value in values.items() if EFFECTS[0] <= value <= EFFECTS[1]}
+
+
+def deviation_shown(figures: Mapping[str, Any]) -> float:
+    """The deviation of one poison's score in a model: 1, but of labels alone."""
+    if figures.get(f"{LABEL}_error") is None:
+        return 1.0
+    return float(figures[f"{LABEL}_error"]) * math.sqrt(figures[f"{LABEL}_poisons"])
 
 
 def poisons_of_one_run(samples: int, fraction: float) -> int:

@@ -14,12 +14,13 @@ import torch
 from matplotlib.figure import Figure
 
 from marshtest.attacks.gaussian import PRESENTATION
-from marshtest.commands.plan import VERDICT, Plan, effects_shown
+from marshtest.commands.plan import VERDICT, Plan, deviation_shown, effects_shown
 from marshtest.kit.certificates.provenance import Provenance
 from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
 from marshtest.kit.key import Key
 from marshtest.kit.keys import read_key
+from marshtest.kit.layouts import open_layout
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
 from marshtest.kit.open_model import open_model
@@ -28,7 +29,7 @@ from marshtest.kit.scalings import suspected
 from marshtest.kit.texts.key import TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import Quantize, open_all
-from marshtest.metrics.dependence import SCORES
+from marshtest.metrics.labels import OF_AUDITS
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import functions_device, pick_device
 from marshtest.plumbing.errors import MarshtestError, refuse_options
@@ -50,7 +51,11 @@ from marshtest.reporting.tables import USE, number, plus_minus, rests_in_words, 
 EXIT_CODES = {"REMOVED": 0, "NOT REMOVED": 1, "INCONCLUSIVE": 3}  # 2 is that of no answer
 RATES = {name: column for name, column in PRESENTATION.columns.items() if column.title}
 LABEL = 24  # characters of a model's name in a figure
-COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
+EPSILONS = {
+    "ε ≥": Column(title="ε ≥"),
+    "ε ≥ if Gaussian": Column(title="ε ≥ if Gaussian", room=120),
+}
+COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties", "untestable")}
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Audit:
     def names(self) -> list[str]:
         """Names of the scores that every model has: a black box has no GUS."""
         common = set.intersection(*(set(judged.measured.dependences()) for judged in self.models))
-        return [name for name in SCORES if name in common]
+        return [name for name in OF_AUDITS if name in common]
 
     def table(self) -> pd.DataFrame:
         """A line of text for each model, without the columns in which no model has a value."""
@@ -111,7 +116,7 @@ class Audit:
             "perplexity": number(measured.perplexity, 2),
             "usable": judged.usable,
         }
-        for name, score in SCORES.items():
+        for name, score in OF_AUDITS.items():
             value = figures.get(f"{name}_dependence", math.nan)
             error = figures.get(f"{name}_error", math.nan)
             text[score.title] = plus_minus(value, error, 3)
@@ -119,7 +124,8 @@ class Audit:
             text[column.title] = with_interval(figures, name, column.digits)
         for name in COUNTS:  # a black box has no gradient that could vanish
             text[name] = number(figures.get(name, math.nan), 0)
-        return text | {"ε ≥": number(judged.epsilon, 2)}
+        proved = judged.privacy.largest, judged.privacy.gaussian
+        return text | dict(zip(EPSILONS, (number(bound, 2) for bound in proved), strict=True))
 
     def legend(self) -> str:
         """The meaning of the columns of `table`."""
@@ -136,7 +142,7 @@ class Audit:
                 "neither (unclear); unknown where a model does not tell",
             ),
             (
-                [score.title for score in SCORES.values()],
+                [score.title for score in OF_AUDITS.values()],
                 "what is left of the dose (dependence), ± its standard error given these models; 0 in "
                 "expectation where a model does not depend on the dose",
             ),
@@ -147,10 +153,12 @@ class Audit:
             ),
             (["vanished"], "poisons of which GUS says nothing, since the gradient vanishes"),
             (["ties"], f"poisons whose loss equals one with {self.key.fresh}"),
+            (["untestable"], "poisons whose label is right with all noises, or wrong with all"),
             (
-                ["ε ≥"],
-                f"lower bound on the ε of differential privacy, at δ = {asked.delta:g} and confidence "
-                f"{asked.confidence:.0%}",
+                [*EPSILONS],
+                "lower bound on the ε of differential privacy for a replaced sample, at δ = "
+                f"{asked.delta:g} and confidence {asked.confidence:.0%}: of any mechanism, and of one that "
+                "is private as Gaussian noise is",
             ),
         )
         clauses = ((", ".join(t for t in titles if t in table), what) for titles, what in meanings)
@@ -164,7 +172,7 @@ class Audit:
         """What REMOVED rests on, in words."""
         before = self.models[0].measured
         shown = before.evidence(before.dependences())
-        return rests_in_words(rests_of(shown, self._after, self.question), SCORES)
+        return rests_in_words(rests_of(shown, self._after, self.question), OF_AUDITS)
 
     @property
     def _after(self) -> int:
@@ -174,7 +182,7 @@ class Audit:
     @property
     def shown(self) -> list[Column | Score]:
         """The columns of `table` that say what room they need on a terminal; audit.json has all."""
-        return [*SCORES.values(), *RATES.values(), *COUNTS.values()]
+        return [*OF_AUDITS.values(), *RATES.values(), *COUNTS.values(), *EPSILONS.values()]
 
     def sentences(self) -> list[str]:
         """Verdicts in words, with 95 % intervals given these models, and what each rests on."""
@@ -190,7 +198,7 @@ class Audit:
             for name, score in judged.measured.dependences().items():
                 low, high = score.interval()
                 where = f"in [{low:.3f}, {high:.3f}]" if score.n > 1 else "undefined"
-                clause += f"; {SCORES[name].title} {where}"
+                clause += f"; {OF_AUDITS[name].title} {where}"
             sentences.append(f"{'; '.join([clause, *judged.reasons])}.")
         sentences += self._outlook()
         # A note that several models share, such as how samples are fed, is given once.
@@ -206,7 +214,8 @@ class Audit:
             return []
         asked, poisons = self.question, len(self.key.ids)
         power, family = min(0.9, 1 - 2 * asked.alpha), max(1, self._after)
-        plan = Plan(effects, asked.alpha, power, asked.margin, family)
+        deviation = deviation_shown(self.models[0].measured.figures)
+        plan = Plan(effects, asked.alpha, power, asked.margin, family, deviation=deviation)
         likely = plan.tests[VERDICT][1](poisons)
         if likely >= power:
             return []
@@ -238,7 +247,7 @@ class Audit:
             }
             for j in self.models
         ]
-        scores = {name: SCORES[name] for name in self.names}
+        scores = {name: OF_AUDITS[name] for name in self.names}
         figures = {"dependence": dependence(pd.DataFrame(lines), scores, self.question.margin)}
         samples = [
             (f"{j.role}: {j.measured.name[-LABEL:]}", pd.DataFrame(j.measured.scores), colour)
@@ -249,8 +258,8 @@ class Audit:
         for name in self.names:
             defined = [sample for sample in samples if sample[1][name].notna().any()]
             columns = [(title, values[name], colour) for title, values, colour in defined]
-            figures[f"scores-{name}"] = histograms(columns, SCORES[name].title)
-            if fresh := SCORES[name].fresh:
+            figures[f"scores-{name}"] = histograms(columns, OF_AUDITS[name].title)
+            if fresh := OF_AUDITS[name].fresh:
                 curves = [
                     (title, values[[name, fresh]].set_axis(["own", "fresh"], axis=1), colour)
                     for title, values, colour in defined
@@ -291,7 +300,7 @@ class Audit:
             "controls": measured.controls.figures(),
             "hidden": {name: score.hidden for name, score in measured.dependences().items()},
             "epsilon": {
-                "lower_bound": judged.epsilon,
+                **judged.privacy.figures(),
                 "delta": self.question.delta,
                 "confidence": self.question.confidence,
                 "unit": self.key.unit,
@@ -356,7 +365,8 @@ def audit(
     provenance = Provenance.of(file, specs, scaling=scaling, loss=loss, quantize=quantize)
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
-        refuse_options("audit: the key is of texts", scaling=scaling)
+        answers = parsed.answers if parsed.answers != "losses" else None
+        refuse_options("audit: the key is of texts", scaling=scaling, answers=answers)
         questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
         opened = open_all(specs, torch_device, quantize=quantize, rate=rate, in_process=in_process)
         doors = list(zip(map(name_of, specs), opened, strict=True))
@@ -380,15 +390,17 @@ def _of_images(
     progress: Progress,
 ) -> Iterator[Measured]:
     """What each model shows of a dose of noise."""
-    bases = key.bases(data)
+    bases, kind = key.bases(data), question.answers
+    names = open_layout(data).names if kind == "labels" else ()
     clean = undosed(key, data, bases)
     # All are opened before the first is asked: a wrong path fails at once.
-    models = [open_model(spec, key, bases.values, scaling, *where) for spec in specs]
+    models = [open_model(spec, key, bases.values, scaling, *where, kind, names) for spec in specs]
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
         report(0.0)
+        draws, fpr = question.draws, question.fpr
         shown = measure(
-            model, bases, undosed=clean, draws=question.draws, fpr=question.fpr, progress=report
+            model, bases, undosed=clean, draws=draws, fpr=fpr, answers=kind, progress=report
         )
         if index == 0:
             if scaling is not None or not Path(specs[0]).is_dir():  # no processor of its own

@@ -10,7 +10,8 @@ import shlex
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,9 @@ class BlackBox(AskedModel):
         return _losses(answers, labels)
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
-        # A folder for each call: what a program leaves behind cannot stand for its next answer.
-        with tempfile.TemporaryDirectory() as folder:
-            inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npy"
-            x = self.inputs(torch.from_numpy(values).float()).numpy()
-            np.savez(inputs, x=x, y=labels)
-            self.call(inputs, outputs)
-            answers = read_answers(self.name, outputs, len(values), self.classes)
+        x = self.inputs(torch.from_numpy(values).float()).numpy()
+        read = partial(read_answers, self.name, rows=len(values), classes=self.classes)
+        answers = by_files(self.call, {"x": x, "y": labels}, read)
         if answers.ndim == 2:
             self._note_width(answers.shape[1])
         if bad := int(np.isnan(np.atleast_2d(answers.T)).any(0).sum()):
@@ -60,13 +57,22 @@ class BlackBox(AskedModel):
         return answers
 
     def _refuse_probabilities(self, values: Value, labels: Labels, answers: NDArray[Any]) -> None:
-        """Raise if [M] answers in [0, 1] are no losses.
+        """Raise if [M] answers are labels, or lie in [0, 1] and are no losses.
 
         A loss depends on the label, and falls as the probability that the model gives the label rises.
         """
-        if answers.min() < 0 or answers.max() > 1:
+        whole = bool((answers == np.floor(answers)).all())
+        if not whole and (answers.min() < 0 or answers.max() > 1):
             return
         others = self._answers(values, (labels + 1) % self.classes)
+        if whole and np.array_equal(answers, others):
+            raise MarshtestError(
+                f"{self.name}: its answers [{len(answers)}] are whole numbers, the same whatever the "
+                "labels are. If they are labels, give --answers labels; else write losses of the labels "
+                f"`y`, or all {self.classes} columns of probabilities."
+            )
+        if answers.min() < 0 or answers.max() > 1:
+            return
         if np.array_equal(answers, others):
             fault = "the same whatever the labels are"
         elif (
@@ -85,21 +91,26 @@ class BlackBox(AskedModel):
         )
 
 
+def by_files(
+    call: Call, asked: Mapping[str, Any], read: Callable[[Path], NDArray[Any]]
+) -> NDArray[Any]:
+    """What `read` finds in the file that a black box writes when it is asked with these arrays."""
+    # A folder for each call: what a program leaves behind cannot stand for its next answer.
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npy"
+        np.savez(inputs, **asked)
+        call(inputs, outputs)
+        return read(outputs)
+
+
 def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]:
     """The answers [rows] or [rows, classes] (or wider) in a .npy file.
-
-    The file is not trusted: its size is checked against its header before any of it is allocated.
 
     Raises:
         MarshtestError: no such file, not a plain one, or no numbers of these shapes.
     """
-    try:
-        # lstat follows no link: behind one there may be anything, also what is never read to its end.
-        if not stat.S_ISREG(file.lstat().st_mode):
-            raise MarshtestError(f"{name}: its outputs are no plain file (a link, folder or pipe).")
-        with file.open("rb") as stream:
-            shape, _, dtype = npy_header(stream)
-            start = stream.tell()
+
+    def check(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if dtype.kind not in "iuf":
             raise MarshtestError(f"{name}: answered {dtype}, not numbers.")
         wide = len(shape) == 2 and shape[0] == rows and shape[1] >= classes
@@ -108,6 +119,28 @@ def read_answers(name: str, file: Path, rows: int, classes: int) -> NDArray[Any]
                 f"{name}: must write {rows} losses [{rows}], or probabilities or logits "
                 f"[{rows}, {classes}] or wider. Got {list(shape)}."
             )
+
+    return read_array(name, file, check)
+
+
+def read_array(
+    name: str, file: Path, check: Callable[[tuple[int, ...], np.dtype[Any]], None]
+) -> NDArray[Any]:
+    """The array in a .npy file whose shape and type `check` lets pass.
+
+    The file is not trusted: its size is checked against its header before any of it is allocated.
+
+    Raises:
+        MarshtestError: no such file, not a plain one, or not as `check` wants it.
+    """
+    try:
+        # lstat follows no link: behind one there may be anything, also what is never read to its end.
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise MarshtestError(f"{name}: its outputs are no plain file (a link, folder or pipe).")
+        with file.open("rb") as stream:
+            shape, _, dtype = npy_header(stream)
+            start = stream.tell()
+        check(shape, dtype)
         if file.stat().st_size - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"not as long as its header {list(shape)} says")
         answers: NDArray[Any] = np.load(file, allow_pickle=False)  # a pickle would run code

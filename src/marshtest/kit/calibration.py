@@ -168,6 +168,10 @@ def calibrate(
     if keys < 1:
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     parsed = Question.parse(question, "calibrate")
+    if parsed.answers == "labels":
+        raise MarshtestError(
+            "calibrate: counts the errors of the tests on losses. The one on labels is exact by itself."
+        )
     torch_device = pick_device(device)
     if isinstance(key, TextKey):
         refuse_options("calibrate: the key is of texts", scaling=scaling)
@@ -241,7 +245,10 @@ def _line(
     initial, evidence = true.evidence(names), measured.evidence(names)
     levels: dict[str, Any] = {"alpha": question.alpha, "margin": question.margin}
     (verdict,) = verdicts(initial, [evidence], rests=rests, **levels)
-    line: dict[str, object] = {"verdict": verdict.answer, "epsilon": question.epsilon_of(measured)}
+    line: dict[str, object] = {
+        "verdict": verdict.answer,
+        "epsilon": question.privacy_of(measured).largest,
+    }
     for name, score in evidence.pooled.items():
         line |= {f"{name}_dependence": score.value, f"{name}_p": score.p_value}
     return line

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from marshtest.kit.measure import Measured
-from marshtest.metrics.privacy import epsilon_bound
+from marshtest.kit.model import Kind
+from marshtest.kit.privacy import Bounds, bounds
 from marshtest.metrics.trainings import usable
 from marshtest.metrics.verdict import (
     Evidence,
@@ -25,6 +26,8 @@ class Question(Settings):
     """The question that an audit asks, and the error rates of its answer."""
 
     draws: int = Field(199, ge=3)  # K, fresh noises a poison; each costs one forward pass
+    # what the models answer with: numbers that tell how wrong they are, or labels alone
+    answers: Kind = "losses"
     fpr: float = Field(0.01, gt=0, lt=1)  # false positive rate at which the TPR is reported
     alpha: float = Field(0.05, gt=0, lt=1)  # error rate of the verdicts, over all models after
     margin: float = Field(0.2, gt=0, lt=1)  # part of the initial effect that REMOVED may leave
@@ -34,9 +37,10 @@ class Question(Settings):
     delta: float = Field(1e-5, ge=0, lt=1)  # δ of the privacy bound
     confidence: float = Field(0.95, gt=0, lt=1)  # confidence of the privacy bound
 
-    def epsilon_of(self, measured: Measured) -> float:
-        """Lower bound of ε that a model's advantages prove."""
-        return epsilon_bound(measured.advantages, delta=self.delta, confidence=self.confidence)
+    def privacy_of(self, measured: Measured) -> Bounds:
+        """Lower bounds of ε that the guesses by a model's losses prove."""
+        games = measured.advantages, measured.among
+        return bounds(*games, delta=self.delta, confidence=self.confidence)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,14 @@ class Judged:
     measured: Measured
     verdict: Verdict
     reasons: tuple[str, ...]  # what takes REMOVED away, or speaks against it
-    epsilon: float  # lower bound of the privacy parameter ε
+    privacy: Bounds  # lower bounds of the privacy parameter ε
     scores: tuple[str, ...]  # those of this model and the one before: the verdict rests on them
     usable: str  # whether accuracy is close to that of the model retrained, or else before
+
+    @property
+    def epsilon(self) -> float:
+        """The largest lower bound of ε that holds for any mechanism, of a replacement."""
+        return self.privacy.largest
 
 
 def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question) -> list[Judged]:
@@ -58,6 +67,7 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
     Each model has a role, before (the first), after or retrained.
     """
     before = measured[0]
+    measured = [before, *(one.after(before) for one in measured[1:])]
     names = before.dependences()
     evidence = [one.evidence(names) for one in measured]
     after = [place for place, role in enumerate(roles) if role == "after"]
@@ -83,7 +93,7 @@ def judge(roles: Sequence[str], measured: Sequence[Measured], question: Question
             reasons=tuple(
                 dict.fromkeys([*reasons[place], *answers[place].reasons * (role != "before")])
             ),
-            epsilon=question.epsilon_of(measured[place]),
+            privacy=question.privacy_of(measured[place]),
             scores=tuple(evidence[place].pooled),
             usable=_usable(goal, measured[place], question),
         )

@@ -12,7 +12,7 @@ mixed in.
 
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,9 +23,12 @@ from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
-from marshtest.kit.model import Answers, AskedModel, Labels
+from marshtest.kit.model import Answers, AskedModel, Kind, Labels
 from marshtest.kit.noise import Floats
+from marshtest.kit.privacy import reconstruction
 from marshtest.metrics.dependence import Dependence, dependences
+from marshtest.metrics.f_dp import Guesses
+from marshtest.metrics.labels import LABEL, OF_AUDITS, label_dependence, label_scores, testable
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence
 from marshtest.plumbing.progress import Progress, silent
@@ -52,7 +55,8 @@ class Measured:
     """What a model shows of the dose."""
 
     name: str
-    scores: dict[str, Floats]  # [P] "rank", "rank_ties", and with a gradient "gus", "gus_fresh"
+    # [P] "rank", "rank_ties", and with a gradient "gus", "gus_fresh"; or what `label_scores` gives
+    scores: dict[str, Floats]
     figures: dict[str, float]  # dependence, TPR, vanished, ties, as in docs/rows.md
     accuracy: float  # accuracy on the base points; nan where a black box does not tell
     advantages: Floats  # [P] how much more familiar the poison looks than one fresh noise
@@ -63,6 +67,7 @@ class Measured:
     utility: Floats | None = None
     notes: tuple[str, ...] = ()  # what a reader should know of how the model was asked
     perplexity: float = float("nan")  # a word, on texts without a dose
+    among: Guesses | None = None  # which of the poison and its fresh noises looks most familiar
     misfed: str = ""  # empty, or a line that says why the inputs seem to be wrongly scaled
 
     @property
@@ -77,11 +82,22 @@ class Measured:
 
     def dependences(self) -> dict[str, Dependence]:
         """The dependence on the dose that each score shows, by name."""
+        if LABEL in self.scores:
+            right, share = self.scores[f"{LABEL}_right"], self.scores[f"{LABEL}_share"]
+            return {LABEL: label_dependence(right, share, self.scores.get(f"{LABEL}_before"))}
         return dependences(self.scores, self.classes, self.fpr)
 
     def evidence(self, names: Collection[str]) -> Evidence:
         """The dependences of the scores `names`, as the evidence of one training."""
-        return Evidence({0: {n: s for n, s in self.dependences().items() if n in names}})
+        shown = {0: {n: s for n, s in self.dependences().items() if n in names}}
+        return Evidence(shown, OF_AUDITS)
+
+    def after(self, before: "Measured") -> "Measured":
+        """The model beside the one before unlearning, which tells what its labels may hide."""
+        if LABEL not in self.scores:
+            return self
+        shares = {f"{LABEL}_before": before.scores[f"{LABEL}_share"]}
+        return replace(self, scores=self.scores | shares)
 
 
 def measure(
@@ -91,11 +107,13 @@ def measure(
     undosed: Bases | None = None,
     draws: int = 199,
     fpr: float = 0.01,
+    answers: Kind = "losses",
     progress: Progress = silent,
 ) -> Measured:
     """Measure the dose in one model, by K = `draws` fresh noises a poison.
 
-    `undosed` are samples without a dose, for the control questions.
+    `undosed` are samples without a dose, for the control questions; `answers` is what the model was opened
+    to answer with.
 
     Raises:
         MarshtestError: the model does not take the inputs, or answers with something else.
@@ -103,32 +121,65 @@ def measure(
     clean = bases[:0] if undosed is None else undosed
     alone = _alone(model, bases, clean)  # first, so that a model that cannot be asked fails at once
     names = np.unique(bases.labels)
-    answers = _ask_all(model, bases, clean, names, draws, progress)
-    at_poison, at_fresh = answers.losses[:, 0], answers.losses[:, 1:]
-    rng = np.random.default_rng(derive(bases.noise.seed, "ties"))
-    rank, ties = rank_scores(at_poison, at_fresh, rng)
-    scores, fresh_scores = {"rank": rank, "rank_ties": ties}, at_fresh[:, :0]
-    if answers.scores is not None:
-        fresh_scores = answers.scores[:, 1:]
-        scores = {"gus": answers.scores[:, 0], "gus_fresh": fresh_scores[:, 0], **scores}
-    right = answers.right
-    return Measured(
+    answered = _ask_all(model, bases, clean, names, draws, progress)
+    at_poison, at_fresh = answered.losses[:, 0], answered.losses[:, 1:]
+    controls = Controls.of(
+        bases=(bases.labels, control_labels(bases, names)[:, 1], answered.controls),
+        clean=(clean.labels, other_labels(clean, names), answered.clean),
+        fresh=at_fresh,
+        alone=alone,
+        right=answered.right,
+    )
+    right = answered.right
+    shown = Measured(
         name=model.name,
-        scores=scores,
-        figures=figures_of(scores, bases.labels, fresh_scores, fpr),
+        scores={},
+        figures={},
         accuracy=float("nan") if right is None else float(right.mean()),
         advantages=advantages(at_poison, at_fresh),
-        controls=Controls.of(
-            bases=(bases.labels, control_labels(bases, names)[:, 1], answers.controls),
-            clean=(clean.labels, other_labels(clean, names), answers.clean),
-            fresh=at_fresh,
-            alone=alone,
-            right=right,
-        ),
+        controls=controls,
         classes=bases.labels,
         fpr=fpr,
         utility=None if right is None else right.astype(np.float64),
         notes=model.notes,
+    )
+    if answers == "labels":
+        return _by_labels(shown, controls, answered.losses == 0)
+    rng = np.random.default_rng(derive(bases.noise.seed, "ties"))
+    rank, ties = rank_scores(at_poison, at_fresh, rng)
+    scores, fresh_scores = {"rank": rank, "rank_ties": ties}, at_fresh[:, :0]
+    if answered.scores is not None:
+        fresh_scores = answered.scores[:, 1:]
+        scores = {"gus": answered.scores[:, 0], "gus_fresh": fresh_scores[:, 0], **scores}
+    return replace(
+        shown,
+        scores=scores,
+        figures=figures_of(scores, bases.labels, fresh_scores, fpr),
+        among=reconstruction(at_poison, at_fresh),
+    )
+
+
+def _by_labels(shown: Measured, controls: Controls, right: NDArray[np.bool_]) -> Measured:
+    """What a model shows by labels alone, of which [P, K + 1] are right.
+
+    Which of many right labels is the poison's cannot be guessed, so guesses are of pairs of noises alone.
+    """
+    scores = label_scores(right)
+    of_all = replace(shown, scores=scores)
+    informative, variants = testable(scores["label_share"]), right.shape[1]
+    note = (
+        f"labels tell something of {informative:,} of {len(right):,} poisons; the others are answered "
+        f"alike with all {variants} noises"
+    )
+    return replace(
+        of_all,
+        figures={
+            **of_all.dependences()[LABEL].columns(LABEL),
+            "untestable": float(len(right) - informative),
+        },
+        # A label at half the noise always lies between those at none and at all of it.
+        controls=replace(controls, between=float("nan")),
+        notes=(*shown.notes, note),
     )
 
 

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from marshtest.training.tasks import scoring_batch
 Inputs = Callable[[Tensor], Tensor]  # values of the file [B, ...] → model inputs
 Labels = NDArray[np.int64]
 Answers = tuple[Floats, NDArray[np.bool_] | None]  # losses [M]; right or not [M], if known
+Kind = Literal["losses", "labels"]  # all that tells how wrong a model is, or labels alone
 Way = tuple[Inputs, tuple[str, ...]]  # how samples are given to a model, and notes on it
 
 
@@ -32,6 +33,8 @@ class Format:
     classes: int  # number of classes of the data
     pixels: bool  # whether values are 8-bit
     scaling: Scaling  # from values of the file to model inputs
+    answers: Kind = "losses"  # what a black box, or a user's function, answers with
+    names: tuple[str, ...] = ()  # of the classes, where the data set has names
 
 
 class AskedModel(ABC):

@@ -27,8 +27,9 @@ from marshtest.kit.exported import open_program
 from marshtest.kit.hugging_face import open_folder, preprocessed
 from marshtest.kit.inputs import scaled_ways
 from marshtest.kit.key import Key
+from marshtest.kit.labels import LabelModel, by_box, by_function
 from marshtest.kit.layouts.base import Value
-from marshtest.kit.model import AskedModel, Format, FunctionModel, Way
+from marshtest.kit.model import AskedModel, Format, FunctionModel, Kind, Way
 from marshtest.kit.noise import Scaling
 from marshtest.kit.process import GuardedModel, SeparateModel
 from marshtest.models.checkpoint import load_model
@@ -48,6 +49,8 @@ def open_model(
     device: torch.device,
     in_process: bool = False,
     functions: torch.device = CPU,
+    answers: Kind = "losses",
+    names: tuple[str, ...] = (),
 ) -> AskedModel:
     """Open a model; code that is not ours in a process of its own.
 
@@ -59,13 +62,23 @@ def open_model(
         device: where the model is to run.
         in_process: let callables and programs run in this process. A command never does.
         functions: where a function is asked that is no `nn.Module`, and may not be PyTorch's at all.
+        answers: what a black box, or a user's function, answers with.
+        names: of the classes, where the data set has names.
 
     Raises:
         MarshtestError: no such model, or one that cannot be read or does not take the samples.
     """
     path, is_command = Path(spec), spec.startswith("cmd:")
-    data = Format(key.classes, key.noise.pixels, scaling or key.noise.scaling)
-    if path.is_dir() or not (is_command or ":" in spec or path.suffix == ".pt2"):
+    scaling_used = scaling or key.noise.scaling
+    data = Format(key.classes, key.noise.pixels, scaling_used, answers, names)
+    own = path.is_dir() or not (is_command or ":" in spec or path.suffix == ".pt2")
+    tells_more = own or path.suffix == ".pt2" or ".safetensors@" in spec
+    if answers == "labels" and tells_more and not spec.startswith(("cmd:", "box:")):
+        raise MarshtestError(
+            f"{spec}: --answers labels is for models that give nothing but labels ('pkg.mod:load', "
+            "'box:…', 'cmd:…'). This one tells more: leave the option out."
+        )
+    if own:
         return open_here(spec, data, samples, device, own_processor=scaling is None)
     # Foreign code sees the trial before any question, so the trial holds no real sample: the
     # first ones have their values shuffled.
@@ -99,6 +112,9 @@ def open_here(
     if kind in ("cmd", "box"):
         inputs, notes = next(iter(ways))
         call = command_call(spec, rest) if kind == "cmd" else load_object(rest, spec)
+        if data.answers == "labels":
+            labels = by_box(spec, call)
+            return LabelModel(spec, labels, inputs, data.classes, data.names, notes)
         return BlackBox(spec, call, inputs, data.classes, notes)
     batch: int | None = None
     folder_notes = tuple[str, ...]()
@@ -112,6 +128,18 @@ def open_here(
         function, batch = open_program(Path(spec), device)
     else:
         function = _function(spec)
+        if data.answers == "labels":
+            if isinstance(function, nn.Module):
+                function = _module_function(function, CPU)
+            return _first_that_answers(
+                (
+                    LabelModel(
+                        spec, by_function(spec, function), way, data.classes, data.names, notes
+                    )
+                    for way, notes in ways
+                ),
+                samples,
+            )
         if isinstance(function, nn.Module):
             function = _module_function(function, device)
         else:

@@ -49,17 +49,23 @@ class Dependence:
     cells: int = 1  # number of cells
     tail: int = 0  # number of poisons beyond the threshold Φ⁻¹(FPR)
     fpr: float = 0.01  # fraction of poisons beyond the threshold under the null
+    exact: float = math.nan  # of a score that is not normal: the exact p-value of its one test
 
     @property
     def p_value(self) -> float:
         """Two-sided p-value of the test of the mean."""
+        if not math.isnan(self.exact):
+            return self.exact
         return float(2 * ndtr(-abs(self.value) * math.sqrt(self.n)))
 
     @property
     def tests(self) -> dict[str, float]:
         """p-values of the four tests of "the model does not depend on the poison"; nan if undefined."""
+        none = dict.fromkeys(("mean", "spread", "classes", "tail"), math.nan)
         if math.isnan(self.value):
-            return dict.fromkeys(("mean", "spread", "classes", "tail"), math.nan)
+            return none
+        if not math.isnan(self.exact):
+            return none | {"mean": self.exact}
         squares = self.error**2 * self.n * (self.n - 1)  # Σ (x − x̄)²
         smaller = min(float(law(self.n - 1, squares)) for law in (chdtr, chdtrc))
         several = self.cells > 1
@@ -165,6 +171,8 @@ def _error(values: Floats) -> float:
 
 def pooled(parts: Sequence[Dependence]) -> Dependence:
     """The dependence over the poisons of several trainings, exactly, from that of each training."""
+    if len(parts) == 1 and not math.isnan(parts[0].exact):
+        return parts[0]
     defined = [part for part in parts if not math.isnan(part.value)]
     poisons = sum(part.n + part.undefined for part in parts)
     hidden = sum(part.hidden * (part.n + part.undefined) for part in parts) / max(poisons, 1)

@@ -25,3 +25,15 @@ def gaussian_distance(epsilon: float, delta: float) -> float:
         lambda distance: gaussian_delta(distance, epsilon) - delta, 1e-9, largest, xtol=1e-15
     )
     return solution
+
+
+def gaussian_epsilon(distance: float, delta: float) -> float:
+    """ε, the least at which N(0, 1) and N(distance, 1) are (ε, δ)-indistinguishable, for δ > 0."""
+    if gaussian_delta(distance, 0.0) <= delta:
+        return 0.0
+    # Beyond it the first term alone, which is larger than δ(ε), is below the least double.
+    largest = distance * (distance / 2 + 40)
+    solution: float = brentq(
+        lambda epsilon: gaussian_delta(distance, epsilon) - delta, 0.0, largest, xtol=1e-12
+    )
+    return solution

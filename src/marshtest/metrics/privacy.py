@@ -8,9 +8,14 @@ W ~ Binomial(r, q), q = 1 / (1 + e^−ε),
     P[v or more right] ≤ P[W ≥ v] + 2 m δ · max_i (P[v > W ≥ v − i] / i),
 
 so many right guesses refute a small ε. *Unit of privacy*: one training sample's input, replaced by the
-same base with other noise, all other samples and every label as they are.
-A replacement is a removal and an addition, so the bound is to be halved to speak of add/remove privacy.
+same base with other noise, all other samples and every label as they are. A replacement is a removal and
+an addition, so what is (ε, δ)-private for adding or removing a sample is (2ε, (1 + e^ε) δ)-private here:
+half of a bound for a replacement would refute an add/remove claim at a smaller δ only, so that claim has a
+bound of its own (`unit`).
 """
+
+import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +23,19 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 
 Floats = NDArray[np.float64]
+Unit = Literal["replacement", "add_remove"]
 
 GUESSED = (1.0, 0.5, 0.25, 0.125, 0.0625)  # fractions of the coins that are guessed, surest first
 MOST = 30.0  # no sample of this world refutes a larger ε
 
 
-def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float = 0.95) -> float:
+def epsilon_bound(
+    advantages: Floats,
+    *,
+    delta: float = 1e-5,
+    confidence: float = 0.95,
+    unit: Unit = "replacement",
+) -> float:
     """The largest ε that the guesses refute at the confidence; 0 if they refute none.
 
     Args:
@@ -31,6 +43,7 @@ def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float 
             than the other. The sign says whether the guess is right, the size how sure it is; nan abstains.
         delta: δ of the privacy that is refuted.
         confidence: over all fractions of GUESSED together (Bonferroni); the best of them counts.
+        unit: what ε is of; a replacement, which is what a coin is, or adding or removing a sample.
     """
     sure = np.nan_to_num(advantages)
     # Stable, so that equal advantages are guessed in the same order on every machine.
@@ -41,17 +54,31 @@ def epsilon_bound(advantages: Floats, *, delta: float = 1e-5, confidence: float 
         guesses = sure[order[: max(1, round(fraction * len(sure)))]]
         guesses = guesses[guesses != 0]
         right = int((guesses > 0).sum())
-        bounds.append(refuted(len(sure), len(guesses), right, delta, level))
+        bounds.append(refuted(len(sure), len(guesses), right, delta, level, unit))
     return max(bounds)
 
 
-def refuted(coins: int, guesses: int, right: int, delta: float, level: float) -> float:
+def refuted(
+    coins: int, guesses: int, right: int, delta: float, level: float, unit: Unit = "replacement"
+) -> float:
     """The largest ε whose p-value is at most `level`; 0 if there is none."""
-    if p_value(coins, guesses, right, 0.0, delta) > level:
+    replacement = (
+        of_replacement if unit == "add_remove" else lambda epsilon, delta: (epsilon, delta)
+    )
+
+    def excess(epsilon: float) -> float:
+        return p_value(coins, guesses, right, *replacement(epsilon, delta)) - level
+
+    if excess(0.0) > 0:
         return 0.0
-    if p_value(coins, guesses, right, MOST, delta) <= level:
+    if excess(MOST) <= 0:
         return MOST
-    return float(brentq(lambda e: p_value(coins, guesses, right, e, delta) - level, 0.0, MOST))
+    return float(brentq(excess, 0.0, MOST))
+
+
+def of_replacement(epsilon: float, delta: float) -> tuple[float, float]:
+    """(ε, δ) of a replacement, under a mechanism that has these for a removal and for an addition."""
+    return 2 * epsilon, (1 + math.exp(epsilon)) * delta
 
 
 def p_value(coins: int, guesses: int, right: int, epsilon: float, delta: float) -> float:

@@ -46,6 +46,7 @@ class Layout(ABC):
     path: Path  # the folder or file
     samples: int  # N, the number of samples of the dosed split
     classes: int  # C, the number of class names, or the largest label plus one
+    names: tuple[str, ...] = ()  # of the classes, where the data have names
     pixels: bool  # whether values are uint8 pixels 0..255; if not, they are floating point
     encoded: bool  # whether a sample is an image file, whose format and size can tell of a dose
 

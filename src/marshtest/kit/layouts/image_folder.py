@@ -36,6 +36,7 @@ class ImageFolder(Layout):
             )
         self._firsts = np.cumsum([0, *counts])  # [C + 1], id of each class's first image
         self.samples, self.classes = int(self._firsts[-1]), len(counts)
+        self.names = tuple(self._folders)
 
     def where(self, i: int) -> str:
         """The path of an image."""

@@ -42,17 +42,17 @@ class Parquet(Layout):
         self.path, self.pixels, self.encoded = path, True, True
         self._ids: dict[str, range] = {}  # ids of each file of the split
         self._columns: dict[str, tuple[str, str]] = {}  # each file's image and label column
-        self.samples, named = 0, 0
+        self.samples = 0
         for name in _training([name for name in files_of(path) if is_parquet(path / name)]):
             with self._file(name) as file:
                 self._columns[name] = _columns(file.schema_arrow, path / name)
-                named = named or _named_classes(file.schema_arrow, self._columns[name][1])
+                self.names = self.names or _named_classes(file.schema_arrow, self._columns[name][1])
                 self._ids[name] = range(self.samples, self.samples + file.metadata.num_rows)
             self.samples = self._ids[name].stop
         if not self.samples:
             raise MarshtestError(f"{path}: no samples to train on. {KNOWN}")
         # By name where there are names: a class need not have a sample in this split.
-        self.classes = named or max(map(self._largest_label, self._ids)) + 1
+        self.classes = len(self.names) or max(map(self._largest_label, self._ids)) + 1
 
     def where(self, i: int) -> str:
         """File and row of an image."""
@@ -194,13 +194,13 @@ def _columns(schema: Any, where: Path) -> tuple[str, str]:
     return image, label
 
 
-def _named_classes(schema: Any, label: str) -> int:
-    """Number of class names that Hugging Face's metadata give the label; 0 if none."""
+def _named_classes(schema: Any, label: str) -> tuple[str, ...]:
+    """Names of the classes that Hugging Face's metadata give the label; none if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return len(features[label]["names"])
+        return tuple(map(str, features[label]["names"]))
     except (KeyError, TypeError, ValueError):
-        return 0
+        return ()
 
 
 def _codec(metadata: Any, image: str) -> str:

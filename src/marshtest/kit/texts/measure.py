@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.measure import Measured, advantages
+from marshtest.kit.privacy import reconstruction
 from marshtest.kit.records.base import Asked, Door, Floats, Loss
 from marshtest.kit.records.fields import NoPlaceError, Values
 from marshtest.kit.texts.controls import WORDS, TextControls
@@ -125,6 +126,7 @@ def measure_texts(
         figures=figures_of(scores, classes, fresh[:, :0], fpr),
         accuracy=np.nan,
         advantages=advantages(own, fresh),
+        among=reconstruction(own, fresh),
         controls=controls,
         classes=classes,
         fpr=fpr,
