@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from marshtest.kit.certificates.certificate import Certificate, Content, File
-from marshtest.metrics.dependence import SCORES
+from marshtest.metrics.labels import OF_AUDITS
 
 MEANINGS = {
     "REMOVED": "What is left of the dose in each model after unlearning is surely within the threshold.",
@@ -177,6 +177,8 @@ def _asked(content: Content) -> str:
     question, models = content.audit["question"], content.audit["models"]
     gradients = any("gus_dependence" in model for model in models)
     measures = "losses and their gradients" if gradients else "losses, or probabilities, alone"
+    if question.get("answers") == "labels":
+        measures = "the labels that they answer with, alone"
     return (
         "In random order: how each model judges every dosed sample as it was given out for training, and "
         f"the same sample with {shown(content.compared_with)}, {question['draws']} times. A model that "
@@ -205,7 +207,8 @@ def _errors(content: Content, after: int) -> str:
 def _epsilon(content: Content) -> str:
     bound = content.audit["models"][0]["epsilon"]
     return (
-        f"ε ≥ is a lower bound on the ε of differential privacy, at δ = {bound['delta']:g} and confidence "
+        f"ε ≥ is a lower bound on the ε of differential privacy of whatever made the model, at δ = "
+        f"{bound['delta']:g} and confidence "
         f"{100 * bound['confidence']:.3g} %. Unit: {shown(bound['unit'], 300)}. 0 proves nothing."
     )
 
@@ -218,7 +221,7 @@ def _after_care(content: Content) -> str:
 
 def _line(model: Mapping[str, Any], before: Mapping[str, Any], files: Sequence[File]) -> Line:
     left = [
-        _left(name, model, before) for name in SCORES if _known(model.get(f"{name}_dependence"))
+        _left(name, model, before) for name in OF_AUDITS if _known(model.get(f"{name}_dependence"))
     ]
     bound = model["epsilon"]["lower_bound"]
     digests = [
@@ -242,7 +245,7 @@ def _left(name: str, model: Mapping[str, Any], before: Mapping[str, Any]) -> str
     """What is left of the dose by one score; of a model after unlearning also as a share."""
     value, error = model[f"{name}_dependence"], model.get(f"{name}_error")
     initial = before.get(f"{name}_dependence")
-    text = f"{SCORES[name].title} {value:.3f} ± {error:.3f}" if _known(error) else "undefined"
+    text = f"{OF_AUDITS[name].title} {value:.3f} ± {error:.3f}" if _known(error) else "undefined"
     if model is not before and _known(initial) and initial > 0:
         text += f", {value / initial:.0%}"
     return text.replace("-", "−")
@@ -255,7 +258,7 @@ def _known(value: Any) -> TypeGuard[float]:
 def _legend(models: Sequence[Mapping[str, Any]]) -> str:
     names = " and ".join(
         f"{MEASURES[name]} ({score.title})"
-        for name, score in SCORES.items()
+        for name, score in OF_AUDITS.items()
         if any(_known(model.get(f"{name}_dependence")) for model in models)
     )
     return (

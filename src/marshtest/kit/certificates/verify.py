@@ -26,7 +26,7 @@ from marshtest.kit.certificates.page import Page, moment, shown
 from marshtest.kit.certificates.provenance import parts_of
 from marshtest.kit.certificates.signing import Signature, public_key_of
 from marshtest.kit.layouts.folders import digest
-from marshtest.metrics.dependence import SCORES
+from marshtest.metrics.labels import OF_AUDITS
 from marshtest.plumbing.errors import MarshtestError, refused
 from marshtest.plumbing.progress import Progress, silent
 
@@ -341,7 +341,7 @@ def _beyond(then: dict[str, Any], now: dict[str, Any]) -> str:
 def _allowed(now: dict[str, Any]) -> dict[str, float]:
     """How much the numbers that a page shows of a model may differ."""
     allowed = dict.fromkeys(("epsilon.unit", "epsilon.delta", "epsilon.confidence"), 0.0)
-    for name in SCORES:
+    for name in OF_AUDITS:
         error = now.get(f"{name}_error") or 0.0
         allowed |= {f"{name}_dependence": TOLERANCE * error, f"{name}_error": 0.1 * error}
     return allowed | {"epsilon.lower_bound": 0.25, "base_accuracy": 0.01}
