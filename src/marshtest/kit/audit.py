@@ -17,13 +17,14 @@ from marshtest.attacks.gaussian import PRESENTATION
 from marshtest.commands.plan import VERDICT, Plan, effects_shown
 from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
-from marshtest.kit.key import Key
-from marshtest.kit.keys import read_key
+from marshtest.kit.key import Key, NoiseKey
+from marshtest.kit.keys import AnyKey, read_key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
-from marshtest.kit.open_model import open_model
 from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
+from marshtest.kit.tables.key import TableKey
+from marshtest.kit.tables.opening import open_any
 from marshtest.kit.texts.key import TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import Quantize, open_all
@@ -56,7 +57,7 @@ COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties")}
 class Audit:
     """The answer to whether the dose is still in the models."""
 
-    key: Key | TextKey
+    key: AnyKey
     question: Question  # what was asked, with its error rates
     models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
 
@@ -306,7 +307,7 @@ def refuse_used(folder: Path) -> None:
 
 
 def audit(
-    key: Key | TextKey | str | Path,
+    key: AnyKey | str | Path,
     data: str | Path,
     before: str | Door,
     *after: str | Door,
@@ -345,7 +346,7 @@ def audit(
         MarshtestError: key, data and models do not fit together, or the model before does no better than
             chance.
     """
-    key = key if isinstance(key, Key | TextKey) else read_key(key)
+    key = read_key(key) if isinstance(key, str | Path) else key
     parsed = Question.parse(question, "audit")
     specs = [before, *after, *([retrained] if retrained else [])]
     torch_device = pick_device(device)
@@ -357,15 +358,17 @@ def audit(
         asked = _of_texts(questions, doors, parsed, progress)
     else:
         refuse_options("audit: the key is of no texts", loss=loss, quantize=quantize, rate=rate)
+        if isinstance(key, TableKey):
+            refuse_options("audit: the key is of a table", scaling=scaling)
         paths = [str(spec) for spec in specs]
         where = torch_device, in_process, functions_device(device)
-        asked = _of_images(key, data, paths, parsed, scaling, where, progress)
+        asked = _of_noise(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)))
 
 
-def _of_images(
-    key: Key,
+def _of_noise(
+    key: NoiseKey,
     data: str | Path,
     specs: Sequence[str],
     question: Question,
@@ -377,7 +380,7 @@ def _of_images(
     bases = key.bases(data)
     clean = undosed(key, data, bases)
     # All are opened before the first is asked: a wrong path fails at once.
-    models = [open_model(spec, key, bases.values, scaling, *where) for spec in specs]
+    models = [open_any(spec, key, data, bases.values, scaling, *where) for spec in specs]
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
         report(0.0)
@@ -385,7 +388,8 @@ def _of_images(
             model, bases, undosed=clean, draws=question.draws, fpr=question.fpr, progress=report
         )
         if index == 0:
-            if scaling is not None or not Path(specs[0]).is_dir():  # no processor of its own
+            own_processor = scaling is None and Path(specs[0]).is_dir()
+            if isinstance(key, Key) and not own_processor:
                 used = scaling or key.noise.scaling
                 shown = replace(shown, misfed=suspected(model, used, bases, clean))
             # Now, and not at the end: hours of asking the other models would be for nothing.

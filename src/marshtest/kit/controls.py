@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from marshtest.kit.key import Bases, Key
-from marshtest.kit.layouts import open_layout
+from marshtest.kit.key import Bases, NoiseKey
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Labels
 from marshtest.kit.noise import Floats
@@ -68,16 +67,14 @@ def control_inputs(bases: Bases, place: int) -> Value:
     value, seed_id, noise = bases.values[place], int(bases.ids[place]), bases.noise
     fresh = noise.fresh(value, seed_id, 1)[0]
     # The nearby input needs noise of its own: a scaled ξ̃ would only move along the same direction.
-    small = {"seed": derive(noise.seed, "near"), "variance": NEAR**2 * noise.variance}
-    near = noise.model_copy(update=small).fresh(fresh, seed_id, 1)[0]
-    middle = (value.astype(np.float64) + fresh) / 2
-    half = (np.rint(middle) if noise.pixels else middle).astype(value.dtype)
+    near = noise.near(fresh, seed_id, NEAR)
+    half = noise.middle(value, fresh)
     return np.stack([value, value, fresh, near, half])
 
 
-def undosed(key: Key, data: str | Path, bases: Bases) -> Bases:
+def undosed(key: NoiseKey, data: str | Path, bases: Bases) -> Bases:
     """Up to 200 samples without a dose, of the dosed samples' shape; the key's seed draws them."""
-    layout = open_layout(data)
+    layout = key.layout(data)
     others = np.setdiff1d(np.arange(layout.samples), key.positions)
     rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
     # Sorted, as files are read.
