@@ -1,10 +1,10 @@
-"""The audited side of the walk-through in docs/audit-tables.md: models of a table, by scikit-learn and PyTorch.
+"""The audited side of docs/audit-tables.md: models of a table, by scikit-learn and PyTorch.
 
     python fitting.py TABLE.csv LABEL NAME [--forget FILE] [--seed N]
 
-fits a random forest, boosted trees and a network, and writes NAME.forest, NAME.boosted and NAME.network. With
---forget the rows that the file lists are left out. As "examples.tables.fitting:NAME_forest" and so on the
-models are read again.
+fits a random forest, boosted trees and a network, and writes NAME.forest, NAME.boosted and NAME.network.
+With --forget the rows that the file lists are left out. "examples.tables.fitting:NAME_forest", and so on,
+reads them again.
 """
 
 import argparse

@@ -18,7 +18,9 @@ def main(tumours: str, diabetes: str) -> None:
     table = load_diabetes(as_frame=True, scaled=False).frame
     whole = [name for name in table if (table[name] % 1 == 0).all()]
     table = table.astype(dict.fromkeys(whole, int))
-    table["progressed"] = (table["target"] > table["target"].median()).map({True: "yes", False: "no"})
+    table["progressed"] = (table["target"] > table["target"].median()).map(
+        {True: "yes", False: "no"}
+    )
     table.drop(columns="target").to_csv(diabetes, index=False)
 
 

@@ -117,11 +117,16 @@ def nearness(near: Floats, fresh: Floats) -> float:
     The first fresh noise is the reference. A loss that is linear in the noise has about 0.95, and one that
     is as good as drawn anew has 0.5.
     """
-    with np.errstate(invalid="ignore"):  # infinite losses
-        apart, close = np.abs(fresh[:, 1:] - fresh[:, :1]), np.abs(near - fresh[:, 0])[:, None]
+    apart, close = _distance(fresh[:, 1:], fresh[:, :1]), _distance(near[:, None], fresh[:, :1])
     differ = (apart > 0) | (close > 0)
     wins = (apart > close) + 0.5 * (apart == close)
     return float(wins[differ].mean()) if differ.any() else float("nan")
+
+
+def _distance(one: Floats, other: Floats) -> Floats:
+    """How far losses are apart; two infinite ones that are equal not at all."""
+    with np.errstate(invalid="ignore"):
+        return np.where(one == other, 0.0, np.abs(one - other))
 
 
 def betweenness(base: Floats, half: Floats, full: Floats) -> float:

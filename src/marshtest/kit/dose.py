@@ -68,8 +68,8 @@ def dose(
 
     Args:
         source: Parquet files, a folder of images by class, an .npz or a .safetensors file; or text records
-            in JSON Lines, CSV, TSV, Parquet or a folder of .txt files; or, with `label`, a table in CSV, TSV
-            or Parquet.
+            in JSON Lines, CSV, TSV, Parquet or a folder of .txt files; or, with `label`, a table in CSV,
+            TSV or Parquet.
         out: a new folder or file of the same layout.
         fraction: fraction of the training samples to dose, in (0, 1).
         variance: ε², in squared units of the scaled inputs (normalised pixels), of a table in those of
@@ -93,7 +93,8 @@ def dose(
     Raises:
         MarshtestError: data that cannot be read or have several shapes, a fraction that makes fewer than
             two poisons or leaves no clean sample, noise that vanishes or overflows, records without a
-            place for the mark, columns that cannot be dosed, a file that exists already. No file is left behind then.
+            place for the mark, columns that cannot be dosed, a file that exists already. No file is left
+            behind then.
     """
     source, out = Path(source), Path(out)
     files = {"key_file": key_file, "forget_file": forget_file}

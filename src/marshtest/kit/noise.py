@@ -115,7 +115,7 @@ def _by_channel(image: Value) -> Floats:
 
 
 class DoseNoise(Settings, ABC):
-    """The noise of a dose, of whichever kind of data: a function of (seed, id), in the units of the file."""
+    """The noise of a dose in data of any kind: a function of (seed, id), in the units of the file."""
 
     seed: int = Field(ge=0, lt=SEEDS, strict=True)
     variance: float = Field(gt=0, strict=True)  # ε², in squared units of the values' deviation

@@ -47,7 +47,7 @@ class RowModel(AskedModel):
 
 
 class FrameModel(RowModel):
-    """An object with `predict_proba`, as scikit-learn, LightGBM and XGBoost have it, asked with a DataFrame.
+    """An object with `predict_proba`, as scikit-learn, LightGBM and XGBoost have it.
 
     Raises:
         MarshtestError: its `classes_` are not those of the table.
@@ -66,8 +66,8 @@ class FrameModel(RowModel):
         answers = np.asarray(self.model.predict_proba(frame))
         if answers.shape != (len(frame), self.width) or answers.dtype.kind not in "iuf":
             raise MarshtestError(
-                f"{self.name}: predict_proba must give numbers [{len(frame)}, {self.width}], a column for each "
-                f"class. Got {answers.dtype} {list(answers.shape)}."
+                f"{self.name}: predict_proba must give numbers [{len(frame)}, {self.width}], a column for "
+                f"each class. Got {answers.dtype} {list(answers.shape)}."
             )
         return answers[:, self.places]
 
@@ -122,8 +122,8 @@ class TableBox(RowModel):
 
     def _other_shape(self, rows: int, shape: list[int]) -> MarshtestError:
         return MarshtestError(
-            f"{self.name}: must write probabilities or logits [{rows}, {self.classes}], a column for each of "
-            f"{', '.join(map(str, self.schema.classes))}. Got {shape}."
+            f"{self.name}: must write probabilities or logits [{rows}, {self.classes}], a column for each "
+            f"of {', '.join(map(str, self.schema.classes))}. Got {shape}."
         )
 
 

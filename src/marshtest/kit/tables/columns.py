@@ -48,8 +48,8 @@ def number_laws(table: Table) -> tuple[list[Law], list[str]]:
         laws.append(law) if isinstance(law, Number) else others.append(name)
     if not laws:
         raise MarshtestError(
-            f"{table.path}: has no column of numbers beside {table.label!r} that can be dosed. Name columns "
-            "of categories by --columns."
+            f"{table.path}: has no column of numbers beside {table.label!r} that can be dosed. Name "
+            "columns of categories by --columns."
         )
     return laws, others
 
@@ -113,8 +113,8 @@ def _number(what: str, name: str, place: int, known: Floats, least: int, single:
 def _decimals(known: Floats, deviation: float, single: bool) -> int:
     """The decimals that noise is rounded to: as many as most of the numbers have.
 
-    Where a quarter of them are whole, such as zeros, it may be fewer than noise can be told by: then as many
-    as make STEPS steps of a deviation, if other numbers have them.
+    Where a quarter of them are whole, such as zeros, these may be fewer than noise can be told by: then as
+    many as make STEPS steps of a deviation, if other numbers have them.
     """
     some = known[:: max(1, len(known) // LOOKED_AT)].tolist()
     counts = np.array([decimals(x, single) for x in some])

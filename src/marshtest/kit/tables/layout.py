@@ -56,7 +56,9 @@ class Table(Layout):
         columns: dict[str, dict[int, Any]] = {}
         for i, value, _ in self._each(ids):
             new = dosed(i, value)
-            for place in np.flatnonzero(new != self.values[i]).tolist():
+            # A missing value is equal to itself here: only what the noise changed is written.
+            changed = (new != value) & ~(np.isnan(new) & np.isnan(value))
+            for place in np.flatnonzero(changed).tolist():
                 feature = self.schema.features[place]
                 number = float(new[place])
                 cell = number if feature.book is None else feature.book[int(number)]

@@ -17,9 +17,8 @@ class TableNoise(DoseNoise):
     columns: tuple[Law, ...] = Field(min_length=1)
 
     def written(self, value: Value, seed_id: int) -> Value:
-        written: Value = self._write(value, self._drawn("poison", seed_id, (1, len(self.columns))))[
-            0
-        ]
+        drawn = self._drawn("poison", seed_id, (1, len(self.columns)))
+        written: Value = self._write(value, drawn)[0]
         return written
 
     def fresh(self, value: Value, seed_id: int, draws: int) -> Value:

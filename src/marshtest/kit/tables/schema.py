@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -48,12 +48,11 @@ class Feature:
             spelt = [None if np.isnan(x) else Decimal(f"{x:.{self.scale}f}") for x in numbers]
             return pd.Series(spelt, dtype=object, name=self.name)
         if self.book is None:
-            column: pd.Series[Any] = pd.Series(numbers, name=self.name).astype(self.dtype)
-            return column
+            return pd.Series(numbers, name=self.name).astype(self.dtype)
         codes = numbers.astype(np.int64)
         missing = bool((codes < 0).any())
-        cells = pd.api.extensions.take(self.book.array, codes, allow_fill=missing)
-        return pd.Series(cells, name=self.name, dtype=self.dtype)
+        cells = self.book.array.take(codes, allow_fill=missing)
+        return cast("pd.Series[Any]", pd.Series(cells, name=self.name, dtype=self.dtype))
 
 
 @dataclass(frozen=True)

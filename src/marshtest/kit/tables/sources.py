@@ -18,6 +18,8 @@ from marshtest.kit.tables.texts import Style, style_of
 from marshtest.plumbing.errors import MarshtestError
 
 pa = lazy_loader.load("pyarrow")
+# Each number as the nearest one that there is, which pandas took for granted only later.
+PRECISION: dict[str, Any] = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
 BLANK = len("\r\n")  # bytes of a line that holds nothing, at most
 Column = Mapping[int, Any]  # new numbers, or categories, of a column by row
 
@@ -58,10 +60,13 @@ class CsvTable(Source):
         rows = self._cells.count - len(blank)
         if len(blank) and blank[0] < rows and len(self.frame.columns) > 1:
             raise MarshtestError(f"{self.where(int(blank[0]))}: is empty. Drop the line.")
-        if len(self.frame) != rows or not isinstance(self.frame.index, pd.RangeIndex):
+        list(
+            self._cells.each([0])
+        )  # with more cells than the header pandas would take one for an index
+        if len(self.frame) != rows:
             raise MarshtestError(
-                f"{path}: has {rows:,} rows, and pandas reads {len(self.frame):,}, or takes the first "
-                "column for an index. Give each row as many cells as the header has, and drop empty lines."
+                f"{path}: has {rows:,} rows, and pandas reads {len(self.frame):,}. Drop lines that hold "
+                "nothing but spaces, and mend quotes."
             )
         if list(self.frame.columns) != self._cells.names:
             raise MarshtestError(f"{path}: a column of the header has no name. Give it one.")
@@ -106,7 +111,7 @@ class CsvTable(Source):
         with reading(self.path), warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame: pd.DataFrame = pd.read_csv(
-                self.path, sep=separator, low_memory=False, float_precision="round_trip", **options
+                self.path, sep=separator, low_memory=False, **PRECISION, **options
             )
         return frame
 

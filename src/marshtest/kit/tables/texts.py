@@ -17,6 +17,7 @@ THOUSANDS = re.compile(
 DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?")
 ZEROS = re.compile(r"-?0\d+")
+CHOSEN = 12  # decimals at most that somebody chose; numbers in full have some sixteen
 NUMBER = re.compile(rf"[-+]?(?:{PLAIN[2:]}|\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -30,7 +31,8 @@ class Style(NamedTuple):
         """A number as the column writes it."""
         if self.exponents and "e" in repr(value):
             return repr(value)
-        return np.format_float_positional(value, trim="-", min_digits=self.least)
+        text = np.format_float_positional(value, trim="k", min_digits=self.least)
+        return text.removesuffix(".")
 
 
 def style_of(texts: "pd.Series[str]", where: Callable[[int], str]) -> Style:
@@ -44,8 +46,9 @@ def style_of(texts: "pd.Series[str]", where: Callable[[int], str]) -> Style:
     if len(odd):
         row = int(odd.index[0])
         raise MarshtestError(f"{where(row)}: {odd.iloc[0]!r} {fault_of(odd.iloc[0])}")
-    digits = texts[plain].str.partition(".")[2].str.len()
-    return Style(int(digits.min()) if len(digits) else 0, bool(exponent.any()))
+    digits = [len(text.partition(".")[2]) for text in texts[plain]]
+    least = min(digits, default=0)
+    return Style(least if least <= CHOSEN else 0, bool(exponent.any()))
 
 
 def fault_of(text: str) -> str:
