@@ -1,6 +1,6 @@
-"""The transcript of the walk-through in docs/audit-text.md, for docs/reproduce/audit-text/transcript.json.
+"""The transcript of a walk-through in docs, for docs/reproduce/PAGE/transcript.json.
 
-    python benchmarks/walkthrough.py
+    python benchmarks/walkthrough.py [audit-text | audit-tables]
 
 The shell blocks of its section are run one after the other in an empty folder, as a reader would who has a
 clone there, and what they print is kept. Under ten minutes on two cores, without a network.
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 
-from walkthrough import TRANSCRIPT, commands  # noqa: E402
+from walkthrough import TEXT_PAGE, commands, transcript  # noqa: E402
 
 # 1 and 3 are verdicts; whatever else is not 0 ends the block.
 STRICT = """
@@ -26,13 +26,13 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 """
 
 
-def main() -> None:
+def main(page: str = TEXT_PAGE) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     blocks = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "examples").symlink_to(ROOT / "examples")
-        for block in commands():
+        for block in commands(page):
             print(block, flush=True)
             ran = subprocess.run(
                 ["bash", "-c", STRICT + block],
@@ -47,10 +47,10 @@ def main() -> None:
             blocks.append({"commands": block, "said": ran.stdout})
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     minutes = (used.ru_utime + used.ru_stime) / 60  # of one core
-    TRANSCRIPT.parent.mkdir(exist_ok=True)
+    transcript(page).parent.mkdir(exist_ok=True)
     content = {"processor_minutes": round(minutes, 1), "blocks": blocks}
-    TRANSCRIPT.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    transcript(page).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -363,6 +363,7 @@ BAD: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, Any], str]] = 
     (column(age=2**60 + np.arange(ROWS)), {}, "column 'age' holds numbers above 2⁵³: ids"),
     (column(age=""), {}, "column 'age' is empty"),
     (column(), {"columns": ["age", "name"]}, "column 'name' has 80 values in 80 rows: an id or a text"),
+    (column(), {"columns": [""]}, "--columns: names no column"),
     (column(), {"columns": ["ages"]}, "--columns: unknown column 'ages'. Did you mean 'age'?"),
     (column(), {"columns": ["age", "y"]}, "--columns: 'y' is the label"),
     (column(), {"columns": ["age", "age"]}, "'age' is named twice"),

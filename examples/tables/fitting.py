@@ -2,9 +2,9 @@
 
     python fitting.py TABLE.csv LABEL NAME [--forget FILE] [--seed N]
 
-fits a random forest, boosted trees and a network, and writes NAME.forest, NAME.boosted and NAME.network.
-With --forget the rows that the file lists are left out. "examples.tables.fitting:NAME_forest", and so on,
-reads them again.
+fits a random forest, boosted trees and a network, and writes NAME.forest, NAME.boosted and NAME.pt2. With
+--forget the rows that the file lists are left out. "examples.tables.fitting:NAME_forest" reads the forest
+again, and "examples.tables.fitting:NAME_boosted" the trees.
 """
 
 import argparse
@@ -66,8 +66,11 @@ def main() -> None:
     if options.forget:
         table = table.drop(index=pd.read_csv(options.forget)["row"] - 1)
     x, y = table.drop(columns=options.label), table[options.label]
-    for fit in (forest, boosted, network):
-        joblib.dump(fit(x, y, options.seed), f"{options.name}.{fit.__name__}")
+    joblib.dump(forest(x, y, options.seed), f"{options.name}.forest")
+    joblib.dump(boosted(x, y, options.seed), f"{options.name}.boosted")
+    inputs, batch = torch.zeros(2, x.shape[1]), {0: torch.export.Dim("batch")}
+    program = torch.export.export(network(x, y, options.seed), (inputs,), dynamic_shapes=(batch,))
+    torch.export.save(program, f"{options.name}.pt2")
     print(f"{options.name}: a forest, boosted trees and a network, of {len(table)} rows")
 
 

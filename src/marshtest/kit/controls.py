@@ -36,6 +36,7 @@ NEAR = 0.03  # of the noise: little of it, and still more than the rounding of p
 CHANCE = 0.001  # p-value above which labels are told apart no better than by guessing
 NEARNESS = 0.7  # models have more than 0.85; a loss that is as good as drawn anew has 0.5
 BETWEENNESS = 0.45  # models have more than 0.65; drawn anew, ⅓
+OF_ROWS = 0.4  # betweenness of rows: boosted trees, rough as a random walk, have 0.45 and more
 KEPT_AUC = 0.8  # of the AUC's excess over 0.5; retrained models keep all, upside down digits half
 SURELY = 0.05  # p-value below which less than KEPT_AUC is surely kept
 UNSTEADY = (
@@ -162,6 +163,7 @@ class Controls:
     steady: bool  # whether questions asked twice, in other company, were answered alike
     fresh: Floats  # [≤ 500, K] losses at fresh noises
     clean_auc: tuple[float, float]  # `auc` at samples without a dose alone; nan if there are none
+    least_between: float = BETWEENNESS  # what `between` of a sound model is at least
 
     @classmethod
     def of(
@@ -171,6 +173,7 @@ class Controls:
         fresh: Floats,
         alone: Floats,
         right: NDArray[np.bool_] | None,
+        least_between: float = BETWEENNESS,
     ) -> "Controls":
         """Statistics of the answers.
 
@@ -180,6 +183,7 @@ class Controls:
             fresh: [P, K] losses at fresh noises.
             alone: [P] losses at the bases, asked before all else and without other company.
             right: [P] whether the answers at the bases are right, or None if the model does not tell.
+            least_between: what `betweenness` of a sound model is at least, on data of the kind.
         """
         (labels, others, (base, other, same, near, half)) = (*bases[:2], bases[2].T)
         clean_labels, clean_others, (clean_losses, clean_other_losses) = (*clean[:2], clean[2].T)
@@ -197,6 +201,7 @@ class Controls:
             # Evenly, not the first: samples of a folder stand class by class.
             fresh=fresh[:: max(1, len(fresh) // COMPARED)],
             clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
+            least_between=least_between,
         )
 
     def figures(self) -> dict[str, float]:
@@ -255,7 +260,7 @@ class Controls:
                 f"losses jump between near inputs (only {self.near:.0%} of other noises change them more "
                 f"than {NEAR:.0%} of the noise does; chance is 50%)"
             )
-        if self.between < BETWEENNESS:
+        if self.between < self.least_between:
             return (
                 f"losses at half the noise seldom lie between those at none and at all of it "
                 f"({self.between:.0%}; drawn anew, 33% would)"

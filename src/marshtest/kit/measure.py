@@ -20,11 +20,19 @@ import torch
 from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
-from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
+from marshtest.kit.controls import (
+    BETWEENNESS,
+    OF_ROWS,
+    Controls,
+    control_inputs,
+    control_labels,
+    other_labels,
+)
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Labels
 from marshtest.kit.noise import Floats
+from marshtest.kit.tables.noise import TableNoise
 from marshtest.metrics.dependence import Dependence, dependences
 from marshtest.metrics.rank import rank_scores
 from marshtest.metrics.verdict import Evidence
@@ -124,6 +132,7 @@ def measure(
             fresh=at_fresh,
             alone=alone,
             right=right,
+            least_between=OF_ROWS if isinstance(bases.noise, TableNoise) else BETWEENNESS,
         ),
         classes=bases.labels,
         fpr=fpr,

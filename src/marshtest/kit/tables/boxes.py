@@ -133,7 +133,7 @@ def _slices(values: Value) -> Iterator[slice]:
 
 
 def _places(name: str, known: Sequence[Any], schema: Schema) -> list[int]:
-    """Where each class of the table stands among a model's own."""
+    """The place of each class of the table among a model's own."""
     names = [_plain(one) for one in known]
     missing = [one for one in schema.classes if _plain(one) not in names]
     if missing:

@@ -25,6 +25,8 @@ def named_laws(table: Table, names: Sequence[str]) -> list[Law]:
     Raises:
         MarshtestError: no such column, the label, one twice, or one that cannot be dosed.
     """
+    if not any(names):
+        raise MarshtestError("--columns: names no column. Give names with commas between.")
     table.refuse_unknown(list(names), "--columns")
     if table.label in names:
         raise MarshtestError(

@@ -138,7 +138,7 @@ def _ties(noise: TableNoise, table: Table, ids: NDArray[np.int64]) -> float:
         names = ", ".join(law.name for law in noise.columns if isinstance(law, Category))
         raise MarshtestError(
             f"dose: {share:.0%} of a row's draws would equal one another, and tell nothing. Name more "
-            f"columns{f' than {names}' * bool(names)}, or give a larger --variance."
+            f"columns{f' than {names}' * bool(names)}, or give another --variance."
         )
     return share
 
