@@ -3,6 +3,7 @@
 import io
 import stat
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ class RowModel(AskedModel):
         losses, rights = zip(*parts, strict=True)
         return np.concatenate(losses), np.concatenate(rights)
 
+    @abstractmethod
     def answers(self, frame: pd.DataFrame) -> NDArray[Any]:
         """[M, classes] probabilities or logits of rows, in the order of the classes."""
-        raise NotImplementedError
 
     def _checked(self, answers: NDArray[Any]) -> NDArray[Any]:
         if bad := int(np.isnan(answers).any(1).sum()):

@@ -7,8 +7,9 @@ A number is rounded to as many decimals as column and cell have, and stays withi
 are functions of x and ξ alone, so fresh noise is written in the same way, and mean and variance are known.
 """
 
+import math
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ Floats = NDArray[np.float64]
 
 EXACT = 2.0**43  # steps of a cell's last decimal that are counted without error
 SUMMED = 4096.0  # largest σ, in steps, whose moments are finite sums
+ROUNDING = 0.01  # steps by which a product of less than EXACT steps may be off
 BEYOND = 9.0  # deviations that no noise exceeds: the chance is below 1e-18
 
 
@@ -73,10 +75,7 @@ class Number(Settings):
     def _range(self, scale: float) -> tuple[float, float]:
         """The least and the largest number of steps within the column's range."""
         low, high = self.low * scale, self.high * scale
-        # Where an end lies on a step, the product may miss it by a rounding error.
-        near = np.rint([low, high])
-        ends = np.where(np.abs(near - [low, high]) < 0.01, near, [np.ceil(low), np.floor(high)])
-        return float(ends[0]), float(ends[1])
+        return _nearest(low, math.ceil(low)), _nearest(high, math.floor(high))
 
     def _held(self, values: Any) -> Floats:
         held = np.asarray(values, np.float32 if self.single else np.float64)
@@ -108,13 +107,19 @@ class Category(Settings):
 Law = Annotated[Number | Category, Field(discriminator="kind")]
 
 
-@cache
+@lru_cache(1 << 18)
 def decimals(x: float, single: bool = False) -> int:
     """The decimals that a number is written with at least."""
     shortest = Decimal(str(np.float32(x)) if single else repr(float(x)))
     exponent = shortest.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(0, -exponent)
+
+
+def _nearest(steps: float, inside: float) -> float:
+    """The nearest whole number of steps, which a rounding error may have missed; or else the one inside."""
+    nearest = round(steps)
+    return float(nearest if abs(nearest - steps) < ROUNDING else inside)
 
 
 def rounded_moments(sigma: float, below: int, above: int) -> tuple[float, float]:
