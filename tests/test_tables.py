@@ -89,7 +89,7 @@ NUMBERS = [
         (-0.07, 5.5, 9.9),
     ),
     (Number(name="a", place=0, deviation=1e-3, low=-0.01, high=0.01), (1 / 300, -0.01)),
-    (Number(name="a", place=0, deviation=0.4, low=0, high=2, single=True), (0.1, 1.5)),
+    (Number(name="a", place=0, deviation=0.4, low=0, high=2, bits=32), (0.1, 1.5)),
 ]
 
 
@@ -98,7 +98,7 @@ def test_written_numbers_have_the_stated_moments_and_stay_in_range(
     law: Number, places: tuple[float, ...]
 ) -> None:
     for x in places:
-        x = float(np.float32(x)) if law.single else x
+        x = float(np.float32(x)) if law.bits == 32 else x
         draws = 200_000
         written = law.written(x, RNG.standard_normal(draws).astype(np.float32), 0.6)
         mean, variance = law.moments(x, 0.6)
@@ -106,9 +106,9 @@ def test_written_numbers_have_the_stated_moments_and_stay_in_range(
         assert written.max() <= law.high
         assert abs(written.mean() - x - mean) < 4.5 * np.sqrt(variance / draws)
         assert written.var() == pytest.approx(variance, rel=0.02)
-        digits = max(law.decimals, decimals(x, law.single))
+        digits = max(law.decimals, decimals(x, law.bits))
         if digits < 10:
-            assert max(decimals(float(one), law.single) for one in np.unique(written)) <= digits
+            assert max(decimals(float(one), law.bits) for one in np.unique(written)) <= digits
 
 
 def test_categories_come_by_their_shares() -> None:
@@ -170,21 +170,23 @@ def test_numbers_keep_the_form_of_their_column(tmp_path: Path) -> None:
     frame = FRAME.assign(
         fixed=[f"{x:.3f}" for x in FRAME["rate"]],
         tiny=FRAME["rate"] ** 9 * 1e-3,
+        gaps=FRAME["age"].where(FRAME.index % 7 > 0),  # whole, and written 56.0 for the gaps
         zeros=np.where(RNG.random(ROWS) < 0.4, 0, FRAME["income"] / 1000),
     )
     source = csv_of(tmp_path, frame)
-    done = dosed(source, columns=["age", "income", "fixed", "tiny", "zeros"])
+    done = dosed(source, columns=["age", "income", "fixed", "tiny", "zeros", "gaps"])
     table, before = pd.read_csv(done.out, dtype=str), pd.read_csv(source, dtype=str)
     rows = list(done.key.ids)
     assert table["age"].str.fullmatch(r"\d+").all()
     assert table["income"].str.fullmatch(r"\d+\.\d{1,2}").all()
     assert table["fixed"].str.fullmatch(r"\d\.\d{3}").all()
     assert [t for t in table["tiny"] if repr(float(t)) != t] == []  # with exponents
-    for name in ("age", "income", "fixed", "tiny", "zeros"):
+    assert table["gaps"].dropna().str.fullmatch(r"\d+\.0").all()
+    for name in ("age", "income", "fixed", "tiny", "zeros", "gaps"):
         new, old = (frame[name].astype(float) for frame in (table, before))
         assert (new[rows] != old[rows]).mean() > 0.4
         assert old.min() <= new.min() <= new.max() <= old.max()
-        assert (table[name].drop(rows) == before[name].drop(rows)).all()
+        assert table[name].drop(rows).equals(before[name].drop(rows))
 
 
 def test_the_noise_has_the_asked_size_in_units_of_the_column(tmp_path: Path) -> None:
@@ -266,6 +268,7 @@ def test_parquet_keeps_types_dictionaries_and_all_other_values(tmp_path: Path) -
         {
             "short": pa.array(FRAME["age"], pa.int8()),
             "single": pa.array(FRAME["rate"].astype(np.float32).round(2), pa.float32()),
+            "half": pa.array(FRAME["rate"].to_numpy(np.float16), pa.float16()),
             "price": pa.array([Decimal(f"{x:.2f}") for x in FRAME["income"]], pa.decimal128(12, 2)),
             "city": pa.array(RNG.choice(names, ROWS)).dictionary_encode(),
             "flag": pa.array(FRAME["smokes"] == 1),
@@ -276,7 +279,7 @@ def test_parquet_keeps_types_dictionaries_and_all_other_values(tmp_path: Path) -
     ).replace_schema_metadata({b"by": b"somebody"})
     source = tmp_path / "table.parquet"
     pq.write_table(table, source, row_group_size=30, compression="zstd")
-    columns = ["short", "single", "price", "city", "flag"]
+    columns = ["short", "single", "half", "price", "city", "flag"]
     done = dosed(source, columns=columns)
     new = pq.read_table(done.out)
     assert new.schema.equals(table.schema, check_metadata=True)

@@ -16,7 +16,7 @@ from marshtest.plumbing.errors import MarshtestError
 
 LOOKED_AT = 10_000  # numbers of a column whose decimals are counted
 TYPICAL = 0.25  # share of the numbers that may have fewer decimals: 1.50 is often written 1.5
-STEPS = 20  # steps of the last decimal in a deviation, by which noise can surely be told
+STEPS = 5  # steps of the last decimal in a deviation, below which rounding would take the noise
 
 
 def named_laws(table: Table, names: Sequence[str]) -> list[Law]:
@@ -76,8 +76,9 @@ def law_of(table: Table, name: str) -> Law:
     if len(values) == 1:
         raise MarshtestError(f"{what} has one value in all rows. Name other columns.")
     if feature.book is None and (feature.scale is not None or not is_category(series)):
-        style = table.source.style(name)
-        return _number(what, name, place, known, style.least, series.dtype == np.float32)
+        table.source.style(name)  # raises where a cell is no plain number
+        bits = {"float16": 16, "float32": 32}.get(str(series.dtype), 64)
+        return _number(what, name, place, known, bits)
     if feature.book is not None and series.dtype.kind in "iu":
         raise MarshtestError(f"{what} holds numbers above 2⁵³: ids, it seems. Name other columns.")
     if crowded(len(values), len(known)):
@@ -90,7 +91,7 @@ def law_of(table: Table, name: str) -> Law:
     )
 
 
-def _number(what: str, name: str, place: int, known: Floats, least: int, single: bool) -> Number:
+def _number(what: str, name: str, place: int, known: Floats, bits: int) -> Number:
     """The law of a column of numbers, with its deviation, range and decimals."""
     low, high = float(known.min()), float(known.max())
     if not np.isfinite(known).all() or max(-low, high) >= EXACT:
@@ -101,25 +102,19 @@ def _number(what: str, name: str, place: int, known: Floats, least: int, single:
     deviation = float(np.std(known))
     if not 0 < deviation < np.inf:
         raise MarshtestError(f"{what} has no deviation that noise could be measured by.")
-    return Number(
-        name=name,
-        place=place,
-        deviation=deviation,
-        low=low,
-        high=high,
-        decimals=max(least, _decimals(known, deviation, single)),
-        single=single,
-    )
+    law: dict[str, Any] = {"deviation": deviation, "low": low, "high": high, "bits": bits}
+    law |= {"name": name, "place": place, "decimals": _decimals(known, deviation, bits)}
+    return Number.parse(law, what)
 
 
-def _decimals(known: Floats, deviation: float, single: bool) -> int:
+def _decimals(known: Floats, deviation: float, bits: int) -> int:
     """The decimals that noise is rounded to: as many as most of the numbers have.
 
-    Where a quarter of them are whole, such as zeros, these may be fewer than noise can be told by: then as
-    many as make STEPS steps of a deviation, if other numbers have them.
+    Where a quarter of them are whole, such as zeros, these may be too few for the noise: then as many as
+    make STEPS steps of a deviation, if the other numbers have them.
     """
     some = known[:: max(1, len(known) // LOOKED_AT)].tolist()
-    counts = np.array([decimals(x, single) for x in some])
+    counts = np.array([decimals(x, bits) for x in some])
     if not counts.any():
         return 0
     most, fractions = (int(np.quantile(part, TYPICAL)) for part in (counts, counts[counts > 0]))

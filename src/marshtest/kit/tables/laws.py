@@ -27,6 +27,9 @@ ROUNDING = 0.01  # steps by which a product of less than EXACT steps may be off
 BEYOND = 9.0  # deviations that no noise exceeds: the chance is below 1e-18
 
 
+HELD: dict[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}
+
+
 class Number(Settings):
     """A column of numbers, which gets Gaussian noise."""
 
@@ -37,7 +40,7 @@ class Number(Settings):
     low: float  # the column's range, which no noise leaves
     high: float
     decimals: int = Field(0, ge=0)  # of the column's numbers; a cell that has more keeps them
-    single: bool = False  # whether the file holds 32-bit numbers
+    bits: Literal[16, 32, 64] = 64  # of the numbers in the file
 
     def written(self, x: float, noise: NDArray[Any], variance: float) -> Floats:
         """The cell x with each of some standard normal draws, as the file can hold it."""
@@ -69,7 +72,7 @@ class Number(Settings):
 
     def _scale(self, x: float) -> float | None:
         """Steps of the cell's last decimal in 1; None where there are too many to be counted."""
-        scale = 10.0 ** max(self.decimals, decimals(x, self.single))
+        scale = 10.0 ** max(self.decimals, decimals(x, self.bits))
         return scale if max(-self.low, self.high) * scale < EXACT else None
 
     def _range(self, scale: float) -> tuple[float, float]:
@@ -78,7 +81,7 @@ class Number(Settings):
         return _nearest(low, math.ceil(low)), _nearest(high, math.floor(high))
 
     def _held(self, values: Any) -> Floats:
-        held = np.asarray(values, np.float32 if self.single else np.float64)
+        held = np.asarray(values, HELD[self.bits])
         return held.astype(np.float64)
 
 
@@ -108,9 +111,9 @@ Law = Annotated[Number | Category, Field(discriminator="kind")]
 
 
 @lru_cache(1 << 18)
-def decimals(x: float, single: bool = False) -> int:
+def decimals(x: float, bits: int = 64) -> int:
     """The decimals that a number is written with at least."""
-    shortest = Decimal(str(np.float32(x)) if single else repr(float(x)))
+    shortest = Decimal(str(HELD[bits](x)))
     exponent = shortest.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(0, -exponent)

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,8 @@ class CsvTable(Source):
         rows = self._cells.count - len(blank)
         if len(blank) and blank[0] < rows and len(self.frame.columns) > 1:
             raise MarshtestError(f"{self.where(int(blank[0]))}: is empty. Drop the line.")
-        list(
-            self._cells.each([0])
-        )  # with more cells than the header pandas would take one for an index
+        # A row with more cells than the header is refused: pandas would take the first for an index.
+        list(self._cells.each([0]))
         if len(self.frame) != rows:
             raise MarshtestError(
                 f"{path}: has {rows:,} rows, and pandas reads {len(self.frame):,}. Drop lines that hold "
@@ -124,7 +124,8 @@ class ParquetTable(Source):
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet as pq
 
-        self.path, self._records = path, ParquetRecords(path)
+        self.path = path
+        ParquetRecords(path)  # raises where there is no row
         with reading(path):
             self._table = pq.read_table(path).unify_dictionaries()
             self.frame = self._table.to_pandas()
@@ -154,9 +155,8 @@ class ParquetTable(Source):
         """The column with new values in some rows."""
         cells = self._table.column(name).combine_chunks()
         kind, dictionary = cells.type, None
-        if pa.types.is_dictionary(
-            kind
-        ):  # its order stays, for it is the order of pandas's categories
+        if pa.types.is_dictionary(kind):
+            # Its order stays, for it is the order of pandas's categories.
             dictionary, codes = cells.dictionary, cells.indices
             places = {value: place for place, value in enumerate(dictionary.to_pylist())}
             column = {row: places[value] for row, value in column.items()}
@@ -194,10 +194,9 @@ def is_category(values: "pd.Series[Any]") -> bool:
 
 
 def _typed(value: Any, kind: Any) -> Any:
+    """A value as a column of the kind holds it."""
     if pa.types.is_integer(kind):
         return round(value)
     if pa.types.is_decimal(kind):
-        from decimal import Decimal
-
         return Decimal(f"{value:.{kind.scale}f}")
     return value
