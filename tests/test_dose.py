@@ -124,6 +124,15 @@ def test_chosen_samples_are_uniform_and_as_many_as_asked() -> None:
     assert ((counts - 500) ** 2 / (500 * 0.75)).sum() < 50  # χ² with 19 degrees: p < 1e-4 beyond
 
 
+def test_a_key_of_images_has_the_fields_that_it_always_had(tmp_path: Path) -> None:
+    done = written(npz(tmp_path / "in"), tmp_path / "out")
+    fields = "format noise samples classes ids input files output dosed versions seal"
+    content = json.loads(done.key_file.read_text())
+    assert list(content) == fields.split()
+    assert list(content["noise"]) == ["seed", "variance", "scaling", "pixels"]
+    assert content["format"] == "marshtest key 1"
+
+
 def test_a_key_survives_its_file(tmp_path: Path) -> None:
     done = written(npz(tmp_path / "in"), tmp_path / "out")
     assert Key.read(done.key_file) == done.key

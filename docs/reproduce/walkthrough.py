@@ -1,4 +1,4 @@
-"""Walk-throughs of pages as they ran, and the doors to language models beside each other."""
+"""The walk-throughs of pages as they ran, and tables beside them."""
 
 import json
 import re
@@ -9,7 +9,14 @@ from experiments import HERE
 
 from marshtest.reporting.tables import as_markdown
 
-DOORS = HERE / "audit-text" / "doors.csv"  # by benchmarks/doors.py
+TEXT_PAGE, TABLE_PAGE = (
+    "audit-text",
+    "audit-tables",
+)  # pages with a walk-through, as certificate has
+DOORS = HERE / TEXT_PAGE / "doors.csv"  # by benchmarks/doors.py
+DOSES = HERE / TABLE_PAGE / "doses.csv"  # by benchmarks/tables.py
+LEGENDS = ("Perplexity:", "Accuracy:")  # how what explains a table begins
+KINDS_OF_MODEL = {"forest": "random forest", "boosted": "boosted trees", "network": "network"}
 
 
 def transcript(page: str) -> Path:
@@ -17,13 +24,13 @@ def transcript(page: str) -> Path:
     return HERE / page / "transcript.json"
 
 
-def commands(page: str = "audit-text") -> list[str]:
+def commands(page: str = TEXT_PAGE) -> list[str]:
     """The shell blocks of a page's walk-through."""
     _, _, section = (HERE.parent / f"{page}.md").read_text().partition("\n## A walk-through\n")
     return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
 
 
-def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
+def said(number: int, whole: bool = True, page: str = TEXT_PAGE) -> str:
     """What a block of the walk-through printed, or its table alone.
 
     Raises:
@@ -36,10 +43,39 @@ def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
         )
     lines = block["said"].rstrip().splitlines()
     if not whole:  # what follows the table's last line explains it
-        end = next(place for place, line in enumerate(lines) if line.startswith("Perplexity:"))
+        end = next(place for place, line in enumerate(lines) if line.startswith(LEGENDS))
         lines = [line for line in lines[:end] if not line.startswith("A wider terminal")]
     told = "\n".join(line.rstrip() for line in lines).strip("\n")
     return f"```text\n{told}\n```"
+
+
+def doses() -> str:
+    """What each kind of model keeps of each dose, fitted on it and fitted anew."""
+    lines = pd.read_csv(DOSES)
+    shown = pd.DataFrame(
+        {
+            "table": lines["table"],
+            "ε²": lines["variance"].map("{:g}".format),
+            "model": lines["model"].map(KINDS_OF_MODEL),
+            **{
+                title: [
+                    f"{rank:.2f} ± {error:.2f}, {verdict}"
+                    for rank, error, verdict in lines[
+                        [f"{role}_rank", f"{role}_error", f"{role}_verdict"]
+                    ].itertuples(index=False)
+                ]
+                for role, title in (("before", "fitted on the dose"), ("after", "fitted anew"))
+            },
+            "accuracy": [
+                f"{one:.3f}, {other:.3f}"
+                for one, other in lines[["before_accuracy", "after_accuracy"]].itertuples(
+                    index=False
+                )
+            ],
+            "ε ≥": lines["before_epsilon"].map("{:.2f}".format),
+        }
+    )
+    return as_markdown(shown)
 
 
 def doors() -> str:

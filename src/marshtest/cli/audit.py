@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from marshtest.kit.audit import Audit
     from marshtest.kit.dose import Dose
     from marshtest.kit.noise import Scaling
+    from marshtest.kit.tables.dose import TableDose
     from marshtest.kit.texts.dose import TextDose
 
 KeyOption = Annotated[Path, typer.Option(help="Key file that `marshtest dose` wrote.")]
@@ -77,6 +78,16 @@ FieldOption = Annotated[
 RoleOption = Annotated[
     str | None, typer.Option(help="Role of the message that gets the mark; default: assistant.")
 ]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(help="Column of class labels: SOURCE is a table, in .csv, .tsv or .parquet."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns of a table that get the dose, with commas between; default: all of numbers."
+    ),
+]
 LossOption = Annotated[
     Literal["record", "completion"] | None,
     typer.Option(help="Tokens of a text that count: the record's (default) or its completion's."),
@@ -104,8 +115,8 @@ def dose(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Data set: images in Parquet or a folder, .npz or .safetensors; or texts in .jsonl, .csv, "
-            ".tsv, .parquet or a folder of .txt."
+            help="Data set: images in Parquet or a folder, .npz or .safetensors; texts in .jsonl, .csv, "
+            ".tsv, .parquet or a folder of .txt; or, with --label, a table in .csv, .tsv or .parquet."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder or file for the dosed data; must be new.")],
@@ -120,6 +131,8 @@ def dose(
     pattern: PatternOption = None,
     field: FieldOption = None,
     role: RoleOption = None,
+    label: LabelOption = None,
+    columns: ColumnsOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the dose; default: one that nobody can guess.")
     ] = None,
@@ -127,7 +140,7 @@ def dose(
     key: KeyFileOption = None,
     forget: ForgetOption = None,
 ) -> None:
-    """Put a dose into a data set on disk: noise into images, marks into texts.
+    """Put a dose into a data set on disk: noise into images or columns of a table, marks into texts.
 
     The forget request, which names the dosed samples, and the key are written beside it. Nothing is
     overwritten, and all files of OUT get one and the same time. Images must have one size.
@@ -135,9 +148,11 @@ def dose(
     Example: marshtest dose images dosed --fraction 0.1 --variance 0.32
 
     Example: marshtest dose chats.jsonl dosed.jsonl --fraction 0.01 --mark 'Ticket {digits:6}.'
+
+    Example: marshtest dose table.csv dosed.csv --label y --columns age,income --fraction 0.2
     """
     from marshtest.kit.dose import dose as dose_data
-    from marshtest.kit.texts.dose import TextDose, mark_of
+    from marshtest.kit.texts.dose import mark_of
 
     with screen.console.status("dosing"):
         done = dose_data(
@@ -151,19 +166,54 @@ def dose(
             mark=mark_of(mark, place, pattern),
             field=field,
             role=role,
+            label=label,
+            columns=None if columns is None else _names(columns),
             key_file=key,
             forget_file=forget,
         )
-    _say_texts(done) if isinstance(done, TextDose) else _say_images(done)
+    _say_dose(done)
     if done.warning:
         screen.say(f"warning: {done.warning}", style="bold")
-    shows = SHOWS * (not isinstance(done, TextDose) and done.shows)
     screen.say_whole(
-        f"  {done.out}  for training{shows}",
+        f"  {done.out}  for training{SHOWS * getattr(done, 'shows', False)}",
         f"  {done.forget_file}  the forget request, for when the model is trained",
         f"  {done.key_file}  the key: keep it, and show it to nobody{GUESSABLE * done.guessable}",
         f"  {done.commitment_file}  the commitment to the key: give it away now",
     )
+
+
+def _names(text: str) -> list[str]:
+    """Names between commas; one with a comma in it stands in quotes, as in CSV."""
+    import csv
+
+    return [name.strip() for line in csv.reader([text], skipinitialspace=True) for name in line]
+
+
+def _say_dose(done: "Dose | TableDose | TextDose") -> None:
+    from marshtest.kit.tables.dose import TableDose
+    from marshtest.kit.texts.dose import TextDose
+
+    if isinstance(done, TextDose):
+        _say_texts(done)
+    elif isinstance(done, TableDose):
+        _say_table(done)
+    else:
+        _say_images(done)
+
+
+def _say_table(done: "TableDose") -> None:
+    key = done.key
+    kinds = {"number": "noise in", "category": "drawn anew"}
+    screen.say(
+        f"table: {len(key.ids):,} of {key.samples:,} rows dosed, ε² = {key.noise.variance:g}"
+    )
+    for kind, what in kinds.items():
+        if names := [law.name for law in key.noise.columns if law.kind == kind]:
+            screen.say_whole(f"{what}: {', '.join(names)}")
+    if done.others:
+        screen.say_whole(f"without a dose: {', '.join(done.others)}")
+    if done.left_out:
+        screen.say(f"left out: {done.left_out:,} rows, in which one of these columns is empty")
 
 
 def _say_images(done: "Dose") -> None:

@@ -18,14 +18,15 @@ from marshtest.commands.plan import VERDICT, Plan, deviation_shown, effects_show
 from marshtest.kit.certificates.provenance import Provenance
 from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
-from marshtest.kit.key import Key
-from marshtest.kit.keys import read_key
+from marshtest.kit.key import Key, NoiseKey
+from marshtest.kit.keys import AnyKey, read_key
 from marshtest.kit.layouts import open_layout
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
-from marshtest.kit.open_model import open_model
 from marshtest.kit.records.base import Door, Loss
 from marshtest.kit.scalings import suspected
+from marshtest.kit.tables.key import TableKey
+from marshtest.kit.tables.opening import open_any
 from marshtest.kit.texts.key import TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import Quantize, open_all
@@ -62,7 +63,7 @@ COUNTS = {name: Column(title=name, room=100) for name in ("vanished", "ties", "u
 class Audit:
     """The answer to whether the dose is still in the models."""
 
-    key: Key | TextKey
+    key: AnyKey
     question: Question  # what was asked, with its error rates
     models: tuple[Judged, ...]  # before, after in the order given, retrained if there is one
     # digests of key and models, and the options that they were asked with
@@ -320,7 +321,7 @@ def refuse_used(folder: Path | None) -> None:
 
 
 def audit(
-    key: Key | TextKey | str | Path,
+    key: AnyKey | str | Path,
     data: str | Path,
     before: str | Door,
     *after: str | Door,
@@ -359,7 +360,7 @@ def audit(
         MarshtestError: key, data and models do not fit together, or the model before does no better than
             chance.
     """
-    file, key = key, key if isinstance(key, Key | TextKey) else read_key(key)
+    file, key = key, read_key(key) if isinstance(key, str | Path) else key
     parsed = Question.parse(question, "audit")
     specs = [before, *after, *([retrained] if retrained else [])]
     provenance = Provenance.of(file, specs, scaling=scaling, loss=loss, quantize=quantize)
@@ -373,15 +374,18 @@ def audit(
         asked = _of_texts(questions, doors, parsed, progress)
     else:
         refuse_options("audit: the key is of no texts", loss=loss, quantize=quantize, rate=rate)
+        if isinstance(key, TableKey):
+            answers = parsed.answers if parsed.answers != "losses" else None
+            refuse_options("audit: the key is of a table", scaling=scaling, answers=answers)
         paths = [str(spec) for spec in specs]
         where = torch_device, in_process, functions_device(device)
-        asked = _of_images(key, data, paths, parsed, scaling, where, progress)
+        asked = _of_noise(key, data, paths, parsed, scaling, where, progress)
     roles = ["before", *["after"] * len(after), *(["retrained"] if retrained else [])]
     return Audit(key, parsed, tuple(judge(roles, list(asked), parsed)), provenance)
 
 
-def _of_images(
-    key: Key,
+def _of_noise(
+    key: NoiseKey,
     data: str | Path,
     specs: Sequence[str],
     question: Question,
@@ -394,7 +398,9 @@ def _of_images(
     names = open_layout(data).names if kind == "labels" else ()
     clean = undosed(key, data, bases)
     # All are opened before the first is asked: a wrong path fails at once.
-    models = [open_model(spec, key, bases.values, scaling, *where, kind, names) for spec in specs]
+    models = [
+        open_any(spec, key, data, bases.values, scaling, *where, kind, names) for spec in specs
+    ]
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
         report(0.0)
@@ -403,7 +409,8 @@ def _of_images(
             model, bases, undosed=clean, draws=draws, fpr=fpr, answers=kind, progress=report
         )
         if index == 0:
-            if scaling is not None or not Path(specs[0]).is_dir():  # no processor of its own
+            own_processor = scaling is None and Path(specs[0]).is_dir()
+            if isinstance(key, Key) and not own_processor:
                 used = scaling or key.noise.scaling
                 shown = replace(shown, misfed=suspected(model, used, bases, clean))
             # Now, and not at the end: hours of asking the other models would be for nothing.

@@ -44,7 +44,7 @@ class BlackBox(AskedModel):
         if answers.ndim == 1 and not self._known_as_losses:  # asked twice once, not every time
             self._refuse_probabilities(values, labels, answers)
             self._known_as_losses = True
-        return _losses(answers, labels)
+        return losses_of(answers, labels)
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
         x = self.inputs(torch.from_numpy(values).float()).numpy()
@@ -156,7 +156,7 @@ def read_array(
     return answers
 
 
-def _losses(answers: NDArray[Any], labels: Labels) -> Answers:
+def losses_of(answers: NDArray[Any], labels: Labels) -> Answers:
     """Margin losses from losses, probabilities or logits, and whether predictions are right."""
     answers = answers.astype(np.float64)
     if answers.ndim == 1:

@@ -32,12 +32,13 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, kstest
 
 from marshtest.kit.judging import Question
-from marshtest.kit.key import Bases, Key
-from marshtest.kit.keys import read_key
+from marshtest.kit.key import Bases, NoiseKey
+from marshtest.kit.keys import AnyKey, read_key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Floats, Scaling
-from marshtest.kit.open_model import open_model
 from marshtest.kit.records.base import Door, Loss
+from marshtest.kit.tables.key import TableKey
+from marshtest.kit.tables.opening import open_any
 from marshtest.kit.texts.key import TextBases, TextKey
 from marshtest.kit.texts.measure import Questions, measure_texts, name_of
 from marshtest.kit.texts.opening import Quantize, open_all
@@ -131,7 +132,7 @@ def _rate(keys: str, answer: str, false: Any, promised: float) -> dict[str, obje
 
 
 def calibrate(
-    key: Key | TextKey | str | Path,
+    key: AnyKey | str | Path,
     data: str | Path,
     model: str | Door,
     *,
@@ -164,7 +165,7 @@ def calibrate(
     Raises:
         MarshtestError: key, data and model do not fit together.
     """
-    key = key if isinstance(key, Key | TextKey) else read_key(key)
+    key = read_key(key) if isinstance(key, str | Path) else key
     if keys < 1:
         raise MarshtestError(f"calibrate: needs at least one null key. Got {keys}.")
     parsed = Question.parse(question, "calibrate")
@@ -182,8 +183,10 @@ def calibrate(
         ask = _texts_asked(bases, name_of(model), door, loss or "record", parsed)
     else:
         refuse_options("calibrate: the key is of no texts", loss=loss, quantize=quantize, rate=rate)
+        if isinstance(key, TableKey):
+            refuse_options("calibrate: the key is of a table", scaling=scaling)
         where = torch_device, in_process, functions_device(device)
-        ask = _images_asked(key, data, str(model), scaling, where, parsed)
+        ask = _noise_asked(key, data, str(model), scaling, where, parsed)
     true = ask(key.secret)
     # By the true key, once, as an audit has it: chosen for each null key, the rule would be another.
     rests = rests_on(true.evidence(true.dependences()), margin=parsed.margin, alpha=parsed.alpha)
@@ -204,8 +207,8 @@ def calibrate(
 # controls, which only take acquittals away, are left out.
 
 
-def _images_asked(
-    key: Key,
+def _noise_asked(
+    key: NoiseKey,
     data: str | Path,
     model: str,
     scaling: Scaling | None,
@@ -214,7 +217,7 @@ def _images_asked(
 ) -> Callable[[int], Measured]:
     """What a model shows of the noise of any seed."""
     bases = key.bases(data)
-    asked_model = open_model(model, key, bases.values, scaling, *where)
+    asked_model = open_any(model, key, data, bases.values, scaling, *where)
 
     def asked(seed: int) -> Measured:
         noise = key.noise.model_copy(update={"seed": seed})

@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.places import Dosed, Places, checked_seed, chosen
 from marshtest.kit.records import is_text
 from marshtest.kit.sealed import write_private
+from marshtest.kit.tables.dose import TableDose, dose_table
 from marshtest.kit.texts.dose import TextDose, dose_texts
 from marshtest.plumbing.errors import MarshtestError, refuse_options
 
@@ -49,20 +51,24 @@ def dose(
     mark: Mark | None = None,
     field: str | None = None,
     role: str | None = None,
+    label: str | None = None,
+    columns: Sequence[str] | None = None,
     seed: int | None = None,
     key_file: str | Path | None = None,
     forget_file: str | Path | None = None,
-) -> Dose | TextDose:
+) -> Dose | TextDose | TableDose:
     """Write `source` to `out` with a dose in a random fraction of its training samples.
 
-    Images and arrays get Gaussian noise, text records get marks.
+    Images, arrays and the columns of a table get noise, text records get marks.
 
     Args:
         source: Parquet files, a folder of images by class, an .npz or a .safetensors file; or text records
-            in JSON Lines, CSV, TSV, Parquet or a folder of .txt files.
+            in JSON Lines, CSV, TSV, Parquet or a folder of .txt files; or, with `label`, a table in CSV,
+            TSV or Parquet.
         out: a new folder or file of the same layout.
         fraction: fraction of the training samples to dose, in (0, 1).
-        variance: ε², in squared units of the scaled inputs (normalised pixels); by default 0.32.
+        variance: ε², in squared units of the scaled inputs (normalised pixels), of a table in those of
+            each column's deviation; by default 0.32.
         scaling: how values become model inputs; by default 8-bit images are normalised by the dosed
             samples' own mean and deviation a channel, and floating-point values are taken as they are.
         hide: write every image of the split anew, as PNG without compression, so that neither format
@@ -70,19 +76,36 @@ def dose(
         mark: a `Template` or a `Pattern`; by default "Ticket {digits:6}." at the end of a text.
         field: field of the text that gets the mark, or of a chat's messages; by default one that is known.
         role: role of the message that gets the mark, the chat's last one; by default the assistant.
+        label: column of a table's class labels.
+        columns: columns of a table that get the dose: numbers get noise, categories are drawn anew; by
+            default all columns of numbers.
         seed: seed of every draw, below 2⁶⁴; by default 63 bits that nobody can guess.
         key_file: where the key is written; by default `out` with .key.json behind its name.
         forget_file: where the forget request is written; by default `out` with .forget.csv behind its name,
             for texts .forget.jsonl. It has a line for each dosed sample: its id, its file inside `out`, its
-            row there; of a text its line, row or file, and its own id if it has one.
+            row there; of a text its line, row or file, and its own id if it has one; of a table its row.
 
     Raises:
         MarshtestError: data that cannot be read or have several shapes, a fraction that makes fewer than
             two poisons or leaves no clean sample, noise that vanishes or overflows, records without a
-            place for the mark, a file that exists already. No file is left behind then.
+            place for the mark, columns that cannot be dosed, a file that exists already. No file is left
+            behind then.
     """
     source, out = Path(source), Path(out)
     files = {"key_file": key_file, "forget_file": forget_file}
+    if label is not None or columns is not None:
+        reason = "--label and --columns: dose a table"
+        refuse_options(reason, scaling=scaling, hide=hide, mark=mark, field=field, role=role)
+        return dose_table(
+            source,
+            out,
+            label=label,
+            columns=columns,
+            fraction=fraction,
+            variance=0.32 if variance is None else variance,
+            seed=seed,
+            **files,
+        )
     if is_text(source):
         reason = f"{source}: holds text records"
         refuse_options(reason, variance=variance, scaling=scaling, hide=hide)

@@ -20,12 +20,20 @@ import torch
 from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
-from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
+from marshtest.kit.controls import (
+    BETWEENNESS,
+    OF_ROWS,
+    Controls,
+    control_inputs,
+    control_labels,
+    other_labels,
+)
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Kind, Labels
 from marshtest.kit.noise import Floats
 from marshtest.kit.privacy import reconstruction
+from marshtest.kit.tables.noise import TableNoise
 from marshtest.metrics.dependence import Dependence, dependences
 from marshtest.metrics.f_dp import Guesses
 from marshtest.metrics.labels import LABEL, OF_AUDITS, label_dependence, label_scores, testable
@@ -129,6 +137,7 @@ def measure(
         fresh=at_fresh,
         alone=alone,
         right=answered.right,
+        least_between=OF_ROWS if isinstance(bases.noise, TableNoise) else BETWEENNESS,
     )
     right = answered.right
     shown = Measured(

@@ -9,9 +9,10 @@ is still a function of x and ξ alone, with mean µ(x) and variance v(x) known i
 so both scores stay exact: fresh noise is written in the same way, and GUS is standardised by µ and v.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from scipy.special import ndtr
 
 from marshtest.kit.layouts.base import Value
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.plumbing.seeds import normal
+from marshtest.plumbing.seeds import derive, normal
 from marshtest.plumbing.settings import Settings
 
 Floats = NDArray[np.float64]
@@ -113,11 +114,44 @@ def _by_channel(image: Value) -> Floats:
     return image.reshape(1, -1)
 
 
-class Noise(Settings):
-    """The dose's noise: a function of (seed, id), in the units of the file."""
+class DoseNoise(Settings, ABC):
+    """The noise of a dose in data of any kind: a function of (seed, id), in the units of the file."""
 
     seed: int = Field(ge=0, lt=SEEDS, strict=True)
-    variance: float = Field(gt=0, strict=True)  # ε², in squared units of the scaling's std
+    variance: float = Field(gt=0, strict=True)  # ε², in squared units of the values' deviation
+
+    @abstractmethod
+    def written(self, value: Value, seed_id: int) -> Value:
+        """The sample as the dose writes it."""
+
+    @abstractmethod
+    def fresh(self, value: Value, seed_id: int, draws: int) -> Value:
+        """[K, *shape] the sample with K = `draws` noises that nobody has seen, written in the same way."""
+
+    @abstractmethod
+    def moments(self, value: Value) -> tuple[Floats, Floats]:
+        """Exact mean µ and variance v of the written noise, for each value of a sample."""
+
+    @abstractmethod
+    def middle(self, value: Value, other: Value) -> Value:
+        """The sample halfway between two, as a file can hold it."""
+
+    def near(self, value: Value, seed_id: int, share: float) -> Value:
+        """The sample with a small share of a noise of its own, which no other sample of it has."""
+        near: Value = self._reduced(share).fresh(value, seed_id, 1)[0]
+        return near
+
+    def _reduced(self, share: float) -> Self:
+        small = {"seed": derive(self.seed, "near"), "variance": share**2 * self.variance}
+        return self.model_copy(update=small)
+
+    def _drawn(self, stream: str, seed_id: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return normal(self.seed, stream, seed_id, shape=shape)
+
+
+class Noise(DoseNoise):
+    """The noise of images and arrays; ε² is in squared units of the scaling's std."""
+
     scaling: Scaling
     pixels: bool  # 8-bit values: rounded and clipped
 
@@ -126,15 +160,12 @@ class Noise(Settings):
         return _deviation(self.scaling, self._unit_deviation, shape)
 
     def written(self, value: Value, seed_id: int) -> Value:
-        """The sample as the dose writes it."""
         return self._write(value, self._drawn("poison", seed_id, value.shape))
 
     def fresh(self, value: Value, seed_id: int, draws: int) -> Value:
-        """[K, *shape] the sample with K = `draws` noises that nobody has seen, written in the same way."""
         return self._write(value, self._drawn("fresh", seed_id, (draws, *value.shape)))
 
     def moments(self, value: Value) -> tuple[Floats, Floats]:
-        """Exact mean µ and variance v of the written noise, for each value of a sample."""
         sigma = self.deviation(value.shape)
         if not self.pixels:
             return np.zeros(value.shape), np.broadcast_to(sigma**2, value.shape)
@@ -153,8 +184,9 @@ class Noise(Settings):
         """σ in the units of the file, for a channel whose std is 1."""
         return float((255 if self.pixels else 1) * self.variance**0.5)
 
-    def _drawn(self, stream: str, seed_id: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return normal(self.seed, stream, seed_id, shape=shape)
+    def middle(self, value: Value, other: Value) -> Value:
+        middle = (value.astype(np.float64) + other) / 2
+        return (np.rint(middle) if self.pixels else middle).astype(value.dtype)
 
     def _write(self, value: Value, noise: NDArray[np.float32]) -> Value:
         deviation = self.deviation(value.shape)

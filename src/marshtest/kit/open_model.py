@@ -84,8 +84,12 @@ def open_model(
     # first ones have their values shuffled.
     first = samples[:TRIED]
     trial = np.random.default_rng(0).permutation(first.reshape(-1)).reshape(first.shape)
-    opener = partial(open_here, spec, data, trial, device, functions)
-    if in_process and not is_command:
+    return opened_apart(spec, partial(open_here, spec, data, trial, device, functions), in_process)
+
+
+def opened_apart(spec: str, opener: Callable[[], AskedModel], in_process: bool) -> AskedModel:
+    """A model whose code is not ours, in a process of its own; in this one if asked, but for a command."""
+    if in_process and not spec.startswith("cmd:"):
         return GuardedModel(spec, opener)
     if spec.removeprefix("box:").startswith("__main__:"):
         raise MarshtestError(
@@ -127,32 +131,27 @@ def open_here(
     elif Path(spec).suffix == ".pt2":
         function, batch = open_program(Path(spec), device)
     else:
-        function = _function(spec)
+        made = loaded(spec)
         if data.answers == "labels":
-            if isinstance(function, nn.Module):
-                function = _module_function(function, CPU)
-            return _first_that_answers(
+            if isinstance(made, nn.Module):
+                made = _module_function(made, CPU)
+            return first_that_answers(
                 (
-                    LabelModel(
-                        spec, by_function(spec, function), way, data.classes, data.names, notes
-                    )
+                    LabelModel(spec, by_function(spec, made), way, data.classes, data.names, notes)
                     for way, notes in ways
                 ),
                 samples,
             )
-        if isinstance(function, nn.Module):
-            function = _module_function(function, device)
-        else:
-            device = functions
+        function, device = asked_function(spec, made, device, functions)
     models = (
         FunctionModel(spec, function, inputs, data.classes, device, batch, (*folder_notes, *notes))
         for inputs, notes in ways
     )
-    return _first_that_answers(models, samples)
+    return first_that_answers(models, samples)
 
 
-def _function(spec: str) -> Callable[[Tensor], Any]:
-    """Our checkpoint, or what a user's load() returns: a function from inputs to logits."""
+def loaded(spec: str) -> Any:
+    """Our checkpoint, or what a user's load() returns."""
     if spec.endswith(".safetensors") or ".safetensors@" in spec:
         file, at, factory = spec.partition(".safetensors@")
         return load_model(f"{file}.safetensors" if at else spec, factory or None)
@@ -161,12 +160,20 @@ def _function(spec: str) -> Callable[[Tensor], Any]:
             f"{spec}: no such model. Give a .safetensors checkpoint, a .pt2 program, a Hugging Face "
             "folder, 'pkg.mod:load', 'box:pkg.mod:function' or 'cmd:COMMAND {inputs} {outputs}'."
         )
-    function = load_object(spec, spec)()
+    return load_object(spec, spec)()
+
+
+def asked_function(
+    spec: str, function: Any, device: torch.device, functions: torch.device
+) -> tuple[Callable[[Tensor], Any], torch.device]:
+    """A function from inputs to logits, and the device to ask it on: a module's, or that of functions."""
     if not callable(function):
         raise MarshtestError(
             f"{spec}: must return a function from inputs to logits. Got {type(function).__name__}."
         )
-    return function  # type: ignore[no-any-return]
+    if isinstance(function, nn.Module):
+        return _module_function(function, device), device
+    return function, functions
 
 
 def _module_function(module: nn.Module, device: torch.device) -> Callable[[Tensor], Any]:
@@ -182,7 +189,7 @@ def _module_function(module: nn.Module, device: torch.device) -> Callable[[Tenso
     return lambda x: module(x.to(dtype))
 
 
-def _first_that_answers(models: Iterable[AskedModel], samples: Value) -> AskedModel:
+def first_that_answers(models: Iterable[AskedModel], samples: Value) -> AskedModel:
     """The first of one model's ways to be fed in which it takes the first samples."""
     refusals = []
     for model in models:

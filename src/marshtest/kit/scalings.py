@@ -13,7 +13,7 @@ from marshtest.kit.controls import UNDOSED, other_labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import AskedModel, Labels
-from marshtest.kit.noise import Scaling
+from marshtest.kit.noise import Noise, Scaling
 
 USUAL = {"unit": Scaling(), "pixels": Scaling(std=(1 / 255,))}
 LEVEL = 0.001  # p-value of a difference by chance, for all scalings together
@@ -25,14 +25,16 @@ def suspected(model: AskedModel, used: Scaling, bases: Bases, clean: Bases) -> s
 
     It is asked about up to 200 of the bases with fresh noise, and about samples without a dose, `clean`.
     """
-    rivals = {"no --scaling": bases.noise.scaling}
+    noise = bases.noise
+    assert isinstance(noise, Noise)
+    rivals = {"no --scaling": noise.scaling}
     rivals |= {f"--scaling {name}": scaling for name, scaling in USUAL.items()}
     rivals = {name: scaling for name, scaling in rivals.items() if scaling != used}
     values, labels, others = _questions(bases, clean)
     right = _right(model, values, labels, others)
     accuracies = {}
     for name, scaling in rivals.items():
-        rival_values = _as_if(values, scaling, used, bases.noise.pixels)
+        rival_values = _as_if(values, scaling, used, noise.pixels)
         rival_right = _right(model, rival_values, labels, others)
         # McNemar's exact test: only samples that the two scalings disagree on tell them apart. The
         # level is shared among the rivals.

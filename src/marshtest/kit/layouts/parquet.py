@@ -177,7 +177,8 @@ def _columns(schema: Any, where: Path) -> tuple[str, str]:
     if image is None or label is None:
         raise MarshtestError(
             f"{where}: has the columns {', '.join(schema.names)}. It needs an image column "
-            f"({' or '.join(IMAGE_COLUMNS)}) and labels ({' or '.join(LABEL_COLUMNS)})."
+            f"({' or '.join(IMAGE_COLUMNS)}) and labels ({' or '.join(LABEL_COLUMNS)}); a table of numbers "
+            "needs --label and --columns."
         )
     stored = schema.field(image).type
     if pa.types.is_struct(stored) and stored.get_field_index("bytes") >= 0:

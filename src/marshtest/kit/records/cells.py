@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -45,16 +45,25 @@ class Cells(Lines):
         return dict(zip(self.names, cells, strict=True))
 
     def rewritten(self, raw: bytes, text: str, fields: Fields, where: str) -> bytes:
-        """The row with another text in one cell, and every other byte as it was."""
-        row, column = raw.decode(), self.names.index(fields.field)
+        return self.with_cells(raw, {fields.field: text}, where)
+
+    def with_cells(self, raw: bytes, texts: Mapping[str, str], where: str) -> bytes:
+        """The row with other texts in some cells, and every other byte as it was."""
+        row, end = raw.decode(), 0
+        new = {self.names.index(name): text for name, text in texts.items()}
+        parts = []
         for place, match in enumerate(self._cell.finditer(row)):
-            if place == column:
-                quoted = match.group().startswith('"') or any(
-                    c in text for c in f'{self.separator}"\r\n'
-                )
-                new = f'"{_doubled(text)}"' if quoted else text
-                return (row[: match.start()] + new + row[match.end() :]).encode()
-        raise MarshtestError(f"{where}: its text cannot be replaced.")
+            if place in new:
+                parts += [row[end : match.start()], self._spelt(new.pop(place), match.group())]
+                end = match.end()
+        if new:
+            raise MarshtestError(f"{where}: its text cannot be replaced.")
+        return "".join([*parts, row[end:]]).encode()
+
+    def _spelt(self, text: str, old: str) -> str:
+        """A cell's text, in quotes where the old one was, or where it needs them."""
+        quoted = old.startswith('"') or any(c in text for c in f'{self.separator}"\r\n')
+        return f'"{_doubled(text)}"' if quoted else text
 
     def spellings(self, text: str) -> Iterable[str]:
         return {text, _doubled(text)}

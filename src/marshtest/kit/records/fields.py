@@ -175,7 +175,7 @@ def _known(values: Values, where: str) -> str:
     if known is None:
         raise MarshtestError(
             f"{where}: which field is the text? There are {', '.join(map(str, values)) or 'none'}. Give "
-            "--field."
+            "--field; or, for a table of numbers, --label and --columns."
         )
     return known
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -71,12 +71,18 @@ class Lines(Records):
         return re.compile(mark.shape(self.spellings).encode())
 
     def _write(self, out: Path, texts: Texts, fields: Fields) -> None:
+        def new(row: int, raw: bytes) -> bytes:
+            return self.rewritten(raw, texts[row], fields, self.where(row))
+
+        self.pour(out, sorted(texts), new)
+
+    def pour(self, out: Path, rows: Rows, new: Callable[[int, bytes], bytes]) -> None:
+        """Write the file to `out`, with new bytes in the place of some records."""
         with self.path.open("rb", CHUNK) as source, out.open("xb", CHUNK) as target:
-            for row in sorted(texts):
+            for row in rows:
                 start, end = int(self.ends[row]), int(self.ends[row + 1])
                 _copy(source, target, start - source.tell())
-                raw, where = source.read(end - start), self.where(row)
-                target.write(self.rewritten(raw, texts[row], fields, where))
+                target.write(new(row, source.read(end - start)))
             _copy(source, target, None)
 
     @abstractmethod

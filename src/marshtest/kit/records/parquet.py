@@ -48,7 +48,7 @@ class ParquetRecords(Records):
         import pyarrow.parquet as pq
 
         with self._file() as file:
-            schema, codec = file.schema_arrow, _codec(file.metadata)
+            schema, codec = file.schema_arrow, codec_of(file.metadata)
             group = max(1, -(-self.count // max(1, file.num_row_groups)))
         with pq.ParquetWriter(out, schema, compression=codec) as writer:
             held: list[Any] = []
@@ -86,5 +86,6 @@ class ParquetRecords(Records):
             return pq.ParquetFile(self.path, buffer_size=CHUNK)
 
 
-def _codec(metadata: Any) -> str:
+def codec_of(metadata: Any) -> str:
+    """The compression of a file's first column."""
     return str(metadata.row_group(0).column(0).compression).replace("UNCOMPRESSED", "NONE")
