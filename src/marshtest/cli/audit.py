@@ -172,6 +172,17 @@ def dose(
             forget_file=forget,
         )
     _say_dose(done)
+    _say_files(done)
+
+
+def _names(text: str) -> list[str]:
+    """Names between commas; one with a comma in it stands in quotes, as in CSV."""
+    import csv
+
+    return [name.strip() for line in csv.reader([text], skipinitialspace=True) for name in line]
+
+
+def _say_files(done: "Dose | TableDose | TextDose") -> None:
     if done.warning:
         screen.say(f"warning: {done.warning}", style="bold")
     screen.say_whole(
@@ -180,13 +191,6 @@ def dose(
         f"  {done.key_file}  the key: keep it, and show it to nobody{GUESSABLE * done.guessable}",
         f"  {done.commitment_file}  the commitment to the key: give it away now",
     )
-
-
-def _names(text: str) -> list[str]:
-    """Names between commas; one with a comma in it stands in quotes, as in CSV."""
-    import csv
-
-    return [name.strip() for line in csv.reader([text], skipinitialspace=True) for name in line]
 
 
 def _say_dose(done: "Dose | TableDose | TextDose") -> None:
