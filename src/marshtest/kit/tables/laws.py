@@ -26,9 +26,7 @@ EXACT = 2.0**43  # steps of a cell's last decimal that are counted without error
 SUMMED = 4096.0  # largest σ, in steps, whose moments are finite sums
 ROUNDING = 0.01  # steps by which a product of less than EXACT steps may be off
 BEYOND = 9.0  # deviations that no noise exceeds: the chance is below 1e-18
-
-
-HELD: dict[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}
+HELD: dict[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}  # types by their bits
 
 
 class Number(Settings):
