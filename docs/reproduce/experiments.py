@@ -18,6 +18,7 @@ from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.reporting.tables import NAMES, as_markdown, plus_minus
 from marshtest.results.merging import differences, read_one
+from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
 from marshtest.sweeps.settings import read_sweep
 
@@ -32,6 +33,7 @@ RIVALS = {  # every unlearner of the package, on every attack
     "rivals-digits-targeted": "digits, targeted",
     "rivals-digits-indiscriminate": "digits, indiscriminate",
     "rivals-cifar10-small-gaussian": "CIFAR-10, Gaussian",
+    "rivals-cifar10-small-targeted": "CIFAR-10, targeted",
     "rivals-imdb-small-gaussian": "IMDb, Gaussian",
 }
 TRIALS = {  # the search for one that beats tuned retraining
@@ -39,6 +41,14 @@ TRIALS = {  # the search for one that beats tuned retraining
     "candidates-digits-targeted": "digits, targeted",
     "candidates-digits-indiscriminate": "digits, indiscriminate",
     "candidates-cifar10-small-gaussian": "CIFAR-10, Gaussian",
+}
+SUITES = {  # every unlearner of a suite, by the settings that the suite gives it
+    "images/cifar10-small-gaussian": "CIFAR-10, Gaussian",
+    "images/cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
+    "images/cifar10-small-confusion": "CIFAR-10 features, confusion",
+    "texts/imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
+    "texts/imdb-tiny-trigger": "IMDb (tiny), trigger word",
+    "texts/imdb-tiny-mark": "IMDb (tiny), marks",
 }
 SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
@@ -71,10 +81,12 @@ _TRIALS = (
 _TENTH = "poison_budgets=0.1 "
 REPEATED = ("gaussian", "targeted", "indiscriminate", "badnets", "confusion")  # for U-LiRA and KLoM
 _REPEATED = "python docs/reproduce/suites.py digits --recipes digits-{} --repeats 32"
+_SUITE = "python docs/reproduce/suites.py {} --recipes {}"
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     FOREIGN: "marshtest run digits-gaussian seeds=3 \\\n    "
     """'unlearners=[retrain, "from_supreme:ssd", {name: "from_supreme:ssd", alpha: 1}, """
     """"from_erasus:fisher", {name: "from_erasus:fisher", lr: 0.001}]'""",
+    **{name: _SUITE.format(*name.split("/")) for name in SUITES},
     "sisa-digits-gaussian": "marshtest run digits-gaussian seeds=5 training.shards=5 'budgets=[0.1, 1]' "
     "'unlearners=[retrain, sisa, {name: gd, lr: 0.1}]'",
     **{f"repeats-digits-{attack}": _REPEATED.format(attack) for attack in REPEATED},
@@ -86,6 +98,8 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "rivals-cifar10-small-gaussian": _ALL.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "cifar10-small"
     ),
+    "rivals-cifar10-small-targeted": "marshtest run cifar10-small-targeted seeds=6 "
+    "unlearners=@benchmarks/rivals/cifar10-small-targeted.yaml",
     "rivals-imdb-small-gaussian": _ALL.format("imdb-small-gaussian", 2, "", "imdb-small"),
     "candidates-digits-gaussian": _TRIALS.format("digits-gaussian", 10, "", "candidates-mlp"),
     "candidates-digits-targeted": _TRIALS.format("digits-targeted", 30, "", "candidates-mlp"),
@@ -93,7 +107,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
         "digits-indiscriminate", 24, _TENTH, "candidates-linear"
     ),
     "candidates-cifar10-small-gaussian": _TRIALS.format(
-        "cifar10-small-gaussian", 3, "", "candidates-cifar10-small"
+        "cifar10-small-gaussian", 3, "attack.draws=49 ", "candidates-cifar10-small"
     ),
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
@@ -116,7 +130,13 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
 
 def there(name: str) -> bool:
     """Whether an experiment has rows."""
-    return (ROWS / name / FILE).exists()
+    return _suites_file(name).exists() if name in SUITES else (ROWS / name / FILE).exists()
+
+
+def _suites_file(name: str) -> Path:
+    """The file of rows that ships with a suite."""
+    suite, recipe = name.split("/")
+    return read_suite(suite).rows / f"{recipe}.parquet"
 
 
 def first_there(*names: str) -> str:
@@ -138,7 +158,7 @@ STEPS = ("cifar10-small-budgets", "digits-budgets")
 @cache
 def results(name: str) -> Results:
     """An experiment's rows."""
-    return read_one(ROWS / name)
+    return read_one(_suites_file(name) if name in SUITES else ROWS / name)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Poison beside membership inference, unlearner by unlearner (docs/membership.md)."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -12,10 +12,11 @@ from marshtest.metrics.membership_columns import EVERY_FORM, column_of
 from marshtest.metrics.membership_columns import REPEATED as REPEATED_FORMS
 from marshtest.metrics.membership_verdict import FAILS, PASSES
 from marshtest.reporting.tables import NAMES, as_markdown, number
-from marshtest.results.suite import read_suite
+from marshtest.results.suite import Suite, read_suite
 from marshtest.results.summary import Results
 
-SUITE, IMAGES = read_suite("digits"), read_suite("images")
+SUITE, IMAGES, TEXTS = map(read_suite, ("digits", "images", "texts"))
+DATA = {IMAGES.name: "CIFAR-10", TEXTS.name: "IMDb"}  # of recipes that are not on digits
 ATTACKS = {  # the recipe of an attack, and the run that repeats it for U-LiRA and KLoM
     **{f"digits-{attack}": f"repeats-digits-{attack}" for attack in REPEATED},
     "imdb-tiny-trigger": "",
@@ -55,9 +56,9 @@ def alone(of: Results, name: str) -> pd.DataFrame:
 @cache
 def _rows(recipe: str) -> Results | None:
     """The rows of an attack that tell of membership: the suite's, or those of an experiment here."""
-    for suite in (SUITE, IMAGES):
-        if recipe in suite.recipes:
-            return suite.known(recipe)
+    for suite in (SUITE, IMAGES, TEXTS):
+        if recipe in suite.recipes and (known := suite.known(recipe)):
+            return known
     return results(recipe) if there(recipe) and results(recipe).membership else None
 
 
@@ -88,11 +89,17 @@ def _only(table: pd.DataFrame, role: str) -> pd.Series:
 
 
 def _title(recipe: str) -> str:
+    """An attack; where it is not on digits, with its data and seeds."""
     known = _rows(recipe)
-    if known is None:
-        return recipe
-    title = str(known.recipe.attack.shown.title)
-    return f"{title}, CIFAR-10, {len(known.seeds)} seeds" if recipe in IMAGES.recipes else title
+    for suite in (IMAGES, TEXTS):
+        if known is not None and recipe in suite.recipes:
+            return f"{_attack(recipe)}, {DATA[suite.name]}, {len(known.seeds)} seeds"
+    return _attack(recipe)
+
+
+def _attack(recipe: str) -> str:
+    known = _rows(recipe)
+    return recipe if known is None else str(known.recipe.attack.shown.title)
 
 
 def passes() -> str:
@@ -103,8 +110,23 @@ def passes() -> str:
 
 def on_images() -> str:
     """The same of CIFAR-10, as far as the suite's rows go."""
-    tables = [*filter(None, map(_table, IMAGES.recipes))]
-    return "\n\n".join(tables or ["No rows of `python docs/reproduce/suites.py images`."])
+    return _beyond(IMAGES)
+
+
+def on_reviews() -> str:
+    """The same of IMDb, but for the poison that stands among those of digits."""
+    return _beyond(TEXTS)
+
+
+def _beyond(suite: Suite) -> str:
+    """The tables of a suite's recipes that are not among ATTACKS."""
+    names = [name for name in suite.recipes if name not in ATTACKS]
+    tables = [*filter(None, map(_table, names))]
+    if tables:
+        tables = ["Who passes with poison left in the model:", deceived(names), *tables]
+    absent = [HOW[of] for name in names if not there(of := f"{suite.name}/{name}")]
+    rest = f"No rows of {', '.join(f'`{how}`' for how in absent)}." if absent else ""
+    return "\n\n".join(filter(None, [*tables, rest]))
 
 
 def _table(recipe: str) -> str:
@@ -136,17 +158,18 @@ def counted() -> str:
     return as_markdown(pd.DataFrame(lines))
 
 
-def deceived() -> str:
+def deceived(recipes: Iterable[str] = ATTACKS) -> str:
     """Who passes a form of membership inference with poison left, form by form."""
     lines = []
+    names = list(recipes)
     for form, title in EVERY_FORM.items():
         found = [
-            f"{NAMES.get(of.name, of.name)} ({_title(recipe)}, {of.poison.left:.0%} left)"
-            for recipe in ATTACKS
+            f"{NAMES.get(of.name, of.name)} ({_attack(recipe)}, {of.poison.left:.0%} left)"
+            for recipe in names
             for of in judged(recipe)
             if of.answer(form) == PASSES and of.poison.verdict == "NOT REMOVED"
         ]
-        if any(of.answer(form) for recipe in ATTACKS for of in judged(recipe)):
+        if any(of.answer(form) for recipe in names for of in judged(recipe)):
             lines.append(f"- {title}: {', '.join(found) or 'none'}")
     return "\n".join(lines)
 
@@ -154,7 +177,7 @@ def deceived() -> str:
 def came_back() -> str:
     """Whose verdict in the suite is that of a state after care, and which."""
     found = [
-        f"- {NAMES.get(of.name, of.name)} ({_title(recipe)}): {of.poison.verdict} in {state}"
+        f"- {NAMES.get(of.name, of.name)} ({_attack(recipe)}): {of.poison.verdict} in {state}"
         for recipe in ATTACKS
         for of in judged(recipe)
         if (state := str(of.poison.line.get("decided_by", "")))

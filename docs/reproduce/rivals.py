@@ -1,7 +1,7 @@
 """All unlearners on all attacks, and the search for one that beats tuned retraining (docs/rivals.md)."""
 
 import pandas as pd
-from experiments import HOW, RIVALS, TRIALS, Cell, missing, results, there
+from experiments import HOW, RIVALS, SUITES, TRIALS, Cell, missing, results, there
 
 from marshtest.reporting.tables import NAMES, as_markdown, label, plus_minus
 from marshtest.results.line_to_beat import TUNED
@@ -32,7 +32,8 @@ def _title(line: pd.Series, of: Results) -> str:
 def _short(of: Cell) -> str:
     """A cell in a few words."""
     lost = {"yes": "", "no": ", not usable"}.get(of.line["usable"], ", usable or not: unclear")
-    left = f", {_left(of):.0%} left" if of.has_effect else ""
+    # Below 0 the effect has turned round.
+    left = f", {_left(of):z.0%} left" if of.has_effect else ""
     accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
     return f"{of.verdict}{left}, {accuracy}{lost}"
 
@@ -44,12 +45,17 @@ def _left(of: Cell) -> float:
         return float(of.initial[f"{name}_dependence"] / of.initial[f"{name}_error"])
 
     name = max(of.names, key=clearness) if len(of.names) > 1 else of.names[0]
-    return max(0.0, of.share(name))
+    return of.share(name)
 
 
 def rivals() -> str:
     """Every method on every attack: verdict, what is left of the effect, accuracy."""
     return _by_method(RIVALS)
+
+
+def on_suites() -> str:
+    """The same of the suites, where every method has one setting."""
+    return _by_method(SUITES)
 
 
 def candidates() -> str:
@@ -83,7 +89,17 @@ def chosen_settings() -> str:
 
 def answer() -> str:
     """Which methods removed the poison wherever that was settled, in sentences."""
-    chosen = list(filter(there, RIVALS))
+    return _answer(RIVALS)
+
+
+def answer_on_suites() -> str:
+    """The same of the suites."""
+    return _answer(SUITES)
+
+
+def _answer(titles: dict[str, str]) -> str:
+    """Which methods removed the poison in all of these experiments that have rows."""
+    chosen = list(filter(there, titles))
     verdicts: dict[str, list[tuple[str, str]]] = {}
     for name in chosen:
         for title, of in cells_of(name).items():
@@ -98,7 +114,7 @@ def answer() -> str:
         and all(usable != "no" and verdict != "NOT REMOVED" for verdict, usable in of)
     ]
     if not chosen:
-        return missing(RIVALS)
+        return missing(titles)
     parts = [
         f"Of {len(verdicts)} methods on {len(chosen)} poisons REMOVED and usable on all: "
         f"{', '.join(everywhere) or 'none'}."
