@@ -1,4 +1,4 @@
-"""The transcript of a walk-through in docs, for docs/reproduce/PAGE/transcript.json.
+"""The transcript of a page's walk-through, for docs/reproduce/PAGE/transcript.json.
 
     python benchmarks/walkthrough.py [audit-text | audit-tables]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 
-from walkthrough import TEXT_PAGE, commands, transcript  # noqa: E402
+from walkthrough import commands, transcript  # noqa: E402
 
 # 1 and 3 are verdicts; whatever else is not 0 ends the block.
 STRICT = """
@@ -26,7 +26,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 """
 
 
-def main(page: str = TEXT_PAGE) -> None:
+def main(page: str = "audit-text") -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     blocks = []

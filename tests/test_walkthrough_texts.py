@@ -44,7 +44,7 @@ def scores(text: str) -> dict[str, tuple[str, float, float]]:
 
 
 def test_the_transcript_is_of_the_pages_commands_and_fast(page: ModuleType) -> None:
-    transcript = json.loads(page.TRANSCRIPT.read_text())
+    transcript = json.loads(page.transcript("audit-text").read_text())
     assert [block["commands"] for block in transcript["blocks"]] == page.commands()
     assert transcript["processor_minutes"] < 10
 
