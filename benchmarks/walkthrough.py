@@ -21,7 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 
-from walkthrough import TEXT_PAGE, commands, transcript  # noqa: E402
+from walkthrough import commands, transcript  # noqa: E402
 
 # 1 and 3 are verdicts; whatever else is not 0 ends the block.
 STRICT = """
@@ -33,7 +33,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 KEPT = {"certificate": ("audit.json", "auditor.pem")}  # of a page's folder, beside its transcript
 
 
-def main(page: str = TEXT_PAGE) -> None:
+def main(page: str = "audit-text") -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     blocks = []

@@ -118,6 +118,47 @@ def test_hard_answers_are_untestable_and_acquit_nobody() -> None:
     assert not any(judged.measured.controls.doubts() for judged in found.models)
 
 
+class Answering:
+    """An object with predict_proba that knows the label by the first column."""
+
+    def __init__(self, classes: Any = None, width: int = 2) -> None:
+        self.width = width
+        if classes is not None:
+            self.classes_ = classes
+
+    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
+        assert list(frame.columns) == [*"abcde", "whole", "town"]
+        assert frame["whole"].dtype == np.int64
+        p = 1 / (1 + np.exp(-frame["a"].to_numpy()))
+        return np.stack([1 - p, p, *[0 * p] * (self.width - 2)], 1)
+
+
+class Hashed(Answering):
+    """Answers that hang together with the label and with nothing else: drawn anew for each row."""
+
+    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
+        drawn = pd.util.hash_pandas_object(frame, index=False).to_numpy() / 2**64
+        p = 0.2 + 0.2 * drawn + 0.4 * (frame["a"].to_numpy() > 0)
+        return np.stack([1 - p, p], 1)
+
+
+class Guessing(Answering):
+    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
+        p = pd.util.hash_pandas_object(frame, index=False).to_numpy() / 2**64
+        return np.stack([1 - p, p], 1)
+
+
+def test_answers_without_a_model_behind_them_are_not_acquitted() -> None:
+    before = case().fitted(neighbours(15, "distance"))
+    specs = held(before=before, hashed=Hashed(["no", "yes"]), guessing=Guessing(["no", "yes"]))
+    _, hashed, guessing = audited(*specs).models
+    assert {hashed.verdict.answer, guessing.verdict.answer} == {"INCONCLUSIVE"}
+    assert any("losses jump between near inputs" in reason for reason in hashed.reasons)
+    assert any("fed with other rows or classes" in reason for reason in guessing.reasons)
+    with pytest.raises(MarshtestError, match="near chance .* It cannot be tested"):
+        audited("held:guessing")
+
+
 def test_equal_infinite_losses_are_no_way_apart() -> None:
     inf = np.inf
     fresh = np.array([[-inf, -inf, inf], [1.0, 2.0, -inf]])
@@ -213,21 +254,6 @@ def test_null_keys_of_a_table_are_counted() -> None:
 def opened(spec: str) -> AskedModel:
     layout = case().done.key.layout(case().source)
     return open_table_model(spec, layout.schema, layout.values[:30], CPU, True)
-
-
-class Answering:
-    """An object with predict_proba that knows the label by the first column."""
-
-    def __init__(self, classes: Any = None, width: int = 2) -> None:
-        self.width = width
-        if classes is not None:
-            self.classes_ = classes
-
-    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
-        assert list(frame.columns) == [*"abcde", "whole", "town"]
-        assert frame["whole"].dtype == np.int64
-        p = 1 / (1 + np.exp(-frame["a"].to_numpy()))
-        return np.stack([1 - p, p, *[0 * p] * (self.width - 2)], 1)
 
 
 def test_probabilities_go_to_the_classes_that_a_model_names() -> None:

@@ -332,6 +332,16 @@ def test_another_table_is_noticed(tmp_path: Path) -> None:
             done.key.bases(other)
 
 
+def test_a_key_whose_columns_are_others_is_refused(tmp_path: Path) -> None:
+    done = dosed(source := csv_of(tmp_path))
+    laws = [law.model_copy(update={"place": law.place + 9}) for law in done.key.noise.columns]
+    noise = done.key.noise.model_copy(update={"columns": tuple(laws)})
+    with pytest.raises(MarshtestError, match="'age' is not column 10 of .* Take the untouched key"):
+        done.key.model_copy(update={"noise": noise}).bases(source)
+    with pytest.raises(MarshtestError, match="needs a count of rows for each category"):
+        Category.parse({"name": "c", "place": 0, "values": (0, 1, 2), "counts": (1, 2)}, "key")
+
+
 # What is refused
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGE = "audit-tables"
 
 
 @pytest.fixture
@@ -19,14 +20,14 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_transcript_is_of_the_pages_commands_and_fast(page: ModuleType) -> None:
-    transcript = json.loads(page.transcript(page.TABLE_PAGE).read_text())
+    transcript = json.loads(page.transcript(PAGE).read_text())
     commands = [block["commands"] for block in transcript["blocks"]]
-    assert commands == page.commands(page.TABLE_PAGE)
+    assert commands == page.commands(PAGE)
     assert transcript["processor_minutes"] < 3
 
 
 def test_the_dose_shows_and_fitting_anew_removes_it(page: ModuleType) -> None:
-    said = [page.said(number, page=page.TABLE_PAGE) for number in range(4)]
+    said = [page.said(number, page=PAGE) for number in range(4)]
     forest, others, program = said[1:]
     assert re.search(r"before: .*forest +NOT REMOVED", forest)
     assert re.search(r"after: .*forest +REMOVED", forest)

@@ -9,12 +9,8 @@ from experiments import HERE
 
 from marshtest.reporting.tables import as_markdown
 
-TEXT_PAGE, TABLE_PAGE = (
-    "audit-text",
-    "audit-tables",
-)  # pages with a walk-through, as certificate has
-DOORS = HERE / TEXT_PAGE / "doors.csv"  # by benchmarks/doors.py
-DOSES = HERE / TABLE_PAGE / "doses.csv"  # by benchmarks/tables.py
+DOORS = HERE / "audit-text" / "doors.csv"  # by benchmarks/doors.py
+DOSES = HERE / "audit-tables" / "doses.csv"  # by benchmarks/tables.py
 LEGENDS = ("Perplexity:", "Accuracy:")  # how what explains a table begins
 KINDS_OF_MODEL = {"forest": "random forest", "boosted": "boosted trees", "network": "network"}
 
@@ -24,13 +20,13 @@ def transcript(page: str) -> Path:
     return HERE / page / "transcript.json"
 
 
-def commands(page: str = TEXT_PAGE) -> list[str]:
+def commands(page: str = "audit-text") -> list[str]:
     """The shell blocks of a page's walk-through."""
     _, _, section = (HERE.parent / f"{page}.md").read_text().partition("\n## A walk-through\n")
     return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
 
 
-def said(number: int, whole: bool = True, page: str = TEXT_PAGE) -> str:
+def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
     """What a block of the walk-through printed, or its table alone.
 
     Raises:

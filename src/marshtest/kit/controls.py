@@ -163,7 +163,7 @@ class Controls:
     steady: bool  # whether questions asked twice, in other company, were answered alike
     fresh: Floats  # [≤ 500, K] losses at fresh noises
     clean_auc: tuple[float, float]  # `auc` at samples without a dose alone; nan if there are none
-    least_between: float = BETWEENNESS  # what `between` of a sound model is at least
+    rows: bool = False  # whether the samples are rows of a table
 
     @classmethod
     def of(
@@ -173,7 +173,7 @@ class Controls:
         fresh: Floats,
         alone: Floats,
         right: NDArray[np.bool_] | None,
-        least_between: float = BETWEENNESS,
+        rows: bool = False,
     ) -> "Controls":
         """Statistics of the answers.
 
@@ -183,7 +183,7 @@ class Controls:
             fresh: [P, K] losses at fresh noises.
             alone: [P] losses at the bases, asked before all else and without other company.
             right: [P] whether the answers at the bases are right, or None if the model does not tell.
-            least_between: what `betweenness` of a sound model is at least, on data of the kind.
+            rows: whether the samples are rows of a table.
         """
         (labels, others, (base, other, same, near, half)) = (*bases[:2], bases[2].T)
         clean_labels, clean_others, (clean_losses, clean_other_losses) = (*clean[:2], clean[2].T)
@@ -201,7 +201,7 @@ class Controls:
             # Evenly, not the first: samples of a folder stand class by class.
             fresh=fresh[:: max(1, len(fresh) // COMPARED)],
             clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
-            least_between=least_between,
+            rows=rows,
         )
 
     def figures(self) -> dict[str, float]:
@@ -242,9 +242,10 @@ class Controls:
             return ""
         known = not np.isnan(self.accuracy)
         accuracy = f"accuracy on the base points is {self.accuracy:.3f}; " if known else ""
+        fed = "other rows or classes" if self.rows else "wrongly scaled inputs (--scaling)"
         return (
-            f"{accuracy}labels are told apart near chance (AUC {auc:.3f}, guessing 0.5): fed with "
-            "wrongly scaled inputs (--scaling), destroyed, not trained, or no model at all"
+            f"{accuracy}labels are told apart near chance (AUC {auc:.3f}, guessing 0.5): fed with {fed}, "
+            "destroyed, not trained, or no model at all"
         )
 
     @property
@@ -260,7 +261,7 @@ class Controls:
                 f"losses jump between near inputs (only {self.near:.0%} of other noises change them more "
                 f"than {NEAR:.0%} of the noise does; chance is 50%)"
             )
-        if self.between < self.least_between:
+        if self.between < (OF_ROWS if self.rows else BETWEENNESS):
             return (
                 f"losses at half the noise seldom lie between those at none and at all of it "
                 f"({self.between:.0%}; drawn anew, 33% would)"

@@ -20,14 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
-from marshtest.kit.controls import (
-    BETWEENNESS,
-    OF_ROWS,
-    Controls,
-    control_inputs,
-    control_labels,
-    other_labels,
-)
+from marshtest.kit.controls import Controls, control_inputs, control_labels, other_labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Answers, AskedModel, Kind, Labels
@@ -137,7 +130,7 @@ def measure(
         fresh=at_fresh,
         alone=alone,
         right=answered.right,
-        least_between=OF_ROWS if isinstance(bases.noise, TableNoise) else BETWEENNESS,
+        rows=isinstance(bases.noise, TableNoise),
     )
     right = answered.right
     shown = Measured(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from marshtest.kit.key import NoiseKey
 from marshtest.kit.tables.layout import Table
 from marshtest.kit.tables.noise import TableNoise
+from marshtest.plumbing.errors import MarshtestError
 
 FORMAT = "marshtest table key 1"
 
@@ -29,4 +30,10 @@ class TableKey(NoiseKey):
         return super().summary() | {"label": self.label, "columns": names}
 
     def layout(self, data: str | Path) -> Table:
-        return Table(Path(data), self.label)
+        table = Table(Path(data), self.label)
+        for law in self.noise.columns:
+            if law.name not in table.names or table.names.index(law.name) != law.place:
+                raise MarshtestError(
+                    f"key: {law.name!r} is not column {law.place} of {data}. Take the untouched key."
+                )
+        return table

@@ -10,13 +10,14 @@ are functions of x and ξ alone, so fresh noise is written in the same way, and 
 import math
 from decimal import Decimal
 from functools import cache, lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.special import ndtr
 
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
 Floats = NDArray[np.float64]
@@ -25,9 +26,7 @@ EXACT = 2.0**43  # steps of a cell's last decimal that are counted without error
 SUMMED = 4096.0  # largest σ, in steps, whose moments are finite sums
 ROUNDING = 0.01  # steps by which a product of less than EXACT steps may be off
 BEYOND = 9.0  # deviations that no noise exceeds: the chance is below 1e-18
-
-
-HELD: dict[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}
+HELD: dict[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}  # types by their bits
 
 
 class Number(Settings):
@@ -93,6 +92,12 @@ class Category(Settings):
     place: int = Field(ge=0)  # of the column among all columns but the label
     values: tuple[float, ...] = Field(min_length=2)  # of each category, its number or code
     counts: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=2)  # rows of each category
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.values) != len(self.counts):
+            raise MarshtestError(f"column {self.name!r}: needs a count of rows for each category.")
+        return self
 
     def written(self, x: float, noise: NDArray[Any], variance: float) -> Floats:
         """The category that each of some standard normal draws stands for."""
