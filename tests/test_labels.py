@@ -17,6 +17,9 @@ from subjects import audited
 
 from marshtest.commands.plan import SPREAD, plan
 from marshtest.kit.audit import Audit, audit
+from marshtest.kit.certificates.issue import certify
+from marshtest.kit.certificates.page import Page
+from marshtest.kit.certificates.verify import verify
 from marshtest.kit.labels import LabelModel
 from marshtest.kit.noise import Scaling
 from marshtest.metrics.labels import (
@@ -217,6 +220,26 @@ def test_the_command_says_what_python_says_and_a_plan_reads_it(
     capsys.readouterr()
     assert command("plan", "--pilot", str(tmp_path / "out" / "audit.json")) == 0
     assert "label score" in capsys.readouterr().out
+
+
+def test_a_certificate_of_labels_is_drawn_and_holds_when_asked_again(tmp_path: Path) -> None:
+    case, models = audited(), ("labelling:before", "labelling:retrained")
+    certificate = certify(asked(*models, draws=9), tmp_path / "labels.html")
+    page = Page.of(certificate)
+    assert page.legend.startswith(
+        "Left of the dose, by how often its labels are right (label score)"
+    )
+    assert "Known of the models were the labels" in dict(page.facts)["What was asked"]
+    done = verify(
+        tmp_path / "labels.html",
+        *models,
+        key=case.done.key_file,
+        data=case.source,
+        in_process=True,
+        device="cpu",
+    )
+    assert done.holds
+    assert done.checks[-1].result == "holds"
 
 
 @pytest.mark.parametrize("words", [["--right", "0.9"], ["--right", "1", "--rank", "1"]])

@@ -101,6 +101,8 @@ def test_a_plan_says_in_runs_what_the_verdict_needs() -> None:
     (sentence,) = planned.sentences()
     assert f"needs {needed:,.0f} poisons in all" in sentence
     assert f"{math.ceil(needed / 30)} runs of 30" in sentence
+    (sentence,) = plan(gus=0.9, rank=1.0, samples=1797, fraction=0.4).sentences()
+    assert sentence.endswith("1 run of 719.")
     planned = plan(works=0.9, unlearners=8)
     (sentence,) = planned.sentences()
     assert f"needs {planned.table()['trainings to show removal'][0]} trainings" in sentence

@@ -24,6 +24,8 @@ from torch import nn
 
 from marshtest.kit.audit import Audit, audit
 from marshtest.kit.calibration import calibrate
+from marshtest.kit.certificates.issue import certify
+from marshtest.kit.certificates.page import Page
 from marshtest.kit.controls import nearness
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Bases
@@ -107,6 +109,8 @@ def test_neighbours_that_know_rows_by_heart_keep_them_until_fitted_anew(tmp_path
     assert content["columns"] == [*"abcde", "whole", "town"]
     assert "one training row's dosed columns" in content["models"][0]["epsilon"]["unit"]
     assert (tmp_path / "out" / "scores-rank.png").exists()
+    facts = dict(Page.of(certify(found)).facts)
+    assert "in the columns a, b, c, d, e, whole, town. Only the key" in facts["Dose"]
 
 
 def test_hard_answers_are_untestable_and_acquit_nobody() -> None:

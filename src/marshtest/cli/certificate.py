@@ -21,7 +21,7 @@ SignOption = Annotated[
     Path | None,
     typer.Option(
         help="Private Ed25519 key in PEM that signs the certificate; a passphrase in "
-        "$MARSHTEST_PASSPHRASE."
+        "the environment variable MARSHTEST_PASSPHRASE."
     ),
 ]
 

@@ -164,7 +164,8 @@ class Plan:
         else:
             needed = f"{self.poisons:,} poisons in all, over all seeds together"
         if self.poisons_a_run is not None:
-            needed += f": {verdict['runs to show removal']} runs of {self.poisons_a_run:,}"
+            runs = verdict["runs to show removal"]
+            needed += f": {runs} run{'s' * (runs != '1')} of {self.poisons_a_run:,}"
         rate = f"REMOVED, with power {self.power:g} at error rate {self.alpha:g}, needs {needed}."
         return [rate, *self.beside]
 

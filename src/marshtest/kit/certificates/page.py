@@ -34,7 +34,11 @@ UNPROVEN = (
     "Anything about trainings to come: the answer is one about these very models.",
     "Compliance with any law. It is a measurement, which others may weigh.",
 )
-MEASURES = {"gus": "its gradients", "rank": "the ranks of its losses"}
+MEASURES = {
+    "gus": "its gradients",
+    "rank": "the ranks of its losses",
+    "label": "how often its labels are right",
+}
 SEVERITY = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")
 MONTHS = "January February March April May June July August September October November December"
 
@@ -151,7 +155,9 @@ def _dose(content: Content) -> str:
     audit = content.audit
     count, samples = audit["poisons"], audit["samples"]
     doses = []
-    if "variance" in audit:
+    if "columns" in audit:
+        doses.append(_of_columns(audit))
+    elif "variance" in audit:
         doses.append(f"random noise of variance ε² = {audit['variance']:g}, in scaled units")
     if "mark" in audit:
         mark = audit["mark"]
@@ -159,6 +165,14 @@ def _dose(content: Content) -> str:
     return (
         f"{count:,} of the {samples:,} ({count / samples:.1%}), drawn at random, got "
         f"{' and '.join(doses) or 'a dose'}. Only the key tells which, and what each got."
+    )
+
+
+def _of_columns(audit: Mapping[str, Any]) -> str:
+    """The dose of a table's rows."""
+    return (
+        f"random noise of variance ε² = {audit['variance']:g}, in units of each column's variance, or a "
+        f"category drawn anew, in the columns {shown(', '.join(audit['columns']))}"
     )
 
 

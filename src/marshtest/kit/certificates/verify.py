@@ -137,7 +137,7 @@ def verify(
         checks = [*seals, _page(found, written)]
     if models and len(models) != len(content.files):
         raise MarshtestError(
-            f"{certificate}: is of {len(content.files)} models, and {len(models)} are given. Give all, in "
+            f"{certificate}: is of {len(content.files)} models, not of {len(models)}. Give all, in "
             "its order, or none."
         )
     checks += [
