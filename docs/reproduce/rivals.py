@@ -121,7 +121,7 @@ def _answer(titles: dict[str, str]) -> str:
     ]
     if never_failed:
         parts.append(
-            "Never NOT REMOVED and never shown to be unusable, but not settled on each: "
+            "On no poison found to hold some or to be unusable, though not settled on all: "
             f"{', '.join(never_failed)}."
         )
     return " ".join(parts)
