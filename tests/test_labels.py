@@ -17,6 +17,7 @@ from subjects import audited
 
 from marshtest.commands.plan import SPREAD, plan
 from marshtest.kit.audit import Audit, audit
+from marshtest.kit.certificates.issue import certify
 from marshtest.kit.labels import LabelModel
 from marshtest.kit.noise import Scaling
 from marshtest.metrics.labels import (
@@ -126,6 +127,13 @@ def test_who_memorises_is_found_by_labels_and_who_never_saw_the_dose_is_not() ->
     assert found.models[0].epsilon > 1 > 0 == found.models[1].epsilon
     assert [*found.table()][2:6] == ["accuracy", "usable", "label score", "untestable"]
     assert "label score" in found.legend()
+
+
+def test_an_audit_by_labels_has_a_certificate(tmp_path: Path) -> None:
+    certify(asked("before", "retrained"), tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text()
+    assert "Left of the dose, by its labels (label score)" in page
+    assert "the labels that they answer with, alone" in page
 
 
 def test_a_nearest_neighbour_keeps_the_dose_and_one_that_is_refitted_does_not() -> None:

@@ -34,7 +34,7 @@ UNPROVEN = (
     "Anything about trainings to come: the answer is one about these very models.",
     "Compliance with any law. It is a measurement, which others may weigh.",
 )
-MEASURES = {"gus": "its gradients", "rank": "the ranks of its losses"}
+MEASURES = {"gus": "its gradients", "rank": "the ranks of its losses", "label": "its labels"}
 SEVERITY = ("NOT REMOVED", "INCONCLUSIVE", "REMOVED")
 MONTHS = "January February March April May June July August September October November December"
 
@@ -115,6 +115,11 @@ class Page:
         return Page(**{**vars(self), "models": lines, "legend": others + self.legend})
 
 
+def worst(verdicts: Sequence[str]) -> str:
+    """The worst of several verdicts."""
+    return min(verdicts, key=SEVERITY.index)
+
+
 def shown(text: str, most: int = 200) -> str:
     """A text of others as one line: what cannot be seen, or turns the line round, is spelt out.
 
@@ -152,7 +157,11 @@ def _dose(content: Content) -> str:
     count, samples = audit["poisons"], audit["samples"]
     doses = []
     if "variance" in audit:
-        doses.append(f"random noise of variance ε² = {audit['variance']:g}, in scaled units")
+        columns = shown(", ".join(audit.get("columns", ())), 120)
+        where = (
+            f"in units of each column's variance, in {columns}" if columns else "in scaled units"
+        )
+        doses.append(f"random noise of variance ε² = {audit['variance']:g}, {where}")
     if "mark" in audit:
         mark = audit["mark"]
         doses.append(f"a mark, '{shown(str(mark.get('text') or mark.get('pattern')), 80)}'")

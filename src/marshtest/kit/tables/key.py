@@ -32,7 +32,7 @@ class TableKey(NoiseKey):
     def layout(self, data: str | Path) -> Table:
         table = Table(Path(data), self.label)
         for law in self.noise.columns:
-            if law.name not in table.names or table.names.index(law.name) != law.place:
+            if table.column_names[law.place : law.place + 1] != [law.name]:
                 raise MarshtestError(
                     f"key: {law.name!r} is not column {law.place} of {data}. Take the untouched key."
                 )
