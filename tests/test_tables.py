@@ -326,6 +326,8 @@ def test_parquet_keeps_types_dictionaries_and_all_other_values(tmp_path: Path) -
     done = dosed(source, columns=columns)
     new = pq.read_table(done.out)
     assert new.schema.equals(table.schema, check_metadata=True)
+    bits = [law.bits for law in done.key.noise.columns if isinstance(law, Number)]
+    assert bits == [64, 32, 16, 64]
     assert pq.ParquetFile(done.out).num_row_groups == 3
     rows = list(done.key.ids)
     assert [int(line) for line in done.forget_file.read_text().split()[1:]] == rows

@@ -104,7 +104,7 @@ def _number(what: str, name: str, place: int, known: Floats, bits: int) -> Numbe
         raise MarshtestError(f"{what} has no deviation that noise could be measured by.")
     some = known[:: max(1, len(known) // LOOKED_AT)].tolist()
     most = max(decimals(x) for x in some)
-    if most > CHOSEN and (known == known.astype(np.float32)).all():
+    if bits == 64 and most > CHOSEN and (known == known.astype(np.float32)).all():
         bits = 32  # they were such before they came into the file, and noise must look so, too
     law: dict[str, Any] = {"deviation": deviation, "low": low, "high": high, "bits": bits}
     law |= {"name": name, "place": place, "digits": max(map(significant, some))}
