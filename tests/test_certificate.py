@@ -335,6 +335,8 @@ REFUSED = {
     "there": (["--certificate", "audit.pdf"], "exists already"),
     "folder": (["--certificate", "no/a.json"], "its folder does not exist"),
     "twice": (["--certificate", "a.json", "--certificate", "./a.json"], "is given twice"),
+    "out": (["--certificate", "a.json", "--out", "a.json"], "a.json: lies in --out"),
+    "within": (["--certificate", "e/audit.json", "--out", "e"], "e/audit.json: lies in --out"),
     "alone": (
         ["--sign", "auditor.key"],
         "no --certificate is asked for, so that --sign means nothing",
@@ -362,6 +364,7 @@ def test_what_cannot_be_certified_is_refused_before_any_model_is_asked(
     here: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, line = REFUSED[case]
+    (here / "e").mkdir(exist_ok=True)
     pem(here / "curve.key", generate_private_key(SECP256R1()))
     pem(here / "locked.key", Ed25519PrivateKey.generate(), b"secret")
     monkeypatch.delenv("MARSHTEST_PASSPHRASE", raising=False)
