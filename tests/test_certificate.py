@@ -34,6 +34,7 @@ import marshtest
 from marshtest.kit.certificates.certificate import Certificate, canonical, read_certificate
 from marshtest.kit.certificates.commitment import Commitment, key_digest
 from marshtest.kit.certificates.forms import rendered
+from marshtest.kit.certificates.page import SEVERITY
 from marshtest.kit.certificates.provenance import digest_of, parts_of
 from marshtest.kit.certificates.signing import Signer, public_key_of
 from marshtest.kit.certificates.verify import Verified, differs, verify
@@ -236,6 +237,7 @@ def test_numbers_that_were_edited_are_told_from_those_of_another_machine(
         (("models", 0, "epsilon", "lower_bound"), line["epsilon"]["lower_bound"] + 0.3, False),
         (("models", 0, "epsilon", "unit"), "a person", False),
         (("models", 0, "usable"), "no", False),
+        (("models", 1, "reasons"), ["all is well"], False),
         (("poisons",), 149, False),
         (("variance",), 4.000001, False),
     ):
@@ -333,6 +335,8 @@ REFUSED = {
     "there": (["--certificate", "audit.pdf"], "exists already"),
     "folder": (["--certificate", "no/a.json"], "its folder does not exist"),
     "twice": (["--certificate", "a.json", "--certificate", "./a.json"], "is given twice"),
+    "out": (["--certificate", "a.json", "--out", "a.json"], "a.json: lies in --out"),
+    "within": (["--certificate", "e/audit.json", "--out", "e"], "e/audit.json: lies in --out"),
     "alone": (
         ["--sign", "auditor.key"],
         "no --certificate is asked for, so that --sign means nothing",
@@ -360,6 +364,7 @@ def test_what_cannot_be_certified_is_refused_before_any_model_is_asked(
     here: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, line = REFUSED[case]
+    (here / "e").mkdir(exist_ok=True)
     pem(here / "curve.key", generate_private_key(SECP256R1()))
     pem(here / "locked.key", Ed25519PrivateKey.generate(), b"secret")
     monkeypatch.delenv("MARSHTEST_PASSPHRASE", raising=False)
@@ -413,12 +418,17 @@ def test_a_forged_content_of_other_fields_is_one_line_and_runs_nothing(
     whole: dict[str, Any], here: Path, tmp_path: Path
 ) -> None:
     """An unsigned file may be anybody's: its options are of known kinds, its parts where they belong."""
+    answer = whole["certificate"]["audit"]["answer"]
     for place, value in (
         (("options", "in_process"), True),
         (("options", "loss"), "pkg.mod:run"),
         (("audit", "models"), []),
         (("audit", "models", 1, "verdict"), "\x1b[2JREMOVED"),
+        (("audit", "models", 0, "role"), "retrained"),
         (("audit", "answer"), "REMOVED\nSURELY"),
+        (("audit", "answer"), next(one for one in SEVERITY if one != answer)),
+        (("date",), "2026-00-31T12:00:00Z"),
+        (("date",), "2026-02-31T12:00:00Z"),
         (("audit", "question"), 7),
         (("files",), []),
         (("audit",), {}),
@@ -433,6 +443,57 @@ def test_a_forged_content_of_other_fields_is_one_line_and_runs_nothing(
         with pytest.raises(MarshtestError) as error:
             checked(forged, tmp_path / "forged.json")
         assert "\x1b" not in str(error.value)
+
+
+def forged(content: dict[str, Any], path: Path) -> Path:
+    """An unsigned certificate with this content."""
+    whole = {"certificate": content, "sha256": Certificate(content).digest, "signature": None}
+    path.write_text(json.dumps(whole))
+    return path
+
+
+@pytest.mark.usefixtures("here")
+def test_a_question_that_was_forged_gives_asking_again_no_model_of_its_own(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """What stands in the question becomes arguments of `audit`, which also takes models and runs them."""
+    for name, value in (
+        ("retrained", f"cmd:touch {tmp_path}/ran {{inputs}} {{outputs}}"),
+        ("in_process", True),
+        ("key", "other.npz.key.json"),
+        ("scaling", None),
+    ):
+        content = copy.deepcopy(whole["certificate"])
+        content["audit"]["question"][name] = value
+        path = forged(content, tmp_path / "forged.json")
+        with pytest.raises(MarshtestError, match=f"unknown key '{name}'"):
+            verify(path, *MODELS, key="dosed.npz.key.json", data="set.npz", device="cpu")
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_the_dose_was_compared_with_is_asked_again(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    content = whole["certificate"] | {"compared_with": "lawful noise"}
+    path = forged(content, tmp_path / "forged.json")
+    done = verify(path, *MODELS, key="dosed.npz.key.json", data="set.npz", device="cpu")
+    assert done.checks[-1].result == "FAILS"
+    assert "compared_with" in done.checks[-1].what
+
+
+def test_nothing_stands_behind_what_was_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (here / "audit.json").stat().st_size
+    monkeypatch.setattr("marshtest.kit.certificates.certificate.MOST_BYTES", size - 1)
+    with pytest.raises(MarshtestError, match="is larger than"):
+        read_certificate(here / "audit.json")
+
+
+def test_a_commitment_has_a_date_that_the_calendar_has(here: Path, tmp_path: Path) -> None:
+    content = json.loads((here / "dosed.npz.commitment.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(content | {"date": "2026-13-01T12:00:00Z"}))
+    with pytest.raises(MarshtestError, match="is no date that the calendar has"):
+        verify(here / "audit.json", commitment=tmp_path / "c.json")
 
 
 def test_the_pdf_is_one_page_that_says_it_all_and_carries_its_certificate(

@@ -26,6 +26,7 @@ from marshtest.kit.audit import Audit, audit
 from marshtest.kit.calibration import calibrate
 from marshtest.kit.certificates.issue import certify
 from marshtest.kit.certificates.page import Page
+from marshtest.kit.certificates.verify import verify
 from marshtest.kit.controls import nearness
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Bases
@@ -111,6 +112,16 @@ def test_neighbours_that_know_rows_by_heart_keep_them_until_fitted_anew(tmp_path
     assert (tmp_path / "out" / "scores-rank.png").exists()
     facts = dict(Page.of(certify(found)).facts)
     assert "in the columns a, b, c, d, e, whole, town. Only the key" in facts["Dose"]
+
+
+def test_a_table_audit_has_a_certificate_that_is_asked_again(tmp_path: Path) -> None:
+    models = held(only=case().fitted(neighbours(15, "distance")))
+    certify(audited(*models, draws=9), tmp_path / "c.html", tmp_path / "c.json")
+    page = (tmp_path / "c.html").read_text()
+    assert "drawn anew, in the columns a, b, c, d, e, whole, town" in page
+    rest = {"key": case().done.key_file, "data": case().source, "in_process": True, "device": "cpu"}
+    done = verify(tmp_path / "c.json", *models, **rest)  # type: ignore[arg-type]
+    assert (done.checks[-1].name, done.checks[-1].result) == ("asked again", "holds")
 
 
 def test_hard_answers_are_untestable_and_acquit_nobody() -> None:

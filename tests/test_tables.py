@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,7 @@ from marshtest.kit.keys import read_key
 from marshtest.kit.noise import clipped_moments
 from marshtest.kit.tables.dose import TableDose
 from marshtest.kit.tables.key import TableKey
-from marshtest.kit.tables.laws import Category, Number, decimals, rounded_moments
+from marshtest.kit.tables.laws import Category, Number, decimals, rounded_moments, significant
 from marshtest.kit.tables.layout import Table
 from marshtest.kit.tables.noise import TableNoise
 from marshtest.plumbing.errors import MarshtestError
@@ -52,7 +53,7 @@ def csv_of(folder: Path, frame: pd.DataFrame = FRAME, name: str = "table.csv") -
 
 def dosed(source: Path, **options: Any) -> TableDose:
     values = {"label": "y", "columns": COLUMNS, "fraction": 0.5, "seed": 3, "variance": 0.5}
-    done = dose(source, source.with_stem("dosed"), **(values | options))
+    done = dose(source, source.with_stem(f"dosed-{source.stem}"), **(values | options))
     assert isinstance(done, TableDose)
     return done
 
@@ -83,6 +84,9 @@ def test_large_grids_have_the_closed_form() -> None:
 
 
 NUMBERS = [
+    (Number(name="a", place=0, deviation=400.0, low=-500, high=900, step=100), (-500, 0, 700)),
+    (Number(name="a", place=0, deviation=2.0, low=0, high=7.5, decimals=1, step=5), (0, 3.5)),
+    (Number(name="a", place=0, deviation=3.0, low=-9, high=12.3456, digits=6), (3.00125, -1.5)),
     (Number(name="a", place=0, deviation=4.0, low=0, high=9), (0, 2, 9)),
     (
         Number(name="a", place=0, deviation=1.3, low=-0.07, high=9.995, decimals=2),
@@ -197,6 +201,45 @@ def test_the_noise_has_the_asked_size_in_units_of_the_column(tmp_path: Path) -> 
     assert done.key.noise.columns[0].name == "x"
 
 
+FORMS = {  # of numbers from many sources: how they come to be, and what all cells then have in common
+    "hundreds": (
+        lambda x: str(round(x / 100) * 100),
+        lambda text: text.endswith("00") or text == "0",
+    ),
+    "halves": (lambda x: str(round(2 * x / 100) / 2), lambda text: float(text) % 0.5 == 0),
+    "R": (lambda x: f"{x:.15g}", lambda text: significant(float(text)) <= 15),
+    "%g": (lambda x: f"{x / 500:.6g}", lambda text: significant(float(text)) <= 6),
+    "float32": (
+        lambda x: repr(float(np.float32(x))),
+        lambda text: float(text) == float(np.float32(float(text))),
+    ),
+    "tiny": (lambda x: repr(x) if x > 0 else "1.5e-310", lambda text: repr(float(text)) == text),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dosed_cell_has_the_form_of_all_others(tmp_path: Path, form: str) -> None:
+    """Else it shows at once which rows are dosed."""
+    write, holds = FORMS[form]
+    numbers = np.random.default_rng(4).normal(900, 700, ROWS).tolist()
+    frame = FRAME[["rate", "y"]].assign(x=list(map(write, numbers)))
+    done = dosed(source := csv_of(tmp_path, frame), columns=["x", "rate"])
+    old, new = (pd.read_csv(path, dtype=str)["x"] for path in (source, done.out))
+    assert all(map(holds, old))
+    assert (old != new)[list(done.key.ids)].mean() > 0.8
+    assert [text for text in new if not holds(text)] == []
+    bases = done.key.bases(source)
+    for number, value in zip(bases.ids[:5].tolist(), bases.values[:5], strict=True):
+        assert float(new[number]) == bases.noise.written(value, number)[1]
+
+
+def test_exponents_that_noise_would_not_have_are_refused(tmp_path: Path) -> None:
+    for text in ("1.4e+00", "1.500e-06", "0.00001"):
+        frame = FRAME[["rate", "y"]].assign(x=[text, *[repr(i * 1e-9) for i in range(1, ROWS)]])
+        with pytest.raises(MarshtestError, match=rf"row 1, column 'x': '{re.escape(text)}' is not"):
+            dosed(csv_of(tmp_path, frame, f"t{text}.csv"), columns=["x", "rate"])
+
+
 CELL = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r\n\x1a"), max_size=6
 )
@@ -283,6 +326,8 @@ def test_parquet_keeps_types_dictionaries_and_all_other_values(tmp_path: Path) -
     done = dosed(source, columns=columns)
     new = pq.read_table(done.out)
     assert new.schema.equals(table.schema, check_metadata=True)
+    bits = [law.bits for law in done.key.noise.columns if isinstance(law, Number)]
+    assert bits == [64, 32, 16, 64]
     assert pq.ParquetFile(done.out).num_row_groups == 3
     rows = list(done.key.ids)
     assert [int(line) for line in done.forget_file.read_text().split()[1:]] == rows

@@ -278,7 +278,7 @@ def audit(
     from marshtest.kit.certificates.issue import Issuer
 
     refuse_used(out)  # before hours of asking, not after them
-    issuer = Issuer.checked(key, certificate or [], asked_by, commitment, sign)
+    issuer = Issuer.checked(key, certificate or [], asked_by, commitment, sign, out)
     with screen.progress() as progress:
         done = audit_models(
             key,

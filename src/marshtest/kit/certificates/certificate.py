@@ -150,10 +150,12 @@ def read_certificate(path: str | Path) -> tuple[Certificate, str, bytes]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES)
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise MarshtestError(f"{path}: cannot be read ({error.strerror}).") from None
     try:
+        if len(data) > MOST_BYTES:  # what stands behind would go unread
+            raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
         whole = json.loads(_embedded(data), object_pairs_hook=_each_once, parse_constant=_refuse)
         if set(whole) != {"certificate", "sha256", "signature"}:
             raise ValueError("it has other fields than certificate, sha256 and signature")

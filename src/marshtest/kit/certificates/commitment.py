@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from marshtest.kit.key import Count, Sha256
 from marshtest.kit.layouts.folders import digest
@@ -18,7 +18,17 @@ from marshtest.kit.sealed import KEY_BYTES, Sealed
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
 
-Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+
+def _real(moment: str) -> str:
+    """The moment, if the calendar has it."""
+    try:
+        datetime.fromisoformat(moment)
+    except ValueError:
+        raise MarshtestError(f"{moment}: is no date that the calendar has.") from None
+    return moment
+
+
+Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"), AfterValidator(_real)]
 MOST_BYTES = 10_000  # no commitment is larger
 GUESSED = 1 << 40  # seeds below it can be tried one after the other
 

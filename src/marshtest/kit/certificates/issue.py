@@ -72,21 +72,28 @@ class Issuer:
         asked_by: str | None,
         commitment: Path | None,
         sign: Path | None,
+        out: Path | None = None,
     ) -> "Issuer":
         """The certificates to issue.
 
         Raises:
-            MarshtestError: a file cannot be written, the commitment is to another key, or the private key
-                cannot be read; or there is no certificate, and an option of one is given.
+            MarshtestError: a file cannot be written, or lies in the folder `out` of the audit's own files,
+                the commitment is to another key, or the private key cannot be read; or there is no
+                certificate, and an option of one is given.
         """
         if not places:
             options = {"asked-by": asked_by, "commitment": commitment, "sign": sign}
             refuse_options("audit: no --certificate is asked for", **options)
         checked = tuple(map(checked_place, places))
-        if len({os.path.realpath(place) for place in checked}) < len(checked):
+        if len(set(map(_real, checked))) < len(checked):
             raise MarshtestError(
                 "--certificate: one file is given twice. Give each a name of its own."
             )
+        for place in checked:
+            if out is not None and _real(place).is_relative_to(_real(out)):
+                raise MarshtestError(
+                    f"{place}: lies in --out, whose files it might replace. Choose another place."
+                )
         if places:
             read_key(key)  # first: what is wrong with the key itself says more
         committed = None if commitment is None else _committed(commitment, key_digest(key))
@@ -99,6 +106,10 @@ class Issuer:
             certificate = _issued(audit, self.asked_by, self.committed, self.signer)
             for place in self.places:
                 save(certificate, place)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _issued(

@@ -119,6 +119,11 @@ class Page:
         return Page(**{**vars(self), "models": lines, "legend": others + self.legend})
 
 
+def worst(verdicts: Sequence[str]) -> str:
+    """The worst of several verdicts."""
+    return min(verdicts, key=SEVERITY.index)
+
+
 def shown(text: str, most: int = 200) -> str:
     """A text of others as one line: what cannot be seen, or turns the line round, is spelt out.
 

@@ -4,6 +4,7 @@ Whoever has an unsigned certificate can write another one, digest and all; only 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from marshtest.kit.certificates.certificate import (
 )
 from marshtest.kit.certificates.commitment import Commitment, key_digest, sha256
 from marshtest.kit.certificates.forms import rendered
-from marshtest.kit.certificates.page import Page, moment, shown
+from marshtest.kit.certificates.page import Page, moment, shown, worst
 from marshtest.kit.certificates.provenance import parts_of
 from marshtest.kit.certificates.signing import Signature, public_key_of
+from marshtest.kit.judging import Question
 from marshtest.kit.layouts.folders import digest
 from marshtest.metrics.labels import OF_AUDITS
 from marshtest.plumbing.errors import MarshtestError, refused
@@ -34,6 +36,8 @@ Result = Literal["holds", "FAILS", "not checked"]
 TOLERANCE = 0.25  # standard errors that what is left may differ by, on another machine
 DRAWN_BY = ("marshtest", "fpdf2", "fonttools", "matplotlib", "jinja2", "zlib")
 SEALS = ("content", "signature", "signer")  # checks without which the others mean nothing
+ROLES = re.compile("before( after)*( retrained)?")
+NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
 UNTOLD = {"model", "notes"}  # names depend on where the files lie
 
 
@@ -134,6 +138,7 @@ def verify(
     with refused(f"{certificate}: is no certificate that marshtest wrote"):
         content = found.parsed
         Page.of(found)  # needs all that is looked at below
+        _refuse_odd(content.audit)
         checks = [*seals, _page(found, written)]
     if models and len(models) != len(content.files):
         raise MarshtestError(
@@ -158,6 +163,18 @@ def verify(
         asked = {"device": device, "in_process": in_process, "rate": rate, "progress": progress}
         checks.append(_asked_again(content, key, data, models, asked))
     return Verified(found, tuple(checks))
+
+
+def _refuse_odd(audit: dict[str, Any]) -> None:
+    """Raise if an audit could not have these models in these roles, or this answer by their verdicts."""
+    roles = " ".join(model["role"] for model in audit["models"])
+    if not ROLES.fullmatch(roles):
+        raise MarshtestError(
+            "certificate: its models are not one before, those after, one retrained."
+        )
+    verdicts = [model["verdict"] for model in audit["models"] if model["role"] == "after"]
+    if audit["answer"] != worst(verdicts or [audit["models"][0]["verdict"]]):
+        raise MarshtestError("certificate: its answer is none by the verdicts on its models.")
 
 
 def _seals(found: Certificate, stated: str, public_key: str | Path | None) -> list[Check]:
@@ -300,12 +317,15 @@ def _asked_again(
     name, then = "asked again", content.audit
     if digest(Path(data)).whole != then["input"]:
         return Check(name, "not checked", "the data are those after dosing: give those before it")
-    options = dict(content.options)  # of a checked kind each: the file may be anybody's
+    # Of a checked kind each: the file may be anybody's, and names a model to `audit` as well as a number.
+    options = dict(content.options) | dict(Question.parse(then["question"], "certificate"))
     before, *after = models
     if then["models"][-1]["role"] == "retrained":
         options["retrained"] = after.pop()
-    done = audit(key, data, before, *after, **options, **asked, **then["question"])
+    done = audit(key, data, before, *after, **options, **asked)
     now = json.loads(done.to_json())
+    if content.compared_with != done.key.fresh:
+        return Check(name, "FAILS", "compared_with is now another")
     difference = differs(then, now)
     if not difference:
         return Check(name, "holds", f"{now['answer']}, and every number to the last bit")
@@ -330,12 +350,19 @@ def _beyond(then: dict[str, Any], now: dict[str, Any]) -> str:
             if one[name] != other[name]:
                 who, was = shown(one["model"], 60), shown(str(one[name]))
                 return f"{who}: {name} is now {other[name]}, and was {was}"
+        if _words(one["reasons"]) != _words(other["reasons"]):
+            return f"models.{place}.reasons are now others"
         for name, allowed in _allowed(other).items():
             if not _close(_at(one, name), _at(other, name), allowed):
                 return f"models.{place}.{name} is now another"
     facts, facts_now = ({**one, "models": None} for one in (then, now))
     found = differs(facts, facts_now)
     return found and f"{found} is now another"
+
+
+def _words(reasons: Sequence[str]) -> list[str]:
+    """Reasons without their numbers, which each machine rounds in its own way."""
+    return [NUMBER.sub("#", reason) for reason in reasons]
 
 
 def _allowed(now: dict[str, Any]) -> dict[str, float]:

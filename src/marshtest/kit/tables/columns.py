@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from marshtest.kit.tables.laws import Category, Law, Number, decimals
+from marshtest.kit.tables.laws import MOST_DECIMALS, Category, Law, Number, decimals, significant
 from marshtest.kit.tables.layout import Table, crowded
 from marshtest.kit.tables.schema import EXACT, Floats
 from marshtest.kit.tables.sources import is_category
-from marshtest.kit.tables.texts import DATE, DECIMAL_COMMA, NUMBER, THOUSANDS, fault_of
+from marshtest.kit.tables.texts import CHOSEN, DATE, DECIMAL_COMMA, NUMBER, THOUSANDS, fault_of
 from marshtest.plumbing.errors import MarshtestError
 
 LOOKED_AT = 10_000  # numbers of a column whose decimals are counted
@@ -102,18 +102,31 @@ def _number(what: str, name: str, place: int, known: Floats, bits: int) -> Numbe
     deviation = float(np.std(known))
     if not 0 < deviation < np.inf:
         raise MarshtestError(f"{what} has no deviation that noise could be measured by.")
+    some = known[:: max(1, len(known) // LOOKED_AT)].tolist()
+    most = max(decimals(x) for x in some)
+    if bits == 64 and most > CHOSEN and (known == known.astype(np.float32)).all():
+        bits = 32  # they were such before they came into the file, and noise must look so, too
     law: dict[str, Any] = {"deviation": deviation, "low": low, "high": high, "bits": bits}
-    law |= {"name": name, "place": place, "decimals": _decimals(known, deviation, bits)}
-    return Number.parse(law, what)
+    law |= {"name": name, "place": place, "digits": max(map(significant, some))}
+    step = _step(known, 10.0 ** min(most, MOST_DECIMALS))
+    exact = most if step > 1 else _decimals(some, deviation, bits)
+    return Number.parse(law | {"decimals": exact, "step": step}, what)
 
 
-def _decimals(known: Floats, deviation: float, bits: int) -> int:
+def _step(known: Floats, scale: float) -> int:
+    """The largest step of which all numbers are multiples, in units of the last decimal."""
+    steps = np.rint(known * scale)
+    if np.abs(steps).max() >= EXACT or (steps / scale != known).any():
+        return 1
+    return int(np.gcd.reduce(steps.astype(np.int64)))
+
+
+def _decimals(some: Sequence[float], deviation: float, bits: int) -> int:
     """The decimals that noise is rounded to: as many as most of the numbers have.
 
     Where a quarter of them are whole, such as zeros, these may be too few for the noise: then as many as
     make STEPS steps of a deviation, if the other numbers have them.
     """
-    some = known[:: max(1, len(known) // LOOKED_AT)].tolist()
     counts = np.array([decimals(x, bits) for x in some])
     if not counts.any():
         return 0

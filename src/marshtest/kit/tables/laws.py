@@ -1,6 +1,6 @@
 """The law of a dosed column: how its noise is drawn and written, with its exact moments.
 
-    number      w(x, ξ) = clip(round(x + σ ξ), low, high)    σ = ε · the column's deviation
+    number      w(x, ξ) = clip(round(x + σ ξ), low, high)    σ = ε · the column's deviation; to whole steps
     category    w(x, ξ) = the category at Φ(ξ) of the cumulated shares, whatever x is
 
 A number is rounded to as many decimals as column and cell have, and stays within the column's range. Both
@@ -26,6 +26,8 @@ EXACT = 2.0**43  # steps of a cell's last decimal that are counted without error
 SUMMED = 4096.0  # largest σ, in steps, whose moments are finite sums
 ROUNDING = 0.01  # steps by which a product of less than EXACT steps may be off
 BEYOND = 9.0  # deviations that no noise exceeds: the chance is below 1e-18
+MOST_DECIMALS = 300  # more would overflow
+FULL = 16  # significant digits from which on a number is written in full
 HELD: dict[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}  # types by their bits
 
 
@@ -39,6 +41,8 @@ class Number(Settings):
     low: float  # the column's range, which no noise leaves
     high: float
     decimals: int = Field(0, ge=0)  # of the column's numbers; a cell that has more keeps them
+    step: int = Field(1, ge=1)  # of the last of these decimals, of which all numbers are multiples
+    digits: int = Field(17, ge=1)  # significant digits that none of the numbers exceeds
     bits: Literal[16, 32, 64] = 64  # of the numbers in the file
 
     def written(self, x: float, noise: NDArray[Any], variance: float) -> Floats:
@@ -46,9 +50,10 @@ class Number(Settings):
         sigma, scale = self._sigma(variance), self._scale(x)
         noise = noise.astype(np.float64)
         if scale is None:
-            return self._held(np.clip(x + sigma * noise, self.low, self.high))
-        steps = np.rint(np.rint(x * scale) + sigma * scale * noise)
-        return self._held(np.clip(steps, *self._range(scale)) / scale + 0.0)  # −0 would be written
+            return self._held(self._short(np.clip(x + sigma * noise, self.low, self.high), scale))
+        steps = np.rint(np.rint(x * scale) / self.step + sigma * scale / self.step * noise)
+        numbers = np.clip(steps, *self._range(scale)) * self.step / scale
+        return self._held(self._short(numbers, scale) + 0.0)  # −0 would be written
 
     def moments(self, x: float, variance: float) -> tuple[float, float]:
         """Mean and variance of what is written in the place of x, less x."""
@@ -56,28 +61,38 @@ class Number(Settings):
         if scale is None:
             return _clipped(sigma, x - self.low, self.high - x)
         low, high = self._range(scale)
-        steps = np.rint(x * scale)
-        mean, square = rounded_moments(sigma * scale, int(steps - low), int(high - steps))
-        return mean / scale, square / scale**2
+        steps, unit = np.rint(x * scale) / self.step, scale / self.step
+        mean, square = rounded_moments(sigma * unit, int(steps - low), int(high - steps))
+        return mean / unit, square / unit**2
 
     def middle(self, x: float, other: float) -> float:
         """The number halfway between two, as the file can hold it."""
         scale = self._scale(x)
         middle = (x + other) / 2
-        return float(self._held(middle if scale is None else np.rint(middle * scale) / scale + 0.0))
+        if scale is None:
+            return float(self._held(middle))
+        return float(self._held(np.rint(middle * scale / self.step) * self.step / scale + 0.0))
 
     def _sigma(self, variance: float) -> float:
         return float(np.sqrt(variance)) * self.deviation
 
     def _scale(self, x: float) -> float | None:
         """Steps of the cell's last decimal in 1; None where there are too many to be counted."""
-        scale = 10.0 ** max(self.decimals, decimals(x, self.bits))
+        scale = 10.0 ** min(MOST_DECIMALS, max(self.decimals, decimals(x, self.bits)))
         return scale if max(-self.low, self.high) * scale < EXACT else None
 
     def _range(self, scale: float) -> tuple[float, float]:
         """The least and the largest number of steps within the column's range."""
-        low, high = self.low * scale, self.high * scale
+        low, high = self.low * scale / self.step, self.high * scale / self.step
         return _nearest(low, math.ceil(low)), _nearest(high, math.floor(high))
+
+    def _short(self, numbers: Floats, scale: float | None) -> Floats:
+        """The numbers with no more significant digits than the column has, as %g and R write them."""
+        largest = max(-self.low, self.high)
+        if self.digits >= FULL or (scale is not None and largest * scale < 10.0**self.digits):
+            return numbers
+        short = [float(f"{number:.{self.digits - 1}e}") for number in numbers.tolist()]
+        return np.clip(short, self.low, self.high)
 
     def _held(self, values: Any) -> Floats:
         held = np.asarray(values, HELD[self.bits])
@@ -122,6 +137,12 @@ def decimals(x: float, bits: int = 64) -> int:
     exponent = shortest.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(0, -exponent)
+
+
+@lru_cache(1 << 18)
+def significant(x: float) -> int:
+    """The significant digits that a number is written with at least."""
+    return len(Decimal(repr(x)).normalize().as_tuple().digits)
 
 
 def _nearest(steps: float, inside: float) -> float:

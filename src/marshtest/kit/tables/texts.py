@@ -42,6 +42,11 @@ def style_of(texts: "pd.Series[str]", where: Callable[[int], str]) -> Style:
         MarshtestError: a cell is no number that can be written again in the same way, with its place.
     """
     plain, exponent = texts.str.fullmatch(PLAIN), texts.str.fullmatch(EXPONENT)
+    if exponent.any():
+        # Noise is written as Python writes it: 1.4 and 1e-05, and not 1.40e+00 and 0.00001.
+        python = texts[plain | exponent].map(lambda text: repr(float(text))).reindex(texts.index)
+        plain &= ~python.str.contains("e", regex=False, na=False)
+        exponent &= texts == python
     odd = texts[~plain & ~exponent]
     if len(odd):
         row = int(odd.index[0])
