@@ -31,7 +31,10 @@ from marshtest.plumbing.settings import Settings
 FORMAT = "marshtest certificate 1"
 MOST_BYTES = 1 << 26  # no certificate is larger
 MOST_ASKED_BY = 200  # characters of who asked
-LIBRARIES = ("numpy", "torch", "transformers", "fpdf2", "fonttools", "matplotlib", "jinja2")
+LIBRARIES = (
+    *("numpy", "pandas", "scipy", "scikit-learn", "torch", "transformers"),
+    *("fpdf2", "fonttools", "matplotlib", "jinja2"),
+)
 EMBEDDED = re.compile(rb"/Length (\d+)\n[^\0]{0,99}/Type /EmbeddedFile\n>>\nstream\n")
 SCRIPT = re.compile(
     rb'<script type="application/json" id="certificate">\n(.*?)</script>', re.DOTALL

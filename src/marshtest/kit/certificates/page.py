@@ -20,8 +20,8 @@ ALONE = {  # of the model before unlearning, where it is the only one
     "INCONCLUSIVE": "Nothing is shown of the model. No model after unlearning was asked.",
 }
 METHOD = (
-    "Before training, a dose (random noise, or marks of random characters) was put into a random part of "
-    "the data. Whether a model depends on the dose tells whether it depends on the data that had it: a "
+    "Before training, a dose (random noise, random marks or random categories) was put into a random part "
+    "of the data. Whether a model depends on the dose tells whether it depends on the data that had it: a "
     "model that never saw them cannot know the dose."
 )
 UNPROVEN = (

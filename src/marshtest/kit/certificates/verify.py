@@ -96,7 +96,8 @@ class Verified:
         content = self.certificate.parsed
         by = "" if content.asked_by is None else f", asked for by {shown(content.asked_by)}"
         return [
-            f"It says, on {moment(content.date)}{by}: {content.audit['answer']}.",
+            f"It says, on {moment(content.date)}{by}: {content.audit['answer']}, where REMOVED may leave "
+            f"{content.audit['question']['margin']:.3g} of the effect.",
             *(
                 f"  {shown(model['role'])}: {shown(model['model'], 80)}: {model['verdict']}"
                 for model in content.audit["models"]
