@@ -205,6 +205,7 @@ def test_poison_adds_its_noise_to_the_chosen_samples_only() -> None:
         attack.poison(data.train, 1400, victim(data), seed=4)
 
 
+@pytest.mark.slow
 def test_under_the_null_p_values_are_uniform_and_false_verdicts_are_rare() -> None:
     """One trained model, 300 keys it has never seen: both scores' p-values, and the verdicts.
 

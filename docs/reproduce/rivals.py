@@ -121,8 +121,8 @@ def _answer(titles: dict[str, str]) -> str:
     ]
     if never_failed:
         parts.append(
-            "On no poison found to hold some or to be unusable, though not settled on all: "
-            f"{', '.join(never_failed)}."
+            f"Nothing speaks against {' and '.join(never_failed)}, though not all is settled: on no poison "
+            "NOT REMOVED, on none shown to be unusable."
         )
     return " ".join(parts)
 

@@ -1,8 +1,8 @@
 """The command line: which commands there are, and how a command ends."""
 
-import _thread
 import gc
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -123,7 +123,9 @@ def raise_again(lost: "sys.UnraisableHookArgs") -> None:
     if not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
-    again = threading.Timer(0.01, _thread.interrupt_main)  # once the destructor is done
+    # A signal, which ends a wait, once the destructor is done.
+    main = threading.main_thread().ident
+    again = threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True
     again.start()
 
