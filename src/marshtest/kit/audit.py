@@ -20,7 +20,6 @@ from marshtest.kit.controls import Controls, undosed
 from marshtest.kit.judging import Judged, Question, judge, rests_of
 from marshtest.kit.key import Key, NoiseKey
 from marshtest.kit.keys import AnyKey, read_key
-from marshtest.kit.layouts import open_layout
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
 from marshtest.kit.records.base import Door, Loss
@@ -365,8 +364,8 @@ def audit(
     specs = [before, *after, *([retrained] if retrained else [])]
     provenance = Provenance.of(file, specs, scaling=scaling, loss=loss, quantize=quantize)
     torch_device = pick_device(device)
+    answers = parsed.answers if parsed.answers != "losses" else None
     if isinstance(key, TextKey):
-        answers = parsed.answers if parsed.answers != "losses" else None
         refuse_options("audit: the key is of texts", scaling=scaling, answers=answers)
         questions = Questions.of(key.bases(data), loss or "record", parsed.draws)
         opened = open_all(specs, torch_device, quantize=quantize, rate=rate, in_process=in_process)
@@ -375,7 +374,6 @@ def audit(
     else:
         refuse_options("audit: the key is of no texts", loss=loss, quantize=quantize, rate=rate)
         if isinstance(key, TableKey):
-            answers = parsed.answers if parsed.answers != "losses" else None
             refuse_options("audit: the key is of a table", scaling=scaling, answers=answers)
         paths = [str(spec) for spec in specs]
         where = torch_device, in_process, functions_device(device)
@@ -395,12 +393,9 @@ def _of_noise(
 ) -> Iterator[Measured]:
     """What each model shows of a dose of noise."""
     bases, kind = key.bases(data), question.answers
-    names = open_layout(data).names if kind == "labels" else ()
     clean = undosed(key, data, bases)
     # All are opened before the first is asked: a wrong path fails at once.
-    models = [
-        open_any(spec, key, data, bases.values, scaling, *where, kind, names) for spec in specs
-    ]
+    models = open_any(specs, key, data, bases.values, scaling, *where, kind)
     for index, model in enumerate(models):
         report = part(progress, index / len(models), 1 / len(models), f"ask {model.name}")
         report(0.0)

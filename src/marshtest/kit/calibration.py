@@ -217,7 +217,7 @@ def _noise_asked(
 ) -> Callable[[int], Measured]:
     """What a model shows of the noise of any seed."""
     bases = key.bases(data)
-    asked_model = open_any(model, key, data, bases.values, scaling, *where)
+    (asked_model,) = open_any([model], key, data, bases.values, scaling, *where)
 
     def asked(seed: int) -> Measured:
         noise = key.noise.model_copy(update={"seed": seed})

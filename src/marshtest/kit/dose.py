@@ -32,10 +32,7 @@ FORMULA = re.compile(r"[=+\-@\t\r](?!\d+/)")  # begins a cell that a spreadsheet
 class Dose(Dosed):
     """A dosed data set, with its key and forget request."""
 
-    key: Key  # the key, which stays with the auditor
-    out: Path  # the dosed data
-    forget_file: Path  # the forget request
-    key_file: Path  # the key
+    key: Key
     power: float  # mean share of the noise's variance that rounding and clipping left
     shows: bool  # whether format and size of image files tell which are dosed
 

@@ -83,11 +83,14 @@ class Places:
             raise
 
 
+@dataclass(frozen=True)
 class Dosed:
-    """A dosed data set of any kind."""
+    """A dosed data set of any kind, with its key and forget request."""
 
-    key: Any
-    out: Path
+    key: Any  # the key, which stays with the auditor
+    out: Path  # the dosed data
+    forget_file: Path  # the forget request
+    key_file: Path  # the key
 
     @property
     def commitment_file(self) -> Path:

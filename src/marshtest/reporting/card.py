@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,6 +24,7 @@ from marshtest.reporting.tables import (
     number,
     plus_minus,
 )
+from marshtest.reporting.templates import template
 from marshtest.results.card import Card, Line
 from marshtest.results.line_to_beat import TUNED
 
@@ -141,15 +141,8 @@ def _in_latex(card: Card, table: pd.DataFrame, caption: str) -> str:
 
 
 def _page(card: Card, table: pd.DataFrame, legend: str, svg: bytes) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("marshtest", "reporting"),
-        autoescape=True,  # names come from users, and from rows of others
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     css = (resources.files("marshtest.reporting") / "page.css").read_text()
-    return environment.get_template("card.html.j2").render(
+    return template("card.html.j2").render(
         card=card,
         table=table,
         legend=legend,

@@ -43,6 +43,7 @@ from marshtest.reporting.tables import (
     table2_caption,
     why,
 )
+from marshtest.reporting.templates import template
 from marshtest.results.line_to_beat import LINE, RIVALS, has_tuned
 from marshtest.results.naming import choice
 from marshtest.results.requests import with_costs
@@ -416,15 +417,8 @@ def write_page(
 
 def _template() -> jinja2.Template:
     """The page's template, with all that it uses whatever the page is about."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("marshtest", "reporting"),
-        autoescape=True,  # names and notes come from users, and from rows of others
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     files = resources.files("marshtest.reporting")
-    in_the_page = {
+    in_the_page: dict[str, Any] = {
         "signs": SIGNS,
         "css": (files / "page.css").read_text(),
         "js": (files / "page.js").read_text(),
@@ -435,4 +429,4 @@ def _template() -> jinja2.Template:
         "column_text": column_text,
         "standing": standing,
     }
-    return environment.get_template("page.html.j2", globals=in_the_page)
+    return template("page.html.j2", **in_the_page)

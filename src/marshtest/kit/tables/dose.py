@@ -33,10 +33,7 @@ MOST_TIED = 0.1  # share of equal draws beyond which an audit could tell next to
 class TableDose(Dosed):
     """A dosed table, with its key and forget request."""
 
-    key: TableKey  # the key, which stays with the auditor
-    out: Path  # the dosed table
-    forget_file: Path  # the forget request
-    key_file: Path  # the key
+    key: TableKey
     left_out: int  # rows that have no value in one of the dosed columns, and could not be chosen
     others: tuple[str, ...]  # columns without a dose, where none were named
     ties: float  # share of a row's other draws that equal its own

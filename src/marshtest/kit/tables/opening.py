@@ -11,6 +11,7 @@ An object with predict_proba gets a pandas DataFrame of all columns but the labe
 pandas reads them from the file; a command gets them as CSV.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from marshtest.kit.black_box import command_call
 from marshtest.kit.exported import open_program
 from marshtest.kit.key import Key, NoiseKey
+from marshtest.kit.layouts import open_layout
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import AskedModel, FunctionModel, Kind
 from marshtest.kit.noise import Scaling
@@ -40,7 +42,7 @@ from marshtest.plumbing.imports import load_object
 
 
 def open_any(
-    spec: str,
+    specs: Sequence[str],
     key: NoiseKey,
     data: str | Path,
     samples: Value,
@@ -49,17 +51,19 @@ def open_any(
     in_process: bool = False,
     functions: torch.device = CPU,
     answers: Kind = "losses",
-    names: tuple[str, ...] = (),
-) -> AskedModel:
-    """Open a model of rows or of images, by the kind of the key; see `open_model`.
+) -> list[AskedModel]:
+    """Open models of rows or of images, by the kind of the key; see `open_model`.
 
-    `data` are the data before dosing, of which a model of rows is told the columns.
+    `data` are the data before dosing, of which a model of rows is told the columns, and one of images that
+    answers with labels the classes' names.
     """
+    where = device, in_process, functions
     if isinstance(key, TableKey):
         schema = key.layout(data).schema
-        return open_table_model(spec, schema, samples, device, in_process, functions)
+        return [open_table_model(spec, schema, samples, *where) for spec in specs]
     assert isinstance(key, Key)
-    return open_model(spec, key, samples, scaling, device, in_process, functions, answers, names)
+    names = open_layout(data).names if answers == "labels" else ()
+    return [open_model(spec, key, samples, scaling, *where, answers, names) for spec in specs]
 
 
 def open_table_model(

@@ -28,10 +28,7 @@ AT_ONCE = 1000  # records that are looked at first, in search of those with a pl
 class TextDose(Dosed):
     """Dosed text records, with their key and forget request."""
 
-    key: TextKey  # the key, which stays with the auditor
-    out: Path  # the dosed data
-    forget_file: Path  # the forget request
-    key_file: Path  # the key
+    key: TextKey
     kind: str  # what the data are, in words
 
 
