@@ -35,7 +35,10 @@ TEXTS: dict[str, Any] = {
     "model": {
         "name": "gpt2", "layers": 1, "width": 16, "heads": 2, "vocabulary": 500, "prompt": {},
     },
-    "training": {"epochs": 4, "batch_size": 20, "optimizer": "adamw", "lr": 0.01},
+    "training": {
+        "epochs": 4, "batch_size": 20, "optimizer": "adamw", "lr": 0.01,
+        "precision": "float32",  # by itself it would be the processor's choice
+    },
     "budgets": 0.5,
     "seeds": 1,
 }  # fmt: skip
