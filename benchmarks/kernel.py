@@ -6,7 +6,9 @@ step        seconds of one optimiser step over all poisons, ResNet-18 of width 1
             marshtest's kernel (fast and exact), GradientMatchingAttack of the Adversarial Robustness
             Toolbox (batch 128, its default), and the floor: a bare forward + backward, in one batch
             and in micro-batches of 64.
-memory      peak above the start, of one step, each measured in a process of its own.
+memory      peak above the start, of one step, each measured in a process of its own: of what is held, by
+            glibc's own count after every operation, and of what the process has from the system, which
+            also has the holes between blocks.
 objective   1 − cosine of all poisons' summed gradient to the target's, after equally many passes and
             after equal time, over several targets; no augmentation, since ART has none.
 
@@ -15,17 +17,20 @@ is untrained, which changes no time; the objective needs real images.
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import resource
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from speed import MEAN, STD, median_times, model_of
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from marshtest.attacks import crafting
 from marshtest.attacks.gradient_matching import matching
@@ -179,7 +184,37 @@ def step_times(counts: list[int]) -> None:
         print(text, flush=True)
 
 
-def _peak(poisons: int, fast: bool, width: int, queue: "multiprocessing.Queue[float]") -> None:
+class Allocated(ctypes.Structure):
+    """What glibc's mallinfo2 gives."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
+
+
+class Held(TorchDispatchMode):
+    """Bytes that are allocated after each operation, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = ctypes.CDLL("libc.so.6").mallinfo2
+        self.count.restype = Allocated
+        self.most = 0
+        self.look()
+        self.start, self.most = self.most, 0
+
+    def look(self) -> None:
+        now = self.count()
+        self.most = max(self.most, now.uordblks + now.hblkhd)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.look()
+        return result
+
+
+def _peak(
+    poisons: int, fast: bool, width: int, queue: "multiprocessing.Queue[tuple[float, float]]"
+) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     problem = Problem(None, poisons, width)
@@ -187,8 +222,10 @@ def _peak(poisons: int, fast: bool, width: int, queue: "multiprocessing.Queue[fl
     kernel, objective = Kernel(problem.model, problem.task, fast=fast), problem.objective(0)
     kernel.share = 1e-5 if fast else 0.0  # chosen already: choosing needs the exact way
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    kernel(inputs, problem.poisons, objective)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    with Held() as held:
+        kernel(inputs, problem.poisons, objective)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    queue.put(((held.most - held.start) / 2**20, grown / 2**10))
 
 
 def memory(counts: list[int], width: int) -> None:
@@ -196,12 +233,15 @@ def memory(counts: list[int], width: int) -> None:
     for fast in (True, False):
         peaks = []
         for poisons in counts:
-            queue: multiprocessing.Queue[float] = context.Queue()
+            queue: multiprocessing.Queue[tuple[float, float]] = context.Queue()
             process = context.Process(target=_peak, args=(poisons, fast, width, queue))
             process.start()
             peaks.append(queue.get())
             process.join()
-        text = ", ".join(f"{peak:.0f} MiB at {n}" for n, peak in zip(counts, peaks, strict=True))
+        text = ", ".join(
+            f"{held:.0f} MiB held and {grown:.0f} in all at {n}"
+            for n, (held, grown) in zip(counts, peaks, strict=True)
+        )
         print(f"memory     width {width}, {'fast' if fast else 'exact'} way: {text}", flush=True)
 
 

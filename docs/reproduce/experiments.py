@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from marshtest.results.merging import differences, read_one
 from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
 from marshtest.sweeps.settings import read_sweep
+from marshtest.unlearning import parse_trials
 
 HERE = Path(__file__).parent
 ROWS = HERE
@@ -253,9 +255,24 @@ def command(name: str) -> str:
         recipe.model_dump(mode="json", exclude={"name", "description"})
         for recipe in (base, of.recipe)
     )
-    changed = differences(asked, given)
-    told = "".join(f" '{key}={json.dumps(value)}'" for key, (_, value) in changed.items())
+    changed = {key: value for key, (_, value) in differences(asked, given).items()}
+    if "unlearners" in changed:
+        changed["unlearners"] = [_entry(trials) for trials in given["unlearners"]]
+    told = "".join(f" '{key}={json.dumps(value)}'" for key, value in changed.items())
     return f"`marshtest {verb} {name}{told}`"
+
+
+def _entry(trials: list[dict[str, Any]]) -> str | dict[str, Any]:
+    """An unlearner as a recipe writes it: its name, and the values that it does not have by itself."""
+    name = trials[0]["name"]
+    itself = parse_trials(name)[0].model_dump(mode="json")
+    tried = {key: [trial[key] for trial in trials] for key in trials[0]}
+    told = {
+        key: values if len(values) > 1 and len(set(values)) > 1 else values[0]
+        for key, values in tried.items()
+        if any(value != itself.get(key) for value in values)
+    }
+    return {"name": name, **told} if told else name
 
 
 def missing(names: Iterable[str]) -> str:
