@@ -32,7 +32,9 @@ class Bits:
         planes = F.pad(flat, (0, -mask.numel() % 8)).view(8, -1)
         packed = planes[0].clone()
         for bit in range(1, 8):
-            packed.add_(planes[bit], alpha=1 << bit)  # in place, where `|=` would need a shifted copy
+            packed.add_(
+                planes[bit], alpha=1 << bit
+            )  # in place, where `|=` would need a shifted copy
         return cls(packed, mask.shape, mask.stride())
 
     def unpacked(self) -> Tensor:
