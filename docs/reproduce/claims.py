@@ -44,11 +44,13 @@ class Claim:
     """A rule, and the experiments that it speaks of.
 
     Attributes:
+        says: what the paper says, in a clause.
         tell: evaluates the rule on those that have rows.
         needs: experiments in groups; the claim cannot agree before one of each group has rows.
         beside: experiments that are shown beside them, and decide nothing.
     """
 
+    says: str
     tell: Callable[[], Told]
     needs: tuple[tuple[str, ...], ...]
     beside: tuple[str, ...] = ()
@@ -279,27 +281,65 @@ def each(*names: str) -> tuple[tuple[str, ...], ...]:
 
 
 CLAIMS = {
-    "no silver bullet": Claim(no_silver_bullet, (ALL,)),
-    "none removes": Claim(some_removed, each(*ALL)),
+    "no silver bullet": Claim(
+        "no unlearner removes every kind of poison", no_silver_bullet, (ALL,)
+    ),
+    "none removes": Claim("none removes any kind", some_removed, each(*ALL)),
     "GD by attack": Claim(
+        "gradient descent undoes indiscriminate poisons, and neither Gaussian nor targeted ones",
         gd_by_attack,
         ((IMAGES[2],), (IMAGES[0], DIGITS[0]), (IMAGES[1], DIGITS[1])),
         beside=DIGITS[2:],
     ),
-    "SCRUB by attack": Claim(scrub_by_attack, each(*TEXTS, *IMAGES[1:])),
-    "GA by task": Claim(ga_by_task, each(*IMAGES[:2], *TEXTS)),
-    "EUk and NGD in texts": Claim(euk_ngd_in_texts, each(*TEXTS)),
-    "accuracy kept": Claim(gd_cfk_euk_keep_accuracy, each(*IMAGES[:2], *TEXTS)),
-    "CFk and EUk, indiscriminate": Claim(
-        cfk_euk_indiscriminate, each(IMAGES[2]), beside=DIGITS[2:]
+    "SCRUB by attack": Claim(
+        "SCRUB helps against Gaussian poisons in texts alone",
+        scrub_by_attack,
+        each(*TEXTS, *IMAGES[1:]),
     ),
-    "NegGrad+": Claim(neggrad_never, each(*IMAGES, *TEXTS)),
-    "NGD on images": Claim(ngd_on_images, each(IMAGES[0], TEXTS[0])),
-    "NGD by steps": Claim(by_steps("ngd", better=True), each(*STEPS)),
-    "EUk by steps": Claim(by_steps("euk", better=False), each(*STEPS)),
-    "sizes": Claim(sizes, (SIZES,)),
-    "hypothesis 1": Claim(hypothesis("hypothesis-shift-small"), ()),
-    "hypothesis 2": Claim(hypothesis("hypothesis-orthogonality"), ()),
+    "GA by task": Claim(
+        "gradient ascent removes poisons from images at a great loss of accuracy, and not from texts",
+        ga_by_task,
+        each(*IMAGES[:2], *TEXTS),
+    ),
+    "EUk and NGD in texts": Claim(
+        "EUk and NGD help against Gaussian poisons in texts, and not against trigger words",
+        euk_ngd_in_texts,
+        each(*TEXTS),
+    ),
+    "accuracy kept": Claim(
+        "GD, CFk and EUk keep accuracy, and the Gaussian and targeted poisons",
+        gd_cfk_euk_keep_accuracy,
+        each(*IMAGES[:2], *TEXTS),
+    ),
+    "CFk and EUk, indiscriminate": Claim(
+        "CFk and EUk lower the accuracy of an indiscriminately poisoned model further",
+        cfk_euk_indiscriminate,
+        each(IMAGES[2]),
+        beside=DIGITS[2:],
+    ),
+    "NegGrad+": Claim(
+        "NegGrad+ never comes close to removing poison", neggrad_never, each(*IMAGES, *TEXTS)
+    ),
+    "NGD on images": Claim(
+        "NGD leaves least of Gaussian poisons in images at no loss, and loses ten points in texts",
+        ngd_on_images,
+        each(IMAGES[0], TEXTS[0]),
+    ),
+    "NGD by steps": Claim("more steps help NGD", by_steps("ngd", better=True), each(*STEPS)),
+    "EUk by steps": Claim(
+        "more steps do not help EUk", by_steps("euk", better=False), each(*STEPS)
+    ),
+    "sizes": Claim("the size of the forget set changes no trend", sizes, (SIZES,)),
+    "hypothesis 1": Claim(
+        "poisons shift a model further than as many other samples do",
+        hypothesis("hypothesis-shift-small"),
+        (),
+    ),
+    "hypothesis 2": Claim(
+        "the shift to be undone is orthogonal to gradients of clean samples",
+        hypothesis("hypothesis-orthogonality"),
+        (),
+    ),
 }
 
 
@@ -324,6 +364,26 @@ def overview() -> str:
         for answer, word in words.items()
     )
     return f"{as_markdown(pd.DataFrame(lines))}\n\nOf {len(answers)} claims {counts}."
+
+
+def in_short() -> str:
+    """What holds of the paper here, what does not, and what is open, a sentence each."""
+    by_answer: dict[str, list[str]] = {}
+    for name, of in CLAIMS.items():
+        told = f"[{of.says}](reproduce.md#{_anchor(name)})"
+        by_answer.setdefault(of.told()[1], []).append(told)
+    begin = {
+        AGREE: "It holds that",
+        DISAGREE: "It does not hold that",
+        OPEN: "Not settled is whether",
+        UNKNOWN: "Not measured is whether",
+    }
+    sentences = [
+        f"{words} {'; '.join(by_answer[found])}."
+        for found, words in begin.items()
+        if found in by_answer
+    ]
+    return " ".join(sentences)
 
 
 def _anchor(name: str) -> str:
