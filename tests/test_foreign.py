@@ -21,6 +21,7 @@ import marshtest
 from marshtest.commands.sweep import sweep
 from marshtest.data.load import load
 from marshtest.data.samples import Samples
+from marshtest.experiment.features import FeatureSettings, network
 from marshtest.experiment.protocol import Trainer, set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
@@ -558,6 +559,24 @@ def test_channels_last_is_for_models_that_do_the_same_in_it(model: nn.Module, ta
     assert takes_channels_last(model, (1, 8, 8)) == takes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("width", "takes"), [(7, False), (8, True)])
+def test_narrow_shortcuts_keep_the_usual_layout(width: int, takes: bool) -> None:
+    """Channels last, oneDNN's kernel for them writes past its memory (uxlfoundation/oneDNN#6035)."""
+    model: dict[str, Any] = {"name": "resnet18", "width": width}
+    trainer = set_up(
+        load_recipe({**SMALL, "model": model}), load("digits", train=100, test=50)
+    ).trainer
+    assert trainer.task.channels_last == takes
+    shortcut = nn.Conv2d(width, 2 * width, 1, stride=2)
+    somebodys = nn.Sequential(
+        nn.Conv2d(1, width, 3), shortcut, nn.Flatten(), nn.Linear(18 * width, 2)
+    )
+    assert takes_channels_last(somebodys, (1, 8, 8)) == takes
+    settings = FeatureSettings(model=parse_model(model), training=Training(epochs=1))
+    _, task = network(load("digits", train=60, test=20), settings, torch.device("cpu"))
+    assert task.channels_last == takes
 
 
 LAYOUTS = {"view": View, "conv3d": lambda: View(3), "flattens": Flattens}

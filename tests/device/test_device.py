@@ -49,7 +49,7 @@ GIVEN = {  # settings of methods whose defaults fit no forget set of a tenth
 RESNET: dict[str, Any] = {
     "name": "device",
     "data": {"name": "digits", "train": 120, "test": 60, "validation": 0.1},
-    "model": {"name": "resnet18", "width": 2},
+    "model": {"name": "resnet18", "width": 8},
     "training": {"epochs": 2, "batch_size": 32, "lr": 0.05, "precision": "float32"},
     "attack": {"name": "gaussian", "draws": 5},
     "poison_budgets": 0.1,
@@ -62,7 +62,11 @@ MLP = RESNET | {
     "unlearners": ["gd", {"name": "cfk", "k": 1}],
 }
 MATCHING = {"name": "gradient-matching", "restarts": 2, "steps": 3}
-FEATURES = {"model": RESNET["model"], "training": {"epochs": 1}, "train": 90}
+FEATURES = {
+    "model": RESNET["model"],
+    "training": {"epochs": 1, "precision": "float32"},
+    "train": 90,
+}
 # Without dropout, which is drawn from the device's own stream.
 TRANSFORMER = golden.RECIPES["texts"]["model"] | {"dropout": 0}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -259,7 +263,7 @@ def test_texts_are_as_surprising_to_a_causal_model_as_on_the_cpu(
 def at_work() -> tuple[nn.Module, Samples, Classification]:
     x = torch.randint(0, 256, (128, 3, 8, 8), dtype=torch.uint8)
     samples = Samples(x, torch.arange(128) % 4, torch.arange(128))
-    model = build(ResNet18(width=2), (3, 8, 8), 4, 0)
+    model = build(ResNet18(width=8), (3, 8, 8), 4, 0)
     return (
         model,
         samples,

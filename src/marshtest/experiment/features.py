@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from marshtest.data.samples import Dataset, Samples
 from marshtest.metrics.accuracy import logits_of
+from marshtest.models.answers import overruns
 from marshtest.models.base import ModelSettings
 from marshtest.models.layers import weight_layers
 from marshtest.models.networks import ResNet
@@ -63,12 +64,15 @@ def network(
     """The network as initialised, and its task."""
     shape = tuple(data.train.x.shape[1:])
     model = build(settings.model, shape, data.classes, derive(0, "features")).to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last = not overruns(model)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Classification(
         precision=chosen_precision(settings.training, model, device),
         mean=data.mean,
         std=data.std,
         augment=settings.training.augment,
+        channels_last=channels_last,
     )
     return model, task
 

@@ -54,7 +54,7 @@ from marshtest.metrics.base import Beside, Metric, Question
 from marshtest.metrics.dependence import dependence
 from marshtest.metrics.membership import margins_of
 from marshtest.metrics.shift import shifts
-from marshtest.models.answers import takes_channels_last
+from marshtest.models.answers import overruns, takes_channels_last
 from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
 from marshtest.models.language import GPT2, LanguageModel
@@ -274,7 +274,8 @@ def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision)
         mean=data.mean,
         std=data.std,
         augment=recipe.training.augment,
-        channels_last=isinstance(recipe.model, OWN) or takes_channels_last(model, shape),
+        channels_last=(isinstance(recipe.model, OWN) and not overruns(model))
+        or takes_channels_last(model, shape),
     )
 
 
