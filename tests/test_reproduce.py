@@ -4,6 +4,7 @@ Run as a script, it draws the expected images anew: look at them before they are
 """
 
 import importlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from cogapp import Cog
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
+from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.row_file import read_file, write_rows
 from marshtest.reporting.figures import STYLE, figures_by_size, figures_of
 from marshtest.reporting.hypotheses import SHOWN
-from marshtest.results.merging import read_all
+from marshtest.results.merging import differences, read_all
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"
@@ -176,6 +178,16 @@ def test_what_has_no_rows_is_named(
         assert claims.claim(name)
     for told in (tables.three_answers(), tables.by_rate(), tables.changed(), claims.table_2()):
         assert "No rows of" in told
+
+
+def test_the_command_beside_rows_is_of_their_recipe(experiments: ModuleType) -> None:
+    for name in filter(experiments.there, experiments.SHORT):
+        _, verb, recipe, *changes = shlex.split(experiments.command(name).strip("`"))
+        if verb == "run":
+            told = load_recipe(recipe, *changes).model_dump(mode="json")
+            of_rows = experiments.results(name).recipe.model_dump(mode="json")
+            differing = differences(told, of_rows).keys() - {"name", "description"}
+            assert not differing, f"{name}: {differing}"
 
 
 def test_the_rows_are_small() -> None:

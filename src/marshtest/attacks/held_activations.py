@@ -32,9 +32,8 @@ class Bits:
         planes = F.pad(flat, (0, -mask.numel() % 8)).view(8, -1)
         packed = planes[0].clone()
         for bit in range(1, 8):
-            packed.add_(
-                planes[bit], alpha=1 << bit
-            )  # in place, where `|=` would need a shifted copy
+            # In place, where `|=` would first make a shifted copy.
+            packed.add_(planes[bit], alpha=1 << bit)
         return cls(packed, mask.shape, mask.stride())
 
     def unpacked(self) -> Tensor:
