@@ -109,7 +109,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
         "digits-indiscriminate", 24, _TENTH, "candidates-linear"
     ),
     "candidates-cifar10-small-gaussian": _TRIALS.format(
-        "cifar10-small-gaussian", 3, "attack.draws=49 ", "candidates-cifar10-small"
+        "cifar10-small-gaussian", 2, "attack.draws=49 ", "candidates-cifar10-small"
     ),
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
