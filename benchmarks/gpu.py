@@ -61,7 +61,7 @@ class Problem:
         self.task = Classification(
             precision="bfloat16", mean=(0.5,) * 3, std=(0.25,) * 3, augment=("flip", "crop")
         )
-        width = 64 if device.type == "cuda" else 4
+        width = 64 if device.type == "cuda" else 8
         self.model = build(ResNet18(width=width), (3, 32, 32), 10, 0).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

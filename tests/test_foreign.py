@@ -26,7 +26,7 @@ from marshtest.experiment.protocol import Trainer, set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.gus import input_directions
-from marshtest.models.answers import logits_in, takes_channels_last
+from marshtest.models.answers import logits_in, overruns, takes_channels_last
 from marshtest.models.state import copied, restore, state_of
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
@@ -569,11 +569,15 @@ def test_narrow_shortcuts_keep_the_usual_layout(width: int, takes: bool) -> None
         load_recipe({**SMALL, "model": model}), load("digits", train=100, test=50)
     ).trainer
     assert trainer.task.channels_last == takes
-    shortcut = nn.Conv2d(width, 2 * width, 1, stride=2)
+    shortcut = torch.jit.script(
+        nn.Conv2d(width, 2 * width, 1, stride=2)
+    )  # no nn.Conv2d to be found
     somebodys = nn.Sequential(
         nn.Conv2d(1, width, 3), shortcut, nn.Flatten(), nn.Linear(18 * width, 2)
     )
     assert takes_channels_last(somebodys, (1, 8, 8)) == takes
+    back = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ConvTranspose2d(8, width, 1, stride=2))
+    assert overruns(back, (1, 8, 8)) != takes
     settings = FeatureSettings(model=parse_model(model), training=Training(epochs=1))
     _, task = network(load("digits", train=60, test=20), settings, torch.device("cpu"))
     assert task.channels_last == takes

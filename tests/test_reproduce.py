@@ -4,6 +4,7 @@ Run as a script, it draws the expected images anew: look at them before they are
 """
 
 import importlib
+import json
 import shlex
 import shutil
 import sys
@@ -188,6 +189,13 @@ def test_the_command_beside_rows_is_of_their_recipe(experiments: ModuleType) -> 
             of_rows = experiments.results(name).recipe.model_dump(mode="json")
             differing = differences(told, of_rows).keys() - {"name", "description"}
             assert not differing, f"{name}: {differing}"
+
+
+@pytest.mark.parametrize("name", ["paper-cifar10-gaussian", "imdb-gaussian", "digits-gaussian"])
+def test_an_unlearner_is_told_as_a_recipe_writes_it(experiments: ModuleType, name: str) -> None:
+    given = load_recipe(name).model_dump(mode="json")["unlearners"]
+    told = json.dumps([experiments._entry(trials) for trials in given])
+    assert load_recipe(name, f"unlearners={told}").model_dump(mode="json")["unlearners"] == given
 
 
 def test_the_rows_are_small() -> None:

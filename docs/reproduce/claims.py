@@ -367,23 +367,19 @@ def overview() -> str:
 
 
 def in_short() -> str:
-    """What holds of the paper here, what does not, and what is open, a sentence each."""
+    """What holds of the paper here, what does not, and what is open, a line each."""
     by_answer: dict[str, list[str]] = {}
     for name, of in CLAIMS.items():
         told = f"[{of.says}](reproduce.md#{_anchor(name)})"
         by_answer.setdefault(of.told()[1], []).append(told)
-    begin = {
-        AGREE: "It holds that",
-        DISAGREE: "It does not hold that",
-        OPEN: "Not settled is whether",
-        UNKNOWN: "Not measured is whether",
+    words = {
+        AGREE: "Holds",
+        DISAGREE: "Does not hold",
+        OPEN: "Not settled",
+        UNKNOWN: "Not measured",
     }
-    sentences = [
-        f"{words} {'; '.join(by_answer[found])}."
-        for found, words in begin.items()
-        if found in by_answer
-    ]
-    return " ".join(sentences)
+    lines = [f"- **{w}**: {'; '.join(by_answer[a])}." for a, w in words.items() if a in by_answer]
+    return "\n".join(lines)
 
 
 def _anchor(name: str) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -266,11 +267,12 @@ def _entry(trials: list[dict[str, Any]]) -> str | dict[str, Any]:
     """An unlearner as a recipe writes it: its name, and the values that it does not have by itself."""
     name = trials[0]["name"]
     itself = parse_trials(name)[0].model_dump(mode="json")
-    tried = {key: [trial[key] for trial in trials] for key in trials[0]}
+    # Values of a grid, each once; in JSON, since some are lists. The key that changes first comes last.
+    every = {key: [json.dumps(trial[key]) for trial in trials] for key in trials[0]}
+    slowest = sorted(every, key=lambda key: -len(list(takewhile(every[key][0].__eq__, every[key]))))
+    values = {key: [json.loads(text) for text in dict.fromkeys(every[key])] for key in slowest}
     told = {
-        key: values if len(values) > 1 and len(set(values)) > 1 else values[0]
-        for key, values in tried.items()
-        if any(value != itself.get(key) for value in values)
+        key: of if len(of) > 1 else of[0] for key, of in values.items() if of != [itself.get(key)]
     }
     return {"name": name, **told} if told else name
 

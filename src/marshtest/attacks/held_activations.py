@@ -76,7 +76,7 @@ def _relu(gates: Gates, input: Tensor, inplace: bool = False) -> Tensor:
     if gates.recording:
         # PyTorch's own: a mode is off while it handles a function.
         output = torch.relu_(input) if inplace else torch.relu(input)
-        # Positive where the input is, which may be overwritten; five times as fast as a comparison.
+        # Not 0 where the input, which may be overwritten, is positive; five times as fast as to compare.
         gates.keep(output.detach().bool())
         return output
     sides = gates.sides(input)

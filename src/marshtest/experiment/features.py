@@ -63,8 +63,9 @@ def network(
 ) -> tuple[nn.Module, Classification]:
     """The network as initialised, and its task."""
     shape = tuple(data.train.x.shape[1:])
-    model = build(settings.model, shape, data.classes, derive(0, "features")).to(device)
-    channels_last = not overruns(model)
+    model = build(settings.model, shape, data.classes, derive(0, "features"))
+    channels_last = not overruns(model, shape)
+    model = model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Classification(

@@ -274,7 +274,9 @@ def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision)
         mean=data.mean,
         std=data.std,
         augment=recipe.training.augment,
-        channels_last=(isinstance(recipe.model, OWN) and not overruns(model))
+        channels_last=(
+            isinstance(recipe.model, OWN) and len(shape) == 3 and not overruns(model, shape)
+        )
         or takes_channels_last(model, shape),
     )
 
