@@ -569,9 +569,8 @@ def test_narrow_shortcuts_keep_the_usual_layout(width: int, takes: bool) -> None
         load_recipe({**SMALL, "model": model}), load("digits", train=100, test=50)
     ).trainer
     assert trainer.task.channels_last == takes
-    shortcut = torch.jit.script(
-        nn.Conv2d(width, 2 * width, 1, stride=2)
-    )  # no nn.Conv2d to be found
+    # Scripted, so that no nn.Conv2d is to be found in it.
+    shortcut = torch.jit.script(nn.Conv2d(width, 2 * width, 1, stride=2))
     somebodys = nn.Sequential(
         nn.Conv2d(1, width, 3), shortcut, nn.Flatten(), nn.Linear(18 * width, 2)
     )
