@@ -65,8 +65,8 @@ print(images / (time.perf_counter() - started))
 
 def rate(
     source: Path, processes: int, threads: int, options: argparse.Namespace, bare: int
-) -> float:
-    """Images a second of all processes together."""
+) -> tuple[float, str]:
+    """Images a second of all processes together, and in what precision."""
     variables: Mapping[str, str] = os.environ | {"PYTHONPATH": str(source)}
     told = [str(value) for value in (threads, options.width, options.images, bare)]
     running = [
@@ -81,12 +81,12 @@ def rate(
     ]
     for one in running:
         assert one.stdout is not None
-        one.stdout.readline()
+        precision = one.stdout.readline().removeprefix("ready ").strip()
     for one in running:
         assert one.stdin is not None
         one.stdin.write("\n")
         one.stdin.flush()
-    return sum(float(one.communicate()[0]) for one in running)
+    return sum(float(one.communicate()[0]) for one in running), precision
 
 
 def main() -> None:
@@ -104,15 +104,19 @@ def main() -> None:
     if options.before:
         earlier = options.before / "src"
         ways = {f"before, one process of {cores} threads": (earlier, 1, cores, 0)} | ways
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, (source, processes, threads, bare) in ways.items():
             found[name].append(rate(source, processes, threads, options, bare))
-    first = statistics.median(next(iter(found.values())))
-    for name, rates in found.items():
-        median = statistics.median(rates)
+    first = 0.0
+    for name, rounds in found.items():
+        rates = [images for images, _ in rounds]
+        median, precision = statistics.median(rates), rounds[0][1]
+        first = first or median
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-        print(f"{name}: {median:,.0f} images/s ({spread}), {median / first:.2f} x the first line")
+        print(
+            f"{name}, {precision}: {median:,.0f} images/s ({spread}), {median / first:.2f} x the first line"
+        )
 
 
 if __name__ == "__main__":

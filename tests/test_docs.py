@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import marshtest
 from marshtest.cli import app as cli
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.results.summary import Results
+from marshtest.unlearning import UNLEARNERS as ALL_UNLEARNERS
+from marshtest.unlearning import parse_trials
 
 ROOT = Path(__file__).parents[1]
+UNLEARNERS = ROOT / "docs" / "unlearners.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 COMMANDS = {
     c.name or c.callback.__name__  # type: ignore[union-attr]
@@ -95,6 +99,26 @@ def test_every_recipe_is_described() -> None:
     described = (ROOT / "docs" / "recipes.md").read_text()
     for name in (*shipped(), *shipped("hypotheses"), *shipped("sweeps")):
         assert f"`{name}`" in described
+
+
+def test_every_unlearner_is_described_with_the_hyper_parameters_that_it_has() -> None:
+    """A value in the tables is the default; what is not told is as the page says it is of all."""
+    every = {"momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128}
+    rows = re.findall(r"^\| `([^`]+)` \| .* \| ([^|]*) \|$", UNLEARNERS.read_text(), re.MULTILINE)
+    told = {name: cell for name, cell in rows if name in ALL_UNLEARNERS}
+    beside = {"outside", "elsewhere"}  # which take files, and have sections of their own
+    assert told.keys() == ALL_UNLEARNERS.keys() - beside
+    for name, cell in told.items():
+        (unlearner,) = parse_trials(name)
+        given = re.findall(r"`(\w+)`(?: \([^)]*\))? ([\d.e/-]*\d)", cell)
+        values = every | {key: float(Fraction(value)) for key, value in given}
+        for key, default in unlearner.hyperparameters.items():
+            if isinstance(default, float | int) and not isinstance(default, bool):
+                expected = values.get(key)
+                # Those of another method, which the cell refers to, stand in that one's row.
+                if expected is None and name == "undo":
+                    continue
+                assert default == pytest.approx(expected), f"{name}: {key}"
 
 
 def test_every_column_of_the_rows_is_described(tiny_run: Results) -> None:

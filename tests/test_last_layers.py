@@ -192,6 +192,27 @@ class Pretrained(nn.Module):
         return self.last(self.norm(self.first(x)))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight between them, and a layer of its own at the end if asked for."""
+
+    def __init__(self, head: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(6, 3) if head else nn.Identity()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.second(self.first(x).relu()))
+
+
+@pytest.mark.parametrize("method", [EUk, CFk])
+def test_a_last_layer_that_shares_its_weight_with_one_to_stay_is_refused(method: Any) -> None:
+    with pytest.raises(MarshtestError, match="last 1 layers share weights with earlier ones"):
+        method(k=1).check(Tied(head=False), lambda seed: Tied(head=False))
+    for k, head in ((2, False), (1, True), (3, True)):
+        method(k=k).check(Tied(head), lambda seed, head=head: Tied(head))  # type: ignore[misc]
+
+
 def test_what_cannot_be_fresh_is_refused_before_training() -> None:
     model = trained(Pretrained)
     with pytest.raises(MarshtestError, match=r"norm \(Scale\) cannot be .* pretrained values"):

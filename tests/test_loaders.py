@@ -176,6 +176,38 @@ def test_noise_on_embeddings_is_refused_in_a_line_that_becomes_the_rows_note(nam
     assert "\n" not in note
 
 
+@pytest.mark.parametrize("size", [0, -1, "64", 64.0, None])
+def test_a_batch_size_that_is_no_whole_number_is_refused(size: Any) -> None:
+    problem = images()
+    with pytest.raises(MarshtestError, match="batch_size is .* Give a whole number, 1 or more"):
+        marshtest.loaders(problem.task, problem.retain, problem.forget, size)
+
+
+def test_an_empty_set_has_no_loader_and_that_is_said() -> None:
+    problem = images()
+    with pytest.raises(MarshtestError, match="the forget set is empty"):
+        marshtest.loaders(problem.task, problem.retain, problem.forget[:0], 8)
+
+
+def test_a_function_of_loaders_runs_on_the_texts_of_the_check() -> None:
+    """As on models of `transformers`, whose first argument are token ids."""
+
+    def mine(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+        loader, _ = marshtest.loaders(task, retain, forget, 16, seed)
+        updated = copy.deepcopy(model)
+        optimizer = torch.optim.SGD([p for p in updated.parameters() if p.requires_grad], lr=0.1)
+        for ids, y in loader:
+            logits = updated(ids)  # [B, C] of a head, [B, T, V] of a prompt
+            lengths = (ids != 0).sum(1) - 1
+            last = logits if logits.ndim == 2 else logits[torch.arange(len(ids)), lengths]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(last, y).backward()
+            optimizer.step()
+        return updated
+
+    assert all(fact.holds for fact in marshtest.check(mine, on=["text"]))
+
+
 def harnessed(function: Any, problem: Any, passes: float = 1e4, **sets: Samples) -> Outcome:
     """The outcome of a function under a budget."""
     (outcome,) = unlearn(

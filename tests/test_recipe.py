@@ -100,6 +100,18 @@ def test_overrides_reach_any_depth_and_change_the_hash() -> None:
     assert load_recipe("digits-gaussian", "description=other").hash == plain.hash
 
 
+def test_unlearners_are_added_to_those_of_the_recipe() -> None:
+    own = load_recipe("digits-gaussian").unlearners
+    added = ["unlearners+=ssd", "unlearners+=[{name: euk, k: 1}, certified]"]
+    more = load_recipe("digits-gaussian", *added)
+    assert more.unlearners[: len(own)] == own
+    assert [of[0].name for of in more.unlearners[len(own) :]] == ["ssd", "euk", "certified"]
+    (variant,) = read_sweep("digits-gaussian", *added).variants()
+    assert load_recipe(variant.values).hash == more.hash
+    with pytest.raises(MarshtestError, match="unlearners: gd is given twice"):
+        load_recipe("digits-gaussian", "unlearners+={name: gd, lr: 0.1}")
+
+
 def test_data_may_be_a_name_or_a_path() -> None:
     recipe = load_recipe("cifar10-small-gaussian", "data=/some/folder")
     assert (recipe.data.name, recipe.data.path, recipe.data.train) == (
@@ -336,6 +348,8 @@ def test_a_list_of_unlearners_may_lie_in_a_file_of_its_own(
     assert load_recipe(TINY, "unlearners=@sub/mine.yaml").hash == expected.hash
     for of in (read_sweep("sub/s.yaml"), read_sweep("sub/r.yaml", "unlearners=@sub/mine.yaml")):
         assert of.variants()[-1].values["unlearners"] == entries
+    more = load_recipe("sub/r.yaml", "unlearners=[ga]", "unlearners+=@sub/mine.yaml")
+    assert more.hash == load_recipe({**TINY, "unlearners": ["ga", *entries]}).hash
     (tmp_path / "sub" / "mine.yaml").write_text("name: gd")
     with pytest.raises(MarshtestError, match="mine.yaml: a file of unlearners holds a list"):
         load_recipe("sub/r.yaml")

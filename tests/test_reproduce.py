@@ -13,10 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 import matplotlib
+import numpy as np
 import pytest
 from cogapp import Cog
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
+from scipy import stats
 
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.row_file import read_file, write_rows
@@ -57,6 +59,7 @@ MODULES = (
     "marks",
     "walkthrough",
     "compared",
+    "scale",
     "pictures",
     "experiments",
     "cli_reference",
@@ -91,6 +94,11 @@ def claims(experiments: ModuleType) -> ModuleType:
 @pytest.fixture(scope="module")
 def tables(experiments: ModuleType) -> ModuleType:
     return importlib.import_module("tables")
+
+
+@pytest.fixture(scope="module")
+def scale(experiments: ModuleType) -> ModuleType:
+    return importlib.import_module("scale")
 
 
 @pytest.fixture
@@ -196,6 +204,30 @@ def test_an_unlearner_is_told_as_a_recipe_writes_it(experiments: ModuleType, nam
     given = load_recipe(name).model_dump(mode="json")["unlearners"]
     told = json.dumps([experiments._entry(trials) for trials in given])
     assert load_recipe(name, f"unlearners={told}").model_dump(mode="json")["unlearners"] == given
+
+
+def test_the_slope_on_one_axis_is_that_of_scipy(scale: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    places, values = rng.normal(size=12), rng.normal(size=12)
+    ((slope, error),), (_, middle, _) = scale.foretell(places[:, None], values, np.array([2.0]))
+    told = stats.linregress(places, values)
+    assert (slope, error) == pytest.approx((told.slope, told.stderr))
+    assert middle == pytest.approx(told.intercept + 2 * told.slope)
+
+
+def test_what_is_foretold_is_right_in_95_of_100(scale: ModuleType) -> None:
+    """Two trainings a variant of a star, a plane with normal errors, one more training far outside."""
+    rng, far, repetitions = np.random.default_rng(0), np.array([3.0, 3.0, 2.0]), 4000
+    places = np.repeat(np.vstack([np.zeros(3), np.eye(3), -np.eye(3)]), 2, axis=0)
+    slopes = np.array([0.3, -0.2, 0.5])
+    covered = 0
+    for _ in range(repetitions):
+        values = 1 + places @ slopes + rng.normal(0, 0.1, len(places))
+        _, (low, _, high) = scale.foretell(places, values, far)
+        covered += bool(low <= 1 + far @ slopes + rng.normal(0, 0.1) <= high)
+    # The count is binomial: outside these ends it is in one of ten thousand versions of this test.
+    low, high = stats.binom.interval(1 - 1e-4, repetitions, 0.95)
+    assert low <= covered <= high
 
 
 def test_the_rows_are_small() -> None:

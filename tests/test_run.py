@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TIMES, TINY
+from torch import nn
 
 import marshtest
 from marshtest.attacks import Knowledge
@@ -157,7 +158,7 @@ def test_a_users_unlearners_run_beside_ours_and_their_faults_are_rows(tmp_path: 
     notes = results.rows.set_index("unlearner")["note"].to_dict()
     name = __name__
     assert notes[f"{name}:good"] == ""
-    assert notes[f"{name}:greedy"] == "stopped at the budget"
+    assert notes[f"{name}:greedy"] == "stopped at the budget before its first step"
     line = broken.__code__.co_firstlineno + 1
     assert notes[f"{name}:broken"] == f"raised KeyError: 'lost' (test_run.py:{line})"
     accuracies = results.rows.set_index("unlearner")["test_accuracy"]
@@ -166,6 +167,87 @@ def test_a_users_unlearners_run_beside_ours_and_their_faults_are_rows(tmp_path: 
     assert math.isnan(accuracies[f"{name}:broken"])
     summary = results.summary.set_index("unlearner")
     assert summary.loc[f"{name}:broken", "verdict"] == "INCONCLUSIVE"
+
+
+class Late(nn.Module):
+    """Answers for two samples, and for no more; or only where nobody asks for a gradient."""
+
+    def __init__(self, model: nn.Module, end: BaseException) -> None:
+        super().__init__()
+        self.model, self.end = model, end
+
+    def forward(self, x: Any) -> Any:
+        if len(x) > 2:
+            raise self.end
+        return self.model(x)
+
+
+def late(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return Late(copy.deepcopy(model), RuntimeError("too many\nsamples"))
+
+
+def leaves(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return Late(copy.deepcopy(model), SystemExit(7))
+
+
+def weightless(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return copy.deepcopy(model).to("meta")
+
+
+def frozen_for_good(
+    model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int
+) -> Any:
+    with torch.inference_mode():
+        updated = copy.deepcopy(model)
+        for parameter in updated.parameters():
+            parameter.mul_(0.9)
+    return updated
+
+
+def test_a_model_that_cannot_be_measured_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    bad = [late, leaves, weightless, frozen_for_good]
+    recipe = {**TINY, "unlearners": [], "seeds": 1}
+    results = marshtest.run(recipe, out=tmp_path / "run", unlearners=[*bad, good], report=False)
+    rows = results.rows[results.rows["role"] == "updated"].set_index("unlearner")
+    place = f"(test_run.py:{Late.forward.__code__.co_firstlineno + 2})"
+    said = rows["note"].to_dict()
+    assert said[f"{__name__}:late"] == (
+        f"its model raised RuntimeError: too many samples {place} as it was measured"
+    )
+    assert said[f"{__name__}:leaves"].startswith("its model raised SystemExit: 7")
+    assert said[f"{__name__}:weightless"].startswith("returned a model that raises")
+    for fault in bad[:3]:
+        assert math.isnan(rows.loc[f"{__name__}:{fault.__name__}", "test_accuracy"])
+    assert not rows["note"].str.contains("\n").any()
+    assert rows.loc[f"{__name__}:good", "test_accuracy"] > 0.5
+
+
+class Remembering(nn.Module):
+    """A model that stores more than tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x)
+
+    def get_extra_state(self) -> Any:
+        return {"steps": 3}
+
+
+def remembering(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    return Remembering(copy.deepcopy(model))
+
+
+def test_a_model_that_cannot_be_kept_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    recipe = {**TINY, "unlearners": [], "seeds": 1}
+    given: dict[str, Any] = {"unlearners": [remembering, good], "report": False}
+    results = marshtest.run(recipe, out=tmp_path / "run", **given, keep_models=True)
+    rows = results.rows.set_index("unlearner")
+    assert "cannot be kept: model: " in rows.loc[f"{__name__}:remembering", "note"]
+    assert math.isnan(rows.loc[f"{__name__}:remembering", "test_accuracy"])
+    assert rows.loc[f"{__name__}:good", "test_accuracy"] > 0.5
 
 
 def test_data_in_memory_and_another_model_are_welcome(tmp_path: Path) -> None:
@@ -279,10 +361,23 @@ def test_rows_measure_the_very_model(tmp_path: Path) -> None:
     assert rows["test_accuracy"][0] == accuracy(model, pipeline.task, test)
 
 
+def mixed(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
+
+
+def test_steps_of_a_users_model_are_each_counted() -> None:
+    """One that skips layers by what it has learned could cost more where nobody looks."""
+    data = load("digits", train=120, test=50)
+    foreign = load_recipe({**TINY, "model": {"name": f"{__name__}:mixed"}})
+    assert not set_up(foreign, data).task.steady
+    assert set_up(load_recipe(TINY), data).task.steady
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"poison_budgets": 0.001}, "makes fewer than two poisons"),
+        ({"poison_budgets": 0.999}, "poison_budgets: 0.999 leaves no training sample to retain"),
         ({"unlearners": ["euk"]}, "k: 3 is more than the model's 2 layers"),
         ({"device": "cuda"}, "device: cuda was asked for, and PyTorch finds no GPU here. Use cpu"),
         ({"model": {"name": "mlp", "depth": 0}, "training": {"epochs": 2, "lr": 1e30}}, "diverged"),

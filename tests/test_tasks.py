@@ -51,6 +51,14 @@ def test_augmentation_is_a_flip_and_a_shift_of_each_image(augment: tuple[str, ..
     assert found == set(possible)  # all that can happen does
 
 
+def test_a_mini_batch_larger_than_any_number_of_samples_is_all_of_them() -> None:
+    samples = image_samples(5)
+    (batch,) = TASK.epoch(samples, 2**64, torch.Generator().manual_seed(0))
+    assert sorted(batch.ids.tolist()) == sorted(samples.ids.tolist())
+    assert TASK.batches_per_epoch(samples, 2**64) == 1
+    assert list(TASK.epoch(samples[:0], 8, torch.Generator())) == []
+
+
 def test_an_epoch_holds_every_sample_once_but_for_a_last_batch_of_one() -> None:
     ids = [batch.ids for batch in TASK.epoch(image_samples(9), 4, generator(0))]
     assert [len(i) for i in ids] == [4, 4]

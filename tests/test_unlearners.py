@@ -5,7 +5,7 @@ import copy
 import math
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from marshtest.data.samples import Samples
+from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.roles import Role
 from marshtest.models.layers import weight_layers
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive, generator
+from marshtest.sweeps.keys import Keys
 from marshtest.training.budget import Budget, flops_of
 from marshtest.unlearning import UNLEARNERS, Custom, Unlearner, parse_trials
 from marshtest.unlearning.base import TrainingUnlearner
 from marshtest.unlearning.check import Problem, images, text
-from marshtest.unlearning.gradient_descent import NoisyGradientDescent
+from marshtest.unlearning.gradient_descent import GradientDescent, NoisyGradientDescent
 from marshtest.unlearning.harness import Outcome, unlearn
+from marshtest.unlearning.retrain import Retrain
 
 PROBLEMS = {"images": images(), "text": text()}
 
@@ -53,6 +57,51 @@ def one_step(problem: Problem, unlearner: Unlearner, samples: int) -> nn.Module:
 
 def batch_of(problem: Problem, samples: Samples, size: int, seed: int = 5) -> Samples:
     return next(problem.task.batches(samples, size, seed))
+
+
+@pytest.mark.parametrize("name", ["retrain", "retrain-tuned"])
+def test_retraining_that_affords_no_step_is_no_model_and_least_of_all_the_poisoned_one(
+    name: str,
+) -> None:
+    """Both arms would give it, so that nothing of the poison would seem to be left."""
+    problem = PROBLEMS["images"]
+    (outcome,) = unlearn(
+        *(parse_trials(name)[0], problem.model, problem.retain, problem.forget),
+        task=problem.task,
+        budgets=[Budget(10.0, problem.flops_per_pass)],  # less than a mini-batch
+        seed=0,
+    )
+    assert outcome.model is None
+    assert outcome.note == "stopped at the budget before its first step"
+
+
+class Warm(Retrain):
+    """Looks back, which its base class says of itself that it does not."""
+
+    name: str = "warm"
+
+
+class Scheduled(GradientDescent):
+    """A descent that knows its budget, which its base class does not."""
+
+    name: str = "scheduled"
+    known: ClassVar[list[float]] = []
+
+    def __call__(self, model: nn.Module, *given: Any, budget: Budget, **rest: Any) -> nn.Module:
+        self.known.append(budget.passes)
+        return copy.deepcopy(model)
+
+
+def test_what_a_class_claims_of_itself_is_not_believed_of_a_users_subclass() -> None:
+    recipe = load_recipe("digits-badnets", "seeds=1", "unlearners=[retrain]")
+    keys = Keys(recipe)
+    assert keys.arms(Retrain()) == (Role.INITIAL,)
+    assert keys.arms(Warm()) == (Role.INITIAL, Role.TWIN)
+    problem = PROBLEMS["images"]
+    budgets = [Budget(passes, problem.flops_per_pass) for passes in (500.0, 5000.0)]
+    given = (problem.model, problem.retain, problem.forget)
+    unlearn(Scheduled(), *given, task=problem.task, budgets=budgets, seed=0)
+    assert sorted(Scheduled.known) == [500.0, 5000.0]
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)

@@ -103,7 +103,9 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     ),
     "rivals-cifar10-small-targeted": "marshtest run cifar10-small-targeted seeds=6 "
     "unlearners=@benchmarks/rivals/cifar10-small-targeted.yaml",
-    "rivals-imdb-small-gaussian": _ALL.format("imdb-small-gaussian", 2, "", "imdb-small"),
+    "rivals-imdb-small-gaussian": _ALL.format(
+        "imdb-small-gaussian", 2, "attack.draws=9 ", "imdb-small"
+    ),
     "candidates-digits-gaussian": _TRIALS.format("digits-gaussian", 10, "", "candidates-mlp"),
     "candidates-digits-targeted": _TRIALS.format("digits-targeted", 30, "", "candidates-mlp"),
     "candidates-digits-indiscriminate": _TRIALS.format(
@@ -115,6 +117,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
     "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
+    "cifar10-scale": "marshtest sweep cifar10-scale",
     "digits-budgets": "marshtest sweep digits-budgets",
     "digits-known": "marshtest run digits-gaussian seeds=5 'known=[0.1, 0.25, 0.5, 1]'",
     "digits-requests": "marshtest run digits-gaussian seeds=5 requests=5",

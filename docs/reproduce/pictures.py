@@ -4,6 +4,7 @@ from pathlib import Path
 
 import compared
 import matplotlib
+import scale
 from experiments import HERE, TRIGGER, results, study, there
 from matplotlib.figure import Figure
 
@@ -21,7 +22,9 @@ PICTURES = {  # the experiment, and the figure of its report
     "known": ("digits-known", "left-by-known"),
     "requests": ("digits-requests", "left-by-request"),
 }
-OTHERS = {"p-values": compared.figure}  # drawn from rows that are no experiment's
+OTHERS = {"p-values": compared.figure}  # of rows of other kinds
+if there(scale.SCALE):
+    OTHERS["scale"] = scale.figure
 
 
 def drawn(name: str) -> Figure:

@@ -1,12 +1,17 @@
 """All unlearners on all attacks, and the search for one that beats tuned retraining (docs/rivals.md)."""
 
+import json
+
 import pandas as pd
 from experiments import HOW, RIVALS, SUITES, TRIALS, Cell, missing, results, there
 
+from marshtest.experiment.recorded import Recorded
 from marshtest.reporting.tables import NAMES, as_markdown, label, plus_minus
 from marshtest.results.line_to_beat import TUNED
-from marshtest.results.naming import choice, differing, marks
+from marshtest.results.naming import choice, differing, marks, settings
 from marshtest.results.summary import Results
+
+RETRAINED = "retrain (full)"
 
 
 def cells_of(experiment: str) -> dict[str, Cell]:
@@ -74,7 +79,16 @@ def _by_method(titles: dict[str, str]) -> str:
         lines.append({"": method} | {k: _short(cell) if cell else "" for k, cell in of.items()})
     table = as_markdown(pd.DataFrame(lines)) if chosen else ""
     commands = "\n".join(f"- {titles[name]}: `{HOW[name]}`" for name in chosen)
-    return "\n\n".join(filter(None, [table, commands, missing(titles)]))
+    small = [
+        titles[name] for name, cells in columns.items() if cells[RETRAINED].verdict != "REMOVED"
+    ]
+    too_small = (
+        f"Full retraining itself is not shown to be REMOVED on {' and '.join(small)}: there the trainings "
+        "are too few to show it of so many methods, and INCONCLUSIVE says no more than that."
+        if small
+        else ""
+    )
+    return "\n\n".join(filter(None, [table, too_small, commands, missing(titles)]))
 
 
 def chosen_settings() -> str:
@@ -82,14 +96,39 @@ def chosen_settings() -> str:
     lines: dict[str, dict[str, str]] = {}
     for name in filter(there, RIVALS):
         for title, of in cells_of(name).items():
-            if told := choice(of.line, results(name).recipe):
-                lines.setdefault(title, {"": title})[RIVALS[name]] = told
+            recipe = results(name).recipe
+            if told := choice(of.line, recipe):
+                ends = "".join(f", {key} at an end" for key in _at_ends(of.line, recipe))
+                lines.setdefault(title, {"": title})[RIVALS[name]] = told + ends
     return as_markdown(pd.DataFrame(lines.values()).fillna("")) if lines else ""
+
+
+def _at_ends(line: pd.Series, recipe: Recorded) -> list[str]:
+    """The numbers that a search chose at an end of three or more that it tried."""
+    tried = [settings(trial.hyperparameters) for trial in recipe.unlearners[int(line["entry"])]]
+    own = settings(json.loads(line["hyperparameters"]))
+    found = []
+    for key, value in own.items():
+        values = sorted({one[key] for one in tried if isinstance(one[key], int | float)})
+        if len(values) > 2 and value in (values[0], values[-1]):
+            found.append(key)
+    return found
 
 
 def answer() -> str:
     """Which methods removed the poison wherever that was settled, in sentences."""
-    return _answer(RIVALS)
+    failing = [
+        f"{title} ({SUITES[name]})"
+        for name in filter(there, SUITES)
+        for title, of in cells_of(name).items()
+        if title in _unfailing(RIVALS) and of.verdict == "NOT REMOVED"
+    ]
+    more = (
+        f"On more poisons, with one setting: NOT REMOVED {' and '.join(failing)}."
+        if failing
+        else ""
+    )
+    return " ".join(filter(None, [_answer(RIVALS), more]))
 
 
 def answer_on_suites() -> str:
@@ -100,31 +139,40 @@ def answer_on_suites() -> str:
 def _answer(titles: dict[str, str]) -> str:
     """Which methods removed the poison in all of these experiments that have rows."""
     chosen = list(filter(there, titles))
-    verdicts: dict[str, list[tuple[str, str]]] = {}
-    for name in chosen:
-        for title, of in cells_of(name).items():
-            if of.line["role"] == "updated":
-                verdicts.setdefault(title, []).append((of.verdict, of.line["usable"]))
-    everywhere = [t for t, of in verdicts.items() if of == [("REMOVED", "yes")] * len(chosen)]
-    never_failed = [
-        title
-        for title, of in verdicts.items()
-        if title not in everywhere
-        and len(of) == len(chosen)
-        and all(usable != "no" and verdict != "NOT REMOVED" for verdict, usable in of)
-    ]
     if not chosen:
         return missing(titles)
+    verdicts, unfailing = _verdicts(titles), _unfailing(titles)
+    everywhere = [title for title, of in verdicts.items() if set(of) == {("REMOVED", "yes")}]
     parts = [
-        f"Of {len(verdicts)} methods on {len(chosen)} poisons REMOVED and usable on all: "
+        f"Of {len(verdicts)} methods, each tried on all {len(chosen)} poisons, REMOVED and usable on all: "
         f"{', '.join(everywhere) or 'none'}."
     ]
-    if never_failed:
+    if open_ones := [title for title in unfailing if title not in everywhere]:
         parts.append(
-            f"Nothing speaks against {' and '.join(never_failed)}, though not all is settled: on no poison "
+            f"Nothing speaks against {' and '.join(open_ones)}, though not all is settled: on no poison "
             "NOT REMOVED, on none shown to be unusable."
         )
     return " ".join(parts)
+
+
+def _verdicts(titles: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """By method that was tried in each of these experiments, its verdict and whether it stayed usable."""
+    chosen = list(filter(there, titles))
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in chosen:
+        for title, of in cells_of(name).items():
+            if of.line["role"] == "updated":
+                found.setdefault(title, []).append((of.verdict, of.line["usable"]))
+    return {title: of for title, of in found.items() if len(of) == len(chosen)}
+
+
+def _unfailing(titles: dict[str, str]) -> list[str]:
+    """Those that are nowhere NOT REMOVED, and nowhere shown to be unusable."""
+    return [
+        title
+        for title, of in _verdicts(titles).items()
+        if all(verdict != "NOT REMOVED" and usable != "no" for verdict, usable in of)
+    ]
 
 
 def beaten() -> str:

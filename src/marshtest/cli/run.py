@@ -30,7 +30,10 @@ def run(
         ),
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Figures and the page are drawn, or not.")
+        bool,
+        typer.Option(
+            "--report/--no-report", help="Figures, summaries and the page are written, or not."
+        ),
     ] = True,
 ) -> None:
     """Poison, train, unlearn, measure, and draw a report.

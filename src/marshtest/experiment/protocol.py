@@ -62,7 +62,7 @@ from marshtest.models.networks import MLP, ResNet18
 from marshtest.models.rounding import weights
 from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
-from marshtest.models.table import build
+from marshtest.models.table import Factory, build
 from marshtest.plumbing.device import exact_float32, failure, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign, raised
@@ -233,6 +233,10 @@ def set_up(recipe: Recipe, data: Dataset, device: str | None = None) -> Pipeline
             f"poison_budgets: {too_few[0]:g} of {possible} training samples makes fewer than "
             "two poisons. Raise it, or use more data."
         )
+    if emptied := [share for share, count in counts.items() if count >= kept_count(recipe, data)]:
+        raise MarshtestError(
+            f"poison_budgets: {emptied[0]:g} leaves no training sample to retain. Lower it."
+        )
     for share, count in counts.items():
         refuse_small_parts(recipe, share, count)
     task = _task(recipe, data, model, chosen_precision(recipe.training, model, place))
@@ -266,11 +270,14 @@ def _refuse_unfit_states(recipe: Recipe, data: Dataset, model: nn.Module) -> Non
 
 def _task(recipe: Recipe, data: Dataset, model: nn.Module, precision: Precision) -> Task:
     """What training and scoring ask of the model, by the kind of the data."""
+    known = not isinstance(recipe.model, Factory)
     if data.padding is not None:
-        return _language(recipe.model, data.padding, data.prompted, precision)
+        task = _language(recipe.model, data.padding, data.prompted, precision)
+        return replace(task, known_model=known)
     shape = tuple(data.train.x.shape[1:])
     return Classification(
         precision=precision,
+        known_model=known,
         mean=data.mean,
         std=data.std,
         augment=recipe.training.augment,
@@ -577,9 +584,36 @@ def measure(
     if subject.state:
         subject, twin = _in_its_state(pipeline, group, subject, twin)
         between = None  # it is the unlearner's way that is asked for
-    row, model = _row(pipeline, group, poisoned, subject, trained), subject.model
-    if model is None:
+    row = _row(pipeline, group, poisoned, subject, trained)
+    if subject.model is None:
         return Measured(row, pd.DataFrame(), [])
+    try:
+        given = (pipeline, group, poisoned, subject.model, dict(row))
+        return _answered(*given, between, twin, request, beside)
+    except MarshtestError:  # of the attack or a metric, and of every model
+        raise
+    except (Exception, SystemExit, GeneratorExit) as error:
+        if subject.role != Role.UPDATED or failure(error) is not None:
+            raise
+        # An unlearner's model, in one arm or the other, that cannot be asked: the rest of the run can.
+        note = "; ".join(
+            filter(None, (subject.note, f"its model {raised(error)} as it was measured"))
+        )
+        return Measured(row | {"note": note}, pd.DataFrame(), [])
+
+
+def _answered(
+    pipeline: Pipeline,
+    group: Group,
+    poisoned: Poisoned,
+    model: nn.Module,
+    row: Row,
+    between: tuple[nn.Module, nn.Module] | None,
+    twin: nn.Module | None,
+    request: Request,
+    beside: Beside | None,
+) -> Measured:
+    """What a model answers, beside what its row says already; the arguments are those of `measure`."""
     asked = asked_for(group, poisoned, request)
     # What a model draws as it answers must not hang on the jobs that this process did before.
     drawn = seeded(derive(group.draws, "measure"))

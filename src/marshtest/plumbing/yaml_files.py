@@ -25,6 +25,7 @@ COMMANDS = {
 MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
 LONGEST_NAME = 100
 NAME_OR_PATH = "name or path"  # key for `data=TEXT`: the settings of the data tell which it is
+MORE = "unlearners+"  # key for entries beside those that the recipe lists
 
 
 def shipped(kind: str = "recipes") -> dict[str, str]:
@@ -41,11 +42,24 @@ def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str
     in an override from the current folder. A description says what was changed.
     """
     values = _read(source, kind)
-    changes = dict(map(parse_override, overrides))
+    changes = overriding(overrides)
     for key, value in changes.items():
         set_key(values, key, value)
     tell_changes(values, changes)
     return values
+
+
+def overriding(overrides: Iterable[str]) -> dict[str, Any]:
+    """The keys and values of overrides; of a key given twice the last value, but all of `unlearners+`."""
+    changes: dict[str, Any] = {}
+    for key, value in map(parse_override, overrides):
+        changes[key] = [*as_list(changes.get(key, [])), *as_list(value)] if key == MORE else value
+    return changes
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list itself, or one of the value alone."""
+    return value if isinstance(value, list) else [value]
 
 
 def tell_changes(values: dict[str, Any], changes: Iterable[str]) -> None:
@@ -60,7 +74,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise MarshtestError(f"{override!r}: an override has the form key=value or key.sub=value.")
-    if key == "unlearners" and text.startswith("@"):
+    if key in ("unlearners", MORE) and text.startswith("@"):
         return key, _listed(text, Path())
     return key, parse_yaml(text, repr(_short(override)))
 
@@ -172,8 +186,11 @@ def _short(text: str) -> str:
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Set "key.sub" of the raw values; a text for a section is short for the section's `name`.
 
-    For `data` the text may also be the `path`.
+    For `data` the text may also be the `path`. "unlearners+" adds to the list that is there.
     """
+    if key == MORE:
+        values["unlearners"] = [*as_list(values.get("unlearners", [])), *as_list(value)]
+        return
     *sections, last = key.split(".")
     for name in sections:
         values = _section(values, name, key)

@@ -166,7 +166,7 @@ def card_of(
     compared, said = [], list(said)
     for own, known in scored:
         name = _name(own)
-        both, reason = _among(own, known, name)
+        both, reason = _among(own, known, name, suite)
         if reason:
             said.append(f"{own.recipe.name}: no ranks, as {reason}.")
         compared.append(both)
@@ -189,10 +189,11 @@ def _name(own: Results) -> str:
     return own.recipe.unlearners[0][0].name
 
 
-def _among(own: Results, known: Results | None, name: str) -> tuple[Results, str]:
+def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[Results, str]:
     """The newcomer's rows with those of the known; or its own alone, and why."""
     if known is None:
-        return own, "no rows of known unlearners come with the suite"
+        file = f"{suite}/{own.recipe.name}.parquet"
+        return own, f"no rows of known unlearners lie beside the suite's file ({file})"
     differing = differences(setting(known), setting(own))
     if differing:
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])

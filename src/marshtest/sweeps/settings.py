@@ -25,7 +25,7 @@ from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.yaml_files import (
     file_name,
-    parse_override,
+    overriding,
     read_yaml,
     set_key,
     shipped,
@@ -146,7 +146,7 @@ def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep
     values = read_yaml(source, kind)
     if "recipe" not in values:
         values = {"name": values["name"], "recipe": values}
-    for key, value in map(parse_override, overrides):
+    for key, value in overriding(overrides).items():
         # The rest keeps its dots: an axis is called by a key of the recipe.
         section, _, rest = key.partition(".")
         if section == "grid" and rest:

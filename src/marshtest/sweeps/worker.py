@@ -40,6 +40,7 @@ from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import failure, pick_device, repeatable, threads
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import PAIR, Job
@@ -212,10 +213,11 @@ class Worker:
                 and (job.keeps_models or cell in unscored)
             ]
             for cell, subject in self._updates(job, role, todo):
-                subjects[role, cell] = subject
                 # What raised is not recorded, so that the next attempt tries it again.
                 if job.keeps_models and not subject.trace:
-                    self._record_updated(job, self._updated_key(job, cell, role), subject)
+                    key = self._updated_key(job, cell, role)
+                    subject = self._record_updated(job, key, subject)
+                subjects[role, cell] = subject
             progress(done / (len(arms) + 1))  # measuring counts as one arm more
         faults = []
         for cell in missing:
@@ -369,14 +371,20 @@ class Worker:
         seconds = time.perf_counter() - started
         self.store.record(key, {"of": origin, "seconds": seconds, **values}, files)
 
-    def _record_updated(self, job: Job, key: str, subject: Subject) -> None:
-        model = subject.model
-        pipeline = self.pipeline(job.keys)
-        files = {} if model is None else {"model.safetensors": pipeline.trainer.packed(model)}
+    def _record_updated(self, job: Job, key: str, subject: Subject) -> Subject:
+        """Record what an unlearner gave; a model that cannot be stored is none."""
+        pipeline, files = self.pipeline(job.keys), dict[str, bytes]()
+        try:
+            if subject.model is not None:
+                files["model.safetensors"] = pipeline.trainer.packed(subject.model)
+        except MarshtestError as error:
+            note = "; ".join(filter(None, (subject.note, f"cannot be kept: {error}")))
+            subject = replace(subject, model=None, note=note)
         values = {"cost": vars(subject.cost), "note": subject.note, "made": pipeline.made}
         # Budgets that go in one call cannot be timed from outside; the harness timed each.
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
+        return subject
 
     def _updated_key(self, job: Job, cell: Cell, role: Role) -> str:
         assert job.unlearner is not None

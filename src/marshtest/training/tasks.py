@@ -83,10 +83,14 @@ class Task(ABC):
     packed: Callable[[nn.Module], bytes] | None = None  # a file that `load_model` reads, of a model
     channels_last: bool = True  # the layout of images, in which convolutions are half again as fast
 
+    known_model: bool = (
+        True  # whether its cost follows from its inputs' shapes; a user's may skip layers
+    )
+
     @property
     def steady(self) -> bool:
         """Whether mini-batches of one shape cost alike, whatever they hold."""
-        return True
+        return self.known_model
 
     def inputs(self, model: nn.Module, batch: Samples) -> Tensor:
         """[B, ...] the batch in input space, with its perturbations added."""
@@ -150,7 +154,7 @@ class Task(ABC):
         """
         # Drawn on the CPU, so that all devices shuffle alike.
         order = sent(torch.randperm(len(samples), generator=rng), samples.y.device)
-        for index in order.split(batch_size):
+        for index in order.split(min(batch_size, max(1, len(samples)))):
             if len(index) > 1 or batch_size == 1 or len(samples) == 1:
                 yield self.augmented(samples[index], rng)
 
@@ -361,7 +365,8 @@ class LabelWord(Language):
 
     @property
     def steady(self) -> bool:
-        return not self.label_only  # else logits cost by the number of places where texts end
+        # Else logits cost by the number of places where texts end.
+        return self.known_model and not self.label_only
 
     def tokens(self, batch: Samples) -> Tensor:
         """[B, T + 1] token ids of the prompt and its label's word; [B, T], the prompt, if `label_only`."""

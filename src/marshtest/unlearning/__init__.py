@@ -32,7 +32,7 @@ from marshtest.unlearning.shrink_perturb import ShrinkPerturb
 from marshtest.unlearning.sisa import Sisa
 from marshtest.unlearning.ssd import ASSD, SSD
 
-__all__ = ["UNLEARNERS", "Custom", "Unlearner", "parse_trials"]
+__all__ = ["UNLEARNERS", "Custom", "Unlearner", "is_own", "parse_trials"]
 
 _ALL: tuple[type[Unlearner], ...] = (
     Retrain,
@@ -65,6 +65,15 @@ _ALL: tuple[type[Unlearner], ...] = (
 )
 UNLEARNERS: dict[str, type[Unlearner]] = {cls.model_fields["name"].default: cls for cls in _ALL}
 CHOICES: Choices[Unlearner] = Choices("unlearner", Unlearner, UNLEARNERS, Custom.parse)
+
+
+def is_own(unlearner: Unlearner) -> bool:
+    """Whether it is one of the package's, of which tests prove what it claims: `anytime`, `looks_back`.
+
+    A user's subclass inherits the claims, and may do something else.
+    """
+    return type(unlearner) in UNLEARNERS.values()
+
 
 Entry = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[..., Any]
 

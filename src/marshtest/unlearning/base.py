@@ -21,6 +21,7 @@ ARGUMENTS = ("model", "retain", "forget", "task", "budget", "seed")  # the last 
 class Unlearner(Choice, ABC):
     """The hyper-parameters of a method, as an object that runs the method when it is called."""
 
+    # What the package's own methods claim of themselves; of a user's class neither is believed.
     # True if the method is *anytime*: stopped at a smaller budget it gives exactly what a run with that
     # budget gives. It then draws from `budget.stream`, and reads nothing else of the budget.
     anytime: ClassVar[bool] = False
@@ -122,7 +123,7 @@ class TrainingUnlearner(Unlearner, ABC):
                 f"{self.name}: the task has no training pipeline (task.train). Run it through a recipe."
             )
         settings = TrainingUnlearner.model_fields.keys() - Unlearner.model_fields.keys()
-        own = self.model_dump(include=settings, exclude_none=True)
+        own = {key: value for key, value in self if key in settings and value is not None}
         return task.train(samples, seed, budget, start=start, objective=objective, **own)
 
     def new_model(self, task: Task, seed: int) -> nn.Module:

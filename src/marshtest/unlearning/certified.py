@@ -62,7 +62,7 @@ class Certified(TrainingUnlearner):
     gradient_clip: float = Field(10.0, gt=0)  # C₁, largest norm of a gradient
     step: float = Field(1e-3, gt=0)  # γ
     decay: float = Field(500.0, ge=0)  # λ
-    steps: int = Field(10, ge=1)  # T
+    steps: int = Field(10, ge=1, le=1_000_000)  # T
     noisy_batch_size: int = Field(128, ge=1)  # of the noisy steps
 
     @model_validator(mode="after")
@@ -99,25 +99,27 @@ class Certified(TrainingUnlearner):
             parameter.data.mul_(factor)
         batches = task.batches(retain, self.noisy_batch_size, derive(seed, "noisy steps"))
         epoch = task.batches_per_epoch(retain, self.noisy_batch_size)
-        rng, taken = generator(seed, "noise"), 0
+        rng, taken, deviation = generator(seed, "noise"), 0, self.deviation
         # Stopped within a step it would leave a model of too little noise, whose row states this ε.
         with indispensable(f"unlearners.{self.name}", "its noisy steps, so no ε holds"):
             for batch in budget.stream(islice(batches, self.steps), epoch):
-                self.noisy_step(free, task.loss(noisy, batch).mean(), rng)
+                self.noisy_step(free, task.loss(noisy, batch).mean(), rng, deviation)
                 taken += 1
         if taken < self.steps:
             raise MarshtestError(
-                f"certified: the budget affords {taken} of {self.steps} steps, so no ε holds. Raise it."
+                f"unlearners.{self.name}.steps: the budget affords {taken} of {self.steps} noisy steps, so "
+                "no ε holds. Lower steps, or raise budgets."
             )
         fresh = self.new_model(task, seed)
         for buffer, other in zip(noisy.buffers(), fresh.buffers(), strict=True):
             buffer.copy_(other)
         return self.train(task, retain, seed, budget, noisy)
 
-    def noisy_step(self, free: list[nn.Parameter], loss: Tensor, rng: torch.Generator) -> None:
+    def noisy_step(
+        self, free: list[nn.Parameter], loss: Tensor, rng: torch.Generator, deviation: float
+    ) -> None:
         """Make a step θ ← θ − γ (clip(g, C₁) + λ θ) + ξ; where the loss does not reach, g is 0."""
         gradients = torch.autograd.grad(loss, free, materialize_grads=True)
-        deviation = self.deviation
         with torch.no_grad():
             factor = shrinkage(gradients, self.gradient_clip)
             for parameter, gradient in zip(free, gradients, strict=True):

@@ -158,7 +158,7 @@ def _on_small(unlearner: Unlearner, kind: str, problem: Problem) -> Iterator[Fac
     )
     yield fact(
         "returns a model without hooks of its own",
-        not outcome.note or outcome.note == STOPPED,
+        not outcome.note or outcome.note.startswith(STOPPED),
         f"{outcome.note}; remove hooks, and draw nothing as the model answers",
     )
     again = problem.run(unlearner, share).model
@@ -266,9 +266,22 @@ class TinyLM(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
 
-    def forward(self, inputs_embeds: Tensor) -> Tensor:
-        counts = torch.arange(1, inputs_embeds.shape[1] + 1, device=inputs_embeds.device)
-        return self.layers(inputs_embeds.cumsum(1) / counts[:, None])  # type: ignore[no-any-return]
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
+    ) -> Tensor:
+        inputs = _embedded(self.embedding, input_ids, inputs_embeds)
+        counts = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
+        return self.layers(inputs.cumsum(1) / counts[:, None])  # type: ignore[no-any-return]
+
+
+def _embedded(embedding: nn.Embedding, ids: Tensor | None, inputs: Tensor | None) -> Tensor:
+    """What a model of texts reads, of its two ways to be called: [N, T, D]."""
+    if inputs is None:
+        assert ids is not None, (
+            "a model of texts is called with token ids, or with their embeddings"
+        )
+        inputs = embedding(ids)
+    return inputs
 
 
 def text() -> Problem:
@@ -353,9 +366,16 @@ class _BagOfWords(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = attention_mask[..., None]
-        return self.linear((inputs_embeds * mask).sum(1) / mask.sum(1))  # type: ignore[no-any-return]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        inputs = _embedded(self.embedding, input_ids, inputs_embeds)
+        mask = torch.ones(inputs.shape[:2]) if attention_mask is None else attention_mask
+        mask = mask.to(inputs)[..., None]
+        return self.linear((inputs * mask).sum(1) / mask.sum(1))  # type: ignore[no-any-return]
 
 
 def convex(kind: str = "features", scale: float = SCALES[0]) -> tuple[Problem, nn.Module]:

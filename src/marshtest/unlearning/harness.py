@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from marshtest.data.samples import Samples
-from marshtest.models.state import copied, restore, state_of
+from marshtest.models.state import copied, restore, same_tensors, state_of
 from marshtest.plumbing.device import clock, failure
 from marshtest.plumbing.errors import MarshtestError, one_line
 from marshtest.plumbing.foreign import raised, signals_noted
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, BudgetSpent, Cost
 from marshtest.training.tasks import Task
-from marshtest.unlearning import UNLEARNERS
+from marshtest.unlearning import is_own
 from marshtest.unlearning.base import Unlearner
 
 STOPPED = "stopped at the budget"
@@ -70,7 +70,7 @@ def unlearn(
     for budget in sorted(budgets, key=lambda b: b.size, reverse=True):
         if budget.size not in outcomes:
             smaller = [b.size for b in budgets if b.size < budget.size]
-            milestones = smaller if unlearner.anytime else []
+            milestones = smaller if is_own(unlearner) and unlearner.anytime else []
             last, on_the_way = _run(
                 unlearner, model, retain, forget, task, budget, seed, milestones
             )
@@ -99,7 +99,7 @@ def _run(
     note = trace = ""
     budget.on_the_way(milestones, snapshots.take)
     # Foreign code could let a dear step follow cheap ones, so all of its steps are counted.
-    budget.steady = task.steady and type(unlearner) in UNLEARNERS.values()
+    budget.steady = task.steady and is_own(unlearner)
     try:
         # The budget is the innermost, so that it counts the unlearner's work and no other.
         with signals_noted() as signals, seeded(seed), witness, budget:
@@ -124,6 +124,10 @@ def _run(
         size: _noted(judge(snapshot, cost, ""), budget)
         for size, (snapshot, cost) in snapshots.taken.items()
     }
+    if note == STOPPED and updated is start and same_tensors(state_of(start), state_of(model)):
+        note = f"{STOPPED} before its first step"
+        if not unlearner.looks_back:  # what it was given is in no way its own
+            return Outcome(None, total, note), {}
     failed = Outcome(None, total, note, trace) if trace else None
     return failed or _noted(judge(updated, total, note), budget), on_the_way
 
@@ -173,9 +177,9 @@ class _Judge:
         """The outcome of a run that returned `updated`, cost `cost` and ended with `note`."""
         if not isinstance(updated, nn.Module):
             return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
-        if not self._is_sound(updated.state_dict()):
-            return Outcome(None, cost, "NaN or infinite weights")
         try:
+            if not self._is_sound(updated.state_dict()):
+                return Outcome(None, cost, "NaN or infinite weights")
             # One seed for both questions: an answer that differs is drawn, or counts the questions.
             with seeded(self._seed):
                 first, second = self._ask(updated), self._ask(updated)

@@ -56,6 +56,15 @@ class _LastLayers(GradientUnlearner, ABC):
                 f"unlearners.{self.name}.k: {self.k} is more than the model's {len(layers)} layers "
                 "(convolution and linear modules, or blocks). Lower k."
             )
+        before, last = (
+            {p for layer in part for module in layer for p in module.parameters(recurse=False)}
+            for part in (layers[: -self.k], layers[-self.k :])
+        )
+        if before & last:
+            raise MarshtestError(
+                f"unlearners.{self.name}.k: the model's last {self.k} layers share weights with earlier "
+                "ones, which are to stay. Raise k, or leave the method out."
+            )
         if not any(trainable(module) for layer in layers[-self.k :] for module in layer):
             raise MarshtestError(
                 f"unlearners.{self.name}.k: the model's last {self.k} layers are frozen, so nothing "

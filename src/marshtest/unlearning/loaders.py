@@ -36,8 +36,8 @@ def loaders(
         The loader of the retain set and the loader of the forget set.
 
     Raises:
-        MarshtestError: the poison of a text is noise on its embeddings, which no pair (x, y) holds; or the
-            batch size is below 1.
+        MarshtestError: the poison of a text is noise on its embeddings, which no pair (x, y) holds; a set
+            is empty; or the batch size is no whole number from 1.
 
     Example:
         Ascent on the forget set by a function that takes any loader:
@@ -54,8 +54,15 @@ def loaders(
         ...     _, forget_loader = marshtest.loaders(task, retain, forget, 32, seed)
         ...     return ascend(copy.deepcopy(model), forget_loader)
     """
-    if batch_size < 1:
-        raise MarshtestError(f"loaders: batch_size is {batch_size}. Give 1 or more.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise MarshtestError(
+            f"loaders: batch_size is {batch_size!r}. Give a whole number, 1 or more."
+        )
+    for name, samples in (("retain", retain), ("forget", forget)):
+        if not len(samples):
+            raise MarshtestError(
+                f"loaders: the {name} set is empty. Ask for it only where it is not."
+            )
     return (
         _loader("retain", task, retain, batch_size, seed),
         _loader("forget", task, forget, batch_size, seed),

@@ -1,9 +1,9 @@
-"""Shrink and perturb: weights half-way to a fresh initialisation, then trained (Ash & Adams 2020).
+"""Shrink and perturb: weights most of the way to a fresh initialisation, then trained (Ash & Adams 2020).
 
     θ ← λ θ_initial + p,   p = ν · θ_fresh          then train on the retain set
 
-The paper (arXiv 1910.08475, "Shrink, perturb, repeat") warm-starts a training on more data so. Here the
-retain set takes the place of the grown training set, and what is shrunk is what the initial model learned.
+The paper (arXiv 1910.08475) warm-starts a training on more data so. Here the retain set takes the place of
+the grown training set, and what is shrunk is what the initial model learned.
 
 | known | paper | authors' repository | here |
 | --- | --- | --- | --- |
