@@ -1,9 +1,10 @@
 """Steps of one kind, which cost alike: counted at first and now and then, and taken as known between.
 
 To count a step every operation passes through Python, which takes two to three times as long as a GPU's
-step. A step of a method of ours does the same operations whenever its tensors have the same shapes, so
-its cost is known once two of a kind have cost the same. A model whose cost depends on more than shapes, as
-one that skips layers, shows itself in a step that is counted again, and is counted throughout from then.
+step. A step of a method of ours on a model of ours, or of `transformers`, does the same operations whenever
+its tensors have the same shapes, so its cost is known once two of a kind have cost the same. A model of a
+user's factory may skip layers by what it has learned, and is counted throughout; should another's cost
+differ from step to step all the same, a step that is counted again shows it.
 """
 
 from collections.abc import Hashable
