@@ -123,12 +123,10 @@ def answer() -> str:
         for title, of in cells_of(name).items()
         if title in _unfailing(RIVALS) and of.verdict == "NOT REMOVED"
     ]
-    more = (
-        f"On more poisons, with one setting: NOT REMOVED {' and '.join(failing)}."
-        if failing
-        else ""
-    )
-    return " ".join(filter(None, [_answer(RIVALS), more]))
+    parts = [_answer(RIVALS)]
+    if failing:
+        parts.append(f"On more poisons, by one setting each, NOT REMOVED: {', '.join(failing)}.")
+    return " ".join(parts)
 
 
 def answer_on_suites() -> str:
