@@ -414,7 +414,10 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
         (["run", "tiny.yaml", "training.lr=fast"], "training.lr: Input should be a valid number"),
         (["run", "tiny.yaml", "unlearners=[forgetful]"], "unknown unlearner 'forgetful'"),
         (["run", "tiny.yaml", "budgets=2"], "budgets.0: Input should be less than or equal to 1"),
-        (["run", "tiny.yaml", "poison_budgets=0.999"], "asks for 200 poisons among 200"),
+        (
+            ["run", "tiny.yaml", "poison_budgets=0.999"],
+            "poison_budgets: 0.999 leaves no training sample to retain. Lower it.",
+        ),
         (["run", "tiny.yaml", "unlearners=[{name: euk, k: 7}]"], "7 is more than the model's 2"),
         (["run", "tiny.yaml", "data=cifar10", "data.path=/none"], "no folder '/none'"),
         (["run", "tiny.yaml", "data=cifar10", "data.path=."], "holds neither train"),

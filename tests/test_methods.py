@@ -124,8 +124,8 @@ class Tied(TinyLM):
         self.head = nn.Linear(16, 13, bias=False)
         self.head.weight = self.embedding.weight
 
-    def forward(self, inputs_embeds: Tensor) -> Tensor:
-        return self.head(super().forward(inputs_embeds))  # type: ignore[no-any-return]
+    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Any:
+        return self.head(super().forward(input_ids, inputs_embeds))
 
 
 def tied(seed: int) -> nn.Module:

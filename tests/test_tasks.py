@@ -85,7 +85,7 @@ def test_label_word_loss_is_the_mean_over_real_tokens_and_its_logits_follow_the_
         prompt = [token for token in batch.x[row].tolist() if token != 0]
         tokens = torch.tensor([*prompt, int(batch.y[row])])
         embedded = model.get_input_embeddings()(tokens[None])  # type: ignore[operator]
-        logits = model(embedded)[0]
+        logits = model(inputs_embeds=embedded)[0]
         expected = nn.functional.cross_entropy(logits[:-1], tokens[1:])
         torch.testing.assert_close(losses[row], expected)
         torch.testing.assert_close(label_logits[row], logits[len(prompt) - 1])
