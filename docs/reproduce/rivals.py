@@ -7,11 +7,10 @@ from experiments import HOW, RIVALS, SUITES, TRIALS, Cell, missing, results, the
 
 from marshtest.experiment.recorded import Recorded
 from marshtest.reporting.tables import NAMES, as_markdown, label, plus_minus
+from marshtest.results.leaderboard import CONTROLS
 from marshtest.results.line_to_beat import TUNED
 from marshtest.results.naming import choice, differing, marks, settings
 from marshtest.results.summary import Results
-
-RETRAINED = "retrain (full)"
 
 
 def cells_of(experiment: str) -> dict[str, Cell]:
@@ -80,7 +79,9 @@ def _by_method(titles: dict[str, str]) -> str:
     table = as_markdown(pd.DataFrame(lines)) if chosen else ""
     commands = "\n".join(f"- {titles[name]}: `{HOW[name]}`" for name in chosen)
     small = [
-        titles[name] for name, cells in columns.items() if cells[RETRAINED].verdict != "REMOVED"
+        titles[name]
+        for name, cells in columns.items()
+        if cells[CONTROLS["retrained"]].verdict != "REMOVED"
     ]
     too_small = (
         f"Full retraining itself is not shown to be REMOVED on {' and '.join(small)}: there the trainings "
@@ -117,11 +118,12 @@ def _at_ends(line: pd.Series, recipe: Recorded) -> list[str]:
 
 def answer() -> str:
     """Which methods removed the poison wherever that was settled, in sentences."""
+    unfailing = _unfailing(_verdicts(RIVALS))
     failing = [
         f"{title} ({SUITES[name]})"
         for name in filter(there, SUITES)
         for title, of in cells_of(name).items()
-        if title in _unfailing(RIVALS) and of.verdict == "NOT REMOVED"
+        if title in unfailing and of.verdict == "NOT REMOVED"
     ]
     parts = [_answer(RIVALS)]
     if failing:
@@ -139,13 +141,13 @@ def _answer(titles: dict[str, str]) -> str:
     chosen = list(filter(there, titles))
     if not chosen:
         return missing(titles)
-    verdicts, unfailing = _verdicts(titles), _unfailing(titles)
+    verdicts = _verdicts(titles)
     everywhere = [title for title, of in verdicts.items() if set(of) == {("REMOVED", "yes")}]
     parts = [
         f"Of {len(verdicts)} methods, each tried on all {len(chosen)} poisons, REMOVED and usable on all: "
         f"{', '.join(everywhere) or 'none'}."
     ]
-    if open_ones := [title for title in unfailing if title not in everywhere]:
+    if open_ones := [title for title in _unfailing(verdicts) if title not in everywhere]:
         parts.append(
             f"Nothing speaks against {' and '.join(open_ones)}, though not all is settled: on no poison "
             "NOT REMOVED, on none shown to be unusable."
@@ -164,11 +166,11 @@ def _verdicts(titles: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
     return {title: of for title, of in found.items() if len(of) == len(chosen)}
 
 
-def _unfailing(titles: dict[str, str]) -> list[str]:
+def _unfailing(verdicts: dict[str, list[tuple[str, str]]]) -> list[str]:
     """Those that are nowhere NOT REMOVED, and nowhere shown to be unusable."""
     return [
         title
-        for title, of in _verdicts(titles).items()
+        for title, of in verdicts.items()
         if all(verdict != "NOT REMOVED" and usable != "no" for verdict, usable in of)
     ]
 

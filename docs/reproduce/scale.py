@@ -19,6 +19,7 @@ from scipy import stats
 from marshtest.experiment.recipe import load_recipe
 from marshtest.reporting.figures import GREY, LEGEND, SERIES, TO_BEAT
 from marshtest.reporting.tables import NAMES, as_markdown, plus_minus
+from marshtest.results.leaderboard import CONTROLS
 from marshtest.results.line_to_beat import TUNED
 from marshtest.results.merging import read_all
 from marshtest.sweeps.settings import read_sweep
@@ -26,7 +27,7 @@ from marshtest.sweeps.settings import read_sweep
 Floats = NDArray[np.float64]
 SCALE = "cifar10-scale"
 AXES = {"images": 50_000, "width": 64, "epochs": 100}  # each direction, and how far the paper goes
-INITIAL, RETRAINED = "none", "retrain (full)"
+INITIAL, RETRAINED = CONTROLS["initial"], CONTROLS["retrained"]
 LATER = "shrink-perturb"
 USABLE = 0.05  # of accuracy, below full retraining
 SHOWN = (*SEVEN, LATER, "retrain", TUNED)
@@ -79,7 +80,7 @@ def scale() -> str:
         for name, title in ACCURACIES.items():
             line[f"accuracy, {title}"] = _told(of[name], "accuracy", 3)
         lines.append(line)
-    return "\n\n".join([as_markdown(pd.DataFrame(lines)), _absent()])
+    return "\n\n".join(filter(None, [as_markdown(pd.DataFrame(lines)), _absent()]))
 
 
 def _absent() -> str:

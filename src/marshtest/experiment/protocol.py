@@ -544,6 +544,11 @@ class Subject:
     state: str | None = None  # in which it is measured; None in a recipe without after-care
     made: Mapping[str, str] = field(default_factory=dict)  # precision and device, if not as here
 
+    def without_model(self, why: str) -> "Subject":
+        """The same origin with no model, and in the note why."""
+        note = "; ".join(filter(None, (self.note, why)))
+        return replace(self, model=None, note=note)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -588,7 +593,7 @@ def measure(
     if subject.model is None:
         return Measured(row, pd.DataFrame(), [])
     try:
-        given = (pipeline, group, poisoned, subject.model, dict(row))
+        given = (pipeline, group, poisoned, subject.model, row)
         return _answered(*given, between, twin, request, beside)
     except MarshtestError:  # of the attack or a metric, and of every model
         raise
@@ -596,10 +601,8 @@ def measure(
         if subject.role != Role.UPDATED or failure(error) is not None:
             raise
         # An unlearner's model, in one arm or the other, that cannot be asked: the rest of the run can.
-        note = "; ".join(
-            filter(None, (subject.note, f"its model {raised(error)} as it was measured"))
-        )
-        return Measured(row | {"note": note}, pd.DataFrame(), [])
+        lost = subject.without_model(f"its model {raised(error)} as it was measured")
+        return Measured(_row(pipeline, group, poisoned, lost, trained), pd.DataFrame(), [])
 
 
 def _answered(
@@ -645,8 +648,7 @@ def _in_its_state(
         if failure(error) is not None:
             raise
         fault = str(error) if isinstance(error, MarshtestError) else raised(error)
-        note = "; ".join(filter(None, (subject.note, f"{state}: {fault}")))
-        return replace(subject, model=None, note=note), None
+        return subject.without_model(f"{state}: {fault}"), None
     return replace(subject, model=model), other
 
 

@@ -22,7 +22,7 @@ from marshtest.experiment.requests import ALL, Request
 from marshtest.experiment.roles import UNTREATED, Role
 from marshtest.experiment.states import passes_of
 from marshtest.sweeps.keys import Keys
-from marshtest.unlearning import Unlearner, is_own
+from marshtest.unlearning import Unlearner, is_anytime
 
 PAIR = (Role.INITIAL, Role.RETRAINED)  # what a repeat trains
 
@@ -88,9 +88,7 @@ class Job:
     def passes_smaller_budgets(self) -> bool:
         """Whether the models of smaller budgets lie on the way to the largest one's."""
         # A second request starts from another model at each budget.
-        unlearner = self.unlearner
-        anytime = unlearner is not None and is_own(unlearner) and unlearner.anytime
-        return anytime and self.request.of == 1
+        return self.unlearner is not None and is_anytime(self.unlearner) and self.request.of == 1
 
     @property
     def keeps_models(self) -> bool:

@@ -25,7 +25,7 @@ from marshtest.experiment.requests import ALL, Request
 from marshtest.experiment.roles import TWINS, Role
 from marshtest.plumbing.derived import hashed
 from marshtest.sweeps.ledger import ALGORITHM
-from marshtest.unlearning import Unlearner, is_own
+from marshtest.unlearning import Unlearner, looks_back
 
 
 class Keys:
@@ -135,8 +135,7 @@ class Keys:
         """Roles of the models that an unlearner starts from."""
         # One that starts afresh ends with one model in both arms, and need not run twice; unless the
         # retain sets hold poisons or their bases.
-        afresh = is_own(unlearner) and not unlearner.looks_back and request == ALL
-        twins = self.recipe.attack.needs_twin and not afresh
+        twins = self.recipe.attack.needs_twin and (looks_back(unlearner) or request != ALL)
         return (Role.INITIAL, Role.TWIN) if twins else (Role.INITIAL,)
 
     def twin(self, role: Role, group: Group, request: Request = ALL) -> str | None:

@@ -378,8 +378,7 @@ class Worker:
             if subject.model is not None:
                 files["model.safetensors"] = pipeline.trainer.packed(subject.model)
         except MarshtestError as error:
-            note = "; ".join(filter(None, (subject.note, f"cannot be kept: {error}")))
-            subject = replace(subject, model=None, note=note)
+            subject = subject.without_model(f"cannot be kept: {error}")
         values = {"cost": vars(subject.cost), "note": subject.note, "made": pipeline.made}
         # Budgets that go in one call cannot be timed from outside; the harness timed each.
         started = time.perf_counter() - subject.cost.seconds

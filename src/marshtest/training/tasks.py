@@ -83,9 +83,8 @@ class Task(ABC):
     packed: Callable[[nn.Module], bytes] | None = None  # a file that `load_model` reads, of a model
     channels_last: bool = True  # the layout of images, in which convolutions are half again as fast
 
-    known_model: bool = (
-        True  # whether its cost follows from its inputs' shapes; a user's may skip layers
-    )
+    # Whether the model's cost follows from its inputs' shapes; a user's may skip layers.
+    known_model: bool = True
 
     @property
     def steady(self) -> bool:

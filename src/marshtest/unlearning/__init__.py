@@ -32,7 +32,15 @@ from marshtest.unlearning.shrink_perturb import ShrinkPerturb
 from marshtest.unlearning.sisa import Sisa
 from marshtest.unlearning.ssd import ASSD, SSD
 
-__all__ = ["UNLEARNERS", "Custom", "Unlearner", "is_own", "parse_trials"]
+__all__ = [
+    "UNLEARNERS",
+    "Custom",
+    "Unlearner",
+    "is_anytime",
+    "is_own",
+    "looks_back",
+    "parse_trials",
+]
 
 _ALL: tuple[type[Unlearner], ...] = (
     Retrain,
@@ -68,11 +76,21 @@ CHOICES: Choices[Unlearner] = Choices("unlearner", Unlearner, UNLEARNERS, Custom
 
 
 def is_own(unlearner: Unlearner) -> bool:
-    """Whether it is one of the package's, of which tests prove what it claims: `anytime`, `looks_back`.
+    """Whether it is one of the package's, of which tests prove what it claims of itself.
 
     A user's subclass inherits the claims, and may do something else.
     """
     return type(unlearner) in UNLEARNERS.values()
+
+
+def is_anytime(unlearner: Unlearner) -> bool:
+    """Whether the models of smaller budgets are sure to lie on its way to a larger one's."""
+    return is_own(unlearner) and unlearner.anytime
+
+
+def looks_back(unlearner: Unlearner) -> bool:
+    """Whether what it returns may hang on the model passed in or on the forget set."""
+    return unlearner.looks_back or not is_own(unlearner)
 
 
 Entry = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[..., Any]

@@ -17,7 +17,7 @@ from marshtest.plumbing.foreign import raised, signals_noted
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, BudgetSpent, Cost
 from marshtest.training.tasks import Task
-from marshtest.unlearning import is_own
+from marshtest.unlearning import is_anytime, is_own, looks_back
 from marshtest.unlearning.base import Unlearner
 
 STOPPED = "stopped at the budget"
@@ -70,7 +70,7 @@ def unlearn(
     for budget in sorted(budgets, key=lambda b: b.size, reverse=True):
         if budget.size not in outcomes:
             smaller = [b.size for b in budgets if b.size < budget.size]
-            milestones = smaller if is_own(unlearner) and unlearner.anytime else []
+            milestones = smaller if is_anytime(unlearner) else []
             last, on_the_way = _run(
                 unlearner, model, retain, forget, task, budget, seed, milestones
             )
@@ -126,7 +126,7 @@ def _run(
     }
     if note == STOPPED and updated is start and same_tensors(state_of(start), state_of(model)):
         note = f"{STOPPED} before its first step"
-        if not unlearner.looks_back:  # what it was given is in no way its own
+        if not looks_back(unlearner):  # what it was given is in no way its own
             return Outcome(None, total, note), {}
     failed = Outcome(None, total, note, trace) if trace else None
     return failed or _noted(judge(updated, total, note), budget), on_the_way
