@@ -53,6 +53,7 @@ LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: 
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move
 MODULES = (
     "claims",
+    "evidence",
     "tables",
     "rivals",
     "membership",
@@ -136,6 +137,38 @@ def test_no_table_of_measured_numbers_is_pasted() -> None:
             if line.startswith("|") and not written:
                 assert "±" not in line, (page, line)
                 assert not {"REMOVED", "NOT REMOVED"} & set(line.split(" | ")), (page, line)
+
+
+@pytest.mark.parametrize(
+    ("holds", "fails", "answer", "told"),
+    [
+        (0.05, 1.0, "agrees", "p-values: 0.05 for *agrees*, 1 for *disagrees*."),
+        (0.051, 0.049, "disagrees", "p-values: 0.051 for *agrees*, 0.049 for *disagrees*."),
+        (0.2, 0.3, "is not settled", "would settle it: 1,200 of `a`, 3 of `b`."),
+        (0.2, None, "is not settled", "would settle it: 9 of `a`."),
+        (None, None, "is not settled", "no more seeds would settle it."),
+    ],
+)
+def test_a_claim_is_answered_at_its_level(
+    claims: ModuleType, holds: float | None, fails: float | None, answer: str, told: str
+) -> None:
+    """The cheaper of both ways to settle it is told; one that no rows can go is none."""
+
+    def statement(p: float | None, **seeds: float) -> object:
+        return claims.UNSHOWN if p is None else claims.Statement(p, lambda level: seeds)
+
+    ways = (
+        (statement(holds, a=9), claims.UNSHOWN)
+        if fails is None
+        else (statement(holds, a=1_200, b=3), statement(fails, a=5_000))
+    )
+    of = claims.Claim("it is so", lambda: ("table", *ways), (("digits-gaussian",),))
+    text, found = of.told()
+    assert found == answer
+    assert text.startswith("table\n\n")
+    assert text.endswith(told)
+    missing = claims.Claim("it is so", lambda: ("", *ways), (("digits-gaussian",), ("none",)))
+    assert missing.told()[1] != claims.AGREE  # which is said of whole rows alone
 
 
 def test_every_claim_has_its_place_in_the_page(claims: ModuleType) -> None:

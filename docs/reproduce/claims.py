@@ -4,11 +4,27 @@ docs/reproduce.md is written by these functions (`make reproduce`), and a test w
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
+from evidence import (
+    LEVEL,
+    PART,
+    UNSHOWN,
+    Statement,
+    all_of,
+    any_of,
+    costs_less,
+    costs_more,
+    does_not_help,
+    found,
+    helps,
+    leaves_more,
+    of_seeds,
+    over_seeds,
+)
 from experiments import (
     ALL,
     DIGITS,
@@ -29,14 +45,13 @@ from experiments import (
     study,
     there,
 )
-from scipy import stats
 
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
 from marshtest.reporting.tables import NAMES, as_markdown, number, plus_minus, table2
 
 AGREE, DISAGREE, OPEN, UNKNOWN = "agrees", "disagrees", "is not settled", "is not measured"
-LEVEL = 0.05
-Told = tuple[str, bool, bool]  # tables, whether the rule is met, and whether its opposite is
+REMOVED, NOT_REMOVED = "REMOVED", "NOT REMOVED"
+Told = tuple[str, Statement, Statement]  # tables; that the rule is met, and that its opposite is
 
 
 @dataclass(frozen=True)
@@ -61,12 +76,29 @@ class Claim:
         return list(dict.fromkeys(name for group in self.needs for name in group))
 
     def told(self) -> tuple[str, str]:
-        """Tables, and the answer."""
+        """Tables and p-values, and the answer."""
         if self.needs and not any(map(there, self.experiments)):
             return "", UNKNOWN
         text, holds, fails = self.tell()
         whole = all(any(map(there, group)) for group in self.needs)
-        return text, AGREE if holds and whole else DISAGREE if fails else OPEN
+        answer = AGREE if holds.p <= LEVEL and whole else DISAGREE if fails.p <= LEVEL else OPEN
+        return "\n\n".join(filter(None, [text, self._tests(holds, fails, answer)])), answer
+
+    def _tests(self, holds: Statement, fails: Statement, answer: str) -> str:
+        """The p-values of both answers, and the seeds that would settle it; a hypothesis tells its own."""
+        if not self.needs:
+            return ""
+        text = f"p-values: {holds.p:.2g} for *agrees*, {fails.p:.2g} for *disagrees*."
+        if answer != OPEN:
+            return text
+        ways = [of.seeds(LEVEL) for of in (holds, fails)]
+        needed = min(ways, key=lambda seeds: max(seeds.values(), default=0))
+        if not needed:  # then rows of a whole experiment are missing, which are named elsewhere
+            return text
+        if not all(map(math.isfinite, needed.values())):
+            return f"{text} By these numbers no more seeds would settle it."
+        told = ", ".join(f"{number:,.0f} of `{name}`" for name, number in needed.items())
+        return f"{text} By these numbers about so many seeds would settle it: {told}."
 
 
 def cells(names: Iterable[str], *unlearners: str) -> list[Cell]:
@@ -76,74 +108,72 @@ def cells(names: Iterable[str], *unlearners: str) -> list[Cell]:
 
 def no_silver_bullet() -> Told:
     """Verdicts of all unlearners on all experiments."""
-    lines, everywhere = [], []
+    lines, failing, everywhere = [], [], []
     for unlearner in (*SEVEN, RIVAL):
-        verdicts = {SHORT[of.experiment]: of.verdict for of in cells(ALL, unlearner)}
+        own = cells(ALL, unlearner)
+        verdicts = {SHORT[of.experiment]: of.verdict for of in own}
         lines.append({"unlearner": NAMES[unlearner], **verdicts})
         if unlearner != RIVAL:
-            everywhere.append("NOT REMOVED" not in verdicts.values())
-    return as_markdown(pd.DataFrame(lines)), not any(everywhere), all(everywhere)
+            failing.append(any_of(found(of, NOT_REMOVED) for of in own))
+            everywhere.append(all_of(found(of, REMOVED) for of in own))
+    return as_markdown(pd.DataFrame(lines)), all_of(failing), any_of(everywhere)
 
 
 def some_removed() -> Told:
     """The strong form: in no experiment does any of the seven remove the poison."""
-    removed = {
-        name: [NAMES[u] for u in SEVEN if cell(name, u).verdict == "REMOVED"]
-        for name in filter(there, ALL)
-    }
-    lines = [
-        {"experiment": SHORT[n], "removed by": ", ".join(of) or "none"} for n, of in removed.items()
-    ]
-    on_large = any(of for name, of in removed.items() if name not in DIGITS)
-    return as_markdown(pd.DataFrame(lines)), not any(removed.values()), on_large
+    lines = []
+    for name in filter(there, ALL):
+        removed = [NAMES[u] for u in SEVEN if cell(name, u).verdict == REMOVED]
+        lines.append({"experiment": SHORT[name], "removed by": ", ".join(removed) or "none"})
+    none = all_of(found(of, NOT_REMOVED) for of in cells(ALL, *SEVEN))
+    some = any_of(found(of, REMOVED) for of in cells((*IMAGES, *TEXTS), *SEVEN))
+    return as_markdown(pd.DataFrame(lines)), none, some
 
 
 def gd_by_attack() -> Told:
     """GD undoes indiscriminate poisons, and neither targeted nor Gaussian ones."""
-    less = [of.surely_less for of in cells(IMAGES[2:], "gd")]
-    kinds = [
-        [of.verdict for of in cells(names, "gd")]
-        for names in zip(IMAGES[:2], DIGITS[:2], strict=True)
-    ]
-    kept = all("NOT REMOVED" in of and "REMOVED" not in of for of in kinds)
-    gone = any("REMOVED" in of for of in kinds)
-    return by_experiment((*IMAGES, *DIGITS), ["gd"]), all(less) and kept, not all(less) or gone
+    undone = cells(IMAGES[2:], "gd")
+    kinds = [cells(names, "gd") for names in zip(IMAGES[:2], DIGITS[:2], strict=True)]
+    # On either data set: CIFAR-10 and digits are two chances to see each kind fail.
+    failing = [any_of(found(of, NOT_REMOVED) for of in kind) for kind in kinds]
+    removed = [found(of, REMOVED) for kind in kinds for of in kind]
+    holds = all_of([*map(helps, undone), *failing])
+    fails = any_of([*map(does_not_help, undone), *removed])
+    return by_experiment((*IMAGES, *DIGITS), ["gd"]), holds, fails
 
 
 def scrub_by_attack() -> Told:
     """SCRUB helps against Gaussian poisons in texts, not against the other kinds."""
-    less = [of.surely_less for of in cells(TEXTS[:1], "scrub")]
-    failing = all(of.verdict != "REMOVED" for of in cells((*IMAGES[1:], TEXTS[1]), "scrub"))
-    text = by_experiment((*TEXTS, *IMAGES[1:]), ["scrub"])
-    return text, all(less) and failing, not failing
+    mitigated, others = cells(TEXTS[:1], "scrub"), cells((TEXTS[1], *IMAGES[1:]), "scrub")
+    holds = all_of([*map(helps, mitigated), *(found(of, NOT_REMOVED) for of in others)])
+    fails = any_of([*map(does_not_help, mitigated), *(found(of, REMOVED) for of in others)])
+    return by_experiment((*TEXTS, *IMAGES[1:]), ["scrub"]), holds, fails
 
 
 def ga_by_task() -> Told:
     """GA removes Gaussian and targeted poisons from the ResNet for over ten points, and not from GPT-2."""
     images, texts = cells(IMAGES[:2], "ga"), cells(TEXTS, "ga")
-    helped = all(of.surely_less and of.lost > 0.1 for of in images)
-    kept = all(of.verdict == "NOT REMOVED" for of in texts)
-    useless = any(of.has_effect and not of.surely_less for of in images)
-    fails = useless or any(of.verdict == "REMOVED" for of in texts)
-    return by_experiment((*IMAGES[:2], *TEXTS), ["ga"]), helped and kept, fails
+    helped = [s for of in images for s in (helps(of), costs_more(of, 0.1))]
+    holds = all_of([*helped, *(found(of, NOT_REMOVED) for of in texts)])
+    fails = any_of([*map(does_not_help, images), *(found(of, REMOVED) for of in texts)])
+    return by_experiment((*IMAGES[:2], *TEXTS), ["ga"]), holds, fails
 
 
 def euk_ngd_in_texts() -> Told:
     """EUk and NGD help against Gaussian poisons in a classification head, not against trigger words."""
-    gaussian = cells(TEXTS[:1], "euk", "ngd")
-    failing = all(of.verdict != "REMOVED" for of in cells(TEXTS[1:], "euk", "ngd"))
-    helped = [of.surely_less and not of.surely_more for of in gaussian]
-    useless = any(of.has_effect for of in gaussian) and not any(helped)
-    text = by_experiment(TEXTS, ["euk", "ngd"])
-    return text, all(helped) and failing, useless or not failing
+    gaussian, trigger = (cells([name], "euk", "ngd") for name in TEXTS)
+    holds = all_of([*map(helps, gaussian), *(found(of, NOT_REMOVED) for of in trigger)])
+    useless = all_of(map(does_not_help, gaussian))
+    fails = any_of([useless, *(found(of, REMOVED) for of in trigger)])
+    return by_experiment(TEXTS, ["euk", "ngd"]), holds, fails
 
 
 def gd_cfk_euk_keep_accuracy() -> Told:
     """They keep test accuracy, and leave Gaussian and targeted poisons."""
     names = (*IMAGES[:2], *TEXTS)
-    found = cells(names, "gd", "cfk", "euk")
-    holds = all(of.verdict == "NOT REMOVED" and of.lost < 0.05 for of in found)
-    fails = any(of.verdict == "REMOVED" or of.lost > 0.1 for of in found)
+    own = cells(names, "gd", "cfk", "euk")
+    holds = all_of(s for of in own for s in (found(of, NOT_REMOVED), costs_less(of, 0.05)))
+    fails = any_of(s for of in own for s in (found(of, REMOVED), costs_more(of, 0.1)))
     return by_experiment(names, ["gd", "cfk", "euk"]), holds, fails
 
 
@@ -151,63 +181,61 @@ def cfk_euk_indiscriminate() -> Told:
     """GD raises the accuracy of an indiscriminately poisoned model; CFk and EUk lower it further."""
     text = by_experiment((IMAGES[2], DIGITS[2]), ["gd", "cfk", "euk"])
     gd, others = cells(IMAGES[2:], "gd"), cells(IMAGES[2:], "cfk", "euk")
-    holds = all(of.surely_less for of in gd) and all(of.surely_more for of in others)
-    return text, holds, any(of.surely_less for of in others)
+    holds = all_of([*map(helps, gd), *(leaves_more(of, 1.0) for of in others)])
+    return text, holds, any_of(map(helps, others))
 
 
 def neggrad_never() -> Told:
     """NegGrad+ never comes close to removing poisons."""
-    verdicts = [of.verdict for of in cells((*IMAGES, *TEXTS), "neggrad+")]
+    own = cells((*IMAGES, *TEXTS), "neggrad+")
     text = by_experiment((*IMAGES, *TEXTS), ["neggrad+"])
-    return text, set(verdicts) == {"NOT REMOVED"}, "REMOVED" in verdicts
+    return (
+        text,
+        all_of(found(of, NOT_REMOVED) for of in own),
+        any_of(found(of, REMOVED) for of in own),
+    )
 
 
 def ngd_on_images() -> Told:
     """NGD has the lowest TPR on CIFAR-10 and keeps accuracy; on IMDb it loses about ten points."""
-    if not there(IMAGES[0]):
-        return "", False, False
-    image, text = results(IMAGES[0]), cells(TEXTS[:1], "ngd")
-    lines = []
-    for unlearner in SEVEN:
-        of = cell(IMAGES[0], unlearner).line
-        lines.append(
-            {
-                "unlearner": NAMES[unlearner],
-                "accuracy": plus_minus(of["test_accuracy"], of["test_accuracy_sd"], 3),
-                "TPR": plus_minus(of["tpr"], of["tpr_sd"], 3),
-                "rank TPR": plus_minus(of["tpr_rank"], of["tpr_rank_sd"], 3),
-            }
-        )
-    tprs = {u: float(cell(IMAGES[0], u).line["tpr"]) for u in SEVEN}
-    lowest = min(tprs, key=lambda u: tprs[u]) == "ngd"
-    ngd = cell(IMAGES[0], "ngd")
-    holds = lowest and ngd.surely_less and ngd.lost < 0.05 and all(of.lost > 0.05 for of in text)
-    notes = [f"Over {int(image.summary['rank_poisons'].iloc[0]):,} poisons."]
+    name = IMAGES[0]
+    if not there(name):
+        return "", UNSHOWN, UNSHOWN
+    own = {unlearner: cell(name, unlearner) for unlearner in SEVEN}
+    columns = {"accuracy": "test_accuracy", "TPR": "tpr", "rank TPR": "tpr_rank"}
+    lines = [
+        {
+            "unlearner": NAMES[unlearner],
+            **{t: plus_minus(of.line[c], of.line[f"{c}_sd"], 3) for t, c in columns.items()},
+        }
+        for unlearner, of in own.items()
+    ]
+    tpr = {unlearner: of_seeds(of)["tpr"] for unlearner, of in own.items()}
+    ngd, text = own["ngd"], cells(TEXTS[:1], "ngd")
+    lowest = [
+        over_seeds((tpr[other] - tpr["ngd"]).to_numpy(), name) for other in SEVEN if other != "ngd"
+    ]
+    costly = (costs_more(of, 0.05) for of in text)
+    holds = all_of([*lowest, helps(ngd), costs_less(ngd, 0.05), *costly])
+    notes = [f"Over {int(ngd.line['rank_poisons']):,} poisons."]
     notes += [f"{SHORT[of.experiment]}, NGD: {shown(of)}." for of in text]
-    return as_markdown(pd.DataFrame(lines)) + "\n\n" + " ".join(notes), holds, not ngd.surely_less
+    return as_markdown(pd.DataFrame(lines)) + "\n\n" + " ".join(notes), holds, does_not_help(ngd)
 
 
 def by_steps(unlearner: str, better: bool) -> Callable[[], Told]:
-    """What is left by the compute budget, and whether the most is surely less than at the fewest steps."""
+    """Whether by the most steps less than PART is left of what the fewest leave, or more."""
 
     def tell() -> Told:
-        names = list(filter(there, STEPS))
-        found = [_steps(name, unlearner) for name in names]
-        falls = [less <= LEVEL for _, less, _ in found]
-        rises = [more <= LEVEL for _, _, more in found]
-        ends = ", ".join(f"{less:.2g} and {more:.2g}" for _, less, more in found)
-        note = f"p that the most steps leave no less, and no more, than the fewest (paired t test): {ends}."
-        texts = [text for text, _, _ in found]
-        parts = [f"{SHORT[name]}:\n\n{of}" for name, of in zip(names, texts, strict=True)]
-        text = "\n\n".join([*parts, note + (" It rises." if all(rises) else "")])
-        whole = len(names) == len(STEPS)  # an opposite, too, is stated of both
-        holds, fails = all(falls), whole and not any(falls)
-        return (text, holds, fails) if better else (text, not any(falls), whole and all(falls))
+        parts = {name: _steps(name, unlearner) for name in STEPS if there(name)}
+        text = "\n\n".join(f"{SHORT[name]}:\n\n{of}" for name, (of, _, _) in parts.items())
+        ways = list(zip(*((fall, stay) for _, fall, stay in parts.values()), strict=True))
+        says, opposite = ways if better else reversed(ways)
+        return text, all_of(says), any_of(opposite)
 
     return tell
 
 
-def _steps(name: str, unlearner: str) -> tuple[str, float, float]:
+def _steps(name: str, unlearner: str) -> Told:
     of = results(name)
     entries = of.rows[(of.rows["unlearner"] == unlearner)]
     given = entries["hyperparameters"].unique()  # of several rates the largest, which moves most
@@ -225,35 +253,34 @@ def _steps(name: str, unlearner: str) -> tuple[str, float, float]:
         for budget, own in rows.groupby("budget")
     ]
     seeds = rows.pivot_table("rank_dependence", "seed", "budget")
-    change = (seeds[seeds.columns[-1]] - seeds[seeds.columns[0]]).to_numpy()
-    less = float(stats.ttest_1samp(change, 0, alternative="less").pvalue)
-    return as_markdown(pd.DataFrame(lines)), less, 1 - less
+    more = (seeds[seeds.columns[-1]] - PART * seeds[seeds.columns[0]]).to_numpy()
+    return as_markdown(pd.DataFrame(lines)), over_seeds(-more, name), over_seeds(more, name)
 
 
 def sizes() -> Told:
     """Whether the size of the forget set changes a verdict."""
-    found = [_sizes(name) for name in filter(there, SIZES)]
-    text = "\n\n".join(text for text, _, _ in found)
-    return text, all(holds for _, holds, _ in found), any(fails for _, _, fails in found)
+    parts = [_sizes(name) for name in filter(there, SIZES)]
+    text = "\n\n".join(text for text, _, _ in parts)
+    return text, all_of(same for _, same, _ in parts), any_of(changed for _, _, changed in parts)
 
 
 def _sizes(name: str) -> Told:
-    summary = results(name).summary
-    effect = bool((summary.loc[summary["role"] == "initial", "verdict"] == "NOT REMOVED").all())
-    updated = summary[(summary["role"] == "updated") & (summary["unlearner"] != RIVAL)]
-    lines = []
-    for unlearner, own in updated.groupby("unlearner", sort=False):
-        line: dict[str, Any] = {"unlearner": NAMES[str(unlearner)]}
-        for _, at in own.iterrows():
-            left = plus_minus(at["rank_dependence"], at["rank_error"], 2)
-            line[f"{at['forget_size']:.0f} poisons"] = (
-                f"{at['verdict']}, {left}; accuracy {number(at['test_accuracy'], 3)}"
+    of = results(name)
+    lines, same, changed = [], [], []
+    for unlearner in SEVEN:
+        own = [cell(name, unlearner, share) for share in of.poison_budgets]
+        line = {"unlearner": NAMES[unlearner]}
+        for at in own:
+            left = plus_minus(at.line["rank_dependence"], at.line["rank_error"], 2)
+            line[f"{at.line['forget_size']:.0f} poisons"] = (
+                f"{at.verdict}, {left}; accuracy {number(at.line['test_accuracy'], 3)}"
             )
         lines.append(line)
-    verdicts = updated.groupby("unlearner")["verdict"].agg(set)
-    same = bool((verdicts.map(len) == 1).all())
-    both = bool(verdicts.map(lambda found: {"REMOVED", "NOT REMOVED"} <= found).any())
-    return f"{SHORT[name]}:\n\n{as_markdown(pd.DataFrame(lines))}", same and effect, both
+        kept, removed = ([found(at, verdict) for at in own] for verdict in (NOT_REMOVED, REMOVED))
+        # Of an initial model without effect nothing is REMOVED, so nothing more need be asked of it.
+        same.append(any_of([all_of(kept), all_of(removed)]))
+        changed.append(all_of([any_of(kept), any_of(removed)]))
+    return f"{SHORT[name]}:\n\n{as_markdown(pd.DataFrame(lines))}", all_of(same), any_of(changed)
 
 
 def table_2() -> str:
@@ -269,8 +296,11 @@ def hypothesis(name: str) -> Callable[[], Told]:
         of = study(name)
         kind = of.settings.hypothesis
         text = as_markdown(hypothesis_table(kind, of.rows))
-        holds, fails = " holds " in of.statement, " does not hold " in of.statement
-        return f"{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}", holds and not fails, fails
+        fails = " does not hold " in of.statement
+        holds = " holds " in of.statement and not fails
+        told = f"{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
+        # The statement has its own tests, and tells their p-values.
+        return told, *(Statement(0.0) if so else UNSHOWN for so in (holds, fails))
 
     return tell
 

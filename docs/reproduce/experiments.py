@@ -202,16 +202,6 @@ class Cell:
         return float(self.line[f"{name}_dependence"] / self.initial[f"{name}_dependence"])
 
     @property
-    def surely_less(self) -> bool:
-        """Whether some score shows surely less than before: 95 % intervals apart."""
-        return any(self.line[f"{n}_high"] < self.initial[f"{n}_low"] for n in self.names)
-
-    @property
-    def surely_more(self) -> bool:
-        """Whether some score shows surely more than before."""
-        return any(self.line[f"{n}_low"] > self.initial[f"{n}_high"] for n in self.names)
-
-    @property
     def lost(self) -> float:
         """Test accuracy that full retraining has more."""
         return float(self.line["accuracy_cost"])
