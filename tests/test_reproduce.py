@@ -28,26 +28,10 @@ from marshtest.results.merging import differences, read_all
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reproduce"
-PAGES = [
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in (
-            "index",
-            "cli",
-            "unlearners",
-            "results",
-            "rivals",
-            "membership",
-            "mathematics",
-            "marks",
-            "audit-text",
-            "compared",
-            "certificate",
-            "reproduce",
-        )
-    ),
-]
+COG, WRITTEN = (ROOT / "Makefile").read_text().partition("cog -r")[2].splitlines()[:2]
+PAGES = [ROOT / name for name in WRITTEN.split()]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+REPRODUCE = ROOT / "docs" / "reproduce.md"
 IMAGES = Path(__file__).parent / "images"
 LOOKS = {**STYLE, "font.family": "DejaVu Sans"}  # which comes with matplotlib: the same everywhere
 TOLERANCE = 6  # RMS of pixel values: text may be set a little differently, a bar may not move
@@ -61,6 +45,7 @@ MODULES = (
     "walkthrough",
     "compared",
     "scale",
+    "devices",
     "pictures",
     "experiments",
     "cli_reference",
@@ -118,14 +103,29 @@ def copied(
 def test_the_pages_are_what_their_rows_say(
     experiments: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (recipe,) = [of for of in (ROOT / "Makefile").read_text().splitlines() if "cog -r" in of]
-    prologue = recipe.split('"')[1]
+    prologue = COG.split('"')[1]
     command = ["cog", "--check", "-P", "-I", "docs/reproduce", "-p", prologue]
     monkeypatch.chdir(ROOT)
     code = Cog().main([*command, *(str(page.relative_to(ROOT)) for page in PAGES)])
     assert code == 0, f"run `make reproduce`: {capsys.readouterr()}"
-    text = PAGES[-1].read_text()
+    assert {*PAGES} == {
+        page for page in [ROOT / "README.md", *DOCS] if "[[[cog" in page.read_text()
+    }
+    text = REPRODUCE.read_text()
     assert text.count("**Here: ") == text.count("print(claim(")
+
+
+def test_what_the_paper_asks_for_is_counted_as_by_hand(experiments: ModuleType) -> None:
+    """Passes of training: 3 a sample and epoch, two models, three poison budgets, eight seeds."""
+    devices = importlib.import_module("devices")
+    gaussian = devices.counted()["paper-cifar10-gaussian"]
+    poisons = np.array([735, 980, 1225])
+    assert gaussian["train"] == 8 * 3 * 100 * (49_000 + 49_000 - poisons).sum()
+    table = devices.at_full_scale().splitlines()
+    in_all = devices.estimate().splitlines()[-1].split(" | ")[3]
+    (hours,) = [line.split(" | ")[-1] for line in table if "paper-cifar10-gaussian" in line]
+    assert round(float(in_all)) == int(hours.strip("| "))
+    assert {line.split("`")[1] for line in table[2:]} == {*devices.FULL}
 
 
 def test_no_table_of_measured_numbers_is_pasted() -> None:
@@ -172,7 +172,7 @@ def test_a_claim_is_answered_at_its_level(
 
 
 def test_every_claim_has_its_place_in_the_page(claims: ModuleType) -> None:
-    text = PAGES[-1].read_text()
+    text = REPRODUCE.read_text()
     for name in claims.CLAIMS:
         assert f'print(claim("{name}"))' in text
         assert f"\n### {name[0].upper()}{name[1:]}\n" in text

@@ -1,6 +1,6 @@
 """What was measured on a GPU (docs/gpu.md), and what the paper's experiment would take by it.
 
-    python docs/reproduce/devices.py    # counts anew what paper-cifar10-gaussian asks for; needs CIFAR-10
+    python docs/reproduce/devices.py    # counts anew what the paper's recipes ask for; needs CIFAR-10, IMDb
 
 gpu/h100.json is what `benchmarks/gpu.py` and a sweep printed on one.
 """
@@ -9,11 +9,19 @@ import json
 from typing import Any
 
 import pandas as pd
+import torch
 from experiments import HERE, HOW, results
 from tables import measured as measured_table
 
-from marshtest.commands.explain import explain
+from marshtest.commands.footprint import footprint
+from marshtest.experiment.guarded import trigger_of
+from marshtest.experiment.protocol import set_up
+from marshtest.experiment.recipe_data import samples_of
 from marshtest.reporting.tables import as_markdown, explained
+from marshtest.sweeps.jobs import passes
+from marshtest.sweeps.planned import plan_sweep
+from marshtest.sweeps.settings import read_sweep
+from marshtest.training.budget import flops_of
 
 FOLDER = HERE / "gpu"
 RECIPE, SLICE = "paper-cifar10-gaussian", "gpu-paper-cifar10-gaussian"
@@ -21,6 +29,15 @@ RECIPE, SLICE = "paper-cifar10-gaussian", "gpu-paper-cifar10-gaussian"
 # unlearners instead of 20: that came to 24 to 26 hours.
 EARLIER = {"train": 6.99e8, "unlearn": 7.55e8, "score": 3.34e8}
 KINDS = {"train": "training", "unlearn": "unlearning", "score": "scoring"}
+# Of GPT-2 medium the size alone is counted, so one that is not pretrained will do, and needs no download.
+GPT2 = "model={name: gpt2, layers: 24, width: 1024, heads: 16, vocabulary: 50257"
+FULL = {  # the paper's experiments, and what is changed to count them
+    RECIPE: (),
+    "paper-cifar10-targeted": (),
+    "paper-cifar10-indiscriminate": (),
+    "paper-imdb-gaussian": (GPT2 + "}",),
+    "paper-imdb-trigger": (GPT2 + ", prompt: {}}",),
+}
 
 
 def measured() -> dict[str, Any]:
@@ -92,7 +109,7 @@ def rates() -> dict[str, float]:
 
 def estimate() -> str:
     """Hours of the paper's experiment on one GPU that is kept busy."""
-    counts, rate = json.loads((FOLDER / "counts.json").read_text()), rates()
+    counts, rate = counted()[RECIPE], rates()
     lines = []
     for kind, title in KINDS.items():
         lines.append(
@@ -122,7 +139,7 @@ def slice_rows() -> str:
 
 def memory() -> str:
     """What `explain` foretells of the recipe, and what the slice took, in words."""
-    counts, found = json.loads((FOLDER / "counts.json").read_text()), measured()["slice"]
+    counts, found = counted()[RECIPE], measured()["slice"]
     return (
         f"> {counts['takes']}\n\nThe largest of six processes that ran its slice on an H100 took "
         f"{found['largest memory of a worker, GB']:.1f} GB of the GPU's memory."
@@ -138,9 +155,52 @@ def slice_seconds() -> str:
     )
 
 
+def counted() -> dict[str, Any]:
+    """What each of the paper's experiments asks for."""
+    found: dict[str, Any] = json.loads((FOLDER / "counts.json").read_text())
+    return found
+
+
+def at_full_scale() -> str:
+    """Hours of each of the paper's experiments on one GPU that is kept busy, by the rates of the slice."""
+    counts, rate = counted(), {**rates(), "craft": rates()["unlearn"]}
+    lines = []
+    for name, of in counts.items():
+        # Another network's pass takes as much longer as it has more operations.
+        size = of["flops"] / counts[RECIPE]["flops"]
+        hours = {kind: size * of[kind] * rate[kind] / 3600 for kind in (*KINDS, "craft")}
+        told = {title: f"{hours[kind]:,.1f}" for kind, title in KINDS.items()}
+        crafting = f"{hours['craft']:,.1f}" if hours["craft"] else "–"
+        total = f"{sum(hours.values()):,.0f}"
+        lines.append(
+            {
+                "recipe": f"`{name}`",
+                "seeds": of["seeds"],
+                "crafting": crafting,
+                **told,
+                "hours": total,
+            }
+        )
+    return as_markdown(pd.DataFrame(lines))
+
+
+def count(name: str, *changed: str) -> dict[str, Any]:
+    """Sample passes of a recipe by kind of work, and operations of a forward pass of one sample."""
+    planned = plan_sweep(read_sweep(name, *changed))
+    recipe = planned.keys[0].recipe
+    data, _ = samples_of(recipe.data, recipe.model, trigger_of(recipe.attack))
+    pipeline = set_up(recipe, data)
+    total = dict.fromkeys((*KINDS, "craft"), 0.0)
+    for job in planned.jobs:
+        for kind, needed in passes(job, data).items():
+            total[kind] += needed
+    few, model = data.train[:2].to(pipeline.device), pipeline.trainer.new_model(0).eval()
+    with torch.no_grad():
+        flops = flops_of(lambda: pipeline.task.loss(model, few)) / len(few)
+    takes = footprint(pipeline, planned.jobs).sentence()
+    return {"seeds": recipe.seeds, **total, "flops": flops, "takes": takes}
+
+
 if __name__ == "__main__":
-    explanation = explain(RECIPE)
-    assert explanation.costs is not None
-    passes = explanation.costs.set_index("stage")["passes"]
-    counts = {kind: float(passes[kind]) for kind in KINDS} | {"takes": explanation.takes[0]}
+    counts = {name: count(name, *changed) for name, changed in FULL.items()}
     FOLDER.joinpath("counts.json").write_text(json.dumps(counts, indent=1) + "\n")

@@ -90,7 +90,7 @@ def _needed(of: Cell) -> float:
     if pd.isna(of.line["needed"]):
         return math.inf
     unit = of.line["forget_size"] if results(of.experiment).unit == "poisons" else 1
-    return math.ceil(of.line["needed"] / unit)
+    return float(math.ceil(of.line["needed"] / unit))
 
 
 def helps(of: Cell) -> Statement:
