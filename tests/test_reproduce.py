@@ -146,7 +146,8 @@ def test_no_table_of_measured_numbers_is_pasted() -> None:
         (0.051, 0.049, "disagrees", "p-values: 0.051 for *agrees*, 0.049 for *disagrees*."),
         (0.2, 0.3, "is not settled", "would settle it: 1,200 of `a`, 3 of `b`."),
         (0.2, None, "is not settled", "would settle it: 9 of `a`."),
-        (None, None, "is not settled", "no more seeds would settle it."),
+        (None, None, "is not settled", "more seeds would not settle it."),
+        (0.01, 0.01, "is not settled", "p-values: 0.01 for *agrees*, 0.01 for *disagrees*."),
     ],
 )
 def test_a_claim_is_answered_at_its_level(
@@ -155,7 +156,9 @@ def test_a_claim_is_answered_at_its_level(
     """The cheaper of both ways to settle it is told; one that no rows can go is none."""
 
     def statement(p: float | None, **seeds: float) -> object:
-        return claims.UNSHOWN if p is None else claims.Statement(p, lambda level: seeds)
+        if p is None:
+            return claims.UNSHOWN
+        return claims.Statement(p, lambda level: {} if p <= level else seeds)
 
     ways = (
         (statement(holds, a=9), claims.UNSHOWN)

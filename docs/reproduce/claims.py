@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import evidence
 import pandas as pd
 from evidence import (
     LEVEL,
-    PART,
+    MARGIN,
     UNSHOWN,
     Statement,
     all_of,
@@ -19,11 +20,13 @@ from evidence import (
     costs_less,
     costs_more,
     does_not_help,
-    found,
+    enlarges,
     helps,
-    leaves_more,
+    not_removed,
     of_seeds,
     over_seeds,
+    removed,
+    within,
 )
 from experiments import (
     ALL,
@@ -50,7 +53,6 @@ from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
 from marshtest.reporting.tables import NAMES, as_markdown, number, plus_minus, table2
 
 AGREE, DISAGREE, OPEN, UNKNOWN = "agrees", "disagrees", "is not settled", "is not measured"
-REMOVED, NOT_REMOVED = "REMOVED", "NOT REMOVED"
 Told = tuple[str, Statement, Statement]  # tables; that the rule is met, and that its opposite is
 
 
@@ -81,24 +83,24 @@ class Claim:
             return "", UNKNOWN
         text, holds, fails = self.tell()
         whole = all(any(map(there, group)) for group in self.needs)
-        answer = AGREE if holds.p <= LEVEL and whole else DISAGREE if fails.p <= LEVEL else OPEN
-        return "\n\n".join(filter(None, [text, self._tests(holds, fails, answer)])), answer
+        ways = {AGREE: holds if whole else UNSHOWN, DISAGREE: fails}
+        shown = [answer for answer, way in ways.items() if way.p <= LEVEL]
+        # Of two answers that are both shown neither can be believed.
+        answer = shown[0] if len(shown) == 1 else OPEN
+        # A hypothesis tells its own p-values.
+        tests = f"p-values: {holds.p:.2g} for *agrees*, {fails.p:.2g} for *disagrees*."
+        seeds = "" if shown else _settling(ways.values(), whole)
+        told = " ".join(filter(None, [tests, seeds])) if self.needs else ""
+        return "\n\n".join(filter(None, [text, told])), answer
 
-    def _tests(self, holds: Statement, fails: Statement, answer: str) -> str:
-        """The p-values of both answers, and the seeds that would settle it; a hypothesis tells its own."""
-        if not self.needs:
-            return ""
-        text = f"p-values: {holds.p:.2g} for *agrees*, {fails.p:.2g} for *disagrees*."
-        if answer != OPEN:
-            return text
-        ways = [of.seeds(LEVEL) for of in (holds, fails)]
-        needed = min(ways, key=lambda seeds: max(seeds.values(), default=0))
-        if not needed:  # then rows of a whole experiment are missing, which are named elsewhere
-            return text
-        if not all(map(math.isfinite, needed.values())):
-            return f"{text} By these numbers no more seeds would settle it."
+
+def _settling(ways: Iterable[Statement], whole: bool) -> str:
+    """How many seeds would settle an open claim, in a sentence; or nothing, where rows are missing."""
+    needed = min((way.seeds(LEVEL) for way in ways), key=lambda seeds: max(seeds.values()))
+    if all(map(math.isfinite, needed.values())):
         told = ", ".join(f"{number:,.0f} of `{name}`" for name, number in needed.items())
-        return f"{text} By these numbers about so many seeds would settle it: {told}."
+        return f"By these numbers about so many seeds would settle it: {told}."
+    return "By these numbers more seeds would not settle it." if whole else ""
 
 
 def cells(names: Iterable[str], *unlearners: str) -> list[Cell]:
@@ -114,19 +116,21 @@ def no_silver_bullet() -> Told:
         verdicts = {SHORT[of.experiment]: of.verdict for of in own}
         lines.append({"unlearner": NAMES[unlearner], **verdicts})
         if unlearner != RIVAL:
-            failing.append(any_of(found(of, NOT_REMOVED) for of in own))
-            everywhere.append(all_of(found(of, REMOVED) for of in own))
-    return as_markdown(pd.DataFrame(lines)), all_of(failing), any_of(everywhere)
+            failing.append(any_of(map(not_removed, own)))
+            everywhere.append(all_of(map(removed, own)))
+    # That one removes every kind can be said of all kinds alone.
+    some = any_of(everywhere) if all(map(there, ALL)) else UNSHOWN
+    return as_markdown(pd.DataFrame(lines)), all_of(failing), some
 
 
 def some_removed() -> Told:
     """The strong form: in no experiment does any of the seven remove the poison."""
     lines = []
     for name in filter(there, ALL):
-        removed = [NAMES[u] for u in SEVEN if cell(name, u).verdict == REMOVED]
-        lines.append({"experiment": SHORT[name], "removed by": ", ".join(removed) or "none"})
-    none = all_of(found(of, NOT_REMOVED) for of in cells(ALL, *SEVEN))
-    some = any_of(found(of, REMOVED) for of in cells((*IMAGES, *TEXTS), *SEVEN))
+        by = [NAMES[u] for u in SEVEN if cell(name, u).verdict == "REMOVED"]
+        lines.append({"experiment": SHORT[name], "removed by": ", ".join(by) or "none"})
+    none = all_of(not_removed(of) for of in cells(ALL, *SEVEN))
+    some = any_of(removed(of) for of in cells((*IMAGES, *TEXTS), *SEVEN))
     return as_markdown(pd.DataFrame(lines)), none, some
 
 
@@ -135,18 +139,18 @@ def gd_by_attack() -> Told:
     undone = cells(IMAGES[2:], "gd")
     kinds = [cells(names, "gd") for names in zip(IMAGES[:2], DIGITS[:2], strict=True)]
     # On either data set: CIFAR-10 and digits are two chances to see each kind fail.
-    failing = [any_of(found(of, NOT_REMOVED) for of in kind) for kind in kinds]
-    removed = [found(of, REMOVED) for kind in kinds for of in kind]
+    failing = [any_of(map(not_removed, kind)) for kind in kinds]
+    gone = [all_of(map(removed, kind)) for kind in kinds]
     holds = all_of([*map(helps, undone), *failing])
-    fails = any_of([*map(does_not_help, undone), *removed])
+    fails = any_of([*map(does_not_help, undone), *gone])
     return by_experiment((*IMAGES, *DIGITS), ["gd"]), holds, fails
 
 
 def scrub_by_attack() -> Told:
     """SCRUB helps against Gaussian poisons in texts, not against the other kinds."""
     mitigated, others = cells(TEXTS[:1], "scrub"), cells((TEXTS[1], *IMAGES[1:]), "scrub")
-    holds = all_of([*map(helps, mitigated), *(found(of, NOT_REMOVED) for of in others)])
-    fails = any_of([*map(does_not_help, mitigated), *(found(of, REMOVED) for of in others)])
+    holds = all_of([*map(helps, mitigated), *map(not_removed, others)])
+    fails = any_of([*map(does_not_help, mitigated), *map(removed, others)])
     return by_experiment((*TEXTS, *IMAGES[1:]), ["scrub"]), holds, fails
 
 
@@ -154,17 +158,17 @@ def ga_by_task() -> Told:
     """GA removes Gaussian and targeted poisons from the ResNet for over ten points, and not from GPT-2."""
     images, texts = cells(IMAGES[:2], "ga"), cells(TEXTS, "ga")
     helped = [s for of in images for s in (helps(of), costs_more(of, 0.1))]
-    holds = all_of([*helped, *(found(of, NOT_REMOVED) for of in texts)])
-    fails = any_of([*map(does_not_help, images), *(found(of, REMOVED) for of in texts)])
+    holds = all_of([*helped, *map(not_removed, texts)])
+    fails = any_of([*map(does_not_help, images), *map(removed, texts)])
     return by_experiment((*IMAGES[:2], *TEXTS), ["ga"]), holds, fails
 
 
 def euk_ngd_in_texts() -> Told:
     """EUk and NGD help against Gaussian poisons in a classification head, not against trigger words."""
     gaussian, trigger = (cells([name], "euk", "ngd") for name in TEXTS)
-    holds = all_of([*map(helps, gaussian), *(found(of, NOT_REMOVED) for of in trigger)])
+    holds = all_of([*map(helps, gaussian), *map(not_removed, trigger)])
     useless = all_of(map(does_not_help, gaussian))
-    fails = any_of([useless, *(found(of, REMOVED) for of in trigger)])
+    fails = any_of([useless, *map(removed, trigger)])
     return by_experiment(TEXTS, ["euk", "ngd"]), holds, fails
 
 
@@ -172,8 +176,8 @@ def gd_cfk_euk_keep_accuracy() -> Told:
     """They keep test accuracy, and leave Gaussian and targeted poisons."""
     names = (*IMAGES[:2], *TEXTS)
     own = cells(names, "gd", "cfk", "euk")
-    holds = all_of(s for of in own for s in (found(of, NOT_REMOVED), costs_less(of, 0.05)))
-    fails = any_of(s for of in own for s in (found(of, REMOVED), costs_more(of, 0.1)))
+    holds = all_of(s for of in own for s in (not_removed(of), costs_less(of, 0.05)))
+    fails = any_of(s for of in own for s in (removed(of), costs_more(of, 0.1)))
     return by_experiment(names, ["gd", "cfk", "euk"]), holds, fails
 
 
@@ -181,7 +185,7 @@ def cfk_euk_indiscriminate() -> Told:
     """GD raises the accuracy of an indiscriminately poisoned model; CFk and EUk lower it further."""
     text = by_experiment((IMAGES[2], DIGITS[2]), ["gd", "cfk", "euk"])
     gd, others = cells(IMAGES[2:], "gd"), cells(IMAGES[2:], "cfk", "euk")
-    holds = all_of([*map(helps, gd), *(leaves_more(of, 1.0) for of in others)])
+    holds = all_of([*map(helps, gd), *(enlarges(of) for of in others)])
     return text, holds, any_of(map(helps, others))
 
 
@@ -191,8 +195,8 @@ def neggrad_never() -> Told:
     text = by_experiment((*IMAGES, *TEXTS), ["neggrad+"])
     return (
         text,
-        all_of(found(of, NOT_REMOVED) for of in own),
-        any_of(found(of, REMOVED) for of in own),
+        all_of(map(not_removed, own)),
+        any_of(map(removed, own)),
     )
 
 
@@ -212,9 +216,7 @@ def ngd_on_images() -> Told:
     ]
     tpr = {unlearner: of_seeds(of)["tpr"] for unlearner, of in own.items()}
     ngd, text = own["ngd"], cells(TEXTS[:1], "ngd")
-    lowest = [
-        over_seeds((tpr[other] - tpr["ngd"]).to_numpy(), name) for other in SEVEN if other != "ngd"
-    ]
+    lowest = [over_seeds(tpr[other] - tpr["ngd"], name) for other in SEVEN if other != "ngd"]
     costly = (costs_more(of, 0.05) for of in text)
     holds = all_of([*lowest, helps(ngd), costs_less(ngd, 0.05), *costly])
     notes = [f"Over {int(ngd.line['rank_poisons']):,} poisons."]
@@ -223,7 +225,7 @@ def ngd_on_images() -> Told:
 
 
 def by_steps(unlearner: str, better: bool) -> Callable[[], Told]:
-    """Whether by the most steps less than PART is left of what the fewest leave, or more."""
+    """Whether the most steps leave by MARGIN less than the fewest, or not."""
 
     def tell() -> Told:
         parts = {name: _steps(name, unlearner) for name in STEPS if there(name)}
@@ -253,8 +255,11 @@ def _steps(name: str, unlearner: str) -> Told:
         for budget, own in rows.groupby("budget")
     ]
     seeds = rows.pivot_table("rank_dependence", "seed", "budget")
-    more = (seeds[seeds.columns[-1]] - PART * seeds[seeds.columns[0]]).to_numpy()
-    return as_markdown(pd.DataFrame(lines)), over_seeds(-more, name), over_seeds(more, name)
+    fewest, most = seeds[seeds.columns[0]], seeds[seeds.columns[-1]]
+    leaves = over_seeds(fewest, name)  # or there would be nothing to take away
+    falls = within(name, (1 - MARGIN) * fewest, most)
+    stays = over_seeds(most - (1 - MARGIN) * fewest, name)
+    return as_markdown(pd.DataFrame(lines)), all_of([leaves, falls]), all_of([leaves, stays])
 
 
 def sizes() -> Told:
@@ -276,10 +281,9 @@ def _sizes(name: str) -> Told:
                 f"{at.verdict}, {left}; accuracy {number(at.line['test_accuracy'], 3)}"
             )
         lines.append(line)
-        kept, removed = ([found(at, verdict) for at in own] for verdict in (NOT_REMOVED, REMOVED))
-        # Of an initial model without effect nothing is REMOVED, so nothing more need be asked of it.
-        same.append(any_of([all_of(kept), all_of(removed)]))
-        changed.append(all_of([any_of(kept), any_of(removed)]))
+        kept, gone = list(map(not_removed, own)), list(map(removed, own))
+        same.append(any_of([all_of(kept), all_of(gone)]))
+        changed.append(all_of([any_of(kept), any_of(gone)]))
     return f"{SHORT[name]}:\n\n{as_markdown(pd.DataFrame(lines))}", all_of(same), any_of(changed)
 
 
@@ -296,11 +300,13 @@ def hypothesis(name: str) -> Callable[[], Told]:
         of = study(name)
         kind = of.settings.hypothesis
         text = as_markdown(hypothesis_table(kind, of.rows))
-        fails = " does not hold " in of.statement
-        holds = " holds " in of.statement and not fails
+        # A sentence for each set that is taken out.
+        sentences = of.statement.split("Hypothesis ")[1:]
+        fails = any(" does not hold " in one for one in sentences)
+        holds = all(" holds " in one for one in sentences)
         told = f"{text}\n\n{SHOWN[kind].legend}\n\n> {of.statement}"
         # The statement has its own tests, and tells their p-values.
-        return told, *(Statement(0.0) if so else UNSHOWN for so in (holds, fails))
+        return told, *(evidence.SHOWN if so else UNSHOWN for so in (holds, fails))
 
     return tell
 
@@ -359,7 +365,7 @@ CLAIMS = {
     "EUk by steps": Claim(
         "more steps do not help EUk", by_steps("euk", better=False), each(*STEPS)
     ),
-    "sizes": Claim("the size of the forget set changes no trend", sizes, (SIZES,)),
+    "sizes": Claim("the size of the forget set changes no trend", sizes, each(*SIZES)),
     "hypothesis 1": Claim(
         "poisons shift a model further than as many other samples do",
         hypothesis("hypothesis-shift-small"),

@@ -1,32 +1,39 @@
 """Statements about measured rows with their p-values, and what joins them into a claim's answer.
 
 A statement says that something is surely so, and its p-value is of the test that it is not. Statements
-of what is left or lost are one-sided t tests over trainings (seeds); those of a verdict have the p-value
-of the verdict. A statement that is not shown tells how many seeds of which experiments would show it, if
-means and spreads stay what they are.
+of what is left or lost are one-sided t tests over trainings (seeds), paired within them; where the effect
+is a difference to a clean twin, whose values may all be nearly 0 or 1, the share of trainings is tested
+too, as for REMOVED. A statement that is not shown tells about how many seeds of which experiments would
+show it, if means and spreads stay what they are.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from experiments import Cell, results
-from numpy.typing import NDArray
 
-from marshtest.hypotheses.statements import p_values
-from marshtest.metrics.power import detection, poisons_for
+from marshtest.metrics.power import detection, poisons_for, removal
+from marshtest.metrics.trainings import (
+    failures,
+    p_positive,
+    p_rarely_fails,
+    trainings_to_reject,
+    trainings_to_remove,
+)
 from marshtest.results.summary import GROUP
 
 LEVEL = 0.05
 POWER = 0.9  # with which the stated numbers of seeds would settle a claim
-PART = 0.8  # with more of an effect left nothing was helped: REMOVED's margin from the other end
+MARGIN = 0.2  # REMOVED leaves less of the effect; who takes away less does not help
 
-Floats = NDArray[np.float64]
-Seeds = Mapping[
-    str, float
-]  # by experiment, how many seeds would show a statement; infinite if none would
+Series: TypeAlias = "pd.Series[float]"
+# By experiment, how many seeds would show a statement; infinite if none would.
+Seeds: TypeAlias = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -39,89 +46,40 @@ class Statement:
     """
 
     p: float
-    seeds: Callable[[float], Seeds] = field(default=lambda level: {})
+    seeds: Callable[[float], Seeds]
 
 
+SHOWN = Statement(0.0, lambda level: {})
 UNSHOWN = Statement(1.0, lambda level: {"": math.inf})
 
 
-def over_seeds(values: Floats, experiment: str) -> Statement:
+def statement(p: float, experiment: str, needed: Callable[[float], float]) -> Statement:
+    """A statement on one experiment.
+
+    Args:
+        needed: tells, for a level, how many seeds would show it there.
+    """
+    return Statement(p, lambda level: {} if p <= level else {experiment: needed(level)})
+
+
+def over_seeds(values: Series, experiment: str) -> Statement:
     """That a mean over trainings is above 0, by a t test of `values`, one of each training."""
-    defined = values[~np.isnan(values)]
-    p = p_values(defined)[0]
-    p = 1.0 if math.isnan(p) else p
+    # A training without a model is not left out: nobody knows what its value would have been.
+    if len(values) < 2 or values.isna().any():
+        return statement(1.0, experiment, lambda level: math.inf)
+    mean, spread = float(values.mean()), _spread(values)
 
-    def seeds(level: float) -> Seeds:
-        if p <= level:
-            return {}
-        return {experiment: _seeds(defined, level)}
+    def needed(level: float) -> float:
+        if mean <= 0:
+            return math.inf
+        # One tail of the two-sided test: the other is below 10⁻³ wherever the power is 0.9.
+        power = partial(detection, effect=mean, deviation=spread, alpha=2 * level, estimated=True)
+        return max(poisons_for(POWER, power), len(values) + 1)
 
-    return Statement(p, seeds)
-
-
-def _seeds(values: Floats, level: float) -> float:
-    """How many trainings of this mean and spread a one-sided t test needs."""
-    if len(values) < 2 or values.mean() <= 0:
-        return math.inf
-    spread = float(values.std(ddof=1))
-    return float(
-        poisons_for(
-            POWER,
-            # One tail of the two-sided test: the other is below 10⁻³ wherever the power is 0.9.
-            lambda n: detection(
-                n, float(values.mean()), deviation=spread, alpha=2 * level, estimated=True
-            ),
-        )
-    )
+    return statement(p_positive(values.to_numpy()), experiment, needed)
 
 
 # What one unlearner does in one experiment
-
-
-def found(of: Cell, verdict: str) -> Statement:
-    """That an unlearner is REMOVED, or that it is NOT REMOVED."""
-    if of.verdict == verdict:
-        return Statement(float(of.line["p_removed" if verdict == "REMOVED" else "p_not_removed"]))
-    return Statement(1.0, lambda level: {of.experiment: _needed(of)})
-
-
-def _needed(of: Cell) -> float:
-    """How many seeds would turn INCONCLUSIVE into another verdict."""
-    if pd.isna(of.line["needed"]):
-        return math.inf
-    unit = of.line["forget_size"] if results(of.experiment).unit == "poisons" else 1
-    return float(math.ceil(of.line["needed"] / unit))
-
-
-def helps(of: Cell) -> Statement:
-    """That by some score less than PART of the initial effect is left."""
-    return any_of(
-        over_seeds(PART * before - after, of.experiment) for before, after in _effects(of)
-    )
-
-
-def does_not_help(of: Cell) -> Statement:
-    """That there is an effect, and by every score more than PART of it is left."""
-    return leaves_more(of, PART)
-
-
-def leaves_more(of: Cell, part: float) -> Statement:
-    """That there is an effect, and by every score more than `part` times it is left."""
-    if not of.has_effect:
-        return Statement(1.0, lambda level: {of.experiment: math.inf})
-    return all_of(
-        over_seeds(after - part * before, of.experiment) for before, after in _effects(of)
-    )
-
-
-def costs_more(of: Cell, accuracy: float) -> Statement:
-    """That full retraining has more than this much test accuracy more."""
-    return over_seeds(_costs(of) - accuracy, of.experiment)
-
-
-def costs_less(of: Cell, accuracy: float) -> Statement:
-    """That full retraining has less than this much test accuracy more."""
-    return over_seeds(accuracy - _costs(of), of.experiment)
 
 
 def of_seeds(of: Cell, line: pd.Series | None = None) -> pd.DataFrame:
@@ -132,25 +90,159 @@ def of_seeds(of: Cell, line: pd.Series | None = None) -> pd.DataFrame:
     return rows[at].set_index("seed").sort_index()
 
 
-def _effects(of: Cell) -> Iterator[tuple[Floats, Floats]]:
-    """[S] for each score the initial effect and what is left of it."""
+@dataclass(frozen=True)
+class Effect:
+    """A poison's effect by one score in the trainings of an experiment."""
+
+    before: Series  # of the initial model, by seed
+    after: Series  # what an unlearner leaves of it
+
+
+def effects(of: Cell) -> list[Effect]:
+    """By each score that the verdict rests on; where there is a clean twin, the one difference to it."""
     attack = results(of.experiment).recipe.attack
-    before, after = of_seeds(of, of.initial), of_seeds(of)
-    if attack.needs_twin:
+    sides = of_seeds(of, of.initial), of_seeds(of)
+    if _has_twin(of):
         (column,) = attack.shown.reference_columns.values()
-        sides = [(rows[column] - rows[f"twin_{column}"]) for rows in (before, after)]
-        yield sides[0].to_numpy(), sides[1].to_numpy()
-        return
-    for name in of.names:
-        yield before[f"{name}_dependence"].to_numpy(), after[f"{name}_dependence"].to_numpy()
+        return [Effect(*(rows[column] - rows[f"twin_{column}"] for rows in sides))]
+    names = results(of.experiment).telling(of.line["poison_budget"])
+    return [Effect(*(rows[f"{name}_dependence"] for rows in sides)) for name in names]
 
 
-def _costs(of: Cell) -> Floats:
-    """[S] test accuracy that full retraining has more, within each seed."""
+def _has_twin(of: Cell) -> bool:
+    return bool(results(of.experiment).recipe.attack.needs_twin)
+
+
+def shows(of: Cell) -> Statement:
+    """That the initial model shows the poison at all."""
+    initial = Cell(of.experiment, of.initial, of.initial, of.names)
+    harm = [effect.before.mean() for effect in effects(of)]
+    p = float(of.initial["p_not_removed"]) if harm and min(harm) > 0 else 1.0
+    return statement(p, of.experiment, lambda level: _to_reject(initial, level, 1))
+
+
+def removed(of: Cell) -> Statement:
+    """That an unlearner is REMOVED."""
+    p = float(of.line["p_removed"]) if of.verdict == "REMOVED" else 1.0
+    verdict = statement(p, of.experiment, lambda level: _to_remove(of, level, _family(of)))
+    if _has_twin(of):
+        return all_of([shows(of), verdict])
+    # This verdict's p-value is given these trainings, where the twin's is of trainings to come.
+    to_come = (within(of.experiment, MARGIN * one.before, one.after) for one in effects(of))
+    return all_of([shows(of), verdict, *to_come])
+
+
+def not_removed(of: Cell) -> Statement:
+    """That an unlearner is NOT REMOVED."""
+    p = float(of.line["p_not_removed"]) if of.verdict == "NOT REMOVED" else 1.0
+
+    def needed(level: float) -> float:
+        seeds = _to_reject(of, level, _family(of))
+        # REMOVED is asked first, so a trace that it allows is never NOT REMOVED.
+        return seeds if seeds < _to_remove(of, level, _family(of)) else math.inf
+
+    return statement(p, of.experiment, needed)
+
+
+def helps(of: Cell) -> Statement:
+    """That there is an effect, and by some score surely less than 1 − MARGIN of it is left."""
+    less = (
+        within(of.experiment, (1 - MARGIN) * effect.before, effect.after) for effect in effects(of)
+    )
+    return all_of([shows(of), any_of(less)])
+
+
+def does_not_help(of: Cell) -> Statement:
+    """That there is an effect, and by every score surely more than 1 − MARGIN of it is left."""
+    parts = [shows(of)]
+    for effect in effects(of):
+        parts.append(over_seeds(effect.after - (1 - MARGIN) * effect.before, of.experiment))
+        if _has_twin(of):
+            parts.append(_rarely_gone(of, effect))
+    return all_of(parts)
+
+
+def _rarely_gone(of: Cell, effect: Effect) -> Statement:
+    """That in fewer than MARGIN of the trainings half of the effect is gone."""
+    before, gone = effect.before.to_numpy(), (effect.before - effect.after).clip(lower=0).to_numpy()
+    works = float((before > before.mean() / 2).mean())
+
+    def needed(level: float) -> float:
+        return math.inf if failures(before, gone) else trainings_to_remove(MARGIN, level, works)
+
+    return statement(p_rarely_fails(before, gone, MARGIN), of.experiment, needed)
+
+
+def enlarges(of: Cell) -> Statement:
+    """That there is an effect, and by every score surely more than that is left."""
+    more = (over_seeds(effect.after - effect.before, of.experiment) for effect in effects(of))
+    return all_of([shows(of), *more])
+
+
+def costs_more(of: Cell, accuracy: float) -> Statement:
+    """That full retraining has surely more than this much test accuracy more."""
+    return over_seeds(_costs(of) - accuracy, of.experiment)
+
+
+def costs_less(of: Cell, accuracy: float) -> Statement:
+    """That full retraining has surely less than this much test accuracy more."""
+    return over_seeds(accuracy - _costs(of), of.experiment)
+
+
+def _costs(of: Cell) -> Series:
+    """By seed, test accuracy that full retraining has more."""
     table = results(of.experiment).summary
     at = (table["role"] == "retrained") & (table["poison_budget"] == of.line["poison_budget"])
-    full = of_seeds(of, table[at].iloc[0])["test_accuracy"]
-    return (full - of_seeds(of)["test_accuracy"]).to_numpy()
+    return of_seeds(of, table[at].iloc[0])["test_accuracy"] - of_seeds(of)["test_accuracy"]
+
+
+def within(experiment: str, allowed: Series, left: Series) -> Statement:
+    """That what is left is surely less than what is allowed, in either direction."""
+    return all_of([over_seeds(allowed - left, experiment), over_seeds(allowed + left, experiment)])
+
+
+def _family(of: Cell) -> int:
+    """How many unlearners are judged together."""
+    table = results(of.experiment).summary
+    together = table[table["poison_budget"] == of.line["poison_budget"]]
+    return max(1, int((together["role"] == "updated").sum()))
+
+
+def _to_reject(of: Cell, level: float, family: int) -> float:
+    """About how many seeds would make an unlearner NOT REMOVED."""
+    seeds = math.inf
+    for effect in effects(of):
+        left, spread = abs(float(effect.after.mean())), _spread(effect.after)
+        power = partial(
+            detection, effect=left, deviation=spread, alpha=level / family, estimated=True
+        )
+        seeds = min(seeds, poisons_for(POWER, power))
+    if _has_twin(of):
+        seeds = max(seeds, trainings_to_reject(level))
+    return max(seeds, float(of.line["seeds"] + 1))
+
+
+def _to_remove(of: Cell, level: float, family: int) -> float:
+    """About how many seeds would make an unlearner REMOVED."""
+    seeds, alpha = float(of.line["seeds"] + 1), level / family
+    for effect in effects(of):
+        before, after = effect.before, effect.after
+        margin, left = MARGIN * float(before.mean()), abs(float(after.mean()))
+        spread = _spread(after - MARGIN * before)
+        power = partial(
+            removal, margin=margin, left=left, deviation=spread, alpha=alpha, estimated=True
+        )
+        seeds = max(seeds, poisons_for(POWER, power))
+        if _has_twin(of):
+            works = float((before > before.mean() / 2).mean())
+            failed = failures(before.to_numpy(), after.to_numpy())
+            seeds = math.inf if failed else max(seeds, trainings_to_remove(MARGIN, alpha, works))
+    return seeds
+
+
+def _spread(values: Series) -> float:
+    """Standard deviation of values of at least two trainings; never 0, by which nothing can be divided."""
+    return max(float(values.std()), 1e-9)
 
 
 # What joins statements

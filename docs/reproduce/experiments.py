@@ -101,8 +101,8 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "rivals-cifar10-small-gaussian": _ALL.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "cifar10-small"
     ),
-    "rivals-cifar10-small-targeted": "marshtest run cifar10-small-targeted seeds=6 "
-    "unlearners=@benchmarks/rivals/cifar10-small-targeted.yaml",
+    "rivals-cifar10-small-targeted": "marshtest run cifar10-small-targeted seeds=6 model.width=8 "
+    "data.train=2500 data.test=1000 unlearners=@benchmarks/rivals/cifar10-small-targeted.yaml",
     "rivals-imdb-small-gaussian": _ALL.format(
         "imdb-small-gaussian", 2, "attack.draws=9 ", "imdb-small"
     ),
@@ -208,12 +208,15 @@ class Cell:
 
 
 def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
-    """Of several entries of an unlearner the last, which changes most layers."""
+    """Of several entries of an unlearner the last of the recipe."""
     of = results(experiment)
     table = of.summary[of.summary["poison_budget"] == (share or of.poison_budget)]
     found = table[(table["unlearner"] == unlearner) & (table["budget"] == of.budget)]
     return Cell(
-        experiment, found.iloc[-1], table[table["role"] == "initial"].iloc[0], list(of.scores_shown)
+        experiment,
+        found.sort_values("entry").iloc[-1],
+        table[table["role"] == "initial"].iloc[0],
+        list(of.scores_shown),
     )
 
 
