@@ -101,8 +101,8 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "rivals-cifar10-small-gaussian": _ALL.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "cifar10-small"
     ),
-    "rivals-cifar10-small-targeted": "marshtest run cifar10-small-targeted seeds=6 model.width=8 "
-    "data.train=2500 data.test=1000 unlearners=@benchmarks/rivals/cifar10-small-targeted.yaml",
+    "rivals-cifar10-small-targeted": "marshtest run cifar10-small-targeted "
+    "unlearners=@benchmarks/rivals/cifar10-small-targeted.yaml",
     "rivals-imdb-small-gaussian": _ALL.format(
         "imdb-small-gaussian", 2, "attack.draws=9 ", "imdb-small"
     ),

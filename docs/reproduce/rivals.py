@@ -152,6 +152,14 @@ def _answer(titles: dict[str, str]) -> str:
             f"Nothing speaks against {' and '.join(open_ones)}, though not all is settled: on no poison "
             "NOT REMOVED, on none shown to be unusable."
         )
+    unusable = {
+        title: [titles[name] for name, (_, use) in zip(chosen, of, strict=True) if use == "no"]
+        for title, of in verdicts.items()
+        if "NOT REMOVED" not in {verdict for verdict, _ in of}
+    }
+    told = [f"{title} (on {' and '.join(on)})" for title, on in unusable.items() if on]
+    if told:
+        parts.append(f"On no poison NOT REMOVED, but shown to be unusable: {'; '.join(told)}.")
     return " ".join(parts)
 
 
