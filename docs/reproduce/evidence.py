@@ -97,6 +97,11 @@ class Effect:
     before: Series  # of the initial model, by seed
     after: Series  # what an unlearner leaves of it
 
+    @property
+    def works(self) -> float:
+        """In which share of the trainings the attack works: more than half of the mean effect shows."""
+        return float((self.before > self.before.mean() / 2).mean())
+
 
 def effects(of: Cell) -> list[Effect]:
     """By each score that the verdict rests on; where there is a clean twin, the one difference to it."""
@@ -165,10 +170,11 @@ def does_not_help(of: Cell) -> Statement:
 def _rarely_gone(of: Cell, effect: Effect) -> Statement:
     """That in fewer than MARGIN of the trainings half of the effect is gone."""
     before, gone = effect.before.to_numpy(), (effect.before - effect.after).clip(lower=0).to_numpy()
-    works = float((before > before.mean() / 2).mean())
 
     def needed(level: float) -> float:
-        return math.inf if failures(before, gone) else trainings_to_remove(MARGIN, level, works)
+        return (
+            math.inf if failures(before, gone) else trainings_to_remove(MARGIN, level, effect.works)
+        )
 
     return statement(p_rarely_fails(before, gone, MARGIN), of.experiment, needed)
 
@@ -234,9 +240,9 @@ def _to_remove(of: Cell, level: float, family: int) -> float:
         )
         seeds = max(seeds, poisons_for(POWER, power))
         if _has_twin(of):
-            works = float((before > before.mean() / 2).mean())
             failed = failures(before.to_numpy(), after.to_numpy())
-            seeds = math.inf if failed else max(seeds, trainings_to_remove(MARGIN, alpha, works))
+            fewest = math.inf if failed else trainings_to_remove(MARGIN, alpha, effect.works)
+            seeds = max(seeds, fewest)
     return seeds
 
 
