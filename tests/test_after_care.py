@@ -1,5 +1,6 @@
 """After-care: what a state does to a model, who is found out by it, and the error rates over states."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy import stats
 from torch import nn
 
 import marshtest
+from marshtest.experiment.aftercare import after_care
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.states import parse_states
 from marshtest.metrics.dependence import Dependence, dependence
@@ -23,6 +25,7 @@ from marshtest.reporting.write import write_report
 from marshtest.results.states import worst
 from marshtest.results.summary import Results
 from marshtest.sweeps.worker import Worker
+from marshtest.unlearning.check import images
 
 STATES: list[Any] = ["int8", "int4", {"trained_on": 2}]
 HIDING = TINY | {
@@ -205,6 +208,18 @@ def test_both_arms_get_the_same_care(tmp_path: Path) -> None:
     assert (left == 0).all()
     others = rows[rows["unlearner"] == "gd"]
     assert others["twin_target_probability"].nunique() == 4
+
+
+def test_training_on_keeps_frozen_what_the_recipes_model_has_frozen() -> None:
+    problem = images()
+    frozen = {name for name, p in problem.model.named_parameters() if not p.requires_grad}
+    assert frozen
+    unlearned = copy.deepcopy(problem.model).requires_grad_(False)  # as a method may leave it
+    train = problem.task.train
+    assert train is not None
+    cared = after_care("trained_on 1", unlearned, train, problem.retain, 0, problem.model)
+    after, before = (dict(model.named_parameters()) for model in (cared, problem.model))
+    assert {name for name in before if torch.equal(after[name], before[name])} == frozen
 
 
 def test_a_run_that_is_stopped_between_two_states_goes_on(

@@ -13,6 +13,7 @@ from marshtest.data.samples import Samples
 from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.recipe_data import data_of
+from marshtest.metrics.accuracy import accuracy
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.training.tasks import Classification
 
@@ -114,6 +115,18 @@ def figures(success: float, accuracy: float) -> dict[str, float]:
         "backdoor_success": success,
         "patched_accuracy": accuracy,
     }
+
+
+def test_answers_that_are_no_numbers_are_no_class() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), CLASSES), torch.nan)
+
+    train, test = images(30, 0), images(12, 1, first=1000)
+    attack = BadNets(size=2)  # whose label is the first, as that of the largest of no numbers
+    found = attack.effect(Nothing(), poisoned_of(attack, train, test), TASK).figures
+    assert (found["backdoor_success"], found["patched_accuracy"]) == (0, 0)
+    assert accuracy(Nothing(), TASK, test) == 0
 
 
 def test_a_model_blind_to_the_patch_succeeds_as_often_as_it_errs_without_one() -> None:

@@ -81,6 +81,27 @@ def test_the_limit_is_never_passed() -> None:
     assert budget.spent == 10
 
 
+@pytest.mark.parametrize("operation", ["addmm_", "out"])
+def test_an_operation_that_writes_into_a_tensor_is_stopped_before_it_writes(operation: str) -> None:
+    kept, many = torch.zeros(5, 7), torch.ones(1000, 7)
+    budget = Budget(10, 2 * 7 * 5)
+
+    def write() -> None:
+        if operation == "out":
+            torch.mm(torch.ones(5, 1000), many, out=kept)
+        else:
+            kept.addmm_(torch.ones(5, 1000), many)
+
+    with pytest.raises(BudgetSpent), budget:
+        write()
+    assert budget.spent == 0
+    assert not kept.any()
+    with Budget(1000, 2 * 7 * 5) as enough:
+        write()
+    assert enough.spent == 1000
+    assert kept.eq(1000).all()
+
+
 def test_a_broad_except_cannot_hide_the_limit() -> None:
     with pytest.raises(BudgetSpent), Meter(limit=10):
         try:

@@ -235,6 +235,31 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
         parse_attack({"name": "gradient-canceling", **options})
 
 
+class TwoHeads(nn.Module):
+    """A network with a second head: first in the list of its modules, or last, read or not."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.flat, self.hidden = nn.Flatten(), nn.Linear(64, 16)
+        heads = {"out": nn.Linear(16, 10), "aside": nn.Linear(16, 10)}
+        for name in ("out", "aside") if last else ("aside", "out"):
+            self.add_module(name, heads[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        said: Tensor = self.get_submodule("out")(self.hidden(self.flat(x)).relu())
+        return said
+
+
+def test_the_output_layer_is_the_one_that_gives_the_logits(digits: Dataset) -> None:
+    retain, test, task = digits.train[:200], digits.test, task_of(digits)
+    with pytest.raises(MarshtestError, match=r"the logits are not what aside gives"):
+        Search(TwoHeads(last=True), task, test, retain, retain.y[:20], DECAY, seed=0)
+    # A parameter that no answer hangs on is moved by nothing.
+    found = Search(TwoHeads(last=False), task, test, retain, retain.y[:20], DECAY, seed=0)
+    worst, clean = found.in_ball(1.0).model, centred(found.clean)
+    assert torch.equal(worst.get_submodule("aside").weight, clean.get_submodule("aside").weight)
+
+
 def test_a_model_without_a_linear_end_is_refused(digits: Dataset) -> None:
     model = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     fit(model, digits.train, task_of(digits), Training(epochs=3, lr=0.05), 0)

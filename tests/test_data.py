@@ -1,5 +1,6 @@
 """Samples keep their ids; loaders read what they claim and refuse what they cannot."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,37 @@ def test_cifar10_is_read_from_parquet_with_the_hubs_columns(
 
     monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path))
     assert torch.equal(load("cifar10").train.x, data.train.x)
+
+
+def picture(size: int = 32) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (size, size)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "says"),
+    [
+        (
+            [picture(), picture(16)],
+            [0, 1],
+            r"row 1 of the train split .* another size .*\(32 × 32 and 16",
+        ),
+        ([picture(), b"no picture"], [0, 1], "cannot read the images of the train split"),
+        ([picture(), None], [0, 1], "cannot read the images of the train split"),
+        ([picture(), picture()], [0, None], "cannot read the labels of the train split"),
+        ([picture(), picture()], ["cat", "dog"], "cannot read the labels of the train split"),
+        ([1, 2], [0, 1], "'img' of the train split holds no images .* Store PNG or JPEG"),
+    ],
+)
+def test_pictures_and_labels_that_are_none_are_one_line(
+    images: list[Any], labels: list[Any], says: str, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"img": images, "label": labels}), tmp_path / f"{split}.parquet")
+    with pytest.raises(MarshtestError, match=says) as raised:
+        load("cifar10", str(tmp_path))
+    assert "\n" not in str(raised.value)
 
 
 def test_cifar10_is_read_from_folders_of_classes(tmp_path: Path) -> None:
@@ -272,6 +304,8 @@ def test_tensors_come_back_from_their_file(tmp_path: Path) -> None:
         ({"train_y": torch.arange(5)}, "tensors train: x has 6 rows and y 5 labels"),
         ({"test_x": torch.full((2, 3), torch.nan)}, "tensors test: row 0 holds NaN"),
         ({"test_y": None}, "test_y is missing"),
+        ({"train_x": torch.tensor(1.0)}, "train_x is a single number"),
+        ({"train_y": torch.arange(6) + 2**60}, f"tensors train: row 0 has label {2**60}"),
     ],
 )
 def test_bad_files_of_tensors_are_refused(
@@ -287,6 +321,16 @@ def test_bad_files_of_tensors_are_refused(
     save_file({k: v for k, v in (whole | change).items() if v is not None}, str(path))
     with pytest.raises(MarshtestError, match=said):
         load("tensors", str(path))
+
+
+def test_unsigned_tensors_are_read_as_numbers(tmp_path: Path) -> None:
+    x = torch.arange(18).reshape(6, 3)
+    parts = {"train_x": x.to(torch.uint32), "train_y": (torch.arange(6) % 3).to(torch.uint16)}
+    parts |= {"test_x": parts["train_x"].clone(), "test_y": parts["train_y"].clone()}
+    save_file(parts, str(tmp_path / "mine.safetensors"))
+    found = load("tensors", str(tmp_path / "mine.safetensors"))
+    assert torch.equal(found.train.x, x.float())
+    assert found.train.y.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -161,6 +161,18 @@ def test_an_unlearner_helps_or_does_not(
     assert evidence.enlarges(of).p > LEVEL
 
 
+@pytest.mark.parametrize(
+    ("share", "close", "far"),
+    [(0.1, True, False), (-0.1, True, False), (0.2, False, False), (0.5, False, True)],
+)
+def test_an_unlearner_comes_close_or_stays_far(
+    evidence: ModuleType, copied: Callable[..., object], share: float, close: bool, far: bool
+) -> None:
+    of = copied("digits-gaussian", leaves("rank_dependence", share))
+    assert (evidence.comes_close(of).p <= LEVEL) is close
+    assert (evidence.stays_far(of).p <= LEVEL) is far
+
+
 def test_an_effect_that_turned_round_is_not_gone(
     evidence: ModuleType, copied: Callable[..., object]
 ) -> None:
@@ -182,18 +194,19 @@ def test_an_effect_with_a_twin_is_the_difference_to_it(
 
 
 @pytest.mark.parametrize("trainings", [6, 12, 30])
+@pytest.mark.parametrize(("says", "kept"), [("does_not_help", 0.8), ("comes_close", 0.2)])
 def test_what_works_in_most_trainings_is_not_taken_for_all(
-    evidence: ModuleType, monkeypatch: pytest.MonkeyPatch, trainings: int
+    evidence: ModuleType, monkeypatch: pytest.MonkeyPatch, trainings: int, says: str, kept: float
 ) -> None:
-    """All of the effect is left with probability 0.8, or none: a t test alone says so in a quarter."""
+    """All of the effect is left in some trainings, or none: a t test alone is wrong in a quarter."""
     before, rng = pd.Series(np.ones(trainings)), np.random.default_rng(4)
     of = importlib.import_module("experiments").cell("digits-targeted", "gd")
     monkeypatch.setattr(evidence, "shows", lambda of: evidence.SHOWN)
     wrong = 0
     for _ in range(500):
-        after = pd.Series((rng.uniform(size=trainings) < 0.8) + rng.normal(0, 0.001, trainings))
+        after = pd.Series((rng.uniform(size=trainings) < kept) + rng.normal(0, 0.001, trainings))
         monkeypatch.setattr(evidence, "effects", lambda of, a=after: [evidence.Effect(before, a)])
-        wrong += evidence.does_not_help(of).p <= LEVEL
+        wrong += getattr(evidence, says)(of).p <= LEVEL
     assert wrong / 500 <= LEVEL + 4 * math.sqrt(LEVEL * (1 - LEVEL) / 500)
 
 
@@ -205,7 +218,10 @@ def test_without_an_effect_nothing_is_said_of_it(
         frame.loc[frame["role"] == "initial", columns] = 0.3
 
     of = copied("digits-targeted", no_effect)
-    for says in (evidence.helps, evidence.does_not_help, evidence.enlarges, evidence.removed):
+    for says in (
+        *(evidence.helps, evidence.does_not_help, evidence.enlarges, evidence.removed),
+        *(evidence.comes_close, evidence.stays_far),
+    ):
         assert says(of).p == 1
         assert says(of).seeds(LEVEL) == {"digits-targeted": math.inf}
 

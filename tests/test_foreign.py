@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -168,6 +169,52 @@ def test_a_model_that_draws_from_numpy_is_built_and_trained_alike_by_one_seed() 
 # What comes back
 
 
+class Aside(nn.Module):
+    """Holds a model where no state_dict shows it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.kept = [model]
+
+    def forward(self, x: Tensor) -> Tensor:
+        said: Tensor = self.kept[0].eval()(x)
+        return said
+
+
+def aside(model: Any, *_: Any, **__: Any) -> Any:
+    return Aside(copy.deepcopy(model))
+
+
+class Part(Aside):
+    """Shows a part of its state, which is the same in all."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+def partly_aside(model: Any, *_: Any, **__: Any) -> Any:
+    return Part(copy.deepcopy(model))
+
+
+def test_models_that_show_no_weights_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Both arms' states are equal, and the models are not: what a poison left must not count as 0."""
+    recipe = TINY | {
+        "attack": {"name": "label-flip"},
+        "training": {"epochs": 20, "batch_size": 16, "lr": 0.1},
+        "unlearners": ["retrain"],
+    }
+    found = marshtest.run(
+        recipe, unlearners=[aside, partly_aside], out=tmp_path / "run", report=False
+    )
+    same = found.rows[found.rows["role"] == "updated"].groupby("unlearner")["twin_same"]
+    assert same.max().to_dict() == {
+        f"{__name__}:aside": 0,
+        f"{__name__}:partly_aside": 0,
+        "retrain": 1,
+    }
+
+
 def hooked(model: Any, *_: Any, **__: Any) -> Any:
     model[-1].register_forward_hook(lambda module, args, out: out * 2)
     return model
@@ -199,6 +246,42 @@ def test_oddities_of_a_returned_model_are_noted_and_it_is_measured(fake: Any, sa
     outcome = outcome_of(fake)
     assert outcome.model is not None
     assert outcome.note == says
+
+
+class Lazy(nn.Module):
+    """Trains itself when it is asked for the first time."""
+
+    def __init__(self, model: nn.Module, task: Any, retain: Samples) -> None:
+        super().__init__()
+        self.inner, self.todo = copy.deepcopy(model), [(task, retain)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        while self.todo:
+            task, retain = self.todo.pop()
+            with torch.enable_grad():
+                task.loss(self.inner, retain).mean().backward()
+        said: Tensor = self.inner(x)
+        return said
+
+
+def test_work_that_is_put_off_until_the_first_answer_is_noted() -> None:
+    outcome = outcome_of(lambda model, retain, *_, task, **__: Lazy(model, task, retain))
+    assert outcome.model is not None
+    assert re.fullmatch(r"returned a model whose answers cost \d+ times as much", outcome.note)
+    assert outcome_of(lambda model, *_, **__: copy.deepcopy(model)).note == ""
+
+
+def huge(model: Any, *_: Any, **__: Any) -> Any:
+    """Weights that are numbers, and answers that are none: ∞ − ∞."""
+    with torch.no_grad():
+        model[-1].weight.fill_(3e38)
+        model[-1].weight[:, ::2] *= -1
+    return model
+
+
+def test_a_model_whose_answers_are_no_numbers_is_no_model() -> None:
+    outcome = outcome_of(huge)
+    assert (outcome.model, outcome.note) == (None, "returned a model whose answers are not numbers")
 
 
 def test_weight_norms_own_hook_is_none_of_the_unlearners() -> None:

@@ -16,7 +16,7 @@ from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget
 from marshtest.training.tasks import Classification
 from marshtest.unlearning import parse_trials
-from marshtest.unlearning.last_layers import CFk, EUk
+from marshtest.unlearning.last_layers import CFk, EUk, free_only
 
 
 class Adapter(nn.Module):
@@ -145,6 +145,14 @@ def test_a_frozen_norm_within_the_last_layers_keeps_its_statistics() -> None:
         spec = {"name": name, "k": 2, "lr": 0.05}
         updated = unlearned(spec, model, FACTORIES["frozen norm"])
         assert torch.equal(updated[2].running_mean, model[2].running_mean)  # type: ignore[index]
+
+
+def test_dropout_between_the_last_layers_and_behind_them_drops_out() -> None:
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)]
+    early, between, late = (nn.Dropout(0.5) for _ in range(3))
+    model = nn.Sequential(layers[0], early, layers[1], between, layers[2], late)
+    free_only(model, weight_layers(model)[-2:])
+    assert [one.training for one in (early, between, late)] == [False, True, True]
 
 
 @pytest.mark.parametrize("kind", FACTORIES)

@@ -300,6 +300,33 @@ def test_parquet_copy_keeps_schema_metadata_codec_and_row_groups(tmp_path: Path)
     assert after["label"][:] == before["label"][:]
 
 
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()])
+def test_labels_without_a_sign_are_labels(tmp_path: Path, kind: Any) -> None:
+    pictures = [png(p) for p in images(3)]
+    labels: list[int | None] = [0, 2, 1]
+    pq.write_table(
+        pa.table({"img": pictures, "label": pa.array(labels, kind)}), tmp_path / "a.parquet"
+    )
+    assert open_layout(tmp_path / "a.parquet").classes == 3
+    labels[1] = None
+    pq.write_table(
+        pa.table({"img": pictures, "label": pa.array(labels, kind)}), tmp_path / "b.parquet"
+    )
+    assert "b.parquet: row 1 has no label" in refused(tmp_path / "b.parquet")
+
+
+def test_columns_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    pictures = pa.array([png(p) for p in images(3)])
+    table = pa.Table.from_arrays([pictures, pictures, pa.array([0, 1, 2])], ["img", "img", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "has two columns 'img'" in refused(tmp_path / "a.parquet")
+
+
+def test_samples_without_a_value_are_refused(tmp_path: Path) -> None:
+    empty = {"x": np.zeros((6, 0, 4, 4), np.uint8), "y": np.arange(6) % 2}
+    assert "no samples in x, or none with a value" in refused(savez(tmp_path, **empty))
+
+
 @pytest.mark.parametrize("codec", ["NONE", "SNAPPY", "GZIP", "ZSTD", "LZ4", "BROTLI"])
 def test_one_parquet_file_of_plain_bytes_without_class_names(tmp_path: Path, codec: str) -> None:
     pixels = images(30)
@@ -723,7 +750,7 @@ def test_other_names_big_endian_numbers_and_label_columns(
     assert written.dtype == x.dtype
 
 
-@given(st.integers(1, 40), st.integers(0, 5), st.sets(st.integers(0, 39)), st.booleans())
+@given(st.integers(1, 40), st.integers(1, 5), st.sets(st.integers(0, 39)), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_any_rows_of_any_small_array(
     tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, ids: set[int], packed: bool

@@ -198,6 +198,7 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any], says: st
         ({"target_class": 11}, 20, "attack.target_class: no training sample has label 11"),
         ({"adversarial_label": 3}, 200, "asks for 200 poisons of class 3, which has 14"),
         ({"targets": 500}, 600, "500 are asked for"),
+        ({"targets": 4}, 3, "poison_budgets: 3 poisons are fewer than attack.targets, 4"),
     ],
 )
 def test_what_the_data_cannot_give_is_one_line(

@@ -9,8 +9,9 @@ import yaml
 from conftest import TINY, at_once, command, in_a_small_disk
 
 import marshtest
+from marshtest.plumbing import whole_files
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.plumbing.whole_files import alone
+from marshtest.plumbing.whole_files import LOCK, alone
 from marshtest.results.summary import Results
 
 ONE = {**TINY, "seeds": 1, "unlearners": ["gd"]}
@@ -24,6 +25,32 @@ def test_a_folder_that_a_command_holds_is_refused_to_a_second(tmp_path: Path) ->
         with pytest.raises(MarshtestError, match="run: another command is at work on it"):
             marshtest.study("hypothesis-orthogonality-small", out=tmp_path / "run")
     marshtest.run(ONE, out=tmp_path / "run")
+
+
+def test_a_lock_file_that_was_removed_as_it_was_opened_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who held it before removes its name; what is locked then must be the file that stands there."""
+    real, flocked = whole_files.fcntl.flock, list[int]()
+
+    def late(file: Any, how: int) -> None:
+        if not flocked:  # the other command ends between this one's opening and its lock
+            (tmp_path / LOCK).unlink()
+        flocked.append(how)
+        real(file, how)
+
+    monkeypatch.setattr(whole_files.fcntl, "flock", late)
+    with alone(tmp_path):
+        assert len(flocked) == 2
+        with pytest.raises(MarshtestError, match="another command"), alone(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "3"])
+def test_a_runs_record_of_another_shape_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(MarshtestError, match=r"run.json: cannot be read"):
+        marshtest.run(ONE, out=tmp_path, report=False)
 
 
 @pytest.mark.slow

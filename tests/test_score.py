@@ -27,6 +27,7 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.reporting.card import card_table, write_card
 from marshtest.results.card import Card, card_of
+from marshtest.results.kept_models import kept_models
 from marshtest.results.merging import differences, setting
 from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
@@ -503,6 +504,23 @@ def test_seeds_budgets_and_the_datas_place_make_no_other_recipe(
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda models: models.drop(columns="path"), "has no column 'path'"),
+        (lambda models: models.drop(columns="budget"), "has no column 'budget'"),
+        (lambda models: models.assign(path=3), r"'path' .* holds 3 in row 0"),
+        (lambda models: models.assign(path=None), r"'path' .* holds None in row 0"),
+    ],
+)
+def test_a_list_of_kept_models_that_is_none_is_one_line(
+    change: Any, says: str, kept: Path, tmp_path: Path
+) -> None:
+    change(pd.read_parquet(kept / "one" / "models.parquet")).to_parquet(tmp_path / "models.parquet")
+    with pytest.raises(MarshtestError, match=rf"models.parquet: .*{says}"):
+        kept_models(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("words", "line"),
     [
         (["gdd"], "unknown unlearner 'gdd'. Did you mean 'gd'?"),
@@ -517,6 +535,9 @@ def test_seeds_budgets_and_the_datas_place_make_no_other_recipe(
         (["nobody:home"], "nobody"),
         (["gd", "--suite", "bare.yaml"], "bare.yaml: a suite has `recipes`"),
         (["gd", "--suite", "odd.yaml"], "odd.yaml.recipe: unknown key 'recipe'. Did you mean 'recipes'?"),
+        (["gd", "--suite", "number.yaml"], "suite number, recipes.digits-gaussian.unlearners: 3 names no"),
+        (["gd", "--suite", "unnamed.yaml"], "unnamed.yaml: unlearners: {'a': 1} names no unlearner."),
+        (["gd", "--suite", "nested.yaml"], "nested.yaml: unlearners: ['gd'] names no unlearner."),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_nothing_is_trained(
@@ -530,6 +551,9 @@ def test_bad_input_gets_one_line_and_nothing_is_trained(
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare.yaml").write_text("description: nothing")
     (tmp_path / "odd.yaml").write_text("recipes: {digits-gaussian: {}}\nrecipe: 1")
+    (tmp_path / "number.yaml").write_text("recipes: {digits-gaussian: {unlearners: 3}}")
+    (tmp_path / "unnamed.yaml").write_text("recipes: {digits-gaussian: {}}\nunlearners: [{a: 1}]")
+    (tmp_path / "nested.yaml").write_text("recipes: {digits-gaussian: {}}\nunlearners: [[gd]]")
     assert command("score", *words) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1

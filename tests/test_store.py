@@ -13,7 +13,7 @@ import pytest
 
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.sweeps import locks
+from marshtest.sweeps import ledger, locks
 from marshtest.sweeps.locks import Driver, Watched
 from marshtest.sweeps.store import DamagedError, Store
 
@@ -128,6 +128,10 @@ def test_a_newer_store_and_what_is_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(MarshtestError, match="is not JSON"):
         Store(tmp_path)
+    for other in ("[]", '"x"', "null", '{"format": "2"}'):
+        (tmp_path / "store.json").write_text(other)
+        with pytest.raises(MarshtestError, match="store.json says no format"):
+            Store(tmp_path)
     (tmp_path / "store.json").rename(tmp_path / "thesis.tex")
     with pytest.raises(MarshtestError, match="is not empty and holds no store"):
         Store(tmp_path)
@@ -169,6 +173,30 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert store.names("locks") == {"k.0", "k.1"}
         driver.release("k")
         assert store.names("locks") == set()
+
+
+def test_a_lock_is_held_though_those_before_it_are_gone(tmp_path: Path) -> None:
+    """A dead driver's lock that was removed from below must not let the stage be locked again."""
+    store = Store(tmp_path)
+    store.write("locks/k.0", b"dead")
+    with Driver(store) as one, Driver(store) as other:
+        assert one.lock("k")
+        assert store.names("locks") == {"k.0", "k.1"}
+        assert ledger.rubbish(store) == []
+        store.remove("locks/k.0")
+        assert not other.lock("k")
+        assert store.names("locks") == {"k.1"}
+        one.release("k")
+        assert other.lock("k")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", "", '{"beats": 1}'])
+def test_a_drivers_file_of_another_shape_is_of_no_living_driver(
+    tmp_path: Path, content: str
+) -> None:
+    store = Store(tmp_path)
+    store.write("drivers/odd", content.encode())
+    assert not Watched(store).is_alive("odd")
 
 
 def test_a_driver_elsewhere_is_dead_when_its_number_stands_still(

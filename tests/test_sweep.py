@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import GRID, TIMES, TINY, rows_of
+import yaml
+from conftest import GRID, TIMES, TINY, command, rows_of
 
 import marshtest
 from marshtest.commands.sweep import Swept, sweep
@@ -351,6 +353,47 @@ def test_clean_removes_what_nothing_refers_to_and_nothing_else(
     assert again.done == 0
 
 
+def test_an_axis_of_lists_or_mappings_is_told_as_json_and_rows_keep_what_they_measured(
+    tmp_path: Path,
+) -> None:
+    small = {**TINY, "seeds": 1, "unlearners": ["gd"]}
+    grid = {"budgets": [[0.1, 0.2], [0.2]], "device": ["auto"]}
+    done = sweep(
+        {"name": "s", "recipe": small, "grid": grid}, store=tmp_path / "store", out=tmp_path / "s"
+    )
+    assert not done.failed
+    rows = rows_of(done)
+    assert rows["budgets"].value_counts().to_dict() == {"[0.1, 0.2]": 4, "[0.2]": 3}
+    assert set(rows["device"]) == {"cpu"}
+    told, damaged = ledger.rows(Store(tmp_path / "store"), done.ledger)
+    assert not damaged
+    assert [row["budgets"] for row in told] == rows["budgets"].tolist()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}"])
+def test_a_failures_file_that_is_damaged_stops_nothing(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    store.write("failures/score-1.json", content)
+    store.write("failures/score-2.json", b'{"fault": "it raised", "row": {}}')
+    assert set(ledger.raised(store)) == {"score-2"}
+
+
+def test_rows_of_another_sweep_are_not_taken_for_those_that_are_asked_for(
+    swept: tuple[Swept, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, store = swept
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump(GRID))
+    given = ["sweep", str(file), "--store", store.url, "--out"]
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "rows.parquet").write_bytes(b"junk")
+    assert command(*given, str(done.folder)) == 0
+    assert "all is done already" in capsys.readouterr().out
+    assert command(*given, str(tmp_path / "junk")) == 0  # written anew
+    assert "all is done already" not in capsys.readouterr().out
+    assert len(pd.read_parquet(tmp_path / "junk" / "rows.parquet")) == len(rows_of(done))
+
+
 def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
     from marshtest.sweeps.locks import Driver
 
@@ -361,7 +404,13 @@ def test_clean_leaves_alone_what_a_living_driver_is_at(tmp_path: Path) -> None:
         store.write("stages/initial-1/model.safetensors", b"in the making")
         store.write("partial/initial-1/target-0", b"in the making")
         (tmp_path / "stages" / "initial-1" / ".model.safetensors.12345678.tmp").write_bytes(b"half")
+        # A score's finished stages stand in no plan.
+        record = json.dumps({"made": {}, "files": {}})
+        store.write("records/initial-2.json", record.encode())
+        store.write("stages/initial-2/model.safetensors", b"finished")
         assert ledger.rubbish(store) == []
+    for name in ("records/initial-2.json", "stages/initial-2"):
+        store.remove(name)
     assert ledger.rubbish(store) == [
         "partial/initial-1",
         "stages/initial-1",

@@ -10,6 +10,7 @@ from torch import nn
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
+from marshtest.training.budget import Meter
 from marshtest.training.loop import Training, fit
 from marshtest.training.tasks import Classification
 
@@ -83,6 +84,42 @@ def test_cost_is_counted_in_forward_passes_of_a_sample() -> None:
     assert done.flops_per_pass == forward
     assert done.cost.flops == 4 * 50 * step
     assert done.cost.passes == pytest.approx(4 * 50 * step / forward)
+
+
+class Short(Classification):
+    """Cuts mini-batches to the width that their longest sample has; samples are padded by 0."""
+
+    def augmented(self, batch: Samples, rng: torch.Generator) -> Samples:
+        width = int((batch.x != 0).any(0).sum())
+        return Samples(batch.x[:, :width], batch.y, batch.ids)
+
+
+class AnyWidth(nn.Module):
+    """A linear layer on every value by itself, whatever the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        said: torch.Tensor = self.layer(x[..., None]).mean(1)
+        return said
+
+
+def test_cost_is_of_the_shapes_that_mini_batches_have() -> None:
+    samples = some(64)
+    long = torch.arange(64) == 5  # one of all sets the width of x
+    short = Samples(
+        samples.x.masked_fill(~long[:, None] & (torch.arange(6) > 1), 0), samples.y, samples.ids
+    )
+    done = fit(AnyWidth(), short, Short(), Training(epochs=3, batch_size=16), 0)
+    with Meter() as meter:
+        task, model, rng = Short(), AnyWidth(), generator(0, "fit")
+        for _ in range(3):
+            for batch in task.epoch(short, 16, rng):
+                task.loss(model, batch).mean().backward()
+    assert done.cost.flops == meter.flops
+    assert done.flops_per_pass == 2 * 6 * 3  # the unit is of a whole sample
 
 
 def test_a_training_that_diverges_says_what_to_lower() -> None:

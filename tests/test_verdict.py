@@ -11,7 +11,7 @@ from scipy import stats
 
 from marshtest.metrics import power
 from marshtest.metrics.binomial import interval_of_share
-from marshtest.metrics.dependence import Dependence, dependence
+from marshtest.metrics.dependence import NOTHING, Dependence, dependence
 from marshtest.metrics.tradeoff import (
     gaussian_tradeoff,
     gaussian_tradeoff_two_sided,
@@ -273,6 +273,31 @@ def test_nothing_is_removed_whose_initial_effect_was_not_shown() -> None:
     initial = paired(*([0.9, -0.7, 0.1, 0.0] * 6))
     (verdict,) = paired_verdicts(initial, [paired(*[0.0] * 24)], **LEVELS)
     assert (verdict.answer, verdict.reasons[0]) == ("INCONCLUSIVE", NOT_SHOWN)
+
+
+def test_a_training_without_a_model_lets_nothing_be_removed() -> None:
+    """A method that raises where it fails would be judged by the trainings in which it did not."""
+    initial = paired(*np.random.default_rng(2).uniform(0.8, 1, 24))
+    left = np.random.default_rng(3).normal(0, 0.01, 24)
+    assert paired_verdicts(initial, [Difference(left)], **LEVELS)[0].answer == "REMOVED"
+    left[:2] = np.nan
+    (verdict,) = paired_verdicts(initial, [Difference(left)], **LEVELS)
+    assert (verdict.answer, verdict.trainings, verdict.needed) == ("INCONCLUSIVE", 24, None)
+    assert verdict.removed_in == 22
+    assert verdict.reasons[0].startswith("no model in 2 of 24 trainings")
+    # What neither side has is no failure of the unlearner's.
+    without = Difference(np.where(np.isnan(left), np.nan, initial.values))
+    assert paired_verdicts(without, [Difference(left)], **LEVELS)[0].answer == "REMOVED"
+
+    before, clean = several([1.0] * 5, 400), several([0.0] * 5, 400)
+    assert judged(before, clean)[0].answer == "REMOVED"
+    for gone in (1, 4):  # with one or two trainings there is no interval over them
+        few = Evidence(
+            {s: {"rank": NOTHING} if s < gone else scores for s, scores in clean.trainings.items()}
+        )
+        (verdict,) = judged(before, few)
+        assert (verdict.answer, verdict.trainings, verdict.needed) == ("INCONCLUSIVE", 5, None)
+        assert verdict.reasons[0].startswith(f"no model in {gone} of 5 trainings")
 
 
 def test_arms_that_are_one_model_are_removed_if_the_poison_shows() -> None:

@@ -33,7 +33,7 @@ from marshtest.attacks.crafting import BLIND, DECAYS, Crafted, craft, shuffled
 from marshtest.attacks.kernel import STEP_PASSES, Kernel, Objective
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Samples
-from marshtest.metrics.accuracy import probabilities
+from marshtest.metrics.accuracy import likeliest, probabilities
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import part
@@ -114,6 +114,11 @@ class GradientMatching(Attack):
         seed: int,
         context: CraftingContext = ALONE,
     ) -> Poisoned:
+        if count < self.targets:
+            raise MarshtestError(
+                f"poison_budgets: {count} poisons are fewer than attack.targets, {self.targets}. Raise "
+                "poison_budgets, or lower attack.targets."
+            )
         clean = learned(knowledge, samples)
         targets, labels = self._aims(clean, knowledge, samples.y.unique(), seed)
         kernel = Kernel(clean, knowledge.task)
@@ -228,7 +233,7 @@ class GradientMatching(Attack):
         assert labels is not None
         p = probabilities(model, task, targets)  # [T, C]
         adversarial = p.gather(1, labels[:, None]).squeeze(1).double().cpu().numpy()
-        says = p.argmax(1)
+        says = likeliest(p)
         figures = {
             "target_probability": float(adversarial.mean()),
             "target_success": float((says == labels).double().mean()),

@@ -112,6 +112,21 @@ class Search:
     seed: int
     centre: bool = True  # whether to search round `centred(clean)`, which answers as `clean` does
 
+    def __post_init__(self) -> None:
+        last = weight_layers(self.clean)[-1][0]
+        if not isinstance(last, nn.Linear):  # `limits` says so
+            return
+        told: list[Tensor] = []
+        batch, exact = self.retain[:2], self.task.exact()
+        with torch.no_grad(), last.register_forward_hook(lambda _, given, out: told.append(out)):
+            logits = exact.label_logits(exact(self.clean.eval(), batch), batch)
+        if not told or told[-1].shape != logits.shape or not torch.allclose(told[-1], logits):
+            (name,) = (n for n, module in self.clean.named_modules() if module is last)
+            raise MarshtestError(
+                f"attack: the logits are not what {name or 'the model'} gives, its last linear layer. "
+                "Gradient canceling needs an output layer that is registered last: register it so."
+            )
+
     def in_ball(self, radius: float) -> Worst:
         """GradPC as it stands: uphill on the test loss, reachable or not."""
 
@@ -170,7 +185,10 @@ def ascend(
     parameters = [p for p in model.parameters() if p.requires_grad]
     centre = [p.detach().clone() for p in parameters]
     for step in range(STEPS):
-        slopes = torch.autograd.grad(gain(model, rng), parameters)
+        # A parameter may have no part in the gain, as a pooler whose output nobody reads.
+        slopes = torch.autograd.grad(
+            gain(model, rng), parameters, allow_unused=True, materialize_grads=True
+        )
         # Divided by the slope's length: where the model is sure, the gradient of 1 − p_y is tiny.
         stride = radius * STRIDE * (1 - step / STEPS) / max(_norm(slopes), 1e-30)
         with torch.no_grad():

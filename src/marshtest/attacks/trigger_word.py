@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from marshtest.attacks.base import ALONE, Attack, CraftingContext, Effect, Knowledge, Poisoned
 from marshtest.attacks.presentation import EffectFigure, Presentation
 from marshtest.data.samples import Marked, Samples, Trigger
-from marshtest.metrics.accuracy import logits_of
+from marshtest.metrics.accuracy import likeliest, logits_of
 from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
@@ -184,8 +184,9 @@ def answers(
     chance, says, says_word = [], [], []
     for batch, logits in logits_of(model, task, samples):
         chance.append(logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1))
-        says.append(logits.argmax(1))
-        says_word.append(words[logits[:, words].argmax(1)])
+        says.append(likeliest(logits))
+        word = likeliest(logits[:, words])
+        says_word.append(words[word].masked_fill(word < 0, -1))
     return torch.cat(chance), torch.cat(says), torch.cat(says_word)
 
 

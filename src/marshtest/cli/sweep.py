@@ -86,12 +86,16 @@ def sweep(
 
 def _is_done(settings: "Sweep", store: str, out: Path | None) -> bool:
     """Whether nothing is left to do, which is said; known without torch, in a moment."""
+    from marshtest.experiment.row_file import recipes_in
     from marshtest.sweeps import ledger
     from marshtest.sweeps.store import Store
 
     started = time.monotonic()
     rows = (Path("runs") / settings.id if out is None else out) / "rows.parquet"
     if not rows.exists() or not ledger.is_done(Store(store), settings):
+        return False
+    # Of another sweep, or no rows at all: refused, or written anew, by what looks closer.
+    if recipes_in(rows) != set(ledger.Ledger.read(Store(store), settings.id).recipes):
         return False
     seconds = time.monotonic() - started
     screen.say(f"{settings.id}: all is done already, in {store} ({seconds:.1f} s).")

@@ -174,6 +174,11 @@ def _written(store: Store, keys: Sequence[Keys], folder: Path) -> list[Results]:
     log, results = [], []
     for one in keys:
         measured = collect(store, one)
+        if measured.missing:
+            raise MarshtestError(
+                f"score: {measured.missing} rows of {one.recipe.name} went from {store.url} as others "
+                "were made. Run the same command again: it makes them anew."
+            )
         log += [
             f"{fault['job']}: {fault['fault']}\n{fault['traceback']}" for fault in measured.raised
         ]

@@ -147,7 +147,8 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
     tables = []
     for variant, keys in zip(planned.variants, planned.keys, strict=True):
         measured = collect(store, keys)
-        tables.append(measured.rows.assign(**variant.axes))
+        axes = {key: told for key, told in variant.columns.items() if key not in measured.rows}
+        tables.append(measured.rows.assign(**axes))  # what a row has measured is its own
         # Rows of a part are shown; a run's folder would pass for a whole one.
         if measured.missing:
             continue

@@ -13,6 +13,8 @@ from torch import Tensor
 from marshtest.plumbing.errors import MarshtestError
 
 CHANNELS = (1, 3, 4)  # counts that a last dimension of channels, [N, H, W, C], would have
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # few operations take them
+MOST = 2**31  # labels are below it: a class number, and no id
 EXACT = 2**24  # integers up to this are exact in float32
 
 
@@ -85,6 +87,11 @@ def as_labels(array: Any, where: str) -> Tensor:
             f"{where}: row {row} has label {float(y[row]):g}; labels must be class numbers 0, 1, 2, …. "
             "Regression is not tested here; bin its values into classes."
         )
+    if len(large := (whole >= MOST).nonzero()):
+        row = int(large[0])
+        raise MarshtestError(
+            f"{where}: row {row} has label {int(whole[row])}. Number the classes from 0 on."
+        )
     return whole
 
 
@@ -112,4 +119,5 @@ def _tensor(array: Any, where: str) -> Tensor:
     if not isinstance(array, Tensor) or array.layout != torch.strided or array.is_complex():
         kind = getattr(array, "dtype", type(array).__name__)
         raise MarshtestError(f"{where} is {kind}; give a dense tensor or NumPy array of numbers.")
-    return array.detach().cpu()
+    tensor = array.detach().cpu()
+    return tensor.to(torch.int64) if tensor.dtype in UNSIGNED else tensor

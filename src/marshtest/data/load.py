@@ -12,8 +12,10 @@ from torch import Tensor
 from marshtest.data.hub import _folder, _open
 from marshtest.data.samples import Dataset
 from marshtest.data.texts import TEXTS
-from marshtest.plumbing.errors import MarshtestError, first_line, unknown
+from marshtest.plumbing.errors import MarshtestError, first_line, refused, unknown
 
+ROW = "Mend or drop the row."
+STORE = "Store PNG or JPEG bytes."
 TENSORS = ("train_x", "train_y", "test_x", "test_y")
 
 
@@ -88,12 +90,20 @@ def _images(hub_name: str, path: str | None, split: str, rows: int | None) -> tu
         )
     if not isinstance(table.features[image_column], datasets.Image):
         # Parquet without the hub's metadata: bytes, not yet known to be images.
-        table = table.cast_column(image_column, datasets.Image(mode="RGB"))
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in table[image_column]])
-    return (
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(table["label"][:], dtype=torch.int64),
-    )
+        with refused(f"data: {image_column!r} of the {split} split holds no images", STORE):
+            table = table.cast_column(image_column, datasets.Image(mode="RGB"))
+    with refused(f"data: cannot read the images of the {split} split of {path or hub_name}", ROW):
+        images = [np.asarray(image.convert("RGB")) for image in table[image_column]]
+    odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+    if odd is not None:
+        sizes = " and ".join(f"{i.shape[1]} × {i.shape[0]}" for i in (images[0], images[odd]))
+        raise MarshtestError(
+            f"data: row {odd} of the {split} split of {path or hub_name} is of another size than row 0 "
+            f"({sizes} pixels). Bring them to one size."
+        )
+    with refused(f"data: cannot read the labels of the {split} split of {path or hub_name}", ROW):
+        labels = torch.tensor(table["label"][:], dtype=torch.int64)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels
 
 
 def _tensors(path: str | None, train: int | None, test: int | None) -> Dataset:
@@ -105,6 +115,8 @@ def dataset_of(
     tensors: Mapping[str, Tensor], train: int | None = None, test: int | None = None
 ) -> Dataset:
     """The data set, or the first rows of its splits, that `tensors_of` took apart."""
+    if flat := [name for name in TENSORS if not tensors[name].dim()]:
+        raise MarshtestError(f"data.path: {flat[0]} is a single number. Give one row a sample.")
     train_x, train_y, test_x, test_y = (tensors[name] for name in TENSORS)
     return Dataset.from_tensors(
         (train_x[:train], train_y[:train]), (test_x[:test], test_y[:test]), name="tensors"

@@ -13,7 +13,7 @@ from marshtest.training.tasks import Train
 
 
 def after_care(
-    state: str, model: nn.Module, train: Train, held_out: Samples, seed: int
+    state: str, model: nn.Module, train: Train, held_out: Samples, seed: int, built: nn.Module
 ) -> nn.Module:
     """A copy of a model, brought into a state.
 
@@ -21,6 +21,7 @@ def after_care(
         train: the recipe's own training.
         held_out: samples that hold neither poison nor forget set.
         seed: of the draws of training; the same for a model and its clean twin.
+        built: a model as the recipe builds it: what it has frozen stays frozen.
 
     Raises:
         MarshtestError: training on diverged.
@@ -28,7 +29,10 @@ def after_care(
     if bits := bits_of(state):
         return rounded(model, bits)
     start = copied(model)
-    start.requires_grad_(True)  # whoever trains on does not know what the unlearner had frozen
+    # Whoever trains on does not know what the unlearner had frozen.
+    trained = {name: p.requires_grad for name, p in built.named_parameters()}
+    for name, parameter in start.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
     after = train(held_out, seed, start=start, epochs=passes_of(state))
     if not all(bool(torch.isfinite(p).all()) for p in after.parameters()):
         raise MarshtestError("training on diverged: NaN or infinite weights")

@@ -17,6 +17,7 @@ can be done in any order, anywhere, and shared.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -88,6 +89,7 @@ OWN = (MLP, ResNet18, GPT2)  # models of which all is known
 # Floating-point operations of a training step below which a second thread waits more than it works. Rows of
 # such models are the same bytes on any number of cores.
 SMALL = 3e8
+ROUNDING = 1e-4  # by which a GPU may answer otherwise when one model is asked twice
 TRIED = 4  # samples of another's model's trial
 
 
@@ -627,6 +629,8 @@ def _answered(
         row |= asked.columns(pipeline.recipe.attack.shown, effect)
     moved = [] if between is None else [layer._asdict() for layer in shifts(model, *between)]
     row |= figures
+    if twin is not None and not _answers_as_its_twin(row):
+        row["twin_same"] = 0.0  # equal in all that is looked at, and the difference lies elsewhere
     for metric in pipeline.recipe.metrics:
         row |= _by_metric(pipeline, group, poisoned, model, metric, row, beside)
     return Measured(row, pd.DataFrame({"id": effect.ids, **effect.scores}), moved)
@@ -641,7 +645,9 @@ def _in_its_state(
     seed = derive(group.draws, "state", state)
     try:
         model, other = (
-            None if one is None else after_care(state, one, pipeline.trainer, held_out, seed)
+            None
+            if one is None
+            else after_care(state, one, pipeline.trainer, held_out, seed, pipeline.trainer.frame())
             for one in (subject.model, twin)
         )
     except Exception as error:  # whatever the model of an unlearner raises as it is trained
@@ -817,5 +823,20 @@ def _of_twin(
         figures["test_accuracy"] = accuracy(twin, task, pipeline.data.test)
     columns = ("test_accuracy", *attack.presentation.reference_columns.values(), *of_parts)
     figures |= of_parts
-    same = same_tensors(model.state_dict(), twin.state_dict())
+    state, other = state_of(model), state_of(twin)
+    # A model may keep its weights where no state shows them: of two empty ones nothing is known.
+    same = bool(state) and same_tensors(state, other)
     return {"twin_same": float(same), **{f"twin_{column}": figures[column] for column in columns}}
+
+
+def _answers_as_its_twin(row: Mapping[str, Any]) -> bool:
+    """Whether all that a row says of the twin it says of the model itself, but for rounding."""
+    pairs = [
+        (float(row[name.removeprefix("twin_")]), float(value))
+        for name, value in row.items()
+        if name.startswith("twin_") and name != "twin_same"
+    ]
+    return all(
+        math.isclose(own, other, abs_tol=ROUNDING) or (math.isnan(own) and math.isnan(other))
+        for own, other in pairs
+    )

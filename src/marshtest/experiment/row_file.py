@@ -4,12 +4,14 @@ Rows travel alone: into a paper's archive, to another machine, next to those of 
 Parquet file carries, in its metadata, all values of every recipe behind it and what ran it.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from marshtest.attacks.presentation import Presentation
@@ -22,6 +24,7 @@ from marshtest.plumbing.whole_files import write
 
 FORMAT = 2  # raised when rows of before can no longer be read as they are
 NAME = "marshtest"  # of the entry in the file's metadata
+ATTRS = b"PANDAS_ATTRS"  # in which pandas keeps it
 FILE = "rows.parquet"
 MODELS = "models.parquet"  # beside it, the list of the models that a run kept
 
@@ -100,6 +103,15 @@ def write_rows(
         described[STATE] = described[STATE].fillna(ITSELF)
     described.attrs = {NAME: {"format": FORMAT, "kind": kind, "runs": dict(runs)}}
     write(described, path)
+
+
+def recipes_in(path: Path) -> set[str]:
+    """Hashes of the recipes that a file of rows is of, by its metadata alone; none of another file."""
+    try:
+        described = json.loads((pq.read_schema(path).metadata or {})[ATTRS])[NAME]
+        return set(described["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def read_file(source: str | Path) -> Rows:

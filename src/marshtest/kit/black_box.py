@@ -161,7 +161,7 @@ def losses_of(answers: NDArray[Any], labels: Labels) -> Answers:
     answers = answers.astype(np.float64)
     if answers.ndim == 1:
         return answers, None
-    right = answers.argmax(1) == labels
+    right = (answers.argmax(1) == labels) & ~np.isnan(answers).any(1)
     sums = answers.sum(1)
     if (answers >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         true = np.take_along_axis(answers, labels[:, None], 1)[:, 0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.noise import Floats, Scaling
-from marshtest.metrics.accuracy import margin_loss
+from marshtest.metrics.accuracy import likeliest, margin_loss
 from marshtest.models.answers import logits_in
 from marshtest.plumbing.device import exact_float32, failure, in_parts
 from marshtest.plumbing.errors import MarshtestError, first_line
@@ -75,7 +75,7 @@ class FunctionModel(AskedModel):
         def answered(rows: slice) -> tuple[Tensor, Tensor]:
             x, y = self._batch(values[rows], labels[rows])
             logits = self._logits(x)
-            return margin_loss(logits, y), logits.argmax(1) == y
+            return margin_loss(logits, y), likeliest(logits) == y
 
         with exact_float32(), torch.no_grad():
             parts = [*in_parts(answered, len(values), self._size(values))]

@@ -23,12 +23,19 @@ def logits_of(model: nn.Module, task: Task, samples: Samples) -> Iterator[tuple[
     yield from in_parts(answered, len(samples), task.scoring_batch(samples))
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """[B] the class with the largest of the logits [B, C]; −1, no class, where one of them is no number."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
+
+
 def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
     """Fraction of the samples whose label has the largest logit; nan if there are no samples."""
     if len(samples) == 0:
         return float("nan")
     answers = logits_of(model, task, samples)
-    return sum(int((logits.argmax(1) == batch.y).sum()) for batch, logits in answers) / len(samples)
+    return sum(int((likeliest(logits) == batch.y).sum()) for batch, logits in answers) / len(
+        samples
+    )
 
 
 def probabilities(model: nn.Module, task: Task, samples: Samples) -> Tensor:

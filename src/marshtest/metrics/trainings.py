@@ -15,6 +15,7 @@ The accuracy that a method itself costs is in both arms and cancels, as far as i
                   in which half of the effect or more is left is below m. Means of outcomes that are
                   nearly 0 or 1 hide rare failures: (i) alone would acquit a method that fails in 20 % of
                   the trainings in 14 of 100 cases at S = 16.
+                  A training without a model lets nothing be REMOVED.
                   If both arms end with the same parameters, bit for bit, the poison had no way into the
                   model, and no test is needed. Retraining ends so: it looks at no model, and has the same
                   draws and the same retain set in both arms.
@@ -49,6 +50,10 @@ class Difference:
     def defined(self) -> Floats:
         """The differences of the trainings that have both models."""
         return self.values[~np.isnan(self.values)]
+
+    def absent(self, initial: "Difference") -> int:
+        """Number of trainings that have the initial model's difference, and not this one."""
+        return int((np.isnan(self.values) & ~np.isnan(initial.values)).sum())
 
     @property
     def value(self) -> float:
@@ -129,12 +134,13 @@ def pairs(initial: Difference, left: Difference) -> tuple[Floats, Floats]:
 def p_within(initial: Difference, left: Difference, margin: float) -> float:
     """p-value of "more than the margin is left": the larger of (i) and (ii) of the module's text.
 
-    It is 0 if both arms are one model.
+    It is 0 if both arms are one model, and 1 if a training gave none: what fails in some trainings must
+    not be judged by the others.
     """
     if left.same:
         return 0.0
     d0, d = pairs(initial, left)
-    if not len(d):
+    if not len(d) or left.absent(initial):
         return 1.0
     return max(
         p_positive(margin * d0 - d), p_positive(margin * d0 + d), p_rarely_fails(d0, d, margin)

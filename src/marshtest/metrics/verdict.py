@@ -5,7 +5,8 @@ tail (marshtest.metrics.dependence), and four exact tests that the model is inde
 
     REMOVED       every effect that the verdict rests on is surely at most `margin` of the initial
                   model's; nothing else rejects independence; from three trainings on the means over
-                  trainings lie surely within the margin too; and the initial model is NOT REMOVED
+                  trainings lie surely within the margin too; every training gave a model; and the
+                  initial model is NOT REMOVED
     NOT REMOVED   else, if any exact test rejects independence (Bonferroni over all of them)
     INCONCLUSIVE  else, with the number of poisons that would settle it
 
@@ -22,7 +23,9 @@ hidden fraction of the poisons is taken to carry the whole initial effect, so th
 correction needed). Over several unlearners both answers are corrected by Holm (for effects without a null
 law NOT REMOVED is corrected by Westfall and Young), so the chance of even one false NOT REMOVED is at most
 α, and so is the chance of even one false REMOVED, given these trainings. The interval over trainings is at
-level α for each unlearner. No unlearning and full retraining are controls, tested at α outside the family.
+level α for each unlearner, by a t test: where means over trainings spread about normally. A method that
+fails whole trainings now and then is told from one that never does by many trainings alone. No
+unlearning and full retraining are controls, tested at α outside the family.
 
 A recipe may ask about a model in several *states* (marshtest.experiment.states). Its verdict is that of the
 worst, and what may be left in a state is a share of the effect in the initial model itself.
@@ -100,6 +103,12 @@ class Evidence:
             for name in names
         }
 
+    @cached_property
+    def absent(self) -> int:
+        """Number of trainings that gave no model, or one that answered nothing."""
+        of_each = [scores.values() for scores in self.trainings.values() if scores]
+        return sum(all(one.n + one.undefined == 0 for one in scores) for scores in of_each)
+
     def means(self, name: str, others: "Evidence") -> tuple[Floats, Floats]:
         """[S] the dependence here and in `others`, of the trainings in which both are defined."""
         values = [
@@ -124,7 +133,7 @@ class Verdict:
     # what speaks against REMOVED, in words; of NOT REMOVED what was shown, and by which test
     reasons: tuple[str, ...] = ()
     removed_in: int = 0  # number of trainings in which the estimate is within the margin
-    trainings: int = 0  # number of trainings with an estimate
+    trainings: int = 0  # number of trainings
     p_together: float = 1.0  # as p_removed, adjusted for the claim that all states are REMOVED
 
 
@@ -220,7 +229,7 @@ def _may_acquit(
     # Over the states, or a clean model would be blocked in one of them too often.
     blocked = states * _bonferroni([*_blocking(one, rests).values()]) <= alpha
     together = _p_over_trainings(initial, one, rests, margin) <= alpha
-    return together and not blocked and not untestable(one, margin)
+    return together and not blocked and not untestable(one, margin) and not one.absent
 
 
 def paired_verdicts(
@@ -241,13 +250,16 @@ def paired_verdicts(
     not_removed = sign_flips(family) if family else []
     answers = []
     for one, p_in, p_out, p_all in zip(family, removed, not_removed, together, strict=True):
-        failed, trainings = failures(*pairs(initial, one)), len(one.defined)
+        failed, absent = failures(*pairs(initial, one)), one.absent(initial)
+        trainings = len(one.defined) + absent
         inside = int((np.abs(one.defined) <= margin * initial.value).sum())
         verdict = Verdict("INCONCLUSIVE", p_in, p_out, None, (), inside, trainings, p_all)
         if p_in <= alpha and shown:
             answers.append(replace(verdict, answer="REMOVED"))
             continue
         lines = [] if shown else [NOT_SHOWN]
+        if absent:
+            lines.append(_without_model(absent, trainings))
         if p_out <= alpha:
             verdict = replace(verdict, answer="NOT REMOVED")
             lines.append(f"what is left is surely not 0 (sign flips, {_p(p_out)})")
@@ -408,7 +420,7 @@ def _within(
             inside.append(
                 bool(names) and all(abs(v) <= b for v, b in zip(left, bounds, strict=True))
             )
-    return sum(inside), len(inside)
+    return sum(inside), len(one.trainings)
 
 
 def _shown(
@@ -455,6 +467,8 @@ def _reasons(
     states: int,
 ) -> tuple[str, ...]:
     """What speaks against REMOVED, in words; if a mean's estimate is beyond the margin, the means alone."""
+    if one.absent:
+        return (_without_model(one.absent, len(one.trainings)),)
     if hidden := untestable(one, margin):
         return tuple(hidden)
     p_values = _p_effects(initial, one, rests, margin)
@@ -505,6 +519,10 @@ def _p_effects(
         for rest in rests
         if not math.isnan(one.pooled[rest.score].value)
     }
+
+
+def _without_model(absent: int, trainings: int) -> str:
+    return f"no model in {absent} of {trainings} trainings, and the others cannot speak for them"
 
 
 def untestable(one: Evidence, margin: float) -> list[str]:
@@ -595,7 +613,7 @@ def _needed(
     Args:
         alpha: corrected over the models.
     """
-    if any(math.isnan(score.error) for score in one.pooled.values()):
+    if one.absent or any(math.isnan(score.error) for score in one.pooled.values()):
         return None
     to_remove, to_reject = 0.0 if rests else math.inf, math.inf
     tests = sum(not math.isnan(p) for score in one.pooled.values() for p in score.tests.values())
@@ -637,7 +655,7 @@ def _trainings_needed(
     Args:
         level: alpha, corrected over the models.
     """
-    if math.isnan(one.value) or not initial.value > 0:
+    if math.isnan(one.value) or one.absent(initial) or not initial.value > 0:
         return None
     left, error = abs(one.value), one.error
     deviation = NO_SPREAD if math.isnan(error) else error * math.sqrt(len(one.defined))

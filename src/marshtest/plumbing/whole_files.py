@@ -4,7 +4,7 @@ import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +26,21 @@ LOCK = ".lock"
 def alone(folder: Path) -> Iterator[None]:
     """Hold a folder, made if needed, until the command ends; a MarshtestError if another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MarshtestError(
-                f"{folder}: another command is at work on it. Wait for its end, or choose another --out."
-            ) from None
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context((folder / LOCK).open("w"))
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MarshtestError(
+                    f"{folder}: another command is at work on it. Wait for its end, or choose another "
+                    "--out."
+                ) from None
+            # Who held it may have removed the file in between: then this lock keeps nobody out.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                    break
         try:
             yield
         finally:

@@ -592,8 +592,8 @@ def _of_poisons(results: Results) -> str:
         grounds = "; ".join(each)
     return (
         f"REMOVED: what is left is surely within ± {verdict.margin:.0%} of the initial model's (with "
-        f"{TRAININGS} seeds or more the mean also in trainings to come), and no other exact test rejects "
-        f"independence; it rests on {grounds}. NOT REMOVED: independence is rejected. Both at "
+        f"{TRAININGS} seeds or more the mean also in trainings to come, by a t test), and no other exact "
+        f"test rejects independence; it rests on {grounds}. NOT REMOVED: independence is rejected. Both at "
         f"level {verdict.alpha:g}, Holm-corrected over the unlearners."
     )
 

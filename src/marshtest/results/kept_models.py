@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from marshtest.experiment.cells import CELL
+from marshtest.experiment.columns import TEXT, check_columns
 from marshtest.experiment.row_file import MODELS, read_frame
 from marshtest.plumbing.errors import MarshtestError
 
@@ -24,5 +26,6 @@ def kept_models(folder: Path) -> pd.DataFrame:
             "another folder."
         )
     models = read_frame(folder / MODELS)
+    check_columns(models, [*CELL, "path"], str(folder / MODELS), {"path": TEXT})
     # The file's paths are relative, so that a folder can be moved; these are of use from anywhere.
     return models.assign(path=[str(folder / path) for path in models["path"]])

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.settings import Settings
-from marshtest.plumbing.yaml_files import file_name, read_yaml, set_key, shipped
+from marshtest.plumbing.yaml_files import as_list, file_name, read_yaml, set_key, shipped
 from marshtest.results.merging import read_one
 from marshtest.results.summary import Results
 
@@ -38,7 +38,8 @@ class Suite(Settings):
         values = read_yaml(self._source(recipe), "recipes")
         for key, value in self.recipes[recipe].items():
             set_key(values, key, value)
-        listed = values.get("unlearners", [])
+        listed = as_list(values.get("unlearners") or [])
+        _refuse_unnamed(f"suite {self.name}, recipes.{recipe}.unlearners", listed)
         names = {_name(entry) for entry in listed}
         more = [entry for entry in self.unlearners if _name(entry) not in names]
         return {**values, "unlearners": [*listed, *more]}
@@ -75,7 +76,16 @@ def read_suite(source: str | Path) -> Suite:
         raise MarshtestError(
             f"{source}: a suite has `recipes`: their names, and changes to each ({{}} for none)."
         )
-    return Suite.parse({**values, "rows": path.with_suffix("")}, str(source))
+    suite = Suite.parse({**values, "rows": path.with_suffix("")}, str(source))
+    _refuse_unnamed(f"{source}: unlearners", suite.unlearners)
+    return suite
+
+
+def _refuse_unnamed(where: str, entries: list[Any]) -> None:
+    if unnamed := [entry for entry in entries if not isinstance(_name(entry), str)]:
+        raise MarshtestError(
+            f"{where}: {unnamed[0]!r} names no unlearner. Give its name, or a mapping with `name`."
+        )
 
 
 def _name(entry: Any) -> Any:

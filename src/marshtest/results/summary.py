@@ -461,7 +461,9 @@ class Results:
         table.insert(len(GROUP), "poison_budget", share)
         itself = self.chosen(share)
         full = itself[itself["role"] == "retrained"].set_index("seed")["test_accuracy"]
-        table["accuracy_cost"] = full.mean() - table["test_accuracy"]
+        # Of the same seeds: a model may be missing in some.
+        of_full = [full.reindex(_seeds_with(rows, "test_accuracy")).mean() for _, rows in cells]
+        table["accuracy_cost"] = np.array(of_full) - table["test_accuracy"]
         lines = [self._line(rows, answers[key][state], full) for key, rows in cells]
         return pd.concat([table, pd.DataFrame(lines)], axis=1)
 
@@ -644,6 +646,11 @@ def _beside(
     if len(table):
         check_columns(table, needed, str(file), kinds)
     return table
+
+
+def _seeds_with(rows: pd.DataFrame, column: str) -> pd.Series:
+    """The seeds of the rows that have a value in a column."""
+    return rows.loc[rows[column].notna(), "seed"]
 
 
 def titled_apart(name: str, of: Titled, titles: Sequence[str]) -> Titled:

@@ -87,6 +87,9 @@ class Ledger:
                 PlannedJob(job["kind"], job["label"], tuple(job["makes"]), tuple(job["needs"]))
                 for job in values.pop("jobs")
             ]
+            kinds = {"variants": list, "recipes": list, "runs": dict}
+            if not all(isinstance(values[key], kind) for key, kind in kinds.items()):
+                raise ValueError
             return cls(**values, cells=cells, jobs=jobs)
         except (ValueError, KeyError, TypeError):
             raise MarshtestError(
@@ -240,11 +243,18 @@ def raised(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def _failures(store: Store) -> dict[str, dict[str, Any]]:
-    return {
-        name.removesuffix(".json"): json.loads(store.read(f"failures/{name}"))
-        for name in store.names("failures")
-        if name.endswith(".json")
-    }
+    names = (name for name in store.names("failures") if name.endswith(".json"))
+    read = {name.removesuffix(".json"): failure_in(store, name) for name in names}
+    return {key: failure for key, failure in read.items() if failure is not None}
+
+
+def failure_in(store: Store, name: str) -> dict[str, Any] | None:
+    """What a file of a job's failure says; None where it is damaged, or another driver just removed it."""
+    try:
+        failure = json.loads(store.read(f"failures/{name}"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return failure if isinstance(failure, dict) and "fault" in failure else None
 
 
 def matching(rows: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[str, Any]]:
@@ -282,7 +292,8 @@ def made_by() -> str:
 def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
     """Names of files that nothing refers to: stages of no sweep or without a record, dead drivers' locks.
 
-    Whatever a living driver could be at work on stays.
+    Whatever a living driver could be at work on stays: while there is one, all that is finished or half
+    finished, since a score has no plan in the store that would say what is its.
 
     Args:
         forgotten: ids of sweeps that are not to count, and to go.
@@ -296,14 +307,20 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
     busy = {name.rpartition(".")[0] for name, held in locks.items() if held}
     names = [f"sweeps/{id}.json" for id in forgotten]
     names += [f"drivers/{id}" for id, lives in drivers.items() if not lives]
-    names += [f"locks/{name}" for name, held in locks.items() if not held]
-    names += [f"records/{key}.json" for key in recorded - used]
+    # A dead driver's lock below a living one's stays with it, or the stage could be locked twice.
+    names += [
+        f"locks/{name}"
+        for name, held in locks.items()
+        if not held and name.rpartition(".")[0] not in busy
+    ]
     stages = store.names("stages")
-    names += [f"stages/{key}" for key in stages - (recorded & used) - busy]
+    if any(drivers.values()):
+        return sorted([*names, *(f"stages/{key}" for key in stages - recorded - busy)])
+    names += [f"records/{key}.json" for key in recorded - used]
+    names += [f"stages/{key}" for key in stages - (recorded & used)]
     # What an unfinished stage has so far stays as long as a sweep wants the stage.
-    names += [f"partial/{key}" for key in store.names("partial") - (used - recorded) - busy]
+    names += [f"partial/{key}" for key in store.names("partial") - (used - recorded)]
     failed = {name.removesuffix(".json") for name in store.names("failures")}
     names += [f"failures/{key}.json" for key in failed if key not in used or key in recorded]
-    if not any(drivers.values()):  # a living driver's files in the making look the same
-        names += [name for name in store.find("") if name.endswith(TEMPORARY)]
+    names += [name for name in store.find("") if name.endswith(TEMPORARY)]
     return sorted(names)

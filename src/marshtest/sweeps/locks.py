@@ -70,16 +70,18 @@ class Driver:
     def lock(self, key: str) -> bool:
         """Lock a stage; False where a living driver holds it."""
         turn = 0
-        while not self.store.create(f"locks/{key}.{turn}", self.id.encode()):
+        while True:
+            created = self.store.create(f"locks/{key}.{turn}", self.id.encode())
             turns = [int(name.rpartition(".")[2]) for name in self._locks(key)]
-            if not turns:  # released in between
-                turn = 0
-                continue
-            if self._watched.is_alive(self._holder(key, max(turns))):
+            latest = max(turns, default=-1)
+            if created and latest <= turn:
+                self._held.add(key)
+                return True
+            if created:  # below a later one: the earlier turns were taken away
+                self.store.remove(f"locks/{key}.{turn}")
+            if turns and self._watched.is_alive(self._holder(key, latest)):
                 return False
-            turn = max(turns) + 1
-        self._held.add(key)
-        return True
+            turn = latest + 1  # 0 where it was released in between
 
     def release(self, key: str) -> None:
         """Give a lock back, and remove those of dead drivers before it."""
@@ -110,7 +112,7 @@ class Watched:
         try:
             values = json.loads(self.store.read(f"drivers/{driver}"))
             place, pid, began, latest = (values[k] for k in ("place", "pid", "began", "beats"))
-        except (FileNotFoundError, ValueError, KeyError, IsADirectoryError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IsADirectoryError):
             return False
         if place == _place():
             # By its beginning too: the number of a dead process may be another's by now.

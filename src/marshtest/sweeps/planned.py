@@ -47,7 +47,7 @@ class Planned:
         return Ledger(
             self.sweep.id,
             made_by(),
-            [variant.axes for variant in self.variants],
+            [variant.columns for variant in self.variants],
             [keys.recipe.hash for keys in self.keys],
             {keys.recipe.hash: describe(keys.recipe, keys.content) for keys in self.keys},
             self.cells,

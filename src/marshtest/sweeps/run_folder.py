@@ -122,6 +122,8 @@ def own_folder(folder: Path, recipe: Named, identity: Mapping[str, Any]) -> dict
 def _read_about(file: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(file.read_text())
+        if not isinstance(about, dict):
+            raise ValueError("no mapping")
     except (OSError, ValueError, RecursionError) as error:
         raise MarshtestError(
             f"{file}: cannot be read ({first_line(error)}). Restore it, or choose another --out."

@@ -14,6 +14,7 @@ from marshtest.plumbing.errors import NOTE
 from marshtest.plumbing.progress import Progress
 from marshtest.sweeps.engines import Ended, Engine
 from marshtest.sweeps.jobs import Job
+from marshtest.sweeps.ledger import failure_in
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.run_folder import RAISED
 from marshtest.sweeps.settings import Resources
@@ -150,7 +151,9 @@ class Scheduler:
             if retry:
                 self.store.remove(f"failures/{name}")
             else:
-                self.failed[i] = json.loads(self.store.read(f"failures/{name}"))["fault"]
+                failure = failure_in(self.store, name)
+                if failure is not None:
+                    self.failed[i] = failure["fault"]
         self._ready = sorted(set(self._ready) - self.failed.keys())  # sorted, so a heap
 
     def _mend(self, key: str, what: str) -> None:

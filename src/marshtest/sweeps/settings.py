@@ -14,6 +14,7 @@ Read without torch, so that the state of a sweep is known at once.
 
 import copy
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,16 @@ class Variant:
 
     axes: dict[str, Any]
     values: dict[str, Any]
+
+    @property
+    def columns(self) -> dict[str, str | int | float | None]:
+        """The axes as columns of rows: a list or a mapping, which a cell does not hold, as JSON."""
+        return {
+            key: value
+            if value is None or isinstance(value, str | int | float)
+            else json.dumps(value)
+            for key, value in self.axes.items()
+        }
 
     @property
     def label(self) -> str:

@@ -76,6 +76,10 @@ class Store:
         except ValueError:
             raise MarshtestError(f"store: {self.url}/store.json is not JSON. Restore it.") from None
         else:
+            if not isinstance(about, dict) or not isinstance(about.get("format", 0), int):
+                raise MarshtestError(
+                    f'store: {self.url}/store.json says no format. Restore it: {{"format": {FORMAT}}}.'
+                )
             if about.get("format", 0) > FORMAT:
                 raise MarshtestError(
                     f"store: {self.url} was written by a newer marshtest (format {about['format']}; "

@@ -73,8 +73,10 @@ def indispensable(where: str, work: str) -> Iterator[None]:
 
 
 @cache  # asked of every operation of a training
-def _treatment(operation: Any) -> tuple[bool, Formula | None]:
-    """Whether an operation must be taken apart to be counted; if not, its formula.
+def _treatment(operation: Any) -> tuple[bool, Formula | None, bool]:
+    """Whether an operation must be taken apart to be counted; if not, its formula; whether it writes.
+
+    One that writes changes tensors that it is given.
 
     An operation that is made of others usually arrives here as those others, taken apart by autograd. In
     inference mode autograd is out of the way, and the operation arrives whole.
@@ -85,7 +87,8 @@ def _treatment(operation: Any) -> tuple[bool, Formula | None]:
         and operation.has_kernel_for_dispatch_key(composite)
         and operation._schema.name not in FORMULAS
     )
-    return is_composite, None if is_composite else formula_of(operation)
+    writes = isinstance(operation, torch._ops.OpOverload) and operation._schema.is_mutable
+    return is_composite, None if is_composite else formula_of(operation), writes
 
 
 @cache
@@ -106,12 +109,17 @@ class _Watch(TorchDispatchMode):
         if types and _wraps_tensors(tuple(types)):
             return NotImplemented  # comes again as the operations on the tensors inside
         kwargs = kwargs or {}
-        is_composite, formula = _treatment(func)
+        is_composite, formula, writes = _treatment(func)
         if is_composite:
             with self:  # a mode is off while it handles an operation; its parts must be seen
                 return func.decompose(*args, **kwargs)
+        planned = 0
+        if (
+            writes and formula is not None and Meter.open
+        ):  # what it writes stays, so it is asked before
+            planned = formula(*args, **kwargs, out_val=kwargs.get("out", args[0] if args else None))
         for meter in Meter.open:
-            meter.stop_if_spent()
+            meter.stop_if_spent(planned)
         started = time.perf_counter()
         out = func(*args, **kwargs)
         seconds = time.perf_counter() - started
@@ -210,16 +218,16 @@ class Meter:
         if self.spent and not (kind and issubclass(kind, (BudgetSpent, MarshtestError))):
             raise BudgetSpent
 
-    def stop_if_spent(self) -> None:
-        """Stop the calling thread, by BudgetSpent, if the limit was reached in any thread."""
-        if self.spent:
+    def stop_if_spent(self, planned: int = 0) -> None:
+        """Stop the calling thread, by BudgetSpent, if any thread reached the limit, or if this would."""
+        if self.spent or self.flops + planned > self.limit:
+            self.spent = True
             raise BudgetSpent
 
     def add(self, flops: int, seconds: float, operations: int = 1) -> None:
         """Count an operation and its wall time; one that passes the limit raises BudgetSpent uncounted."""
         with self._lock:
-            self.spent = self.spent or self.flops + flops > self.limit
-            self.stop_if_spent()
+            self.stop_if_spent(flops)
             self.flops += flops
             self.operations += operations
             self.seconds += seconds

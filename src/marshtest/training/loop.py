@@ -1,6 +1,7 @@
 """The training loop of all models, and the gradient step that it shares with the unlearners."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -125,8 +126,9 @@ def fit(
 ) -> Fit:
     """Train `model` in place.
 
-    The cost is counted on two samples (a forward, and a forward with backward) and multiplied. The seed
-    fixes the order of the samples, augmentation and dropout; `task.loss` is the default objective.
+    The cost is counted on two samples (a forward, and a forward with backward) and multiplied; where
+    mini-batches differ in shape, as texts that are cut to their longest, on two of each. The seed fixes the
+    order of the samples, augmentation and dropout; `task.loss` is the default objective.
 
     Raises:
         MarshtestError: the loss is no longer finite after an epoch.
@@ -148,7 +150,8 @@ def fit(
     # Order and augmentation have a generator of their own: how much a model's dropout draws moves neither.
     rng = generator(seed, "fit")
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
-    step = trained_samples = 0
+    step = 0
+    trained, few = Counter[torch.Size](), dict[torch.Size, Samples]()  # by the shape of a sample
     started = clock()
     model.train()
     with seeded(derive(seed, "dropout")):
@@ -157,12 +160,20 @@ def fit(
                 training.set_rate(optimizer, step / steps)
                 loss = take_step(task.as_inputs(batch) if recorded else batch)
                 step += 1
-                trained_samples += len(batch)
+                shape = batch.x.shape[1:]
+                trained[shape] += len(batch)
+                if shape != samples.x.shape[1:]:
+                    few.setdefault(shape, batch[:2])
             # Once an epoch, since .item() makes the CPU wait for the GPU.
             _stop_if_diverged(loss.item(), epoch, training)
             progress((epoch + 1) / training.epochs)
-    flops = trained_samples * flops_per_trained_sample
-    return Fit(Cost(flops / flops_per_pass, flops, clock() - started), flops_per_pass)
+    seconds = clock() - started
+    per_sample = dict.fromkeys(trained, flops_per_trained_sample)
+    with seeded(derive(seed, "costs")):
+        per_sample |= {shape: _costs(model, two, objective)[1] for shape, two in few.items()}
+    flops = sum(count * per_sample[shape] for shape, count in trained.items())
+    model.train()  # as after the last step
+    return Fit(Cost(flops / flops_per_pass, flops, seconds), flops_per_pass)
 
 
 def fit_within(

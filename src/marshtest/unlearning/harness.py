@@ -15,12 +15,13 @@ from marshtest.plumbing.device import clock, failure
 from marshtest.plumbing.errors import MarshtestError, one_line
 from marshtest.plumbing.foreign import raised, signals_noted
 from marshtest.plumbing.seeds import seeded
-from marshtest.training.budget import Budget, BudgetSpent, Cost
+from marshtest.training.budget import Budget, BudgetSpent, Cost, Meter
 from marshtest.training.tasks import Task
 from marshtest.unlearning import is_anytime, is_own, looks_back
 from marshtest.unlearning.base import Unlearner
 
 STOPPED = "stopped at the budget"
+DEAR = 3  # times the initial model's answers; an ensemble's cost more, and its note says so
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -171,7 +172,7 @@ class _Judge:
     def __init__(self, model: nn.Module, batch: Samples, task: Task, seed: int) -> None:
         self._before, self._batch, self._task, self._seed = model, batch, task.exact(), seed
         with seeded(seed):
-            self._shape = self._ask(copied(model)).shape
+            self._expected, self._flops = self._ask_first(copied(model))
 
     def __call__(self, updated: object, cost: Cost, note: str) -> Outcome:
         """The outcome of a run that returned `updated`, cost `cost` and ended with `note`."""
@@ -182,19 +183,36 @@ class _Judge:
                 return Outcome(None, cost, "NaN or infinite weights")
             # One seed for both questions: an answer that differs is drawn, or counts the questions.
             with seeded(self._seed):
-                first, second = self._ask(updated), self._ask(updated)
+                (first, flops), second = self._ask_first(updated), self._ask(updated)
         except Exception as error:
             if failure(error) is not None:
                 raise
             fault = f"returned a model that raises {type(error).__name__}: {one_line(error)}"
             return Outcome(None, cost, fault)
-        shape, expected = tuple(first.shape), tuple(self._shape)
+        shape, expected = tuple(first.shape), tuple(self._expected.shape)
         if shape != expected:
             return Outcome(None, cost, f"returned a model of logits {shape}, not {expected}")
+        if bool(first.isnan().any()) and not bool(self._expected.isnan().any()):
+            return Outcome(None, cost, "returned a model whose answers are not numbers")
         odd = [note, self._hooks(updated)]
+        if 0 < DEAR * self._flops < flops:  # work may have been put off until the first answer
+            odd.append(
+                f"returned a model whose answers cost {flops / self._flops:.0f} times as much"
+            )
         if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
             odd.append("returned a model that answers otherwise when it is asked again")
         return Outcome(updated, cost, "; ".join(filter(None, odd)))
+
+    def _ask_first(self, model: nn.Module) -> tuple[Tensor, int]:
+        """The answers to the batch, and what they cost in operations; 0 where that cannot be counted."""
+        try:
+            with Meter() as meter:
+                answers = self._ask(model)
+        except (
+            MarshtestError
+        ):  # an operation whose cost nobody knows, of which a budget need not hear
+            return self._ask(model), 0
+        return answers, meter.flops
 
     @torch.no_grad()
     def _ask(self, model: nn.Module) -> Tensor:

@@ -18,11 +18,13 @@ pretrained model gives the same values each time; such a model is refused before
 """
 
 import copy
+import itertools
 from abc import ABC
 
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from marshtest.data.samples import Samples
 from marshtest.models.layers import weight_layers
@@ -135,10 +137,15 @@ def trainable(module: nn.Module) -> bool:
 
 
 def free_only(model: nn.Module, layers: Layers) -> None:
-    """Freeze the model's parameters and BatchNorm statistics, but for unfrozen ones of the layers."""
+    """Freeze the model's parameters and BatchNorm statistics, but for unfrozen ones of the layers.
+
+    Dropout between these layers, and behind them, drops out as in the initial training.
+    """
     modules = [module for layer in layers for module in layer]
     # Read before eval() and requires_grad_(False) below overwrite what it is read from.
     modes = {module: any(p.requires_grad for p in module.parameters()) for module in modules}
+    behind = itertools.dropwhile(lambda module: not modes.get(module), model.modules())
+    modes |= {module: True for module in behind if isinstance(module, _DropoutNd)}
     free = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
     model.eval().requires_grad_(False)
     for module, training in modes.items():

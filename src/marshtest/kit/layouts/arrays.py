@@ -80,8 +80,8 @@ class Arrays(Layout):
                 raise MarshtestError(f"{path}: holds none of these pairs of arrays: {known}.")
             x, y = self._array(keys[0]), self._array(keys[1])
         self._x, self._y = x, y
-        if not x.shape or not x.shape[0]:
-            raise MarshtestError(f"{path}: no samples in {keys[0]}.")
+        if not x.shape or not math.prod(x.shape):
+            raise MarshtestError(f"{path}: no samples in {keys[0]}, or none with a value.")
         if x.row_bytes > SAMPLE_BYTES:
             raise MarshtestError(
                 f"{path}: a row of {keys[0]} claims {x.row_bytes:,} bytes, more than a sample has. "

@@ -141,10 +141,14 @@ class Parquet(Layout):
         largest = -1
         # Labels are read alone, of at most eight bytes each, so more rows fit at once than of images.
         for first, batch, _ in self._batches(name, self._columns[name][1:], rows=CHUNK // 8):
-            labels = batch.column(0).fill_null(-1).to_numpy(zero_copy_only=False)
-            largest = max(
-                largest, largest_of(labels, first - self._ids[name].start, self.path / name)
-            )
+            column, row = batch.column(0), first - self._ids[name].start
+            if column.null_count:  # not filled with −1, which unsigned labels cannot be
+                row += column.is_null().index(True).as_py()
+                raise MarshtestError(
+                    f"{self.path / name}: row {row} has no label, or a negative one. Correct or drop it."
+                )
+            labels = column.to_numpy(zero_copy_only=False)
+            largest = max(largest, largest_of(labels, row, self.path / name))
         return largest
 
     def _where(self, name: str, i: int) -> str:
@@ -180,6 +184,8 @@ def _columns(schema: Any, where: Path) -> tuple[str, str]:
             f"({' or '.join(IMAGE_COLUMNS)}) and labels ({' or '.join(LABEL_COLUMNS)}); a table of numbers "
             "needs --label and --columns."
         )
+    if twice := [name for name in (image, label) if schema.names.count(name) > 1]:
+        raise MarshtestError(f"{where}: has two columns {twice[0]!r}. Drop or rename one.")
     stored = schema.field(image).type
     if pa.types.is_struct(stored) and stored.get_field_index("bytes") >= 0:
         stored = stored.field("bytes").type
