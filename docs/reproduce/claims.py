@@ -14,9 +14,11 @@ from evidence import (
     LEVEL,
     MARGIN,
     UNSHOWN,
+    Series,
     Statement,
     all_of,
     any_of,
+    comes_close,
     costs_less,
     costs_more,
     does_not_help,
@@ -26,6 +28,7 @@ from evidence import (
     of_seeds,
     over_seeds,
     removed,
+    stays_far,
     within,
 )
 from experiments import (
@@ -47,11 +50,13 @@ from experiments import (
     shown,
     study,
     there,
+    titled,
 )
 
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
 from marshtest.reporting.tables import NAMES, as_markdown, number, plus_minus, table2
 
+POINT = 0.01  # of accuracy, that more steps may gain without being said to help
 AGREE, DISAGREE, OPEN, UNKNOWN = "agrees", "disagrees", "is not settled", "is not measured"
 Told = tuple[str, Statement, Statement]  # tables; that the rule is met, and that its opposite is
 
@@ -113,7 +118,7 @@ def no_silver_bullet() -> Told:
     lines, failing, everywhere = [], [], []
     for unlearner in (*SEVEN, RIVAL):
         own = cells(ALL, unlearner)
-        verdicts = {SHORT[of.experiment]: of.verdict for of in own}
+        verdicts = {titled(of.experiment): of.verdict for of in own}
         lines.append({"unlearner": NAMES[unlearner], **verdicts})
         if unlearner != RIVAL:
             failing.append(any_of(map(not_removed, own)))
@@ -128,18 +133,20 @@ def some_removed() -> Told:
     lines = []
     for name in filter(there, ALL):
         by = [NAMES[u] for u in SEVEN if cell(name, u).verdict == "REMOVED"]
-        lines.append({"experiment": SHORT[name], "removed by": ", ".join(by) or "none"})
+        lines.append({"experiment": titled(name), "removed by": ", ".join(by) or "none"})
     none = all_of(not_removed(of) for of in cells(ALL, *SEVEN))
     some = any_of(removed(of) for of in cells((*IMAGES, *TEXTS), *SEVEN))
     return as_markdown(pd.DataFrame(lines)), none, some
 
 
 def gd_by_attack() -> Told:
-    """GD undoes indiscriminate poisons, and neither targeted nor Gaussian ones."""
+    """GD alleviates indiscriminate poisons, and neither targeted nor Gaussian ones, at high accuracy."""
     undone = cells(IMAGES[2:], "gd")
     kinds = [cells(names, "gd") for names in zip(IMAGES[:2], DIGITS[:2], strict=True)]
     # On either data set: CIFAR-10 and digits are two chances to see each kind fail.
-    failing = [any_of(map(not_removed, kind)) for kind in kinds]
+    failing = [
+        any_of(all_of([not_removed(of), costs_less(of, 0.05)]) for of in kind) for kind in kinds
+    ]
     gone = [all_of(map(removed, kind)) for kind in kinds]
     holds = all_of([*map(helps, undone), *failing])
     fails = any_of([*map(does_not_help, undone), *gone])
@@ -193,11 +200,7 @@ def neggrad_never() -> Told:
     """NegGrad+ never comes close to removing poisons."""
     own = cells((*IMAGES, *TEXTS), "neggrad+")
     text = by_experiment((*IMAGES, *TEXTS), ["neggrad+"])
-    return (
-        text,
-        all_of(map(not_removed, own)),
-        any_of(map(removed, own)),
-    )
+    return text, all_of(map(stays_far, own)), any_of(map(comes_close, own))
 
 
 def ngd_on_images() -> Told:
@@ -224,20 +227,44 @@ def ngd_on_images() -> Told:
     return as_markdown(pd.DataFrame(lines)) + "\n\n" + " ".join(notes), holds, does_not_help(ngd)
 
 
-def by_steps(unlearner: str, better: bool) -> Callable[[], Told]:
-    """Whether the most steps leave by MARGIN less than the fewest, or not."""
+@dataclass(frozen=True)
+class Steps:
+    """What the most steps of an unlearner do beside the fewest, in one experiment."""
 
-    def tell() -> Told:
-        parts = {name: _steps(name, unlearner) for name in STEPS if there(name)}
-        text = "\n\n".join(f"{SHORT[name]}:\n\n{of}" for name, (of, _, _) in parts.items())
-        ways = list(zip(*((fall, stay) for _, fall, stay in parts.values()), strict=True))
-        says, opposite = ways if better else reversed(ways)
-        return text, all_of(says), any_of(opposite)
-
-    return tell
+    text: str
+    falls: Statement  # surely more than MARGIN of what is left goes
+    stays: Statement
+    rises: Statement  # surely more than a point of accuracy is gained
+    flat: Statement
 
 
-def _steps(name: str, unlearner: str) -> Told:
+def ngd_by_steps() -> Told:
+    """The most steps leave less than the fewest."""
+    parts = _by_steps("ngd")
+    return _titled(parts), all_of(of.falls for of in parts), any_of(of.stays for of in parts)
+
+
+def euk_by_steps() -> Told:
+    """The most steps leave no less than the fewest."""
+    parts = _by_steps("euk")
+    return _titled(parts), all_of(of.stays for of in parts), any_of(of.falls for of in parts)
+
+
+def euk_accuracy_by_steps() -> Told:
+    """The most steps end with no higher accuracy than the fewest; the tables are the last claim's."""
+    parts = _by_steps("euk")
+    return "", all_of(of.flat for of in parts), any_of(of.rises for of in parts)
+
+
+def _by_steps(unlearner: str) -> list[Steps]:
+    return [_steps(name, unlearner) for name in STEPS if there(name)]
+
+
+def _titled(parts: Iterable[Steps]) -> str:
+    return "\n\n".join(of.text for of in parts)
+
+
+def _steps(name: str, unlearner: str) -> Steps:
     of = results(name)
     entries = of.rows[(of.rows["unlearner"] == unlearner)]
     given = entries["hyperparameters"].unique()  # of several rates the largest, which moves most
@@ -254,12 +281,22 @@ def _steps(name: str, unlearner: str) -> Told:
         }
         for budget, own in rows.groupby("budget")
     ]
-    seeds = rows.pivot_table("rank_dependence", "seed", "budget")
-    fewest, most = seeds[seeds.columns[0]], seeds[seeds.columns[-1]]
+    fewest, most = _ends(rows, "rank_dependence")
+    less, more = _ends(rows, "test_accuracy")
     leaves = over_seeds(fewest, name)  # or there would be nothing to take away
-    falls = within(name, (1 - MARGIN) * fewest, most)
-    stays = over_seeds(most - (1 - MARGIN) * fewest, name)
-    return as_markdown(pd.DataFrame(lines)), all_of([leaves, falls]), all_of([leaves, stays])
+    return Steps(
+        f"{SHORT[name]}:\n\n{as_markdown(pd.DataFrame(lines))}",
+        falls=all_of([leaves, within(name, (1 - MARGIN) * fewest, most)]),
+        stays=all_of([leaves, over_seeds(most - (1 - MARGIN) * fewest, name)]),
+        rises=over_seeds(more - less - POINT, name),
+        flat=over_seeds(POINT - (more - less), name),
+    )
+
+
+def _ends(rows: pd.DataFrame, column: str) -> tuple[Series, Series]:
+    """A column at the smallest compute budget and at the largest, by seed."""
+    by_budget = rows.pivot_table(column, "seed", "budget")
+    return by_budget[by_budget.columns[0]], by_budget[by_budget.columns[-1]]
 
 
 def sizes() -> Told:
@@ -320,9 +357,9 @@ CLAIMS = {
     "no silver bullet": Claim(
         "no unlearner removes every kind of poison", no_silver_bullet, (ALL,)
     ),
-    "none removes": Claim("none removes any kind", some_removed, each(*ALL)),
+    "none removes": Claim("none removes any kind, read strongly", some_removed, each(*ALL)),
     "GD by attack": Claim(
-        "gradient descent undoes indiscriminate poisons, and neither Gaussian nor targeted ones",
+        "gradient descent alleviates indiscriminate poisons, and fails against Gaussian and targeted ones",
         gd_by_attack,
         ((IMAGES[2],), (IMAGES[0], DIGITS[0]), (IMAGES[1], DIGITS[1])),
         beside=DIGITS[2:],
@@ -357,13 +394,14 @@ CLAIMS = {
         "NegGrad+ never comes close to removing poison", neggrad_never, each(*IMAGES, *TEXTS)
     ),
     "NGD on images": Claim(
-        "NGD leaves least of Gaussian poisons in images at no loss, and loses ten points in texts",
+        "NGD leaves least of Gaussian poisons in images at high accuracy, and loses ten points in texts",
         ngd_on_images,
         each(IMAGES[0], TEXTS[0]),
     ),
-    "NGD by steps": Claim("more steps help NGD", by_steps("ngd", better=True), each(*STEPS)),
-    "EUk by steps": Claim(
-        "more steps do not help EUk", by_steps("euk", better=False), each(*STEPS)
+    "NGD by steps": Claim("more steps help NGD", ngd_by_steps, each(*STEPS)),
+    "EUk by steps": Claim("more steps do not help EUk to remove", euk_by_steps, each(*STEPS)),
+    "EUk's accuracy by steps": Claim(
+        "more steps do not raise EUk's accuracy", euk_accuracy_by_steps, each(*STEPS)
     ),
     "sizes": Claim("the size of the forget set changes no trend", sizes, each(*SIZES)),
     "hypothesis 1": Claim(

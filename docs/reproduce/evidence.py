@@ -130,11 +130,8 @@ def removed(of: Cell) -> Statement:
     """That an unlearner is REMOVED."""
     p = float(of.line["p_removed"]) if of.verdict == "REMOVED" else 1.0
     verdict = statement(p, of.experiment, lambda level: _to_remove(of, level, _family(of)))
-    if _has_twin(of):
-        return all_of([shows(of), verdict])
-    # This verdict's p-value is given these trainings, where the twin's is of trainings to come.
-    to_come = (within(of.experiment, MARGIN * one.before, one.after) for one in effects(of))
-    return all_of([shows(of), verdict, *to_come])
+    # A verdict's p-value is given these trainings, but where there is a twin it is of trainings to come.
+    return all_of([verdict, shows(of) if _has_twin(of) else comes_close(of)])
 
 
 def not_removed(of: Cell) -> Statement:
@@ -163,20 +160,37 @@ def does_not_help(of: Cell) -> Statement:
     for effect in effects(of):
         parts.append(over_seeds(effect.after - (1 - MARGIN) * effect.before, of.experiment))
         if _has_twin(of):
-            parts.append(_rarely_gone(of, effect))
+            # Never negative: an effect that has grown is not gone.
+            gone = (effect.before - effect.after).clip(lower=0)
+            parts.append(_rarely(of, effect, gone))
     return all_of(parts)
 
 
-def _rarely_gone(of: Cell, effect: Effect) -> Statement:
-    """That in fewer than MARGIN of the trainings half of the effect is gone."""
-    before, gone = effect.before.to_numpy(), (effect.before - effect.after).clip(lower=0).to_numpy()
+def _rarely(of: Cell, effect: Effect, part: Series) -> Statement:
+    """That in fewer than MARGIN of the trainings this part of the effect is half of it or more."""
+    before, sizes = effect.before.to_numpy(), part.to_numpy()
 
     def needed(level: float) -> float:
-        return (
-            math.inf if failures(before, gone) else trainings_to_remove(MARGIN, level, effect.works)
-        )
+        often = failures(before, sizes)
+        return math.inf if often else trainings_to_remove(MARGIN, level, effect.works)
 
-    return statement(p_rarely_fails(before, gone, MARGIN), of.experiment, needed)
+    return statement(p_rarely_fails(before, sizes, MARGIN), of.experiment, needed)
+
+
+def comes_close(of: Cell) -> Statement:
+    """That there is an effect, and by every score surely less than MARGIN of it is left."""
+    parts = [shows(of)]
+    for one in effects(of):
+        parts.append(within(of.experiment, MARGIN * one.before, one.after))
+        if _has_twin(of):
+            parts.append(_rarely(of, one, one.after))
+    return all_of(parts)
+
+
+def stays_far(of: Cell) -> Statement:
+    """That there is an effect, and by some score surely more than MARGIN of it is left."""
+    more = (over_seeds(one.after - MARGIN * one.before, of.experiment) for one in effects(of))
+    return all_of([shows(of), any_of(more)])
 
 
 def enlarges(of: Cell) -> Statement:

@@ -207,6 +207,14 @@ class Cell:
         return float(self.line["accuracy_cost"])
 
 
+def titled(experiment: str) -> str:
+    """An experiment's name, with a dagger where full retraining itself is not shown to be REMOVED."""
+    of = results(experiment)
+    table = of.summary[of.summary["poison_budget"] == of.poison_budget]
+    (retrained,) = table.loc[table["role"] == "retrained", "verdict"]
+    return SHORT[experiment] + " †" * (retrained != "REMOVED")
+
+
 def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
     """Of several entries of an unlearner the last of the recipe."""
     of = results(experiment)
@@ -234,7 +242,7 @@ def by_experiment(experiments: Iterable[str], unlearners: Iterable[str]) -> str:
     for experiment in filter(there, experiments):
         texts = {NAMES[name]: shown(cell(experiment, name)) for name in chosen}
         lines.append(
-            {"experiment": SHORT[experiment], "seeds": len(results(experiment).seeds), **texts}
+            {"experiment": titled(experiment), "seeds": len(results(experiment).seeds), **texts}
         )
     return as_markdown(pd.DataFrame(lines)) if lines else ""
 

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from experiments import HERE, HOW, MARKED, RIVALS, SHORT, TRIALS
 
-from marshtest.experiment.row_file import FILE
+from marshtest.experiment.row_file import ATTRS, FILE
 from marshtest.plumbing.whole_files import write
 from marshtest.results.summary import Results
 
-ATTRS = b"PANDAS_ATTRS"  # what the rows say of their runs
 WITH_SCORES = ("digits-gaussian",)  # of which Figures 6 and 7 are drawn: before NGD, and after
 COLUMNS = ["poison_budget", "role", "entry", "unlearner", "hyperparameters", "budget"]
 COLUMNS += ["seed", "gus", "gus_fresh"]

@@ -143,23 +143,26 @@ def _answer(titles: dict[str, str]) -> str:
         return missing(titles)
     verdicts = _verdicts(titles)
     everywhere = [title for title, of in verdicts.items() if set(of) == {("REMOVED", "yes")}]
+    best = " and ".join(everywhere) or "none"
     parts = [
-        f"Of {len(verdicts)} methods, each tried on all {len(chosen)} poisons, REMOVED and usable on all: "
-        f"{', '.join(everywhere) or 'none'}."
+        f"{len(verdicts)} methods were tried on {len(chosen)} poisons each. Everywhere REMOVED and still "
+        f"usable: {best}."
     ]
     if open_ones := [title for title in _unfailing(verdicts) if title not in everywhere]:
         parts.append(
-            f"Nothing speaks against {' and '.join(open_ones)}, though not all is settled: on no poison "
-            "NOT REMOVED, on none shown to be unusable."
+            f"Not all is settled, but nothing speaks against {' and '.join(open_ones)}: nowhere NOT "
+            "REMOVED, and nowhere surely too inaccurate to be usable."
         )
     unusable = {
-        title: [titles[name] for name, (_, use) in zip(chosen, of, strict=True) if use == "no"]
+        title: [titles[n] for n, (_, use) in zip(chosen, of, strict=True) if use == "no"]
         for title, of in verdicts.items()
         if "NOT REMOVED" not in {verdict for verdict, _ in of}
     }
-    told = [f"{title} (on {' and '.join(on)})" for title, on in unusable.items() if on]
+    told = [f"{title} (on {' and on '.join(on)})" for title, on in unusable.items() if on]
     if told:
-        parts.append(f"On no poison NOT REMOVED, but shown to be unusable: {'; '.join(told)}.")
+        parts.append(
+            f"Never NOT REMOVED, but somewhere surely too inaccurate to be usable: {'; '.join(told)}."
+        )
     return " ".join(parts)
 
 
