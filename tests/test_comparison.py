@@ -67,6 +67,19 @@ def test_tests_over_seeds_are_scipys_paired_t_tests(pair: tuple[Results, Results
         assert line["p"] == pytest.approx(corrected)
 
 
+def test_a_training_without_a_model_leaves_nothing_to_say_of_others(
+    pair: tuple[Results, Results],
+) -> None:
+    rows = pair[1].rows.copy()
+    lost = (rows["unlearner"] == "gd") & (rows["seed"] == 2)
+    rows.loc[lost, ["test_accuracy", "gus_dependence", "rank_dependence"]] = np.nan
+    table = compare(pair[0], replace(pair[1], rows=rows))
+    own = table[(table["unit"] == "seeds") & (table["a"] == "gd lr=0.001")]
+    assert (own["n"] == 3).all()
+    assert (own["p"] == 1).all()
+    assert (own["better"] == "").all()
+
+
 def test_tests_over_poisons_pair_each_poison_with_itself(pair: tuple[Results, Results]) -> None:
     table = compare(*pair)
     of_rank = (table["unit"] == "poisons") & (table["measure"] == "rank")
@@ -318,6 +331,15 @@ def test_an_unlearner_without_every_attack_has_no_rank(tiny_run: Results) -> Non
     assert set(table["unlearner"].tail(2)) == {"none", "retrain (full)"}
     ranks = table["rank"].dropna().tolist()
     assert all(before <= after for before, after in pairwise(ranks))
+
+
+def test_an_unlearner_without_a_model_in_one_training_has_no_rank(tiny_run: Results) -> None:
+    rows = tiny_run.rows.copy()
+    lost = (rows["unlearner"] == "euk") & (rows["seed"] == rows["seed"].max())
+    rows.loc[lost, "test_accuracy"] = np.nan
+    found = leaderboard([replace(tiny_run, rows=rows)])
+    assert "gd" in set(found["unlearner"])
+    assert "euk" not in set(found["unlearner"])
 
 
 def test_an_unlearner_tried_on_some_of_the_data_has_no_rank(tiny_run: Results) -> None:

@@ -20,7 +20,7 @@ from marshtest.metrics.tradeoff import (
     tpr_at_fpr_one_sided,
     tradeoff,
 )
-from marshtest.metrics.trainings import Difference
+from marshtest.metrics.trainings import Difference, usable
 from marshtest.metrics.verdict import (
     NOT_SHOWN,
     Evidence,
@@ -298,6 +298,13 @@ def test_a_training_without_a_model_lets_nothing_be_removed() -> None:
         (verdict,) = judged(before, few)
         assert (verdict.answer, verdict.trainings, verdict.needed) == ("INCONCLUSIVE", 5, None)
         assert verdict.reasons[0].startswith(f"no model in {gone} of 5 trainings")
+
+
+def test_a_model_is_not_called_usable_by_the_trainings_that_gave_one() -> None:
+    cost = np.array([0.0, 0.001, -0.001, 0.0005])
+    assert usable(cost, 0.05, 0.05) == "yes"
+    assert usable(np.append(cost, np.nan), 0.05, 0.05) == "unclear"
+    assert usable(np.append(cost + 0.2, np.nan), 0.05, 0.05) == "no"  # as surely as they say
 
 
 def test_arms_that_are_one_model_are_removed_if_the_poison_shows() -> None:

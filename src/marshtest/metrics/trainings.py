@@ -198,10 +198,13 @@ def trainings_to_reject(alpha: float) -> int:
 
 
 def usable(cost: Floats, margin: float, alpha: float) -> str:
-    """Whether the accuracy lost, `cost` [S], is within the margin: surely "yes" or "no", or "unclear"."""
+    """Whether the accuracy lost, `cost` [S], is within the margin: surely "yes" or "no", or "unclear".
+
+    It is nan in a training that gave no model: then nothing is "yes".
+    """
     defined = cost[~np.isnan(cost)]
     if len(defined) < 2:
         return "unclear"
-    if p_positive(margin - defined) <= alpha:
+    if len(defined) == len(cost) and p_positive(margin - defined) <= alpha:
         return "yes"
     return "no" if p_positive(defined - margin) <= alpha else "unclear"

@@ -203,11 +203,14 @@ def _line(results: Results, cell: Cell) -> dict[str, Any]:
 
 
 def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[str, Any]:
-    values = pair[[f"{column}_a", f"{column}_b"]].dropna().to_numpy(dtype=np.float64)
+    both = pair[[f"{column}_a", f"{column}_b"]]
+    values = both.dropna().to_numpy(dtype=np.float64)
+    # Of trainings to come nothing is said by those alone that gave both models.
+    whole = unit != "seeds" or len(values) == len(both)
     difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
     n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
     # Differences that are all equal, as of a method with itself, have no t; they stay without a p.
-    if n > 1 and difference.std() > TINY:
+    if whole and n > 1 and difference.std() > TINY:
         p = nearer = _p_of_mean(difference)
         low, high = interval_over(n, float(difference.mean()), error_of_mean(difference))
         if measure != ACCURACY:

@@ -30,7 +30,7 @@ from scipy.special import ndtri
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.line_to_beat import LINE
 from marshtest.results.naming import choice, differing, marks
-from marshtest.results.summary import Results, wider_error
+from marshtest.results.summary import GROUP, Results, wider_error
 
 LEGEND = (
     "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
@@ -179,8 +179,12 @@ def _trials(results: Results, keys: Mapping[str, set[str]]) -> dict[str, list[Tr
             continue  # no effect to take a share of
         initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
         updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
-        # What raised has no model: it is not tried here, and so has no rank.
-        updated = updated[updated["test_accuracy"].notna()]
+        # What gave no model in a training has no rank: it would be ranked by those in which it worked.
+        rows = results.chosen(share)
+        without = rows.loc[rows["test_accuracy"].isna(), GROUP].itertuples(index=False, name=None)
+        lacking = set(without)
+        whole = [key not in lacking for key in updated[GROUP].itertuples(index=False, name=None)]
+        updated = updated[whole]
         for _, line in pd.concat([updated, *controls.values()]).iterrows():
             trial = _trial(results, names, line, initial, retrained)
             trial = replace(trial, marks=marks(line, keys), chosen=choice(line, results.recipe))
