@@ -217,7 +217,7 @@ def test_training_on_keeps_frozen_what_the_recipes_model_has_frozen() -> None:
     unlearned = copy.deepcopy(problem.model).requires_grad_(False)  # as a method may leave it
     train = problem.task.train
     assert train is not None
-    cared = after_care("trained_on 1", unlearned, train, problem.retain, 0, problem.model)
+    cared = after_care("trained_on 1", unlearned, train, problem.retain, 0, lambda: problem.model)
     after, before = (dict(model.named_parameters()) for model in (cared, problem.model))
     assert {name for name in before if torch.equal(after[name], before[name])} == frozen
 

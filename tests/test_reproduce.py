@@ -5,6 +5,7 @@ Run as a script, it draws the expected images anew: look at them before they are
 
 import importlib
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -22,6 +23,7 @@ from scipy import stats
 
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.metrics.rank import rank_scores
 from marshtest.reporting.figures import STYLE, figures_by_size, figures_of
 from marshtest.reporting.hypotheses import SHOWN
 from marshtest.results.merging import differences, read_all
@@ -249,6 +251,17 @@ def test_the_slope_on_one_axis_is_that_of_scipy(scale: ModuleType) -> None:
     told = stats.linregress(places, values)
     assert (slope, error) == pytest.approx((told.slope, told.stderr))
     assert middle == pytest.approx(told.intercept + 2 * told.slope)
+
+
+@pytest.mark.parametrize("draws", [9, 29, 199])
+def test_the_most_that_a_rank_score_can_be_is_that_of_the_lowest_rank(
+    scale: ModuleType, draws: int
+) -> None:
+    """Every poison ranks before all of its draws: the scores of losses that are so, averaged."""
+    poisons, fresh = -np.ones(40_000), np.zeros((40_000, draws))
+    scores, _ = rank_scores(poisons, fresh, np.random.default_rng(0))
+    error = scores.std() / math.sqrt(len(scores))
+    assert -scores.mean() == pytest.approx(scale.most(draws), abs=4 * error)
 
 
 def test_what_is_foretold_is_right_in_95_of_100(scale: ModuleType) -> None:

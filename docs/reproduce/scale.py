@@ -118,6 +118,7 @@ class Trend:
     says: str
     of: Callable[[pd.DataFrame], float]
     form: str
+    bounds: tuple[float, float]  # between which it lies whatever the size
 
 
 def _kept(own: pd.DataFrame) -> float:
@@ -132,19 +133,29 @@ def _lead(own: pd.DataFrame) -> float:
     return float(of[TUNED] - of[RETRAINED])
 
 
+def most(draws: int) -> float:
+    """The mean rank score where every poison's loss is lower than at each of so many fresh noises.
+
+    Such a rank is uniform on (0, 1 / (draws + 1)), and the score is the normal quantile of it.
+    """
+    rank = 1 / (draws + 1)
+    return float(stats.norm.pdf(stats.norm.ppf(rank)) / rank)
+
+
 TRENDS = (
     Trend(
         "the initial effect",
         lambda own: float(own.loc[own["model"] == INITIAL, "dependence"].iloc[0]),
         "{:.2f}",
+        (0.0, most(read_sweep(SCALE).change["attack.draws"])),
     ),
-    Trend("the least that a usable one of the seven leaves", _kept, "{:.0%}"),
-    Trend("tuned retraining's accuracy less full retraining's", _lead, "{:+.3f}"),
+    Trend("the least that a usable one of the seven leaves", _kept, "{:.0%}", (0.0, 1.0)),
+    Trend("tuned retraining's accuracy less full retraining's", _lead, "{:+.3f}", (-0.9, 0.9)),
 )
 
 
 def foretold() -> str:
-    """What the trends say of the paper's scale, in sentences."""
+    """What the trends say of the paper's scale, in sentences; lines know no bounds, so they are cut."""
     if not there(SCALE):
         return missing([SCALE])
     trainings = [(place, own) for place, own in by_variant().groupby([*AXES, "seed"])]
@@ -157,7 +168,8 @@ def foretold() -> str:
     for trend in TRENDS:
         values = np.array([trend.of(own) for _, own in trainings])
         has = ~np.isnan(values)
-        slopes, (low, middle, high) = foretell(places[has], values[has], paper)
+        slopes, ends = foretell(places[has], values[has], paper)
+        low, middle, high = np.clip(ends, *trend.bounds)
         form = trend.form.format
         changes = ", ".join(
             f"{form(slope)} ± {form(error).lstrip('+')} with twice the {name}"

@@ -1,5 +1,7 @@
 """What brings a model into one of its states (marshtest.experiment.states): rounding, and training on."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -13,7 +15,12 @@ from marshtest.training.tasks import Train
 
 
 def after_care(
-    state: str, model: nn.Module, train: Train, held_out: Samples, seed: int, built: nn.Module
+    state: str,
+    model: nn.Module,
+    train: Train,
+    held_out: Samples,
+    seed: int,
+    frame: Callable[[], nn.Module],
 ) -> nn.Module:
     """A copy of a model, brought into a state.
 
@@ -21,7 +28,7 @@ def after_care(
         train: the recipe's own training.
         held_out: samples that hold neither poison nor forget set.
         seed: of the draws of training; the same for a model and its clean twin.
-        built: a model as the recipe builds it: what it has frozen stays frozen.
+        frame: builds a model as the recipe does: what that has frozen stays frozen.
 
     Raises:
         MarshtestError: training on diverged.
@@ -30,7 +37,7 @@ def after_care(
         return rounded(model, bits)
     start = copied(model)
     # Whoever trains on does not know what the unlearner had frozen.
-    trained = {name: p.requires_grad for name, p in built.named_parameters()}
+    trained = {name: p.requires_grad for name, p in frame().named_parameters()}
     for name, parameter in start.named_parameters():
         parameter.requires_grad_(trained.get(name, True))
     after = train(held_out, seed, start=start, epochs=passes_of(state))

@@ -642,12 +642,10 @@ def _in_its_state(
     """The subject and its twin after the same care, by the same draws; no models where that failed."""
     state = subject.state or ITSELF
     held_out = split(pipeline, group.seed)[0]
-    seed = derive(group.draws, "state", state)
+    seed, train = derive(group.draws, "state", state), pipeline.trainer
     try:
         model, other = (
-            None
-            if one is None
-            else after_care(state, one, pipeline.trainer, held_out, seed, pipeline.trainer.frame())
+            None if one is None else after_care(state, one, train, held_out, seed, train.frame)
             for one in (subject.model, twin)
         )
     except Exception as error:  # whatever the model of an unlearner raises as it is trained

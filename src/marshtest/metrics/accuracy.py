@@ -33,9 +33,8 @@ def accuracy(model: nn.Module, task: Task, samples: Samples) -> float:
     if len(samples) == 0:
         return float("nan")
     answers = logits_of(model, task, samples)
-    return sum(int((likeliest(logits) == batch.y).sum()) for batch, logits in answers) / len(
-        samples
-    )
+    right = sum(int((likeliest(logits) == batch.y).sum()) for batch, logits in answers)
+    return right / len(samples)
 
 
 def probabilities(model: nn.Module, task: Task, samples: Samples) -> Tensor:
