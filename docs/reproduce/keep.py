@@ -21,7 +21,7 @@ COLUMNS += ["seed", "gus", "gus_fresh"]
 
 
 def keep(run: Path, name: str) -> None:
-    """Copy rows, and of shifts and scores those that are drawn."""
+    """Copy rows, and the scores that are drawn."""
     folder = HERE / name
     known = {*SHORT, *RIVALS, *TRIALS, *HOW, MARKED}
     if name not in known:
@@ -30,9 +30,7 @@ def keep(run: Path, name: str) -> None:
         raise SystemExit(f"{run}: holds no {FILE}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for file in (FILE, "shifts.parquet") if name in SHORT else (FILE,):
-        if (run / file).exists():
-            copy_small(run / file, folder / file)
+    copy_small(run / FILE, folder / FILE)
     if name in WITH_SCORES:
         scores = Results.read(run).scores
         drawn = scores["unlearner"].isin(["none", "ngd"])
