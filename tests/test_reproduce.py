@@ -264,6 +264,15 @@ def test_the_most_that_a_rank_score_can_be_is_that_of_the_lowest_rank(
     assert -scores.mean() == pytest.approx(scale.most(draws), abs=4 * error)
 
 
+def test_logits_between_bounds_go_back_to_their_values(scale: ModuleType) -> None:
+    trend = scale.Trend("", lambda own: 0.0, "{}", (-1.0, 3.0))
+    values = np.array([-0.9, 0.0, 1.0, 2.9])
+    logits = trend.stretched(values)
+    assert logits[2] == 0  # half the way
+    assert trend.back(logits) == pytest.approx(values)
+    assert trend.back(trend.stretched(np.array([-5.0, 5.0]))) == pytest.approx([-0.98, 2.98])
+
+
 def test_what_is_foretold_is_right_in_95_of_100(scale: ModuleType) -> None:
     """Two trainings a variant of a star, a plane with normal errors, one more training far outside."""
     rng, far, repetitions = np.random.default_rng(0), np.array([3.0, 3.0, 2.0]), 4000

@@ -14,7 +14,7 @@ from experiments import ROWS, SEVEN, missing, there
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from marshtest.experiment.recipe import load_recipe
 from marshtest.reporting.figures import GREY, LEGEND, SERIES, TO_BEAT
@@ -30,6 +30,7 @@ AXES = {"images": 50_000, "width": 64, "epochs": 100}  # each direction, and how
 INITIAL, RETRAINED = CONTROLS["initial"], CONTROLS["retrained"]
 LATER = "shrink-perturb"
 USABLE = 0.05  # of accuracy, below full retraining
+EDGE = 0.005  # of the way between bounds; a measured value may lie on one, or by its noise beyond
 SHOWN = (*SEVEN, LATER, "retrain", TUNED)
 EVERY = (INITIAL, RETRAINED, *SHOWN)
 
@@ -120,6 +121,16 @@ class Trend:
     form: str
     bounds: tuple[float, float]  # between which it lies whatever the size
 
+    def stretched(self, values: Floats) -> Floats:
+        """The values by the logit of their place between the bounds, where a line crosses none."""
+        low, high = self.bounds
+        return special.logit(np.clip((values - low) / (high - low), EDGE, 1 - EDGE))
+
+    def back(self, logits: Floats) -> Floats:
+        """The values that have these logits."""
+        low, high = self.bounds
+        return low + (high - low) * special.expit(logits)
+
 
 def _kept(own: pd.DataFrame) -> float:
     """What is left by that one of the seven which leaves least, of those that stay usable."""
@@ -155,7 +166,7 @@ TRENDS = (
 
 
 def foretold() -> str:
-    """What the trends say of the paper's scale, in sentences; lines know no bounds, so they are cut."""
+    """How each quantity goes with each size, and what that says of the paper's scale, in sentences."""
     if not there(SCALE):
         return missing([SCALE])
     trainings = [(place, own) for place, own in by_variant().groupby([*AXES, "seed"])]
@@ -168,8 +179,9 @@ def foretold() -> str:
     for trend in TRENDS:
         values = np.array([trend.of(own) for _, own in trainings])
         has = ~np.isnan(values)
-        slopes, ends = foretell(places[has], values[has], paper)
-        low, middle, high = np.clip(ends, *trend.bounds)
+        slopes, _ = foretell(places[has], values[has], paper)
+        _, logits = foretell(places[has], trend.stretched(values[has]), paper)
+        low, middle, high = trend.back(np.array(logits))
         form = trend.form.format
         changes = ", ".join(
             f"{form(slope)} ± {form(error).lstrip('+')} with twice the {name}"
