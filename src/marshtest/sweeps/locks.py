@@ -69,19 +69,15 @@ class Driver:
 
     def lock(self, key: str) -> bool:
         """Lock a stage; False where a living driver holds it."""
-        turn = 0
         while True:
-            created = self.store.create(f"locks/{key}.{turn}", self.id.encode())
+            # Looked at first: the latest counts, and those before it may have been taken away.
             turns = [int(name.rpartition(".")[2]) for name in self._locks(key)]
             latest = max(turns, default=-1)
-            if created and latest <= turn:
-                self._held.add(key)
-                return True
-            if created:  # below a later one: the earlier turns were taken away
-                self.store.remove(f"locks/{key}.{turn}")
             if turns and self._watched.is_alive(self._holder(key, latest)):
                 return False
-            turn = latest + 1  # 0 where it was released in between
+            if self.store.create(f"locks/{key}.{latest + 1}", self.id.encode()):
+                self._held.add(key)
+                return True
 
     def release(self, key: str) -> None:
         """Give a lock back, and remove those of dead drivers before it."""
