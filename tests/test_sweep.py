@@ -75,9 +75,9 @@ def test_a_finished_sweep_is_not_done_again(
     again = sweep(GRID, store=store.url, out=done.folder)
     assert (again.done, again.reused) == (0, len(done.ledger.jobs))
     assert {name: store.read(name) for name in store.find("records")} == before
-    assert ledger.is_done(store, read_sweep(GRID))
-    assert not ledger.is_done(store, read_sweep({**GRID, "grid": {}}))
-    assert not ledger.is_done(Store("memory://none"), read_sweep(GRID))
+    assert ledger.finished(store, read_sweep(GRID))
+    assert not ledger.finished(store, read_sweep({**GRID, "grid": {}}))
+    assert not ledger.finished(Store("memory://none"), read_sweep(GRID))
     for theirs in ({"unlearners": ["pkg.mod:mine"]}, {"data": {"name": "tensors", "path": "x"}}):
         own = read_sweep({**GRID, "recipe": {**GRID["recipe"], **theirs}})
         assert own.reads_files  # it may have changed, so it has to be planned to tell

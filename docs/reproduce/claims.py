@@ -241,13 +241,13 @@ class Steps:
 def ngd_by_steps() -> Told:
     """The most steps leave less than the fewest."""
     parts = _by_steps("ngd")
-    return _titled(parts), all_of(of.falls for of in parts), any_of(of.stays for of in parts)
+    return _tables(parts), all_of(of.falls for of in parts), any_of(of.stays for of in parts)
 
 
 def euk_by_steps() -> Told:
     """The most steps leave no less than the fewest."""
     parts = _by_steps("euk")
-    return _titled(parts), all_of(of.stays for of in parts), any_of(of.falls for of in parts)
+    return _tables(parts), all_of(of.stays for of in parts), any_of(of.falls for of in parts)
 
 
 def euk_accuracy_by_steps() -> Told:
@@ -260,7 +260,7 @@ def _by_steps(unlearner: str) -> list[Steps]:
     return [_steps(name, unlearner) for name in STEPS if there(name)]
 
 
-def _titled(parts: Iterable[Steps]) -> str:
+def _tables(parts: Iterable[Steps]) -> str:
     return "\n\n".join(of.text for of in parts)
 
 

@@ -154,7 +154,7 @@ def _answer(titles: dict[str, str]) -> str:
             "REMOVED, and nowhere surely too inaccurate to be usable."
         )
     unusable = {
-        title: [titles[n] for n, (_, use) in zip(chosen, of, strict=True) if use == "no"]
+        title: [titles[name] for name, (_, use) in zip(chosen, of, strict=True) if use == "no"]
         for title, of in verdicts.items()
         if "NOT REMOVED" not in {verdict for verdict, _ in of}
     }

@@ -92,10 +92,9 @@ def _is_done(settings: "Sweep", store: str, out: Path | None) -> bool:
 
     started = time.monotonic()
     rows = (Path("runs") / settings.id if out is None else out) / "rows.parquet"
-    if not rows.exists() or not ledger.is_done(Store(store), settings):
-        return False
-    # Of another sweep, or no rows at all: refused, or written anew, by what looks closer.
-    if recipes_in(rows) != set(ledger.Ledger.read(Store(store), settings.id).recipes):
+    done = ledger.finished(Store(store), settings) if rows.exists() else None
+    # Rows of another sweep, or none at all: refused, or written anew, by what looks closer.
+    if done is None or recipes_in(rows) != set(done.recipes):
         return False
     seconds = time.monotonic() - started
     screen.say(f"{settings.id}: all is done already, in {store} ({seconds:.1f} s).")

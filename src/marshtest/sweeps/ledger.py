@@ -272,16 +272,17 @@ def matching(rows: list[dict[str, Any]], filters: Sequence[str]) -> list[dict[st
     return rows
 
 
-def is_done(store: Store, sweep: Sweep) -> bool:
-    """Whether all of a sweep is recorded; False too where that cannot be told without planning it."""
+def finished(store: Store, sweep: Sweep) -> Ledger | None:
+    """A sweep of which all is recorded; None too where that cannot be told without planning it."""
     if sweep.reads_files:
-        return False
+        return None
     try:
         planned = Ledger.read(store, sweep.id)
     except FileNotFoundError:
-        return False
+        return None
     # Another version may call the same work by other keys.
-    return planned.made_by == made_by() and planned.keys <= store.recorded()
+    whole = planned.made_by == made_by() and planned.keys <= store.recorded()
+    return planned if whole else None
 
 
 def made_by() -> str:

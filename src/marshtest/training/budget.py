@@ -114,9 +114,7 @@ class _Watch(TorchDispatchMode):
             with self:  # a mode is off while it handles an operation; its parts must be seen
                 return func.decompose(*args, **kwargs)
         planned = 0
-        if (
-            writes and formula is not None and Meter.open
-        ):  # what it writes stays, so it is asked before
+        if writes and formula is not None:  # what it writes would stay, so it is counted before
             planned = formula(*args, **kwargs, out_val=kwargs.get("out", args[0] if args else None))
         for meter in Meter.open:
             meter.stop_if_spent(planned)
@@ -124,7 +122,7 @@ class _Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         seconds = time.perf_counter() - started
         # Afterwards, since formulas look at the output; if that passes the limit, `out` is not returned.
-        flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        flops = planned or (0 if formula is None else formula(*args, **kwargs, out_val=out))
         # The innermost first: what a part may not spend is lost to it, and not counted for the whole.
         for meter in reversed(Meter.open):
             meter.add(flops, seconds)

@@ -210,7 +210,7 @@ class _Judge:
                 answers = self._ask(model)
         except (
             MarshtestError
-        ):  # an operation whose cost nobody knows, of which a budget need not hear
+        ):  # an operation whose cost nobody knows; answers have no budget to keep
             return self._ask(model), 0
         return answers, meter.flops
 
