@@ -18,10 +18,12 @@ import torch
 
 from marshtest.commands.sweep import sweep
 from marshtest.sweeps.store import Store
+from marshtest.training import aside
 
 
 def main(store: str, out: str, asked: str, kills: int, drivers: int, seed: int) -> None:
     torch.set_num_threads(1)
+    aside.EVERY = 0.0  # so that kills come between the states of a training
     log = Path(f"{store}.log")
     record = Store.record
 

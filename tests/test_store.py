@@ -7,7 +7,10 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -188,6 +191,58 @@ def test_a_lock_is_held_though_those_before_it_are_gone(tmp_path: Path) -> None:
         assert store.names("locks") == {"k.1"}
         one.release("k")
         assert other.lock("k")
+
+
+def interrupted(act: Callable[[], object], line: int) -> bool:
+    """Whether Ctrl-C at the so-manieth line of the store's and the locks' code came before the end."""
+    lines = 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith(("locks.py", "store.py", "whole_files.py")):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                raise KeyboardInterrupt
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_leaves_no_lock_behind_and_takes_no_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    dead = {"k.9", "k.10"}  # of which the newest is not the last by its name
+    line, came = 0, True
+    while came:
+        line += 1
+        store = Store(tmp_path / str(line))
+        for name in dead:
+            store.write(f"locks/{name}", b"dead")
+        with Driver(store) as other:
+            assert other.lock("others")
+            with Driver(store) as one:
+
+                def at_work(driver: Driver = one) -> None:
+                    assert driver.lock("k")
+                    assert not driver.lock("others")
+                    driver.release("k")
+
+                came = interrupted(at_work, line)
+            locks = {name for name in store.names("locks") if name[0] != "."}
+            assert locks - dead == {"others.0"}, line
+            assert other.lock("k"), line
+    assert line > 100
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", "", '{"beats": 1}'])

@@ -17,12 +17,13 @@ from marshtest.models.answers import overruns
 from marshtest.models.base import ModelSettings
 from marshtest.models.layers import weight_layers
 from marshtest.models.networks import ResNet
-from marshtest.models.table import build, parse_model
+from marshtest.models.table import OWN, build, parse_model
 from marshtest.plumbing.device import exact_float32
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 from marshtest.plumbing.settings import Settings
+from marshtest.training.aside import Aside
 from marshtest.training.loop import Training, chosen_precision, fit
 from marshtest.training.tasks import Classification
 
@@ -85,11 +86,14 @@ def featured(
     settings: FeatureSettings,
     device: torch.device,
     progress: Progress = silent,
+    aside: Aside | None = None,
 ) -> Dataset:
     """The data by the features of a network trained on `others`, by a seed of its own."""
     # Seed 0 whatever the experiment's: features are its data, and the same for all its seeds.
     model, task = network(data, settings, device)
-    fit(model, others.to(device), task, settings.training, derive(0, "features"), progress)
+    training, seed = settings.training, derive(0, "features")
+    aside = aside if isinstance(settings.model, OWN) else None
+    fit(model, others.to(device), task, training, seed, progress, aside=aside)
     return by_features(data, others, model, task, settings.grid)
 
 

@@ -58,17 +58,17 @@ from marshtest.metrics.shift import shifts
 from marshtest.models.answers import overruns, takes_channels_last
 from marshtest.models.base import ModelSettings
 from marshtest.models.checkpoint import checkpoint
-from marshtest.models.language import GPT2, LanguageModel
-from marshtest.models.networks import MLP, ResNet18
+from marshtest.models.language import LanguageModel
 from marshtest.models.rounding import weights
 from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
-from marshtest.models.table import Factory, build
+from marshtest.models.table import OWN, Factory, build
 from marshtest.plumbing.device import exact_float32, failure, pick_device
 from marshtest.plumbing.errors import MarshtestError, first_line
 from marshtest.plumbing.foreign import foreign, raised
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
+from marshtest.training.aside import Aside
 from marshtest.training.budget import Budget, Cost, flops_of
 from marshtest.training.loop import Fit, Training, chosen_precision, fit, fit_within, uncompiled
 from marshtest.training.shards import fit_shards, fit_shards_within
@@ -85,7 +85,6 @@ from marshtest.unlearning.harness import Outcome, unlearn
 
 Row = dict[str, Any]
 
-OWN = (MLP, ResNet18, GPT2)  # models of which all is known
 # Floating-point operations of a training step below which a second thread waits more than it works. Rows of
 # such models are the same bytes on any number of cores.
 SMALL = 3e8
@@ -130,12 +129,21 @@ class Trainer:
         return checkpoint(model, self.model, self.input_shape, self.classes)
 
     def fit(
-        self, samples: Samples, seed: int, progress: Progress = silent
+        self,
+        samples: Samples,
+        seed: int,
+        progress: Progress = silent,
+        aside: Aside | None = None,
     ) -> tuple[nn.Module, Fit]:
-        """The recipe's whole training, from scratch."""
+        """The recipe's whole training, from scratch, or from where it was set aside.
+
+        Only models of our own are set aside: another's may hold something that is no tensor.
+        """
         model = self.new_model(seed)
-        train = fit_shards if isinstance(model, Ensemble) else fit
-        return model, train(model, samples, self.task, self.training, seed, progress)
+        given = (model, samples, self.task, self.training, seed, progress)
+        if isinstance(model, Ensemble):
+            return model, fit_shards(*given)
+        return model, fit(*given, aside=aside if isinstance(self.model, OWN) else None)
 
     def __call__(
         self,
@@ -392,11 +400,12 @@ def split(pipeline: Pipeline, seed: int) -> tuple[Samples, Samples]:
 
 @exact_float32()
 def train_clean(
-    pipeline: Pipeline, seed: int, progress: Progress = silent
+    pipeline: Pipeline, seed: int, progress: Progress = silent, aside: Aside | None = None
 ) -> tuple[nn.Module, Fit]:
     """The model that crafted attacks start from; it serves all poison budgets of a seed."""
+    samples, drawn = split(pipeline, seed)[1], derive(seed, "clean")
     with asking(pipeline.recipe.model):
-        return pipeline.trainer.fit(split(pipeline, seed)[1], derive(seed, "clean"), progress)
+        return pipeline.trainer.fit(samples, drawn, progress, aside)
 
 
 def _no_clean_model() -> nn.Module:
@@ -459,11 +468,13 @@ def train(
     role: Role,
     progress: Progress = silent,
     request: Request = ALL,
+    aside: Aside | None = None,
 ) -> tuple[nn.Module, Fit]:
     """Step 2: the model of a role, from scratch. Those of UNTREATED roles share their draws.
 
     Args:
         request: what the retain set of an exact model lacks.
+        aside: where the unfinished training is kept.
     """
     if role == Role.INITIAL:
         samples = poisoned.samples
@@ -479,7 +490,7 @@ def train(
     shared = dict.fromkeys(UNTREATED, Role.INITIAL) | {Role.EXACT_TWIN: Role.EXACT}
     draws = shared.get(role, role)
     with asking(pipeline.recipe.model):
-        return pipeline.trainer.fit(samples, derive(group.draws, draws), progress)
+        return pipeline.trainer.fit(samples, derive(group.draws, draws), progress, aside)
 
 
 @exact_float32()

@@ -17,6 +17,7 @@ from marshtest.plumbing.foreign import foreign
 from marshtest.plumbing.imports import load_object
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import seeded
+from marshtest.training.aside import Aside
 
 
 def samples_of(
@@ -83,12 +84,13 @@ def data_of(
     progress: Progress = silent,
     model: ModelSettings | None = None,
     trigger: Trigger | None = None,
+    aside: Aside | None = None,
 ) -> Dataset:
     """The data, by features where that is asked for (which trains a network)."""
     data, others = samples_of(settings, model, trigger)
     if settings.features is None:
         return data
-    return featured(data, others, settings.features, pick_device(device), progress)
+    return featured(data, others, settings.features, pick_device(device), progress, aside)
 
 
 def content(settings: DataSettings, data: Dataset | None) -> str | None:

@@ -16,7 +16,7 @@ from torch import nn
 from marshtest.models.base import ModelSettings
 from marshtest.models.sharded import SHARDED
 from marshtest.models.state import restore, state_of
-from marshtest.models.table import BUILT_FROM_A_FILE, MODELS, outline, parse_model, refuse_too_large
+from marshtest.models.table import MODELS, OWN, outline, parse_model, refuse_too_large
 from marshtest.plumbing.errors import MarshtestError, refused
 from marshtest.plumbing.imports import load_object
 from marshtest.plumbing.seeds import seeded
@@ -120,7 +120,7 @@ def _rebuilt(
         return _by_factory(about, factory, path)
     single = _member(about.settings)
     kind = MODELS.get(str(single.get("name", "mlp")))
-    if kind not in BUILT_FROM_A_FILE:
+    if kind not in OWN:
         raise MarshtestError(
             f"{path}: holds a model of kind {str(single.get('name'))[:100]!r}, and a file is not "
             "trusted to choose what is run or downloaded. Name the factory that builds it, if you trust "

@@ -42,9 +42,10 @@ class Factory(ModelSettings):
         return model
 
 
-# The kinds whose sizes a model file may choose; all others run a user's code or read a folder.
-BUILT_FROM_A_FILE = (MLP, ResNet18, GPT2)
-_ALL: tuple[type[ModelSettings], ...] = (MLP, ResNet18, GPT2, Transformer)
+# The kinds of which all is known, and whose sizes a model file may choose; all others run a user's code or
+# read a folder.
+OWN = (MLP, ResNet18, GPT2)
+_ALL: tuple[type[ModelSettings], ...] = (*OWN, Transformer)
 MODELS = {cls.model_fields["name"].default: cls for cls in _ALL}
 
 
@@ -134,7 +135,7 @@ def outline(settings: ModelSettings, input_shape: tuple[int, ...], classes: int)
 
 def refuse_too_large(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> None:
     """Raise MarshtestError if one of our own models is larger than this machine's memory."""
-    if not isinstance(settings, BUILT_FROM_A_FILE):
+    if not isinstance(settings, OWN):
         return
     model, memory = outline(settings, input_shape, classes), physical_memory()
     needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

@@ -31,7 +31,8 @@ class Driver:
     def __init__(self, store: Store, beat: float = BEAT) -> None:
         self.store, self.beat = store, beat
         self.id = uuid.uuid4().hex[:12]
-        self._held: set[str] = set()  # keys
+        # Keys, from before a lock is taken until after it is gone, so that no interrupt leaves one behind.
+        self._held: set[str] = set()
         self._watched = Watched(store)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -71,23 +72,27 @@ class Driver:
         """Lock a stage; False where a living driver holds it."""
         while True:
             # Looked at first: the latest counts, and those before it may have been taken away.
-            turns = [int(name.rpartition(".")[2]) for name in self._locks(key)]
-            latest = max(turns, default=-1)
+            turns = self._turns(key)
+            latest = turns[-1] if turns else -1
             if turns and self._watched.is_alive(self._holder(key, latest)):
                 return False
+            self._held.add(key)
             if self.store.create(f"locks/{key}.{latest + 1}", self.id.encode()):
-                self._held.add(key)
                 return True
+            self._held.remove(key)
 
     def release(self, key: str) -> None:
         """Give a lock back, and remove those of dead drivers before it."""
-        self._held.remove(key)
-        for name in sorted(self._locks(key)):  # the newest last, so that no older one stands again
-            self.store.remove(f"locks/{name}")
+        turns = self._turns(key)
+        if turns and self._holder(key, turns[-1]) == self.id:
+            for turn in turns:  # the newest last, so that no older one stands again
+                self.store.remove(f"locks/{key}.{turn}")
+        self._held.discard(key)
 
-    def _locks(self, key: str) -> set[str]:
-        names = self.store.names("locks")
-        return {name for name in names if name.startswith(f"{key}.")}
+    def _turns(self, key: str) -> list[int]:
+        """Numbers of a stage's locks, in their order."""
+        pairs = (name.rpartition(".") for name in self.store.names("locks"))
+        return sorted(int(turn) for name, _, turn in pairs if name == key)
 
     def _holder(self, key: str, turn: int) -> str:
         try:

@@ -46,12 +46,14 @@ from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import PAIR, Job
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.store import DamagedError, Store
+from marshtest.training.aside import Aside, State
 from marshtest.training.budget import Cost
 from marshtest.training.loop import Fit
 from marshtest.unlearning import Unlearner
 from marshtest.unlearning.harness import Outcome
 
 MODELS = "models"  # those that a worker keeps in memory
+TRAINING = "training.safetensors"  # an unfinished one
 
 T = TypeVar("T")
 
@@ -130,32 +132,44 @@ class Worker:
     # What is made
 
     def _make_features(self, job: Job, progress: Progress) -> None:
-        started = time.perf_counter()
+        started, (key,) = time.perf_counter(), job.makes
         device, asked = job.recipe.device, job.recipe.deterministic
         with repeatable(pick_device(device), asked=asked):
-            data = data_of(job.recipe.data, device, progress)
+            data = data_of(job.recipe.data, device, progress, aside=self._aside(key))
         tensors = {
             f"{split}.{part}": getattr(getattr(data, split), part)
             for split, part in itertools.product(("train", "test"), ("x", "y", "ids"))
         }
         values = {"name": data.name, "classes": data.classes}
-        self._record(job, job.makes[0], started, values, {"data.safetensors": packed(tensors)})
+        self._record(job, key, started, values, {"data.safetensors": packed(tensors)})
+        self.store.remove(f"partial/{key}")
 
     def _train(self, job: Job, progress: Progress) -> None:
-        started, pipeline = time.perf_counter(), self.pipeline(job.keys)
+        started, pipeline, key = time.perf_counter(), self.pipeline(job.keys), job.makes[0]
+        aside = self._aside(key)
         if job.role is None:
-            model, trained = train_clean(pipeline, job.group.seed, progress)
+            model, trained = train_clean(pipeline, job.group.seed, progress, aside)
         else:
-            poisoned = self.poisoned(job.keys, job.group)
-            model, trained = train(pipeline, job.group, poisoned, job.role, progress, job.request)
+            of_role = (self.poisoned(job.keys, job.group), job.role, progress, job.request, aside)
+            model, trained = train(pipeline, job.group, *of_role)
         values = {"cost": vars(trained.cost), "flops_per_pass": trained.flops_per_pass}
         values["made"] = pipeline.made
         stored = pipeline.trainer.packed(model)
         # Before it is recorded: under its key, a model that lost something would serve for good.
         refuse_lost_state(pipeline.trainer, model, tensors_in(stored), pipeline.data.test[:TRIED])
-        self._record(job, job.makes[0], started, values, {"model.safetensors": stored})
+        self._record(job, key, started, values, {"model.safetensors": stored})
+        self.store.remove(f"partial/{key}")
         if job.group.repeat:
             self._record_margins(job, job.makes[1], started, model)
+
+    def _aside(self, key: str) -> Aside:
+        """The place of a stage's unfinished training."""
+
+        def read() -> State | None:
+            before = self.store.was_set_aside(key, TRAINING)
+            return None if before is None else tensors_in(before)
+
+        return Aside(read, lambda state: self.store.set_aside(key, TRAINING, packed(state)))
 
     def _craft(self, job: Job, progress: Progress) -> None:
         started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes

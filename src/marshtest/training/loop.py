@@ -15,6 +15,7 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
 from marshtest.plumbing.settings import Settings
+from marshtest.training.aside import Aside, Done, Halfway
 from marshtest.training.budget import Budget, Cost, Meter, flops_of
 from marshtest.training.captured import Captured, recordable
 from marshtest.training.tasks import Augmentation, Objective, Precision, Task
@@ -123,12 +124,16 @@ def fit(
     seed: int,
     progress: Progress = silent,
     objective: Objective | None = None,
+    aside: Aside | None = None,
 ) -> Fit:
     """Train `model` in place.
 
     The cost is counted on two samples (a forward, and a forward with backward) and multiplied; where
     mini-batches differ in shape, as texts that are cut to their longest, on two of each. The seed fixes the
     order of the samples, augmentation and dropout; `task.loss` is the default objective.
+
+    Args:
+        aside: where the state of this training is kept, from which the next attempt goes on.
 
     Raises:
         MarshtestError: the loss is no longer finite after an epoch.
@@ -152,22 +157,27 @@ def fit(
     steps = training.epochs * math.ceil(len(samples) / training.batch_size)
     step = 0
     trained, few = Counter[torch.Size](), dict[torch.Size, Samples]()  # by the shape of a sample
+    halfway = Halfway(aside, model, optimizer, f"{task.precision}.{samples.y.device.type}")
     started = clock()
     model.train()
     with seeded(derive(seed, "dropout")):
+        done = halfway.resume()
         for epoch in range(training.epochs):
             for batch in task.epoch(samples, training.batch_size, rng):
-                training.set_rate(optimizer, step / steps)
-                loss = take_step(task.as_inputs(batch) if recorded else batch)
+                if epoch >= done.epochs:
+                    training.set_rate(optimizer, step / steps)
+                    loss = take_step(task.as_inputs(batch) if recorded else batch)
                 step += 1
                 shape = batch.x.shape[1:]
                 trained[shape] += len(batch)
                 if shape != samples.x.shape[1:]:
                     few.setdefault(shape, batch[:2])
-            # Once an epoch, since .item() makes the CPU wait for the GPU.
-            _stop_if_diverged(loss.item(), epoch, training)
+            if epoch >= done.epochs:
+                # Once an epoch, since .item() makes the CPU wait for the GPU.
+                _stop_if_diverged(loss.item(), epoch, training)
+                halfway.keep(Done(epoch + 1, done.seconds + clock() - started))
             progress((epoch + 1) / training.epochs)
-    seconds = clock() - started
+    seconds = done.seconds + clock() - started
     per_sample = dict.fromkeys(trained, flops_per_trained_sample)
     with seeded(derive(seed, "costs")):
         per_sample |= {shape: _costs(model, two, objective)[1] for shape, two in few.items()}
