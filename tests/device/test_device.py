@@ -35,6 +35,8 @@ from marshtest.plumbing.device import pick_device
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import seeded
 from marshtest.sweeps.store import Store
+from marshtest.training import aside
+from marshtest.training.aside import Done, Halfway
 from marshtest.training.budget import Budget, BudgetSpent
 from marshtest.training.loop import Training, fit
 from marshtest.training.tasks import Classification
@@ -172,6 +174,30 @@ def test_a_sweep_goes_on_from_its_store_on_the_device(
     first = sweep({"name": "s", "recipe": recipe}, out=tmp_path / "a", **where)
     again = sweep({"name": "s", "recipe": recipe}, out=tmp_path / "b", **where)
     assert (first.done, again.done, again.reused) == (5, 0, 5)
+
+
+def test_a_training_goes_on_from_its_epoch_on_the_device(
+    device: SimulatedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**RESNET, "unlearners": ["gd"], "device": "cuda"}
+    asked = {"name": "s", "recipe": recipe}
+    keep = Halfway.keep
+
+    def stopped(self: Halfway, done: Done) -> None:
+        keep(self, done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aside, "EVERY", 0.0)
+    monkeypatch.setattr(Halfway, "keep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(asked, store=tmp_path / "store", out=tmp_path / "a")
+    assert Store(tmp_path / "store").names("partial")
+    monkeypatch.setattr(Halfway, "keep", keep)
+    resumed, whole = (
+        sweep(asked, store=tmp_path / store, out=tmp_path / out)
+        for store, out in (("store", "a"), ("undisturbed", "b"))
+    )
+    assert_same(*(pd.read_parquet(done.folder / "rows.parquet") for done in (resumed, whole)))
 
 
 # What a GPU must not change
