@@ -212,12 +212,13 @@ def test_a_crash_leaves_nothing_behind(source: Path) -> None:
     assert list(out.parent.iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_overwritten(source: Path) -> None:
+def test_nothing_beside_it_is_touched(source: Path) -> None:
     out = out_of(source)
-    left = out.with_name(f".{out.name}.tmp") / "half"
-    left.mkdir(parents=True)
+    others = out.with_name(f".{out.name}.tmp") / "half"
+    others.mkdir(parents=True)
     open_layout(source).copy(out, inverted, IDS)
-    assert list(out.parent.iterdir()) == [out]
+    assert set(out.parent.iterdir()) == {out, others.parent}
+    assert others.is_dir()
 
 
 def test_a_dose_of_another_kind_is_refused(source: Path) -> None:
@@ -603,7 +604,8 @@ def test_a_file_is_made_long_before_it_is_filled(tmp_path: Path) -> None:
     out, seen = tmp_path / "out", []
 
     def looking(i: int, value: NDArray[Any]) -> NDArray[Any]:
-        seen.append(sum(path.is_file() for path in (tmp_path / ".out.tmp").rglob("*")))
+        (unfinished,) = tmp_path.glob(".*.tmp")
+        seen.append(sum(path.is_file() for path in unfinished.rglob("*")))
         return value
 
     open_layout(folders(tmp_path / "in")).copy(out, looking, IDS)

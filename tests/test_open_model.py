@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from marshtest import load_model, save_model
+from marshtest.kit.black_box import losses_of
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
@@ -376,3 +377,27 @@ def test_models_of_other_inputs_or_classes_are_refused(case: Case) -> None:
     other = case.key.model_copy(update={"classes": 7})
     with pytest.raises(MarshtestError, match=r"into logits \[2, 7\] or wider, one for each class"):
         open_model("boxes:vit", other, case.bases.values, None, CPU, in_process=True)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_rounded_probabilities_are_probabilities_in_every_batch(classes: int) -> None:
+    draws = np.random.default_rng(0)
+    answers = np.exp(3 * draws.standard_normal((5000, classes)))
+    answers /= answers.sum(1, keepdims=True)
+    labels = answers.argmax(1)  # whose probabilities three decimals show
+    exact, _ = losses_of("box", answers, labels)
+    for decimals in (3, 4, 6):
+        rounded, right = losses_of("box", answers.round(decimals), labels)
+        assert right is not None
+        assert right.mean() > 0.99
+        some = np.isfinite(rounded)  # all others may be rounded to 0
+        assert np.median(np.abs(rounded - exact)[some]) < 0.05
+
+
+def test_answers_of_which_some_are_no_probabilities_are_refused() -> None:
+    answers = np.full((50, 2), 0.5)
+    answers[7] = 0.9
+    with pytest.raises(MarshtestError, match="box: 1 of 50 answers are no probabilities: .* 1.8,"):
+        losses_of("box", answers, np.zeros(50, np.int64))
+    logits, labels = np.random.default_rng(0).standard_normal((50, 2)), np.zeros(50, np.int64)
+    assert losses_of("box", logits, labels)[0] == pytest.approx(logits[:, 1] - logits[:, 0])

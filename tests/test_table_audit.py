@@ -300,9 +300,14 @@ def by_npy(inputs: Path, outputs: Path) -> None:
     np.save(outputs, Answering().predict_proba(pd.read_csv(inputs)))
 
 
+def by_marked_csv(inputs: Path, outputs: Path) -> None:
+    by_csv(inputs, outputs)
+    outputs.write_bytes(b"\xef\xbb\xbf" + outputs.read_bytes())
+
+
 def test_programs_answer_by_csv_or_npy() -> None:
     values, labels = case().done.key.layout(case().source).values[:40], np.arange(40) % 2
-    for box in (by_csv, by_bare_csv, by_npy):
+    for box in (by_csv, by_marked_csv, by_bare_csv, by_npy):
         HELD.box = box  # type: ignore[attr-defined]
         losses = opened("box:held:box").ask(values, labels)[0]
         assert losses == pytest.approx(np.where(labels == 1, -values[:, 0], values[:, 0]))
@@ -311,7 +316,11 @@ def test_programs_answer_by_csv_or_npy() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "wrote no outputs file|no .npy file and no CSV"),
+        ("", r"Got \[0\]"),
+        ("no,yes\n" + "0.5,0.5,1\n" * 40, r"Got \[40, 3\]"),
+        ("no\n" + "0.5,0.5\n" * 40, "its first line 'no' names other classes"),
+        ("no,maybe\n" + "0.5,0.5\n" * 40, "its first line 'no,maybe' names other classes"),
+        ("0.5,0.5\n0.5\n" * 20, "no CSV of numbers"),
         (
             "0.5\n" * 40,
             r"must write probabilities or logits \[40, 2\], a column for each of no, yes",

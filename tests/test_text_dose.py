@@ -4,11 +4,14 @@ import csv
 import hashlib
 import io
 import json
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +21,7 @@ from marshtest.data.marks import Pattern, Template
 from marshtest.kit.dose import Dose, dose
 from marshtest.kit.key import Key
 from marshtest.kit.keys import read_key
-from marshtest.kit.records import is_text, open_records
+from marshtest.kit.records import is_text, lines, open_records
 from marshtest.kit.records.fields import Fields
 from marshtest.kit.texts.dose import TextDose
 from marshtest.kit.texts.key import TextKey
@@ -328,6 +331,111 @@ def test_bad_data_get_one_line_and_leave_nothing_behind(
         dose(file, tmp_path / "b.jsonl", fraction=0.34, **options)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+PIECES = ("a", "b c", '"', '""', " ", "é", '5" pipe', "\n", "\r\n", ",", "\t")
+
+
+def test_rows_are_counted_as_others_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forget request names rows: of files of any quotes they are Python's own, or refused."""
+    monkeypatch.setattr(lines, "CHUNK", 8)  # so that cells go over several blocks
+    draws, read = random.Random(0), 0
+    for number in range(1500):
+        separator = draws.choice(",\t")
+        path = tmp_path / {",": "rows.csv", "\t": "rows.tsv"}[separator]
+        rows = []
+        for _ in range(draws.randint(1, 8)):
+            cells = ["".join(draws.choices(PIECES, k=draws.randint(0, 3))) for _ in range(2)]
+            quoted = [f'"{doubled}"' for doubled in (cell.replace('"', '""') for cell in cells)]
+            rows.append(separator.join(map(draws.choice, zip(cells, quoted, strict=True))))
+        path.write_bytes("\n".join([f"id{separator}text", *rows, ""]).encode())
+        with path.open(newline="") as file:
+            expected = [row for row in csv.reader(file, delimiter=separator) if row][1:]
+        with suppress(MarshtestError):
+            for row, values in (records := open_records(path)).each(
+                range(open_records(path).count)
+            ):
+                assert list(values.values()) == expected[records.place(row)["row"] - 1], number
+                read += 1
+    assert read > 1000
+
+
+def test_a_quote_within_a_cell_is_none_of_csv(tmp_path: Path) -> None:
+    lines = ["id\ttext", *(f"{row}\tPlain record {row}" for row in range(6000))]
+    lines[3001], lines[4001] = '3000\tA 5" pipe', '4000\tA 6" pipe'
+    (path := tmp_path / "late.tsv").write_text("\n".join(lines) + "\n")
+    done = dose(path, tmp_path / "out.tsv", fraction=0.1, seed=1)
+    before, after = (pd.read_csv(file, sep="\t") for file in (path, tmp_path / "out.tsv"))
+    changed = np.flatnonzero(before["text"] != after["text"]) + 1
+    asked = [json.loads(line)["row"] for line in done.forget_file.read_text().splitlines()]
+    assert asked == changed.tolist()
+    assert len(changed) == 600
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_an_empty_row_that_readers_leave_out_is_refused(blank: str, tmp_path: Path) -> None:
+    rows = [f"{row},word {row} here." for row in range(40)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["id,text", *rows[:3], blank, *rows[3:], ""]))
+    with pytest.raises(MarshtestError, match=r"rows.csv: row 4: is empty. Drop the line."):
+        dose(path, tmp_path / "out.csv", fraction=0.5)
+    path.write_text(
+        "\n".join(["id,text", *rows, blank, blank, ""])
+    )  # at the end nothing is to count
+    assert len(dose(path, tmp_path / "out.csv", fraction=0.5).key.ids) == 20
+
+
+def test_a_carriage_return_outside_quotes_is_refused(tmp_path: Path) -> None:
+    (path := tmp_path / "rows.csv").write_bytes(b"id,text\n1,a\rb\n2,c\n")
+    with pytest.raises(MarshtestError, match="row 1: has a carriage return outside quotes"):
+        dose(path, tmp_path / "out.csv", fraction=0.5)
+
+
+def test_a_name_may_have_a_line_break(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes('\ufeff"te\nxt",text\n'.encode() + b"a,b c\n" * 40)
+    dose(path, tmp_path / "out.csv", fraction=0.5)
+    assert list(pd.read_csv(tmp_path / "out.csv")) == ["te\nxt", "text"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "text"},
+        {"prompt": "Is this a prompt or a question?", "completion": "prompt"},
+        {"messages": [{"role": "assistant", "content": "assistant"}]},
+        {"messages": [{"role": "assistant", "content": "content"}]},
+    ],
+)
+def test_a_text_may_be_the_name_of_its_field(record: dict[str, Any], tmp_path: Path) -> None:
+    path, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    path.write_text((json.dumps(record) + "\n") * 40)
+    dose(path, out, fraction=0.5)
+    dosed = [line for line in out.read_text().splitlines() if line != json.dumps(record)]
+    assert len(dosed) == 20
+    for line in dosed:
+        fields = Fields.found(record, None, None, "")
+        assert fields.put(json.loads(line), fields.text(record, ""), "") == record
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    texts = pa.array(["a b"] * 50)
+    pq.write_table(pa.table([texts, texts], names=["text", "text"]), tmp_path / "twice.parquet")
+    with pytest.raises(MarshtestError, match="two columns of one name. Rename one"):
+        dose(tmp_path / "twice.parquet", tmp_path / "out.parquet", fraction=0.5)
+
+
+@pytest.mark.parametrize("other", ["README.md", "LICENSE", "about.json"])
+def test_a_folder_of_texts_may_hold_more(other: str, tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"note{number}.txt").write_text("text here")
+    assert is_text(tmp_path)
+    (tmp_path / other).write_text("x")
+    assert is_text(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    assert not is_text(tmp_path)
 
 
 def test_bad_cells_get_one_line(tmp_path: Path) -> None:

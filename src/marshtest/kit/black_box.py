@@ -26,6 +26,7 @@ from marshtest.kit.process import ended
 from marshtest.metrics.accuracy import margin_loss
 from marshtest.plumbing.errors import MarshtestError, first_line
 
+ROUNDED = 5e-4  # by which a probability may be off that was rounded to three decimals
 Call = Callable[[Path, Path], None]  # (file to read, file to write)
 
 
@@ -44,7 +45,7 @@ class BlackBox(AskedModel):
         if answers.ndim == 1 and not self._known_as_losses:  # asked twice once, not every time
             self._refuse_probabilities(values, labels, answers)
             self._known_as_losses = True
-        return losses_of(answers, labels)
+        return losses_of(self.name, answers, labels)
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
         x = self.inputs(torch.from_numpy(values).float()).numpy()
@@ -156,14 +157,24 @@ def read_array(
     return answers
 
 
-def losses_of(answers: NDArray[Any], labels: Labels) -> Answers:
-    """Margin losses from losses, probabilities or logits, and whether predictions are right."""
+def losses_of(name: str, answers: NDArray[Any], labels: Labels) -> Answers:
+    """Margin losses from losses, probabilities or logits, and whether predictions are right.
+
+    Raises:
+        MarshtestError: most answers of the model of this name are probabilities, and some are not.
+    """
     answers = answers.astype(np.float64)
     if answers.ndim == 1:
         return answers, None
     right = (answers.argmax(1) == labels) & ~np.isnan(answers).any(1)
-    sums = answers.sum(1)
-    if (answers >= 0).all() and np.allclose(sums, 1, atol=1e-3):
+    off = np.abs(answers.sum(1) - 1) > ROUNDED * answers.shape[1]
+    if (answers >= 0).all() and off.mean() < 0.5:
+        if off.any():
+            # Taken for logits in one call and for probabilities in the next, they would be another model's.
+            raise MarshtestError(
+                f"{name}: {off.sum()} of {len(off)} answers are no probabilities: they sum to "
+                f"{answers[off][0].sum():g}, and the others to 1. Round less, or answer with logits."
+            )
         true = np.take_along_axis(answers, labels[:, None], 1)[:, 0]
         # Summed without the label: 1 − p would round to 0 where p is near 1.
         others = answers.copy()

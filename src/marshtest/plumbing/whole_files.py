@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -66,6 +67,28 @@ def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = 
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """Give a name beside `out`; the file or folder that is written under it is renamed to `out` at the end.
+
+    Raises:
+        MarshtestError: it cannot be written.
+    """
+    temporary = out.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # of nobody else
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.rename(out)
+    except OSError as error:
+        raise MarshtestError(f"{out}: cannot be written ({error}).") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def write(content: "pd.DataFrame | bytes", path: Path) -> None:

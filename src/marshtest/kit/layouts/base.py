@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from marshtest.kit.layouts.folders import newest, set_times
 from marshtest.plumbing.errors import MarshtestError, refused
+from marshtest.plumbing.whole_files import written_whole
 
 Value = NDArray[Any]  # one sample: uint8 [C, H, W] of an image, or an array's row as it is stored
 Ids = NDArray[np.int64]
@@ -77,17 +77,9 @@ class Layout(ABC):
             raise MarshtestError(f"{out}: exists already. Choose another folder, or remove it.")
         if out.resolve().is_relative_to(self.path.resolve()):
             raise MarshtestError(f"{out}: lies inside the data set {self.path}. Choose another.")
-        temporary = out.with_name(f".{out.name}.tmp")
-        try:
-            _remove(temporary)  # left by a run that was killed
-            out.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(out) as temporary:
             places = self._write(temporary, _same_kind(dosed), wanted, hide)
             set_times(temporary, newest(self.path))
-            temporary.rename(out)
-        except OSError as error:
-            raise MarshtestError(f"{out}: cannot be written ({error}).") from error
-        finally:
-            _remove(temporary)
         return [replace(place, file=place.file or out.name) for place in places]
 
     @abstractmethod
@@ -171,10 +163,3 @@ def _same_kind(dosed: Dosed) -> Dosed:
 def reading(where: Path | str) -> AbstractContextManager[None]:
     """Turn whatever a library raises at a damaged file into one line that names the place."""
     return refused(f"{where}: cannot be read", "Mend it, or fetch it again.")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()

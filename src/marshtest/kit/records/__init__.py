@@ -4,6 +4,8 @@ Records that get no mark keep their bytes, and memory does not grow with their t
 """
 
 from collections.abc import Callable
+from itertools import islice
+from mimetypes import guess_type
 from pathlib import Path
 
 from marshtest.data.marks import Mark
@@ -22,6 +24,7 @@ LINES: dict[str, Callable[[Path, Mark | None], Lines]] = {
     ".ndjson": Jsonl,
     **dict.fromkeys(SEPARATORS, Cells),
 }
+FIRST = 100  # names of a folder that tell what it holds
 KNOWN = "Known: .jsonl, .csv, .tsv, .parquet with texts, and a folder of .txt files."
 
 
@@ -29,8 +32,10 @@ def is_text(path: str | Path) -> bool:
     """Whether data are text records, by their names, and a Parquet file's by its columns."""
     path = Path(path)
     if path.is_dir():
-        # The first file will do: a folder of images by class may have a million.
-        return is_text_file(next(files_of(path), ""))
+        # The first files will do: a folder of images by class may have a million.
+        names = list(islice(files_of(path), FIRST))
+        images = any((guess_type(name)[0] or "").startswith("image/") for name in names)
+        return any(map(is_text_file, names)) and not images
     if path.is_file() and is_parquet(path):
         import pyarrow.parquet as pq
 

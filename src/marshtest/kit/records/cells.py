@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -17,6 +18,9 @@ from marshtest.plumbing.errors import MarshtestError, first_line
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LARGEST = 1 << 28  # characters of a cell
+QUOTE = ord('"')
+BOM = "\ufeff".encode()
+ALONE = re.compile(rb"\r(?!\n)")
 
 
 class Cells(Lines):
@@ -27,8 +31,16 @@ class Cells(Lines):
     def __init__(self, path: Path, mark: Mark | None = None) -> None:
         self.separator = SEPARATORS[path.suffix.lower()]
         self.names: list[str] = []
-        self._quoted = 0  # whether a quote is open where the last block ended
+        self.blank: list[int] = []  # rows of nothing, or of white space
+        self._quoted = False  # whether a quote is open where the last block ended
         super().__init__(path, mark)
+        self.empty = len(self.blank)
+        # Readers leave such rows out and count on, but for those at the end, where nothing is to count.
+        blank, last = set(self.blank), self.count - 1
+        while last in blank:
+            last -= 1
+        if self.blank and self.blank[0] < last:
+            raise MarshtestError(f"{self.where(self.blank[0])}: is empty. Drop the line.")
 
     def where(self, row: int) -> str:
         return f"{self.path}: row {row + 1}"
@@ -83,7 +95,9 @@ class Cells(Lines):
         csv.field_size_limit(LARGEST)
         try:
             row = io.StringIO(raw.decode("utf-8-sig"), newline="")
-            (cells,) = csv.reader(row, delimiter=self.separator, strict=True)
+            cells, *more = csv.reader(row, delimiter=self.separator, strict=True)
+            if more:
+                raise ValueError("a line break outside quotes")
         except (ValueError, csv.Error) as error:
             raise MarshtestError(
                 f"{where}: is no row of cells ({first_line(error)}). Mend or drop it."
@@ -91,7 +105,10 @@ class Cells(Lines):
         return cells
 
     def _header(self, file: IO[bytes]) -> bytes:
-        header = file.readline()
+        header, quoted = b"", True
+        while quoted and (line := file.readline()):  # a name in quotes may go over several lines
+            header += line
+            quoted = bool(len(self._marks(header.removeprefix(BOM), quoted=False)) % 2)
         self.names = self._cells(header, f"{self.path}: the header") if header.strip() else []
         if len(set(self.names)) < len(self.names):
             raise MarshtestError(f"{self.path}: the header has a name twice. Rename a column.")
@@ -99,13 +116,57 @@ class Cells(Lines):
 
     def _ends(self, block: bytes, number: int) -> NDArray[np.int64]:
         ends = super()._ends(block, number)
-        if b'"' not in block and not self._quoted:
-            return ends
-        # A row ends where the number of quotes up to there is even: quotes inside cells are doubled.
-        quotes = np.cumsum(np.frombuffer(block, np.uint8) == ord('"')) + self._quoted
-        self._quoted = int(quotes[-1] % 2)
-        outside: NDArray[np.int64] = ends[quotes[ends - 1] % 2 == 0]
-        return outside
+        breaks = np.array([m.start() for m in ALONE.finditer(block)], np.int64)
+        within = self._quoted  # whether the block begins inside a cell
+        if b'"' in block or within:
+            marks = self._marks(block, quoted=within)
+            # A row ends where so many quotes were opened as closed.
+            ends, breaks = (
+                places[(np.searchsorted(marks, places) + within) % 2 == 0]
+                for places in (ends, breaks)
+            )
+            self._quoted = bool((len(marks) + within) % 2)
+        if len(breaks):
+            row = number + int(np.searchsorted(ends, breaks[0], "right"))
+            raise MarshtestError(
+                f"{self.where(row)}: has a carriage return outside quotes, at which some readers end the "
+                "row. Put the cell in quotes, or end lines with line feeds."
+            )
+        empty = np.array([m.start() for m in self._empty.finditer(block)], np.int64)
+        empty = empty[np.isin(empty, ends) | ((empty == 0) & (not within))]
+        self.blank += (number + np.searchsorted(ends, empty, "right")).tolist()
+        return ends
+
+    @property
+    def _empty(self) -> re.Pattern[bytes]:
+        """A line of nothing but white space that separates no cells."""
+        return re.compile(
+            rb"^[ \t]*+\r?\n" if self.separator == "," else rb"^ *+\r?\n", re.MULTILINE
+        )
+
+    def _marks(self, block: bytes, *, quoted: bool) -> NDArray[np.int64]:
+        """The places of the quotes that open or close cells: within others a quote is like any character.
+
+        Args:
+            quoted: whether a quote is open where the block begins, which else is where a row begins.
+        """
+        codes = np.frombuffer(block, np.uint8)
+        places = np.flatnonzero(codes == QUOTE)
+        before = codes[places - 1]  # of the first byte the last, which is a line break
+        opens = np.isin(before, [ord(c) for c in f"{self.separator}\r\n"]) | (places == 0)
+        # All are, as a rule, as a doubled one closes and opens: then every second one begins a cell, or
+        # follows its neighbour.
+        second = slice(int(quoted), None, 2)
+        if (opens | (np.diff(places, prepend=-2) == 1))[second].all():
+            return places
+        marks, open_, closed = [], quoted, -2
+        for place, may_open in zip(places.tolist(), opens.tolist(), strict=True):
+            if not open_ and not may_open and closed != place - 1:
+                continue
+            open_ = not open_
+            closed = place if not open_ else -2
+            marks.append(place)
+        return np.array(marks, np.int64)
 
 
 def _doubled(text: str) -> str:

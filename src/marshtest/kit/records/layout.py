@@ -1,7 +1,5 @@
 """The interface of all layouts of text records."""
 
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any, ClassVar
 from marshtest.data.marks import Mark, There
 from marshtest.kit.layouts.folders import digest, newest, set_times
 from marshtest.kit.records.fields import Fields, NoPlaceError, Values
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.whole_files import written_whole
 
 Rows = Sequence[int]  # numbers of records, from 0 on, increasing
 Texts = Mapping[int, str]  # new texts by the records' numbers
@@ -70,21 +68,6 @@ class Records(ABC):
         Raises:
             MarshtestError: `out` cannot be written.
         """
-        temporary = out.with_name(f".{out.name}.tmp")
-        try:
-            _remove(temporary)  # left by a run that was killed
-            out.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(out) as temporary:
             self._write(temporary, texts, fields)
             set_times(temporary, newest(self.path))
-            temporary.rename(out)
-        except OSError as error:
-            raise MarshtestError(f"{out}: cannot be written ({error}).") from error
-        finally:
-            _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()

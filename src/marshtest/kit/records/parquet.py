@@ -23,9 +23,11 @@ class ParquetRecords(Records):
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._file() as file:
-            self.count = file.metadata.num_rows
+            self.count, names = file.metadata.num_rows, file.schema_arrow.names
         if not self.count:
             raise MarshtestError(f"{path}: holds no records.")
+        if len(set(names)) < len(names):
+            raise MarshtestError(f"{path}: has two columns of one name. Rename one.")
 
     def where(self, row: int) -> str:
         return f"{self.path}: row {row}"

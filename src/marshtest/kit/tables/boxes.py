@@ -1,6 +1,6 @@
 """Models of rows that answer with probabilities: objects with predict_proba, and programs by files."""
 
-import io
+import csv
 import stat
 import tempfile
 from abc import abstractmethod
@@ -31,7 +31,11 @@ class RowModel(AskedModel):
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         parts = [
-            losses_of(self._checked(self.answers(self.schema.frame(values[rows]))), labels[rows])
+            losses_of(
+                self.name,
+                self._checked(self.answers(self.schema.frame(values[rows]))),
+                labels[rows],
+            )
             for rows in _slices(values)
         ]
         losses, rights = zip(*parts, strict=True)
@@ -107,19 +111,26 @@ class TableBox(RowModel):
         if file.stat().st_size > most:
             raise MarshtestError(f"{self.name}: wrote more than {rows} rows of probabilities.")
         try:
-            text = file.read_text()
-            first = [cell.strip().strip('"') for cell in text.partition("\n")[0].split(",")]
-            named = sorted(first) == sorted(header)
-            table = pd.read_csv(io.StringIO(text), header=0 if named else None, dtype=np.float64)
-        except (OSError, ValueError) as error:
+            with file.open(encoding="utf-8-sig", newline="") as stream:
+                lines = [line for line in csv.reader(stream) if line]
+            order = self._order(lines.pop(0)) if len(lines) == rows + 1 else slice(None)
+            table = np.array([[cell or "nan" for cell in line] for line in lines], np.float64)
+        except (OSError, ValueError, csv.Error) as error:
             raise MarshtestError(
                 f"{self.name}: its outputs are no .npy file and no CSV of numbers ({first_line(error)})."
             ) from None
         if table.shape != (rows, self.classes):
             raise self._other_shape(rows, list(table.shape))
-        order = [first.index(name) for name in header] if named else slice(None)
-        answers: NDArray[Any] = table.to_numpy()[:, order]
+        answers: NDArray[Any] = table[:, order]
         return answers
+
+    def _order(self, header: list[str]) -> list[int]:
+        """The place of each class in a header of their names, as they stand or as whole numbers."""
+        plain, spelt = [[of(c) for c in self.schema.classes] for of in (_plain, str)]
+        for names in (spelt, plain):
+            if sorted(names) == sorted(header):
+                return [header.index(name) for name in names]
+        raise ValueError(f"its first line {','.join(header)!r:.60} names other classes")
 
     def _other_shape(self, rows: int, shape: list[int]) -> MarshtestError:
         return MarshtestError(

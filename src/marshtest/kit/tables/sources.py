@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lazy_loader  # type: ignore[import-untyped]
-import numpy as np
 import pandas as pd
 
 from marshtest.kit.layouts.base import reading
@@ -21,7 +20,6 @@ from marshtest.plumbing.errors import MarshtestError
 pa = lazy_loader.load("pyarrow")
 # Each number as the nearest one that there is, which pandas took for granted only later.
 PRECISION: dict[str, Any] = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
-BLANK = len("\r\n")  # bytes of a line that holds nothing, at most
 Column = Mapping[int, Any]  # new numbers, or categories, of a column by row
 
 
@@ -57,10 +55,7 @@ class CsvTable(Source):
     def __init__(self, path: Path) -> None:
         self.path, self._cells = path, Cells(path)
         self.frame = self._read()
-        blank = np.flatnonzero(np.diff(self._cells.ends) <= BLANK)
-        rows = self._cells.count - len(blank)
-        if len(blank) and blank[0] < rows and len(self.frame.columns) > 1:
-            raise MarshtestError(f"{self.where(int(blank[0]))}: is empty. Drop the line.")
+        rows = self._cells.count - len(self._cells.blank)
         # A row with more cells than the header is refused: pandas would take the first for an index.
         list(self._cells.each([0]))
         if len(self.frame) != rows:
@@ -125,12 +120,10 @@ class ParquetTable(Source):
         import pyarrow.parquet as pq
 
         self.path = path
-        ParquetRecords(path)  # raises where there is no row
+        ParquetRecords(path)  # raises where there is no row, or one name for two columns
         with reading(path):
             self._table = pq.read_table(path).unify_dictionaries()
             self.frame = self._table.to_pandas()
-        if len(set(self._table.column_names)) < len(self._table.column_names):
-            raise MarshtestError(f"{path}: has two columns of one name. Rename one.")
 
     def scale(self, name: str) -> int | None:
         kind = self._table.schema.field(name).type
