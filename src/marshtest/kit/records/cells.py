@@ -152,7 +152,7 @@ class Cells(Lines):
         """
         codes = np.frombuffer(block, np.uint8)
         places = np.flatnonzero(codes == QUOTE)
-        before = codes[places - 1]  # of the first byte the last, which is a line break
+        before = codes[places - 1]  # of the first byte it means nothing
         opens = np.isin(before, [ord(c) for c in f"{self.separator}\r\n"]) | (places == 0)
         # All are, as a rule, as a doubled one closes and opens: then every second one begins a cell, or
         # follows its neighbour.
