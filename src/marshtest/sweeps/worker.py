@@ -46,7 +46,7 @@ from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import PAIR, Job
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.store import DamagedError, Store
-from marshtest.training.aside import Aside, State
+from marshtest.training.aside import Aside
 from marshtest.training.budget import Cost
 from marshtest.training.loop import Fit
 from marshtest.unlearning import Unlearner
@@ -164,12 +164,15 @@ class Worker:
 
     def _aside(self, key: str) -> Aside:
         """The place of a stage's unfinished training."""
+        return Aside(
+            lambda: self._before(key, TRAINING),
+            lambda state: self.store.set_aside(key, TRAINING, packed(state)),
+        )
 
-        def read() -> State | None:
-            before = self.store.was_set_aside(key, TRAINING)
-            return None if before is None else tensors_in(before)
-
-        return Aside(read, lambda state: self.store.set_aside(key, TRAINING, packed(state)))
+    def _before(self, key: str, name: str) -> Tensors | None:
+        """What an earlier attempt at a stage set aside by this name, if anything."""
+        data = self.store.was_set_aside(key, name)
+        return None if data is None else tensors_in(data)
 
     def _craft(self, job: Job, progress: Progress) -> None:
         started, pipeline, (key,) = time.perf_counter(), self.pipeline(job.keys), job.makes
@@ -178,9 +181,9 @@ class Worker:
             return self._model(pipeline, job.keys.clean(job.group.seed))
 
         def resumed(name: str, make: Callable[[], Tensors]) -> Tensors:
-            before = self.store.was_set_aside(key, name)
+            before = self._before(key, name)
             if before is not None:
-                return tensors_in(before)
+                return before
             tensors = make()
             self.store.set_aside(key, name, packed(tensors))
             return tensors
