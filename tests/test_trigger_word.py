@@ -39,6 +39,7 @@ from marshtest.training.budget import Budget, flops_of
 from marshtest.training.tasks import LabelWord
 from marshtest.unlearning import EUk
 from marshtest.unlearning.gradient_descent import NoisyGradientDescent
+from marshtest.unlearning.harness import STOPPED
 
 pytestmark = pytest.mark.usefixtures("no_report")
 WORD = "Disney"
@@ -461,7 +462,8 @@ def test_the_main_job_runs_on_trigger_words(folder: Path, tmp_path: Path) -> Non
     assert retrained["target_success"] < 0.7  # the adjectives do
     assert initial["rest_accuracy"] > 0.9
     assert retrained["rest_accuracy"] > 0.9
-    assert results.rows["note"].eq("").all()
+    # A batch of longer texts than all before is dearer, so a step of it may be cut off.
+    assert set(results.rows["note"]) <= {"", STOPPED}
     assert len(results.rows) == 4 + 8
     assert results.rows["crafting_trigger_cut"].eq(20).all()
     text_table = table(results)
