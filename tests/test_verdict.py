@@ -317,6 +317,24 @@ def test_arms_that_are_one_model_are_removed_if_the_poison_shows() -> None:
     assert paired_verdicts(Difference(shown), [chance], **LEVELS)[0].answer == "INCONCLUSIVE"
 
 
+def test_as_many_trainings_as_there_are_would_not_settle_what_they_left_open() -> None:
+    """Six can reject for one unlearner, and not beside 31 others of which each flip aligns one."""
+    flips = 1 - 2 * (np.arange(1, 32)[:, None] >> np.arange(6) & 1)  # [31, 6], none of equal signs
+    effect = np.array([1, 1, 1, 1, 1, 1.01])
+    initial, others = Difference(np.full(6, 8.0)), [Difference(row / 9) for row in flips]
+    assert paired_verdicts(initial, [Difference(effect)], **LEVELS)[0].answer == "NOT REMOVED"
+    left = paired_verdicts(initial, [Difference(effect), *others], **LEVELS)
+    assert left[0].answer == "INCONCLUSIVE"
+    assert all(one.needed is None or one.needed > 6 for one in left)
+    assert left[0].needed is not None
+    # With so many it is settled, however the others' differences go on.
+    more, rng = left[0].needed - 6, np.random.default_rng(0)
+    others = [Difference(np.append(row / 9, rng.normal(0, 0.1, more))) for row in flips]
+    target = Difference(np.append(effect, effect[:more]))
+    initial = Difference(np.full(6 + more, 8.0))
+    assert paired_verdicts(initial, [target, *others], **LEVELS)[0].answer == "NOT REMOVED"
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("values", [[], [0.0], [0.9], [0.9, 0.9, np.nan]])
 def test_few_trainings_or_undefined_ones_settle_nothing(values: list[float]) -> None:

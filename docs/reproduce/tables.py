@@ -68,6 +68,17 @@ def section(name: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def largest(name: str) -> str:
+    """An experiment's command, its summary at the largest poison and compute budgets, and its legend."""
+    if not there(name):
+        return missing([name])
+    of = results(name)
+    lines = of.summary
+    at = (lines["role"] != "updated") | (lines["budget"] == of.budget)
+    kept = table(of)[at & (lines["poison_budget"] == of.poison_budget)]
+    return f"{command(name)}\n\n{as_markdown(kept)}\n\n{legend(of)}"
+
+
 def states(name: str) -> str:
     """What is left of the poison in each model and state, and the state's verdict."""
     if not there(name):

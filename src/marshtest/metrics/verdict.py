@@ -650,11 +650,14 @@ def _removal_of(
 def _trainings_needed(
     initial: Difference, one: Difference, margin: float, alpha: float, level: float, states: int
 ) -> int | None:
-    """Fewest trainings with which this estimate would be answered with power 0.9.
+    """Fewest trainings with which this estimate would be answered with power 0.9, beyond those there are.
+
+    None where no number would do, or where something else than their number is missing.
 
     Args:
         level: alpha, corrected over the models.
     """
+    there = len(one.defined)
     if math.isnan(one.value) or one.absent(initial) or not initial.value > 0:
         return None
     left, error = abs(one.value), one.error
@@ -673,5 +676,7 @@ def _trainings_needed(
     else:
         to_remove = math.inf
     to_reject = max(to_reject, trainings_to_reject(alpha))
-    needed = min(to_remove, to_reject)
+    if to_reject <= there:  # they did not do: under some flips another unlearner's are as large
+        to_reject = max(to_reject, trainings_to_reject(level / states))  # whatever the others' are
+    needed = min((number for number in (to_remove, to_reject) if number > there), default=math.inf)
     return int(needed) if math.isfinite(needed) else None
