@@ -193,6 +193,30 @@ def test_a_lock_is_held_though_those_before_it_are_gone(tmp_path: Path) -> None:
         assert other.lock("k")
 
 
+def test_a_stage_that_was_locked_anew_between_look_and_taking_has_one_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third driver outbids the dead one, gives back, and a fourth begins again at turn 0."""
+    store, another = Store(tmp_path), Store(tmp_path)
+    store.write("locks/k.0", b"dead")
+    with Driver(store) as late, Driver(another) as third, Driver(another) as fourth:
+        create = store.create
+
+        def overtaken(name: str, content: bytes) -> bool:
+            assert name == "locks/k.1"
+            assert third.lock("k")
+            third.release("k")
+            assert fourth.lock("k")
+            return create(name, content)
+
+        monkeypatch.setattr(store, "create", overtaken)
+        assert not late.lock("k")
+        assert store.names("locks") == {"k.0"}
+        assert store.read("locks/k.0") == fourth.id.encode()
+        assert not third.lock("k")
+    assert store.names("locks") == set()
+
+
 def interrupted(act: Callable[[], object], line: int) -> bool:
     """Whether Ctrl-C at the so-manieth line of the store's and the locks' code came before the end."""
     lines = 0

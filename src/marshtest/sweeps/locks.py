@@ -78,15 +78,22 @@ class Driver:
                 return False
             self._held.add(key)
             if self.store.create(f"locks/{key}.{latest + 1}", self.id.encode()):
-                return True
+                # Since the look it may have been outbid, given back and locked anew: the lower turn stays.
+                before = (self._holder(key, turn) for turn in self._turns(key) if turn <= latest)
+                if not any(map(self._watched.is_alive, before)):
+                    return True
+                self.release(key)
+                return False
             self._held.remove(key)
 
     def release(self, key: str) -> None:
         """Give a lock back, and remove those of dead drivers before it."""
         turns = self._turns(key)
         if turns and self._holder(key, turns[-1]) == self.id:
-            for turn in turns:  # the newest last, so that no older one stands again
-                self.store.remove(f"locks/{key}.{turn}")
+            for turn in turns:  # the newest last, so that no dead one stands again
+                holder = self._holder(key, turn)
+                if holder == self.id or not self._watched.is_alive(holder):
+                    self.store.remove(f"locks/{key}.{turn}")
         self._held.discard(key)
 
     def _turns(self, key: str) -> list[int]:
