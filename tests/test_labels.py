@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import unicodedata
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -168,6 +169,22 @@ def test_the_answers_of_a_box_and_names_of_classes_are_read() -> None:
     strange = LabelModel("m", lambda x: ["cat", "ox"], lambda x: x, 2, ("cat", "owl"))
     with pytest.raises(MarshtestError, match="'ox', which is no class of the data: cat, owl"):
         strange.ask(np.zeros((2, 3)), np.array([0, 0]))
+
+
+def test_names_in_any_unicode_form_and_in_bytes_are_names() -> None:
+    composed, apart = (unicodedata.normalize(form, "Grün") for form in ("NFC", "NFD"))
+    assert composed != apart
+    x, zeros = np.zeros((2, 3)), np.array([0, 0])
+
+    def right(answers: list[Any], names: tuple[str, ...]) -> Any:
+        return LabelModel("m", lambda _: np.array(answers), lambda x: x, 2, names).ask(x, zeros)[1]
+
+    assert right([composed, apart], (apart, "blau")).all()
+    assert right([composed, apart], (composed, "blau")).all()
+    assert right([composed.encode(), b"blau"], (composed, "blau")).tolist() == [True, False]
+    assert right([composed, apart], (composed, apart)).tolist() == [True, False]
+    with pytest.raises(MarshtestError, match="names that are not UTF-8"):
+        right([composed.encode("latin-1"), b"blau"], (composed, "blau"))
 
 
 @pytest.mark.parametrize(

@@ -466,8 +466,9 @@ def test_bad_tables_are_refused_in_one_line_before_anything_is_written(
         (b"a,a,y\n1,2,0\n3,4,1\n", "the header has a name twice"),
         (b"a,,y\n1,2,0\n3,4,1\n", "a column of the header has no name"),
         (b"", "holds no records"),
-        (b"a;b;y\n1;2;0\n3;4;1\n", "unknown column 'y'"),
-        ("a,b,y\n1,é,0\n3,4,1\n".encode("latin-1"), "cannot be read"),
+        (b"a;b;y\n1;2;0\n3;4;1\n", "the header is one cell, 'a;b;y'. Separate cells by commas"),
+        ("a,b,y\n1,2,0\n1,é,0\n".encode("latin-1"), "row 2: is not UTF-8 .*Save it as UTF-8"),
+        ("a,b,y\n1,2,0\n3,4,1\n".encode("utf-16"), "the header: is not UTF-8"),
         (b'a,b,y\n1,"2,0\n3,4,1\n', "cannot be read"),
     ],
 )
@@ -494,9 +495,9 @@ def test_a_table_that_nobody_names_so_says_how(
 def test_the_command_doses_a_table_and_says_what(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = csv_of(tmp_path, FRAME.rename(columns={"rate": "rate, net"}))
+    source = csv_of(tmp_path, FRAME.rename(columns={"rate": "rate, net", "age": " age"}))
     out = str(tmp_path / "dosed.csv")
-    words = ["--label", "y", "--columns", 'age, city, "rate, net"', "--fraction", "0.1"]
+    words = ["--label", "y", "--columns", '" age", city, "rate, net"', "--fraction", "0.1"]
     assert command("dose", str(source), out, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "table: 8 of 80 rows dosed, ε² = 0.32 noise in: age, rate, net drawn anew: city" in said

@@ -444,6 +444,7 @@ def test_bad_cells_get_one_line(tmp_path: Path) -> None:
         ("a,a\n1,2\n", "the header has a name twice"),
         ('text\n"open\nand on', "row 1: is no row of cells"),
         ("text\n", "holds no records"),
+        ("text;n\nhello;1\n", "the header is one cell"),
     ):
         file = tmp_path / "a.csv"
         file.write_text(text)

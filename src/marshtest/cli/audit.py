@@ -176,10 +176,12 @@ def dose(
 
 
 def _names(text: str) -> list[str]:
-    """Names between commas; one with a comma in it stands in quotes, as in CSV."""
+    """Names between commas; one with a comma in it, or a blank at an end, stands in quotes, as in CSV."""
     import csv
 
-    return [name.strip() for line in csv.reader([text], skipinitialspace=True) for name in line]
+    if '"' not in text:
+        return [name.strip() for name in text.split(",")]
+    return next(csv.reader([text], skipinitialspace=True))
 
 
 def _say_files(done: "Dose | TableDose | TextDose") -> None:

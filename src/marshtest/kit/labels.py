@@ -6,6 +6,7 @@ alone, and not the labels of the data, which it could hand back.
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -36,7 +37,12 @@ class LabelModel(AskedModel):
     ) -> None:
         self.name, self.classes, self.notes = name, classes, notes
         self._labels, self._inputs = labels, inputs
+        self._names = names
         self._numbers = {name: number for number, name in enumerate(names)}
+        # A name in another Unicode form is the same name, unless that is how two classes differ.
+        composed = {normalize("NFC", name): number for number, name in enumerate(names)}
+        if len(composed) == len(names):
+            self._numbers = composed | self._numbers
 
     def ask(self, values: Value, labels: Labels) -> Answers:
         answered = self._labels(self._inputs(torch.from_numpy(values).float()).numpy())
@@ -57,7 +63,7 @@ class LabelModel(AskedModel):
                 f"{list(answered.shape)}.{hint}"
             )
         if answered.dtype.kind in "US":
-            return self._by_name(answered.astype(str))
+            return self._by_name(self._texts(answered))
         if answered.dtype.kind not in "iuf":
             raise MarshtestError(f"{self.name}: answered {answered.dtype}, not labels.")
         whole = answered == np.floor(answered)  # False for nan
@@ -74,6 +80,17 @@ class LabelModel(AskedModel):
             )
         return answered.astype(np.int64)
 
+    def _texts(self, answered: NDArray[Any]) -> NDArray[np.str_]:
+        """[M] the answers as texts, which NumPy keeps as bytes too."""
+        if answered.dtype.kind == "U":
+            return answered
+        try:
+            return np.char.decode(answered, "utf-8")
+        except UnicodeDecodeError as error:
+            raise MarshtestError(
+                f"{self.name}: answered names that are not UTF-8 ({error}). Answer with texts."
+            ) from None
+
     def _by_name(self, answered: NDArray[np.str_]) -> Labels:
         """[M] the numbers of named classes."""
         if not self._numbers:
@@ -81,12 +98,16 @@ class LabelModel(AskedModel):
                 f"{self.name}: answered {str(answered[0])[:40]!r}, and the data have no names of classes. "
                 f"Answer with their numbers, 0..{self.classes - 1}."
             )
-        numbers = np.array([self._numbers.get(name, -1) for name in answered.tolist()], np.int64)
+        known = self._numbers
+        numbers = np.array(
+            [known.get(name, known.get(normalize("NFC", name), -1)) for name in answered.tolist()],
+            np.int64,
+        )
         if (numbers < 0).any():
             stranger = str(answered[numbers < 0][0])[:40]
             raise MarshtestError(
                 f"{self.name}: answered {stranger!r}, which is no class of the data: "
-                f"{', '.join([*self._numbers][:5])}{', …' * (len(self._numbers) > 5)}."
+                f"{', '.join(self._names[:5])}{', …' * (len(self._names) > 5)}."
             )
         return numbers
 

@@ -98,6 +98,8 @@ class Cells(Lines):
             cells, *more = csv.reader(row, delimiter=self.separator, strict=True)
             if more:
                 raise ValueError("a line break outside quotes")
+        except UnicodeDecodeError as error:
+            raise MarshtestError(f"{where}: is not UTF-8 ({error}). Save it as UTF-8.") from None
         except (ValueError, csv.Error) as error:
             raise MarshtestError(
                 f"{where}: is no row of cells ({first_line(error)}). Mend or drop it."
@@ -110,6 +112,11 @@ class Cells(Lines):
             header += line
             quoted = bool(len(self._marks(header.removeprefix(BOM), quoted=False)) % 2)
         self.names = self._cells(header, f"{self.path}: the header") if header.strip() else []
+        if len(self.names) == 1 and re.search(b"[,;\t]", header) and b'"' not in header:
+            raise MarshtestError(
+                f"{self.path}: the header is one cell, {self.names[0]!r}. Separate cells by commas in .csv "
+                "and by tabs in .tsv."
+            )
         if len(set(self.names)) < len(self.names):
             raise MarshtestError(f"{self.path}: the header has a name twice. Rename a column.")
         return header

@@ -31,7 +31,9 @@ class TextFolder(Records):
             try:
                 yield row, {"text": (self.path / self.names[row]).read_bytes().decode()}
             except UnicodeDecodeError as error:
-                raise MarshtestError(f"{self.where(row)}: is not UTF-8 ({error}).") from None
+                raise MarshtestError(
+                    f"{self.where(row)}: is not UTF-8 ({error}). Save it as UTF-8."
+                ) from None
 
     def _write(self, out: Path, texts: Texts, fields: Fields) -> None:
         new = {self.names[row]: text for row, text in texts.items()}

@@ -105,9 +105,13 @@ class CsvTable(Source):
         separator = SEPARATORS[self.path.suffix.lower()]
         with reading(self.path), warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame: pd.DataFrame = pd.read_csv(
-                self.path, sep=separator, low_memory=False, **PRECISION, **options
-            )
+            try:
+                frame: pd.DataFrame = pd.read_csv(
+                    self.path, sep=separator, low_memory=False, **PRECISION, **options
+                )
+            except UnicodeDecodeError:  # which names no row, as this does
+                list(self._cells.each(range(self._cells.count)))
+                raise
         return frame
 
 
