@@ -24,6 +24,7 @@ from evidence import (
     does_not_help,
     enlarges,
     helps,
+    is_retraining,
     not_removed,
     of_seeds,
     over_seeds,
@@ -35,6 +36,7 @@ from experiments import (
     ALL,
     CANCELED,
     DIGITS,
+    HIDDEN,
     IMAGES,
     RIVAL,
     SEVEN,
@@ -140,10 +142,16 @@ def some_removed() -> Told:
     """The strong form: in no experiment does any of the seven remove the poison."""
     lines = []
     for name in filter(there, ALL):
-        by = [NAMES[u] for u in SEVEN if cell(name, u).verdict == "REMOVED"]
+        own = {NAMES[unlearner]: cell(name, unlearner) for unlearner in SEVEN}
+        by = [
+            title + " (retraining)" * is_retraining(of)
+            for title, of in own.items()
+            if of.verdict == "REMOVED"
+        ]
         lines.append({"experiment": titled(name), "removed by": ", ".join(by) or "none"})
     none = all_of(not_removed(of) for of in cells(ALL, *SEVEN))
-    some = any_of(removed(of) for of in cells((*IMAGES, *TEXTS), *SEVEN))
+    asked = (of for of in cells((*IMAGES, *TEXTS), *SEVEN) if not is_retraining(of))
+    some = any_of(map(removed, asked))
     return as_markdown(pd.DataFrame(lines)), none, some
 
 
@@ -198,8 +206,8 @@ def gd_cfk_euk_keep_accuracy() -> Told:
 
 def cfk_euk_indiscriminate() -> Told:
     """GD raises the accuracy of an indiscriminately poisoned model; CFk and EUk lower it further."""
-    text = by_experiment((*CANCELED, DIGITS[2]), ["gd", "cfk", "euk"])
-    gd, others = cells(CANCELED, "gd"), cells(CANCELED, "cfk", "euk")
+    text = by_experiment((HIDDEN, *CANCELED, DIGITS[2]), ["gd", "cfk", "euk"])
+    gd, others = cells([HIDDEN], "gd"), cells([HIDDEN], "cfk", "euk")
     holds = all_of([*map(helps, gd), *(enlarges(of) for of in others)])
     return text, holds, any_of(map(helps, others))
 
@@ -399,8 +407,8 @@ CLAIMS = {
     "CFk and EUk, indiscriminate": Claim(
         "CFk and EUk lower the accuracy of an indiscriminately poisoned model further",
         cfk_euk_indiscriminate,
-        (CANCELED,),
-        beside=DIGITS[2:],
+        each(HIDDEN),
+        beside=(*CANCELED, DIGITS[2]),
     ),
     "NegGrad+": Claim(
         "NegGrad+ never comes close to removing poison", neggrad_never, each(*IMAGES, *TEXTS)

@@ -6,17 +6,19 @@ gpu/h100.json is what `benchmarks/gpu.py` and a sweep printed on one.
 """
 
 import json
+import re
 from typing import Any
 
 import pandas as pd
 import torch
-from experiments import HERE, HOW, results
+from experiments import HERE, HOW, ROWS, results
 from tables import measured as measured_table
 
 from marshtest.commands.footprint import footprint
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe_data import samples_of
+from marshtest.experiment.row_file import FILE
 from marshtest.reporting.tables import as_markdown, explained
 from marshtest.sweeps.jobs import passes
 from marshtest.sweeps.planned import plan_sweep
@@ -38,6 +40,18 @@ FULL = {  # the paper's experiments, and what is changed to count them
     "paper-imdb-gaussian": (GPT2 + "}",),
     "paper-imdb-trigger": (GPT2 + ", prompt: {}}",),
 }
+
+
+CORES = {  # experiments between the paper's and the small ones, and rows of networks like theirs
+    "cifar10-gaussian": "cifar10-scale",
+    "cifar10-targeted": "cifar10-scale",
+    "imdb-gaussian": "imdb-tiny-gaussian",
+    "imdb-trigger": "imdb-tiny-gaussian",
+}
+TAKES = re.compile(
+    r"A worker takes about ([\d.,]+ GB) of memory, and if it uses a GPU about ([\d.,]+ GB) of the GPU's\. "
+    r"A sweep's store comes to .*, ([\d.,]+ GB) in all\."
+)
 
 
 def measured() -> dict[str, Any]:
@@ -164,24 +178,59 @@ def counted() -> dict[str, Any]:
 def at_full_scale() -> str:
     """Hours of each of the paper's experiments on one GPU that is kept busy, by the rates of the slice."""
     counts, rate = counted(), {**rates(), "craft": rates()["unlearn"]}
-    lines = []
-    for name, of in counts.items():
+    lines, every = [], 0.0
+    for name in FULL:
+        of = counts[name]
         # Another network's pass takes as much longer as it has more operations.
         size = of["flops"] / counts[RECIPE]["flops"]
         hours = {kind: size * of[kind] * rate[kind] / 3600 for kind in (*KINDS, "craft")}
         told = {title: f"{hours[kind]:,.1f}" for kind, title in KINDS.items()}
         crafting = f"{hours['craft']:,.1f}" if hours["craft"] else "–"
-        total = f"{sum(hours.values()):,.0f}"
+        every += sum(hours.values())
+        memory, of_gpu, store = _takes(of)
         lines.append(
             {
                 "recipe": f"`{name}`",
-                "seeds": of["seeds"],
+                "seeds": str(of["seeds"]),
                 "crafting": crafting,
                 **told,
-                "hours": total,
+                "hours": f"{sum(hours.values()):,.0f}",
+                "GPU's memory": of_gpu,
+                "a worker's memory": memory,
+                "store": store,
+            }
+        )
+    lines.append({"recipe": "**in all**", "hours": f"{every:,.0f}"})
+    return as_markdown(pd.DataFrame(lines).fillna(""))
+
+
+def on_cores() -> str:
+    """Hours of a core for each experiment between, by the operations a second of other rows' trainings."""
+    lines = []
+    for name, like in CORES.items():
+        of, rows = counted()[name], pd.read_parquet(ROWS / like / FILE)
+        trained = rows[rows["role"].isin(["initial", "retrained"])]
+        a_second = trained["flops"].sum() / trained["seconds"].sum()
+        passes = sum(of[kind] for kind in (*KINDS, "craft"))
+        hours = passes * of["flops"] / a_second / of["seeds"] / 3600
+        memory, _, store = _takes(of)
+        lines.append(
+            {
+                "recipe": f"`{name}`",
+                "hours of a core, a seed": f"{hours:,.0f}",
+                "by the trainings of": f"`{like}`",
+                "a worker's memory": memory,
+                "store": store,
             }
         )
     return as_markdown(pd.DataFrame(lines))
+
+
+def _takes(of: dict[str, Any]) -> tuple[str, ...]:
+    """Memory of a worker, and of its GPU, and size of the store, as `explain` tells them."""
+    found = TAKES.fullmatch(of["takes"])
+    assert found is not None
+    return found.groups()
 
 
 def count(name: str, *changed: str) -> dict[str, Any]:
@@ -202,5 +251,6 @@ def count(name: str, *changed: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    counts = {name: count(name, *changed) for name, changed in FULL.items()}
+    every = {**FULL, **dict.fromkeys(CORES, ())}
+    counts = {name: count(name, *changed) for name, changed in every.items()}
     FOLDER.joinpath("counts.json").write_text(json.dumps(counts, indent=1) + "\n")

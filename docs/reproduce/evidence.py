@@ -90,6 +90,12 @@ def of_seeds(of: Cell, line: pd.Series | None = None) -> pd.DataFrame:
     return rows[at].set_index("seed").sort_index()
 
 
+def is_retraining(of: Cell) -> bool:
+    """Whether an unlearner ends with one model for poisoned and clean data: it keeps nothing of a model."""
+    rows = of_seeds(of)
+    return "twin_same" in rows and bool(rows["twin_same"].all())
+
+
 @dataclass(frozen=True)
 class Effect:
     """A poison's effect by one score in the trainings of an experiment."""
@@ -104,14 +110,13 @@ class Effect:
 
 
 def effects(of: Cell) -> list[Effect]:
-    """By each score that the verdict rests on; where there is a clean twin, the one difference to it."""
+    """By each score of the attack; where there is a clean twin, the one difference to it."""
     attack = results(of.experiment).recipe.attack
     sides = of_seeds(of, of.initial), of_seeds(of)
     if _has_twin(of):
         (column,) = attack.shown.reference_columns.values()
         return [Effect(*(rows[column] - rows[f"twin_{column}"] for rows in sides))]
-    names = results(of.experiment).telling(of.line["poison_budget"])
-    return [Effect(*(rows[f"{name}_dependence"] for rows in sides)) for name in names]
+    return [Effect(*(rows[f"{name}_dependence"] for rows in sides)) for name in of.names]
 
 
 def _has_twin(of: Cell) -> bool:

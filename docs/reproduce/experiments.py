@@ -57,7 +57,7 @@ SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
     "cifar10-small-targeted": "CIFAR-10, targeted",
     "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
-    "cifar10-indiscriminate": "all CIFAR-10 features, indiscriminate",
+    "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate",
     "imdb-small-gaussian": "IMDb, Gaussian",
     "imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
     "imdb-small-trigger": "IMDb, trigger word",
@@ -65,6 +65,7 @@ SHORT = {
     "digits-gaussian": "digits, Gaussian",
     "digits-targeted": "digits, targeted",
     "digits-indiscriminate": "digits, indiscriminate",
+    "digits-indiscriminate-hidden": "digits, two layers, indiscriminate",
     "digits-budgets": "digits, Gaussian, by compute budget",
     "digits-known": "digits, Gaussian, known in part",
     "digits-requests": "digits, Gaussian, asked for in five requests",
@@ -119,6 +120,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
     "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
     "cifar10-scale": "marshtest sweep cifar10-scale",
+    "digits-indiscriminate-hidden": "marshtest run digits-indiscriminate model.depth=1 poison_budgets=0.1",
     "digits-budgets": "marshtest sweep digits-budgets",
     "digits-known": "marshtest run digits-gaussian seeds=5 'known=[0.1, 0.25, 0.5, 1]'",
     "digits-requests": "marshtest run digits-gaussian seeds=5 requests=5",
@@ -158,6 +160,9 @@ CANCELED = ("cifar10-small-indiscriminate", "cifar10-indiscriminate")
 IMAGES = ("cifar10-small-gaussian", "cifar10-small-targeted", *CANCELED)
 TEXTS = (GAUSSIAN_TEXTS, TRIGGER)
 DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
+HIDDEN = (
+    "digits-indiscriminate-hidden"  # with a layer below the last, which CFk and EUk leave as it is
+)
 ALL = (*IMAGES, *TEXTS, *DIGITS)
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
 DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")

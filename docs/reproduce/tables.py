@@ -69,14 +69,14 @@ def section(name: str) -> str:
 
 
 def largest(name: str) -> str:
-    """An experiment's command, its summary at the largest poison and compute budgets, and its legend."""
+    """An experiment's section with the table at the largest poison and compute budgets alone."""
     if not there(name):
         return missing([name])
     of = results(name)
     lines = of.summary
     at = (lines["role"] != "updated") | (lines["budget"] == of.budget)
     kept = table(of)[at & (lines["poison_budget"] == of.poison_budget)]
-    return f"{command(name)}\n\n{as_markdown(kept)}\n\n{legend(of)}"
+    return "\n\n".join([command(name), as_markdown(kept), verdicts(name), legend(of)])
 
 
 def states(name: str) -> str:
