@@ -19,7 +19,10 @@ import pytest
 import torch
 from conftest import command
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -34,9 +37,10 @@ import marshtest
 from marshtest.kit.certificates.certificate import Certificate, canonical, read_certificate
 from marshtest.kit.certificates.commitment import Commitment, key_digest
 from marshtest.kit.certificates.forms import rendered
+from marshtest.kit.certificates.issue import Issuer
 from marshtest.kit.certificates.page import SEVERITY
 from marshtest.kit.certificates.provenance import digest_of, parts_of
-from marshtest.kit.certificates.signing import Signer, public_key_of
+from marshtest.kit.certificates.signing import LOW, Signer, public_key_of
 from marshtest.kit.certificates.verify import Verified, differs, verify
 from marshtest.kit.keys import read_key
 from marshtest.models.base import ModelSettings
@@ -202,6 +206,27 @@ def test_a_signature_by_another_key_or_of_another_certificate_is_noticed(
     assert results(done)["signer"] == "FAILS"
     of_another = Signer(folder / "auditor.key").sign(b"another certificate")
     assert not checked({**whole, "signature": of_another.model_dump()}, file).holds
+
+
+def test_a_signature_that_fits_whatever_is_said_is_none(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """The neutral element as key and R, and s = 0: s·B = R + h·A whatever the content's hash h is."""
+    neutral = "01" + 62 * "0"
+    anyones = {"algorithm": "Ed25519", "public_key": neutral, "value": neutral + 64 * "0"}
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(neutral))
+    public.verify(bytes.fromhex(anyones["value"]), b"whatever")  # as the library has it
+    done = checked({**whole, "signature": anyones}, tmp_path / "anyones.json")
+    assert results(done)["signature"] == "FAILS"
+
+
+def test_the_keys_that_fit_any_signature_are_those_of_order_one_two_four_and_eight() -> None:
+    """On −x² + y² = 1 + d x² y² doubling leads to y = 0 where y² = −x², so where d y⁴ + 2 y² = 1."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+    eighths = [y for y in LOW - {0, 1, p - 1} if (d * y**4 + 2 * y**2 - 1) % p == 0]
+    assert len(eighths) == 2  # each with two x, which makes four points; of 0 two, of ±1 one each
+    assert len(LOW) == 5
 
 
 def test_an_unsigned_certificate_says_that_it_proves_nothing_and_asking_again_tells(
@@ -382,6 +407,9 @@ def test_a_passphrase_is_read_from_the_environment_alone(
     monkeypatch.setenv("MARSHTEST_PASSPHRASE", "secret")
     assert Signer(path).sign(b"this").fits(b"this")
     assert not Signer(path).sign(b"this").fits(b"that")
+    monkeypatch.setenv("MARSHTEST_PASSPHRASE", "")
+    with pytest.raises(MarshtestError, match="needs a passphrase"):
+        Signer(path)
     monkeypatch.setenv("MARSHTEST_PASSPHRASE", "wrong")
     with pytest.raises(MarshtestError, match=r"or \$MARSHTEST_PASSPHRASE is wrong"):
         Signer(path)
@@ -443,6 +471,17 @@ def test_a_forged_content_of_other_fields_is_one_line_and_runs_nothing(
         with pytest.raises(MarshtestError) as error:
             checked(forged, tmp_path / "forged.json")
         assert "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["margin", "alpha", "draws"])
+@pytest.mark.parametrize("value", [-5, 1e308, 10**30, True, "x"])
+def test_a_question_that_no_audit_asks_is_no_certificate(
+    whole: dict[str, Any], name: str, value: Any, tmp_path: Path
+) -> None:
+    content = copy.deepcopy(whole["certificate"])
+    content["audit"]["question"][name] = value
+    with pytest.raises(MarshtestError, match=rf"certificate.audit.question.{name}"):
+        verify(forged(content, tmp_path / "forged.json"))
 
 
 def forged(content: dict[str, Any], path: Path) -> Path:
@@ -655,6 +694,30 @@ def test_a_folders_digest_is_what_a_shell_says(tmp_path: Path) -> None:
         print,
     ):
         assert parts_of(unknown) == ()
+
+
+def test_two_folders_never_have_the_same_lines(tmp_path: Path) -> None:
+    """A name with a line break could end its own line and begin another's."""
+    for name in ("a\nb", "a\rb", "a\\b"):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / name).write_text("x")
+        with pytest.raises(MarshtestError, match="a line break or backslash in its name") as error:
+            digest_of(str(folder))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_that_was_made_while_models_were_asked_stays(tmp_path: Path) -> None:
+    done = marshtest.audit("dosed.npz.key.json", "set.npz", *MODELS[:2], draws=9, device="cpu")
+    longest = "n" * 250 + ".json"
+    places = [tmp_path / "a.json", tmp_path / longest]
+    issuer = Issuer.checked(Path("dosed.npz.key.json"), places, None, None, None)
+    places[0].write_text("PRECIOUS")
+    found = issuer.issue(done)
+    assert found == {places[0]: tmp_path / "a-2.json", places[1]: places[1]}
+    assert places[0].read_text() == "PRECIOUS"
+    assert verify(tmp_path / "a-2.json").holds
 
 
 def test_answers_that_differ_are_told_by_their_place() -> None:

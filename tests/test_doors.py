@@ -431,6 +431,29 @@ def no_numbers(handler: Any, content: Any) -> bool:
     return reply(handler, 200, {"choices": [{"text": "hello", "logprobs": None}]})
 
 
+def surprising(surprise: float) -> Any:
+    """An answer in which each token is as surprising as that."""
+
+    def fault(handler: Any, content: Any) -> bool:
+        answer = handler.completion(content)
+        told = answer["choices"][0]["logprobs"]
+        told["token_logprobs"] = [-surprise] * len(told["tokens"])
+        return reply(handler, 200, answer)
+
+    return fault
+
+
+def cut_short(handler: Any, content: Any) -> bool:
+    """A server that dies in the middle of its answer."""
+    body = json.dumps(handler.completion(content)).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[:-9])
+    handler.close_connection = True
+    return True
+
+
 def at_the_trial_alone(handler: Any, content: Any) -> bool:
     return content["prompt"] != endpoint.TRIAL and no_numbers(handler, content)
 
@@ -452,6 +475,10 @@ def at_the_trial_alone(handler: Any, content: Any) -> bool:
         (lambda handler, _: reply(handler, 200, b"<html>"), "answered no JSON object"),
         (lambda handler, _: reply(handler, 200, [1]), "answered no JSON object"),
         (lambda handler, _: reply(handler, 200, {"a": 1}), "what no completions endpoint does"),
+        (surprising(10**400), "what no completions endpoint does"),
+        (surprising(-1.0), "answered log-probabilities above 0"),
+        (failing(99, 429, Retry_After="\u00b2"), "refused with status 429 (busy)"),
+        (cut_short, "cannot be reached (IncompleteRead"),
         (lambda handler, _: handler.wfile.write(b"nonsense"), "cannot be reached"),
         (lambda handler, _: True, "cannot be reached"),
     ],

@@ -236,6 +236,39 @@ def test_pickled_shards_behind_an_index_are_refused(tmp_path: Path) -> None:
         opened(tmp_path, photographs())
 
 
+@pytest.mark.parametrize("place", [".w.safetensors", "../w.safetensors", "/w.safetensors"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_weights_that_no_digest_of_the_folder_covers_are_refused(
+    place: str, twice: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    save(folder, "vit")
+    names = dict.fromkeys(boxes.load_weights(folder), place)
+    (folder / "model.safetensors").rename(folder / place.strip("/"))
+    index = "other.safetensors.index.json" if twice else "model.safetensors.index.json"
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    change(folder / "config.json", transformers_weights=index if twice else None)
+    with pytest.raises(MarshtestError, match=r"hidden, or outside, where no digest"):
+        opened(folder, photographs())
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_folder_names_no_kernel_to_be_fetched(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import hub_kernels
+
+    save(tmp_path, "vit")
+    x = photographs()
+    expected = opened(tmp_path, x)
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda *_: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *_, **__: pytest.fail("code is fetched"))
+    change(tmp_path / "config.json", **{key: "somebody/kernel@branch"})
+    pixels = own(tmp_path, x)
+    answers = (one.function(pixels).logits for one in (expected, opened(tmp_path, x)))
+    assert torch.equal(*answers)
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

@@ -1,5 +1,6 @@
 """Texts: tokenised once, padding that changes nothing, models of transformers, the main job on them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,21 @@ def test_any_transformer_of_a_local_folder(
     if kind == "gpt2":
         with pytest.raises(MarshtestError, match="data.length: 33 tokens are more than the 32"):
             build(settings, (33,), 2, 0)
+
+
+def test_a_source_names_no_kernel_to_be_fetched(
+    texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import hub_kernels
+
+    config = GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    GPT2Model(config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    told = json.loads(file.read_text()) | {"_attn_implementation": "somebody/kernel@branch"}
+    file.write_text(json.dumps(told))
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda *_: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *_, **__: pytest.fail("code is fetched"))
+    assert Transformer(source=str(tmp_path)).transformer(8, causal=False) is not None
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """One model opened in every way gives one score; what cannot be asked is one clear line."""
 
+import os
+import pickle
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 from marshtest import load_model, save_model
 from marshtest.kit.black_box import losses_of
 from marshtest.kit.dose import dose
+from marshtest.kit.exported import TENSORS_ONLY
 from marshtest.kit.key import Bases, Key
 from marshtest.kit.measure import Measured, measure
 from marshtest.kit.noise import Scaling
@@ -66,6 +70,34 @@ def test_every_way_to_open_a_model_gives_our_checkpoints_scores(case: Case, spec
     for name in ("gus", "gus_fresh", "rank"):
         assert np.abs(ours.scores[name] - theirs.scores[name]).max() < 1e-5
     assert ours.accuracy == theirs.accuracy
+
+
+class Runs:
+    """A pickle that makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_program_whose_weight_is_a_pickle_is_refused_before_it_runs(
+    case: Case, tmp_path: Path
+) -> None:
+    name = str(tmp_path / "evil.pt2")
+    with zipfile.ZipFile(case.folder / "any.pt2") as good, zipfile.ZipFile(name, "w") as evil:
+        for entry in good.namelist():
+            content = good.read(entry)
+            if entry.endswith("model_weights_config.json"):
+                content = content.replace(b'"use_pickle": false', b'"use_pickle": true')
+            elif "/weights/weight_" in entry:
+                content = pickle.dumps(Runs(tmp_path / "ran"), protocol=2)
+            evil.writestr(entry, content)
+    with pytest.raises(MarshtestError, match="cannot be read as a torch.export program"):
+        open_model(name, case.key, case.bases.values, None, CPU, in_process=True)
+    assert not (tmp_path / "ran").exists()
+    assert TENSORS_ONLY not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,9 @@ def audit(
     _tell(done, as_json)  # before it is saved: a full disk does not lose the answer
     if out is not None:
         done.save(out)
-    issuer.issue(done)
+    for place, found in issuer.issue(done).items():
+        if found != place:
+            screen.warn(f"{place}: was made meanwhile, so the certificate is {found}.")
     raise typer.Exit(done.exit_code)
 
 

@@ -50,7 +50,9 @@ def say_paths(*paths: Path) -> None:
 
 def warn(line: str) -> None:
     """Print one line on standard error."""
-    print(f"marshtest: {' '.join(line.split())}", file=sys.stderr)
+    # What a server, or a file, said may be quoted: no character of it is to move the terminal's cursor.
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(line.split()))
+    print(f"marshtest: {shown}", file=sys.stderr)
 
 
 def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = ()) -> None:

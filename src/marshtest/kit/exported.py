@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 from marshtest.plumbing.errors import MarshtestError, refused
 from marshtest.training.tasks import scoring_batch
+
+TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch's environment variable
 
 
 def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Any], int]:
@@ -27,7 +31,8 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
     logger.setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
     try:  # zip, JSON, schema: anything may be broken in it
         with refused(f"{path}: cannot be read as a torch.export program of one input"):
-            program = torch.export.load(path)
+            with _no_pickles():
+                program = torch.export.load(path)
             if device.type != "cpu":
                 from torch.export.passes import move_to_device_pass
 
@@ -35,6 +40,20 @@ def open_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], A
             return _function(program), _batch(program, _wanted(program, device))
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Let PyTorch load nothing but tensors inside: a weight in the file may be said to be a pickle."""
+    before = os.environ.get(TENSORS_ONLY)
+    os.environ[TENSORS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TENSORS_ONLY]
+        else:
+            os.environ[TENSORS_ONLY] = before
 
 
 def _input(program: torch.export.ExportedProgram) -> torch.fx.Node:

@@ -78,14 +78,17 @@ def reading(path: Path, model: bool = True) -> Iterator[dict[str, Any]]:
 
 
 def load_weights(
-    path: Path, loader: Any, attention: str = "eager", **options: Any
+    path: Path, loader: Any, config: Any, attention: str = "eager", **options: Any
 ) -> tuple[Any, tuple[str, ...]]:
     """A folder's model in eval mode, by a class of `transformers`, and notes on its weights."""
+    # A configuration that is given takes the attention from the argument, in all its parts; one that is
+    # read here, from the folder, which could name a kernel: code that would be fetched and run.
     model, info = loader.from_pretrained(
         path,
+        config=config,
         use_safetensors=True,
         dtype=torch.float32,
-        attn_implementation=attention,  # the folder could name a kernel to be fetched
+        attn_implementation=attention,
         output_loading_info=True,
         **options,
     )
@@ -103,7 +106,7 @@ def open_folder(path: Path) -> Folder:
     with reading(path) as safely:
         config = transformers.AutoConfig.from_pretrained(path, **safely)
         loader, keyword = _kind(path, config)
-        model, notes = load_weights(path, loader, **safely)
+        model, notes = load_weights(path, loader, config, **safely)
         processor = None
         if keyword == "pixel_values" and any((path / name).is_file() for name in PROCESSORS):
             processor = transformers.AutoImageProcessor.from_pretrained(path, **safely)
@@ -127,11 +130,19 @@ def _refuse_unsafe(path: Path) -> None:
             f"{path}: holds an adapter. Merge it into its model and save that, or, for a language model, "
             f"give its base's folder with it, as BASE@{path}."
         )
-    index = path / "model.safetensors.index.json"
-    shards = set(_json(index)["weight_map"].values()) if index.is_file() else set()
     # Names of weight files inside the folder's own JSON may point at pickles, or out of the folder.
     named = _json(path / "config.json").get("transformers_weights")
-    files = {*shards, *([named] if named else [])} or {p.name for p in path.glob("*.safetensors")}
+    files = {named} if named else set()
+    for index in {"model.safetensors.index.json", *files}:
+        if index.endswith(".index.json") and _plain(index) and (path / index).is_file():
+            files |= set(_json(path / index)["weight_map"].values())
+    for file in sorted(files):
+        if not _plain(file):
+            raise MarshtestError(
+                f"{path}: its weights are said to lie in {file!r}: hidden, or outside, where no digest of "
+                "the folder covers them. Save the model again."
+            )
+    files = files or {p.name for p in path.glob("*.safetensors")}
     safe = (".safetensors", ".safetensors.index.json")
     if not files or not all(file.endswith(safe) for file in files):
         raise MarshtestError(
@@ -139,6 +150,11 @@ def _refuse_unsafe(path: Path) -> None:
             "Save the model with save_pretrained(…, safe_serialization=True)."
         )
     _refuse_absurd(path)
+
+
+def _plain(name: str) -> bool:
+    """Whether a name is of a file right in its folder, that is not hidden."""
+    return not name.startswith(".") and not set(name) & set("/\\:")
 
 
 def _refuse_absurd(path: Path) -> None:

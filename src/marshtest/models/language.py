@@ -236,6 +236,8 @@ class Transformer(LanguageModel):
         for key in ("activation_function", "hidden_act"):
             if getattr(config, key, None) == "gelu_new":
                 setattr(config, key, FUSED_GELU)  # the same function, much faster
+        # Whatever the file holds: it could name a kernel, code that would be fetched and run.
+        config._attn_implementation = None
         # float32 whatever the file holds: gradients and scores are computed in it.
         kind = AutoModelForCausalLM if causal else AutoModel
         model: nn.Module = self._open(

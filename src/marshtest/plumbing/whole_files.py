@@ -55,7 +55,8 @@ def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = 
     """
     # In the same folder, since a rename is atomic within one file system; unique, since another process
     # may be writing the same file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    # Cut, since a name that is as long as names may be has to have one, too.
+    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:

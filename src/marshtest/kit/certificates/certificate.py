@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from marshtest.kit.certificates.commitment import Moment, sha256
 from marshtest.kit.certificates.signing import Signature
+from marshtest.kit.judging import Question
 from marshtest.kit.key import Sha256
 from marshtest.kit.noise import Scaling
 from marshtest.kit.sealed import LINE
@@ -95,7 +96,9 @@ class Certificate:
             MarshtestError: a field is missing, or has another type.
         """
         try:
-            return Content.parse(self.content, "certificate")
+            content = Content.parse(self.content, "certificate")
+            Question.parse(content.audit.get("question", {}), "certificate.audit.question")
+            return content
         except MarshtestError as error:  # it may quote a value of any length
             raise MarshtestError(f"{str(error)[:LINE]} Give an untouched certificate.") from None
 

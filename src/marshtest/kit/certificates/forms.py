@@ -25,9 +25,17 @@ def rendered(certificate: Certificate, suffix: str) -> bytes:
     return content
 
 
-def save(certificate: Certificate, path: Path) -> None:
-    """Write the certificate to a file of one of the forms, by its ending."""
-    write(rendered(certificate, path.suffix), path)
+def save(certificate: Certificate, path: Path) -> Path:
+    """Write the certificate to a new file of one of the forms, by its ending, and give the file's path.
+
+    Where one of that name was made since it was checked, the next free name is taken: NAME-2, and so on.
+    """
+    place, number = path, 1
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_stem(f"{path.stem}-{number}")
+    write(rendered(certificate, path.suffix), place)
+    return place
 
 
 def checked_place(path: str | Path) -> Path:

@@ -100,12 +100,12 @@ class Issuer:
         signer = None if sign is None else Signer(sign)
         return cls(checked, checked_asked_by(asked_by), committed, signer)
 
-    def issue(self, audit: "Audit") -> None:
-        """Write the certificates of an audit."""
-        if self.places:
-            certificate = _issued(audit, self.asked_by, self.committed, self.signer)
-            for place in self.places:
-                save(certificate, place)
+    def issue(self, audit: "Audit") -> dict[Path, Path]:
+        """Write the certificates of an audit; for each place, where it is."""
+        if not self.places:
+            return {}
+        certificate = _issued(audit, self.asked_by, self.committed, self.signer)
+        return {place: save(certificate, place) for place in self.places}
 
 
 def _real(path: Path) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from marshtest.kit.certificates.commitment import key_digest, sha256
-from marshtest.kit.layouts.folders import HIDDEN
 from marshtest.kit.sealed import Sealed
 from marshtest.plumbing.errors import MarshtestError, refused
 
@@ -86,7 +85,8 @@ def digest_of(path: str) -> str:
         find -L . -type f -not -path '*/.*' -print0 | sort -z | xargs -0 sha256sum | sha256sum
 
     Raises:
-        MarshtestError: a file cannot be read.
+        MarshtestError: a file cannot be read, or its name has a character that `sha256sum` spells out: two
+            folders could have the same lines.
     """
     with refused(f"{path}: cannot be read for its digest", kinds=OSError):
         if not os.path.isdir(path):
@@ -112,8 +112,12 @@ def _files(root: str, name: str, above: frozenset[str]) -> Iterator[str]:
         return
     for entry in os.scandir(os.path.join(root, name)):
         path = f"{name}/{entry.name}"
-        if HIDDEN.match(entry.name):
+        if entry.name.startswith("."):
             continue
+        if set(entry.name) & set("\n\r\\"):
+            raise MarshtestError(
+                f"{root}: {path!a} has a line break or backslash in its name. Rename it."
+            )
         if entry.is_dir():
             yield from _files(root, path, above | {here})
         elif entry.is_file():

@@ -11,6 +11,11 @@ from marshtest.plumbing.settings import Settings
 
 PASSPHRASE = "MARSHTEST_PASSPHRASE"  # the environment variable of a private key's passphrase
 PEM_BYTES = 1 << 16  # no key file is larger
+# Heights y of the curve's eight points whose order divides 8 (RFC 8032, 5.1): as a public key each fits a
+# signature of any content, without a private key.
+FIELD = 2**255 - 19
+EIGHTH = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+LOW = {0, 1, FIELD - 1, EIGHTH, FIELD - EIGHTH}
 
 
 class Signature(Settings):
@@ -23,6 +28,11 @@ class Signature(Settings):
     def fits(self, message: bytes) -> bool:
         """Whether the holder of the private key signed this message."""
         ed25519 = _cryptography().ed25519
+        height = (
+            int.from_bytes(bytes.fromhex(self.public_key), "little") % 2**255
+        )  # without x's sign
+        if height % FIELD in LOW:
+            return False
         public = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.public_key))
         try:
             public.verify(bytes.fromhex(self.value), message)
@@ -44,7 +54,7 @@ class Signer:
 
     def __init__(self, path: str | Path) -> None:
         library, content = _cryptography(), _content(path)
-        phrase = os.environ.get(PASSPHRASE)
+        phrase = os.environ.get(PASSPHRASE) or None
         try:
             key = library.load_private(content, None if phrase is None else phrase.encode())
         except TypeError:  # a passphrase is missing, or there is one too many

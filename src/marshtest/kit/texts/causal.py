@@ -88,11 +88,11 @@ def _model(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
         if not kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
             raise MarshtestError(f"{path}: holds a {kind}; a causal language model is needed.")
         try:  # PyTorch's own attention is the fastest, and not every family has it
-            return load_weights(path, loader, "sdpa", **safely)
+            return load_weights(path, loader, config, "sdpa", **safely)
         except ValueError as error:
             if isinstance(error, MarshtestError) or "attention" not in str(error):
                 raise
-            return load_weights(path, loader, "eager", **safely)
+            return load_weights(path, loader, config, "eager", **safely)
 
 
 def _tokenizer(path: Path) -> Any:

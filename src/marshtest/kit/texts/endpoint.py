@@ -31,6 +31,7 @@ TOO_LONG = {400, 413, 422}  # what servers answer to texts that do not fit their
 LESS = 0.8  # is left of such a text, and tried
 ECHO: Json = {"echo": True, "logprobs": 1, "max_tokens": 0}
 PROMPT: Json = {"prompt_logprobs": 1, "max_tokens": 1}
+ROUNDED = 1e-3  # log-probabilities of what is sure may come out as much above 0
 TRIAL = "The ticket 3141 was closed in the morning."
 
 
@@ -182,16 +183,27 @@ class Endpoint(TextModel):
             answer = self._post(f"{self._url}/chat/completions", content | _chat(text))
         if answer.get("model", self.model) != self.model:
             raise MarshtestError(
-                f"{self.name}: another model answered, {answer['model']!r}. Give the name that is served."
+                f"{self.name}: another model answered, {str(answer['model'])[:80]!r}. Give the name that "
+                "is served."
             )
         try:
             heard = _heard_in(answer, dialect)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, StopIteration):
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+            StopIteration,
+        ):
             raise MarshtestError(
                 f"{self.name}: answered what no completions endpoint does. Give the URL up to /v1."
             ) from None
         if heard is not None and not np.isfinite(heard.surprises).all():
             raise MarshtestError(f"{self.name}: answered log-probabilities that are not finite.")
+        if heard is not None and min(heard.surprises) < -ROUNDED:
+            raise MarshtestError(f"{self.name}: answered log-probabilities above 0.")
         return heard
 
 

@@ -6,7 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 from email.message import Message
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from ipaddress import ip_address
 from time import monotonic, sleep
 from typing import Any
@@ -111,6 +111,8 @@ class Post:
                 raise TimeoutError
             if len(content) > MOST:
                 return b""  # no JSON object
+        if response.length:  # it ended before what its header promised
+            raise IncompleteRead(bytes(content), response.length)
         return bytes(content)
 
     def _parsed(self, content: bytes) -> Json:
@@ -148,4 +150,4 @@ class Post:
 def _asked_to_wait(headers: Message) -> float | None:
     """Seconds that a server asks to wait, if it says a number, and no more than PATIENCE."""
     said = headers.get("Retry-After", "")
-    return min(PATIENCE, float(said)) if said.isdigit() else None
+    return min(PATIENCE, float(said)) if said.isascii() and said.isdigit() else None
