@@ -280,6 +280,10 @@ def test_a_folder_names_no_kernel_to_be_fetched(
             "hidden_size = 2,000,000,000, more than its weights can hold",
         ),
         (
+            {"num_hidden_layers": 30_000},
+            "num_hidden_layers = 30,000, more than its weights can hold",
+        ),
+        (
             {"num_labels": 2_000_000_000},
             "num_labels = 2,000,000,000, more than its weights can hold",
         ),

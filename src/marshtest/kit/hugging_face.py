@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from marshtest.kit.inputs import channels_first, picture_shape
@@ -22,7 +23,9 @@ from marshtest.kit.preprocessing import Process, differentiable
 from marshtest.plumbing.errors import MarshtestError, first_line, refused
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_labels", "vocab_size")
+SIZES = ("hidden_size", "intermediate_size", "num_labels", "vocab_size")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+SHARED = 16  # layers may have one tensor in common
 TRIED = 8  # pictures that the gradient's copy of a processor must agree on
 
 
@@ -159,14 +162,23 @@ def _plain(name: str) -> bool:
 
 def _refuse_absurd(path: Path) -> None:
     """Raise if a size in the configuration is larger than the weights: it would be allocated first."""
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    files = list(path.glob("*.safetensors"))
+    size, tensors = sum(file.stat().st_size for file in files), sum(map(_tensors, files))
     config = _json(path / "config.json")
-    for name in SIZES:
-        if isinstance(value := config.get(name), int) and value > size:
+    most = dict.fromkeys(SIZES, (size, f"{size:,} bytes"))
+    most |= dict.fromkeys(LAYERS, (SHARED * tensors, f"{tensors:,} tensors"))
+    for name, (allowed, held) in most.items():
+        if isinstance(value := config.get(name), int) and value > allowed:
             raise MarshtestError(
                 f"{path}: config.json says {name} = {value:,}, more than its weights can hold "
-                f"({size:,} bytes). Save the model again."
+                f"({held}). Save the model again."
             )
+
+
+def _tensors(file: Path) -> int:
+    """How many tensors a file of weights holds."""
+    with safe_open(file, "pt") as weights:
+        return len(weights.keys())
 
 
 def _json(path: Path) -> Any:
