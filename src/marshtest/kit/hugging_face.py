@@ -156,8 +156,9 @@ def _refuse_unsafe(path: Path) -> None:
 
 
 def _plain(name: str) -> bool:
-    """Whether a name is of a file right in its folder, that is not hidden."""
-    return not name.startswith(".") and not set(name) & set("/\\:")
+    """Whether a name is of a file within its folder, hidden nowhere on the way."""
+    parts = name.split("/")
+    return all(part and part[0] != "." for part in parts) and not set(name) & set("\\:")
 
 
 def _refuse_absurd(path: Path) -> None:

@@ -25,9 +25,8 @@ from marshtest.plumbing.settings import Settings
 class Question(Settings):
     """The question that an audit asks, and the error rates of its answer."""
 
-    draws: int = Field(
-        199, ge=3, le=10_000
-    )  # K, fresh noises a poison; each costs one forward pass
+    # K, fresh noises a poison; each costs one forward pass
+    draws: int = Field(199, ge=3, le=10_000)
     # what the models answer with: numbers that tell how wrong they are, or labels alone
     answers: Kind = "losses"
     fpr: float = Field(0.01, gt=0, lt=1)  # false positive rate at which the TPR is reported

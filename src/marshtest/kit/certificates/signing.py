@@ -28,10 +28,8 @@ class Signature(Settings):
     def fits(self, message: bytes) -> bool:
         """Whether the holder of the private key signed this message."""
         ed25519 = _cryptography().ed25519
-        height = (
-            int.from_bytes(bytes.fromhex(self.public_key), "little") % 2**255
-        )  # without x's sign
-        if height % FIELD in LOW:
+        key = int.from_bytes(bytes.fromhex(self.public_key), "little")
+        if key % 2**255 % FIELD in LOW:  # the highest bit is the sign of x
             return False
         public = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.public_key))
         try:
