@@ -160,9 +160,8 @@ CANCELED = ("cifar10-small-indiscriminate", "cifar10-indiscriminate")
 IMAGES = ("cifar10-small-gaussian", "cifar10-small-targeted", *CANCELED)
 TEXTS = (GAUSSIAN_TEXTS, TRIGGER)
 DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
-HIDDEN = (
-    "digits-indiscriminate-hidden"  # with a layer below the last, which CFk and EUk leave as it is
-)
+# With a layer below the last, which CFk and EUk leave as it is.
+HIDDEN = "digits-indiscriminate-hidden"
 ALL = (*IMAGES, *TEXTS, *DIGITS)
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
 DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")
