@@ -144,6 +144,40 @@ def leaves(
     return change
 
 
+def by_both(share: float, gus: float | None = None) -> Callable[[pd.DataFrame], None]:
+    """Makes GD leave a share of a Gaussian poison's effect by the rank score, and by GUS."""
+
+    def change(frame: pd.DataFrame) -> None:
+        leaves("rank_dependence", share)(frame)
+        leaves("gus_dependence", share if gus is None else gus)(frame)
+
+    return change
+
+
+def test_a_gaussian_poison_is_asked_by_the_papers_score_too(
+    evidence: ModuleType, copied: Callable[..., object]
+) -> None:
+    of = copied("digits-gaussian", by_both(0.97, gus=0.5))
+    assert evidence.helps(of).p <= LEVEL < evidence.does_not_help(of).p
+    far = copied("digits-gaussian", by_both(0.05, gus=0.5))
+    assert evidence.stays_far(far).p <= LEVEL < evidence.comes_close(far).p
+
+
+@pytest.mark.parametrize(
+    ("experiment", "unlearner", "so"),
+    [
+        ("cifar10-indiscriminate", "euk", True),  # of one layer, all of which is drawn anew
+        ("cifar10-indiscriminate", "gd", False),
+        ("digits-gaussian", "euk", False),
+    ],
+)
+def test_euk_is_retraining_where_the_model_has_one_layer(
+    evidence: ModuleType, experiment: str, unlearner: str, so: bool
+) -> None:
+    cell = importlib.import_module("experiments").cell(experiment, unlearner)
+    assert evidence.is_retraining(cell) is so
+
+
 @pytest.mark.parametrize(
     ("share", "helps", "does_not"),
     [(0.9, False, True), (0.7, True, False), (0.8, False, False), (-0.1, True, False)],
@@ -155,7 +189,7 @@ def test_an_unlearner_helps_or_does_not(
     helps: bool,
     does_not: bool,
 ) -> None:
-    of = copied("digits-gaussian", leaves("rank_dependence", share))
+    of = copied("digits-gaussian", by_both(share))
     assert (evidence.helps(of).p <= LEVEL) is helps
     assert (evidence.does_not_help(of).p <= LEVEL) is does_not
     assert evidence.enlarges(of).p > LEVEL
@@ -168,7 +202,7 @@ def test_an_unlearner_helps_or_does_not(
 def test_an_unlearner_comes_close_or_stays_far(
     evidence: ModuleType, copied: Callable[..., object], share: float, close: bool, far: bool
 ) -> None:
-    of = copied("digits-gaussian", leaves("rank_dependence", share))
+    of = copied("digits-gaussian", by_both(share))
     assert (evidence.comes_close(of).p <= LEVEL) is close
     assert (evidence.stays_far(of).p <= LEVEL) is far
 
@@ -176,10 +210,10 @@ def test_an_unlearner_comes_close_or_stays_far(
 def test_an_effect_that_turned_round_is_not_gone(
     evidence: ModuleType, copied: Callable[..., object]
 ) -> None:
-    of = copied("digits-gaussian", leaves("rank_dependence", -2))
+    of = copied("digits-gaussian", by_both(-2))
     assert evidence.helps(of).p > LEVEL
     assert evidence.helps(of).seeds(LEVEL) == {"digits-gaussian": math.inf}
-    more = copied("digits-gaussian", leaves("rank_dependence", 1.3))
+    more = copied("digits-gaussian", by_both(1.3))
     assert evidence.enlarges(more).p <= LEVEL
 
 

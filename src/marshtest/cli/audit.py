@@ -14,6 +14,8 @@ from marshtest.cli.certificate import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from marshtest.kit.audit import Audit
     from marshtest.kit.dose import Dose
     from marshtest.kit.noise import Scaling
@@ -304,10 +306,15 @@ def audit(
     _tell(done, as_json)  # before it is saved: a full disk does not lose the answer
     if out is not None:
         done.save(out)
-    for place, found in issuer.issue(done).items():
+    _say_moved(issuer.issue(done))
+    raise typer.Exit(done.exit_code)
+
+
+def _say_moved(places: "Mapping[Path, Path]") -> None:
+    """Tell where certificates are that have another name than was asked for."""
+    for place, found in places.items():
         if found != place:
             screen.warn(f"{place}: was made meanwhile, so the certificate is {found}.")
-    raise typer.Exit(done.exit_code)
 
 
 def _tell(done: "Audit", as_json: bool) -> None:
