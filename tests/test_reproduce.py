@@ -207,7 +207,8 @@ def test_other_rows_give_other_answers(
     experiments.results.cache_clear()
     digits = list(filter(experiments.there, experiments.DIGITS))
     assert {experiments.cell(name, "gd").verdict for name in digits} == {"REMOVED"}
-    assert claims.CLAIMS["GD by attack"].told()[1] == claims.DISAGREE
+    # Three trainings on CIFAR-10 are too few to show by both scores that next to nothing is left.
+    assert claims.CLAIMS["GD by attack"].told()[1] == claims.OPEN
     assert claims.CLAIMS["none removes"].told()[1] != claims.AGREE
     assert f"| GD |{' REMOVED |' * len(digits)}" in tables.three_answers()
     assert tables.changed() != before
