@@ -48,15 +48,17 @@ def alone(folder: Path) -> Iterator[None]:
             (folder / LOCK).unlink(missing_ok=True)
 
 
+def _beside(path: Path) -> Path:
+    """A temporary name of nobody else, in the same folder: a rename is atomic within one file system."""
+    return path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+
+
 def write_whole(path: Path, data: bytes, name: Callable[[Path, Path], object] = os.replace) -> None:
     """Write bytes under a temporary name, flush them, and then give the file its name.
 
     A folder is made if needed. `os.link` in place of `os.replace` refuses to overwrite.
     """
-    # In the same folder, since a rename is atomic within one file system; unique, since another process
-    # may be writing the same file.
-    # Cut, since a name that is as long as names may be has to have one, too.
-    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -77,7 +79,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     Raises:
         MarshtestError: it cannot be written.
     """
-    temporary = out.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # of nobody else
+    temporary = _beside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
