@@ -343,7 +343,8 @@ def _sizes(name: str) -> Told:
 def table_2() -> str:
     """Accuracy by epochs, on the CIFAR-10 features of either recipe; the paper's unlearners alone."""
     shown, parts = ["epochs", *(NAMES[name] for name in ("retrain", *SEVEN))], []
-    for of, name in ((results(name), name) for name in CANCELED if there(name)):
+    for name in filter(there, CANCELED):
+        of = results(name)
         wide = table2(of)
         columns = [column for column in wide if column.split(", ")[0] in shown]
         parts.append(f"{SHORT[name]}. {table2_caption(of)}\n\n{as_markdown(wide[columns])}")

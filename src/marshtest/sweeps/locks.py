@@ -79,7 +79,8 @@ class Driver:
             self._held.add(key)
             if self.store.create(f"locks/{key}.{latest + 1}", self.id.encode()):
                 # Since the look it may have been outbid, given back and locked anew: the lower turn stays.
-                before = (self._holder(key, turn) for turn in self._turns(key) if turn <= latest)
+                now = self._turns(key) if turns else []
+                before = (self._holder(key, turn) for turn in now if turn <= latest)
                 if not any(map(self._watched.is_alive, before)):
                     return True
                 self.release(key)
