@@ -20,7 +20,7 @@ slow: $(VENV)/installed ## tests of five seconds or more each: simulations, kill
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 # The wheel is made from the source distribution, so that both are whole.
-wheel: PARTS = $(VENV)/wheel
+wheel: PARTS = .wheel
 wheel: ## sdist and wheel, in dist/; a fresh environment without extras runs the demo's recipe from it
 	rm -rf $(PARTS) dist
 	$(PYTHON) -m venv $(PARTS)/build
