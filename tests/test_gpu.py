@@ -1,5 +1,6 @@
 """What a GPU can do to a run: fakes of its faults, its number and its memory, on a machine without one."""
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -621,6 +622,29 @@ def test_a_gpu_is_asked_for_a_step_as_often_whatever_its_batch() -> None:
     # Of a step of GD, and a few operations for its batch; EUk's passes are fewer.
     assert 1 <= in_a_pass["gd"] * passes / asked._step < 1.2
     assert in_a_pass["euk"] > 1.3 * in_a_pass["gd"]
+
+
+def test_what_a_gpu_is_asked_for_is_counted_over_whole_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A budget ends where the next operation would pass it, and what is cheap comes at a step's end."""
+    from marshtest.commands.launches import Launches
+
+    step = [(300, 12.0), (300, 12.0), (500, 0.25)]  # operations, passes
+
+    def run(self: Launches, unlearner: object, passes: float) -> tuple[int, float]:
+        asked, spent = 0, 0.0
+        for operations, cost in itertools.cycle(step):
+            if spent + cost > passes:
+                return asked, spent
+            asked, spent = asked + operations, spent + cost
+        raise AssertionError
+
+    monkeypatch.setattr(Launches, "_run", run)
+    recipe = load_recipe(TINY)
+    pipeline = set_up(recipe, samples_of(recipe.data, recipe.model, None)[0])
+    asked = Launches(pipeline)._counted(pipeline.recipe.unlearners[0][0])
+    assert asked == pytest.approx(1100 / 24.25, rel=0.2)
 
 
 def test_explaining_hands_no_model_out(tmp_path: Path) -> None:

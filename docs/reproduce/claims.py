@@ -47,13 +47,13 @@ from experiments import (
     Cell,
     by_experiment,
     cell,
-    command,
     missing,
     results,
     shown,
     study,
     there,
     titled,
+    with_slices,
 )
 
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
@@ -128,7 +128,8 @@ def no_silver_bullet() -> Told:
     lines, failing, everywhere = [], [], []
     for unlearner in (*SEVEN, RIVAL):
         own = cells(ALL, unlearner)
-        verdicts = {titled(of.experiment): of.verdict for of in own}
+        told = cells(with_slices(ALL), unlearner)
+        verdicts = {titled(of.experiment): of.verdict for of in told}
         lines.append({"unlearner": NAMES[unlearner], **verdicts})
         if unlearner != RIVAL:
             failing.append(any_of(map(not_removed, own)))
@@ -141,7 +142,7 @@ def no_silver_bullet() -> Told:
 def some_removed() -> Told:
     """The strong form: in no experiment does any of the seven remove the poison."""
     lines = []
-    for name in filter(there, ALL):
+    for name in with_slices(ALL):
         own = {NAMES[unlearner]: cell(name, unlearner) for unlearner in SEVEN}
         by = [
             title + " (retraining)" * is_retraining(of)
@@ -225,22 +226,30 @@ def ngd_on_images() -> Told:
     if not there(name):
         return "", UNSHOWN, UNSHOWN
     own = {unlearner: cell(name, unlearner) for unlearner in SEVEN}
-    columns = {"accuracy": "test_accuracy", "TPR": "tpr", "rank TPR": "tpr_rank"}
-    lines = [
-        {
-            "unlearner": NAMES[unlearner],
-            **{t: plus_minus(of.line[c], of.line[f"{c}_sd"], 3) for t, c in columns.items()},
-        }
-        for unlearner, of in own.items()
-    ]
+    tables = "\n\n".join(map(_rates, with_slices([name])))
     tpr = {unlearner: of_seeds(of)["tpr"] for unlearner, of in own.items()}
     ngd, text = own["ngd"], cells(TEXTS[:1], "ngd")
     lowest = [over_seeds(tpr[other] - tpr["ngd"], name) for other in SEVEN if other != "ngd"]
     costly = (costs_more(of, 0.05) for of in text)
     holds = all_of([*lowest, helps(ngd), costs_less(ngd, 0.05), *costly])
-    notes = [f"Over {int(ngd.line['rank_poisons']):,} poisons."]
-    notes += [f"{SHORT[of.experiment]}, NGD: {shown(of)}." for of in text]
-    return as_markdown(pd.DataFrame(lines)) + "\n\n" + " ".join(notes), holds, does_not_help(ngd)
+    notes = [f"{SHORT[of.experiment]}, NGD: {shown(of)}." for of in text]
+    return "\n\n".join([tables, *notes]), holds, does_not_help(ngd)
+
+
+def _rates(name: str) -> str:
+    """Accuracy and TPRs of the seven, and of no unlearning, in one experiment with Gaussian poisons."""
+    columns = {"accuracy": "test_accuracy", "TPR": "tpr", "rank TPR": "tpr_rank"}
+    own = {NAMES[unlearner]: cell(name, unlearner) for unlearner in SEVEN}
+    sides = {"no unlearning": own[NAMES["ngd"]].initial, **{t: of.line for t, of in own.items()}}
+    lines = [
+        {
+            "unlearner": title,
+            **{t: plus_minus(line[c], line[f"{c}_sd"], 3) for t, c in columns.items()},
+        }
+        for title, line in sides.items()
+    ]
+    poisons = int(own[NAMES["ngd"]].line["rank_poisons"])
+    return f"{titled(name)}, {poisons:,} poisons:\n\n{as_markdown(pd.DataFrame(lines))}"
 
 
 @dataclass(frozen=True)
@@ -439,11 +448,12 @@ CLAIMS = {
 
 
 def claim(name: str) -> str:
-    """A claim's tables, the commands behind them, what is missing, and the answer, in Markdown."""
+    """A claim's tables, the experiments behind them, what is missing, and the answer, in Markdown."""
     asked = CLAIMS[name]
     text, found = asked.told()
-    made = ", ".join(map(command, filter(there, (*asked.experiments, *asked.beside))))
-    parts = [text, f"Rows: {made}." if made else "", missing(asked.experiments)]
+    made = ", ".join(f"`{of}`" for of in with_slices((*asked.experiments, *asked.beside)))
+    rows = f"Rows: {made} ([their commands](#where-the-rows-come-from))." if made else ""
+    parts = [text, rows, missing(asked.experiments)]
     return "\n\n".join([*filter(None, parts), f"**Here: {found}.**"])
 
 

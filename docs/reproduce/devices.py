@@ -2,7 +2,7 @@
 
     python docs/reproduce/devices.py    # counts anew what the paper's recipes ask for; needs CIFAR-10, IMDb
 
-gpu/h100.json is what `benchmarks/gpu.py` and a sweep printed on one.
+gpu/h100.json is what `benchmarks/gpu.py` and a sweep printed on one, gpu/h200.json what two sweeps did.
 """
 
 import json
@@ -15,6 +15,7 @@ from experiments import HERE, HOW, ROWS, results
 from tables import measured as measured_table
 
 from marshtest.commands.footprint import footprint
+from marshtest.commands.launches import HOST
 from marshtest.experiment.guarded import trigger_of
 from marshtest.experiment.protocol import set_up
 from marshtest.experiment.recipe_data import samples_of
@@ -202,6 +203,26 @@ def at_full_scale() -> str:
         )
     lines.append({"recipe": "**in all**", "hours": f"{every:,.0f}"})
     return as_markdown(pd.DataFrame(lines).fillna(""))
+
+
+def between() -> str:
+    """What slices of two experiments between took on a GPU that they shared, in words."""
+    found = json.loads((FOLDER / "h200.json").read_text())
+    parts = []
+    for name, of in found["sweeps"].items():
+        rows = results(name).rows
+        hours = (rows["seconds"].sum() + rows["scoring_seconds"].sum()) / 3600
+        asking = of["operations asked for"] * HOST / 3600
+        parts.append(
+            f"`{name}` took {of['seconds'] / 60:.0f} minutes with {of['processes']} processes, {hours:.2f} "
+            f"hours of them in its {len(rows)} rows; for its {of['operations asked for']:.1e} operations "
+            f"`explain` foretells {asking:.2f} hours of one process."
+        )
+    parts.append(
+        f"The GPU was busy {found['busy once both trained, %']} % of the time once both trained, and at most "
+        f"{found['largest memory, MiB'] / 1024:.0f} of its GiB were in use."
+    )
+    return "\n".join(parts)
 
 
 def on_cores() -> str:

@@ -55,11 +55,13 @@ SUITES = {  # every unlearner of a suite, by the settings that the suite gives i
 }
 SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
+    "cifar10-gaussian": "CIFAR-10 (49,000), Gaussian",
     "cifar10-small-targeted": "CIFAR-10, targeted",
     "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
     "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate",
     "imdb-small-gaussian": "IMDb, Gaussian",
     "imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
+    "imdb-gaussian": "IMDb (24,500), Gaussian",
     "imdb-small-trigger": "IMDb, trigger word",
     "imdb-tiny-trigger": "IMDb (tiny), trigger word",
     "digits-gaussian": "digits, Gaussian",
@@ -154,15 +156,18 @@ def first_there(*names: str) -> str:
     return next((name for name in names if there(name)), names[-1])
 
 
-GAUSSIAN_TEXTS = first_there("imdb-small-gaussian", "imdb-tiny-gaussian")
+# Of one experiment in several sizes the largest that has rows answers, and a slice of it stands beside.
+GAUSSIAN_IMAGES = first_there("cifar10-gaussian", "cifar10-small-gaussian")
+GAUSSIAN_TEXTS = first_there("imdb-gaussian", "imdb-small-gaussian", "imdb-tiny-gaussian")
 TRIGGER = first_there("imdb-small-trigger", "imdb-tiny-trigger")
 CANCELED = ("cifar10-small-indiscriminate", "cifar10-indiscriminate")
-IMAGES = ("cifar10-small-gaussian", "cifar10-small-targeted", *CANCELED)
+IMAGES = (GAUSSIAN_IMAGES, "cifar10-small-targeted", *CANCELED)
 TEXTS = (GAUSSIAN_TEXTS, TRIGGER)
 DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
 # With a layer below the last, which CFk and EUk leave as it is.
 HIDDEN = "digits-indiscriminate-hidden"
 ALL = (*IMAGES, *TEXTS, *DIGITS)
+SLICES = {"cifar10-gaussian": "cifar10-small-gaussian", "imdb-gaussian": "imdb-tiny-gaussian"}
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
 DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")
 STEPS = ("cifar10-small-budgets", "digits-budgets")
@@ -213,12 +218,19 @@ class Cell:
         return float(self.line["accuracy_cost"])
 
 
+def with_slices(experiments: Iterable[str]) -> list[str]:
+    """Experiments that have rows, each before the slice that stands beside it."""
+    wanted = ((name, SLICES.get(name)) for name in experiments)
+    return [name for pair in wanted for name in pair if name and there(name)]
+
+
 def titled(experiment: str) -> str:
-    """An experiment's name, with a dagger where full retraining itself is not shown to be REMOVED."""
+    """An experiment's name, a slice's in italics, with a dagger where full retraining is not REMOVED."""
     of = results(experiment)
     table = of.summary[of.summary["poison_budget"] == of.poison_budget]
     (retrained,) = table.loc[table["role"] == "retrained", "verdict"]
-    return SHORT[experiment] + " †" * (retrained != "REMOVED")
+    mark = "*" * (experiment in SLICES.values() and experiment not in ALL)
+    return mark + SHORT[experiment] + mark + " †" * (retrained != "REMOVED")
 
 
 def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
@@ -242,10 +254,10 @@ def shown(of: Cell) -> str:
 
 
 def by_experiment(experiments: Iterable[str], unlearners: Iterable[str]) -> str:
-    """Unlearners by experiments that have rows."""
+    """Unlearners by experiments that have rows, slices among them."""
     chosen = list(unlearners)
     lines = []
-    for experiment in filter(there, experiments):
+    for experiment in with_slices(experiments):
         texts = {NAMES[name]: shown(cell(experiment, name)) for name in chosen}
         lines.append(
             {"experiment": titled(experiment), "seeds": len(results(experiment).seeds), **texts}
@@ -303,9 +315,11 @@ def origin() -> str:
         hours = (of.rows["seconds"].sum() + of.rows["scoring_seconds"].sum()) / 3600
         lines.append(
             {
+                "experiment": f"`{name}`",
                 "rows": f"{len(of.rows)}: {command(name)}",
                 "seeds": len(of.seeds),
                 "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(of.rows["forget_size"])),
+                "device": ", ".join(of.rows["device"].unique()),
                 "precision": ", ".join(of.rows["precision"].unique()),
                 "hours of work": f"{hours:.2f}",
                 "algorithm": about["algorithm"],

@@ -69,9 +69,10 @@ class Launches:
     def _counted(self, unlearner: Unlearner) -> float:
         """Operations for each pass of an unlearner's steps on a few samples."""
         plain = self._step / (3 * FEW)
-        # Of the longer run less the shorter: what comes before the first step drops out.
+        # Of a longer run less a shorter: what comes before the first step drops out. Some steps longer,
+        # since a budget may end within one.
         try:
-            short, long = (self._run(unlearner, passes) for passes in (6 * FEW, 12 * FEW))
+            short, long = (self._run(unlearner, passes) for passes in (6 * FEW, 24 * FEW))
         except MarshtestError:
             return plain
         return (long[0] - short[0]) / (long[1] - short[1]) if long[1] > short[1] else plain
