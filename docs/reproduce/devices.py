@@ -208,9 +208,10 @@ def at_full_scale() -> str:
 def between() -> str:
     """What slices of two experiments between took on a GPU that they shared, in words."""
     found = json.loads((FOLDER / "h200.json").read_text())
-    parts = []
+    parts, done = [], 0.0
     for name, of in found["sweeps"].items():
         rows = results(name).rows
+        done += rows["flops"].sum() / of["seconds"]
         hours = (rows["seconds"].sum() + rows["scoring_seconds"].sum()) / 3600
         asking = of["operations asked for"] * HOST / 3600
         parts.append(
@@ -220,9 +221,11 @@ def between() -> str:
         )
     parts.append(
         f"The GPU was busy {found['busy once both trained, %']} % of the time once both trained, and at most "
-        f"{found['largest memory, MiB'] / 1024:.0f} of its GiB were in use."
+        f"{found['largest memory, MiB'] / 1024:.0f} of its GiB were in use. Training and unlearning came to "
+        f"{done / 1e12:.0f} TFLOP/s in all: operations of networks this small are over in microseconds, and "
+        "processes take turns at a GPU."
     )
-    return "\n".join(parts)
+    return "\n".join(f"- {part}" for part in parts)
 
 
 def on_cores() -> str:
