@@ -219,11 +219,11 @@ def between() -> str:
             f"hours of them in its {len(rows)} rows; for its {of['operations asked for']:.1e} operations "
             f"`explain` foretells {asking:.2f} hours of one process."
         )
+    busy, memory = found["busy once both trained, %"], found["largest memory, MiB"] / 1024
     parts.append(
-        f"The GPU was busy {found['busy once both trained, %']} % of the time once both trained, and at most "
-        f"{found['largest memory, MiB'] / 1024:.0f} of its GiB were in use. Training and unlearning came to "
-        f"{done / 1e12:.0f} TFLOP/s in all: operations of networks this small are over in microseconds, and "
-        "processes take turns at a GPU."
+        f"The GPU was busy {busy} % of the time once both trained, and at most {memory:.0f} of its GiB were "
+        f"in use. Training and unlearning came to {done / 1e12:.0f} TFLOP/s in all: operations of networks "
+        "this small are over in microseconds, and processes take turns at a GPU."
     )
     return "\n".join(f"- {part}" for part in parts)
 
