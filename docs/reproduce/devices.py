@@ -222,8 +222,8 @@ def between() -> str:
     busy, memory = found["busy once both trained, %"], found["largest memory, MiB"] / 1024
     parts.append(
         f"The GPU was busy {busy} % of the time once both trained, and at most {memory:.0f} of its GiB "
-        f"were in use. Training and unlearning came to {done / 1e12:.0f} TFLOP/s in all: operations of networks "
-        "this small are over in microseconds, and processes take turns at a GPU."
+        f"were in use. Training and unlearning came to {done / 1e12:.0f} TFLOP/s in all: operations of "
+        "networks this small are over in microseconds, and processes take turns at a GPU."
     )
     return "\n".join(f"- {part}" for part in parts)
 

@@ -129,7 +129,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "digits-states": "marshtest run digits-gaussian seeds=5 data.validation=0.1 "
     "'states=[int8, int4, trained_on 2]'",
     "imdb-tiny-states": "marshtest run imdb-tiny-gaussian 'states=[int8, int4]'",
-    "cifar10-small-budgets": "marshtest run cifar10-small-gaussian seeds=2 attack.draws=49 "
+    "cifar10-small-budgets": "marshtest run cifar10-small-gaussian attack.draws=49 "
     "'budgets=[0.04, 0.1, 0.2]' 'unlearners=[{name: ngd, noise_variance: 1.0e-6}, euk]'",
     "cifar10-small-sizes": "marshtest sweep cifar10-small-sizes model.width=8 training.epochs=20 "
     "training.batch_size=64 data.train=2000 data.test=1000 attack.draws=29",
