@@ -179,11 +179,11 @@ def scrub_by_attack() -> Told:
 
 
 def ga_by_task() -> Told:
-    """GA removes Gaussian and targeted poisons from the ResNet for over ten points, and not from GPT-2."""
+    """GA helps against Gaussian and targeted poisons in the ResNet for over ten points, not in GPT-2."""
     images, texts = cells(IMAGES[:2], "ga"), cells(TEXTS, "ga")
     helped = [s for of in images for s in (helps(of), costs_more(of, 0.1))]
-    holds = all_of([*helped, *map(not_removed, texts)])
-    fails = any_of([*map(does_not_help, images), *map(removed, texts)])
+    holds = all_of([*helped, *map(does_not_help, texts)])
+    fails = any_of([*map(does_not_help, images), *map(helps, texts)])
     return by_experiment((*IMAGES[:2], *TEXTS), ["ga"]), holds, fails
 
 
@@ -400,7 +400,7 @@ CLAIMS = {
         each(*TEXTS, *IMAGES[1:]),
     ),
     "GA by task": Claim(
-        "gradient ascent removes poisons from images at a great loss of accuracy, and not from texts",
+        "gradient ascent takes poisons from images at a great loss of accuracy, and not from texts",
         ga_by_task,
         each(*IMAGES[:2], *TEXTS),
     ),

@@ -187,7 +187,11 @@ def study(name: str) -> Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One unlearner in one experiment, at its largest poison budget and the budget of its figures."""
+    """One unlearner in one experiment, at its largest poison budget and the budget of its figures.
+
+    Attributes:
+        names: the attack's scores by which the initial model shows the poison.
+    """
 
     experiment: str
     line: pd.Series
@@ -205,8 +209,8 @@ class Cell:
 
     @property
     def left(self) -> float:
-        """Share of the initial effect, by the score that shows most."""
-        return max(abs(self.share(name)) for name in self.names)
+        """Share of the initial effect, by the score that shows most; negative if it turned round."""
+        return max((self.share(name) for name in self.names), key=abs)
 
     def share(self, name: str) -> float:
         """The share of the initial effect that one score still shows; negative if it turned round."""
@@ -238,12 +242,11 @@ def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
     of = results(experiment)
     table = of.summary[of.summary["poison_budget"] == (share or of.poison_budget)]
     found = table[(table["unlearner"] == unlearner) & (table["budget"] == of.budget)]
-    return Cell(
-        experiment,
-        found.sort_values("entry").iloc[-1],
-        table[table["role"] == "initial"].iloc[0],
-        list(of.scores_shown),
-    )
+    initial = table[table["role"] == "initial"].iloc[0]
+    # A share of what is not surely there, also in trainings to come, would be a share of noise.
+    surely = [name for name in of.scores_shown if initial.get(f"{name}_trainings_low", 1.0) > 0]
+    names = surely or list(of.scores_shown)
+    return Cell(experiment, found.sort_values("entry").iloc[-1], initial, names)
 
 
 def shown(of: Cell) -> str:
