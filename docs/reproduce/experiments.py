@@ -252,7 +252,7 @@ def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
 def shown(of: Cell) -> str:
     """A cell in words."""
     accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
-    left = f"{of.left:.0%} left" if of.has_effect else "no effect shown to begin with"
+    left = f"{of.left:z.0%} left" if of.has_effect else "no effect shown to begin with"
     return f"{of.verdict}, {left}; accuracy {accuracy} ({-of.lost:+.3f})"
 
 

@@ -135,7 +135,7 @@ def _table(recipe: str) -> str:
         {
             "": NAMES.get(of.name, of.name),
             "poison": of.poison.verdict,
-            "left": f"{of.poison.left:.0%}",
+            "left": f"{of.poison.left:z.0%}",
             **{title: of.shown(form) for form, title in EVERY_FORM.items()},
         }
         for of in judged(recipe)
@@ -164,7 +164,7 @@ def deceived(recipes: Iterable[str] = ATTACKS) -> str:
     names = list(recipes)
     for form, title in EVERY_FORM.items():
         found = [
-            f"{NAMES.get(of.name, of.name)} ({_attack(recipe)}, {of.poison.left:.0%} left)"
+            f"{NAMES.get(of.name, of.name)} ({_attack(recipe)}, {of.poison.left:z.0%} left)"
             for recipe in names
             for of in judged(recipe)
             if of.answer(form) == PASSES and of.poison.verdict == "NOT REMOVED"
