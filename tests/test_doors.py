@@ -333,6 +333,15 @@ def test_an_adapter_of_another_base_is_refused(folder: Path, adapter: Path, tmp_
             MarshtestError, match=f"trained on {folder}, whose weights are not those"
         ):
             open_texts(f"{base}@{adapter}", CPU)
+    named = language.save(
+        tmp_path / "elsewhere" / folder.name, seed=1
+    )  # the last name says nothing
+    with pytest.raises(MarshtestError, match="whose weights are not those"):
+        open_texts(f"{named}@{adapter}", CPU)
+    change(adapter / "adapter_config.json", base_model_name_or_path="x" * 5000)
+    assert "which cannot be compared" in open_texts(f"{folder}@{adapter}", CPU).notes[0]
+    change(adapter / "adapter_config.json", base_model_name_or_path=f"moved/{folder.name}")
+    assert "cannot be compared" not in str(open_texts(f"{folder}@{adapter}", CPU).notes)
     change(adapter / "adapter_config.json", base_model_name_or_path="no/where")
     with pytest.raises(MarshtestError, match="an adapter of another base than .* 2 tensors"):
         open_texts(f"{deeper}@{adapter}", CPU)
@@ -351,6 +360,25 @@ def test_an_adapter_that_merging_would_change_is_refused(folder: Path, tmp_path:
         MarshtestError, match="cannot be merged into its base, whose answers it changes"
     ):
         open_texts(f"{folder}@{path}", CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "names a module to import"),
+        ({"r": 10**9}, "asks for a rank, or for copies of layers"),
+        ({"rank_pattern": {"c_attn": 10**9}}, "asks for a rank, or for copies of layers"),
+        ({"layer_replication": [[0, 1]] * 10_000}, "asks for a rank, or for copies of layers"),
+    ],
+)
+def test_a_configuration_that_says_more_than_its_tensors_is_refused(
+    folder: Path, tmp_path: Path, values: dict[str, object], says: str
+) -> None:
+    path = lora(folder, tmp_path / "hostile")
+    change(path / "adapter_config.json", **values)
+    with pytest.raises(MarshtestError, match=says):
+        open_texts(f"{folder}@{path}", CPU)
+    assert "this" not in sys.modules  # the Zen of Python, which prints itself
 
 
 def test_pickled_adapters_and_prompts_are_refused(folder: Path, tmp_path: Path) -> None:

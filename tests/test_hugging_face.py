@@ -154,6 +154,33 @@ def test_the_gradient_is_the_slope_of_the_processor(family: str, tmp_path: Path)
     assert torch.allclose(slope, expected, rtol=0.03)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"image_std": [0.0, 0.0, 0.0]}, "its image processor does not take pictures"),
+        ({"rescale_factor": 0.0}, "the same inputs of every picture"),
+    ],
+)
+def test_a_processor_that_makes_nothing_of_pictures_is_refused(
+    tmp_path: Path, values: dict[str, object], says: str
+) -> None:
+    save(tmp_path, "vit")
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(MarshtestError, match=says):
+        opened(tmp_path, photographs())
+
+
+@pytest.mark.parametrize("content", ["[]", "null", ""])
+def test_a_configuration_that_is_no_object_is_named(tmp_path: Path, content: str) -> None:
+    save(tmp_path, "vit")
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(
+        MarshtestError, match=r"preprocessor_config\.json: (holds no JSON|cannot be)"
+    ):
+        opened(tmp_path, photographs())
+
+
 def test_a_processor_that_is_not_linear_leaves_the_rank_score(tmp_path: Path) -> None:
     save(tmp_path, "vit")
     folder = open_folder(tmp_path)

@@ -18,8 +18,34 @@ import vendors
 from asking import LABELS, VALUES, opened
 from conftest import wait_until_it_hangs
 
-from marshtest.kit.black_box import BlackBox, read_answers
+from marshtest.kit.black_box import BlackBox, command_call, read_answers
+from marshtest.kit.process import ended
 from marshtest.plumbing.errors import MarshtestError
+
+
+def test_a_command_is_waited_for_and_not_what_it_leaves_behind(tmp_path: Path) -> None:
+    answers = "import sys, numpy; numpy.save(sys.argv[1], numpy.zeros(2))"
+    script = f"sleep 100 & echo $! > {tmp_path}/pid; exec {sys.executable} -c '{answers}' $1"
+    spec = f'cmd:sh -c "{script}" {{inputs}} {{outputs}}'
+    call = command_call("cmd:", spec.removeprefix("cmd:"))
+    started = time.monotonic()
+    call(tmp_path / "in.npz", tmp_path / "out.npy")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert time.monotonic() - started < 90
+    assert len(np.load(tmp_path / "out.npy")) == 2
+
+
+def test_what_a_command_prints_stays_out_of_memory_and_of_the_line(tmp_path: Path) -> None:
+    shouts = "import sys; sys.stderr.write('x' * 3_000_000); sys.exit(3)"
+    call = command_call("cmd:m", f'{sys.executable} -c "{shouts}" {{inputs}} {{outputs}}')
+    with pytest.raises(MarshtestError, match="cmd:m: died with exit code 3") as error:
+        call(tmp_path / "in.npz", tmp_path / "out.npy")
+    assert len(str(error.value)) < 500
+
+
+def test_every_signal_has_words() -> None:
+    assert ended(-signal.SIGKILL) == "was killed by SIGKILL (out of memory?)"
+    assert ended(-40) == "was killed by signal 40"
 
 
 @pytest.mark.slow

@@ -112,6 +112,29 @@ def test_unlearners_are_added_to_those_of_the_recipe() -> None:
         load_recipe("digits-gaussian", "unlearners+={name: gd, lr: 0.1}")
 
 
+def test_of_overrides_the_last_word_counts(tmp_path: Path) -> None:
+    base = "digits-gaussian"
+    recipe = load_recipe(base, "training.epochs=5", "training={epochs: 1}", "training.epochs=7")
+    assert recipe.training.epochs == 7
+
+    def names(*overrides: str, source: str = base) -> list[str]:
+        (variant,) = read_sweep(source, *overrides).variants()
+        return [of[0].name for of in load_recipe(variant.values).unlearners]
+
+    assert names("unlearners+=npo", "unlearners=[retrain]", "unlearners+=scrub-repository") == [
+        "retrain",
+        "scrub-repository",
+    ]
+    assert names("unlearners=[retrain]", "unlearners+=npo", "unlearners=[ssd]") == ["ssd"]
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"recipe: {base}\nchange: {{unlearners+: [{{name: random-labels}}]}}\n")
+    own = names(source=str(sweep))
+    assert own[-1] == "random-labels"
+    assert names("unlearners+=npo", source=str(sweep)) == [*own, "npo"]
+    assert names("change.unlearners+=[npo]", source=str(sweep)) == [*own, "npo"]
+    assert names("unlearners=[ssd]", source=str(sweep)) == ["ssd"]
+
+
 def test_data_may_be_a_name_or_a_path() -> None:
     recipe = load_recipe("cifar10-small-gaussian", "data=/some/folder")
     assert (recipe.data.name, recipe.data.path, recipe.data.train) == (

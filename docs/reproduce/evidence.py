@@ -204,6 +204,11 @@ def enlarges(of: Cell) -> Statement:
     return all_of([shows(of), *more])
 
 
+def lessens(of: Cell) -> Statement:
+    """That by every score surely less than the whole effect is left."""
+    return all_of(over_seeds(one.before - one.after, of.experiment) for one in effects(of))
+
+
 def costs_more(of: Cell, accuracy: float) -> Statement:
     """That full retraining has surely more than this much test accuracy more."""
     return over_seeds(_costs(of) - accuracy, of.experiment)

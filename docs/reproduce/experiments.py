@@ -122,7 +122,8 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
     "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
     "cifar10-scale": "marshtest sweep cifar10-scale",
-    "digits-indiscriminate-hidden": "marshtest run digits-indiscriminate model.depth=1 poison_budgets=0.1",
+    "digits-indiscriminate-hidden": "marshtest run digits-indiscriminate model.depth=1 poison_budgets=0.1 "
+    "seeds=94",
     "digits-budgets": "marshtest sweep digits-budgets",
     "digits-known": "marshtest run digits-gaussian seeds=5 'known=[0.1, 0.25, 0.5, 1]'",
     "digits-requests": "marshtest run digits-gaussian seeds=5 requests=5",

@@ -6,14 +6,16 @@ probabilities or logits.
 """
 
 import math
+import os
 import shlex
 import stat
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -45,7 +47,12 @@ class BlackBox(AskedModel):
         if answers.ndim == 1 and not self._known_as_losses:  # asked twice once, not every time
             self._refuse_probabilities(values, labels, answers)
             self._known_as_losses = True
-        return losses_of(self.name, answers, labels)
+        losses, right = losses_of(self.name, answers, labels)
+        if unknown := int(np.isnan(losses).sum()):  # such as of logits that are all −∞
+            raise MarshtestError(
+                f"{self.name}: its answers for {unknown} of {len(losses)} inputs give no loss."
+            )
+        return losses, right
 
     def _answers(self, values: Value, labels: Labels) -> NDArray[Any]:
         x = self.inputs(torch.from_numpy(values).float()).numpy()
@@ -200,19 +207,29 @@ def command_call(spec: str, command: str) -> Call:
         arguments = [  # filled after splitting: a path may hold spaces and quotes
             w.replace("{inputs}", str(inputs)).replace("{outputs}", str(outputs)) for w in words
         ]
-        try:
-            done = subprocess.run(  # without a shell, which would read the names of files too
-                arguments,
-                stdin=subprocess.DEVNULL,  # or it could wait for ours
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-            )
-        except OSError as error:
-            raise MarshtestError(f"{spec}: cannot be started ({error.strerror}).") from None
-        if done.returncode != 0:
-            output = done.stderr.strip() or done.stdout.strip() or "it printed nothing"
-            raise MarshtestError(f"{spec}: {ended(done.returncode)}: {output.splitlines()[-1]}.")
+        # Into files: what it prints may not fit memory, and a pipe is open for as long as any child of it
+        # lives, whatever became of the program itself.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            try:
+                done = subprocess.run(  # without a shell, which would read the names of files too
+                    arguments,
+                    stdin=subprocess.DEVNULL,  # or it could wait for ours
+                    stdout=out,
+                    stderr=err,
+                    check=False,
+                )
+            except OSError as error:
+                raise MarshtestError(f"{spec}: cannot be started ({error.strerror}).") from None
+            if done.returncode != 0:
+                said = _last_line(err) or _last_line(out) or "it printed nothing"
+                raise MarshtestError(f"{spec}: {ended(done.returncode)}: {said}.")
 
     return call
+
+
+def _last_line(file: IO[bytes]) -> str:
+    """The last line of a text that a program printed, cut to what an error line holds."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 4096))
+    lines = file.read().decode(errors="replace").strip().splitlines()
+    return textwrap.shorten(lines[-1], 300) if lines else ""

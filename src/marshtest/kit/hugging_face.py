@@ -182,8 +182,12 @@ def _tensors(file: Path) -> int:
         return len(weights.keys())
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
+def _json(path: Path) -> dict[str, Any]:
+    with refused(f"{path}: cannot be read"):
+        content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise MarshtestError(f"{path}: holds no JSON object.")
+    return content
 
 
 def _kind(path: Path, config: Any) -> tuple[Any, str]:
@@ -276,6 +280,9 @@ def _processor(folder: Folder, repeated: bool) -> Process:
         fault = f"{folder.path}: its image processor does not take pictures {list(x.shape[1:])}"
         # Pillow and NumPy, of which processors are made, work outside Python's lock.
         with refused(fault), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return torch.cat(list(pool.map(process_pictures, pixels.split(32)))).to(x.device)
+            inputs = torch.cat(list(pool.map(process_pictures, pixels.split(32))))
+            if not inputs.numel() or not inputs.isfinite().all():
+                raise ValueError("it makes inputs that are empty or not finite")
+            return inputs.to(x.device)
 
     return process

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from marshtest.kit.noise import LEVELS
+from marshtest.plumbing.errors import MarshtestError
 
 Process = Callable[[Tensor], Tensor]  # uint8 pictures [B, C, H, W] → inputs [B, c, h, w]
 
@@ -84,6 +85,10 @@ def linear_map(process: Process, shape: torch.Size, rng: torch.Generator) -> Lin
     single[range(count), range(count)] += STEP
     steps = (process(single) - middle) / STEP  # [C, c, h, w], one channel brighter
     gain = steps.sum(0)
+    if not gain.any():
+        raise MarshtestError(
+            "the folder's image processor makes the same inputs of every picture. Mend its configuration."
+        )
     # The input value that a brighter picture moves most: R is read along its column, C along its row.
     c, u, v = (int(i) for i in torch.unravel_index(gain.abs().argmax(), gain.shape))
     scale = STEP * gain[c, u, v]

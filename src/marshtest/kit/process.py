@@ -204,7 +204,8 @@ def ended(code: int) -> str:
     if code >= 0:
         return f"died with exit code {code}"
     memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{memory}"
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    return f"was killed by {name}{memory}"
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: str) -> None:

@@ -50,10 +50,16 @@ def read_yaml(source: str | Path | Mapping[str, Any], kind: str, *overrides: str
 
 
 def overriding(overrides: Iterable[str]) -> dict[str, Any]:
-    """The keys and values of overrides; of a key given twice the last value, but all of `unlearners+`."""
+    """The keys and values of overrides, in the order of their last mention.
+
+    Of a key given twice the last value counts, but of `unlearners+` all since the last `unlearners`.
+    """
     changes: dict[str, Any] = {}
     for key, value in map(parse_override, overrides):
-        changes[key] = [*as_list(changes.get(key, [])), *as_list(value)] if key == MORE else value
+        before = changes.pop(key, [])
+        if key == "unlearners":
+            changes.pop(MORE, None)
+        changes[key] = [*as_list(before), *as_list(value)] if key == MORE else value
     return changes
 
 

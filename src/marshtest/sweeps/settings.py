@@ -25,6 +25,8 @@ from pydantic import AfterValidator, Field, model_validator
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.yaml_files import (
+    MORE,
+    as_list,
     file_name,
     overriding,
     read_yaml,
@@ -162,6 +164,13 @@ def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep
         section, _, rest = key.partition(".")
         if section == "grid" and rest:
             values.setdefault("grid", {})[rest] = value
+        elif key in (MORE, f"change.{MORE}"):  # beside what the sweep's file adds
+            change = values.setdefault("change", {})
+            change[MORE] = [*as_list(change.pop(MORE, [])), *as_list(value)]
+        elif key == "unlearners":  # instead of all that the file lists or adds
+            change = values.setdefault("change", {})
+            change.pop(MORE, None)
+            change[key] = value
         elif section in Sweep.model_fields.keys() - {"name", "description"}:
             set_key(values, key, value)
         else:

@@ -4,6 +4,7 @@ import filecmp
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,41 @@ def _checked(folder: Path) -> dict[str, Any]:
         )
     with refused(f"{folder}: {CONFIG} cannot be read"):
         config: dict[str, Any] = dict(json.loads((folder / CONFIG).read_text()))
+    if config.get("megatron_config"):  # older releases of peft import the module beside it
+        raise MarshtestError(
+            f"{folder}: {CONFIG} names a module to import (megatron_core), which is not run. Save the "
+            "adapter without Megatron."
+        )
+    _refuse_absurd(folder, config)
     return config
+
+
+def _refuse_absurd(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise if the configuration asks for more than its tensors hold: peft allocates what it says."""
+    with refused(f"{folder}: {WEIGHTS} cannot be read"), safe_open(folder / WEIGHTS, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    largest = max((size for shape in shapes for size in shape), default=0)
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, Mapping) else ())]
+    copied = config.get("layer_replication")
+    layers = len(copied) if isinstance(copied, list) else 0
+    if layers > len(shapes) or any(isinstance(r, int) and r > largest for r in ranks):
+        raise MarshtestError(
+            f"{folder}: {CONFIG} asks for a rank, or for copies of layers, that {WEIGHTS} does not hold. "
+            "Save the adapter again."
+        )
 
 
 def _check_base(base: Path, folder: Path, named: object) -> tuple[str, ...]:
     """A note if the adapter names another base; a MarshtestError if that base is here and differs."""
-    if not isinstance(named, str) or Path(named).name == base.resolve().name:
+    if not isinstance(named, str):
         return ()
-    other = Path(named)
-    if not (other / "config.json").is_file():
+    other, is_here = Path(named), False
+    with suppress(OSError, ValueError):  # a name that is too long, or no name at all
+        is_here = (other / "config.json").is_file()
+    if not is_here:
+        if other.name == base.resolve().name:  # the same base at another place
+            return ()
         return (f"the adapter was trained on {named!r}, which cannot be compared with {base}",)
     files = {file.name for place in (base, other) for file in place.glob("*.safetensors")}
     same, _, _ = filecmp.cmpfiles(base, other, files, shallow=False)
