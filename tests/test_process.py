@@ -28,10 +28,8 @@ def test_a_command_is_waited_for_and_not_what_it_leaves_behind(tmp_path: Path) -
     script = f"sleep 100 & echo $! > {tmp_path}/pid; exec {sys.executable} -c '{answers}' $1"
     spec = f'cmd:sh -c "{script}" {{inputs}} {{outputs}}'
     call = command_call("cmd:", spec.removeprefix("cmd:"))
-    started = time.monotonic()
     call(tmp_path / "in.npz", tmp_path / "out.npy")
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    assert time.monotonic() - started < 90
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # fails if it is over
     assert len(np.load(tmp_path / "out.npy")) == 2
 
 

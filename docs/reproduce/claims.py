@@ -242,8 +242,9 @@ def ngd_on_images() -> Told:
 def _rates(name: str) -> str:
     """Accuracy and TPRs of the seven, and of no unlearning, in one experiment with Gaussian poisons."""
     columns = {"accuracy": "test_accuracy", "TPR": "tpr", "rank TPR": "tpr_rank"}
-    own = {NAMES[unlearner]: cell(name, unlearner) for unlearner in SEVEN}
-    sides = {"no unlearning": own[NAMES["ngd"]].initial, **{t: of.line for t, of in own.items()}}
+    own = [cell(name, unlearner) for unlearner in SEVEN]
+    initial = own[0].initial
+    sides = {"no unlearning": initial, **{NAMES[str(of.line["unlearner"])]: of.line for of in own}}
     lines = [
         {
             "unlearner": title,
@@ -251,7 +252,7 @@ def _rates(name: str) -> str:
         }
         for title, line in sides.items()
     ]
-    poisons = int(own[NAMES["ngd"]].line["rank_poisons"])
+    poisons = int(initial["rank_poisons"])
     return f"{titled(name)}, {poisons:,} poisons:\n\n{as_markdown(pd.DataFrame(lines))}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from experiments import HERE, HOW, ROWS, results
+from experiments import HERE, HOW, ROWS, hours_of_work, results
 from tables import measured as measured_table
 
 from marshtest.commands.footprint import footprint
@@ -57,7 +57,11 @@ TAKES = re.compile(
 
 def measured() -> dict[str, Any]:
     """What was printed there."""
-    found: dict[str, Any] = json.loads((FOLDER / "h100.json").read_text())
+    return _read("h100.json")
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / name).read_text())
     return found
 
 
@@ -172,8 +176,7 @@ def slice_seconds() -> str:
 
 def counted() -> dict[str, Any]:
     """What each of the paper's experiments asks for."""
-    found: dict[str, Any] = json.loads((FOLDER / "counts.json").read_text())
-    return found
+    return _read("counts.json")
 
 
 def at_full_scale() -> str:
@@ -207,17 +210,17 @@ def at_full_scale() -> str:
 
 def between() -> str:
     """What slices of two experiments between took on a GPU that they shared, in words."""
-    found = json.loads((FOLDER / "h200.json").read_text())
+    found = _read("h200.json")
     parts, done = [], 0.0
     for name, of in found["sweeps"].items():
         rows = results(name).rows
         done += rows["flops"].sum() / of["seconds"]
-        hours = (rows["seconds"].sum() + rows["scoring_seconds"].sum()) / 3600
         asking = of["operations asked for"] * HOST / 3600
         parts.append(
-            f"`{name}` took {of['seconds'] / 60:.0f} minutes with {of['processes']} processes, {hours:.2f} "
-            f"hours of them in its {len(rows)} rows; for its {of['operations asked for']:.1e} operations "
-            f"`explain` foretells {asking:.2f} hours of one process."
+            f"`{name}` took {of['seconds'] / 60:.0f} minutes with {of['processes']} processes, "
+            f"{hours_of_work(rows):.2f} hours of them in its {len(rows)} rows; for its "
+            f"{of['operations asked for']:.1e} operations `explain` foretells {asking:.2f} hours of one "
+            "process."
         )
     busy, memory = found["busy once both trained, %"], found["largest memory, MiB"] / 1024
     parts.append(

@@ -157,7 +157,7 @@ def first_there(*names: str) -> str:
     return next((name for name in names if there(name)), names[-1])
 
 
-# Of one experiment in several sizes the largest that has rows answers, and a slice of it stands beside.
+# Of Gaussian poisons in several sizes the largest with rows answers, and a slice of it stands beside.
 GAUSSIAN_IMAGES = first_there("cifar10-gaussian", "cifar10-small-gaussian")
 GAUSSIAN_TEXTS = first_there("imdb-gaussian", "imdb-small-gaussian", "imdb-tiny-gaussian")
 TRIGGER = first_there("imdb-small-trigger", "imdb-tiny-trigger")
@@ -310,13 +310,17 @@ def missing(names: Iterable[str]) -> str:
     return f"No rows of {', '.join(absent)}." if absent else ""
 
 
+def hours_of_work(rows: pd.DataFrame) -> float:
+    """Hours of work in rows."""
+    return float(rows["seconds"].sum() + rows["scoring_seconds"].sum()) / 3600
+
+
 def origin() -> str:
     """Where the rows come from."""
     lines = []
     for name in filter(there, SHORT):
         of = results(name)
         about = next(iter(of.runs.values()))
-        hours = (of.rows["seconds"].sum() + of.rows["scoring_seconds"].sum()) / 3600
         lines.append(
             {
                 "experiment": f"`{name}`",
@@ -325,7 +329,7 @@ def origin() -> str:
                 "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(of.rows["forget_size"])),
                 "device": ", ".join(of.rows["device"].unique()),
                 "precision": ", ".join(of.rows["precision"].unique()),
-                "hours of work": f"{hours:.2f}",
+                "hours of work": f"{hours_of_work(of.rows):.2f}",
                 "algorithm": about["algorithm"],
                 "marshtest": f"{about['marshtest']}, torch {about['torch']}, {about['machine']}",
             }

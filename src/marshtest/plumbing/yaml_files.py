@@ -56,11 +56,16 @@ def overriding(overrides: Iterable[str]) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     for key, value in map(parse_override, overrides):
-        before = changes.pop(key, [])
-        if key == "unlearners":
-            changes.pop(MORE, None)
-        changes[key] = [*as_list(before), *as_list(value)] if key == MORE else value
+        add_change(changes, key, value)
     return changes
+
+
+def add_change(changes: dict[str, Any], key: str, value: Any) -> None:
+    """Put a change behind all others; `unlearners+` adds to what was added since the last `unlearners`."""
+    before = changes.pop(key, [])
+    if key == "unlearners":
+        changes.pop(MORE, None)
+    changes[key] = [*as_list(before), *as_list(value)] if key == MORE else value
 
 
 def as_list(value: Any) -> list[Any]:

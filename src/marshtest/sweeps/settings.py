@@ -26,7 +26,7 @@ from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.yaml_files import (
     MORE,
-    as_list,
+    add_change,
     file_name,
     overriding,
     read_yaml,
@@ -164,17 +164,12 @@ def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep
         section, _, rest = key.partition(".")
         if section == "grid" and rest:
             values.setdefault("grid", {})[rest] = value
-        elif key in (MORE, f"change.{MORE}"):  # beside what the sweep's file adds
-            change = values.setdefault("change", {})
-            change[MORE] = [*as_list(change.pop(MORE, [])), *as_list(value)]
-        elif key == "unlearners":  # instead of all that the file lists or adds
-            change = values.setdefault("change", {})
-            change.pop(MORE, None)
-            change[key] = value
+        elif key == f"change.{MORE}":
+            add_change(values.setdefault("change", {}), MORE, value)
         elif section in Sweep.model_fields.keys() - {"name", "description"}:
             set_key(values, key, value)
         else:
-            values.setdefault("change", {})[key] = value
+            add_change(values.setdefault("change", {}), key, value)
     return Sweep.parse(values, "")
 
 
