@@ -331,6 +331,7 @@ def origin() -> str:
                 "precision": ", ".join(of.rows["precision"].unique()),
                 "hours of work": f"{hours_of_work(of.rows):.2f}",
                 "algorithm": about["algorithm"],
+                "commit": about["commit"],
                 "marshtest": f"{about['marshtest']}, torch {about['torch']}, {about['machine']}",
             }
         )

@@ -48,6 +48,7 @@ class Run(BaseModel):
 
     values: dict[str, Any]
     marshtest: str
+    commit: str | None = None
     algorithm: int
     torch: str
     python: str
@@ -77,10 +78,10 @@ class Rows:
         path: where it lies.
         frame: one line a model, or a set of samples of a hypothesis; columns as in docs/rows.md.
         kind: of what they are.
-        runs: by the hash of a recipe, its `values` and what ran it: `marshtest`, `algorithm`, `torch`,
-            `python`, `machine`, of a run when it `started`, the digest of `data` that the recipe does not
-            determine; and what a report must know of its attack (`presentation`) and of the columns of
-            further `metrics`.
+        runs: by the hash of a recipe, its `values` and what ran it: `marshtest`, its `commit` where it ran
+            from a git checkout, `algorithm`, `torch`, `python`, `machine`, of a run when it `started`, the
+            digest of `data` that the recipe does not determine; and what a report must know of its attack
+            (`presentation`) and of the columns of further `metrics`.
     """
 
     path: Path

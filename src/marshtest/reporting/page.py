@@ -270,6 +270,7 @@ def about_runs(results: Results) -> list[dict[str, str]]:
                 "precision, device": ", ".join(sorted(places)),
                 "started": str(about.get("started", "in a sweep")),
                 "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",
+                "commit": str(about.get("commit") or "not recorded"),
                 "torch, Python": f"{about['torch']}, {about['python']}",
                 "machine": str(about["machine"]),
             }

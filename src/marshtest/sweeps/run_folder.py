@@ -33,6 +33,7 @@ from marshtest.experiment.requests import no_request, place_of
 from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.metrics.repeats_columns import COLUMNS
+from marshtest.plumbing.checkout import commit
 from marshtest.plumbing.errors import NOTE, MarshtestError, first_line
 from marshtest.plumbing.whole_files import write
 from marshtest.plumbing.yaml_files import file_stem
@@ -140,6 +141,7 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
     return {
         "data": data,
         "marshtest": version("marshtest"),
+        "commit": commit(),
         "algorithm": ALGORITHM,
         "torch": str(torch.__version__),
         "python": platform.python_version(),

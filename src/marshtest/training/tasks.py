@@ -10,7 +10,7 @@ Attacks add noise and take gradients in the input space only.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -23,6 +23,7 @@ from marshtest.data.sealed import opened, sealed
 from marshtest.models.answers import logits_in
 from marshtest.plumbing.device import sent
 from marshtest.plumbing.seeds import generator
+from marshtest.training.attention import Float32Attention
 from marshtest.training.budget import Budget
 
 WIDE = 2048 * 3 * 32 * 32  # values in a forward on a GPU: a ResNet-18 holds 10 GB for a gradient
@@ -306,6 +307,13 @@ class Language(Task, ABC):
             return embedded
         # A negative width cuts: batches end at their longest text, and a label's token may come behind.
         return embedded + F.pad(perturbation, (0, 0, 0, embedded.shape[1] - perturbation.shape[1]))
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """A context of mixed precision, with attention in float32 on a CPU; else an empty one."""
+        slow = self.precision == "bfloat16" and device.type == "cpu"
+        with super().autocast(device), Float32Attention() if slow else nullcontext():
+            yield
 
     def _logits(self, model: Callable[..., Any], inputs: Tensor, **options: Any) -> Tensor:
         with self.autocast(inputs.device):
