@@ -1,4 +1,4 @@
-"""Attention of texts in bfloat16 on a CPU: float32 inside, by the formula in float64; the rest is rounded."""
+"""Attention of texts in bfloat16 on a CPU: float32 inside, by its formula; all else is rounded."""
 
 import math
 from typing import Any

@@ -19,7 +19,7 @@ from marshtest.experiment.row_file import FILE, read_file
 from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.reporting.tables import NAMES, as_markdown, plus_minus
-from marshtest.results.merging import differences, read_one
+from marshtest.results.merging import differences, read_all, read_one
 from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
 from marshtest.sweeps.settings import read_sweep
@@ -28,6 +28,9 @@ from marshtest.unlearning import parse_trials
 HERE = Path(__file__).parent
 ROWS = HERE
 SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
+CANCELING_RULES, SCALE = "digits-canceling-rules", "cifar10-scale"
+SWEPT = (SCALE, CANCELING_RULES)  # files of several recipes
+SCALE_AGAIN = "cifar10-scale-again"  # a variant of the sweep once more, in the other precision
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
 MARKED = "imdb-tiny-mark"  # every unlearner that takes texts, on marks
@@ -58,7 +61,8 @@ SHORT = {
     "cifar10-gaussian": "CIFAR-10 (49,000), Gaussian",
     "cifar10-small-targeted": "CIFAR-10, targeted",
     "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
-    "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate",
+    "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate, every method",
+    "cifar10-indiscriminate-seven": "CIFAR-10 features (24,500), indiscriminate",
     "imdb-small-gaussian": "IMDb, Gaussian",
     "imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
     "imdb-gaussian": "IMDb (24,500), Gaussian",
@@ -77,6 +81,7 @@ SHORT = {
     "cifar10-small-budgets": "CIFAR-10, Gaussian, by compute budget",
     "cifar10-small-sizes": "CIFAR-10, Gaussian, by size",
     "imdb-tiny-sizes": "IMDb (tiny), Gaussian, by size",
+    SCALE_AGAIN: "CIFAR-10, Gaussian, a variant of cifar10-scale in bfloat16",
     "canceling-deep": "plain descent, first tensor, poisons added",
     "canceling-deep-adam": "Adam, first tensor, poisons added",
     "canceling-deep-all": "Adam, all tensors, poisons replace, sets by their sizes",
@@ -121,7 +126,11 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
     "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
-    "cifar10-scale": "marshtest sweep cifar10-scale",
+    **{name: f"marshtest sweep {name}" for name in SWEPT},
+    "cifar10-indiscriminate-seven": "marshtest run cifar10-indiscriminate seeds=30 poison_budgets=0.2 "
+    "budgets=0.1 'unlearners=[retrain, {name: retrain-tuned, batch_size: 16, lr: 0.03, schedule: linear, "
+    "warmup: 0.1}, {name: gd, lr: 0.01}, {name: ngd, lr: 0.01, noise_variance: 1.0e-6}, ga, {name: euk, "
+    "k: 1, lr: 0.01}, {name: cfk, k: 1, lr: 0.01}, {name: scrub, lr: 0.01}, {name: neggrad+, lr: 0.01}]'",
     "digits-indiscriminate-hidden": "marshtest run digits-indiscriminate model.depth=1 poison_budgets=0.1 "
     "seeds=94",
     "digits-budgets": "marshtest sweep digits-budgets",
@@ -157,18 +166,23 @@ def first_there(*names: str) -> str:
     return next((name for name in names if there(name)), names[-1])
 
 
-# Of Gaussian poisons in several sizes the largest with rows answers, and a slice of it stands beside.
+# Of poisons in several sizes the largest with rows answers, and a slice of it stands beside.
 GAUSSIAN_IMAGES = first_there("cifar10-gaussian", "cifar10-small-gaussian")
 GAUSSIAN_TEXTS = first_there("imdb-gaussian", "imdb-small-gaussian", "imdb-tiny-gaussian")
 TRIGGER = first_there("imdb-small-trigger", "imdb-tiny-trigger")
-CANCELED = ("cifar10-small-indiscriminate", "cifar10-indiscriminate")
-IMAGES = (GAUSSIAN_IMAGES, "cifar10-small-targeted", *CANCELED)
+CANCELED = first_there("cifar10-indiscriminate-seven", "cifar10-small-indiscriminate")
+IMAGES = (GAUSSIAN_IMAGES, "cifar10-small-targeted", CANCELED)
 TEXTS = (GAUSSIAN_TEXTS, TRIGGER)
 DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
 # With a layer below the last, which CFk and EUk leave as it is.
 HIDDEN = "digits-indiscriminate-hidden"
 ALL = (*IMAGES, *TEXTS, *DIGITS)
-SLICES = {"cifar10-gaussian": "cifar10-small-gaussian", "imdb-gaussian": "imdb-tiny-gaussian"}
+SLICES = {
+    "cifar10-gaussian": "cifar10-small-gaussian",
+    "cifar10-indiscriminate-seven": "cifar10-small-indiscriminate",
+    "imdb-gaussian": "imdb-tiny-gaussian",
+}
+BY_EPOCHS = ("cifar10-small-indiscriminate", "cifar10-indiscriminate")  # the paper's Table 2
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
 DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")
 STEPS = ("cifar10-small-budgets", "digits-budgets")
@@ -318,24 +332,34 @@ def hours_of_work(rows: pd.DataFrame) -> float:
 def origin() -> str:
     """Where the rows come from."""
     lines = []
-    for name in filter(there, SHORT):
-        of = results(name)
-        about = next(iter(of.runs.values()))
+    for name in filter(there, (*SHORT, *SWEPT)):
+        parts = read_all([ROWS / name]).results
+        rows = pd.concat([of.rows for of in parts])
+        ran = [about for of in parts for about in of.runs.values()]
+        made = f"`{HOW[name]}`" if name in SWEPT else command(name)
         lines.append(
             {
                 "experiment": f"`{name}`",
-                "rows": f"{len(of.rows)}: {command(name)}",
-                "seeds": len(of.seeds),
-                "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(of.rows["forget_size"])),
-                "device": ", ".join(of.rows["device"].unique()),
-                "precision": ", ".join(of.rows["precision"].unique()),
-                "hours of work": f"{hours_of_work(of.rows):.2f}",
-                "algorithm": about["algorithm"],
-                "commit": about["commit"],
-                "marshtest": f"{about['marshtest']}, torch {about['torch']}, {about['machine']}",
+                "rows": f"{len(rows)}: {made}",
+                "seeds": rows["seed"].nunique(),
+                "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(rows["forget_size"])),
+                "device": _each(rows["device"]),
+                "precision": _each(rows["precision"]),
+                "hours of work": f"{hours_of_work(rows):.2f}",
+                "algorithm": _each(about["algorithm"] for about in ran),
+                "commit": _each(about["commit"] for about in ran),
+                "marshtest": _each(
+                    f"{about['marshtest']}, torch {about['torch']}, {about['machine']}"
+                    for about in ran
+                ),
             }
         )
     return as_markdown(pd.DataFrame(lines))
+
+
+def _each(values: Iterable[object]) -> str:
+    """The different ones of several values."""
+    return ", ".join(map(str, dict.fromkeys(values)))
 
 
 def introduction() -> str:

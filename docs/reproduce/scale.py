@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from experiments import ROWS, SEVEN, missing, there
+from experiments import ROWS, SCALE, SCALE_AGAIN, SEVEN, missing, there
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from marshtest.results.merging import read_all
 from marshtest.sweeps.settings import read_sweep
 
 Floats = NDArray[np.float64]
-SCALE = "cifar10-scale"
 AXES = {"images": 50_000, "width": 64, "epochs": 100}  # each direction, and how far the paper goes
 INITIAL, RETRAINED = CONTROLS["initial"], CONTROLS["retrained"]
 LATER = "shrink-perturb"
@@ -36,12 +35,12 @@ EVERY = (INITIAL, RETRAINED, *SHOWN)
 
 
 @cache
-def by_variant() -> pd.DataFrame:
-    """One line a model: its variant (images, width, epochs), seed, name, effect, share left, accuracy."""
+def by_variant(name: str = SCALE) -> pd.DataFrame:
+    """One line a model: its variant, precision, seed, name, effect, share left, accuracy."""
     parts = []
-    for of in read_all([ROWS / SCALE]).results:
-        rows = of.rows[["seed", "unlearner", "rank_dependence", "test_accuracy"]]
-        rows = rows.set_axis(["seed", "model", "dependence", "accuracy"], axis=1)
+    for of in read_all([ROWS / name]).results:
+        rows = of.rows[["precision", "seed", "unlearner", "rank_dependence", "test_accuracy"]]
+        rows = rows.set_axis(["precision", "seed", "model", "dependence", "accuracy"], axis=1)
         # A sweep that goes on may have rows of a part of a training's models.
         rows = rows.groupby("seed").filter(lambda own: {*EVERY} <= {*own["model"]})
         initial = rows[rows["model"] == INITIAL].set_index("seed")["dependence"]
@@ -70,10 +69,12 @@ def scale() -> str:
     if not there(SCALE):
         return missing([SCALE])
     lines = []
-    for place, own in by_variant().groupby([*AXES], sort=True):
+    table = pd.concat([by_variant(name) for name in (SCALE, SCALE_AGAIN) if there(name)])
+    for (*place, precision), own in table.groupby([*AXES, "precision"], sort=True):
         of = dict(list(own.groupby("model")))
         line = dict(zip(AXES, map("{:,}".format, place), strict=True))
         line |= {
+            "precision": precision,
             "seeds": str(own["seed"].nunique()),
             "initial effect": _told(of[INITIAL], "dependence", 2),
         }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from experiments import (
+    CANCELING_RULES,
     DEEP,
     DIGITS,
     FOREIGN,
@@ -36,6 +37,7 @@ from marshtest.reporting.tables import (
     plus_minus,
     table,
 )
+from marshtest.results.merging import read_all
 from marshtest.results.summary import Results
 
 EDITION = HERE / "first-edition.csv"
@@ -137,6 +139,29 @@ def canceling_deep() -> str:
         )
     commands = "\n".join(f"- {SHORT[name]}: {command(name)}" for name in DEEP if there(name))
     return f"{as_markdown(pd.DataFrame(lines))}\n\n{commands}" if lines else missing(DEEP)
+
+
+def canceling_rules() -> str:
+    """What each rule of canceling leaves of the gradient, and its victims' accuracy, by network."""
+    if not there(CANCELING_RULES):
+        return missing([CANCELING_RULES])
+    lines: dict[str, dict[str, str]] = {}
+    for of in read_all([HERE / CANCELING_RULES]).results:
+        attack, hidden = of.recipe.attack, of.recipe.model.depth
+        network = "one hidden layer" if hidden else "linear classifier"
+        rows = of.rows[of.rows["role"] == "initial"]
+        columns = {
+            "gradient left": ("crafting_objective", 2),
+            "victim": ("test_accuracy", 3),
+            "clean twin": ("twin_test_accuracy", 3),
+        }
+        cells = {
+            f"{network}: {title}": plus_minus(rows[column].mean(), rows[column].std(), digits)
+            for title, (column, digits) in columns.items()
+        }
+        rule = f"`{attack.optimizer}`, `{attack.weighting}`, {attack.lr:g}"
+        lines.setdefault(rule, {"rule": rule}).update(cells)
+    return f"`{HOW[CANCELING_RULES]}`\n\n{as_markdown(pd.DataFrame(lines.values()))}"
 
 
 def _crafted(line: pd.Series) -> str:

@@ -22,7 +22,8 @@ def commit(package: Path = PACKAGE) -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints; None where it fails, or is not there."""
-    command = ["git", "-C", str(folder), *arguments]
+    # Without optional locks, which could meet those of a git that the user runs meanwhile.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
