@@ -645,6 +645,33 @@ def test_equal_certificates_are_equal_bytes_and_an_edited_page_is_noticed(
         assert results(done)["page"] == "FAILS"
 
 
+def test_a_page_is_compared_where_what_drew_it_is_installed_and_else_that_is_said(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    for other, page in (("fpdf2", "FAILS"), ("jinja2", "not checked")):
+        content = copy.deepcopy(whole["certificate"])
+        content["versions"][other] = "0"
+        certificate, _, _ = read_certificate(forged(content, tmp_path / f"{other}.json"))
+        answer = content["audit"]["answer"].encode()
+        written = rendered(certificate, ".html")
+        file = tmp_path / f"{other}.html"
+        file.write_bytes(written.replace(b"<strong>" + answer, b"<strong>REMOVED, SURELY", 1))
+        assert file.read_bytes() != written
+        done = verify(file)
+        assert results(done)["page"] == page
+        (said,) = (check.what for check in done.checks if check.name == "page")
+        assert ("an edited page would not be noticed" in said) == (page == "not checked")
+
+
+def test_a_role_that_is_two_roles_is_none(whole: dict[str, Any], tmp_path: Path) -> None:
+    content = copy.deepcopy(whole["certificate"])
+    after = next(m for m in content["audit"]["models"] if m["role"] == "after")
+    for role in ("after after", "after,after"):
+        after["role"] = role
+        with pytest.raises(MarshtestError, match="not one before, those after, one retrained"):
+            verify(forged(content, tmp_path / "forged.json"))
+
+
 def test_in_python_a_certificate_has_the_date_that_is_given(here: Path, tmp_path: Path) -> None:
     done = marshtest.audit("dosed.npz.key.json", "set.npz", *MODELS, draws=19, device="cpu")
     first, again = (marshtest.certify(done, asked_by="DPO", date=DATE) for _ in range(2))

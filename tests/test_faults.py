@@ -19,11 +19,12 @@ from conftest import ENVIRONMENT, GRID, MARSHTEST, TINY, in_a_small_disk, rows_o
 import marshtest
 from marshtest.cli.app import raise_again
 from marshtest.commands.sweep import Swept, sweep
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import silent
 from marshtest.sweeps import ledger
 from marshtest.sweeps.engines import attempt
 from marshtest.sweeps.locks import Driver
-from marshtest.sweeps.store import Store
+from marshtest.sweeps.store import DamagedError, Store
 
 Done = tuple[Swept, Store]
 
@@ -63,6 +64,22 @@ def unharmed(folder: Path, expected: pd.DataFrame) -> None:
     assert set(kinds) == {"store.json", "records", "stages", "sweeps"}
     assert not [name for name in store.find("") if name.endswith(".tmp")]
     assert sweep(GRID, store=store.url, out=folder / "again").done == 0
+
+
+def test_a_stage_that_is_damaged_whenever_it_was_made_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an unlearner, or another program, removes what is in the store."""
+    whole = Store.load
+
+    def gone(self: Store, key: str) -> dict[str, Any]:
+        if key.startswith("score-"):
+            raise DamagedError(key, "record")
+        return whole(self, key)
+
+    monkeypatch.setattr(Store, "load", gone)
+    with pytest.raises(MarshtestError, match=r"record was made 3 times and is damaged again. Look"):
+        sweep(GRID, store=str(tmp_path / "store"), out=tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 import os
 import random
 import re
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -73,6 +74,7 @@ def spoils() -> None:
     torch.set_autocast_enabled("cpu", True)
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
     os.chdir("/")
+    torch.inference_mode().__enter__()
     register_module_forward_hook(lambda *_: None)
 
 
@@ -133,6 +135,60 @@ def test_an_unlearner_that_draws_from_numpy_and_spoils_the_switches_is_repeated_
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert [get() for get, _ in SWITCHES] == before
+
+
+def lost_folder(model: Any, retain: Any, forget: Any, **_: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+    return copy.deepcopy(model)
+
+
+def test_a_working_folder_that_is_gone_is_left_and_the_model_is_sound() -> None:
+    before = Path.cwd()
+    found = outcome_of(lost_folder)
+    assert Path.cwd() == before
+    assert found.model is not None
+    assert not found.note
+
+
+class SilentError(ValueError):
+    def __str__(self) -> str:
+        raise KeyError("lost")
+
+
+class OddError(ValueError):
+    __str__ = lambda _: 5  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("file \udcff.txt"), r"raised ValueError: file \udcff.txt ("),
+        (SilentError(), "raised SilentError: no message ("),
+        (OddError(), "raised OddError: no message ("),
+    ],
+)
+def test_an_error_that_no_file_can_hold_or_that_does_not_tell_itself_is_a_note(
+    error: Exception, told: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    found = outcome_of(fails)
+    assert found.model is None
+    assert found.note.startswith(told)
+    found.note.encode()
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, ValueError])
+def test_a_returned_model_that_raises_as_it_answers_is_a_note(kind: type[BaseException]) -> None:
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise kind("lost")
+
+    found = outcome_of(lambda *_, **__: Raises())
+    assert found.model is None
+    assert found.note == f"returned a model that raises {kind.__name__}: lost"
 
 
 class Spoils(nn.Module):

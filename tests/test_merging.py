@@ -141,6 +141,33 @@ def test_rows_of_another_algorithm_or_precision_are_kept_apart(
     assert "precision is bfloat16, not float32" in read_all([tiny_run.folder, coarse]).said[0]
 
 
+def test_merged_rows_name_every_commit_that_they_come_from(
+    tiny_run: Results, tmp_path: Path
+) -> None:
+    rows = read_file(tiny_run.folder)
+    files = [
+        altered(rows, tmp_path / f"{i}.parquet", commit=commit, torch="2.13.0")
+        for i, commit in enumerate(["aaaaaaa", "bbbbbbb", "aaaaaaa", None])
+    ]
+    (merged,) = read_all(files).results
+    (about,) = merged.runs.values()
+    assert about["commit"] == "aaaaaaa, bbbbbbb"
+    assert about["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("told", [b"null", b"[" * 100_000])
+def test_metadata_of_another_kind_are_one_line(
+    told: bytes, tiny_run: Results, tmp_path: Path
+) -> None:
+    table = pq.read_table(tiny_run.folder / "rows.parquet")
+    file = tmp_path / "odd.parquet"
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"PANDAS_ATTRS": told}), file
+    )
+    with pytest.raises(MarshtestError, match=r"odd.parquet: "):
+        read_all([file])
+
+
 def test_cells_measured_twice_that_differ_are_not_merged(tiny_run: Results, tmp_path: Path) -> None:
     rows = read_file(tiny_run.folder)
     frame = rows.frame.assign(test_accuracy=rows.frame["test_accuracy"] + 0.01)

@@ -35,7 +35,6 @@ from evidence import (
 )
 from experiments import (
     ALL,
-    BY_EPOCHS,
     CANCELED,
     DIGITS,
     HIDDEN,
@@ -160,7 +159,7 @@ def some_removed() -> Told:
 
 def gd_by_attack() -> Told:
     """GD alleviates indiscriminate poisons, and neither targeted nor Gaussian ones, at high accuracy."""
-    undone = cells([CANCELED], "gd")
+    undone = cells(CANCELED, "gd")
     kinds = [cells(names, "gd") for names in zip(IMAGES[:2], DIGITS[:2], strict=True)]
     # On either data set: CIFAR-10 and digits are two chances to see each kind fail.
     failing = [
@@ -209,7 +208,7 @@ def gd_cfk_euk_keep_accuracy() -> Told:
 
 def cfk_euk_indiscriminate() -> Told:
     """GD raises the accuracy of an indiscriminately poisoned model; CFk and EUk lower it further."""
-    text = by_experiment((HIDDEN, CANCELED, DIGITS[2]), ["gd", "cfk", "euk"])
+    text = by_experiment((HIDDEN, *CANCELED, DIGITS[2]), ["gd", "cfk", "euk"])
     gd, others = cells([HIDDEN], "gd"), cells([HIDDEN], "cfk", "euk")
     holds = all_of([*map(helps, gd), *(enlarges(of) for of in others)])
     less = ", ".join(f"{NAMES[str(of.line['unlearner'])]} {lessens(of).p:.2g}" for of in others)
@@ -357,12 +356,12 @@ def _sizes(name: str) -> Told:
 def table_2() -> str:
     """Accuracy by epochs, on the CIFAR-10 features of either recipe; the paper's unlearners alone."""
     shown, parts = ["epochs", *(NAMES[name] for name in ("retrain", *SEVEN))], []
-    for name in filter(there, BY_EPOCHS):
+    for name in filter(there, CANCELED):
         of = results(name)
         wide = table2(of)
         columns = [column for column in wide if column.split(", ")[0] in shown]
         parts.append(f"{SHORT[name]}. {table2_caption(of)}\n\n{as_markdown(wide[columns])}")
-    return "\n\n".join([*parts, missing(BY_EPOCHS)]).strip()
+    return "\n\n".join([*parts, missing(CANCELED)]).strip()
 
 
 def hypothesis(name: str) -> Callable[[], Told]:
@@ -396,7 +395,7 @@ CLAIMS = {
     "GD by attack": Claim(
         "gradient descent alleviates indiscriminate poisons, and fails against Gaussian and targeted ones",
         gd_by_attack,
-        ((CANCELED,), (IMAGES[0], DIGITS[0]), (IMAGES[1], DIGITS[1])),
+        (CANCELED, (IMAGES[0], DIGITS[0]), (IMAGES[1], DIGITS[1])),
         beside=DIGITS[2:],
     ),
     "SCRUB by attack": Claim(
@@ -423,7 +422,7 @@ CLAIMS = {
         "CFk and EUk lower the accuracy of an indiscriminately poisoned model further",
         cfk_euk_indiscriminate,
         each(HIDDEN),
-        beside=(CANCELED, DIGITS[2]),
+        beside=(*CANCELED, DIGITS[2]),
     ),
     "NegGrad+": Claim(
         "NegGrad+ never comes close to removing poison", neggrad_never, each(*IMAGES, *TEXTS)

@@ -64,7 +64,7 @@ from marshtest.models.sharded import Ensemble, Sharded
 from marshtest.models.state import attributes_that_differ, copied, restore, same_tensors, state_of
 from marshtest.models.table import OWN, Factory, build
 from marshtest.plumbing.device import exact_float32, failure, pick_device
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, first_line, message
 from marshtest.plumbing.foreign import foreign, raised
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive, generator, seeded
@@ -662,7 +662,7 @@ def _in_its_state(
     except Exception as error:  # whatever the model of an unlearner raises as it is trained
         if failure(error) is not None:
             raise
-        fault = str(error) if isinstance(error, MarshtestError) else raised(error)
+        fault = message(error) if isinstance(error, MarshtestError) else raised(error)
         return subject.without_model(f"{state}: {fault}"), None
     return replace(subject, model=model), other
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.errors import MarshtestError, message, unknown
 from marshtest.plumbing.malloc import physical_memory
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -68,7 +68,7 @@ def failure(error: BaseException | None) -> BaseException | None:
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return error
-        if isinstance(error, RuntimeError) and str(error).startswith(CUDA_ERRORS):
+        if isinstance(error, RuntimeError) and message(error).startswith(CUDA_ERRORS):
             return error
         error = error.__cause__ or error.__context__
     return None

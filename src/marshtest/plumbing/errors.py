@@ -19,9 +19,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
 
 
+def message(error: BaseException) -> str:
+    """A foreign error's message, as text that a file can hold; "" where the error does not tell it."""
+    try:
+        text = str(error)
+    except (Exception, SystemExit):  # in its own __str__
+        return ""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error's message."""
-    return (str(error).splitlines() or ["no message"])[0]
+    return (message(error).splitlines() or ["no message"])[0]
 
 
 @contextmanager
@@ -52,4 +61,4 @@ def refuse_options(reason: str, **options: object) -> None:
 
 def one_line(error: BaseException) -> str:
     """A foreign error's message with its line breaks taken out."""
-    return " ".join(str(error).split()) or "no message"
+    return " ".join(message(error).split()) or "no message"

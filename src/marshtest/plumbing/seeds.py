@@ -3,7 +3,7 @@
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -48,6 +48,10 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(python_state)
 
 
+def _set_inference(mode: bool) -> None:
+    torch.inference_mode(mode).__enter__()  # never left, as the one that it undoes never was
+
+
 def _set_device(device: torch.device) -> None:
     # "cpu" would leave a mode that every call passes through; None takes it away.
     torch.set_default_device(None if device.type == "cpu" else device)
@@ -55,6 +59,7 @@ def _set_device(device: torch.device) -> None:
 
 # What a process chooses for all code in it, as pairs (how to read it, how to set it).
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.is_inference_mode_enabled, _set_inference),  # first, since it sets the next one too
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_default_device, _set_device),
@@ -82,10 +87,10 @@ HOOKS = [
 
 
 def _read(get: Callable[[], Any]) -> Any:
-    """A switch's value; None of one that PyTorch refuses to tell beside its newer switches."""
+    """A switch's value; None of one that cannot be told."""
     try:
         return get()
-    except RuntimeError:
+    except (RuntimeError, OSError):  # beside PyTorch's newer switches; the folder was removed
         return None
 
 
@@ -100,7 +105,8 @@ def switches_kept() -> Iterator[None]:
         for (get, put), value in zip(SWITCHES, values, strict=True):
             # To set a default anew changes PyTorch's newer switches.
             if value is not None and _read(get) != value:
-                put(value)
+                with suppress(OSError):  # the working folder itself was removed
+                    put(value)
         for hooks, copy in zip(HOOKS, copies, strict=True):
             hooks.clear()  # in place: modules look into these very dicts
             hooks.update(copy)

@@ -9,7 +9,7 @@ unlearners.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,8 @@ VARIED = {
         "deterministic",
     ),  # which change no model, or are told by the rows
 }
+RAN = ("marshtest", "commit", "torch", "python", "machine")
+Runs: TypeAlias = Mapping[str, Mapping[str, Any]]
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
 
 
@@ -219,11 +221,24 @@ def together(one: Results, other: Results) -> Results:
         rows=both(one.rows, other.rows),
         scores=both(one.scores, other.scores),
         shifts=both(one.shifts, other.shifts),
-        runs={**one.runs, **other.runs},
+        runs=_what_ran(one.runs, other.runs),
         examples=one.examples if len(one.examples) else other.examples,
     )
     # Entries are places in a recipe, and this one is neither's.
     return merged.placed(recipe)
+
+
+def _what_ran(one: Runs, other: Runs) -> Runs:
+    """What ran the rows of both, by recipe; of a recipe of both, each of what differs."""
+    runs = {**one, **other}
+    for recipe in one.keys() & other.keys():
+        told = dict(one[recipe])
+        for key in RAN:
+            mine, others = (str(about.get(key) or "") for about in (one[recipe], other[recipe]))
+            if others not in mine:
+                told[key] = ", ".join(filter(None, [mine, others]))
+        runs[recipe] = told
+    return runs
 
 
 def _union(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from marshtest.plumbing.device import failure, pick_device, threads
-from marshtest.plumbing.errors import MarshtestError, first_line
+from marshtest.plumbing.errors import MarshtestError, first_line, one_line
 from marshtest.plumbing.foreign import signals_noted
 from marshtest.plumbing.malloc import keep_freed_memory
 from marshtest.plumbing.progress import Progress, silent
@@ -100,7 +100,7 @@ def _failed(error: Exception, job: Job, goes_on: bool) -> Ended:
         return _of_device(cause, job, traceback.format_exc())
     if not goes_on:
         raise error
-    line = " ".join(str(error).split())
+    line = one_line(error)
     # Our own errors are sentences; of others the type says more than the text.
     fault = line if isinstance(error, MarshtestError) else f"{type(error).__name__}: {line}"
     return Ended(fault, traceback.format_exc())

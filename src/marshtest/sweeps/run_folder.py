@@ -222,7 +222,7 @@ def write_results(
     # Written before the rows and removed after them: at no moment do rows of a failed attempt stand
     # without it, which would pass for a run that is done.
     if log:
-        write(log.encode(), folder / RAISED)
+        write(log.encode(errors="backslashreplace"), folder / RAISED)
     write_rows(measured.rows, folder / FILE, {keys.recipe.hash: about})
     if not log:
         (folder / RAISED).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from marshtest.plumbing.errors import NOTE
+from marshtest.plumbing.errors import NOTE, MarshtestError
 from marshtest.plumbing.progress import Progress
 from marshtest.sweeps.engines import Ended, Engine
 from marshtest.sweeps.jobs import Job
@@ -22,6 +22,7 @@ from marshtest.sweeps.store import DamagedError, StoreError
 
 LOOK_AGAIN = 0.5  # seconds, at what other drivers have locked
 DEATHS = 3  # of workers at one job, before it counts as failed
+REPAIRS = 3  # of one stage, before the store is given up
 
 
 class Scheduler:
@@ -160,6 +161,11 @@ class Scheduler:
         """Have a damaged stage made again, before the jobs that need it."""
         self.progress(self._share(), f"{key} {what} is damaged, so it is made again")
         self.damaged.append(f"{key} {what}")
+        if self.damaged.count(self.damaged[-1]) > REPAIRS:
+            raise MarshtestError(
+                f"store: {self.store.url}: {key} {what} was made {REPAIRS} times and is damaged again. "
+                "Look what else removes or writes files there."
+            )
         self.store.forget(key)
         self._recorded.discard(key)
         self._wanted.add(self._maker[key])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
 from marshtest.models.state import restore, state_of
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, one_line
 from marshtest.training.budget import Budget
 from marshtest.training.tasks import NewModel, Task
 from marshtest.unlearning.base import Unlearner
@@ -94,7 +94,7 @@ def _restored(file: Path, model: nn.Module) -> nn.Module:
     except MarshtestError:
         raise
     except (SafetensorError, OSError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:300]
+        line = one_line(error)[:300]
         raise MarshtestError(
             f"{file}: holds no weights of the recipe's model ({line}). Write its state_dict with "
             "safetensors.torch.save_file."

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from marshtest.data.samples import Samples
 from marshtest.models.state import copied, restore, same_tensors, state_of
 from marshtest.plumbing.device import clock, failure
-from marshtest.plumbing.errors import MarshtestError, one_line
+from marshtest.plumbing.errors import MarshtestError, message, one_line
 from marshtest.plumbing.foreign import raised, signals_noted
 from marshtest.plumbing.seeds import seeded
 from marshtest.training.budget import Budget, BudgetSpent, Cost, Meter
@@ -114,7 +114,7 @@ def _run(
             raise
         if failure(error) is not None:  # of the machine, and no result of the unlearner
             raise
-        note = str(error) if isinstance(error, MarshtestError) else raised(error)
+        note = message(error) if isinstance(error, MarshtestError) else raised(error)
         trace = traceback.format_exc()
     if signals:  # the unlearner swallowed what the signal raised
         raise KeyboardInterrupt
@@ -179,12 +179,15 @@ class _Judge:
         if not isinstance(updated, nn.Module):
             return Outcome(None, cost, f"returned {type(updated).__name__}, not a model")
         try:
-            if not self._is_sound(updated.state_dict()):
-                return Outcome(None, cost, "NaN or infinite weights")
-            # One seed for both questions: an answer that differs is drawn, or counts the questions.
-            with seeded(self._seed):
-                (first, flops), second = self._ask_first(updated), self._ask(updated)
-        except Exception as error:
+            with signals_noted() as signals:
+                if not self._is_sound(updated.state_dict()):
+                    return Outcome(None, cost, "NaN or infinite weights")
+                # One seed for both questions: an answer that differs is drawn, or counts the questions.
+                with seeded(self._seed):
+                    (first, flops), second = self._ask_first(updated), self._ask(updated)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and signals:  # else the model raised it itself
+                raise
             if failure(error) is not None:
                 raise
             fault = f"returned a model that raises {type(error).__name__}: {one_line(error)}"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from marshtest.data.samples import Samples
 from marshtest.data.sealed import Sealed
 from marshtest.models.state import restore, state_of
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, one_line
 from marshtest.plumbing.whole_files import write
 from marshtest.training.budget import Budget
 from marshtest.training.tasks import Task
@@ -101,7 +101,7 @@ def _taken_back(file: Path, model: nn.Module) -> nn.Module:
         restore(updated, load_file(file))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise MarshtestError(
-            f"{file}: holds no weights of this model ({' '.join(str(error).split())[:300]}). Write its "
+            f"{file}: holds no weights of this model ({one_line(error)[:300]}). Write its "
             "state_dict with safetensors.torch.save_file."
         ) from None
     return updated
