@@ -237,14 +237,17 @@ def on_cores() -> str:
     for name, like in CORES.items():
         of, rows = counted()[name], pd.read_parquet(ROWS / like / FILE)
         trained = rows[rows["role"].isin(["initial", "retrained"])]
-        a_second = trained["flops"].sum() / trained["seconds"].sum()
         passes = sum(of[kind] for kind in (*KINDS, "craft"))
-        hours = passes * of["flops"] / a_second / of["seeds"] / 3600
+        told = [
+            f"{passes * of['flops'] * own['seconds'].sum() / own['flops'].sum() / of['seeds'] / 3600:,.0f}"
+            f" in {precision}"
+            for precision, own in trained.groupby("precision")
+        ]
         memory, _, store = _takes(of)
         lines.append(
             {
                 "recipe": f"`{name}`",
-                "hours of a core, a seed": f"{hours:,.0f}",
+                "hours of a core, a seed": ", ".join(told),
                 "by the trainings of": f"`{like}`",
                 "a worker's memory": memory,
                 "store": store,
