@@ -28,7 +28,7 @@ from marshtest.experiment.protocol import Trainer, set_up
 from marshtest.experiment.recipe import load_recipe
 from marshtest.metrics.accuracy import accuracy
 from marshtest.metrics.gus import input_directions
-from marshtest.models.answers import logits_in, overruns, takes_channels_last
+from marshtest.models.answers import logits_in, misreads, overruns, takes_channels_last
 from marshtest.models.state import copied, restore, state_of
 from marshtest.models.table import build, parse_model
 from marshtest.plumbing.errors import MarshtestError
@@ -36,7 +36,7 @@ from marshtest.plumbing.seeds import SWITCHES, seeded
 from marshtest.sweeps import ledger
 from marshtest.sweeps.store import Store
 from marshtest.training.budget import Budget
-from marshtest.training.loop import Training, fit
+from marshtest.training.loop import Training, chosen_precision, fit
 from marshtest.training.tasks import Classification
 from marshtest.unlearning import Custom
 from marshtest.unlearning.check import images
@@ -721,6 +721,63 @@ def test_narrow_shortcuts_keep_the_usual_layout(width: int, takes: bool) -> None
     assert task.channels_last == takes
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "may"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), (3, 8, 8), False),
+        (nn.Conv2d(3, 8, 8), (3, 8, 8), True),  # answers with one pixel
+        (nn.Conv2d(3, 8, 1), (3, 1, 1), False),
+        (nn.Conv2d(3, 8, (3, 1), padding=(1, 0)), (3, 8, 1), False),
+        (nn.Conv2d(3, 8, (1, 3), padding=(0, 1), stride=2), (3, 8, 1), True),
+        (nn.Conv1d(3, 8, 3, padding=2, stride=3), (3, 2), True),
+        (nn.Conv3d(1, 8, 3, padding=1), (1, 1, 8, 8), True),
+        (nn.ConvTranspose2d(3, 8, 3, stride=2), (3, 8, 1), True),
+    ],
+)
+def test_filters_longer_than_their_map_are_not_computed_in_bfloat16_with_tiles(
+    model: nn.Module, shape: tuple[int, ...], may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert misreads(model, shape) == may
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    auto, coarse = Training(epochs=1), Training(epochs=1, precision="bfloat16")
+    cpu = torch.device("cpu")
+    assert chosen_precision(auto, model, cpu, shape) == ("float32" if may else "bfloat16")
+    if may:
+        with pytest.raises(MarshtestError, match=r"training\.precision: .* Say float32 or auto"):
+            chosen_precision(coarse, model, cpu, shape)
+    else:
+        assert chosen_precision(coarse, model, cpu, shape) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv1d(8, 8, 5, stride=2, padding=2), (8, 1)),
+        (nn.Conv2d(8, 8, 3, stride=2, padding=1), (8, 8, 1)),
+        (nn.Conv2d(3, 8, 3, padding=1), (3, 8, 8)),
+        (nn.Conv3d(1, 8, 3, padding=1), (1, 1, 8, 8)),
+        (nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1), (8, 8, 1)),
+    ],
+)
+def test_convolutions_in_the_precision_of_auto_have_the_gradients_of_float32(
+    conv: nn.Module, shape: tuple[int, ...]
+) -> None:
+    precision = chosen_precision(Training(epochs=1), conv, torch.device("cpu"), shape)
+    x = torch.randn(16, *shape, requires_grad=True)
+    answer = conv(x)
+    upstream = torch.randn_like(answer)
+    expected = torch.autograd.grad(answer, [x, conv.weight], upstream)
+    for _ in range(3):
+        dirt = [torch.full((count,), 1e4) for count in (300, 1000, 10_000)]
+        del dirt  # what is read unwritten is likely to be this
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            rounded = conv(x)
+        found = torch.autograd.grad(rounded, [x, conv.weight], upstream.to(rounded.dtype))
+        for a, b in zip((answer, *expected), (rounded, *found), strict=True):
+            assert (a - b.float()).norm() <= 0.1 * (a.norm() + 1)
+
+
 LAYOUTS = {"view": View, "conv3d": lambda: View(3), "flattens": Flattens}
 
 
@@ -733,13 +790,7 @@ def laid_out(input_shape: tuple[int, ...], classes: int, kind: str) -> nn.Module
 def test_a_model_that_goes_by_memory_is_trained_unlearned_and_scored(
     kind: str, tmp_path: Path
 ) -> None:
-    # In float32: a 3-D convolution in bfloat16 gives NaN on some processors.
-    training = {**SMALL["training"], "precision": "float32"}
-    recipe = {
-        **SMALL,
-        "training": training,
-        "model": {"name": f"{__name__}:laid_out", "kind": kind},
-    }
+    recipe = {**SMALL, "model": {"name": f"{__name__}:laid_out", "kind": kind}}
     trainer = set_up(load_recipe(recipe), load("digits", train=100, test=50)).trainer
     assert trainer.task.channels_last == (kind == "flattens")
     found = marshtest.run({**recipe, "unlearners": ["gd", "retrain"]}, out=tmp_path / "run")

@@ -66,11 +66,12 @@ def network(
     shape = tuple(data.train.x.shape[1:])
     model = build(settings.model, shape, data.classes, derive(0, "features"))
     channels_last = not overruns(model, shape)
+    precision = chosen_precision(settings.training, model, device, shape)
     model = model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Classification(
-        precision=chosen_precision(settings.training, model, device),
+        precision=precision,
         mean=data.mean,
         std=data.std,
         augment=settings.training.augment,

@@ -249,7 +249,7 @@ def set_up(recipe: Recipe, data: Dataset, device: str | None = None) -> Pipeline
         )
     for share, count in counts.items():
         refuse_small_parts(recipe, share, count)
-    task = _task(recipe, data, model, chosen_precision(recipe.training, model, place))
+    task = _task(recipe, data, model, chosen_precision(recipe.training, model, place, shape))
     # The input space may not be the samples': of texts it is that of the embeddings.
     sample = data.train[:1].to("cpu")
     inputs = task.inputs(model, sample)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
+from marshtest.models.answers import misreads
 from marshtest.plumbing.device import clock
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
@@ -80,17 +81,35 @@ class Training(OptimizerSettings):
         return self.parse({**dict(self), **changes}, "training")
 
 
-def chosen_precision(training: Training, model: nn.Module, device: torch.device) -> Precision:
+def chosen_precision(
+    training: Training,
+    model: nn.Module,
+    device: torch.device,
+    input_shape: tuple[int, ...] | None = None,
+) -> Precision:
     """The precision to train in.
 
-    "auto" is bfloat16 for convolutions and transformers on a device that computes in it, else float32.
+    "auto" is bfloat16 for convolutions and transformers on a device that computes in it, else float32;
+    also float32 where, by the shape of one input, its kernels would compute the model wrongly.
+
+    Raises:
+        MarshtestError: bfloat16 is asked for, and would be wrong.
     """
-    if training.precision != "auto":
-        return training.precision
-    large = hasattr(model, "get_input_embeddings") or any(
-        isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()
-    )
-    return "bfloat16" if large and _native_bfloat16(device) else "float32"
+    if training.precision == "float32":
+        return "float32"
+    transformer = hasattr(model, "get_input_embeddings")
+    convolutions = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    if tiles and convolutions and not transformer and input_shape and misreads(model, input_shape):
+        if training.precision == "auto":
+            return "float32"
+        raise MarshtestError(
+            "training.precision: on this processor bfloat16 can give wrong gradients where a convolution's "
+            "filter is longer than its map, as in this model. Say float32 or auto."
+        )
+    if training.precision == "bfloat16":
+        return "bfloat16"
+    return "bfloat16" if (transformer or convolutions) and _native_bfloat16(device) else "float32"
 
 
 def _native_bfloat16(device: torch.device) -> bool:
