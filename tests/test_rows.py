@@ -43,6 +43,7 @@ COLUMNS: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = [
     ("'seed' .*'zz' in row 0; it must be a whole number", column("seed", "zz")),
     ("'test_accuracy' .*'x' in row 0; it must be a share", column("test_accuracy", "x")),
     ("'test_accuracy' .*inf in row 2; it must be a share", column("test_accuracy", np.inf, 2)),
+    ("'spent' .*-1.0 in row 2; it must be a finite number from 0", column("spent", -1.0, 2)),
     ("'poison_budget' .*'x' in row 0", column("poison_budget", "x")),
     ("'budget' .*'x' in row 0", column("budget", "x")),
     (

@@ -81,6 +81,7 @@ def _is_object(text: str) -> bool:
 SLACK = 1e-6  # of a share that was computed: rounding may carry it a little beyond 0 or 1
 TEXT = _values("text", lambda _: True)
 NUMBER = _numbers("a finite number, or NaN for none")
+AMOUNT = _numbers("a finite number from 0, or NaN for none", 0)
 SHARE = _numbers("a share from 0 to 1, or NaN for none", -SLACK, 1 + SLACK)
 COUNT = _numbers("a whole number from 0, or NaN for none", 0, broken=False)
 LENGTH = _numbers("a number, or NaN for none", infinite=True)  # infinite of a model that diverged
@@ -99,7 +100,8 @@ KINDS = {  # by the name's pattern; the first that fits. What fits none is an ax
     "l1|l2|left_l1|left_l2|cosine": LENGTH,
     "known": SHARE,
     "request": COUNT,
-    "(un)?asked_[a-z0-9_]+|twin_[a-z0-9_]+|spent|state_spent|seconds|scoring_seconds": NUMBER,
+    "spent|state_spent|seconds|scoring_seconds": AMOUNT,
+    "(un)?asked_[a-z0-9_]+|twin_[a-z0-9_]+": NUMBER,
 }
 
 
