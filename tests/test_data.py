@@ -1,6 +1,7 @@
 """Samples keep their ids; loaders read what they claim and refuse what they cannot."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from marshtest.data.load import load, save_dataset
 from marshtest.data.samples import Dataset, Samples
-from marshtest.experiment.recipe_data import digest
+from marshtest.experiment.recipe import DataSettings
+from marshtest.experiment.recipe_data import content, digest
 from marshtest.plumbing.errors import MarshtestError
 
 
@@ -92,6 +94,36 @@ def test_cifar10_is_read_from_parquet_with_the_hubs_columns(
 
     monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path))
     assert torch.equal(load("cifar10").train.x, data.train.x)
+
+
+def test_a_local_copy_is_told_from_the_hub_and_from_another_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that a store gives what was made of one for the other."""
+    copy, other, moved = (tmp_path / name for name in ("copy", "other", "moved"))
+    write_cifar(copy)
+    write_cifar(other, rows=6)
+    shutil.copytree(copy, moved)
+    (moved / "README.md").write_text("what is no part of the data")
+    of = {
+        folder: content(DataSettings(name="cifar10", path=str(folder)), None)
+        for folder in (copy, other, moved)
+    }
+    assert of[copy] == of[moved] != of[other]
+    assert content(DataSettings(name="cifar10"), None) is None
+    assert content(DataSettings(name="digits"), None) is None
+    monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path))
+    copy.rename(tmp_path / "cifar10")
+    assert content(DataSettings(name="cifar10"), None) == of[copy]
+    # Of images in folders the folder is the label.
+    for folder, label in (("one", "cat"), ("two", "dog")):
+        (tmp_path / folder / "train" / label).mkdir(parents=True)
+        (tmp_path / folder / "train" / label / "0.png").write_bytes(picture())
+    one, two = (
+        content(DataSettings(name="cifar10", path=str(tmp_path / name)), None)
+        for name in ("one", "two")
+    )
+    assert one != two
 
 
 def picture(size: int = 32) -> bytes:

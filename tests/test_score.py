@@ -226,6 +226,30 @@ def test_rows_of_another_setting_give_no_rank_and_say_why(tiny_run: Results) -> 
     )
 
 
+@pytest.mark.parametrize(("data", "ranks"), [("cifar10", True), ("tensors", False)])
+def test_another_copy_of_a_public_set_gives_ranks_and_is_told(
+    data: str, ranks: bool, tiny_run: Results
+) -> None:
+    def of(content: str | None, **roles: str) -> Results:
+        made = as_if(tiny_run, **roles)
+        settings = made.recipe.data.model_copy(update={"name": data})
+        recipe: Recorded = made.recipe.model_copy(update={"data": settings})
+        runs = {key: {**about, "data": content} for key, about in made.runs.items()}
+        return replace(made, recipe=recipe, runs=runs)
+
+    known, own = of("1234", ga="initial"), of(None, bad="initial")
+    card = card_of("bad", "mini", [(own, known)], [])
+    assert (card.rank is not None) == ranks
+    (said,) = card.said
+    assert said == (
+        f"tiny: the known were run on another copy of {data}."
+        if ranks
+        else "tiny: no ranks, as the known were run in another setting "
+        "(content of the data is None, not 1234)."
+    )
+    assert differences(setting(known), setting(own)) == {"content of the data": ("1234", None)}
+
+
 def test_controls_of_another_machine_do_not_keep_the_known_apart(tiny_run: Results) -> None:
     """Its initial model differs in the last digits: merging would refuse, ranking need not."""
     known = as_if(tiny_run, ga="initial", scrub="retrained")

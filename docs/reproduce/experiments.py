@@ -4,7 +4,7 @@ An experiment without rows is named as missing; nothing is put in its place.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -172,7 +172,11 @@ DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
 # With a layer below the last, which CFk and EUk leave as it is.
 HIDDEN = "digits-indiscriminate-hidden"
 ALL = (*IMAGES, *TEXTS, *DIGITS)
-SLICES = {"cifar10-gaussian": "cifar10-small-gaussian", "imdb-gaussian": "imdb-tiny-gaussian"}
+SLICES = {
+    "cifar10-gaussian": "cifar10-small-gaussian",
+    "imdb-gaussian": "imdb-tiny-gaussian",
+    "imdb-small-trigger": "imdb-tiny-trigger",
+}
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
 DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")
 STEPS = ("cifar10-small-budgets", "digits-budgets")
@@ -332,6 +336,7 @@ def origin() -> str:
                 "experiment": f"`{name}`",
                 "rows": f"{len(rows)}: {made}",
                 "seeds": rows["seed"].nunique(),
+                "data": _each(map(_read_from, ran)),
                 "poisons a seed": ", ".join(f"{n:.0f}" for n in np.unique(rows["forget_size"])),
                 "device": _each(rows["device"]),
                 "precision": _each(rows["precision"]),
@@ -345,6 +350,12 @@ def origin() -> str:
             }
         )
     return as_markdown(pd.DataFrame(lines))
+
+
+def _read_from(about: Mapping[str, Any]) -> str:
+    """The data of a run; of a local copy the digest of its files, too."""
+    name = about["values"]["data"]["name"]
+    return f"{name}, copy {about['data'][:8]}" if about["data"] else name
 
 
 def _each(values: Iterable[object]) -> str:

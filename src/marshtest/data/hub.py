@@ -1,14 +1,17 @@
 """The place of a data set: a local folder, or the Hugging Face hub."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, refused
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
+HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imdb": "stanfordnlp/imdb"}
 
 
 def _folder(name: str, path: str | None) -> str | None:
@@ -23,6 +26,40 @@ def _folder(name: str, path: str | None) -> str | None:
     if path is not None and not Path(path).is_dir():
         raise MarshtestError(f"data.path: no folder {path!r}. Give the folder of the {name} files.")
     return path
+
+
+def _tables(path: str, split: str) -> list[str]:
+    """A split's Parquet files in a folder, sorted: ids are row numbers, and a file system has no order."""
+    return sorted(str(file) for file in Path(path).glob(f"**/{split}*.parquet"))
+
+
+def copy_digest(name: str, path: str | None) -> str | None:
+    """Sixteen hex digits of the files that a data set is read from; None if it is not in a local folder.
+
+    A copy by the same name may hold images encoded otherwise, or the samples in another order.
+    """
+    folder = _folder(name, path)
+    if folder is None:
+        return None
+    digested = hashlib.sha256()
+    for split in ("train", "test"):
+        digested.update(split.encode())
+        tables = [(file, "") for file in _tables(folder, split)]
+        # Of images in folders the folder's name is the class.
+        files = sorted(file for file in Path(folder, split).rglob("*") if file.is_file())
+        images = [(str(file), str(file.relative_to(folder))) for file in files]
+        for file, named in tables or images:
+            with refused(f"data: cannot read {file}", kinds=OSError):
+                found = os.stat(file)
+                digested.update(f"{named} {_file_digest(file, found.st_mtime_ns)}".encode())
+    return digested.hexdigest()[:16]
+
+
+@cache
+def _file_digest(file: str, changed: int) -> str:
+    """A file's SHA-256, once for all variants of a sweep unless it `changed`."""
+    with open(file, "rb") as read:
+        return hashlib.file_digest(read, "sha256").hexdigest()
 
 
 @contextmanager
@@ -47,9 +84,7 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
     with refused(f"data: cannot read {path or hub_name}", mend, (OSError, ValueError)):
         if path is None:
             return datasets.load_dataset(hub_name, split=split)
-        # Sorted, since ids are row numbers, and a file system lists files in any order.
-        files = sorted(str(file) for file in Path(path).glob(f"**/{split}*.parquet"))
-        if files:
+        if files := _tables(path, split):
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
         if (Path(path) / split).is_dir():
             return datasets.load_dataset("imagefolder", data_dir=path, split=split)

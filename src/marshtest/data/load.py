@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from marshtest.data.hub import _folder, _open
+from marshtest.data.hub import HUB_NAMES, _folder, _open
 from marshtest.data.samples import Dataset
 from marshtest.data.texts import TEXTS
 from marshtest.plumbing.errors import MarshtestError, first_line, refused, unknown
@@ -65,8 +65,8 @@ def _digits(path: str | None, train: int | None, test: int | None) -> Dataset:
 def _cifar10(path: str | None, train: int | None, test: int | None) -> Dataset:
     """60,000 colour images, 32 × 32, of ten classes (Krizhevsky 2009)."""
     return Dataset.from_tensors(
-        _images("uoft-cs/cifar10", path, "train", train),
-        _images("uoft-cs/cifar10", path, "test", test),
+        _images(HUB_NAMES["cifar10"], path, "train", train),
+        _images(HUB_NAMES["cifar10"], path, "test", test),
         classes=10,
         # Of all 50,000 training images, so that a part of them is normalised alike.
         mean=(0.4914, 0.4822, 0.4465),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marshtest.data.hub import _folder, _open
+from marshtest.data.hub import HUB_NAMES, _folder, _open
 from marshtest.plumbing.errors import MarshtestError, unknown
 from marshtest.plumbing.seeds import generator
 
@@ -47,7 +47,7 @@ def load_texts(
 
 def _imdb(path: str | None, train: int | None, test: int | None, word: str | None) -> Texts:
     """50,000 film reviews, half of them to train on, negative or positive (Maas et al. 2011)."""
-    name = "stanfordnlp/imdb"
+    name = HUB_NAMES["imdb"]
     training = _reviews(name, path, "train", train, word)
     return Texts("imdb", *training, *_reviews(name, path, "test", test, word), classes=2)
 

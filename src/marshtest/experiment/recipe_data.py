@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 
+from marshtest.data.hub import copy_digest
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Samples, Trigger
 from marshtest.data.texts import TEXTS, load_texts
@@ -94,11 +95,13 @@ def data_of(
 
 
 def content(settings: DataSettings, data: Dataset | None) -> str | None:
-    """Digest of data that a recipe does not determine: in memory, or in a file of the user's."""
-    # Data that ship are known by name and size, and a pass over all of them can be spared.
+    """Digest of data that a recipe does not determine: in memory, or in files of the user's.
+
+    None of what ships or comes from the hub, which a recipe knows by its name.
+    """
     if data is None and (settings.name == "tensors" or isinstance(settings, ForeignData)):
         data = samples_of(settings)[0]
-    return None if data is None else digest(data)
+    return copy_digest(settings.name, settings.path) if data is None else digest(data)
 
 
 def digest(data: Dataset) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from marshtest.data.hub import HUB_NAMES
 from marshtest.experiment.states import ITSELF
 from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.leaderboard import CONTROLS, leaderboard
 from marshtest.results.line_to_beat import LINE, TUNED, line_to_beat, standings
-from marshtest.results.merging import differences, setting, together
+from marshtest.results.merging import CONTENT, differences, setting, together
 from marshtest.results.summary import GROUP, Results
 
 FORMAT = 1  # of card.json
@@ -166,9 +167,9 @@ def card_of(
     compared, said = [], list(said)
     for own, known in scored:
         name = _name(own)
-        both, reason = _among(own, known, name, suite)
-        if reason:
-            said.append(f"{own.recipe.name}: no ranks, as {reason}.")
+        both, note = _among(own, known, name, suite)
+        if note:
+            said.append(f"{own.recipe.name}: {note}.")
         compared.append(both)
         lines += [_line(own, both, share, name) for share in own.poison_budgets]
     names = [_name(own) for own, _ in scored]
@@ -190,14 +191,17 @@ def _name(own: Results) -> str:
 
 
 def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[Results, str]:
-    """The newcomer's rows with those of the known; or its own alone, and why."""
+    """The newcomer's rows with those of the known, or its own alone; and what is to be said of it."""
     if known is None:
         file = f"{suite}/{own.recipe.name}.parquet"
-        return own, f"no rows of known unlearners lie beside the suite's file ({file})"
+        return own, f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})"
     differing = differences(setting(known), setting(own))
+    # A public set is the same set in anybody's copy, though images may be encoded otherwise.
+    data = own.recipe.data.name
+    copies = data in HUB_NAMES and differing.pop(CONTENT, None) is not None
     if differing:
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])
-        return own, f"the known were run in another setting ({told})"
+        return own, f"no ranks, as the known were run in another setting ({told})"
     rows = known.rows
     # Controls stay the newcomer's: another machine's differ in their last digits. And under its own name
     # it stands for itself.
@@ -205,7 +209,8 @@ def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[
     there &= rows["poison_budget"].isin(own.poison_budgets) & rows["budget"].isin(own.budgets)
     others = [trials for trials in known.recipe.unlearners if trials[0].name != name]
     recipe = known.recipe.model_copy(update={"unlearners": tuple(others)})
-    return together(own, replace(known, rows=rows[there], recipe=recipe)), ""
+    note = f"the known were run on another copy of {data}" if copies else ""
+    return together(own, replace(known, rows=rows[there], recipe=recipe)), note
 
 
 def _line(own: Results, both: Results, share: float, name: str) -> Line:

@@ -30,6 +30,7 @@ VARIED = {
         "deterministic",
     ),  # which change no model, or are told by the rows
 }
+CONTENT = "content of the data"  # as differences call it
 RAN = ("marshtest", "commit", "torch", "python", "machine")
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
@@ -128,7 +129,7 @@ def setting(results: Results) -> dict[str, Any]:
     first = results.rows.iloc[0]
     return {
         **values,
-        "content of the data": about["data"],
+        CONTENT: about["data"],
         "algorithm": about["algorithm"],
         "precision": first["precision"],
         "device": first["device"],
