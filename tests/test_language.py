@@ -224,6 +224,27 @@ def test_any_transformer_of_a_local_folder(
             build(settings, (33,), 2, 0)
 
 
+def test_a_folders_files_are_part_of_a_recipe_and_the_hubs_are_not(tmp_path: Path) -> None:
+    """Else a store gives what was made of the weights that lay there before."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    settings = Transformer(source=str(tmp_path))
+    then = settings.imported()
+    (tmp_path / "README.md").write_text("what no model is built from")
+    assert then.imported() == settings.imported() == then
+    values = {"data": "imdb", "model": then, "attack": "gaussian", "training": {"epochs": 1}}
+    values |= {"unlearners": ["gd"], "budgets": 0.1, "poison_budgets": 0.1}
+    first = load_recipe(values).hash
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    assert settings.imported().files not in ("", then.files)
+    assert load_recipe({**values, "model": settings}).hash != first
+    with pytest.raises(MarshtestError, match=r"not those that the recipe was stored with"):
+        then.imported()
+    hub = Transformer(source="gpt2-medium")
+    assert hub.imported() == hub
+    assert "files" not in hub.model_dump()
+
+
 def test_a_source_names_no_kernel_to_be_fetched(
     texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

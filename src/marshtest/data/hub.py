@@ -1,14 +1,13 @@
 """The place of a data set: a local folder, or the Hugging Face hub."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, refused
+from marshtest.plumbing.file_digests import files_digest
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imdb": "stanfordnlp/imdb"}
@@ -41,25 +40,13 @@ def copy_digest(name: str, path: str | None) -> str | None:
     folder = _folder(name, path)
     if folder is None:
         return None
-    digested = hashlib.sha256()
+    files: dict[str, Path] = {}
     for split in ("train", "test"):
-        digested.update(split.encode())
-        tables = [(file, "") for file in _tables(folder, split)]
+        tables = {f"{split} {place}": Path(f) for place, f in enumerate(_tables(folder, split))}
         # Of images in folders the folder's name is the class.
-        files = sorted(file for file in Path(folder, split).rglob("*") if file.is_file())
-        images = [(str(file), str(file.relative_to(folder))) for file in files]
-        for file, named in tables or images:
-            with refused(f"data: cannot read {file}", kinds=OSError):
-                found = os.stat(file)
-                digested.update(f"{named} {_file_digest(file, found.st_mtime_ns)}".encode())
-    return digested.hexdigest()[:16]
-
-
-@cache
-def _file_digest(file: str, changed: int) -> str:
-    """A file's SHA-256, once for all variants of a sweep unless it `changed`."""
-    with open(file, "rb") as read:
-        return hashlib.file_digest(read, "sha256").hexdigest()
+        images = sorted(file for file in Path(folder, split).rglob("*") if file.is_file())
+        files |= tables or {str(file.relative_to(folder)): file for file in images}
+    return files_digest(files, "data")
 
 
 @contextmanager

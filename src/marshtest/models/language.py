@@ -12,7 +12,7 @@ cut, the prompt around it never is.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from marshtest.data.texts import Texts
 from marshtest.models.base import ModelSettings
 from marshtest.plumbing.errors import MarshtestError, first_line, refused
+from marshtest.plumbing.file_digests import files_digest
 from marshtest.plumbing.settings import Settings
 
+READ_OF_A_FOLDER = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 FUSED_GELU = "gelu_pytorch_tanh"  # what "gelu_new" computes, in one kernel
 
 
@@ -212,6 +214,22 @@ class Transformer(LanguageModel):
 
     name: str = "transformer"
     source: str  # "gpt2-medium", or a folder
+    # Digest of a folder's files, which the recipe does not determine; empty of the hub's, and before a run.
+    files: str = Field("", exclude_if=lambda files: not files)
+
+    def imported(self) -> Self:
+        """The same with the digest of a local folder's files; a MarshtestError if it is not as stored."""
+        folder = Path(self.source)
+        if not folder.is_dir():
+            return self
+        read = sorted(f for f in folder.iterdir() if f.suffix in READ_OF_A_FOLDER and f.is_file())
+        now = files_digest({file.name: file for file in read}, "model.source")
+        if self.files not in ("", now):
+            raise MarshtestError(
+                f"model.source: the files of {self.source} are not those that the recipe was stored with. "
+                "Restore them, or leave out model.files."
+            )
+        return self.model_copy(update={"files": now})
 
     def tokenizer(self, texts: Texts) -> Any:
         from transformers import AutoTokenizer

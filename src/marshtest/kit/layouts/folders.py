@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.file_digests import file_digest
 
 HIDDEN = re.compile(r"\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems, not data
 UNDECODED = re.compile("[\ud800-\udfff]")  # how Python holds bytes of a name that are not UTF-8
@@ -28,10 +29,10 @@ def digest(path: Path) -> Digest:
     if not path.exists():
         raise MarshtestError(f"{path}: no such file or folder. Give the path of the data set.")
     if not path.is_dir():
-        return Digest(_file_digest(path))
+        return Digest(file_digest(path))
     whole, marks = hashlib.sha256(), []
     for name in files_of(path):
-        line = os.fsencode(f"{name}\0{_file_digest(path / name)}\n")
+        line = os.fsencode(f"{name}\0{file_digest(path / name)}\n")
         whole.update(line)
         marks.append(hashlib.sha256(line).hexdigest()[:MARK])
     return Digest(whole.hexdigest(), "".join(marks))
@@ -46,11 +47,6 @@ def strangers(path: Path, now: Digest, then: str) -> list[str]:
 
 def _marks(files: str) -> list[str]:
     return [files[at : at + MARK] for at in range(0, len(files), MARK)]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def files_of(path: Path, prefix: str = "") -> Iterator[str]:
