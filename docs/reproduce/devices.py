@@ -47,7 +47,7 @@ CORES = {  # experiments between the paper's and the small ones, and rows of net
     "cifar10-gaussian": "cifar10-scale",
     "cifar10-targeted": "cifar10-scale",
     "imdb-gaussian": "imdb-tiny-gaussian",
-    "imdb-trigger": "imdb-tiny-gaussian",
+    "imdb-trigger": "imdb-small-trigger",
 }
 TAKES = re.compile(
     r"A worker takes about ([\d.,]+ GB) of memory, and if it uses a GPU about ([\d.,]+ GB) of the GPU's\. "

@@ -30,6 +30,7 @@ ROWS = HERE
 SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
 CANCELING_RULES, SCALE = "digits-canceling-rules", "cifar10-scale"
 SWEPT = (SCALE, CANCELING_RULES)  # files of several recipes
+ORIGINAL = "cifar10-gaussian-original"  # the recipe on images without loss
 SCALE_AGAIN = "cifar10-scale-again"  # a variant of the sweep once more, in the other precision
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
@@ -59,6 +60,7 @@ SUITES = {  # every unlearner of a suite, by the settings that the suite gives i
 SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
     "cifar10-gaussian": "CIFAR-10 (49,000), Gaussian",
+    ORIGINAL: "CIFAR-10 (49,000), Gaussian, original pixels",
     "cifar10-small-targeted": "CIFAR-10, targeted",
     "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
     "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate",
@@ -122,6 +124,8 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "candidates-cifar10-small-gaussian": _TRIALS.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "candidates-cifar10-small"
     ),
+    ORIGINAL: "marshtest run cifar10-gaussian seeds=1 poison_budgets=0.015 budgets=0.1 "
+    "'unlearners=[retrain]'",
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
     "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
@@ -350,6 +354,21 @@ def origin() -> str:
             }
         )
     return as_markdown(pd.DataFrame(lines))
+
+
+def original_pixels() -> str:
+    """Test accuracy of one recipe on the images as published, and on the copy that other rows are of."""
+    if not there(ORIGINAL):
+        return missing([ORIGINAL])
+    told = []
+    for name, where in ((ORIGINAL, "as published"), ("cifar10-gaussian", "of the copy")):
+        by_role = results(name).summary.set_index("role")["test_accuracy"]
+        seeds = len(results(name).seeds)
+        told.append(
+            f"on the images {where} {by_role['initial']:.3f} poisoned and {by_role['retrained']:.3f} "
+            f"retrained ({seeds} seed{'s' * (seeds > 1)})"
+        )
+    return f"The test accuracy of `cifar10-gaussian` is {', '.join(told)}."
 
 
 def _read_from(about: Mapping[str, Any]) -> str:
