@@ -295,6 +295,7 @@ def command(name: str) -> str:
         recipe.model_dump(mode="json", exclude={"name", "description"})
         for recipe in (base, of.recipe)
     )
+    given |= {"seeds": len(of.seeds), "first_seed": of.seeds[0]}  # rows may be of several runs
     changed = {key: value for key, (_, value) in differences(asked, given).items()}
     if "unlearners" in changed:
         changed["unlearners"] = [_entry(trials) for trials in given["unlearners"]]
