@@ -14,9 +14,13 @@ os.environ["HF_HUB_OFFLINE"] = (
     "1"  # read as the library is imported; a hub that is not there costs minutes
 )
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import marshtest
 from marshtest.cli import app as cli
@@ -232,3 +236,21 @@ def wait_until_it_hangs(folder: Path, process: "subprocess.Popen[Any]") -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
+
+
+def write_cifar(folder: Path, rows: int = 5) -> np.ndarray:
+    """Write random images as the hub's Parquet files have them, and give their pixels."""
+    pixels = np.random.default_rng(rows).integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        encoded = []
+        for image in pixels:
+            file = folder / "one.png"
+            Image.fromarray(image).save(file)
+            encoded.append({"bytes": file.read_bytes(), "path": None})
+            file.unlink()
+        labels = pa.array([i % 10 for i in range(rows)], pa.int64())
+        pq.write_table(
+            pa.table({"img": encoded, "label": labels}), folder / f"{split}-00000.parquet"
+        )
+    return pixels

@@ -1,6 +1,7 @@
 """Samples keep their ids; loaders read what they claim and refuse what they cannot."""
 
 import io
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import write_cifar
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -66,23 +68,6 @@ def test_digits_are_scikit_learns_all_of_them_once() -> None:
     assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
 
 
-def write_cifar(folder: Path, rows: int = 5) -> np.ndarray:
-    pixels = np.random.default_rng(0).integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        encoded = []
-        for image in pixels:
-            file = folder / "one.png"
-            Image.fromarray(image).save(file)
-            encoded.append({"bytes": file.read_bytes(), "path": None})
-            file.unlink()
-        labels = pa.array([i % 10 for i in range(rows)], pa.int64())
-        pq.write_table(
-            pa.table({"img": encoded, "label": labels}), folder / f"{split}-00000.parquet"
-        )
-    return pixels
-
-
 def test_cifar10_is_read_from_parquet_with_the_hubs_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +109,20 @@ def test_a_local_copy_is_told_from_the_hub_and_from_another_copy(
         for name in ("one", "two")
     )
     assert one != two
+    (tmp_path / "one" / "train" / ".DS_Store").write_bytes(b"which systems leave")
+    assert content(DataSettings(name="cifar10", path=str(tmp_path / "one")), None) == one
+
+
+def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
+    """`datasets` keeps what it read by path and time, and a copy that is unpacked may have an old time."""
+    place, later = tmp_path / "place", tmp_path / "later"
+    first, other = write_cifar(place), write_cifar(later, rows=6)
+    for file in (*place.iterdir(), *later.iterdir()):
+        os.utime(file, (1e9, 1e9))
+    assert len(load("cifar10", str(place)).train) == len(first)
+    shutil.rmtree(place)
+    later.rename(place)
+    assert len(load("cifar10", str(place)).train) == len(other)
 
 
 def picture(size: int = 32) -> bytes:

@@ -732,6 +732,8 @@ def test_narrow_shortcuts_keep_the_usual_layout(width: int, takes: bool) -> None
         (nn.Conv1d(3, 8, 3, padding=2, stride=3), (3, 2), True),
         (nn.Conv3d(1, 8, 3, padding=1), (1, 1, 8, 8), True),
         (nn.ConvTranspose2d(3, 8, 3, stride=2), (3, 8, 1), True),
+        (nn.Conv2d(3, 8, 2, padding=6, dilation=6), (3, 5, 5), True),  # which may end the process
+        (nn.Conv2d(3, 8, 2, padding=2, dilation=2), (3, 5, 5), False),
     ],
 )
 def test_filters_longer_than_their_map_are_not_computed_in_bfloat16_with_tiles(

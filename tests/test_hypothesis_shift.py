@@ -151,7 +151,7 @@ def test_a_study_is_reproducible_kept_and_reported(
     assert "Figure 4" in page
     assert "What a verdict does not prove" not in page
     other = Dataset.from_tensors((data.train.x + 1, data.train.y), (data.test.x + 1, data.test.y))
-    with pytest.raises(MarshtestError, match="holds results of another recipe"):
+    with pytest.raises(MarshtestError, match="holds results of this recipe on other data"):
         study(SMALL, out=done.folder, data=other)
 
 

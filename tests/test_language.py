@@ -1,6 +1,7 @@
 """Texts: tokenised once, padding that changes nothing, models of transformers, the main job on them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def test_a_folders_files_are_part_of_a_recipe_and_the_hubs_are_not(tmp_path: Pat
     settings = Transformer(source=str(tmp_path))
     then = settings.imported()
     (tmp_path / "README.md").write_text("what no model is built from")
+    (tmp_path / ".DS_Store").write_bytes(b"nor from this")
     assert then.imported() == settings.imported() == then
     values = {"data": "imdb", "model": then, "attack": "gaussian", "training": {"epochs": 1}}
     values |= {"unlearners": ["gd"], "budgets": 0.1, "poison_budgets": 0.1}
@@ -238,6 +240,14 @@ def test_a_folders_files_are_part_of_a_recipe_and_the_hubs_are_not(tmp_path: Pat
     (tmp_path / "model.safetensors").write_bytes(b"others")
     assert settings.imported().files not in ("", then.files)
     assert load_recipe({**values, "model": settings}).hash != first
+    with pytest.raises(MarshtestError, match=r"not those that the recipe was stored with"):
+        then.imported()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert then.imported() == then
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "1.safetensors").write_bytes(b"which an index may name")
+    assert settings.imported().files != then.files
+    shutil.rmtree(tmp_path)  # a name on the hub may be the same as a folder's
     with pytest.raises(MarshtestError, match=r"not those that the recipe was stored with"):
         then.imported()
     hub = Transformer(source="gpt2-medium")

@@ -261,7 +261,7 @@ def test_data_in_memory_and_another_model_are_welcome(tmp_path: Path) -> None:
     assert (results.rows["data"] == "in-memory").all()
     assert (results.rows["forget_size"] == 24).all()
     other = marshtest.Dataset.from_tensors((data.test.x, data.test.y), (data.test.x, data.test.y))
-    with pytest.raises(MarshtestError, match="another recipe"):
+    with pytest.raises(MarshtestError, match="results of this recipe on other data"):
         marshtest.run(recipe, out=tmp_path / "run", data=other)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import GRID, TIMES, TINY, command, rows_of
+from conftest import GRID, TIMES, TINY, command, rows_of, write_cifar
 
 import marshtest
 from marshtest.commands.sweep import Swept, sweep
@@ -210,6 +210,43 @@ def test_bad_sweeps_are_refused_in_one_line(change: dict[str, Any], says: str) -
         plan_sweep(read_sweep({**GRID, **change}))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def two_copies(tmp_path: Path) -> dict[str, Any]:
+    """A recipe, and folders first/ and second/ with other images by the same name."""
+    for folder, rows in (("first", 60), ("second", 80)):
+        write_cifar(tmp_path / folder / "cifar10", rows)
+    recipe = {**TINY, "data": {"name": "cifar10", "train": 50, "test": 40}, "unlearners": ["gd"]}
+    return {**recipe, "training": {"epochs": 1}, "seeds": 1}
+
+
+def test_a_store_never_gives_one_copys_models_for_anothers(
+    two_copies: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {}
+    for name in ("first", "second"):
+        monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path / name))
+        alone[name] = marshtest.run(two_copies, out=tmp_path / f"run-{name}", report=False).rows
+    assert not alone["first"]["test_accuracy"].equals(alone["second"]["test_accuracy"])
+    for name in ("first", "second"):
+        monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path / name))
+        out, store = tmp_path / f"out-{name}", tmp_path / "store"
+        sweep(two_copies, store=store, out=out)
+        rows = Results.read(out).rows
+        pd.testing.assert_frame_equal(rows.drop(columns=TIMES), alone[name].drop(columns=TIMES))
+    # A sweep that is done on one copy is not done on the other, and is refused before any work.
+    records = sorted(Store(store).recorded())
+    assert ledger.finished(Store(store), read_sweep(two_copies)) is None
+    with pytest.raises(MarshtestError, match="results of this recipe on other data"):
+        sweep(two_copies, store=store, out=tmp_path / "out-first")
+    assert sorted(Store(store).recorded()) == records
+
+
+def test_a_grid_over_copies_is_refused(two_copies: dict[str, Any], tmp_path: Path) -> None:
+    paths = [str(tmp_path / name / "cifar10") for name in ("first", "second")]
+    with pytest.raises(MarshtestError, match="differ in the copy of the data alone"):
+        plan_sweep(read_sweep({"name": "x", "recipe": two_copies, "grid": {"data.path": paths}}))
 
 
 def test_any_fsspec_location_holds_a_store(swept: tuple[Swept, Store], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from marshtest.sweeps.engines import InProcess
 from marshtest.sweeps.jobs import distinct
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.locks import Driver
-from marshtest.sweeps.run_folder import RAISED, RECIPE, describe, foreseen
+from marshtest.sweeps.run_folder import ABOUT, RAISED, RECIPE, describe, foreseen, read_about
 from marshtest.sweeps.scheduler import Scheduler
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
@@ -246,6 +246,13 @@ def _refuse_another(place: Path, recipe: Recipe) -> None:
             f"{file}: is another recipe than the suite's {recipe.name} ({key} is {there}, not {here}). "
             "Give models of the suite's recipe."
         )
+    if (place / ABOUT).is_file():
+        there, here = read_about(place / ABOUT).get("data"), content(recipe.data, None)
+        if there != here:
+            raise MarshtestError(
+                f"{place}: its models were handed out on another copy of the data (digest {there}, not "
+                f"{here}). Give the data that they were trained on."
+            )
 
 
 def _of_models(recipe: Recipe) -> dict[str, Any]:

@@ -18,12 +18,20 @@ from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
 from marshtest.sweeps.collect import collect
 from marshtest.sweeps.engines import ENGINES, Engine, InProcess, Processes, Ray, refuse_gpus
+from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import Ledger
 from marshtest.sweeps.locks import Driver
 from marshtest.sweeps.planned import Planned, plan_sweep
-from marshtest.sweeps.run_folder import folder_name, foreseen, is_done, own_folder, write_results
+from marshtest.sweeps.run_folder import (
+    folder_name,
+    foreseen,
+    is_done,
+    own_folder,
+    refuse_anothers,
+    write_results,
+)
 from marshtest.sweeps.scheduler import Scheduler
-from marshtest.sweeps.settings import Resources, Sweep, read_sweep
+from marshtest.sweeps.settings import Resources, Sweep, Variant, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
 
@@ -87,6 +95,8 @@ def sweep(
     _refuse_strange(engine, workers)
     place.prepare()  # the first that is written: what was asked for is sound
     ledger, folder = planned.ledger(), Path(out or Path("runs") / settings.id)
+    for variant, keys in zip(planned.variants, planned.keys, strict=True):
+        refuse_anothers(_place(folder, variant, keys), keys.recipe, keys.identity)
     for line in dict.fromkeys(line for keys in planned.keys for line in foreseen(keys.recipe)):
         progress(0.0, line)
     for line in foretold(planned, store):
@@ -152,7 +162,7 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
         # Rows of a part are shown; a run's folder would pass for a whole one.
         if measured.missing:
             continue
-        place = folder / folder_name(variant.label, keys.recipe.hash) if variant.axes else folder
+        place = _place(folder, variant, keys)
         about = own_folder(place, keys.recipe, keys.identity)
         if not is_done(place):
             # By a worker of its own: the engine's may be in other processes, with GPUs of theirs.
@@ -161,6 +171,11 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")
         write_rows(rows, folder / FILE, ledger.runs)
+
+
+def _place(folder: Path, variant: Variant, keys: Keys) -> Path:
+    """The folder of a variant's run."""
+    return folder / folder_name(variant.label, keys.recipe.hash) if variant.axes else folder
 
 
 @contextmanager

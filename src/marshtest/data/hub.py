@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from marshtest.plumbing.errors import MarshtestError, refused
-from marshtest.plumbing.file_digests import files_digest
+from marshtest.plumbing.file_digests import below, files_digest
 
 DATA_FOLDER_VARIABLE = "MARSHTEST_DATA"
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imdb": "stanfordnlp/imdb"}
@@ -33,20 +33,21 @@ def _tables(path: str, split: str) -> list[str]:
 
 
 def copy_digest(name: str, path: str | None) -> str | None:
-    """Sixteen hex digits of the files that a data set is read from; None if it is not in a local folder.
+    """Sixteen hex digits of the files that a data set is read from; None if it is not in a folder here.
 
     A copy by the same name may hold images encoded otherwise, or the samples in another order.
     """
+    if path is not None and not Path(path).exists():
+        return None  # a sweep may be started on a machine without its workers' data
     folder = _folder(name, path)
-    if folder is None:
-        return None
+    return None if folder is None else _digest(folder)
+
+
+def _digest(folder: str) -> str:
     files: dict[str, Path] = {}
     for split in ("train", "test"):
-        tables = {f"{split} {place}": Path(f) for place, f in enumerate(_tables(folder, split))}
-        # Of images in folders the folder's name is the class.
-        images = sorted(file for file in Path(folder, split).rglob("*") if file.is_file())
-        files |= tables or {str(file.relative_to(folder)): file for file in images}
-    return files_digest(files, "data")
+        files |= {f"{split} {place}": Path(f) for place, f in enumerate(_tables(folder, split))}
+    return files_digest(files or below(Path(folder)), "data")
 
 
 @contextmanager
@@ -72,9 +73,12 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
         if path is None:
             return datasets.load_dataset(hub_name, split=split)
         if files := _tables(path, split):
-            return datasets.load_dataset("parquet", data_files={split: files}, split=split)
+            told = _digest(
+                path
+            )  # `datasets` keeps what it read, and knows a file by its path and time
+            return datasets.load_dataset("parquet", told, data_files={split: files}, split=split)
         if (Path(path) / split).is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=path, split=split)
+            return datasets.load_dataset("imagefolder", _digest(path), data_dir=path, split=split)
     raise MarshtestError(
         f"data.path: {path!r} holds neither {split}*.parquet nor a folder {split}/ of class folders."
     )

@@ -78,11 +78,12 @@ class _Convolutions(TorchDispatchMode):
         answer = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution.default:
             # Filters [out, in, …]; of a transposed convolution the roles are swapped.
-            x, weight, _, stride = args[:4]
+            x, weight, _, stride, _, dilation = args[:6]
             narrow = weight.dim() == 4 and weight.shape[1] < ONEDNN_BLOCK
             self.overrun |= narrow and set(weight.shape[2:]) == {1} and set(stride) != {1}
-            axes = zip(weight.shape[2:], x.shape[2:], answer.shape[2:], strict=True)
-            self.overhangs |= any(size > min(lengths) for size, *lengths in axes)
+            spread = [1 + (n - 1) * by for n, by in zip(weight.shape[2:], dilation, strict=True)]
+            axes = zip(spread, x.shape[2:], answer.shape[2:], strict=True)
+            self.overhangs |= any(length > min(maps) for length, *maps in axes)
         return answer
 
 

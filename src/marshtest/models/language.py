@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from marshtest.data.texts import Texts
 from marshtest.models.base import ModelSettings
 from marshtest.plumbing.errors import MarshtestError, first_line, refused
-from marshtest.plumbing.file_digests import files_digest
+from marshtest.plumbing.file_digests import below, files_digest
 from marshtest.plumbing.settings import Settings
 
-READ_OF_A_FOLDER = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 FUSED_GELU = "gelu_pytorch_tanh"  # what "gelu_new" computes, in one kernel
 
 
@@ -220,10 +219,10 @@ class Transformer(LanguageModel):
     def imported(self) -> Self:
         """The same with the digest of a local folder's files; a MarshtestError if it is not as stored."""
         folder = Path(self.source)
-        if not folder.is_dir():
+        if not folder.is_dir() and not self.files:
             return self
-        read = sorted(f for f in folder.iterdir() if f.suffix in READ_OF_A_FOLDER and f.is_file())
-        now = files_digest({file.name: file for file in read}, "model.source")
+        read = {name: file for name, file in below(folder).items() if file.suffix != ".md"}
+        now = files_digest(read, "model.source")
         if self.files not in ("", now):
             raise MarshtestError(
                 f"model.source: the files of {self.source} are not those that the recipe was stored with. "

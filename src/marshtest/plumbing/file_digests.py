@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from marshtest.plumbing.errors import refused
+
+HIDDEN = re.compile(r"(^|[/\\])\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems
 
 
 def file_digest(path: Path) -> str:
@@ -24,12 +27,20 @@ def files_digest(files: Mapping[str, Path], where: str) -> str:
     digested = hashlib.sha256()
     for name, path in files.items():
         with refused(f"{where}: cannot read {path}", kinds=OSError):
-            of_file = _remembered(path.absolute(), path.stat().st_mtime_ns)
+            found = path.stat()
+            of_file = _remembered(path.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
         digested.update(os.fsencode(f"{name}\0{of_file}\n"))
     return digested.hexdigest()[:16]
 
 
+def below(folder: Path) -> dict[str, Path]:
+    """The files in a folder and its folders by their paths in it, sorted; hidden ones do not count."""
+    every = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {str(path.relative_to(folder)): path for path in every}
+    return {name: path for name, path in named.items() if not HIDDEN.search(name)}
+
+
 @cache
-def _remembered(path: Path, changed: int) -> str:
-    """A file is read once for all variants of a sweep, unless it `changed`."""
+def _remembered(path: Path, *_: int) -> str:
+    """A file is read once for all variants of a sweep, unless something of it changed."""
     return file_digest(path)

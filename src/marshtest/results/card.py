@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from marshtest.data.hub import HUB_NAMES
 from marshtest.experiment.states import ITSELF
 from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.verdict import ANSWERS
@@ -196,9 +195,8 @@ def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[
         file = f"{suite}/{own.recipe.name}.parquet"
         return own, f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})"
     differing = differences(setting(known), setting(own))
-    # A public set is the same set in anybody's copy, though images may be encoded otherwise.
-    data = own.recipe.data.name
-    copies = data in HUB_NAMES and differing.pop(CONTENT, None) is not None
+    if differing.keys() == {CONTENT}:
+        return own, "no ranks, as the known were run on another copy of the data"
     if differing:
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])
         return own, f"no ranks, as the known were run in another setting ({told})"
@@ -209,8 +207,7 @@ def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[
     there &= rows["poison_budget"].isin(own.poison_budgets) & rows["budget"].isin(own.budgets)
     others = [trials for trials in known.recipe.unlearners if trials[0].name != name]
     recipe = known.recipe.model_copy(update={"unlearners": tuple(others)})
-    note = f"the known were run on another copy of {data}" if copies else ""
-    return together(own, replace(known, rows=rows[there], recipe=recipe)), note
+    return together(own, replace(known, rows=rows[there], recipe=recipe)), ""
 
 
 def _line(own: Results, both: Results, share: float, name: str) -> Line:

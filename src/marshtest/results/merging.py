@@ -126,14 +126,18 @@ def setting(results: Results) -> dict[str, Any]:
     values["data"].pop("path", None)  # where somebody's copy lies
     about = next(iter(results.runs.values()))
     # From the rows: what the recipe's `auto` was is another thing on another machine.
-    first = results.rows.iloc[0]
     return {
         **values,
         CONTENT: about["data"],
         "algorithm": about["algorithm"],
-        "precision": first["precision"],
-        "device": first["device"],
+        "precision": _each(results.rows["precision"]),
+        "device": _each(results.rows["device"]),
     }
+
+
+def _each(column: pd.Series) -> str:
+    """A column's value, or all that it has: rows of several are comparable with rows of the same alone."""
+    return " and ".join(sorted(column.unique()))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -75,8 +75,15 @@ def plan_sweep(sweep: Sweep, *, imports: bool = True) -> Planned:
         for number, keys in enumerate(recipes)
     ]
     first: dict[frozenset[str], str] = {}  # the variant of these scores
-    for variant, of_variant in zip(variants, rows, strict=True):
+    of_recipe: dict[str, str] = {}
+    for variant, keys, of_variant in zip(variants, recipes, rows, strict=True):
         scores, label = frozenset(cell.key for cell in of_variant), variant.label or "the recipe"
+        other = of_recipe.setdefault(keys.recipe.hash, label)
+        if other != label and scores not in first:  # rows would be of one recipe
+            raise MarshtestError(
+                f"grid: {label} and {other} differ in the copy of the data alone. Sweep each by itself, "
+                "with an --out of its own."
+            )
         if scores in first:
             raise MarshtestError(
                 f"grid: the cells of {label} and of {first[scores]} differ in nothing. Leave one out."

@@ -84,11 +84,17 @@ def refuse_anothers(
         if folder.exists() and any(path.name[0] != "." for path in folder.iterdir()):
             raise MarshtestError(f"{folder}: is not empty and holds no run. Choose another --out.")
         return None
-    about = _read_about(folder / ABOUT)
+    about = read_about(folder / ABOUT)
     if {key: about.get(key) for key in identity} == identity:
         return about
     values = [_without_code(recorded) for recorded in (about.get("values"), _values(recipe))]
     other_recipe = about.get("recipe") != recipe.hash
+    if not other_recipe and about.get("data") != identity.get("data"):
+        raise MarshtestError(
+            f"{folder}: holds results of this recipe on other data (digest {about.get('data')}, not "
+            f"{identity.get('data')}; earlier versions told none of a copy). Choose another --out, or "
+            "remove the folder."
+        )
     if not other_recipe or values[0] != values[1] or about.get("data") != identity.get("data"):
         raise MarshtestError(
             f"{folder}: holds results of another recipe ({about.get('name')}-"
@@ -120,7 +126,12 @@ def own_folder(folder: Path, recipe: Named, identity: Mapping[str, Any]) -> dict
     return about
 
 
-def _read_about(file: Path) -> dict[str, Any]:
+def read_about(file: Path) -> dict[str, Any]:
+    """What a run's folder says of it.
+
+    Raises:
+        MarshtestError: the file cannot be read.
+    """
     try:
         about: dict[str, Any] = json.loads(file.read_text())
         if not isinstance(about, dict):

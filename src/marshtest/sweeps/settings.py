@@ -15,6 +15,7 @@ Read without torch, so that the state of a sweep is known at once.
 import copy
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from marshtest.data.hub import DATA_FOLDER_VARIABLE
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.settings import Settings
 from marshtest.plumbing.yaml_files import (
@@ -122,8 +124,9 @@ class Sweep(Settings):
 
     @property
     def reads_files(self) -> bool:
-        """Whether the sweep depends on the user's code or tensors, which may change behind its back."""
-        return _foreign([self.base, self.grid, self.zip])
+        """Whether the sweep depends on the user's code or files, which may change behind its back."""
+        copies = DATA_FOLDER_VARIABLE in os.environ
+        return copies or _foreign([self.base, self.grid, self.zip])
 
     def variants(self) -> list[Variant]:
         """The combinations of the axes' values, the last axis fastest."""
@@ -173,10 +176,16 @@ def read_sweep(source: str | Path | Mapping[str, Any], *overrides: str) -> Sweep
     return Sweep.parse(values, "")
 
 
+def _is_file(values: Mapping[str, Any]) -> bool:
+    """Whether a value names a file or folder: a copy of the data, a language model."""
+    keys = {key.rpartition(".")[2]: value for key, value in values.items() if value}
+    return "path" in keys or "source" in keys
+
+
 def _foreign(value: Any) -> bool:
     if isinstance(value, Mapping):
         parts = (part for key, part in value.items() if key != "description")
-        return "tensors" in value.values() or any(map(_foreign, parts))
+        return "tensors" in value.values() or any(map(_foreign, parts)) or _is_file(value)
     if isinstance(value, list | tuple):
         return any(map(_foreign, value))
     # "pkg.mod:name"; a text that only looks like one costs a plan, one that was missed would give

@@ -111,9 +111,8 @@ class Worker:
     def pipeline(self, keys: Keys) -> Pipeline:
         """How a recipe makes models; the latest recipe's stays in memory."""
         recipe = keys.recipe
-        return self._keep(
-            "pipeline", recipe.hash, lambda: set_up(recipe, self._data(keys), self._device)
-        )
+        of = hashed(keys.identity)  # a recipe's hash does not tell copies of the data apart
+        return self._keep("pipeline", of, lambda: set_up(recipe, self._data(keys), self._device))
 
     def poisoned(self, keys: Keys, group: Group) -> Poisoned:
         """A group's poisons; the latest group's stay in memory."""
