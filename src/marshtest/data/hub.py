@@ -72,13 +72,12 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
     with refused(f"data: cannot read {path or hub_name}", mend, (OSError, ValueError)):
         if path is None:
             return datasets.load_dataset(hub_name, split=split)
+        # `datasets` keeps what it read, and tells files apart by path and time alone.
+        kept = _digest(path)
         if files := _tables(path, split):
-            told = _digest(
-                path
-            )  # `datasets` keeps what it read, and knows a file by its path and time
-            return datasets.load_dataset("parquet", told, data_files={split: files}, split=split)
+            return datasets.load_dataset("parquet", kept, data_files={split: files}, split=split)
         if (Path(path) / split).is_dir():
-            return datasets.load_dataset("imagefolder", _digest(path), data_dir=path, split=split)
+            return datasets.load_dataset("imagefolder", kept, data_dir=path, split=split)
     raise MarshtestError(
         f"data.path: {path!r} holds neither {split}*.parquet nor a folder {split}/ of class folders."
     )

@@ -267,9 +267,7 @@ def about_runs(results: Results) -> list[dict[str, str]]:
                 "recipe": f"{about['values']['name']}-{recipe}",
                 "seeds": ", ".join(map(str, seeds)),
                 "models": f"{len(in_state(rows, ITSELF)):,}",
-                "data": f"files with digest {about['data']}"
-                if about["data"]
-                else "named by the recipe",
+                "data": f"digest {about['data']}" if about["data"] else "named by the recipe",
                 "precision, device": ", ".join(sorted(places)),
                 "started": str(about.get("started", "in a sweep")),
                 "marshtest": f"{about['marshtest']} (algorithm {about['algorithm']})",

@@ -166,9 +166,9 @@ def card_of(
     compared, said = [], list(said)
     for own, known in scored:
         name = _name(own)
-        both, note = _among(own, known, name, suite)
-        if note:
-            said.append(f"{own.recipe.name}: {note}.")
+        both, reason = _among(own, known, name, suite)
+        if reason:
+            said.append(f"{own.recipe.name}: no ranks, as {reason}.")
         compared.append(both)
         lines += [_line(own, both, share, name) for share in own.poison_budgets]
     names = [_name(own) for own, _ in scored]
@@ -190,16 +190,16 @@ def _name(own: Results) -> str:
 
 
 def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[Results, str]:
-    """The newcomer's rows with those of the known, or its own alone; and what is to be said of it."""
+    """The newcomer's rows with those of the known; or its own alone, and why."""
     if known is None:
         file = f"{suite}/{own.recipe.name}.parquet"
-        return own, f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})"
+        return own, f"no rows of known unlearners lie beside the suite's file ({file})"
     differing = differences(setting(known), setting(own))
-    if differing.keys() == {CONTENT}:
-        return own, "no ranks, as the known were run on another copy of the data"
+    if differing.keys() == {CONTENT}:  # shares of what they left would be of another effect
+        return own, "the known were run on another copy of the data"
     if differing:
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])
-        return own, f"no ranks, as the known were run in another setting ({told})"
+        return own, f"the known were run in another setting ({told})"
     rows = known.rows
     # Controls stay the newcomer's: another machine's differ in their last digits. And under its own name
     # it stands for itself.
