@@ -165,9 +165,10 @@ def canceling_rules() -> str:
 
 
 def _crafted(line: pd.Series) -> str:
-    """The share of the gradient that a crafting left, and whether it broke off."""
-    stopped = " (diverged)" * bool(line["crafting_stopped"])
-    return f"{line['crafting_objective']:.2f}{stopped}"
+    """The share of the gradient that a crafting left, and whether it broke off or ended with more."""
+    left = line["crafting_objective"]
+    diverged = " (diverged)" * bool(line["crafting_stopped"] or left > 1)
+    return f"{left:.2f}{diverged}" if left < 100 else f"{left:.0e}{diverged}"
 
 
 def deep_answer() -> str:
