@@ -236,7 +236,12 @@ def test_the_command_beside_rows_is_of_their_recipe(experiments: ModuleType) -> 
         _, verb, recipe, *changes = shlex.split(experiments.command(name).strip("`"))
         if verb == "run":
             told = load_recipe(recipe, *changes).model_dump(mode="json")
-            of_rows = experiments.results(name).recipe.model_dump(mode="json")
+            of = experiments.results(name)
+            of_rows = of.recipe.model_dump(mode="json")
+            of_rows |= {
+                "seeds": len(of.seeds),
+                "first_seed": of.seeds[0],
+            }  # of several runs together
             differing = differences(told, of_rows).keys() - {"name", "description"}
             assert not differing, f"{name}: {differing}"
 
