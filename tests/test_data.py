@@ -85,32 +85,30 @@ def test_a_local_copy_is_told_from_the_hub_and_from_another_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without that a store gives what was made of one for the other."""
-    copy, other, moved = (tmp_path / name for name in ("copy", "other", "moved"))
-    write_cifar(copy)
-    write_cifar(other, rows=6)
-    shutil.copytree(copy, moved)
-    (moved / "README.md").write_text("what is no part of the data")
-    of = {
-        folder: content(DataSettings(name="cifar10", path=str(folder)), None)
-        for folder in (copy, other, moved)
-    }
-    assert of[copy] == of[moved] != of[other]
-    assert content(DataSettings(name="cifar10"), None) is None
+
+    def told(folder: str | None) -> str | None:
+        path = None if folder is None else str(tmp_path / folder)
+        return content(DataSettings(name="cifar10", path=path), None)
+
+    write_cifar(tmp_path / "copy")
+    write_cifar(tmp_path / "other", rows=6)
+    shutil.copytree(tmp_path / "copy", tmp_path / "moved")
+    (tmp_path / "moved" / "README.md").write_text("what is no part of the data")
+    of_copy = told("copy")
+    assert of_copy == told("moved") != told("other")
+    assert told(None) is None
     assert content(DataSettings(name="digits"), None) is None
     monkeypatch.setenv("MARSHTEST_DATA", str(tmp_path))
-    copy.rename(tmp_path / "cifar10")
-    assert content(DataSettings(name="cifar10"), None) == of[copy]
+    (tmp_path / "copy").rename(tmp_path / "cifar10")
+    assert told(None) == of_copy
     # Of images in folders the folder is the label.
     for folder, label in (("one", "cat"), ("two", "dog")):
         (tmp_path / folder / "train" / label).mkdir(parents=True)
         (tmp_path / folder / "train" / label / "0.png").write_bytes(picture())
-    one, two = (
-        content(DataSettings(name="cifar10", path=str(tmp_path / name)), None)
-        for name in ("one", "two")
-    )
-    assert one != two
+    of_one = told("one")
+    assert of_one != told("two")
     (tmp_path / "one" / "train" / ".DS_Store").write_bytes(b"which systems leave")
-    assert content(DataSettings(name="cifar10", path=str(tmp_path / "one")), None) == one
+    assert told("one") == of_one
 
 
 def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:

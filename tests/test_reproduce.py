@@ -238,10 +238,8 @@ def test_the_command_beside_rows_is_of_their_recipe(experiments: ModuleType) -> 
             told = load_recipe(recipe, *changes).model_dump(mode="json")
             of = experiments.results(name)
             of_rows = of.recipe.model_dump(mode="json")
-            of_rows |= {
-                "seeds": len(of.seeds),
-                "first_seed": of.seeds[0],
-            }  # of several runs together
+            # Rows may be of several runs.
+            of_rows |= {"seeds": len(of.seeds), "first_seed": of.seeds[0]}
             differing = differences(told, of_rows).keys() - {"name", "description"}
             assert not differing, f"{name}: {differing}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from marshtest.plumbing.errors import refused
 
-HIDDEN = re.compile(r"(^|[/\\])\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems
+HIDDEN = re.compile(r"\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems, not data
 
 
 def file_digest(path: Path) -> str:
@@ -35,9 +35,12 @@ def files_digest(files: Mapping[str, Path], where: str) -> str:
 
 def below(folder: Path) -> dict[str, Path]:
     """The files in a folder and its folders by their paths in it, sorted; hidden ones do not count."""
-    every = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = {str(path.relative_to(folder)): path for path in every}
-    return {name: path for name, path in named.items() if not HIDDEN.search(name)}
+    named = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")))
+    return {
+        str(name): path
+        for name, path in named
+        if path.is_file() and not any(map(HIDDEN.match, name.parts))
+    }
 
 
 @cache

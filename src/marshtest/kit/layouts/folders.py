@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marshtest.plumbing.errors import MarshtestError
-from marshtest.plumbing.file_digests import file_digest
+from marshtest.plumbing.file_digests import HIDDEN, file_digest
 
-HIDDEN = re.compile(r"\.|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # made by systems, not data
 UNDECODED = re.compile("[\ud800-\udfff]")  # how Python holds bytes of a name that are not UTF-8
 MARK = 8  # hex digits that a key keeps of each file
 
