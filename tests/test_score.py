@@ -216,28 +216,50 @@ def test_the_worst_stands_in_the_headline(tiny_run: Results) -> None:
         )
 
 
+def of_copy(results: Results, content: str) -> Results:
+    """The same rows as if their samples had been read from another copy of the data."""
+    return replace(results, runs={k: {**run, "data": content} for k, run in results.runs.items()})
+
+
 def test_rows_of_another_setting_give_no_rank_and_say_why(tiny_run: Results) -> None:
     known = as_if(tiny_run, ga="initial")
-    known = replace(known, rows=known.rows.assign(device="cuda"))
-    card = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), known)], [])
+    training = known.recipe.training.model_copy(update={"epochs": 99})
+    known = replace(known, recipe=known.recipe.model_copy(update={"training": training}))
+    card = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), of_copy(known, "1"))], [])
     assert (card.rank, card.lines[0].rank) == (None, None)
+    (said,) = card.said
+    epochs = tiny_run.recipe.training.epochs
+    start = "tiny: no ranks, as the known were run in another setting (training.epochs is "
+    assert said.startswith(f"{start}{epochs}, not 99")
+
+
+def test_the_known_elsewhere_are_measured_by_their_own_controls(tiny_run: Results) -> None:
+    """On other data, and on a GPU, the effect may be ten times as large; shares of it are shares."""
+    known = of_copy(as_if(tiny_run, ga="initial", scrub="retrained"), "1")
+    rows = known.rows.assign(device="cuda")
+    rows[["gus_dependence", "rank_dependence", "gus_error", "rank_error"]] *= 10
+    elsewhere = replace(known, rows=rows)
+    card = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), elsewhere)], [])
+    (line,) = card.lines
+    assert (card.rank, card.ranked, line.rank, line.ranked) == (2, 3, 2, 3)
+    assert line.known["ga"] == 1
+    assert line.known["scrub"] < 0.5
     assert card.said == (
-        "tiny: no ranks, as the known were run in another setting (device is cpu, not cuda).",
+        "tiny: the known were run on another copy of the data and with device cuda, so that each side's "
+        "shares are of its own effect, and nothing is said against tuned retraining.",
     )
+    assert set(differences(setting(elsewhere), setting(tiny_run))) == {
+        "content of the data",
+        "device",
+    }
 
 
-def test_the_known_of_another_copy_of_the_data_give_no_rank(tiny_run: Results) -> None:
-    """What they left would be a share of an effect on other samples."""
-
-    def of(content: str | None, **roles: str) -> Results:
-        made = as_if(tiny_run, **roles)
-        return replace(made, runs={k: {**run, "data": content} for k, run in made.runs.items()})
-
-    known, own = of("1234", ga="initial"), of(None, bad="initial")
-    card = card_of("bad", "mini", [(own, known)], [])
-    assert (card.rank, card.lines[0].standing) == (None, "")
-    assert card.said == ("tiny: no ranks, as the known were run on another copy of the data.",)
-    assert differences(setting(known), setting(own)) == {"content of the data": ("1234", None)}
+def test_nothing_is_said_against_tuned_retraining_elsewhere(tiny_run: Results) -> None:
+    """There a seed's training is of other samples: no pair."""
+    own, known = as_if(tiny_run, bad="initial"), as_if(tiny_run, **{"retrain-tuned": "retrained"})
+    here = card_of("bad", "mini", [(own, known)], [])
+    there = card_of("bad", "mini", [(own, of_copy(known, "1"))], [])
+    assert [card.lines[0].standing for card in (here, there)] == ["loses", ""]
 
 
 def test_controls_of_another_machine_do_not_keep_the_known_apart(tiny_run: Results) -> None:

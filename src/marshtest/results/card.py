@@ -2,7 +2,8 @@
 
 The newcomer is judged alone, by rows of its own: its own initial and retrained models, and no correction
 for unlearners that it is compared with. Ranks are those of the leaderboard, attack by attack and over all
-of them, among the known unlearners whose rows can be compared.
+of them, among the known unlearners whose rows can be compared. The known are measured by their own initial
+and retrained models, which may have come from another machine, or from another copy of the data.
 """
 
 import math
@@ -18,7 +19,7 @@ from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.leaderboard import CONTROLS, leaderboard
 from marshtest.results.line_to_beat import LINE, TUNED, line_to_beat, standings
-from marshtest.results.merging import CONTENT, differences, setting, together
+from marshtest.results.merging import CONTENT, differences, same_experiment, setting
 from marshtest.results.summary import GROUP, Results
 
 FORMAT = 1  # of card.json
@@ -44,7 +45,7 @@ class Line:
         spent: share of the training's compute; nan where nobody measured it.
         rank, ranked: place among so many, by what is left or accuracy lost, whichever is more; None
             without known unlearners.
-        standing: to tuned retraining; "" where it is not among the known.
+        standing: to tuned retraining; "" where it is not among the known, or these were run elsewhere.
         margin: share of the effect that REMOVED may leave.
         reasons: what speaks against REMOVED; and what was odd.
         known: size of the share left by each of the known.
@@ -163,14 +164,14 @@ def card_of(
         said: what is lacking already.
     """
     lines: list[Line] = []
-    compared, said = [], list(said)
+    compared: list[Results] = []
+    said = list(said)
     for own, known in scored:
-        name = _name(own)
-        both, reason = _among(own, known, name, suite)
-        if reason:
-            said.append(f"{own.recipe.name}: no ranks, as {reason}.")
-        compared.append(both)
-        lines += [_line(own, both, share, name) for share in own.poison_budgets]
+        others, remark = _others(own, known, suite)
+        if remark:
+            said.append(f"{own.recipe.name}: {remark}.")
+        compared += _compared(own, others)
+        lines += [_line(own, others, share) for share in own.poison_budgets]
     names = [_name(own) for own, _ in scored]
     places = _place(leaderboard(compared), names[0])
     values = {own.recipe.name: own.recipe.unlearners[0][0].hyperparameters for own, _ in scored}
@@ -189,38 +190,57 @@ def _name(own: Results) -> str:
     return own.recipe.unlearners[0][0].name
 
 
-def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[Results, str]:
-    """The newcomer's rows with those of the known; or its own alone, and why."""
+def _others(own: Results, known: Results | None, suite: str) -> tuple[Results | None, str]:
+    """The rows of the known that a newcomer is ranked with, if there are any; and what is to be said."""
     if known is None:
         file = f"{suite}/{own.recipe.name}.parquet"
-        return own, f"no rows of known unlearners lie beside the suite's file ({file})"
+        return (
+            None,
+            f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})",
+        )
     differing = differences(setting(known), setting(own))
-    if differing.keys() == {CONTENT}:  # shares of what they left would be of another effect
-        return own, "the known were run on another copy of the data"
-    if differing:
+    if not same_experiment(known, own):
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])
-        return own, f"the known were run in another setting ({told})"
+        return None, f"no ranks, as the known were run in another setting ({told})"
     rows = known.rows
-    # Controls stay the newcomer's: another machine's differ in their last digits. And under its own name
-    # it stands for itself.
-    there = (rows["role"] == "updated") & (rows["unlearner"] != name)
-    there &= rows["poison_budget"].isin(own.poison_budgets) & rows["budget"].isin(own.budgets)
-    others = [trials for trials in known.recipe.unlearners if trials[0].name != name]
-    recipe = known.recipe.model_copy(update={"unlearners": tuple(others)})
-    return together(own, replace(known, rows=rows[there], recipe=recipe)), ""
+    # Under its own name the newcomer stands for itself.
+    there = (rows["role"] != "updated") | (rows["unlearner"] != _name(own))
+    there &= rows["poison_budget"].isin(own.poison_budgets)
+    there &= (rows["role"] != "updated") | rows["budget"].isin(own.budgets)
+    entries = [trials for trials in known.recipe.unlearners if trials[0].name != _name(own)]
+    recipe = known.recipe.model_copy(update={"unlearners": tuple(entries)})
+    return replace(known, rows=rows[there]).placed(recipe), _elsewhere(differing)
 
 
-def _line(own: Results, both: Results, share: float, name: str) -> Line:
-    summary = own.summary
+def _elsewhere(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """What is to be said where the known were run in another place; "" where they were not."""
+    told = ["on another copy of the data"] if CONTENT in differing else []
+    told += [f"with {key} {of[0]}" for key, of in differing.items() if key != CONTENT]
+    if not told:
+        return ""
+    return (
+        f"the known were run {' and '.join(told)}, so that each side's shares are of its own effect, and "
+        "nothing is said against tuned retraining"
+    )
+
+
+def _compared(own: Results, others: Results | None, share: float | None = None) -> list[Results]:
+    """The newcomer's rows and those of the known, if there are any; at one poison budget, or at all."""
+    both = [own] if others is None else [own, others]
+    return both if share is None else [_at(one, share) for one in both]
+
+
+def _line(own: Results, others: Results | None, share: float) -> Line:
+    name, summary = _name(own), own.summary
     lines = summary[(summary["role"] == "updated") & (summary["poison_budget"] == share)]
     lines = lines[lines["budget"] == own.budget]
     line = lines.iloc[0].copy()
     if name == ELSEWHERE:
         line["spent"] = math.nan
-    board = leaderboard([_at(both, share)])
+    board = leaderboard(_compared(own, others, share))
     shares = {str(of["unlearner"]): of for of in board.to_dict("records")}
     found = shares.get(name, {"left": math.nan, "left_error": math.nan})
-    others = shares.keys() - {name, *CONTROLS.values()}
+    known = shares.keys() - {name, *CONTROLS.values()}
     rank, ranked = _place(board, name)
     return Line(
         recipe=own.recipe.name,
@@ -228,7 +248,7 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
         poison_budget=share,
         seeds=int(line["seeds"]),
         verdict=str(line["verdict"]),
-        left=_signed(float(found["left"]), both, share, line),
+        left=_signed(float(found["left"]), own, share, line),
         left_error=float(found["left_error"]),
         accuracy=float(line["test_accuracy"]),
         accuracy_sd=float(line["test_accuracy_sd"]),
@@ -237,10 +257,10 @@ def _line(own: Results, both: Results, share: float, name: str) -> Line:
         spent=float(line["spent"]),
         rank=rank,
         ranked=ranked,
-        standing=_standing(line, own, both, share),
+        standing=_standing(line, own, others, share),
         margin=own.recipe.verdict.margin,
         reasons="; ".join(filter(None, (str(line["reasons"]), str(line["note"])))),
-        known={other: float(shares[other]["left"]) for other in sorted(others)},
+        known={other: float(shares[other]["left"]) for other in sorted(known)},
         membership=_membership(own, line),
         after_care=_after_care(own, share),
     )
@@ -287,17 +307,19 @@ def _place(board: pd.DataFrame, name: str) -> tuple[int | None, int]:
     return (int(own["rank"].iloc[0]), len(ranked)) if len(own) and len(ranked) > 1 else (None, 0)
 
 
-def _standing(own_line: pd.Series, own: Results, both: Results, share: float) -> str:
+def _standing(own_line: pd.Series, own: Results, others: Results | None, share: float) -> str:
     """How the newcomer stands to tuned retraining, tested by itself; "" without that line."""
-    table = both.summary
-    table = table[(table["poison_budget"] == share) & (table["budget"] == own.budget)]
-    line = line_to_beat(table)
-    if line is None or line["unlearner"] != TUNED:
-        return ""
     if own_line["unlearner"] == TUNED:
         return LINE
+    # Trainings are paired by seed, which elsewhere is another training.
+    if others is None or differences(setting(others), setting(own)):
+        return ""
+    table = others.summary
+    line = line_to_beat(table[(table["poison_budget"] == share) & (table["budget"] == own.budget)])
+    if line is None or line["unlearner"] != TUNED:
+        return ""
     pair = pd.DataFrame([line, own_line]).reset_index(drop=True)
-    accuracies = [_accuracies(both, line), _accuracies(own, own_line)]
+    accuracies = [_accuracies(others, line), _accuracies(own, own_line)]
     return standings(pair, accuracies, own.recipe.verdict.alpha)[1]
 
 

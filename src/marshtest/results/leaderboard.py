@@ -10,7 +10,8 @@ So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An
 the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
 compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
 that overlap are ties. Only those that were tried in every experiment have a rank: means over other
-data would be compared with each other.
+data would be compared with each other. On another copy of the data, or another device, it is the same
+experiment, and unlearners are measured by the initial and retrained models there.
 
 Beside the rank stands in how many experiments an unlearner beats the line to beat and loses to it (see
 marshtest.results.line_to_beat).
@@ -29,6 +30,7 @@ from scipy.special import ndtri
 
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.line_to_beat import LINE
+from marshtest.results.merging import same_experiment
 from marshtest.results.naming import choice, differing, marks
 from marshtest.results.summary import GROUP, Results, wider_error
 
@@ -78,6 +80,7 @@ class Trial:
     standing: str = ""  # to the line to beat
     marks: str = ""  # options that tell the unlearner from others of its name
     chosen: str = ""  # what a search chose
+    experiment: tuple[int, float] = (0, 0.0)  # its number, and the poison budget
 
     @property
     def misses(self) -> Measure:
@@ -98,8 +101,8 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     attacks = list(dict.fromkeys(results.recipe.attack.name for results in experiments))
     tried: dict[str, dict[str, list[Trial]]] = {}
     keys = _told_apart(experiments)
-    for results in experiments:
-        for name, trials in _trials(results, keys).items():
+    for results, number in zip(experiments, _numbers(experiments), strict=True):
+        for name, trials in _trials(results, keys, number).items():
             tried.setdefault(name, {}).setdefault(results.recipe.attack.name, []).extend(trials)
     if not tried:
         return pd.DataFrame()
@@ -119,14 +122,22 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     return order.drop(columns="control").reset_index(drop=True)
 
 
+def _numbers(experiments: Sequence[Results]) -> list[int]:
+    """The number of each one's experiment: that of the first which differs in the place alone."""
+    return [
+        next(i for i, first in enumerate(experiments) if same_experiment(first, results))
+        for results in experiments
+    ]
+
+
 def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:
-    tried = sum(len(trials) for trials in by_attack.values())
-    line: dict[str, Any] = {"unlearner": name, "experiments": tried}
+    every = [trial for of in by_attack.values() for trial in of]
+    tried = {trial.experiment for trial in every}
+    line: dict[str, Any] = {"unlearner": name, "experiments": len(tried)}
     for what in ("misses", "left", "lost"):
         parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
         mean = Measure.mean(parts)
         line |= {what: mean.value, f"{what}_error": mean.error}
-    every = [trial for of in by_attack.values() for trial in of]
     chosen = dict.fromkeys(trial.chosen for trial in every)
     line |= {"marks": every[0].marks, "chosen": "; ".join(filter(None, chosen))}
     spent = [trial.spent for trial in every]
@@ -160,11 +171,12 @@ def _told_apart(experiments: Sequence[Results]) -> dict[str, set[str]]:
     return keys
 
 
-def _trials(results: Results, keys: Mapping[str, set[str]]) -> dict[str, list[Trial]]:
+def _trials(results: Results, keys: Mapping[str, set[str]], number: int) -> dict[str, list[Trial]]:
     """The trials of each unlearner, one a poison budget.
 
     Args:
         keys: by name of an unlearner, the options that tell its entries apart.
+        number: of the experiment.
     """
     found: dict[str, list[Trial]] = {}
     for share in results.poison_budgets:
@@ -187,7 +199,8 @@ def _trials(results: Results, keys: Mapping[str, set[str]]) -> dict[str, list[Tr
         updated = updated[whole]
         for _, line in pd.concat([updated, *controls.values()]).iterrows():
             trial = _trial(results, names, line, initial, retrained)
-            trial = replace(trial, marks=marks(line, keys), chosen=choice(line, results.recipe))
+            told, chosen = marks(line, keys), choice(line, results.recipe)
+            trial = replace(trial, marks=told, chosen=chosen, experiment=(number, share))
             if not math.isnan(trial.misses.value):
                 found.setdefault(f"{line['unlearner']}{trial.marks}", []).append(trial)
     return found

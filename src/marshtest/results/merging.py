@@ -31,6 +31,11 @@ VARIED = {
     ),  # which change no model, or are told by the rows
 }
 CONTENT = "content of the data"  # as differences call it
+PLACE = {
+    CONTENT,
+    "precision",
+    "device",
+}  # in which an experiment differs from the same one elsewhere
 RAN = ("marshtest", "commit", "torch", "python", "machine")
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
@@ -153,6 +158,11 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
         elif a != b and ((key in one and key in other) or a or b):
             differing[key] = (a, b)
     return differing
+
+
+def same_experiment(one: Results, other: Results) -> bool:
+    """Whether two rows differ at most in where they were made: by the controls there shares compare."""
+    return differences(setting(one), setting(other)).keys() <= PLACE
 
 
 def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
