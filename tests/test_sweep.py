@@ -170,6 +170,16 @@ def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
     assert (done.folder / "report.html").exists()
 
 
+def test_a_grid_of_one_point_has_its_rows_where_a_grid_has_them(tmp_path: Path) -> None:
+    """The folder that the command names, and asks when it is given once more."""
+    one = {"recipe": {**TINY, "seeds": 1, "unlearners": []}, "grid": {"attack.variance": [1.0]}}
+    done = sweep(one, store=tmp_path / "store", out=tmp_path / "out")
+    rows = rows_of(done)
+    (own,) = done.folder.glob("*/rows.parquet")
+    assert len(rows) == len(Results.read(own).rows)
+    assert set(rows["attack.variance"]) == {1.0}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -167,7 +167,7 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
         if not is_done(place):
             # By a worker of its own: the engine's may be in other processes, with GPUs of theirs.
             write_results(Worker(store, device="cpu"), keys, place, about, measured)
-    if len(tables) > 1:
+    if any(variant.axes for variant in planned.variants):  # the rows of a run lie there already
         rows = pd.concat(tables, ignore_index=True)
         write(rows, folder / "rows.csv")
         write_rows(rows, folder / FILE, ledger.runs)
