@@ -342,7 +342,7 @@ def test_rows_are_counted_as_others_read_them(
     """A forget request names rows: of files of any quotes they are Python's own, or refused."""
     monkeypatch.setattr(lines, "CHUNK", 8)  # so that cells go over several blocks
     draws, read = random.Random(0), 0
-    for number in range(1500):
+    for number in range(500):
         separator = draws.choice(",\t")
         path = tmp_path / {",": "rows.csv", "\t": "rows.tsv"}[separator]
         rows = []
@@ -354,12 +354,11 @@ def test_rows_are_counted_as_others_read_them(
         with path.open(newline="") as file:
             expected = [row for row in csv.reader(file, delimiter=separator) if row][1:]
         with suppress(MarshtestError):
-            for row, values in (records := open_records(path)).each(
-                range(open_records(path).count)
-            ):
+            records = open_records(path)
+            for row, values in records.each(range(records.count)):
                 assert list(values.values()) == expected[records.place(row)["row"] - 1], number
                 read += 1
-    assert read > 1000
+    assert read > 300
 
 
 def test_a_quote_within_a_cell_is_none_of_csv(tmp_path: Path) -> None:
