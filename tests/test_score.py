@@ -22,12 +22,14 @@ from safetensors.torch import load_file, save_file
 import marshtest
 from marshtest.experiment.recipe import load_recipe
 from marshtest.experiment.recorded import Recorded, RecordedNamed
+from marshtest.experiment.states import ITSELF
 from marshtest.metrics.membership_columns import EVERY_FORM
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
 from marshtest.reporting.card import card_table, write_card
 from marshtest.results.card import Card, card_of
 from marshtest.results.kept_models import kept_models
+from marshtest.results.leaderboard import CONTROLS, leaderboard
 from marshtest.results.merging import differences, setting
 from marshtest.results.suite import read_suite
 from marshtest.results.summary import Results
@@ -139,6 +141,7 @@ def test_an_unlearner_that_does_nothing_leaves_all_and_loses(card: Card) -> None
     assert any("no rows of known unlearners lie beside" in line for line in card.said)
 
 
+@pytest.mark.slow
 def test_retraining_is_removed(tmp_path: Path) -> None:
     """By a test with power: what retraining never saw it cannot keep."""
     recipe = {
@@ -245,8 +248,8 @@ def test_the_known_elsewhere_are_measured_by_their_own_controls(tiny_run: Result
     assert line.known["ga"] == 1
     assert line.known["scrub"] < 0.5
     assert card.said == (
-        "tiny: the known were run on another copy of the data and with device cuda, so that each side's "
-        "shares are of its own effect, and nothing is said against tuned retraining.",
+        "tiny: the known were run on another copy of the data and with device cuda: each side's shares "
+        "are of its own effect, and nothing is said against tuned retraining.",
     )
     assert set(differences(setting(elsewhere), setting(tiny_run))) == {
         "content of the data",
@@ -260,6 +263,42 @@ def test_nothing_is_said_against_tuned_retraining_elsewhere(tiny_run: Results) -
     here = card_of("bad", "mini", [(own, known)], [])
     there = card_of("bad", "mini", [(own, of_copy(known, "1"))], [])
     assert [card.lines[0].standing for card in (here, there)] == ["loses", ""]
+    tuned = card_of("retrain-tuned", "mini", [(known, of_copy(own, "1"))], [])
+    assert tuned.lines[0].standing == ""
+
+
+@pytest.mark.parametrize("name", ["ngd", "euk"])
+def test_a_newcomer_and_a_known_one_are_measured_by_the_same_scores(name: str) -> None:
+    """On the rows that ship GUS tells of the effect where one is judged alone, and not among 23."""
+    known = replace(read_suite("digits").known("digits-gaussian"), scores=pd.DataFrame())
+    known = replace(known, recipe=known.recipe.model_copy(update={"states": ()}))
+    known = replace(known, rows=known.rows[known.rows["state"].isin(["", ITSELF])])
+    of_name = known.rows["unlearner"].isin([name, *CONTROLS.values()])
+    entries = tuple(trials for trials in known.recipe.unlearners if trials[0].name == name)
+    recipe = known.recipe.model_copy(update={"unlearners": entries})
+    own = replace(known, rows=known.rows[of_name], recipe=recipe).placed(recipe)
+    share = known.poison_budget
+    assert {*own.telling(share)} > {*known.telling(share)}
+    here, there = (card_of(name, "digits", [(own, of)], []) for of in (known, of_copy(known, "1")))
+    assert (here.rank, here.ranked) == (there.rank, there.ranked)
+    for card in (here, there):
+        board = leaderboard([known]).set_index("unlearner")
+        assert abs(card.lines[0].left) == pytest.approx(board.loc[name, "left"])
+        assert card.rank == board.loc[name, "rank"]
+
+
+@pytest.mark.parametrize("where", [{}, {"budget": 0.25}, {"poison_budget": 0.01}])
+def test_why_there_are_no_ranks_is_said(tiny_run: Results, where: dict[str, float]) -> None:
+    """Rows of the known without a budget of the newcomer's; elsewhere, too, without a control."""
+    known = as_if(tiny_run, ga="initial")
+    rows = known.rows.assign(**where) if where else known.rows[known.rows["role"] != "initial"]
+    known = of_copy(replace(known, rows=rows.reset_index(drop=True)), "1")
+    card = card_of("bad", "mini", [(as_if(tiny_run, bad="initial"), known)], [])
+    assert (card.rank, card.lines[0].rank) == (None, None)
+    (said,) = card.said
+    assert said.startswith(
+        "tiny: no ranks, as an initial model shows no effect, nobody else is known"
+    )
 
 
 def test_controls_of_another_machine_do_not_keep_the_known_apart(tiny_run: Results) -> None:

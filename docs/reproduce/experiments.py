@@ -31,6 +31,7 @@ SEVEN = ("gd", "ngd", "ga", "euk", "cfk", "scrub", "neggrad+")
 CANCELING_RULES, SCALE = "digits-canceling-rules", "cifar10-scale"
 SWEPT = (SCALE, CANCELING_RULES)  # files of several recipes
 ORIGINAL = "cifar10-gaussian-original"  # the recipe on images without loss
+LONGER = "cifar10-gaussian-longer"  # the same for half as many epochs again
 SCALE_AGAIN = "cifar10-scale-again"  # a variant of the sweep once more, in the other precision
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
@@ -61,6 +62,7 @@ SHORT = {
     "cifar10-small-gaussian": "CIFAR-10, Gaussian",
     "cifar10-gaussian": "CIFAR-10 (49,000), Gaussian",
     ORIGINAL: "CIFAR-10 (49,000), Gaussian, original pixels",
+    LONGER: "CIFAR-10 (49,000), Gaussian, original pixels, 30 epochs",
     "cifar10-small-targeted": "CIFAR-10, targeted",
     "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
     "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate",
@@ -95,6 +97,9 @@ _TENTH = "poison_budgets=0.1 "
 REPEATED = ("gaussian", "targeted", "indiscriminate", "badnets", "confusion")  # for U-LiRA and KLoM
 _REPEATED = "python docs/reproduce/suites.py digits --recipes digits-{} --repeats 32"
 _SUITE = "python docs/reproduce/suites.py {} --recipes {}"
+_ORIGINAL = (
+    "marshtest run cifar10-gaussian seeds=1 poison_budgets=0.015 budgets=0.1 'unlearners=[retrain]'"
+)
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     FOREIGN: "marshtest run digits-gaussian seeds=3 \\\n    "
     """'unlearners=[retrain, "from_supreme:ssd", {name: "from_supreme:ssd", alpha: 1}, """
@@ -124,8 +129,8 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "candidates-cifar10-small-gaussian": _TRIALS.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "candidates-cifar10-small"
     ),
-    ORIGINAL: "marshtest run cifar10-gaussian seeds=1 poison_budgets=0.015 budgets=0.1 "
-    "'unlearners=[retrain]'",
+    ORIGINAL: _ORIGINAL,
+    LONGER: f"{_ORIGINAL} training.epochs=30",
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
     "{name: ngd, noise_variance: 1.0e-6}, ga, euk, cfk, scrub, neggrad+]' --engine processes --workers 6",
@@ -359,15 +364,21 @@ def origin() -> str:
 
 def original_pixels() -> str:
     """Test accuracy of one recipe on the images as published, and on the copy that other rows are of."""
-    if not there(ORIGINAL):
-        return missing([ORIGINAL])
+    made = [
+        (ORIGINAL, "as published"),
+        (LONGER, "as published"),
+        ("cifar10-gaussian", "of the copy"),
+    ]
+    if absent := [name for name, _ in made if not there(name)]:
+        return missing(absent)
     told = []
-    for name, where in ((ORIGINAL, "as published"), ("cifar10-gaussian", "of the copy")):
-        by_role = results(name).summary.set_index("role")["test_accuracy"]
-        seeds = len(results(name).seeds)
+    for name, where in made:
+        of = results(name)
+        seeds, epochs = len(of.seeds), of.recipe.training.epochs
+        by_role = of.summary.set_index("role")["test_accuracy"]
         told.append(
-            f"on the images {where} {by_role['initial']:.3f} poisoned and {by_role['retrained']:.3f} "
-            f"retrained ({seeds} seed{'s' * (seeds > 1)})"
+            f"{by_role['initial']:.3f} poisoned and {by_role['retrained']:.3f} retrained after {epochs} "
+            f"epochs on the images {where} ({seeds} seed{'s' * (seeds > 1)})"
         )
     return f"The test accuracy of `cifar10-gaussian` is {', '.join(told)}."
 

@@ -2,8 +2,8 @@
 
 The newcomer is judged alone, by rows of its own: its own initial and retrained models, and no correction
 for unlearners that it is compared with. Ranks are those of the leaderboard, attack by attack and over all
-of them, among the known unlearners whose rows can be compared. The known are measured by their own initial
-and retrained models, which may have come from another machine, or from another copy of the data.
+of them, among the known unlearners whose rows can be compared. Those that were run in another place, which
+is another copy of the data, precision or kind of device, are measured by the models there.
 """
 
 import math
@@ -17,9 +17,9 @@ import pandas as pd
 from marshtest.experiment.states import ITSELF
 from marshtest.metrics.membership_columns import column_of
 from marshtest.metrics.verdict import ANSWERS
-from marshtest.results.leaderboard import CONTROLS, leaderboard
+from marshtest.results.leaderboard import CONTROLS, leaderboard_of, telling
 from marshtest.results.line_to_beat import LINE, TUNED, line_to_beat, standings
-from marshtest.results.merging import CONTENT, differences, same_experiment, setting
+from marshtest.results.merging import CONTENT, PLACE, differences, setting, together
 from marshtest.results.summary import GROUP, Results
 
 FORMAT = 1  # of card.json
@@ -164,19 +164,25 @@ def card_of(
         said: what is lacking already.
     """
     lines: list[Line] = []
-    compared: list[Results] = []
-    said = list(said)
+    compared, said = [], list(said)
     for own, known in scored:
-        others, remark = _others(own, known, suite)
+        name = _name(own)
+        places, remark = _among(own, known, name, suite)
+        of_recipe = [_line(own, places, share, name) for share in own.poison_budgets]
+        if all(line.rank is None for line in of_recipe) and (len(places) > 1 or not remark):
+            remark = (
+                "no ranks, as an initial model shows no effect, nobody else is known at these budgets, or "
+                "there was no model in some training"
+            )
         if remark:
             said.append(f"{own.recipe.name}: {remark}.")
-        compared += _compared(own, others)
-        lines += [_line(own, others, share) for share in own.poison_budgets]
+        compared.append(places)
+        lines += of_recipe
     names = [_name(own) for own, _ in scored]
-    places = _place(leaderboard(compared), names[0])
+    ranks = _place(leaderboard_of(compared), names[0])
     values = {own.recipe.name: own.recipe.unlearners[0][0].hyperparameters for own, _ in scored}
     told = {recipe: _told(of) for recipe, of in values.items()}
-    return Card(unlearner, told, suite, lines, *places, tuple(said))
+    return Card(unlearner, told, suite, lines, *ranks, tuple(said))
 
 
 def _told(values: Mapping[str, Any]) -> str:
@@ -190,57 +196,52 @@ def _name(own: Results) -> str:
     return own.recipe.unlearners[0][0].name
 
 
-def _others(own: Results, known: Results | None, suite: str) -> tuple[Results | None, str]:
-    """The rows of the known that a newcomer is ranked with, if there are any; and what is to be said."""
+def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[list[Results], str]:
+    """The newcomer's rows and those of the known, by place, its own first; and what is to be said."""
     if known is None:
         file = f"{suite}/{own.recipe.name}.parquet"
-        return (
-            None,
-            f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})",
-        )
+        return [
+            own
+        ], f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})"
     differing = differences(setting(known), setting(own))
-    if not same_experiment(known, own):
+    if not differing.keys() <= PLACE:
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])
-        return None, f"no ranks, as the known were run in another setting ({told})"
+        return [own], f"no ranks, as the known were run in another setting ({told})"
     rows = known.rows
     # Under its own name the newcomer stands for itself.
-    there = (rows["role"] != "updated") | (rows["unlearner"] != _name(own))
-    there &= rows["poison_budget"].isin(own.poison_budgets)
-    there &= (rows["role"] != "updated") | rows["budget"].isin(own.budgets)
-    entries = [trials for trials in known.recipe.unlearners if trials[0].name != _name(own)]
-    recipe = known.recipe.model_copy(update={"unlearners": tuple(entries)})
-    return replace(known, rows=rows[there]).placed(recipe), _elsewhere(differing)
+    updated = (rows["role"] == "updated") & (rows["unlearner"] != name)
+    updated &= rows["poison_budget"].isin(own.poison_budgets) & rows["budget"].isin(own.budgets)
+    others = [trials for trials in known.recipe.unlearners if trials[0].name != name]
+    recipe = known.recipe.model_copy(update={"unlearners": tuple(others)})
+    if not differing:
+        # Controls stay the newcomer's: another machine's differ in their last digits.
+        return [together(own, replace(known, rows=rows[updated], recipe=recipe))], ""
+    there = updated | (rows["role"] != "updated")
+    return [own, replace(known, rows=rows[there]).placed(recipe)], _elsewhere(differing)
 
 
 def _elsewhere(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """What is to be said where the known were run in another place; "" where they were not."""
-    told = ["on another copy of the data"] if CONTENT in differing else []
-    told += [f"with {key} {of[0]}" for key, of in differing.items() if key != CONTENT]
-    if not told:
-        return ""
+    """What is to be said of known unlearners that were run in another place."""
+    told = [f"with {key} {there}" for key, (there, _) in differing.items() if key != CONTENT]
+    if CONTENT in differing:
+        told.insert(0, "on another copy of the data")
     return (
-        f"the known were run {' and '.join(told)}, so that each side's shares are of its own effect, and "
-        "nothing is said against tuned retraining"
+        f"the known were run {' and '.join(told)}: each side's shares are of its own effect, and nothing "
+        "is said against tuned retraining"
     )
 
 
-def _compared(own: Results, others: Results | None, share: float | None = None) -> list[Results]:
-    """The newcomer's rows and those of the known, if there are any; at one poison budget, or at all."""
-    both = [own] if others is None else [own, others]
-    return both if share is None else [_at(one, share) for one in both]
-
-
-def _line(own: Results, others: Results | None, share: float) -> Line:
-    name, summary = _name(own), own.summary
+def _line(own: Results, places: Sequence[Results], share: float, name: str) -> Line:
+    summary = own.summary
     lines = summary[(summary["role"] == "updated") & (summary["poison_budget"] == share)]
     lines = lines[lines["budget"] == own.budget]
     line = lines.iloc[0].copy()
     if name == ELSEWHERE:
         line["spent"] = math.nan
-    board = leaderboard(_compared(own, others, share))
+    board = leaderboard_of([[_at(results, share) for results in places]])
     shares = {str(of["unlearner"]): of for of in board.to_dict("records")}
     found = shares.get(name, {"left": math.nan, "left_error": math.nan})
-    known = shares.keys() - {name, *CONTROLS.values()}
+    others = shares.keys() - {name, *CONTROLS.values()}
     rank, ranked = _place(board, name)
     return Line(
         recipe=own.recipe.name,
@@ -248,7 +249,7 @@ def _line(own: Results, others: Results | None, share: float) -> Line:
         poison_budget=share,
         seeds=int(line["seeds"]),
         verdict=str(line["verdict"]),
-        left=_signed(float(found["left"]), own, share, line),
+        left=_signed(float(found["left"]), places, share, line),
         left_error=float(found["left_error"]),
         accuracy=float(line["test_accuracy"]),
         accuracy_sd=float(line["test_accuracy_sd"]),
@@ -257,22 +258,22 @@ def _line(own: Results, others: Results | None, share: float) -> Line:
         spent=float(line["spent"]),
         rank=rank,
         ranked=ranked,
-        standing=_standing(line, own, others, share),
+        standing=_standing(line, own, places, share),
         margin=own.recipe.verdict.margin,
         reasons="; ".join(filter(None, (str(line["reasons"]), str(line["note"])))),
-        known={other: float(shares[other]["left"]) for other in sorted(known)},
+        known={other: float(shares[other]["left"]) for other in sorted(others)},
         membership=_membership(own, line),
         after_care=_after_care(own, share),
     )
 
 
-def _signed(left: float, results: Results, share: float, line: pd.Series) -> float:
+def _signed(left: float, places: Sequence[Results], share: float, line: pd.Series) -> float:
     """The size of what is left with the sign of the score that shows most."""
     if math.isnan(left):
         return left
-    table = results.summary
+    table = places[0].summary
     table = table[(table["role"] == "initial") & (table["poison_budget"] == share)]
-    columns = [f"{name}_dependence" for name in results.telling(share)]
+    columns = [f"{name}_dependence" for name in telling(places, share)]
     shares = [line[column] / table[column].iloc[0] for column in columns]
     return math.copysign(left, max(shares, key=abs))
 
@@ -307,19 +308,20 @@ def _place(board: pd.DataFrame, name: str) -> tuple[int | None, int]:
     return (int(own["rank"].iloc[0]), len(ranked)) if len(own) and len(ranked) > 1 else (None, 0)
 
 
-def _standing(own_line: pd.Series, own: Results, others: Results | None, share: float) -> str:
+def _standing(own_line: pd.Series, own: Results, places: Sequence[Results], share: float) -> str:
     """How the newcomer stands to tuned retraining, tested by itself; "" without that line."""
-    if own_line["unlearner"] == TUNED:
-        return LINE
-    # Trainings are paired by seed, which elsewhere is another training.
-    if others is None or differences(setting(others), setting(own)):
+    if len(places) > 1:  # trainings are paired by seed, which elsewhere is another training
         return ""
-    table = others.summary
-    line = line_to_beat(table[(table["poison_budget"] == share) & (table["budget"] == own.budget)])
+    (both,) = places
+    table = both.summary
+    table = table[(table["poison_budget"] == share) & (table["budget"] == own.budget)]
+    line = line_to_beat(table)
     if line is None or line["unlearner"] != TUNED:
         return ""
+    if own_line["unlearner"] == TUNED:
+        return LINE
     pair = pd.DataFrame([line, own_line]).reset_index(drop=True)
-    accuracies = [_accuracies(others, line), _accuracies(own, own_line)]
+    accuracies = [_accuracies(both, line), _accuracies(own, own_line)]
     return standings(pair, accuracies, own.recipe.verdict.alpha)[1]
 
 

@@ -10,8 +10,7 @@ So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An
 the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
 compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
 that overlap are ties. Only those that were tried in every experiment have a rank: means over other
-data would be compared with each other. On another copy of the data, or another device, it is the same
-experiment, and unlearners are measured by the initial and retrained models there.
+data would be compared with each other.
 
 Beside the rank stands in how many experiments an unlearner beats the line to beat and loses to it (see
 marshtest.results.line_to_beat).
@@ -30,7 +29,6 @@ from scipy.special import ndtri
 
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.line_to_beat import LINE
-from marshtest.results.merging import same_experiment
 from marshtest.results.naming import choice, differing, marks
 from marshtest.results.summary import GROUP, Results, wider_error
 
@@ -80,7 +78,6 @@ class Trial:
     standing: str = ""  # to the line to beat
     marks: str = ""  # options that tell the unlearner from others of its name
     chosen: str = ""  # what a search chose
-    experiment: tuple[int, float] = (0, 0.0)  # its number, and the poison budget
 
     @property
     def misses(self) -> Measure:
@@ -98,12 +95,22 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
 
     Empty where no experiment has an effect, and an initial and a retrained model to measure it by.
     """
-    attacks = list(dict.fromkeys(results.recipe.attack.name for results in experiments))
+    return leaderboard_of([[results] for results in experiments])
+
+
+def leaderboard_of(experiments: Sequence[Sequence[Results]]) -> pd.DataFrame:
+    """The leaderboard of experiments of which each may have run in several places.
+
+    An unlearner is measured by the initial and the retrained model of its own place, by the scores that
+    tell in all places of the experiment. Of what was tried in several, as the controls, the first counts.
+    """
+    every = [results for places in experiments for results in places]
+    attacks = list(dict.fromkeys(results.recipe.attack.name for results in every))
     tried: dict[str, dict[str, list[Trial]]] = {}
-    keys = _told_apart(experiments)
-    for results, number in zip(experiments, _numbers(experiments), strict=True):
-        for name, trials in _trials(results, keys, number).items():
-            tried.setdefault(name, {}).setdefault(results.recipe.attack.name, []).extend(trials)
+    keys = _told_apart(every)
+    for places in experiments:
+        for name, trials in _trials(places, keys).items():
+            tried.setdefault(name, {}).setdefault(places[0].recipe.attack.name, []).extend(trials)
     if not tried:
         return pd.DataFrame()
     lines = [_line(name, by_attack, attacks) for name, by_attack in tried.items()]
@@ -114,30 +121,22 @@ def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
     means = zip(table["misses"], table["misses_error"], strict=True)
     intervals = [Measure(*mean).interval() for mean in means]
     highs = [high for (_, high), of in zip(intervals, ranked, strict=True) if of]
-    places = [1.0 + sum(high < low for high in highs) for low, _ in intervals]
-    table.insert(0, "rank", pd.Series(places).where(ranked))
+    ranks = [1.0 + sum(high < low for high in highs) for low, _ in intervals]
+    table.insert(0, "rank", pd.Series(ranks).where(ranked))
     order = table.assign(control=control).sort_values(
         ["control", "rank", "misses"], na_position="last", kind="stable"
     )
     return order.drop(columns="control").reset_index(drop=True)
 
 
-def _numbers(experiments: Sequence[Results]) -> list[int]:
-    """The number of each one's experiment: that of the first which differs in the place alone."""
-    return [
-        next(i for i, first in enumerate(experiments) if same_experiment(first, results))
-        for results in experiments
-    ]
-
-
 def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:
-    every = [trial for of in by_attack.values() for trial in of]
-    tried = {trial.experiment for trial in every}
-    line: dict[str, Any] = {"unlearner": name, "experiments": len(tried)}
+    tried = sum(len(trials) for trials in by_attack.values())
+    line: dict[str, Any] = {"unlearner": name, "experiments": tried}
     for what in ("misses", "left", "lost"):
         parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
         mean = Measure.mean(parts)
         line |= {what: mean.value, f"{what}_error": mean.error}
+    every = [trial for of in by_attack.values() for trial in of]
     chosen = dict.fromkeys(trial.chosen for trial in every)
     line |= {"marks": every[0].marks, "chosen": "; ".join(filter(None, chosen))}
     spent = [trial.spent for trial in every]
@@ -171,38 +170,62 @@ def _told_apart(experiments: Sequence[Results]) -> dict[str, set[str]]:
     return keys
 
 
-def _trials(results: Results, keys: Mapping[str, set[str]], number: int) -> dict[str, list[Trial]]:
-    """The trials of each unlearner, one a poison budget.
+def telling(places: Sequence[Results], share: float) -> list[str]:
+    """The scores whose mean REMOVED rests on in all places where an experiment ran."""
+    first, *others = ([*results.telling(share)] for results in places)
+    return [score for score in first if all(score in names for names in others)]
+
+
+def _trials(places: Sequence[Results], keys: Mapping[str, set[str]]) -> dict[str, list[Trial]]:
+    """The trials of each unlearner in an experiment, one a poison budget that has an effect everywhere.
 
     Args:
         keys: by name of an unlearner, the options that tell its entries apart.
-        number: of the experiment.
     """
     found: dict[str, list[Trial]] = {}
-    for share in results.poison_budgets:
-        table, names = (
-            results.summary[results.summary["poison_budget"] == share],
-            results.telling(share),
-        )
-        controls = {role: table[table["role"] == role] for role in CONTROLS}
-        if not all(map(len, controls.values())):
-            continue  # nothing to be measured against
-        if not names or controls["initial"]["verdict"].iloc[0] != "NOT REMOVED":
-            continue  # no effect to take a share of
-        initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
-        updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
-        # What gave no model in a training has no rank: it would be ranked by those in which it worked.
-        rows = results.chosen(share)
-        without = rows.loc[rows["test_accuracy"].isna(), GROUP].itertuples(index=False, name=None)
-        lacking = set(without)
-        whole = [key not in lacking for key in updated[GROUP].itertuples(index=False, name=None)]
-        updated = updated[whole]
-        for _, line in pd.concat([updated, *controls.values()]).iterrows():
-            trial = _trial(results, names, line, initial, retrained)
-            told, chosen = marks(line, keys), choice(line, results.recipe)
-            trial = replace(trial, marks=told, chosen=chosen, experiment=(number, share))
-            if not math.isnan(trial.misses.value):
-                found.setdefault(f"{line['unlearner']}{trial.marks}", []).append(trial)
+    for share in places[0].poison_budgets:
+        if not all(_has_effect(results, share) for results in places):
+            continue
+        names = telling(places, share)
+        if not names:
+            continue
+        here: dict[str, list[Trial]] = {}
+        for results in places:
+            here = _tried(results, share, names, keys) | here
+        for name, trials in here.items():
+            found.setdefault(name, []).extend(trials)
+    return found
+
+
+def _has_effect(results: Results, share: float) -> bool:
+    """Whether there are models to measure by, and an effect to take a share of."""
+    if share not in results.poison_budgets:
+        return False
+    table = results.summary[results.summary["poison_budget"] == share]
+    initial = table.loc[table["role"] == "initial", "verdict"]
+    return {*CONTROLS} <= {*table["role"]} and initial.iloc[0] == "NOT REMOVED"
+
+
+def _tried(
+    results: Results, share: float, names: Sequence[str], keys: Mapping[str, set[str]]
+) -> dict[str, list[Trial]]:
+    """The trials at one poison budget, by the scores of these names."""
+    found: dict[str, list[Trial]] = {}
+    table = results.summary[results.summary["poison_budget"] == share]
+    controls = {role: table[table["role"] == role] for role in CONTROLS}
+    initial, retrained = (controls[role].iloc[0] for role in ("initial", "retrained"))
+    updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
+    # What gave no model in a training has no rank: it would be ranked by those in which it worked.
+    rows = results.chosen(share)
+    without = rows.loc[rows["test_accuracy"].isna(), GROUP].itertuples(index=False, name=None)
+    lacking = set(without)
+    whole = [key not in lacking for key in updated[GROUP].itertuples(index=False, name=None)]
+    updated = updated[whole]
+    for _, line in pd.concat([updated, *controls.values()]).iterrows():
+        trial = _trial(results, names, line, initial, retrained)
+        trial = replace(trial, marks=marks(line, keys), chosen=choice(line, results.recipe))
+        if not math.isnan(trial.misses.value):
+            found.setdefault(f"{line['unlearner']}{trial.marks}", []).append(trial)
     return found
 
 

@@ -160,11 +160,6 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return differing
 
 
-def same_experiment(one: Results, other: Results) -> bool:
-    """Whether two rows differ at most in where they were made: by the controls there shares compare."""
-    return differences(setting(one), setting(other)).keys() <= PLACE
-
-
 def _merge(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
     merged: list[Results] = []
     said: list[str] = []
