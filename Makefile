@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-test: $(VENV)/installed ## the tests, under five minutes on two cores: all but slow, browser, rivals
+test: $(VENV)/installed ## the tests, some ten minutes on two cores: all but slow, browser, rivals
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 slow: $(VENV)/installed ## tests of five seconds or more each: simulations, kills, nodes, walk-throughs
