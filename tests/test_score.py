@@ -279,10 +279,10 @@ def test_a_newcomer_and_a_known_one_are_measured_by_the_same_scores(name: str) -
     own = replace(known, rows=known.rows[of_name], recipe=recipe).placed(recipe)
     share = known.poison_budget
     assert {*own.telling(share)} > {*known.telling(share)}
+    board = leaderboard([known]).set_index("unlearner")
     here, there = (card_of(name, "digits", [(own, of)], []) for of in (known, of_copy(known, "1")))
     assert (here.rank, here.ranked) == (there.rank, there.ranked)
     for card in (here, there):
-        board = leaderboard([known]).set_index("unlearner")
         assert abs(card.lines[0].left) == pytest.approx(board.loc[name, "left"])
         assert card.rank == board.loc[name, "rank"]
 

@@ -199,10 +199,8 @@ def _name(own: Results) -> str:
 def _among(own: Results, known: Results | None, name: str, suite: str) -> tuple[list[Results], str]:
     """The newcomer's rows and those of the known, by place, its own first; and what is to be said."""
     if known is None:
-        file = f"{suite}/{own.recipe.name}.parquet"
-        return [
-            own
-        ], f"no ranks, as no rows of known unlearners lie beside the suite's file ({file})"
+        file = f"the suite's file ({suite}/{own.recipe.name}.parquet)"
+        return [own], f"no ranks, as no rows of known unlearners lie beside {file}"
     differing = differences(setting(known), setting(own))
     if not differing.keys() <= PLACE:
         told = "; ".join(f"{key} is {b}, not {a}" for key, (a, b) in list(differing.items())[:3])

@@ -31,11 +31,7 @@ VARIED = {
     ),  # which change no model, or are told by the rows
 }
 CONTENT = "content of the data"  # as differences call it
-PLACE = {
-    CONTENT,
-    "precision",
-    "device",
-}  # in which an experiment differs from the same one elsewhere
+PLACE = {CONTENT, "precision", "device"}  # in which one experiment elsewhere may differ
 RAN = ("marshtest", "commit", "torch", "python", "machine")
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]
 OF_THE_RUN = ["recipe", "entry", "seconds", "scoring_seconds"]  # in which equal rows may differ
