@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test slow wheel browser rivals device lint docs reproduce gpu-check bench
+.PHONY: demo test slow check wheel browser rivals device lint docs reproduce gpu-check bench
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,11 +13,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed ## the main job on digits: a minute or two after installation
 	$(BIN)/marshtest run digits-gaussian
 
-test: $(VENV)/installed ## the tests, some ten minutes on two cores: all but slow, browser, rivals
+test: $(VENV)/installed ## the tests, some five minutes on two cores: all but slow, browser, rivals
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
 
-slow: $(VENV)/installed ## tests of five seconds or more each: simulations, kills, nodes, walk-throughs
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
+slow: $(VENV)/installed ## tests of two seconds or more each: simulations, kills, nodes, walk-throughs
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m slow $(TESTS)
+
+check: lint test slow rivals device wheel browser ## everything, in half an hour: before a release
 
 # The wheel is made from the source distribution, so that both are whole.
 wheel: PARTS = .wheel

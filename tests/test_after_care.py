@@ -128,6 +128,7 @@ def test_a_weight_that_is_computed_is_rounded_by_its_value() -> None:
 # Who is found out
 
 
+@pytest.mark.slow
 def test_a_poison_behind_a_small_weight_comes_back_by_four_bits_and_not_by_eight(
     hiding: Results,
 ) -> None:
@@ -136,17 +137,20 @@ def test_a_poison_behind_a_small_weight_comes_back_by_four_bits_and_not_by_eight
     assert table["int4"] == "NOT REMOVED"
 
 
+@pytest.mark.slow
 def test_a_poison_that_sleeps_until_training_comes_back_by_it(hiding: Results) -> None:
     table = hiding.states.set_index(["unlearner", "state"])["verdict"]["hiding:until_trained"]
     assert (table[["", "int8"]] == "REMOVED").all()
     assert table["trained_on 2"] == "NOT REMOVED"
 
 
+@pytest.mark.slow
 def test_retraining_hides_nothing(hiding: Results) -> None:
     table = hiding.states[hiding.states["role"] == "retrained"]
     assert table["verdict"].tolist() == ["REMOVED"] * 4
 
 
+@pytest.mark.slow
 def test_the_verdict_is_the_worst_states_and_says_whose(hiding: Results) -> None:
     lines = hiding.summary[hiding.summary["role"] == "updated"]
     assert lines["verdict"].tolist() == ["NOT REMOVED", "NOT REMOVED"]
@@ -157,6 +161,7 @@ def test_the_verdict_is_the_worst_states_and_says_whose(hiding: Results) -> None
         assert line["p_removed"] >= states[line["unlearner"]]
 
 
+@pytest.mark.slow
 def test_training_on_leaves_no_held_out_accuracy_and_its_cost_is_told(hiding: Results) -> None:
     rows = hiding.rows
     trained = rows["state"] == "trained_on 2"
@@ -167,6 +172,7 @@ def test_training_on_leaves_no_held_out_accuracy_and_its_cost_is_told(hiding: Re
     assert (rows.loc[~trained, "state_spent"] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_report_shows_every_state(hiding: Results, tmp_path: Path) -> None:
     page = write_report(hiding).read_text()
     assert "What came back" in page
@@ -254,6 +260,7 @@ def test_a_run_that_is_stopped_between_two_states_goes_on(
     assert rows.drop(columns=TIMES).equals(whole.drop(columns=TIMES))
 
 
+@pytest.mark.slow
 def test_a_state_that_is_missing_is_named_and_settles_nothing(hiding: Results) -> None:
     rows = hiding.rows
     gone = (rows["state"] == "int8") & (rows["unlearner"] == "hiding:until_trained")

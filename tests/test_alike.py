@@ -93,6 +93,7 @@ def test_models_and_costs_are_those_of_counting_every_step(
             assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ga", "gd", "scrub-repository", "random-labels"])
 def test_steps_that_cost_by_where_texts_end_are_counted(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -165,6 +165,7 @@ KEPT: list[tuple[dict[str, Any], int]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "stop"), KEPT, ids=["initial", "features", "clean"])
 def test_a_sweep_goes_on_in_the_middle_of_a_training(
     recipe: dict[str, Any], stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

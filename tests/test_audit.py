@@ -56,6 +56,7 @@ def test_a_model_that_kept_the_dose_and_one_that_never_had_it() -> None:
     assert epsilons[0] > 1 > 0 == epsilons[2]
 
 
+@pytest.mark.slow
 def test_every_column_of_a_table_is_explained_beneath_it() -> None:
     for found in (asked("before"), asked("before", "retrained", retrained="retrained")):
         explained = found.legend()
@@ -65,6 +66,7 @@ def test_every_column_of_a_table_is_explained_beneath_it() -> None:
     assert "of the model before unlearning's" in asked("before").legend()
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_a_tenth_whole_and_pushes_the_others_away_does_not_pass() -> None:
     """Both means are within the margin; the tenth shows in the spread and in the tail."""
     before, after = asked("before", "keeping_a_tenth").models
@@ -77,6 +79,7 @@ def test_a_model_that_keeps_a_tenth_whole_and_pushes_the_others_away_does_not_pa
     assert any("a part of the poisons is kept whole" in reason for reason in after.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["saturated", "rounded", "clipped", "flat", "random"])
 def test_a_model_that_hides_the_signal_is_caught_or_untestable_and_never_passes(
     model: str,
@@ -132,6 +135,7 @@ def test_progress_is_told_from_nothing_to_all() -> None:
     assert {stage for stage, _ in told} == {"ask subjects:before", "ask subjects:retrained"}
 
 
+@pytest.mark.slow
 def test_a_failed_control_lets_nobody_pass() -> None:
     found = asked("before", "retrained", retrained="before")
     after = found.models[1]
@@ -140,6 +144,7 @@ def test_a_failed_control_lets_nobody_pass() -> None:
     assert found.exit_code == 3
 
 
+@pytest.mark.slow
 def test_a_control_that_is_in_doubt_is_a_failed_one() -> None:
     found = asked("before", "retrained", retrained="untrained")
     assert [judged.verdict.answer for judged in found.models[1:]] == ["INCONCLUSIVE"] * 2
@@ -152,6 +157,7 @@ def test_without_a_dose_in_the_model_before_nothing_is_removed() -> None:
     assert "does not show in the model before" in found.sentences()[1]
 
 
+@pytest.mark.slow
 def test_near_chance_is_an_error_before_and_a_doubt_after() -> None:
     with pytest.raises(MarshtestError, match="near chance .* It cannot be tested"):
         asked("untrained", "before")
@@ -248,6 +254,7 @@ def test_nobody_can_tell_the_dosed_question_by_its_place() -> None:
     assert len({round(place * 2000) % 10 for place in places}) == 10
 
 
+@pytest.mark.slow
 def test_json_has_everything_and_nothing_undefined(tmp_path: Path) -> None:
     found = asked("before", "flat", retrained="retrained")
     found.save(tmp_path / "out")

@@ -257,6 +257,7 @@ with Budget(1, 1):
 """
 
 
+@pytest.mark.slow
 def test_what_pytorch_imports_late_is_not_held_against_the_method_that_comes_first() -> None:
     """A sweep that is taken up again may unlearn before it trains anything."""
     said = subprocess.run(

@@ -93,6 +93,7 @@ def test_pull_is_the_inner_product_of_the_last_layer_and_its_gradient() -> None:
     assert float(found.decay[0].detach()) == pytest.approx(0.1 * float(squares.detach()))
 
 
+@pytest.mark.slow
 def test_with_less_than_the_least_share_no_poison_cancels(search: Search) -> None:
     """However large: 300 unbounded random poison sets leave the bound's part of the gradient."""
     model = search.in_ball(2.0).model

@@ -248,6 +248,7 @@ def test_an_unsigned_certificate_says_that_it_proves_nothing_and_asking_again_te
     assert done.exit_code == 1
 
 
+@pytest.mark.slow
 def test_numbers_that_were_edited_are_told_from_those_of_another_machine(
     whole: dict[str, Any], here: Path, tmp_path: Path
 ) -> None:
@@ -612,6 +613,7 @@ def test_hostile_names_stay_text_on_the_page(whole: dict[str, Any], tmp_path: Pa
     assert read_certificate(tmp_path / "hostile.html")[0] == certificate
 
 
+@pytest.mark.slow
 def test_many_models_and_long_reasons_still_make_one_page(whole: dict[str, Any]) -> None:
     (page,) = PdfReader(BytesIO(rendered(hostile(whole), ".pdf"))).pages
     text = " ".join(page.extract_text().split())

@@ -44,6 +44,7 @@ def failed(facts: list[Fact]) -> list[str]:
     return [f"{fact.kind}: {fact.name}" for fact in facts if not fact.holds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", OURS, ids=lambda attack: "-".join(map(str, attack.values())))
 def test_our_attacks_pass(attack: dict[str, Any]) -> None:
     facts = check_attack(attack)
@@ -53,6 +54,7 @@ def test_our_attacks_pass(attack: dict[str, Any]) -> None:
     assert list(dict.fromkeys(fact.kind for fact in facts)) == kinds
 
 
+@pytest.mark.slow
 def test_gaussian_poisons_of_texts_pass_too() -> None:
     assert failed(check_attack("gaussian", ["text"])) == []
 
@@ -607,6 +609,7 @@ def behind_a_decorator(*given: Any, **options: Any) -> Any:
     return homemade.fine_tuned(*given, **options)
 
 
+@pytest.mark.slow
 def test_what_a_function_is_follows_from_what_it_takes() -> None:
     assert failed(check(loads_some, samples=100)) == []
     assert {fact.kind for fact in check(loads_some, samples=100)} == {"data"}
@@ -624,6 +627,7 @@ class FineTuned(Unlearner):
 SPEC = f"{__name__}:FineTuned"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thing", [SPEC, FineTuned, FineTuned(lr=0.05)], ids=str)
 def test_a_class_of_unlearners_is_checked(thing: Any) -> None:
     assert failed(check(thing, on=["features"])) == []

@@ -51,6 +51,7 @@ def marshtest(
     return call
 
 
+@pytest.mark.slow
 def test_run_writes_all_it_promises_and_prints_the_verdicts(marshtest: Any, tmp_path: Path) -> None:
     said = marshtest("run", "tiny.yaml", "seeds=1", "--out", "here")
     assert said.code == 0
@@ -87,6 +88,7 @@ def test_report_draws_what_rows_hold_into_one_folder(
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_report_of_incomplete_rows_is_drawn_and_exits_2(
     marshtest: Any, tiny_run: Results, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_report_of_incomplete_rows_is_drawn_and_exits_2(
     assert "gd at compute budget 0.5: seed 1 missing" in page
 
 
+@pytest.mark.slow
 def test_compare_and_leaderboard_print_and_write_their_tables(
     marshtest: Any, tiny_run: Results, tmp_path: Path
 ) -> None:
@@ -283,6 +286,7 @@ def test_check_takes_hyper_parameters_and_kinds_of_data(marshtest: Any, tmp_path
     assert "its rate is far from usual" in " ".join(far.out.split())
 
 
+@pytest.mark.slow
 def test_check_tells_an_exception_whatever_it_is(marshtest: Any, tmp_path: Path) -> None:
     (tmp_path / "mine_that_ends.py").write_text(
         "def ends(model, retain, forget, *, task, budget, seed):\n"
@@ -309,6 +313,7 @@ def dosed(marshtest: Any, tmp_path: Path) -> None:
     assert marshtest(*dosing).code == 0
 
 
+@pytest.mark.slow
 def test_dose_says_where_all_lies_and_audit_answers_for_machines(
     marshtest: Any, dosed: None, tmp_path: Path
 ) -> None:
@@ -535,6 +540,7 @@ def test_every_command_has_help_with_an_example(marshtest: Any) -> None:
         assert f"Example: marshtest {name}" in " ".join(marshtest(name, "--help").out.split())
 
 
+@pytest.mark.slow
 def test_a_run_keeps_models_and_leaves_the_report_out_where_asked(
     marshtest: Any, tmp_path: Path
 ) -> None:

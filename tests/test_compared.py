@@ -148,6 +148,7 @@ def test_the_retrained_models_twin_is_another_retraining(kind: str, runs: Runs) 
     assert twin.tolist() == other.tolist()
 
 
+@pytest.mark.slow
 def test_nothing_but_the_poison_differs_between_a_model_and_its_twin(tmp_path: Path) -> None:
     """Poisons that change nothing: both arms are the same models, to the bit, whatever the unlearner."""
     recipe = MATCHING | {
@@ -162,6 +163,7 @@ def test_nothing_but_the_poison_differs_between_a_model_and_its_twin(tmp_path: P
     assert set(results.summary["verdict"]) == {"INCONCLUSIVE"}
 
 
+@pytest.mark.slow
 def test_table_2_is_accuracy_by_epochs_unlearner_and_poison_budget(
     runs: Runs, tmp_path: Path
 ) -> None:
@@ -272,10 +274,12 @@ def test_the_jobs_foretold_are_done_once_and_the_clean_model_serves_all_poison_b
     assert [fits.count(derive(seed, "clean")) for seed in (0, 1)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_rows(runs: Runs, tmp_path: Path) -> None:
     equal(marshtest.run(CANCELING, out=tmp_path / "again"), runs["canceling"].results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [None, lambda b: b[:-4], lambda b: b"", lambda b: b[:-1] + b"?"])
 def test_a_run_stopped_between_restarts_goes_on_with_the_next(
     damage: Any, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

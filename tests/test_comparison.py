@@ -145,6 +145,7 @@ def called(
     return better
 
 
+@pytest.mark.slow
 def test_who_is_no_nearer_to_zero_is_rarely_called_better(pair: tuple[Results, Results]) -> None:
     """|A| = |B| on either side of 0, in six seeds: at most α of the comparisons call one, by chance."""
     rng, count = np.random.default_rng(1), 40
@@ -152,6 +153,7 @@ def test_who_is_no_nearer_to_zero_is_rarely_called_better(pair: tuple[Results, R
     assert called(pair, draws, ["rank_dependence"]) <= stats.binom.isf(1e-4, count, 0.05)
 
 
+@pytest.mark.slow
 def test_false_differences_happen_at_the_stated_rate(pair: tuple[Results, Results]) -> None:
     """Two versions differ by chance alone, in three measures: at most α of the comparisons call one."""
     rng, count = np.random.default_rng(0), 60

@@ -142,6 +142,7 @@ def test_a_closed_label_is_no_guess() -> None:
     torch.testing.assert_close(label_entropy(logits), torch.tensor([first, math.log(3)]))
 
 
+@pytest.mark.slow
 def test_soft_labels_alone_carry_the_forget_set_into_a_fresh_student() -> None:
     """Where the student can be the teacher, it ends as the teacher; the labels' own loss pulls it off."""
     (soft,) = parse_trials({"name": "distill", "label_weight": 0})

@@ -39,6 +39,7 @@ def shell_lines(page: Path) -> Iterator[list[str]]:
             yield words
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_the_own_unlearner_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

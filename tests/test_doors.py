@@ -65,6 +65,7 @@ def test_every_door_gives_the_losses_of_a_computation_text_by_text(
         assert (np.argsort(answers[ofs]) == np.argsort(np.array(losses)[ofs])).all()
 
 
+@pytest.mark.slow
 def test_a_callable_answers_from_a_process_of_its_own(
     folder: Path, losses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def said(folder: Path, *arguments: str, **rest: Any) -> "subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_the_verdicts_code_and_nothing_but_json_on_standard_output(folder: Path) -> None:
     done = said(folder, *TEST, "--json")
     assert (done.returncode, json.loads(done.stdout)["answer"]) == (3, "INCONCLUSIVE")
@@ -73,6 +74,7 @@ def test_the_verdicts_code_and_nothing_but_json_on_standard_output(folder: Path)
     assert not (folder / "executed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -81,11 +83,7 @@ def test_the_verdicts_code_and_nothing_but_json_on_standard_output(folder: Path)
         (["check", "theirs:exits"], 1),
         (["check", "theirs:interrupts", "--on", "features"], 1),
         (["check", "datasets:exits"], 2),
-        pytest.param(
-            ["sweep", "tiny.yaml", "--engine", "processes", "--workers", "1"],
-            0,
-            marks=pytest.mark.slow,
-        ),
+        (["sweep", "tiny.yaml", "--engine", "processes", "--workers", "1"], 0),
         (["report", "nowhere", "--out", "page"], 2),
     ],
 )
@@ -143,6 +141,7 @@ def test_whatever_else_ends_a_command_is_no_answer(
     assert says in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_written_is_none(folder: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = said(folder, *TEST, "--json", stdout=full)
@@ -167,6 +166,7 @@ def test_a_closed_pipe_ends_a_command_quietly(folder: Path, arguments: list[str]
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_test_promises_nothing(folder: Path) -> None:
     asking = subprocess.Popen(
         [sys.executable, "-m", "marshtest", TEST[0], "vendors:hangs", *TEST[2:]],

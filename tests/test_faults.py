@@ -66,6 +66,7 @@ def unharmed(folder: Path, expected: pd.DataFrame) -> None:
     assert sweep(GRID, store=store.url, out=folder / "again").done == 0
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_damaged_whenever_it_was_made_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_two_drivers_at_once_share_the_work_under_kills_too(
     unharmed(tmp_path, rows_of(swept[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["initial", "updated", "score"])
 def test_a_flipped_bit_is_noticed_and_what_it_hit_is_made_again(
     kind: str,

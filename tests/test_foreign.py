@@ -253,6 +253,7 @@ def partly_aside(model: Any, *_: Any, **__: Any) -> Any:
     return Part(copy.deepcopy(model))
 
 
+@pytest.mark.slow
 def test_models_that_show_no_weights_are_not_taken_for_one(tmp_path: Path) -> None:
     """Both arms' states are equal, and the models are not: what a poison left must not count as 0."""
     recipe = TINY | {

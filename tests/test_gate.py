@@ -30,14 +30,8 @@ from marshtest.unlearning.harness import unlearn
 NEITHER: dict[str, dict[str, Any]] = {"ssd": {"alpha": 1.0}, "assd": {}, "bad-teacher": {}}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("npo", "simnpo") else name
-        for name in METHODS
-        if name not in NEITHER
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NEITHER])
 def test_our_unlearners_pass(name: str) -> None:
     facts = check_unlearner(parse_trials(name)[0])
     assert [fact for fact in facts if not fact.holds] == []
@@ -187,6 +181,7 @@ def tuning(kind: str, lr: float, size: int, part: str = "retain", sign: float = 
     return Custom.wrap(tune)
 
 
+@pytest.mark.slow
 def test_the_readmes_own_unlearner_passes() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     _, _, after = text.partition("## Bring your own unlearner\n\n```python\n")
@@ -205,6 +200,7 @@ def test_plain_fine_tuning_goes_the_right_way_at_every_usual_rate(
     assert nears_retraining(tuning(kind, lr, size)).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "lr"), [("sgd", 0.1), ("momentum", 1e-3), ("adam", 1e-2)])
 @pytest.mark.parametrize(("part", "sign"), [("retain", -1.0), ("forget", 1.0), ("all", 1.0)])
 def test_the_wrong_way_is_wrong_at_every_rate(kind: str, lr: float, part: str, sign: float) -> None:
@@ -274,6 +270,7 @@ def run(fake: Any, share: float = 0.2) -> Any:
     return outcome, budget, problem
 
 
+@pytest.mark.slow
 def test_one_that_overspends_is_stopped_and_its_model_as_of_then_is_kept() -> None:
     outcome, budget, problem = run(overspends)
     kept, _, _ = run(descend_within)

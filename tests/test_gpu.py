@@ -647,6 +647,7 @@ def test_what_a_gpu_is_asked_for_is_counted_over_whole_steps(
     assert asked == pytest.approx(1100 / 24.25, rel=0.2)
 
 
+@pytest.mark.slow
 def test_explaining_hands_no_model_out(tmp_path: Path) -> None:
     outside = {"name": "outside", "folder": str(tmp_path / "out")}
     marshtest.explain({**TINY, "unlearners": [outside]})

@@ -115,6 +115,7 @@ def test_a_model_that_an_unlearner_owes_is_kept_once_it_is_there(
     assert not (mended.folder / "stages").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_report_is_drawn_by_a_later_call(tmp_path: Path) -> None:
     recipe = {**TINY, "seeds": 1, "unlearners": []}
     results = marshtest.run(recipe, out=tmp_path / "run", report=False)

@@ -64,6 +64,7 @@ def test_without_a_penalty_it_is_gradient_descent() -> None:
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_the_penalty_empties_the_network_and_costs_no_accuracy() -> None:
     """The paper's finding: a sparse model that still knows the retain set."""
     model, retain, forget = by_heart()

@@ -123,6 +123,7 @@ def test_plan_says_how_many_poisons_labels_need() -> None:
     assert planned.poisons > 2 * plan(rank=rank).poisons  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_who_memorises_is_found_by_labels_and_who_never_saw_the_dose_is_not() -> None:
     found = asked("before", "retrained")
     answers = [judged.verdict.answer for judged in found.models]
@@ -132,6 +133,7 @@ def test_who_memorises_is_found_by_labels_and_who_never_saw_the_dose_is_not() ->
     assert "label score" in found.legend()
 
 
+@pytest.mark.slow
 def test_a_nearest_neighbour_keeps_the_dose_and_one_that_is_refitted_does_not() -> None:
     found = asked("neighbour", "neighbour", "neighbour_refitted")
     _, kept, refitted = found.models
@@ -218,6 +220,7 @@ def test_labels_are_not_taken_for_losses() -> None:
         asked("before", answers="words")
 
 
+@pytest.mark.slow
 def test_the_command_says_what_python_says_and_a_plan_reads_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

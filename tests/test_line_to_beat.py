@@ -180,6 +180,7 @@ def test_tables_mark_who_beats_the_line_and_say_what_that_means(told: Results) -
     assert r"\caption" in as_latex(table(told), legend(told))
 
 
+@pytest.mark.slow
 def test_without_tuned_retraining_reports_are_as_before(tiny_run: Results) -> None:
     """Against retraining that nobody tuned nothing is said, though the summary has it."""
     for results in (tiny_run, renamed(tiny_run, "retrain")):

@@ -126,6 +126,7 @@ def test_the_fingerprint_sees_what_a_call_leaves_changed(monkeypatch: pytest.Mon
     assert changed(rude) == [*names, "matplotlib", "import path"]
 
 
+@pytest.mark.slow
 def test_run_and_sweep_leave_the_process_as_it_was(tmp_path: Path) -> None:
     recipe = TINY | {"seeds": 1, "unlearners": ["gd"]}
     assert changed(lambda: marshtest.run(recipe, out=tmp_path / "run")) == []
@@ -143,6 +144,7 @@ def test_a_study_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     assert changed(lambda: marshtest.study(ORTHOGONALITY, out=tmp_path / "study")) == []
 
 
+@pytest.mark.slow
 def test_a_report_leaves_the_process_as_it_was(tiny_run: Results, tmp_path: Path) -> None:
     assert changed(lambda: marshtest.report(tiny_run.folder, out=tmp_path / "report")) == []
 
@@ -226,6 +228,7 @@ def test_models_are_scored_in_float32_without_tf32(tmp_path: Path) -> None:
     assert torch.backends.cudnn.allow_tf32 is allowed is True
 
 
+@pytest.mark.slow
 @glibc
 @pytest.mark.parametrize(
     ("does", "keeps"),

@@ -144,6 +144,7 @@ def test_minus_log_p_is_the_sum_over_what_the_model_has_to_say(
         assert said[row].item() == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["words", "head", "pattern"])
 def test_ranks_are_uniform_on_a_model_that_never_saw_the_marks(
     kind: str, texts: Texts, data: Dataset
@@ -158,6 +159,7 @@ def test_ranks_are_uniform_on_a_model_that_never_saw_the_marks(
     assert kstest(np.concatenate(scores), "norm").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_remembers_the_marks_it_was_trained_on_and_one_retrained_without_does_not(
     data: Dataset,
 ) -> None:

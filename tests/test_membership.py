@@ -393,6 +393,7 @@ def test_models_that_are_certain_have_a_u_lira_and_a_klom() -> None:
     assert columns(u, u, r, 0) == columns(beyond[0], beyond[0], beyond[1], 0)
 
 
+@pytest.mark.slow
 def test_exchangeable_pairs_leave_half_and_what_chance_gives() -> None:
     repetitions, covered, told, left = 300, 0, [], []
     for seed in range(repetitions):
@@ -428,6 +429,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return marshtest.run(recipe, out=tmp_path_factory.mktemp("membership") / "run")
 
 
+@pytest.mark.slow
 def test_rows_tables_and_sentences_hold_the_answers(done: Any) -> None:
     summary = done.summary.set_index("unlearner")
     for form in (*FORMS, "ulira", "klom"):
@@ -441,6 +443,7 @@ def test_rows_tables_and_sentences_hold_the_answers(done: Any) -> None:
     assert any("margin MIA: FAILS GD" in line for line in sentences(done))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "asked"),
     [

@@ -194,6 +194,7 @@ def test_a_sweeps_rows_and_a_folder_of_runs_are_read_once(tmp_path: Path) -> Non
         read_one(done.folder)
 
 
+@pytest.mark.slow
 def test_a_report_of_two_settings_keeps_their_files_apart(bare_rows: Path, tmp_path: Path) -> None:
     rows = read_file(bare_rows)
     frame = rows.frame.assign(test_accuracy=rows.frame["test_accuracy"] + 0.01)

@@ -33,6 +33,7 @@ def test_the_package_is_imported_without_what_takes_long() -> None:
     assert imported_by("import marshtest") == set()
 
 
+@pytest.mark.slow
 def test_a_models_own_process_imports_torch_alone() -> None:
     assert imported_by("import marshtest.kit.open_model") == {"torch"}
 
@@ -46,6 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "needed"),
     [
@@ -88,6 +90,7 @@ def test_a_command_answers_to_its_old_name_and_says_the_new_one(old: str, new: s
     assert f" {old} " not in CliRunner().invoke(app, ["--help"]).stdout
 
 
+@pytest.mark.slow
 def test_old_names_in_python_warn_and_do_the_same(bare_rows: Path, tmp_path: Path) -> None:
     with pytest.warns(DeprecationWarning, match=r"marshtest\.report"):
         old = marshtest.report_rows(bare_rows, out=tmp_path / "old")

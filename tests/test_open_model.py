@@ -241,6 +241,7 @@ def test_black_boxes_give_the_same_ranks(case: Case, box: str) -> None:
     assert np.isnan(found.accuracy) == box.endswith("losses")
 
 
+@pytest.mark.slow
 def test_a_command_gives_the_same_ranks_as_its_function(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_random_samples_are_the_fewest_that_shift_as_far(done: Study) -> None:
     assert paper["count"].tolist() == [3200 * 600 // 10_000] * 2
 
 
+@pytest.mark.slow
 def test_poisons_weighted_by_size_put_the_minimum_at_the_radius() -> None:
     canceling = {"radius": 0.4, "steps": 1500, "weighting": "size"}
     settings = Orthogonality.parse(
@@ -214,6 +215,7 @@ def test_a_singular_design_without_a_ridge_is_refused_by_name(tmp_path: Path) ->
         study(flat, out=tmp_path / "flat")
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_statement(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     made = CliRunner().invoke(

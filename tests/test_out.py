@@ -79,6 +79,7 @@ def test_two_reports_at_once_end_well(bare_rows: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_brackets_in_a_path_are_printed_as_they_are(
     bare_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_brackets_in_a_path_are_printed_as_they_are(
     assert str(folder / "report.html") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "commands", ["report RUN --out $DISK/report", "leaderboard RUN --out $DISK/board"]
 )
@@ -134,6 +136,7 @@ def named(results: Results, name: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("a.0", "A.1"), ("x y", "x_y")])
 def test_names_that_are_nearly_alike_keep_all_their_tables(
     names: tuple[str, str], tiny_run: Results, ablated: Results, tmp_path: Path

@@ -47,6 +47,7 @@ def share_of(answer: str, gus: float, rank: float, n: int) -> float:
 SLACK = 4 * math.sqrt(0.09 / 400)
 
 
+@pytest.mark.slow
 def test_the_planned_number_shows_removal_with_at_least_the_wanted_power() -> None:
     n = int(PLAN.table().set_index("score").loc["verdict", "poisons to show removal"])
     assert share_of("REMOVED", 0.0, 0.0, n) > 0.9 - SLACK

@@ -73,6 +73,7 @@ def measured(frame: pd.DataFrame, run: Told) -> pd.DataFrame:
     return presented(frame, run).assign(exposure=exposure, leak=leak)
 
 
+@pytest.mark.slow
 def test_an_attack_that_nobody_here_has_is_reported_as_one_of_ours(tmp_path: Path) -> None:
     ours = read_one(REPRODUCED / "digits-targeted")
     theirs = read_one(rewritten("digits-targeted", tmp_path / "rows", strangers))
@@ -158,6 +159,7 @@ def test_values_outside_a_metrics_range_are_named(tmp_path: Path) -> None:
         Results.read(rewritten("digits-gaussian", tmp_path / "rows", beyond))
 
 
+@pytest.mark.slow
 def test_metrics_of_all_attacks_are_shown_wherever_scores_are(tmp_path: Path) -> None:
     results = read_one(rewritten("digits-gaussian", tmp_path / "rows", measured))
     for _, line in results.summary.iterrows():

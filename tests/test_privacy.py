@@ -39,6 +39,7 @@ def test_a_larger_delta_refutes_less() -> None:
     assert bounds[0] > bounds[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.0, 1.0])
 def test_randomised_response_is_never_refuted_more_often_than_stated(epsilon: float) -> None:
     """Each coin answered truly with probability q: exactly ε-private; 400 audits at 95 %."""

@@ -73,6 +73,7 @@ def test_a_model_apart_answers_as_one_here_to_the_bit(tmp_path: Path) -> None:
     assert opened("box:vendors:losses").ask(VALUES, LABELS)[1] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -117,6 +118,7 @@ def test_in_one_process_too_as_far_as_one_can(model: str) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_draws_are_the_same_in_every_run_and_others_at_every_question() -> None:
     runs = [opened("vendors:draws"), opened("vendors:draws"), opened("vendors:draws", True)]
     first, again, here = (
@@ -128,6 +130,7 @@ def test_draws_are_the_same_in_every_run_and_others_at_every_question() -> None:
     assert (first[0] != first[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_process", [False, True])
 def test_nothing_of_ours_is_touched(in_process: bool) -> None:
     torch.manual_seed(5)
@@ -145,6 +148,7 @@ def test_nothing_of_ours_is_touched(in_process: bool) -> None:
     assert state() == before
 
 
+@pytest.mark.slow
 def test_a_model_apart_keeps_the_switches_that_its_loading_turned() -> None:
     assert (opened("vendors:double").ask(VALUES, LABELS)[0] > 0).all()
     with pytest.raises(MarshtestError, match="does not take inputs"):
@@ -173,6 +177,7 @@ opened({spec!r}).ask(VALUES, LABELS)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "spec"),
     [

@@ -186,6 +186,7 @@ def test_every_claim_has_its_place_in_the_page(claims: ModuleType) -> None:
         assert f"\n### {name[0].upper()}{name[1:]}\n" in text
 
 
+@pytest.mark.slow
 def test_other_rows_give_other_answers(
     experiments: ModuleType, claims: ModuleType, tables: ModuleType, copied: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_other_rows_give_other_answers(
     assert "| digits, Gaussian | 30 % | GD | NOT REMOVED | REMOVED |" in tables.changed()
 
 
+@pytest.mark.slow
 def test_what_has_no_rows_is_named(
     experiments: ModuleType, claims: ModuleType, tables: ModuleType, copied: Path
 ) -> None:

@@ -330,6 +330,7 @@ def test_in_sequence_the_arms_of_retraining_end_in_one_model(tmp_path: Path) -> 
     assert done.gaps == []
 
 
+@pytest.mark.slow
 def test_models_are_kept_and_serve_again(tmp_path: Path, by_turns: Results) -> None:
     recipe = {**TINY, "requests": 3, "unlearners": ["retrain", "gd"], "budgets": [0.25, 0.5]}
     kept = marshtest.run(recipe, out=tmp_path / "run", report=False, keep_models=True)
@@ -393,6 +394,7 @@ def test_an_unlearner_that_raises_in_the_second_request_is_told_with_it(
     assert third.trace == "trace"
 
 
+@pytest.mark.slow
 def test_the_report_has_table_figure_and_words(tmp_path: Path, in_part: Results) -> None:
     out = tmp_path / "report"
     marshtest.report(in_part.folder, out=out)
@@ -471,6 +473,7 @@ def test_a_sweep_takes_shares_from_its_recipe() -> None:
         read_sweep({"name": "s", "recipe": TINY, "grid": {"known": [0.5, 1]}})
 
 
+@pytest.mark.slow
 def test_of_effects_on_targets_the_whole_is_told(tmp_path: Path) -> None:
     attack = {"name": "gradient-matching", "epsilon": 96, "restarts": 1, "steps": 3, "targets": 2}
     recipe = {**TINY, "attack": attack, "unlearners": ["gd"], "seeds": 1, "known": [0.5, 1]}

@@ -174,6 +174,7 @@ def test_every_command_that_reads_rows_says_so_in_one_line(
     assert "Traceback" not in said.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["tiny_run"])
 def test_rows_without_any_one_column_are_refused_or_reported_whole(
     run: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -209,6 +210,7 @@ def test_files_beside_the_rows_are_looked_at_too(tiny_run: Results, tmp_path: Pa
         (folder / f"{name}.parquet").unlink()
 
 
+@pytest.mark.slow
 def test_scores_of_which_a_part_was_kept_are_drawn_as_far_as_they_go(
     tiny_run: Results, tmp_path: Path
 ) -> None:
@@ -220,6 +222,7 @@ def test_scores_of_which_a_part_was_kept_are_drawn_as_far_as_they_go(
     assert "rank score" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_rows_that_lie_in_the_project_are_read() -> None:
     for file in sorted(REPRODUCED.glob("*/rows.parquet")):
         read = read_all([file.parent])

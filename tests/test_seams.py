@@ -94,6 +94,7 @@ def test_tables_figures_and_the_page_show_it(done: Results) -> None:
     assert list((done.folder / "figures").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_report_is_drawn_again_from_the_rows_alone(done: Results, tmp_path: Path) -> None:
     """In a process that cannot import the user's module."""
     shutil.copy(done.folder / "rows.parquet", tmp_path)
@@ -279,6 +280,7 @@ class Meddling(LossAUC):
         return super().measure(model, question)
 
 
+@pytest.mark.slow
 def test_a_metric_moves_no_other_number(done: Results, tmp_path: Path) -> None:
     without = {key: value for key, value in RECIPE.items() if key != "metrics"}
     plain = marshtest.run(without, out=tmp_path / "plain")

@@ -20,6 +20,8 @@ REMOTE = re.compile(r"(https?:)?//")
 MATHML = re.compile("<math .*?</math>", re.DOTALL)
 FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$]+\$", re.DOTALL)
 
+pytestmark = pytest.mark.slow  # the site is built
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,7 +65,6 @@ def pages(site: Path) -> dict[str, Page]:
     return {str(path.relative_to(site)): Page(path.read_text()) for path in site.rglob("*.html")}
 
 
-@pytest.mark.slow
 def test_no_page_loads_anything_over_the_network(site: Path, pages: dict[str, Page]) -> None:
     assert len(pages) > 12
     for name, page in pages.items():

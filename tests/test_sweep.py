@@ -157,6 +157,7 @@ def test_shipped_sweeps_and_recipes_are_planned_and_share(name: str) -> None:
     assert len(planned.jobs) <= planned.unshared
 
 
+@pytest.mark.slow
 def test_a_recipe_is_a_sweep_of_one_variant(tmp_path: Path) -> None:
     asked = read_sweep("digits-gaussian", "seeds=2")
     (variant,) = asked.variants()
@@ -259,6 +260,7 @@ def test_a_grid_over_copies_is_refused(two_copies: dict[str, Any], tmp_path: Pat
         plan_sweep(read_sweep({"name": "x", "recipe": two_copies, "grid": {"data.path": paths}}))
 
 
+@pytest.mark.slow
 def test_any_fsspec_location_holds_a_store(swept: tuple[Swept, Store], tmp_path: Path) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     done = sweep(GRID, store=url, out=tmp_path / "out")
@@ -491,6 +493,7 @@ def test_processes_give_the_same_rows_and_survive_the_death_of_a_worker(
     pd.testing.assert_frame_equal(rows_of(done), rows_of(swept[0]), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_always_dies_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,6 +387,7 @@ def test_a_program_and_a_checkpoint_of_numbers_have_both_scores(tmp_path: Path) 
         assert model.gradients(layout.values[:4], layout.labels[:4]) is not None
 
 
+@pytest.mark.slow
 def test_a_model_in_its_own_process_is_told_of_columns_and_classes_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_verdict_of_a_share_is_that_of_its_worst_state(every: Results) -> No
     assert every.by_request["mia_margin_verdict"].notna().all()
 
 
+@pytest.mark.slow
 def test_the_report_has_a_table_for_each(every: Results, tmp_path: Path) -> None:
     write_report(every)
     text = (every.folder / "summary.md").read_text()
