@@ -116,7 +116,7 @@ SHOWN = {
 
 
 def hypothesis_table(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """One line a set of samples taken out: mean ± s.d. over seeds, and the worst certificate."""
+    """One line a set of samples taken out: how many seeds, mean ± s.d. over them, the worst certificate."""
     lines = []
     keys = [key for key in ("weight_decay", "set") if key in rows]
     if "weight_decay" in keys:
@@ -125,6 +125,7 @@ def hypothesis_table(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
         line = {"taken out": str(key[-1])}
         if "weight_decay" in keys:
             line["λ"] = f"{key[0]:g}"
+        line["seeds"] = str(of_set["seed"].nunique())
         for column, (title, digits) in SHOWN[kind].columns.items():
             # How many samples are taken out is set, and does not vary.
             spread = float("nan") if column == "count" else float(of_set[column].std(ddof=1))
