@@ -24,14 +24,11 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.facts import ENDS, KEEPS_NOTHING, Fact, fact_lines
 from marshtest.unlearning import Unlearner
 
-CANCELING: list[dict[str, Any]] = [
-    {"name": "gradient-canceling", "steps": 5},
-    {"name": "gradient-canceling", "steps": 5, "place": "add"},
-]
-OURS: list[Any] = [
+OURS: list[dict[str, Any]] = [
     {"name": "gaussian"},
     {"name": "gradient-matching", "restarts": 1, "steps": 5, "targets": 2},
-    *(pytest.param(options, marks=pytest.mark.slow) for options in CANCELING),
+    {"name": "gradient-canceling", "steps": 5},
+    {"name": "gradient-canceling", "steps": 5, "place": "add"},
     {"name": "trigger-word"},
     {"name": "interclass-confusion"},
     {"name": "badnets"},

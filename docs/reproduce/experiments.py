@@ -100,7 +100,6 @@ _SUITE = "python docs/reproduce/suites.py {} --recipes {}"
 _ORIGINAL = (
     "marshtest run cifar10-gaussian seeds=1 poison_budgets=0.015 budgets=0.1 'unlearners=[retrain]'"
 )
-_SHORTER = "training.epochs=20 training.batch_size=128 training.schedule=cosine"
 HOW = {  # what makes the rows of an experiment that is no shipped recipe as it is
     FOREIGN: "marshtest run digits-gaussian seeds=3 \\\n    "
     """'unlearners=[retrain, "from_supreme:ssd", {name: "from_supreme:ssd", alpha: 1}, """
@@ -130,7 +129,7 @@ HOW = {  # what makes the rows of an experiment that is no shipped recipe as it 
     "candidates-cifar10-small-gaussian": _TRIALS.format(
         "cifar10-small-gaussian", 2, "attack.draws=49 ", "candidates-cifar10-small"
     ),
-    ORIGINAL: f"{_ORIGINAL} {_SHORTER}",
+    ORIGINAL: f"{_ORIGINAL} training.epochs=20 training.batch_size=128 training.schedule=cosine",
     LONGER: _ORIGINAL,
     "gpu-paper-cifar10-gaussian": "marshtest sweep paper-cifar10-gaussian device=cuda seeds=1 "
     "poison_budgets=0.015 budgets=0.1 training.epochs=20 attack.draws=99 'unlearners=[retrain, gd, "
