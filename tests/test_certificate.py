@@ -670,8 +670,18 @@ def test_a_role_that_is_two_roles_is_none(whole: dict[str, Any], tmp_path: Path)
     after = next(m for m in content["audit"]["models"] if m["role"] == "after")
     for role in ("after after", "after,after"):
         after["role"] = role
-        with pytest.raises(MarshtestError, match="not one before, those after, one retrained"):
+        with pytest.raises(MarshtestError) as caught:
             verify(forged(content, tmp_path / "forged.json"))
+        assert str(caught.value).startswith(f"{tmp_path / 'forged.json'}: its models are not one")
+
+
+def test_an_answer_that_no_verdict_gives_is_none(whole: dict[str, Any], tmp_path: Path) -> None:
+    content = copy.deepcopy(whole["certificate"])
+    verdicts = [m["verdict"] for m in content["audit"]["models"] if m["role"] == "after"]
+    content["audit"]["answer"] = "REMOVED" if "NOT REMOVED" in verdicts else "NOT REMOVED"
+    with pytest.raises(MarshtestError) as caught:
+        verify(forged(content, tmp_path / "forged.json"))
+    assert str(caught.value).startswith(f"{tmp_path / 'forged.json'}: its answer is none")
 
 
 def test_in_python_a_certificate_has_the_date_that_is_given(here: Path, tmp_path: Path) -> None:

@@ -381,6 +381,8 @@ def test_without_controls_or_an_effect_nothing_is_ranked(tiny_run: Results) -> N
     rows = tiny_run.rows
     without = rows[rows["role"] != "retrained"].reset_index(drop=True)
     assert leaderboard([replace(tiny_run, rows=without)]).empty
+    blind = rows.assign(test_accuracy=np.nan)
+    assert leaderboard([replace(tiny_run, rows=blind)]).empty
     initial = rows["role"] == "initial"
     flat = rows.assign(
         **{c: rows[c].mask(initial, 0.0) for c in ("gus_dependence", "rank_dependence")}

@@ -13,7 +13,7 @@ from marshtest.experiment.requests import AXES
 from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.derived import derive, hashed
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, placed
 from marshtest.plumbing.identity import name_of
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
@@ -235,10 +235,8 @@ def _refuse_another(place: Path, recipe: Recipe) -> None:
     file = place / RECIPE
     if not file.is_file():
         return
-    try:
+    with placed(file):
         theirs = load_recipe({**read_yaml(file, "recipes"), "unlearners": []}, imports=False)
-    except MarshtestError as error:
-        raise MarshtestError(f"{file}: {error}") from None
     differing = differences(_of_models(theirs), _of_models(recipe))
     if differing:
         key, (there, here) = next(iter(differing.items()))

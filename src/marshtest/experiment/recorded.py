@@ -18,7 +18,7 @@ from marshtest.experiment.recipe_parts import (
 )
 from marshtest.metrics.presentation import Column
 from marshtest.metrics.presentation import Name as ColumnName
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, placed
 from marshtest.plumbing.settings import Settings
 
 
@@ -132,16 +132,14 @@ def _presentation(attack: Mapping[str, Any], given: Any, where: str) -> Presenta
     Raises:
         MarshtestError: neither says anything, or something else than a presentation.
     """
-    try:
+    name = str(attack.get("name"))
+    with placed(f"{where}: attack {name}"):
         if given is not None:
             return Presentation.parse(given, "presentation").filled(attack)
         table = import_module("marshtest.attacks.table")  # with torch, for rows that came without
-        name = str(attack.get("name"))
         if name in table.ATTACKS:
             shown: Presentation = table.parse_attack(attack, "attack").shown
             return shown
-    except MarshtestError as error:
-        raise MarshtestError(f"{where}: attack {attack.get('name')}: {error}") from None
     raise MarshtestError(
         f"{where}: nothing tells how rows of attack {name!r} are presented. Give rows that this version of "
         "marshtest wrote: run the recipe again."

@@ -47,6 +47,15 @@ def refused(
         raise MarshtestError(line.rstrip()) from None
 
 
+@contextmanager
+def placed(where: object) -> Iterator[None]:
+    """Put a place before the line of an error that does not know it: a file, mostly."""
+    try:
+        yield
+    except MarshtestError as error:
+        raise MarshtestError(f"{where}: {error}") from None
+
+
 def refuse_options(reason: str, **options: object) -> None:
     """Raise if an option is given that means nothing; None and False are options that are not given.
 

@@ -201,9 +201,10 @@ def _has_effect(results: Results, share: float) -> bool:
     """Whether there are models to measure by, and an effect to take a share of."""
     if share not in results.poison_budgets:
         return False
-    table = results.summary[results.summary["poison_budget"] == share]
-    initial = table.loc[table["role"] == "initial", "verdict"]
-    return {*CONTROLS} <= {*table["role"]} and initial.iloc[0] == "NOT REMOVED"
+    table = results.summary[results.summary["poison_budget"] == share].set_index("role")
+    if not {*CONTROLS} <= {*table.index} or table["test_accuracy"][[*CONTROLS]].hasnans:
+        return False
+    return bool(table.loc["initial", "verdict"] == "NOT REMOVED")
 
 
 def _tried(

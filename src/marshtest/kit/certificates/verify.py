@@ -29,7 +29,7 @@ from marshtest.kit.certificates.signing import Signature, public_key_of
 from marshtest.kit.judging import Question
 from marshtest.kit.layouts.folders import digest
 from marshtest.metrics.labels import OF_AUDITS
-from marshtest.plumbing.errors import MarshtestError, refused
+from marshtest.plumbing.errors import MarshtestError, placed, refused
 from marshtest.plumbing.progress import Progress, silent
 
 Result = Literal["holds", "FAILS", "not checked"]
@@ -142,7 +142,7 @@ def verify(
     seals = _seals(found, stated, public_key)
     if any(check.result == "FAILS" for check in seals):
         return Verified(found, tuple(seals))
-    with refused(f"{certificate}: is no certificate that marshtest wrote"):
+    with placed(certificate), refused("is no certificate that marshtest wrote"):
         content = found.parsed
         Page.of(found)  # needs all that is looked at below
         _refuse_odd(content.audit)
@@ -178,11 +178,12 @@ def _refuse_odd(audit: dict[str, Any]) -> None:
     after, retrained = ["after"] * roles.count("after"), ["retrained"] * ("retrained" in roles)
     if roles != ["before", *after, *retrained]:
         raise MarshtestError(
-            "certificate: its models are not one before, those after, one retrained."
+            "its models are not one before, those after, one retrained. "
+            "Give an untouched certificate."
         )
     verdicts = [model["verdict"] for model in audit["models"] if model["role"] == "after"]
     if audit["answer"] != worst(verdicts or [audit["models"][0]["verdict"]]):
-        raise MarshtestError("certificate: its answer is none by the verdicts on its models.")
+        raise MarshtestError("its answer is none by its verdicts. Give an untouched certificate.")
 
 
 def _seals(found: Certificate, stated: str, public_key: str | Path | None) -> list[Check]:
