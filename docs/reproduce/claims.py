@@ -54,7 +54,7 @@ from experiments import (
     study,
     there,
     titled,
-    with_slices,
+    with_others,
 )
 
 from marshtest.reporting.hypotheses import SHOWN, hypothesis_table
@@ -129,7 +129,7 @@ def no_silver_bullet() -> Told:
     lines, failing, everywhere = [], [], []
     for unlearner in (*SEVEN, RIVAL):
         own = cells(ALL, unlearner)
-        told = cells(with_slices(ALL), unlearner)
+        told = cells(with_others(ALL), unlearner)
         verdicts = {titled(of.experiment): of.verdict for of in told}
         lines.append({"unlearner": NAMES[unlearner], **verdicts})
         if unlearner != RIVAL:
@@ -143,7 +143,7 @@ def no_silver_bullet() -> Told:
 def some_removed() -> Told:
     """The strong form: in no experiment does any of the seven remove the poison."""
     lines = []
-    for name in with_slices(ALL):
+    for name in with_others(ALL):
         own = {NAMES[unlearner]: cell(name, unlearner) for unlearner in SEVEN}
         by = [
             title + " (retraining)" * is_retraining(of)
@@ -229,7 +229,7 @@ def ngd_on_images() -> Told:
     if not there(name):
         return "", UNSHOWN, UNSHOWN
     own = {unlearner: cell(name, unlearner) for unlearner in SEVEN}
-    tables = "\n\n".join(map(_rates, with_slices([name])))
+    tables = "\n\n".join(map(_rates, with_others([name])))
     tpr = {unlearner: of_seeds(of)["tpr"] for unlearner, of in own.items()}
     ngd, text = own["ngd"], cells(TEXTS[:1], "ngd")
     lowest = [over_seeds(tpr[other] - tpr["ngd"], name) for other in SEVEN if other != "ngd"]
@@ -457,7 +457,7 @@ def claim(name: str) -> str:
     """A claim's tables, the experiments behind them, what is missing, and the answer, in Markdown."""
     asked = CLAIMS[name]
     text, found = asked.told()
-    made = ", ".join(f"`{of}`" for of in with_slices((*asked.experiments, *asked.beside)))
+    made = ", ".join(f"`{of}`" for of in with_others((*asked.experiments, *asked.beside)))
     rows = f"Rows: {made} ([their commands](#where-the-rows-come-from))." if made else ""
     parts = [text, rows, missing(asked.experiments)]
     return "\n\n".join([*filter(None, parts), f"**Here: {found}.**"])

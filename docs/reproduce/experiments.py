@@ -70,6 +70,7 @@ SHORT = {
     "imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
     "imdb-gaussian": "IMDb (24,500), Gaussian",
     "imdb-small-trigger": "IMDb, trigger word",
+    "imdb-trigger": "IMDb (24,500), trigger word",
     "imdb-tiny-trigger": "IMDb (tiny), trigger word",
     "digits-gaussian": "digits, Gaussian",
     "digits-targeted": "digits, targeted",
@@ -170,7 +171,7 @@ def first_there(*names: str) -> str:
     return next((name for name in names if there(name)), names[-1])
 
 
-# Of Gaussian poisons in several sizes the largest with rows answers, and a slice of it stands beside.
+# Of an attack in several sizes the largest answers of which a verdict can be had.
 GAUSSIAN_IMAGES = first_there("cifar10-gaussian", "cifar10-small-gaussian")
 GAUSSIAN_TEXTS = first_there("imdb-gaussian", "imdb-small-gaussian", "imdb-tiny-gaussian")
 TRIGGER = first_there("imdb-small-trigger", "imdb-tiny-trigger")
@@ -181,10 +182,10 @@ DIGITS = ("digits-gaussian", "digits-targeted", "digits-indiscriminate")
 # With a layer below the last, which CFk and EUk leave as it is.
 HIDDEN = "digits-indiscriminate-hidden"
 ALL = (*IMAGES, *TEXTS, *DIGITS)
-SLICES = {
-    "cifar10-gaussian": "cifar10-small-gaussian",
-    "imdb-gaussian": "imdb-tiny-gaussian",
-    "imdb-small-trigger": "imdb-tiny-trigger",
+BESIDE = {  # and these stand beside it: slices, and larger ones of too few seeds
+    "cifar10-gaussian": ("cifar10-small-gaussian",),
+    "imdb-gaussian": ("imdb-tiny-gaussian",),
+    "imdb-small-trigger": ("imdb-trigger", "imdb-tiny-trigger"),
 }
 SIZES = ("cifar10-small-sizes", "imdb-tiny-sizes")
 DEEP = ("canceling-deep", "canceling-deep-adam", "canceling-deep-all")
@@ -225,11 +226,6 @@ class Cell:
         """Whether the initial model shows the poison at all."""
         return str(self.initial["verdict"]) == "NOT REMOVED"
 
-    @property
-    def left(self) -> float:
-        """Share of the initial effect, by the score that shows most; negative if it turned round."""
-        return max((self.share(name) for name in self.names), key=abs)
-
     def share(self, name: str) -> float:
         """The share of the initial effect that one score still shows; negative if it turned round."""
         return float(self.line[f"{name}_dependence"] / self.initial[f"{name}_dependence"])
@@ -240,18 +236,21 @@ class Cell:
         return float(self.line["accuracy_cost"])
 
 
-def with_slices(experiments: Iterable[str]) -> list[str]:
-    """Experiments that have rows, each before the slice that stands beside it."""
-    wanted = ((name, SLICES.get(name)) for name in experiments)
-    return [name for pair in wanted for name in pair if name and there(name)]
+def with_others(experiments: Iterable[str]) -> list[str]:
+    """Experiments that have rows, each before those that stand beside it."""
+    wanted = ((name, *BESIDE.get(name, ())) for name in experiments)
+    return [name for group in wanted for name in group if there(name)]
 
 
 def titled(experiment: str) -> str:
-    """An experiment's name, a slice's in italics, with a dagger where full retraining is not REMOVED."""
+    """An experiment's name, with a dagger where full retraining is not REMOVED.
+
+    That of one which stands beside another is in italics.
+    """
     of = results(experiment)
     table = of.summary[of.summary["poison_budget"] == of.poison_budget]
     (retrained,) = table.loc[table["role"] == "retrained", "verdict"]
-    mark = "*" * (experiment in SLICES.values() and experiment not in ALL)
+    mark = "*" * (experiment not in ALL and any(experiment in others for others in BESIDE.values()))
     return mark + SHORT[experiment] + mark + " †" * (retrained != "REMOVED")
 
 
@@ -270,15 +269,24 @@ def cell(experiment: str, unlearner: str, share: float | None = None) -> Cell:
 def shown(of: Cell) -> str:
     """A cell in words."""
     accuracy = plus_minus(of.line["test_accuracy"], of.line["test_accuracy_sd"], 3)
-    left = f"{of.left:z.0%} left" if of.has_effect else "no effect shown to begin with"
+    left = f"{_shares(of)} left" if of.has_effect else "no effect shown to begin with"
     return f"{of.verdict}, {left}; accuracy {accuracy} ({-of.lost:+.3f})"
 
 
+def _shares(of: Cell) -> str:
+    """What is left by each score, with the scores' names if there are several."""
+    shares = [f"{of.share(name):z.0%}" for name in of.names]
+    if len(shares) == 1:
+        return shares[0]
+    titles = [results(of.experiment).scores_shown[name].title for name in of.names]
+    return " and ".join(f"{share} ({title})" for share, title in zip(shares, titles, strict=True))
+
+
 def by_experiment(experiments: Iterable[str], unlearners: Iterable[str]) -> str:
-    """Unlearners by experiments that have rows, slices among them."""
+    """Unlearners by experiments that have rows, with those that stand beside them."""
     chosen = list(unlearners)
     lines = []
-    for experiment in with_slices(experiments):
+    for experiment in with_others(experiments):
         texts = {NAMES[name]: shown(cell(experiment, name)) for name in chosen}
         lines.append(
             {"experiment": titled(experiment), "seeds": len(results(experiment).seeds), **texts}
