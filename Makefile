@@ -64,7 +64,7 @@ docs: $(VENV)/installed ## the site, in site/: open site/index.html
 
 reproduce: $(VENV)/installed ## all tables of measured numbers in the documents, and their figures, from rows
 	$(BIN)/cog -r -P -I docs/reproduce -p "from claims import *; from experiments import *; from tables import *; from rivals import *; from membership import *; from marks import *; from walkthrough import *; from epsilons import *; from cli_reference import *" \
-	  README.md docs/index.md docs/cli.md docs/results.md docs/rivals.md docs/membership.md docs/mathematics.md docs/marks.md docs/audit-text.md docs/audit-tables.md docs/certificate.md docs/compared.md docs/reproduce.md docs/unlearners.md docs/paper.md docs/gpu.md
+	  README.md docs/index.md docs/cli.md docs/results.md docs/rivals.md docs/membership.md docs/mathematics.md docs/marks.md docs/audit-text.md docs/audit-tables.md docs/certificate.md docs/compared.md docs/reproduce.md docs/unlearners.md docs/paper.md docs/gpu.md docs/first-hour.md docs/audit.md
 	$(BIN)/python docs/reproduce/pictures.py
 
 gpu-check: $(VENV)/installed ## on a machine with a GPU: what docs/gpu.md foretells, measured, in gpu-check.json

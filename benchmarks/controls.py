@@ -311,7 +311,8 @@ def markdown(models: list[dict[str, Any]], boxes: list[dict[str, Any]]) -> str:
     text += [
         "",
         "**Boxes in place of the model after unlearning**, on digits, ε² 2. *Dependence* is what the rank",
-        "score shows of the dose: where it is small, the control questions alone stand against REMOVED.",
+        "score shows of the dose: where it is small, the control questions stand against REMOVED, or",
+        "ties do.",
         "",
         "| of | box | dependence | near | between | agreement | AUC | verdict | because |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",

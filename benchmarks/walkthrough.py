@@ -1,10 +1,11 @@
 """The transcript of a page's walk-through, for docs/reproduce/PAGE/transcript.json.
 
-    python benchmarks/walkthrough.py [audit-text | audit-tables | certificate]
+    python benchmarks/walkthrough.py [first-hour | audit | audit-text | audit-tables | certificate]
 
 The shell blocks of its section are run one after the other in an empty folder, as a reader would who has a
 clone there, and what they print is kept; of docs/certificate.md also the certificate, and a picture of it
-by `pdftoppm` (poppler). Under ten minutes on two cores, without a network.
+by `pdftoppm` (poppler). The Python that docs/first-hour.md has its reader save lies there as mine.py. Under
+ten minutes on two cores, without a network.
 """
 
 import json
@@ -21,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "reproduce"))
 
-from walkthrough import commands, transcript  # noqa: E402
+from walkthrough import commands, modules, transcript  # noqa: E402
 
 # 1 and 3 are verdicts; whatever else is not 0 ends the block.
 STRICT = """
@@ -35,10 +36,12 @@ KEPT = {"certificate": ("audit.json", "auditor.pem")}  # of a page's folder, bes
 
 def main(page: str = "audit-text") -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     blocks = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "examples").symlink_to(ROOT / "examples")
+        if page == "first-hour":
+            (Path(folder) / "mine.py").write_text(modules(page)[0])
         for block in commands(page):
             print(block, flush=True)
             ran = subprocess.run(

@@ -19,9 +19,10 @@ PAGE = """# Error rates of the verdict
 How often each answer is false where the truth is known, by simulation, and how often a model that never
 saw the poison is REMOVED. `python benchmarks/verdict --markdown docs/verdict-rates.md` writes this page.
 A share is held if the lower end of its exact interval is at most what is promised and the upper end at most
-6.5 %. A limit is promised by nobody: the poisons, or the trainings, are too few for a test to tell, or what
-is left is within the margin. *A fifth* is the margin; sizes and initial effects are those of the recipes
-named.
+6.5 %; one of power, if it is 90 % or more. A limit is promised by nobody: the poisons, or the trainings,
+are too few for a test to tell, what is left is within the margin, or the scores lie exactly against the
+initial ones, where the level is above 5 % ([mathematics](mathematics.md#the-verdict)). *A fifth* is the
+margin; sizes and initial effects are those of the recipes named.
 """
 HEAD = (
     "| scenario | size | repetitions | counted | share | 99 % interval | promised | held |\n"

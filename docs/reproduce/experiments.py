@@ -35,7 +35,7 @@ ORIGINAL = "cifar10-gaussian-original"  # the same, trained for a shorter time a
 SCALE_AGAIN = "cifar10-scale-again"  # a variant of the sweep once more, in the other precision
 RIVAL = "retrain"
 FOREIGN = "digits-foreign"  # unlearners of other packages, on digits-gaussian
-MARKED = "imdb-tiny-mark"  # every unlearner that takes texts, on marks
+MARKED = "imdb-tiny-mark"  # most unlearners that take texts, on marks
 RIVALS = {  # every unlearner of the package, on every attack
     "rivals-digits-gaussian": "digits, Gaussian",
     "rivals-digits-targeted": "digits, targeted",
@@ -66,7 +66,6 @@ SHORT = {
     "cifar10-small-targeted": "CIFAR-10, targeted",
     "cifar10-small-indiscriminate": "CIFAR-10 features, indiscriminate",
     "cifar10-indiscriminate": "CIFAR-10 features (24,500), indiscriminate",
-    "imdb-small-gaussian": "IMDb, Gaussian",
     "imdb-tiny-gaussian": "IMDb (tiny), Gaussian",
     "imdb-gaussian": "IMDb (24,500), Gaussian",
     "imdb-small-trigger": "IMDb, trigger word",
@@ -173,7 +172,7 @@ def first_there(*names: str) -> str:
 
 # Of an attack in several sizes the largest answers of which a verdict can be had.
 GAUSSIAN_IMAGES = first_there("cifar10-gaussian", "cifar10-small-gaussian")
-GAUSSIAN_TEXTS = first_there("imdb-gaussian", "imdb-small-gaussian", "imdb-tiny-gaussian")
+GAUSSIAN_TEXTS = first_there("imdb-gaussian", "imdb-tiny-gaussian")
 TRIGGER = first_there("imdb-small-trigger", "imdb-tiny-trigger")
 CANCELED = ("cifar10-small-indiscriminate", "cifar10-indiscriminate")
 IMAGES = (GAUSSIAN_IMAGES, "cifar10-small-targeted", *CANCELED)
@@ -407,8 +406,15 @@ def introduction() -> str:
     """Which experiments there are, of how many seeds and on what code, and which are not there."""
     lines = [(name, results(name)) for name in filter(there, SHORT)]
     told = ", ".join(f"`{name}` ({len(of.seeds)})" for name, of in lines)
+    swept = " and ".join(f"`{name}`" for name in SWEPT)
     of_code = sorted({about["algorithm"] for _, of in lines for about in of.runs.values()})
     code = f"algorithm {' and '.join(map(str, of_code))}"
     return "\n\n".join(
-        filter(None, [f"Experiments with rows, and their seeds: {told}; {code}.", missing(SHORT)])
+        filter(
+            None,
+            [
+                f"Experiments with rows, and their seeds: {told}; the sweeps {swept}; {code}.",
+                missing(SHORT),
+            ],
+        )
     )

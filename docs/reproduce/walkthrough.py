@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,11 @@ from marshtest.reporting.tables import as_markdown
 DOORS = HERE / "audit-text" / "doors.csv"  # by benchmarks/doors.py
 DOSES = HERE / "audit-tables" / "doses.csv"  # by benchmarks/tables.py
 LEGENDS = ("Perplexity:", "Accuracy:")  # how what explains a table begins
+VERDICTS = ("Poison budget", "before ")  # how verdicts in words begin
+SECTIONS = {  # of a page with another walk-through: between which lines it stands
+    "first-hour": ("## Run", "## How long it took"),
+    "audit": ("## The walk-through", "## "),
+}
 KINDS_OF_MODEL = {"forest": "random forest", "boosted": "boosted trees", "network": "network"}
 
 
@@ -22,12 +28,38 @@ def transcript(page: str) -> Path:
 
 def commands(page: str = "audit-text") -> list[str]:
     """The shell blocks of a page's walk-through."""
-    _, _, section = (HERE.parent / f"{page}.md").read_text().partition("\n## A walk-through\n")
-    return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    return _blocks(page, "sh")
+
+
+def modules(page: str) -> list[str]:
+    """The Python blocks of a page's walk-through."""
+    return _blocks(page, "python")
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    begin, end = SECTIONS.get(page, ("## A walk-through", "## "))
+    _, _, section = (HERE.parent / f"{page}.md").read_text().partition(f"\n{begin}\n")
+    return re.findall(rf"```{language}\n(.*?)```", section.partition(f"\n{end}")[0], re.DOTALL)
 
 
 def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
-    """What a block of the walk-through printed, or its table alone.
+    """What a block of the walk-through printed, or its table alone."""
+    lines = _lines(number, page)
+    if not whole:  # what follows the table's last line explains it
+        end = next(place for place, line in enumerate(lines) if line.startswith(LEGENDS))
+        lines = [line for line in lines[:end] if not line.startswith("A wider terminal")]
+    return _fenced(lines)
+
+
+def verdicts_said(number: int, page: str) -> str:
+    """The verdicts in words that a block printed behind its table and legend, and what follows them."""
+    lines = _lines(number, page)
+    begin = next(place for place, line in enumerate(lines) if line.startswith(VERDICTS))
+    return _fenced(lines[begin:])
+
+
+def _lines(number: int, page: str) -> list[str]:
+    """The lines that a block printed.
 
     Raises:
         ValueError: the block has other commands now.
@@ -37,11 +69,11 @@ def said(number: int, whole: bool = True, page: str = "audit-text") -> str:
         raise ValueError(
             f"run `python benchmarks/walkthrough.py {page}`: its commands have changed"
         )
-    lines = block["said"].rstrip().splitlines()
-    if not whole:  # what follows the table's last line explains it
-        end = next(place for place, line in enumerate(lines) if line.startswith(LEGENDS))
-        lines = [line for line in lines[:end] if not line.startswith("A wider terminal")]
-    told = "\n".join(line.rstrip() for line in lines).strip("\n")
+    return [line.rstrip() for line in block["said"].rstrip().splitlines()]
+
+
+def _fenced(lines: Iterable[str]) -> str:
+    told = "\n".join(lines).strip("\n")
     return f"```text\n{told}\n```"
 
 
