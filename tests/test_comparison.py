@@ -14,12 +14,22 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import marshtest
+from marshtest.experiment.recorded import RecordedNamed
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting import charts
 from marshtest.results.comparison import _names, compare, sentences, unpaired
-from marshtest.results.leaderboard import Measure, Trial, _error_of_share, _worst, leaderboard
+from marshtest.results.leaderboard import (
+    Measure,
+    Trial,
+    _error_of_share,
+    _lost,
+    _worst,
+    leaderboard,
+)
+from marshtest.results.merging import together
+from marshtest.results.naming import differing
 from marshtest.results.summary import Results
 
 Floats = NDArray[np.float64]
@@ -370,10 +380,41 @@ def test_an_experiment_too_small_for_anybody_takes_no_acquittal_away(
     assert _worst([Trial(unknown, unknown, 0.1, *of) for of in trials]) == shown
 
 
-def test_an_unknown_error_ties_with_everybody() -> None:
-    assert Measure(0.5, float("nan")).interval() == (-np.inf, np.inf)
+def test_whoever_misses_by_an_accuracy_of_one_seed_has_no_rank(tiny_run: Results) -> None:
+    """Its error is not known, so nobody would be surely better than a ruined model."""
+    rows = tiny_run.rows[tiny_run.rows["seed"] == 0].reset_index(drop=True)
+    ruined = rows.assign(test_accuracy=rows["test_accuracy"].mask(rows["unlearner"] == "gd", 0.0))
+    found = leaderboard([replace(tiny_run, rows=ruined)]).set_index("unlearner")
+    assert found.loc["gd", "misses"] == found.loc["gd", "lost"] > 1
+    assert np.isnan(found.loc["gd", "rank"])
     low, high = Measure(0.5, 0.1).interval()
     assert (low, high) == pytest.approx((0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
+
+
+def test_where_retraining_is_no_better_than_chance_no_accuracy_is_lost(tiny_run: Results) -> None:
+    spread = tiny_run.rows["seed"].map({0: -0.2, 1: 0.2}).fillna(0.0)
+    rows = tiny_run.rows.assign(test_accuracy=tiny_run.rows["chance"] + 0.01 + spread)
+    ruined = rows.assign(test_accuracy=rows["test_accuracy"].mask(rows["unlearner"] == "gd", 0.0))
+    found = leaderboard([replace(tiny_run, rows=ruined)]).set_index("unlearner")
+    assert found.loc["gd", "lost"] == 0
+    assert found.loc["gd", "misses"] == found.loc["gd", "left"]
+
+
+def test_the_error_of_what_is_lost_is_that_of_a_quotient() -> None:
+    """Against a simulation of both means, of independent seeds."""
+    rng = np.random.default_rng(0)
+    retrained = pd.Series(
+        {"role": "retrained", "test_accuracy": 0.9, "test_accuracy_sd": 0.06, "seeds": 4}
+    )
+    line = pd.Series(
+        {"role": "updated", "accuracy_cost": 0.3, "test_accuracy_sd": 0.08, "seeds": 4}
+    )
+    found = _lost(line, retrained, 0.1)
+    full, own = rng.normal(0.9, 0.03, 200_000), rng.normal(0.6, 0.04, 200_000)
+    shares = (full - own) / (full - 0.1)
+    assert found.value == pytest.approx(0.375)
+    assert found.error == pytest.approx(shares.std(), rel=0.02)
+    assert _lost(retrained, retrained, 0.1) == Measure(0.0, 0.0)
 
 
 def test_without_controls_or_an_effect_nothing_is_ranked(tiny_run: Results) -> None:
@@ -400,3 +441,29 @@ def test_two_versions_are_told_apart_by_what_they_differ_in() -> None:
     changed = cell("myunl:mine", mine[0].replace("0a", "0b"))
     assert _names(one, changed) == ("myunl:mine source=0a", "myunl:mine source=0b")
     assert _names(cell("gd", '{"lr": 1}'), cell("ga", '{"lr": 2}')) == ("gd", "ga")
+
+
+def test_a_search_beside_a_single_setting_differs_in_what_it_searches_alone() -> None:
+    alone, first, second = (
+        RecordedNamed.model_validate({"name": "gd", "lr": lr, "momentum": 0.9}) for lr in (1, 2, 3)
+    )
+    assert differing([[alone], [first, second]]) == {"gd": {"lr"}}
+    assert differing([[alone], [alone, alone]]) == {"gd": set()}
+
+
+def test_a_trial_that_stands_alone_in_one_run_stays_in_the_others_search(tiny_run: Results) -> None:
+    ((alone,),) = (trials for trials in tiny_run.recipe.unlearners if trials[0].name == "gd")
+    other = RecordedNamed.model_validate({**alone.model_dump(), "lr": 0.5})
+    searched = tiny_run.recipe.model_copy(update={"unlearners": ((alone, other),)})
+    search = replace(tiny_run, recipe=searched)
+    for merged in (together(tiny_run, search), together(search, tiny_run)):
+        assert [of for of in merged.recipe.unlearners if of[0].name == "gd"] == [(alone, other)]
+
+
+def test_retraining_in_fewer_seeds_is_compared_within_those(pair: tuple[Results, Results]) -> None:
+    rows = pair[0].rows
+    full = rows[rows["role"] == "retrained"].set_index("seed")["test_accuracy"]
+    gd = rows[rows["unlearner"] == "gd"].set_index("seed")["test_accuracy"]
+    fewer = rows[(rows["role"] != "retrained") | (rows["seed"] < 2)].reset_index(drop=True)
+    summary = replace(pair[0], rows=fewer).summary.set_index("unlearner")
+    assert summary.loc["gd", "accuracy_cost"] == pytest.approx((full - gd)[[0, 1]].mean())

@@ -88,6 +88,11 @@ def test_t_tests(n: int) -> None:
     assert (shown["effect_low"], shown["effect_high"]) == close((ends.low, ends.high), **EXACT)
 
 
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+def test_a_value_that_is_no_number_shows_nothing(odd: float) -> None:
+    assert p_positive(np.array([1.0, odd, 3.0, 4.0, 5.0])) == 1
+
+
 def test_values_that_are_all_equal_are_sure_or_undefined() -> None:
     assert _p_of_mean(np.ones(4)) == 0
     assert math.isnan(_p_of_mean(np.zeros(4)))

@@ -1,6 +1,7 @@
 """Newton's step: against an explicit Hessian, its certificate against the exact minimum, its refusals."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,19 @@ def test_a_training_without_an_objective_of_its_own_is_refused_before_it(
     with pytest.raises(MarshtestError, match=r"newton.weight_decay: the training minimises no"):
         marshtest.run(recipe, out=tmp_path / "run", report=False)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_several_steps_keep_to_a_budget_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round is an epoch of the retain set; the rounds of all steps share the budget."""
+    monkeypatch.setattr("marshtest.unlearning.newton.SOLVED", 1e-12)  # so that no round is left out
+    model, retain, forget = problem()
+    spent = []
+    for steps in (1, 4):
+        budget = Budget(math.inf, 36.0, epochs=3)
+        newton = Newton(steps=steps, noise=0)
+        (outcome,) = unlearn(newton, model, retain, forget, task=TASK, budgets=[budget], seed=0)
+        assert outcome.note == ""
+        spent.append(outcome.cost.passes)
+    assert (
+        spent[1] < 2 * spent[0]
+    )  # each step has its gradient and factor; three times the rounds would be more

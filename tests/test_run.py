@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,11 @@ def test_a_trial_that_gave_no_model_in_a_seed_is_not_chosen_by_the_others(
     whole = other.assign(validation_accuracy=[0.9, 0.8])
     both = Results(tiny_run.folder, tiny_run.recipe, pd.concat([one, whole]), tiny_run.scores)
     assert set(both.chosen(0.2)["hyperparameters"]) == {"{}"}
+    # That another model has more seeds says nothing of the trials.
+    full = tiny_run.rows[tiny_run.rows["role"] == "retrained"]
+    longer = pd.concat([one, whole, full, full.assign(seed=full["seed"] + 10)])
+    of_gd = replace(both, rows=longer).chosen(0.2).query("unlearner == 'gd'")
+    assert set(of_gd["hyperparameters"]) == {"{}"}
 
 
 def test_held_out_samples_are_neither_trained_on_nor_poisoned() -> None:

@@ -178,6 +178,27 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert store.names("locks") == set()
 
 
+def test_a_stage_that_is_begun_while_rubbish_is_looked_for_is_none(tmp_path: Path) -> None:
+    """By another driver, between two looks at the store."""
+    looked = []
+
+    class Slow(Store):
+        def names(self, folder: str) -> set[str]:
+            found = super().names(folder)
+            looked.append(folder)
+            if folder in ("records", "locks"):
+                assert other.lock(f"new-{folder}")
+                store.write(f"stages/new-{folder}/file", b"")
+            return found
+
+    slow, store = Slow(tmp_path), Store(tmp_path)
+    store.write("stages/old/file", b"")
+    with Driver(store) as other:
+        looked.clear()
+        assert ledger.rubbish(slow) == ["stages/old"]
+    assert looked.index("stages") < looked.index("locks") < looked.index("records")
+
+
 def test_a_lock_is_held_though_those_before_it_are_gone(tmp_path: Path) -> None:
     """A dead driver's lock that was removed from below must not let the stage be locked again."""
     store = Store(tmp_path)

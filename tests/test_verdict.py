@@ -26,6 +26,8 @@ from marshtest.metrics.verdict import (
     Evidence,
     Rest,
     Verdict,
+    _left,
+    _share_left,
     holm,
     paired_verdicts,
     rests_on,
@@ -162,6 +164,15 @@ def test_a_tail_that_is_kept_is_said_in_words() -> None:
     )
 
 
+def test_fewer_beyond_the_threshold_than_by_chance_is_nothing_that_is_kept() -> None:
+    few, whole = replace(of(0.0, 4000), tail=0), replace(of(1.0, 4000), tail=400)
+    initial, one = (Evidence({0: {"rank": score}}) for score in (whole, few))
+    assert _share_left(initial, one, Rest("rank", "tail")) == 0
+    narrow = Evidence({0: {"rank": of(0.0, 4000, variance=0.6)}})
+    assert "the mean square's deficit is" in _left(narrow, Rest("rank", "spread"), 0.4)
+    assert "the mean square's excess is" in _left(INITIAL, Rest("rank", "spread"), 0.4)
+
+
 def test_from_three_trainings_on_they_must_agree() -> None:
     before = several([1.0] * 4, 1000)
     assert judged(before, several([0.0, 0.01, -0.01, 0.0], 1000))[0].answer == "REMOVED"
@@ -273,6 +284,12 @@ def test_nothing_is_removed_whose_initial_effect_was_not_shown() -> None:
     initial = paired(*([0.9, -0.7, 0.1, 0.0] * 6))
     (verdict,) = paired_verdicts(initial, [paired(*[0.0] * 24)], **LEVELS)
     assert (verdict.answer, verdict.reasons[0]) == ("INCONCLUSIVE", NOT_SHOWN)
+
+
+def test_where_the_poison_never_showed_no_half_of_it_is_left() -> None:
+    initial = paired(-0.01, -0.02, -0.005, 0.0)
+    (verdict,) = paired_verdicts(initial, [paired(0.0, 0.001, -0.001, 0.0)], **LEVELS)
+    assert verdict.reasons == (NOT_SHOWN,)
 
 
 def test_a_training_without_a_model_lets_nothing_be_removed() -> None:

@@ -225,6 +225,11 @@ class Cell:
         """Whether the initial model shows the poison at all."""
         return str(self.initial["verdict"]) == "NOT REMOVED"
 
+    @property
+    def left(self) -> float:
+        """Share of the initial effect, by the score that shows most; negative if it turned round."""
+        return max((self.share(name) for name in self.names), key=abs)
+
     def share(self, name: str) -> float:
         """The share of the initial effect that one score still shows; negative if it turned round."""
         return float(self.line[f"{name}_dependence"] / self.initial[f"{name}_dependence"])

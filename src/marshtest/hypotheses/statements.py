@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
-from marshtest.metrics.trainings import t_statistic
+from marshtest.metrics.trainings import p_positive
 
 ALPHA = 0.05  # level of the tests behind a statement
 RANDOM = "random"  # the set of clean samples
@@ -76,8 +75,7 @@ def p_values(differences: NDArray[np.float64]) -> tuple[float, float]:
     """p-values of two t tests, that the mean is not above zero, and not below; nan for one value."""
     if len(differences) < 2:
         return math.nan, math.nan
-    above = float(stdtr(len(differences) - 1, -t_statistic(differences)))
-    return above, 1 - above
+    return p_positive(differences), p_positive(-differences)
 
 
 STATEMENTS: dict[str, Callable[[pd.DataFrame], str]] = {

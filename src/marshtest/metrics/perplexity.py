@@ -37,4 +37,7 @@ class Perplexity(Metric):
             batch = test[rows]
             nats += float(task.nats(task(model, batch), batch).sum())
             said += int(task.said(batch).sum())
-        return {"perplexity": math.exp(min(nats / said, 700))}  # beyond 700 it is infinite
+        mean = nats / said
+        return {
+            "perplexity": math.exp(mean) if mean < 700 else math.inf
+        }  # beyond it no float holds it

@@ -148,7 +148,12 @@ def p_within(initial: Difference, left: Difference, margin: float) -> float:
 
 
 def p_positive(values: Floats) -> float:
-    """p-value of a one-sided t test for a positive mean; of the sign test, if all values are equal."""
+    """p-value of a one-sided t test for a positive mean; of the sign test, if all values are equal.
+
+    It is 1 where a value is not finite.
+    """
+    if not np.isfinite(values).all():
+        return 1.0
     n = len(values)
     spread = float(values.std(ddof=1)) if n > 1 else 0.0
     if spread > TINY:

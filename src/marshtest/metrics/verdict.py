@@ -263,7 +263,7 @@ def paired_verdicts(
         if p_out <= alpha:
             verdict = replace(verdict, answer="NOT REMOVED")
             lines.append(f"what is left is surely not 0 (sign flips, {_p(p_out)})")
-        if trainings and failed:
+        if trainings and failed and initial.value > 0:
             lines.append(f"half of the effect or more is left in {failed} of {trainings} trainings")
         if p_out <= alpha:
             if one.value < 0:
@@ -536,7 +536,11 @@ def untestable(one: Evidence, margin: float) -> list[str]:
 
 def _share_left(initial: Evidence, one: Evidence, rest: Rest) -> float:
     before, score = initial.pooled[rest.score], one.pooled[rest.score]
-    return abs(_effect_of(score, rest.effect)) / _effect_of(before, rest.effect)
+    left = _effect_of(score, rest.effect)
+    # Fewer beyond the threshold than by chance is nothing that was kept.
+    return (max(0.0, left) if rest.effect == "tail" else abs(left)) / _effect_of(
+        before, rest.effect
+    )
 
 
 def _left(one: Evidence, rest: Rest, share: float) -> str:
@@ -545,7 +549,8 @@ def _left(one: Evidence, rest: Rest, share: float) -> str:
     of_initial = f"{share:.0%} of the initial model's"
     what = {
         "mean": f"what is left is {of_initial}",
-        "spread": f"the mean square's excess is {of_initial}",
+        "spread": f"the mean square's {'excess' if _effect_of(score, 'spread') >= 0 else 'deficit'} is "
+        f"{of_initial}",
         "tail": f"a part of the poisons may be kept whole: {_beyond(score)}, an excess of {of_initial}",
     }[rest.effect]
     return f"{title}: {what}"

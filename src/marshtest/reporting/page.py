@@ -179,9 +179,11 @@ def answer(results: Results) -> str:
     return text + "".join(f"For comparison, {rival}. " for rival in rivals)
 
 
-def _share(share: float) -> str:
-    """A share of the effect, in words; an estimate below 0 is nothing, missed by chance."""
-    return f"nothing ({share:.0%})" if round(share, 2) < 0 else f"{abs(share):.0%}"
+def _share(share: float, margin: float) -> str:
+    """A share of the effect, in words; below 0 it is nothing, missed by chance, or a trace."""
+    if round(share, 2) >= 0:
+        return f"{abs(share):.0%}"
+    return f"nothing ({share:.0%})" if share >= -margin else f"{-share:.0%}, turned round,"
 
 
 def _points(cost: float) -> str:
@@ -200,7 +202,11 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
         if line["role"] != "updated":
             continue
         share = model["left"]
-        left = "an unknown share" if math.isnan(share) else _share(share)
+        left = (
+            "an unknown share"
+            if math.isnan(share)
+            else _share(share, results.recipe.verdict.margin)
+        )
         values = [_value(line, name, score.title) for name, score in results.scores_shown.items()]
         text = (
             f"{left} of the effect is left ({'; '.join(values)}), within the margin in "

@@ -409,7 +409,7 @@ def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
                 "95 % interval": "–"
                 if math.isnan(line["low"])
                 else f"[{line['low']:+.3f}, {line['high']:+.3f}]",
-                "p": "–" if math.isnan(line["p"]) else f"{line['p']:.2g}",
+                "p": f"{line['p']:.2g}",
                 "over": f"{line['n']:,} {line['unit']}",
                 "better": line["better"] or "–",
             }

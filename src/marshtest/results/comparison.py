@@ -209,7 +209,7 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
     whole = unit != "seeds" or len(values) == len(both)
     difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
     n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
-    # Differences that are all equal, as of a method with itself, have no t; they stay without a p.
+    # Differences that are all equal, as of a method with itself, have no t; their p is 1.
     if whole and n > 1 and difference.std() > TINY:
         p = nearer = _p_of_mean(difference)
         low, high = interval_over(n, float(difference.mean()), error_of_mean(difference))

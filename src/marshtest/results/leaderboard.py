@@ -1,16 +1,17 @@
 """Unlearners ranked over attacks, by what is left and what it cost.
 
     left   = |dependence| / the initial model's, by the score that shows most *      1: as before
-    lost   = (accuracy retrained − accuracy) / (accuracy retrained − chance)         1: a model that guesses
+    lost   = (accuracy retrained − accuracy) / (accuracy retrained − chance)  **     1: a model that guesses
     misses = the larger of both                                                      0: as retraining
 
     * of those that REMOVED rests on: a share of a weak score is mostly noise
+    ** 0 where retraining is not surely above chance: there is nothing to lose
 
 So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An unlearner's figure is
 the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
 compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
 that overlap are ties. Only those that were tried in every experiment have a rank: means over other
-data would be compared with each other.
+data would be compared with each other. Nor has one whose error is not known, that of accuracy in one seed.
 
 Beside the rank stands in how many experiments an unlearner beats the line to beat and loses to it (see
 marshtest.results.line_to_beat).
@@ -35,12 +36,13 @@ from marshtest.results.summary import GROUP, Results, wider_error
 LEGEND = (
     "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
     "most of those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is "
-    "lost); 0 is retraining, 1 is as bad as doing nothing or as guessing. Mean over attacks ± standard "
-    "error (the larger of the one given these models and that of trainings to come). Rank: one more "
-    "than the number of unlearners that are surely better; overlapping 95 % intervals are ties. "
-    "Entries of one unlearner with other options have a line each; poison budgets without an effect do "
-    "not count. Who was not tried in every experiment, and the controls, have no rank. Verdicts: the "
-    "worst of an attack; INCONCLUSIVE does not count where full retraining is not REMOVED either."
+    "lost, where retraining is surely above it); 0 is retraining, 1 is as bad as doing nothing or as "
+    "guessing. Mean over attacks ± standard error (the larger of the one given these models and that of "
+    "trainings to come). Rank: one more than the number of unlearners that are surely better; "
+    "overlapping 95 % intervals are ties. Entries of one unlearner with other options have a line each; "
+    "poison budgets without an effect do not count. Who was not tried in every experiment, or has an "
+    "error that one seed does not tell, and the controls, have no rank. Verdicts: the worst of an "
+    "attack; INCONCLUSIVE does not count where full retraining is not REMOVED either."
 )
 CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
@@ -59,11 +61,14 @@ class Measure:
         return cls(value, math.hypot(*(part.error for part in parts)) / len(parts))
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval; everything, where the error is not known."""
-        if math.isnan(self.error):
-            return -math.inf, math.inf
+        """The 95 % interval."""
         half = -float(ndtri(0.025)) * self.error
         return self.value - half, self.value + half
+
+
+def _worse(*measures: Measure) -> Measure:
+    """The largest; one that is not known, if there is one."""
+    return max(measures, key=lambda one: math.inf if math.isnan(one.value) else one.value)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Trial:
     @property
     def misses(self) -> Measure:
         """The worse of both."""
-        return max(self.left, self.lost, key=lambda measure: measure.value)
+        return _worse(self.left, self.lost)
 
 
 def leaderboard(experiments: Sequence[Results]) -> pd.DataFrame:
@@ -117,7 +122,7 @@ def leaderboard_of(experiments: Sequence[Sequence[Results]]) -> pd.DataFrame:
     table = pd.DataFrame(lines)
     whole = table["experiments"] == table["experiments"].max()  # the controls are in every one
     control = table["unlearner"].isin(CONTROLS.values())
-    ranked = whole & ~control
+    ranked = whole & ~control & table["misses_error"].notna()
     means = zip(table["misses"], table["misses_error"], strict=True)
     intervals = [Measure(*mean).interval() for mean in means]
     highs = [high for (_, high), of in zip(intervals, ranked, strict=True) if of]
@@ -244,17 +249,22 @@ def _trial(
         )
         for name in names
     ]
-    # Above chance: half right is a ruined model of two classes, and a fair one of a hundred.
-    chance = results.rows["chance"].mean()
-    room = retrained["test_accuracy"] - chance
-    errors = [of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained)]
-    lost = Measure(
-        (retrained["test_accuracy"] - line["test_accuracy"]) / room, math.hypot(*errors) / room
-    )
-    left = max(shares, key=lambda measure: measure.value)
     powered = retrained["verdict"] == "REMOVED"
     spent, verdict, standing = float(line["spent"]), str(line["verdict"]), str(line["standing"])
-    return Trial(left, lost, spent, verdict, powered, standing)
+    lost = _lost(line, retrained, results.rows["chance"].mean())
+    return Trial(_worse(*shares), lost, spent, verdict, powered, standing)
+
+
+def _lost(line: pd.Series, retrained: pd.Series, chance: float) -> Measure:
+    """The share of retraining's accuracy above chance that is lost, by the delta method."""
+    # Above chance: half right is a ruined model of two classes, and a fair one of a hundred.
+    room = retrained["test_accuracy"] - chance
+    own, of_room = (of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained))
+    sure = room > (0 if math.isnan(of_room) else -float(ndtri(0.025)) * of_room)
+    if line["role"] == "retrained" or not sure:
+        return Measure(0.0, 0.0)
+    share = line["accuracy_cost"] / room
+    return Measure(share, math.hypot(own, (1 - share) * of_room) / room)
 
 
 def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:

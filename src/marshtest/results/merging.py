@@ -2,8 +2,8 @@
 
 Rows can be compared where data, model, training, attack and verdict settings are the same, the code
 that made them gives the same results (its algorithm number), and they were trained in the same
-precision on the same kind of device. They may differ in seeds, poison and compute budgets, and
-unlearners.
+precision on the same kind of device. They may differ in seeds, poison and compute budgets, unlearners,
+metrics, and whether a reference was trained.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +23,8 @@ from marshtest.results.summary import Results
 
 VARIED = {
     *("name", "description", "unlearners", "budgets", "poison_budgets", "seeds", "first_seed"),
-    *(
-        "metrics",
-        "repeats",
-        "device",
-        "deterministic",
-    ),  # which change no model, or are told by the rows
+    # these change no model, or are told by the rows
+    *("metrics", "reference", "repeats", "device", "deterministic"),
 }
 CONTENT = "content of the data"  # as differences call it
 PLACE = {CONTENT, "precision", "device"}  # in which one experiment elsewhere may differ
@@ -203,9 +199,17 @@ def _clash(one: Results, other: Results) -> str | None:
 
 def together(one: Results, other: Results) -> Results:
     """The rows of both, without what is there twice: of a cell that both have, the first one's."""
-    added = [trials for trials in other.recipe.unlearners if trials not in one.recipe.unlearners]
+    entries = [*one.recipe.unlearners]
+    entries += [trials for trials in other.recipe.unlearners if trials not in entries]
+    # A row has one place. Of a trial of both, alone in the one and searched in the other, it is the search.
+    searched = [
+        trials
+        for trials in entries
+        if not any(len(trials) < len(of) and all(t in of for t in trials) for of in entries)
+    ]
     update = {
-        "unlearners": (*one.recipe.unlearners, *added),
+        "unlearners": tuple(searched),
+        "reference": one.recipe.reference or other.recipe.reference,
         "poison_budgets": _union(one.recipe.poison_budgets, other.recipe.poison_budgets),
         "budgets": _union(one.recipe.budgets, other.recipe.budgets),
         "metric_columns": {**other.recipe.metric_columns, **one.recipe.metric_columns},

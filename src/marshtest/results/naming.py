@@ -27,9 +27,18 @@ def differing(unlearners: Iterable[Sequence[RecordedNamed]]) -> dict[str, set[st
     keys: dict[str, set[str]] = {}
     for name, own in entries.items():
         names = {key for trials in own for trial in trials for key in trial}
-        lists = {key: [[trial.get(key) for trial in trials] for trials in own] for key in names}
+        lists = {key: [_distinct(trial.get(key) for trial in of) for of in own] for key in names}
         keys[name] = {key for key, values in lists.items() if any(v != values[0] for v in values)}
     return keys
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once: entries of more or fewer trials may search by one value."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def marks(line: Any, keys: Mapping[str, set[str]]) -> str:

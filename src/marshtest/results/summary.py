@@ -396,7 +396,9 @@ class Results:
         # stable, so of equal ones the recipe's first wins.
         seen = rows.groupby(GROUP, sort=False)[["validation_accuracy", "forget_accuracy"]]
         # A seed that gave no model counts: a trial must not win by the seeds in which it worked.
-        means = seen.mean().where(seen.count() == seen.size().max())
+        size = seen.size()
+        most = size.groupby(level=["role", "entry", "budget"]).transform("max")
+        means = seen.mean().where(seen.count().eq(most, axis=0))
         worth = pd.DataFrame({"worth": worth_of(means)})
         order = worth["worth"].fillna(-2.0).sort_values(ascending=False, kind="stable")
         best = order.reset_index().drop_duplicates(["role", "entry", "budget"])
@@ -461,9 +463,10 @@ class Results:
         table.insert(len(GROUP), "poison_budget", share)
         itself = self.chosen(share)
         full = itself[itself["role"] == "retrained"].set_index("seed")["test_accuracy"]
-        # Of the same seeds: a model may be missing in some.
-        of_full = [full.reindex(_seeds_with(rows, "test_accuracy")).mean() for _, rows in cells]
-        table["accuracy_cost"] = np.array(of_full) - table["test_accuracy"]
+        # Within seeds: either model may be missing in some.
+        table["accuracy_cost"] = [
+            (full - rows.set_index("seed")["test_accuracy"]).mean() for _, rows in cells
+        ]
         lines = [self._line(rows, answers[key][state], full) for key, rows in cells]
         return pd.concat([table, pd.DataFrame(lines)], axis=1)
 
@@ -485,7 +488,7 @@ class Results:
             for name, score in evidence.pooled.items():
                 means = np.array([scores[name].value for scores in evidence.trainings.values()])
                 line |= score.columns(name) | _over_trainings(name, score.value, means)
-        reference = rows["role"].iloc[0] == "retrained"
+        reference = rows["role"].iloc[0] == "retrained" and not any(rows.get(STATE, ()))
         # Within seeds: how hard a seed's split is, both models share.
         cost = full.reindex(rows["seed"]).to_numpy() - rows["test_accuracy"].to_numpy()
         use = "yes" if reference else usable(cost, settings.accuracy, settings.alpha)
@@ -646,11 +649,6 @@ def _beside(
     if len(table):
         check_columns(table, needed, str(file), kinds)
     return table
-
-
-def _seeds_with(rows: pd.DataFrame, column: str) -> pd.Series:
-    """The seeds of the rows that have a value in a column."""
-    return rows.loc[rows[column].notna(), "seed"]
 
 
 def titled_apart(name: str, of: Titled, titles: Sequence[str]) -> Titled:

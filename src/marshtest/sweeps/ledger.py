@@ -303,8 +303,10 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
     used: set[str] = set()
     for id in set(sweeps(store)) - set(forgotten):
         used |= Ledger.read(store, id).keys
-    recorded = store.recorded()
+    # In this order, so that a stage which is begun or recorded meanwhile is in none of them, or in a later.
+    stages = store.names("stages")
     locks = _locks(store, drivers)
+    recorded = store.recorded()
     busy = {name.rpartition(".")[0] for name, held in locks.items() if held}
     names = [f"sweeps/{id}.json" for id in forgotten]
     names += [f"drivers/{id}" for id, lives in drivers.items() if not lives]
@@ -314,7 +316,6 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
         for name, held in locks.items()
         if not held and name.rpartition(".")[0] not in busy
     ]
-    stages = store.names("stages")
     if any(drivers.values()):
         return sorted([*names, *(f"stages/{key}" for key in stages - recorded - busy)])
     names += [f"records/{key}.json" for key in recorded - used]

@@ -168,7 +168,8 @@ class Scheduler:
             )
         self.store.forget(key)
         self._recorded.discard(key)
-        self._wanted.add(self._maker[key])
+        if key in self._maker:  # a sweep that keeps no models makes none of those that others kept
+            self._wanted.add(self._maker[key])
         # From the beginning: jobs that were ready may have to wait for it now.
         self._open_what_is_missing()
 

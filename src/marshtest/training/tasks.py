@@ -22,6 +22,7 @@ from marshtest.data.samples import Samples
 from marshtest.data.sealed import opened, sealed
 from marshtest.models.answers import logits_in
 from marshtest.plumbing.device import sent
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import generator
 from marshtest.training.attention import Float32Attention
 from marshtest.training.budget import Budget
@@ -99,7 +100,7 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, model: Callable[..., Any], inputs: Tensor, batch: Samples) -> Tensor:
-        """The model's output for inputs [B, ...] of the batch, in float32."""
+        """The model's output for inputs [B, ...] of the batch; in float32, but of a regression."""
 
     def label_logits(self, outputs: Tensor, batch: Samples) -> Tensor:
         """[B, C] the logits that the label is read from; by default the outputs themselves."""
@@ -155,7 +156,7 @@ class Task(ABC):
         # Drawn on the CPU, so that all devices shuffle alike.
         order = sent(torch.randperm(len(samples), generator=rng), samples.y.device)
         for index in order.split(min(batch_size, max(1, len(samples)))):
-            if len(index) > 1 or batch_size == 1 or len(samples) == 1:
+            if len(index) > 1 or (len(index) and (batch_size == 1 or len(samples) == 1)):
                 yield self.augmented(samples[index], rng)
 
     def batches_per_epoch(self, samples: Samples, batch_size: int) -> int:
@@ -164,7 +165,13 @@ class Task(ABC):
         return full + (rest > 1 or (rest == 1 and len(samples) == 1))
 
     def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[Samples]:
-        """Give epoch after epoch of mini-batches, without end."""
+        """Give epoch after epoch of mini-batches, without end.
+
+        Raises:
+            MarshtestError: there are no samples.
+        """
+        if not len(samples):
+            raise MarshtestError("task.batches: there are no samples. Give some.")
         rng = generator(seed, "batches")
         while True:
             yield from self.epoch(samples, batch_size, rng)

@@ -7,12 +7,12 @@ Each kind of data has two small problems, all synthetic, a few seconds in all:
     features    the convex one                                       logistic regression on features
     text        a causal language model that reads a label word      logistic regression on a bag of words
 
-In the small networks the first layer and the last one's bias are frozen. A convex problem is solved exactly
-with and without the forget set, so its answer is known. At the minimiser of the full loss, lowering the
-retain loss and raising the forget loss are one and the same direction, so descent and ascent methods alike
-must end nearer to the retrained solution than they began. How far a method goes depends on its rate, and
-usual rates span four orders: so the problem is posed with large and with small inputs, under budgets from a
-single epoch to ninety, and at one of these nine it must.
+In the small networks the last layer's bias is frozen, and but in the language model the first layer. A
+convex problem is solved exactly with and without the forget set, so its answer is known. At the minimiser
+of the full loss, lowering the retain loss and raising the forget loss are one and the same direction, so
+descent and ascent methods alike must end nearer to the retrained solution than they began. How far a
+method goes depends on its rate, and usual rates span four orders: so the problem is posed with large and
+with small inputs, under budgets from a single epoch to ninety, and at one of these nine it must.
 """
 
 import copy

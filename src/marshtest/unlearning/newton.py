@@ -80,8 +80,10 @@ class Newton(Unlearner):
             # The factor is dear for wide inputs; where it is not affordable, a diagonal takes its place.
             limit = math.inf if budget.epochs is not None else budget.left * budget.flops_per_pass
             diagonal = problem.cost_of_step > limit
-            # A step that the budget would not afford after the first is left out: it would end the run.
-            for _ in budget.stream(range(self.steps), epoch=1):
+            # A step that the budget would not afford after the first is left out: it would end the run. In
+            # epochs the rounds within a step are counted, and a step is not one more.
+            every = range(self.steps)
+            for _ in every if budget.epochs is not None else budget.stream(every):
                 rounds = budget.stream(count(), epoch=1)
                 write(layer, problem.newton(read(layer), SOLVED, rounds, diagonal))
         for parameter in layer.parameters():
