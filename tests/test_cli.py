@@ -520,6 +520,10 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             "device: unknown device 'tpu'",
         ),
         (["calibrate", "m.pt2", *KEY, "--data", "set.npz"], "m.pt2: no such file"),
+        (["check", "gd", "name=ga"], "check: name is no option of what is asked about"),
+        (["check", "gd", "on=images"], "check: on is no option of what is asked about"),
+        (["score", "gd", "name=ga"], "score: name is no option"),
+        (["score", "gd", "suite=digits"], "score: suite is no option"),
         (["calibrate", "m.pt2", *KEY, "--data", "set.npz", "--keys", "0"], "at least one null key"),
     ],
 )

@@ -170,6 +170,11 @@ def test_in_memory_images_are_normalised_by_their_own_statistics() -> None:
     channels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
     assert data.mean == pytest.approx(channels.mean(1), rel=1e-5)
     assert data.std == pytest.approx(channels.std(1, ddof=1), rel=1e-5)
+    # What is given stays, and the other is theirs.
+    y = torch.arange(50) % 2
+    given = Dataset.from_tensors((x, y), (x, y), mean=[0.1, 0.2, 0.3])
+    assert given.mean == (0.1, 0.2, 0.3)
+    assert given.std == data.std
 
 
 NAN = torch.tensor([[0.0], [float("nan")]])
@@ -263,6 +268,7 @@ IMAGES = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
         (np.array([["a"], ["b"], ["c"]]), LABELS, "x is <U1; give a dense tensor"),
         (X.double() * 1e300, LABELS, "row 0 holds NaN or infinite"),
         (torch.full((3, 2), 2**24 + 1), LABELS, "integers above 16,777,216"),
+        (torch.full((3, 2), -(2**63)), LABELS, "integers above 16,777,216"),
         (IMAGES, LABELS, r"looks like \[N, H, W, C\]"),
         (IMAGES[..., 0], LABELS, r"grey images \[N, 1, H, W\]"),
         (IMAGES[:, 0, 0], LABELS, "features in floating point"),
@@ -279,8 +285,14 @@ def test_splits_and_scaling_must_go_together() -> None:
     images = IMAGES.permute(0, 3, 1, 2)
     with pytest.raises(MarshtestError, match="train and test differ in shape or type"):
         Dataset.from_tensors((images, LABELS), (images.float(), LABELS))
-    with pytest.raises(MarshtestError, match="mean and std must be 3 numbers, one a channel"):
+    with pytest.raises(
+        MarshtestError, match="mean and std must be 3 finite numbers, one a channel"
+    ):
         Dataset.from_tensors((images, LABELS), (images, LABELS), mean=[0.5], std=[0.5])
+    with pytest.raises(MarshtestError, match="finite numbers"):
+        Dataset.from_tensors(
+            (images, LABELS), (images, LABELS), mean=[0.5] * 3, std=[torch.nan] * 3
+        )
     with pytest.raises(MarshtestError, match="mean and std scale uint8 images"):
         Dataset.from_tensors((X, LABELS), (X, LABELS), mean=[0.5], std=[0.5])
 

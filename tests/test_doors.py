@@ -367,6 +367,12 @@ def test_an_adapter_that_merging_would_change_is_refused(folder: Path, tmp_path:
     ("values", "says"),
     [
         ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "names a module to import"),
+        # A mixture of adapters opens the folders, or asks the hub for the names, that it lists.
+        (
+            {"peft_type": "XLORA", "adapters": {"0": "stranger/any"}},
+            "XLORA adapter, which cannot be",
+        ),
+        ({"adapters": {"0": "stranger/any"}}, "adapter, which cannot be merged"),
         ({"r": 10**9}, "asks for a rank, or for copies of layers"),
         ({"rank_pattern": {"c_attn": 10**9}}, "asks for a rank, or for copies of layers"),
         ({"layer_replication": [[0, 1]] * 10_000}, "asks for a rank, or for copies of layers"),

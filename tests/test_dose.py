@@ -23,6 +23,7 @@ from marshtest.kit.layouts import open_layout, read
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.sealed import seal
 from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.whole_files import written_whole
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
@@ -233,6 +234,31 @@ def test_a_key_that_cannot_be_written_takes_the_dose_with_it(
         with pytest.raises(MarshtestError, match="key.json: cannot be written .*No space"):
             written(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "npz"]
+
+
+def test_another_doses_key_and_data_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that begin at once and share a name the later one ends, and takes away its own files alone."""
+    source, key = npz(tmp_path / "in"), tmp_path / "key.json"
+    save = Key.save
+
+    def late(self: Key, path: Path) -> None:
+        path.write_text("theirs")
+        save(self, path)
+
+    monkeypatch.setattr(Key, "save", late)
+    with pytest.raises(MarshtestError, match="key.json: cannot be written .*exists"):
+        dose(source, tmp_path / "out.npz", fraction=0.3, key_file=key)
+    assert key.read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "key.json"]
+    out = tmp_path / "out.npz"
+    refused = pytest.raises(MarshtestError, match="out.npz: cannot be written .*exists")
+    with refused, written_whole(out) as temporary:
+        temporary.write_bytes(b"mine")
+        out.write_bytes(b"theirs")
+    assert out.read_bytes() == b"theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "key.json", "out.npz"]
 
 
 def test_noise_that_overflows_is_refused(tmp_path: Path) -> None:

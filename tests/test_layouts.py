@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from marshtest.kit.layouts import open_layout, read
 from marshtest.kit.layouts.base import Place
 from marshtest.kit.layouts.folders import digest
-from marshtest.kit.layouts.pictures import Picture
+from marshtest.kit.layouts.pictures import Picture, _mode
 from marshtest.plumbing.errors import MarshtestError
 
 IDS = np.array([3, 17, 8, 29])  # of 30 samples; not in order
@@ -1014,3 +1014,16 @@ def test_archives_that_claim_terabytes_are_refused_without_reserving_them(
     assert line in refused(tmp_path / "a.npz", (0, 1))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+def test_a_ppm_of_more_or_fewer_than_eight_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow would cut or stretch its values to 8 bits without a word."""
+    for largest, width in ((65535, 2), (15, 1), (255, 1)):
+        picture = tmp_path / f"{largest}.ppm"
+        picture.write_bytes(b"P6 2 2 %d\n" % largest + bytes(12 * width))
+        with Image.open(picture) as image:
+            if largest == 255:
+                assert _mode(image, "here") == "RGB"
+                continue
+            with pytest.raises(MarshtestError, match="has more than 8 bits a value, or fewer"):
+                _mode(image, "here")

@@ -6,12 +6,23 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import chi2, kstest
 
-from marshtest.data.marks import SECONDS, WORDS, Deal, Mark, Pattern, Template, hands, time_for
+from marshtest.data.marks import (
+    SECONDS,
+    WORDS,
+    Deal,
+    Mark,
+    Pattern,
+    Template,
+    _any_of,
+    hands,
+    time_for,
+)
 from marshtest.metrics.rank import rank_scores
 from marshtest.plumbing.errors import MarshtestError
 
@@ -165,6 +176,15 @@ def test_bad_marks_get_one_line() -> None:
         Template.parse({"text": "{digit:6} {digits:2}"}, "--mark")
     with pytest.raises(MarshtestError, match=r"the pattern '\(' is no regular expression"):
         Pattern.parse({"pattern": "("}, "--pattern")
+    with pytest.raises(MarshtestError, match="is no regular expression"):
+        Pattern.parse({"pattern": "(" * 450 + "a" + ")" * 450}, "--pattern")
+
+
+def test_a_letter_of_several_bytes_is_found_whole_in_bytes() -> None:
+    """As a set it would be a set of single bytes, of which some are no text."""
+    for piece in (["€"], ["€", "a"], ["a", "b"]):
+        found = regex.findall(_any_of(piece).encode(), "a€b".encode())
+        assert [part.decode() for part in found] == [letter for letter in "a€b" if letter in piece]
 
 
 @pytest.mark.parametrize("pattern", [r"ORD-\d{6}", r"\b[A-Z][a-z]{3,}", r"[^ ]{2}", r"\d+"])

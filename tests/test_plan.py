@@ -179,6 +179,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
         ("--gus 1 --samples 100 --fraction 2", "makes no poison"),
         ("--gus 1 --samples 100 --fraction nan", "makes no poison"),
         ("--works 0.9 --samples 0", "samples must be at least 1"),
+        ("--works 0.9 --rank 1", "--rank means nothing"),
         *((f"--works {bad}", "works must lie") for bad in ("0", "1.1", "inf", "nan", "-1")),
         *(
             (f"{of} --{level} {bad}", f"{level} must lie between 0 and 1")

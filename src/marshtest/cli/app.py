@@ -1,6 +1,7 @@
 """The command line: which commands there are, and how a command ends."""
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -114,6 +115,8 @@ def main() -> None:
     sys.unraisablehook = raise_again
     # Here and not in a library call: this process is the command's own.
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an encoding without ε must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000, 10, 10)  # looking for garbage took a tenth of the imports' time
     app()
 

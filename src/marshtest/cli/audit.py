@@ -1,5 +1,6 @@
 """Commands on data and models that are not ours: `dose`, `audit` and `calibrate`."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -303,10 +304,11 @@ def audit(
             margin=margin,
             delta=delta,
         )
-    _tell(done, as_json)  # before it is saved: a full disk does not lose the answer
-    if out is not None:
-        done.save(out)
-    _say_moved(issuer.issue(done))
+    with ExitStack() as last:  # each of the three is done whatever becomes of those before it
+        last.callback(lambda: _say_moved(issuer.issue(done)))
+        if out is not None:
+            last.callback(done.save, out)
+        _tell(done, as_json)
     raise typer.Exit(done.exit_code)
 
 

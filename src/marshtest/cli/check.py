@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from marshtest.cli import screen
+from marshtest.plumbing.errors import refuse_taken
 from marshtest.plumbing.yaml_files import parse_override
 
 
@@ -34,6 +35,7 @@ def check(
     from marshtest.plumbing.facts import fact_lines
 
     values = dict(map(parse_override, options or []))
+    refuse_taken("check", values, "thing", "on")
     facts = check_thing(thing, on or (), **values)
     screen.say_whole(f"{thing} ({what_is(thing, values)})", *fact_lines(facts))
     raise typer.Exit(0 if all(fact.holds for fact in facts) else 1)

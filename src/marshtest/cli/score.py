@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from marshtest.cli import screen
+from marshtest.plumbing.errors import refuse_taken
 from marshtest.plumbing.yaml_files import parse_override
 
 
@@ -42,6 +43,7 @@ def score(
     from marshtest.reporting.card import against, card_legend, card_table
 
     values = dict(map(parse_override, options or []))
+    refuse_taken("score", values, "target", "suite", "store", "out", "progress")
     with screen.progress() as progress:
         card = score_target(target, suite=suite, store=store, out=out, progress=progress, **values)
     screen.say(card.headline, style="bold")

@@ -27,7 +27,7 @@ from marshtest.experiment.recipe import parse_data
 from marshtest.experiment.recipe_data import digest, samples_of
 from marshtest.metrics.base import Beside, Metric, Question
 from marshtest.metrics.table import METRICS, parse_metric
-from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.errors import MarshtestError, refuse_taken, unknown
 from marshtest.plumbing.facts import (
     KINDS,
     RUNS,
@@ -68,6 +68,7 @@ def check(thing: Any, on: Collection[str] = (), **options: Any) -> list[Fact]:
     Raises:
         MarshtestError: an unknown name, or an option that it does not take.
     """
+    refuse_taken("check", options)
     refuse_unknown_kinds(on)
     what = what_is(thing, options)
     described = {"name": thing, **options} if options or what == "data" else thing

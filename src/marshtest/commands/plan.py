@@ -389,8 +389,12 @@ def plan(
         refuse_options("plan: labels alone are planned for", gus=gus, pilot=pilot, works=works)
         return _of_labels(rank, right, samples, levels)
     if works is not None:
+        options = {"gus": gus, "rank": rank, "pilot": pilot, "samples": samples}
+        refuse_options("plan: trainings are planned for", **options)
         return Trainings(works, *levels)
     effects = {name: value for name, value in (("gus", gus), ("rank", rank)) if value is not None}
+    if pilot is not None:
+        refuse_options("plan: the pilot says what to expect", gus=gus, rank=rank)
     audited, deviation = None, 1.0
     if pilot is not None and Path(pilot).suffix == ".json":
         effects, audited, deviation = effects_of_audit(Path(pilot))
@@ -451,7 +455,7 @@ def effects_of_audit(file: Path) -> tuple[dict[str, float], int, float]:
             if before.get(f"{name}_dependence") is not None
         }
         return effects, int(audit["samples"]), deviation_shown(before)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise MarshtestError(
             f"{file}: is not the audit.json that `marshtest audit --out` wrote."
         ) from None

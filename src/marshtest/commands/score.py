@@ -13,7 +13,7 @@ from marshtest.experiment.requests import AXES
 from marshtest.experiment.roles import ROW_NAMES, Role
 from marshtest.experiment.row_file import FILE, MODELS, write_rows
 from marshtest.plumbing.derived import derive, hashed
-from marshtest.plumbing.errors import MarshtestError, placed
+from marshtest.plumbing.errors import MarshtestError, placed, refuse_taken
 from marshtest.plumbing.identity import name_of
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import write
@@ -70,6 +70,7 @@ def score(
     Raises:
         MarshtestError: bad input, in one line.
     """
+    refuse_taken("score", options)
     chosen = read_suite(suite)
     newcomer = _newcomer(target, options, chosen)
     place = Store(store)

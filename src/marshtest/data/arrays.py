@@ -36,7 +36,8 @@ def as_inputs(array: Any, where: str) -> Tensor:
         raise MarshtestError(f"{where}: x holds no samples. Give at least one row.")
     if x.dtype == torch.uint8:
         return _pixels(x, where)
-    if not x.is_floating_point() and x.dtype != torch.bool and int(x.abs().max()) > EXACT:
+    whole = not x.is_floating_point() and x.dtype != torch.bool
+    if whole and max(int(x.max()), -int(x.min())) > EXACT:  # abs would overflow
         raise MarshtestError(
             f"{where}: x holds integers above {EXACT:,}, which float32 cannot tell apart. Scale them to "
             "floating point, or give token ids through a text data set."

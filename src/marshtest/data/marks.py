@@ -278,7 +278,7 @@ class Pattern(_Mark):
     def _compiles(cls, pattern: str) -> str:
         try:
             regex.compile(pattern)
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise MarshtestError(
                 f"mark: the pattern '{pattern}' is no regular expression ({first_line(error)})."
             ) from None
@@ -377,6 +377,7 @@ def _slot(kind: str, length: int) -> list[Alternatives]:
 
 
 def _any_of(piece: Sequence[str]) -> str:
-    if all(len(text) == 1 for text in piece):  # as a set, which is faster to look for
+    # As a set, which is faster to look for; of bytes, in which other letters are several, it would be one.
+    if all(len(text) == 1 and text.isascii() for text in piece):
         return f"[{''.join(map(regex.escape, piece))}]"
     return f"(?:{'|'.join(map(regex.escape, piece))})"

@@ -292,8 +292,9 @@ def _scaling(
     """(mean, std) of each channel, by default those of the images `x`; None for floating-point inputs."""
     if x.dtype == torch.uint8 and (mean is None or std is None):
         channels = x.to(torch.float32).div(255).transpose(0, 1).flatten(1)
-        mean = channels.mean(1).tolist()
-        std = channels.std(1).clamp(min=1e-6).tolist()  # a channel may be constant
+        mean = channels.mean(1).tolist() if mean is None else mean
+        # A channel may be constant.
+        std = channels.std(1).clamp(min=1e-6).tolist() if std is None else std
     if mean is None and std is None:
         return None, None
     if x.dtype != torch.uint8:
@@ -301,9 +302,10 @@ def _scaling(
             f"{name}: mean and std scale uint8 images, and x is floating point. Leave them out."
         )
     mean, std = tuple(mean or ()), tuple(std or ())
-    if len(mean) != x.shape[1] or len(std) != x.shape[1] or min(std) <= 0:
+    fits = len(mean) == len(std) == x.shape[1] and all(map(math.isfinite, (*mean, *std)))
+    if not fits or min(std) <= 0:
         raise MarshtestError(
-            f"{name}: mean and std must be {x.shape[1]} numbers, one a channel, std above 0. Got "
+            f"{name}: mean and std must be {x.shape[1]} finite numbers, one a channel, std above 0. Got "
             f"{list(mean)} and {list(std)}."
         )
     return mean, std

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from marshtest.data.hub import HUB_NAMES, _folder, _open
-from marshtest.plumbing.errors import MarshtestError, unknown
+from marshtest.plumbing.errors import MarshtestError, refused, unknown
 from marshtest.plumbing.seeds import generator
 
 
@@ -70,7 +70,10 @@ def _reviews(
     else:
         order = order[:rows]
     table = table.select(order.tolist())
-    labels = torch.tensor(table["label"][:], dtype=torch.int64)
+    with refused(
+        f"data: the labels of the {split} split cannot be read as 0 and 1", "Mend or drop them."
+    ):
+        labels = torch.tensor(table["label"][:], dtype=torch.int64)
     for row, text, label in zip(order.tolist(), table["text"], labels.tolist(), strict=True):
         if not str(text or "").strip():
             raise MarshtestError(f"data: {split} row {row} is an empty text. Drop it.")

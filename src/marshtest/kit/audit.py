@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -312,11 +313,13 @@ def refuse_used(folder: Path | None) -> None:
     """Raise if the folder holds something or cannot be made, before hours of work and not after."""
     if folder is None:
         return
-    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise MarshtestError(f"{folder}: exists and is not an empty folder. Choose another --out.")
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir():
         raise MarshtestError(f"{folder}: {above} is a file, not a folder. Choose another --out.")
+    if not os.access(folder if folder.exists() else above, os.W_OK):
+        raise MarshtestError(f"{folder}: cannot be written to. Choose another --out.")
 
 
 def audit(

@@ -168,7 +168,8 @@ def _refuse_layout(layout: Layout, out: Path) -> None:
     """Raise if the data have one class, so no model can tell labels apart, or `out` another ending."""
     if layout.classes < 2:
         raise MarshtestError(
-            f"{layout.path}: has one class. Give the folder that holds the class folders."
+            f"{layout.path}: has one class. Give data of several (of images in folders, the folder that "
+            "holds the class folders)."
         )
     if layout.path.is_file() and out.suffix != layout.path.suffix:
         raise MarshtestError(f"{out}: must end in {layout.path.suffix}, as {layout.path} does.")

@@ -67,17 +67,22 @@ class Places:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Write the commitment to the key that is written inside, or else take all files away."""
+        """Write the commitment to the key that is written inside, or else take all files away.
+
+        Inside, the forget request is written before the key.
+        """
+        written = [self.forget_file, self.key_file, self.commitment_file]  # in this order
         try:
             yield
             commit(self.key_file, self.out, self.commitment_file)
-        except (
-            BaseException
-        ) as error:  # a dose without its key is lost: leave none that looks whole
+        except BaseException as error:
+            if isinstance(error, FileExistsError):  # another dose's, made since it was looked for
+                names = [os.fspath(path) for path in written]
+                written = written[: names.index(os.fspath(error.filename))]
+            # A dose without its key is lost: leave none that looks whole.
             shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink()
-            self.forget_file.unlink(missing_ok=True)
-            self.key_file.unlink(missing_ok=True)
-            self.commitment_file.unlink(missing_ok=True)
+            for path in written:
+                path.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise MarshtestError(f"{self.key_file}: cannot be written ({error}).") from error
             raise

@@ -68,6 +68,15 @@ def refuse_options(reason: str, **options: object) -> None:
         raise MarshtestError(f"{reason}, so that --{given[0]} means nothing. Leave it out.")
 
 
+def refuse_taken(command: str, options: Iterable[str], *parameters: str) -> None:
+    """Raise if an option of a thing has the name that says which thing it is, or a parameter's."""
+    for name in ("name", *parameters):
+        if name in options:
+            raise MarshtestError(
+                f"{command}: {name} is no option of what is asked about. Leave it out."
+            )
+
+
 def one_line(error: BaseException) -> str:
     """A foreign error's message with its line breaks taken out."""
     return " ".join(message(error).split()) or "no message"

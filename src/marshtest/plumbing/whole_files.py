@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and folders that one command holds."""
 
+import errno
 import io
 import os
 import shutil
@@ -83,6 +84,10 @@ def written_whole(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if os.path.lexists(
+            out
+        ):  # made by another since it was looked for; a rename would replace a file
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         temporary.rename(out)
     except OSError as error:
         raise MarshtestError(f"{out}: cannot be written ({error}).") from error

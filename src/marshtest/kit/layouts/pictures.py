@@ -5,6 +5,7 @@ pixels are to be shown: the turn in the EXIF data (the pixels are not turned), c
 Other metadata are dropped: a thumbnail would show the image without its noise.
 """
 
+import re
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -85,8 +86,12 @@ def _mode(image: Image.Image, where: str) -> str:
     if frames > 1:  # MPO is a JPEG photograph with previews behind it
         raise MarshtestError(f"{where}: holds several images ({frames}). Save one of them.")
     coding = str(getattr(image, "tile", ""))  # such as 'RGB;16B', which Pillow would cut to 8 bits
-    if image.mode[0] in "IF" or ";16" in coding:
-        raise MarshtestError(f"{where}: has more than 8 bits a value. Save it with 8 bits.")
+    # A PPM says its largest value; where that is not 255, Pillow names it behind the mode and stretches.
+    stretched = image.format == "PPM" and re.search(r"'(RGB|L)', \d+\)", coding)
+    if image.mode[0] in "IF" or ";16" in coding or stretched:
+        raise MarshtestError(
+            f"{where}: has more than 8 bits a value, or fewer in a PPM. Save it with 8 bits."
+        )
     depth = next((bits for bits in (";2", ";4") if f"L{bits}'" in coding), "")
     return image.mode + depth
 

@@ -13,6 +13,23 @@ from safetensors import safe_open
 
 from marshtest.plumbing.errors import MarshtestError, refused
 
+# What can be merged into its base and opens no other folder, as a mixture of adapters does.
+MERGED = {
+    *(
+        "LORA",
+        "ADALORA",
+        "LOHA",
+        "LOKR",
+        "IA3",
+        "OFT",
+        "BOFT",
+        "VERA",
+        "FOURIERFT",
+        "LN_TUNING",
+        "HRA",
+    ),
+    *("BONE", "RANDLORA", "SHIRA", "C3A", "MISS", "ROAD", "WAVEFT", "DELORA", "GRALORA", "OSF"),
+}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -40,12 +57,6 @@ def adapted(model: Any, base: Path, folder: Path) -> tuple[Any, tuple[str, ...]]
         warnings.simplefilter(
             "ignore"
         )  # such as that GPT-2's layers are stored the other way round
-        kind = peft.PeftConfig.from_pretrained(str(folder))
-        if kind.is_prompt_learning:
-            raise MarshtestError(
-                f"{folder}: is a {kind.peft_type.value} adapter, which cannot be merged into its base. "
-                "Give the whole model by 'pkg.mod:load'."
-            )
         whole = peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
         _check_tensors(
             base, folder, peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
@@ -89,6 +100,11 @@ def _checked(folder: Path) -> dict[str, Any]:
         )
     with refused(f"{folder}: {CONFIG} cannot be read"):
         config: dict[str, Any] = dict(json.loads((folder / CONFIG).read_text()))
+    if config.get("peft_type") not in MERGED or config.get("adapters"):
+        raise MarshtestError(
+            f"{folder}: is a {config.get('peft_type')} adapter, which cannot be merged into its base. Give "
+            "the whole model by 'pkg.mod:load'."
+        )
     if config.get("megatron_config"):  # older releases of peft import the module beside it
         raise MarshtestError(
             f"{folder}: {CONFIG} names a module to import (megatron_core), which is not run. Save the "
