@@ -472,3 +472,17 @@ def test_a_dose_that_could_never_be_found_removed_says_so(tmp_path: Path) -> Non
     )
     assert few.warning.startswith("30 poisons cannot give REMOVED")
     assert enough.warning == ""
+
+
+def test_what_an_audit_will_ask_is_read_while_it_can_be_mended(tmp_path: Path) -> None:
+    """A damaged sample without a dose would be noticed after training, when the data's digest is fixed."""
+    values = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    labels = np.arange(40) % 2
+    for row in range(40):
+        broken = values.copy()
+        broken[row] = np.nan
+        source = tmp_path / f"{row}.npz"
+        np.savez(source, x=broken, y=labels)
+        with pytest.raises(MarshtestError, match=f"row {row} holds NaN"):
+            dose(source, tmp_path / "out.npz", fraction=0.3, seed=row)
+    assert len(list(tmp_path.iterdir())) == 40

@@ -25,10 +25,10 @@ from marshtest.kit.key import Bases, NoiseKey
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Labels
 from marshtest.kit.noise import Floats
+from marshtest.kit.places import without_dose
 from marshtest.plumbing.seeds import derive
 
 NAMES = ("base", "other", "same", "near", "half")
-UNDOSED = 200  # samples without a dose that are asked: enough for an error of the AUC near 0.03
 COMPARED = 500  # bases whose fresh losses are kept, to compare models by
 NEAR = 0.03  # of the noise: little of it, and still more than the rounding of pixels
 # The thresholds below lie between what sound models show and what a model shows that is none, as
@@ -76,10 +76,7 @@ def control_inputs(bases: Bases, place: int) -> Value:
 def undosed(key: NoiseKey, data: str | Path, bases: Bases) -> Bases:
     """Up to 200 samples without a dose, of the dosed samples' shape; the key's seed draws them."""
     layout = key.layout(data)
-    others = np.setdiff1d(np.arange(layout.samples), key.positions)
-    rng = np.random.default_rng(derive(key.noise.seed, "undosed"))
-    # Sorted, as files are read.
-    chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
+    chosen = without_dose(layout.samples, key.positions, key.noise.seed)
     shape = bases.values.shape[1:]
     samples = [sample for sample in layout.each(chosen) if sample[1].shape == shape]
     if not samples:

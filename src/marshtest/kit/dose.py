@@ -18,7 +18,7 @@ from marshtest.kit.layouts import alike, open_layout
 from marshtest.kit.layouts.base import Layout, Place, Value
 from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import Noise, Scaling
-from marshtest.kit.places import Dosed, Places, checked_seed, chosen
+from marshtest.kit.places import Dosed, Places, checked_seed, chosen, read_undosed
 from marshtest.kit.records import is_text
 from marshtest.kit.sealed import write_private
 from marshtest.kit.tables.dose import TableDose, dose_table
@@ -149,6 +149,7 @@ def _dose_images(
     places.refuse()
     _refuse_layout(layout, out)
     ids = chosen(layout.samples, fraction, seed)
+    read_undosed(layout.each, layout.samples, ids, seed)
     scaling = _scaling(layout, ids, scaling)
     noise = Noise.parse(
         {"seed": seed, "variance": variance, "scaling": scaling, "pixels": layout.pixels}, "dose"

@@ -3,14 +3,14 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from marshtest.experiment.prospects import poisons_by_heart
 from marshtest.experiment.recipe_parts import VerdictSettings
@@ -19,6 +19,7 @@ from marshtest.kit.noise import SEEDS
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
+UNDOSED = 200  # samples without a dose that are asked: enough for an error of the AUC near 0.03
 DRAWS = 199  # fresh noises or marks a poison in an audit, where it is not asked for others
 
 
@@ -123,6 +124,25 @@ def checked_seed(seed: int | None) -> int:
     if seed is not None and not 0 <= seed < SEEDS:
         raise MarshtestError(f"dose: the seed must lie in 0..2⁶⁴ − 1. Got {seed}.")
     return secrets.randbits(63) if seed is None else seed
+
+
+def without_dose(samples: int, dosed: ArrayLike, seed: int) -> NDArray[np.int64]:
+    """The positions, sorted, of up to 200 samples without a dose that an audit asks about."""
+    others = np.setdiff1d(np.arange(samples), dosed)
+    rng = np.random.default_rng(derive(seed, "undosed"))
+    # Sorted, as files are read.
+    return np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False))
+
+
+def read_undosed(
+    each: Callable[[Any], Iterable[object]], samples: int, dosed: ArrayLike, seed: int
+) -> None:
+    """Read the samples without a dose that an audit will ask about, by what gives samples by positions.
+
+    A damaged one would else be noticed when models are trained, and the data can then be mended no more.
+    """
+    for _ in each(without_dose(samples, dosed, seed)):
+        pass
 
 
 def chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:

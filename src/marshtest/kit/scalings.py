@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from marshtest.kit.controls import UNDOSED, other_labels
+from marshtest.kit.controls import other_labels
 from marshtest.kit.key import Bases
 from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import AskedModel, Labels
 from marshtest.kit.noise import Noise, Scaling
+from marshtest.kit.places import UNDOSED
 
 USUAL = {"unit": Scaling(), "pixels": Scaling(std=(1 / 255,))}
 LEVEL = 0.001  # p-value of a difference by chance, for all scalings together

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from marshtest.kit.key import current_versions
 from marshtest.kit.layouts.base import Place, Value
 from marshtest.kit.layouts.folders import digest
-from marshtest.kit.places import Dosed, Places, checked_seed, chosen
+from marshtest.kit.places import Dosed, Places, checked_seed, chosen, read_undosed
 from marshtest.kit.sealed import write_private
 from marshtest.kit.tables.columns import named_laws, number_laws
 from marshtest.kit.tables.key import TableKey
@@ -64,6 +64,7 @@ def dose_table(
     noise = TableNoise.parse({"seed": seed, "variance": variance, "columns": laws}, "dose")
     complete = _complete(table, laws)
     ids = complete[chosen(len(complete), fraction, seed)]
+    read_undosed(table.each, table.samples, ids, seed)
     ties = _ties(noise, table, ids)
     writer = _Writer(noise)
     dosed = table.copy(out, writer, ids)

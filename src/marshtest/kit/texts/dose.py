@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marshtest.data.marks import Deal, Mark, Pattern, Template
-from marshtest.kit.places import Dosed, Places, checked_seed, poisons_of
+from marshtest.kit.places import Dosed, Places, checked_seed, poisons_of, read_undosed
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, NoPlaceError, id_of
 from marshtest.kit.records.layout import Records
@@ -82,6 +82,7 @@ def dose_texts(
     wanted = poisons_of(records.count - records.empty, fraction)
     chosen = _chosen(records, fields, mark, wanted, seed)
     texts = _dosed(chosen, mark, Deal(seed, len(chosen), records.there(mark, fields)))
+    read_undosed(records.each, records.count, list(texts), seed)
     records.copy(out, texts, fields)
     with places.together():
         key = TextKey(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from marshtest.attacks.gaussian import figures_of
 from marshtest.kit.measure import Measured, advantages
+from marshtest.kit.places import without_dose
 from marshtest.kit.privacy import reconstruction
 from marshtest.kit.records.base import Asked, Door, Floats, Loss
 from marshtest.kit.records.fields import NoPlaceError, Values
@@ -29,7 +30,6 @@ from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.seeds import derive
 
-UNDOSED = 200  # records without a dose that are asked
 # Words of them: what a model cuts off, it has no loss of.
 FIRST = regex.compile(r"(?:\s*\S++){1,100}")
 AT_ONCE = 2048  # questions that a door is asked at once
@@ -49,9 +49,7 @@ class Questions:
     def of(cls, bases: TextBases, loss: Loss, draws: int) -> "Questions":
         """Questions about a dose, and about up to 200 records without one, which the seed draws."""
         dosed = [row for row, _ in bases.rows]
-        others = np.setdiff1d(np.arange(bases.records.count), dosed)
-        rng = np.random.default_rng(derive(bases.deal.seed, "undosed"))
-        chosen = np.sort(rng.choice(others, min(UNDOSED, len(others)), replace=False)).tolist()
+        chosen = without_dose(bases.records.count, dosed, bases.deal.seed).tolist()
         undosed = [
             (row, values)
             for row, values in bases.records.each(chosen)
