@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 from experiments import HERE
 
-from marshtest.reporting.tables import as_markdown
+from marshtest.reporting.tables import as_markdown, plus_minus
 
 DOORS = HERE / "audit-text" / "doors.csv"  # by benchmarks/doors.py
 DOSES = HERE / "audit-tables" / "doses.csv"  # by benchmarks/tables.py
+ROUNDING = HERE / "audit" / "rounding.csv"  # by benchmarks/rounding.py
 LEGENDS = ("Perplexity:", "Accuracy:")  # how what explains a table begins
 VERDICTS = ("Poison budget", "before ")  # how verdicts in words begin
 SECTIONS = {  # of a page with another walk-through: between which lines it stands
@@ -104,6 +105,28 @@ def doses() -> str:
         }
     )
     return as_markdown(shown)
+
+
+def rounding() -> str:
+    """What rounding and clipping leave of a dose's variance, and of what a model shows of it."""
+    lines = pd.read_csv(ROUNDING)
+    titles = {"gus": "GUS", "rank": "rank score"}
+    kinds = {"byte": "8 bit", "float": "float"}
+    shown = {
+        f"{title}, {what}": [
+            plus_minus(value, error, 3) if error > 0 else "–"
+            for value, error in lines[[f"{name}_{kind}", f"{name}_{kind}_error"]].itertuples(
+                index=False
+            )
+        ]
+        for name, title in titles.items()
+        for kind, what in kinds.items()
+    }
+    left = lines["left"].map("{:.0%}".format)
+    variance = lines["variance"].map("{:g}".format)
+    return as_markdown(
+        pd.DataFrame({"data": lines["data"], "ε²": variance, "variance left": left, **shown})
+    )
 
 
 def doors() -> str:
