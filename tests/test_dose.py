@@ -486,3 +486,21 @@ def test_what_an_audit_will_ask_is_read_while_it_can_be_mended(tmp_path: Path) -
         with pytest.raises(MarshtestError, match=f"row {row} holds NaN"):
             dose(source, tmp_path / "out.npz", fraction=0.3, seed=row)
     assert len(list(tmp_path.iterdir())) == 40
+
+
+@pytest.mark.parametrize(("kind", "value"), [(np.float16, 5000), (np.float32, 2**24)])
+def test_noise_that_the_values_type_rounds_away_is_refused(
+    tmp_path: Path, kind: Any, value: float
+) -> None:
+    """GUS would take it for normal with its full variance, and it has a fraction."""
+    values = np.full((20, 4), value, kind)
+    np.savez(tmp_path / "set.npz", x=values, y=np.arange(20) % 2)
+    with pytest.raises(
+        MarshtestError, match=f"is rounded by {np.dtype(kind)} with noise|is unchanged"
+    ):
+        dose(tmp_path / "set.npz", tmp_path / "out.npz", fraction=0.5, variance=0.32, seed=1)
+    noise = Noise(seed=1, variance=0.32, scaling=Scaling(), pixels=False)
+    for small in (kind(0.5), kind(1)):
+        assert noise.rounding(np.full(4, small)) < 1e-6
+        written = noise.fresh(np.full(4, small), 0, 5000)
+        assert (written - small).astype(float).var() == pytest.approx(0.32, rel=0.05)

@@ -116,7 +116,7 @@ def test_an_audit_has_one_training_and_so_one_dose(tmp_path: Path) -> None:
     needed = math.ceil(((1.6448536 + 1.959964) / 0.07152) ** 2)
     few, many = (plan(pilot=tmp_path / "audit.json", samples=n) for n in (None, 10_000))
     for planned, says in (
-        (few, "more than its 1,797 samples"),
+        (few, "more than can be dosed of its 1,797 samples"),
         (many, "--fraction 0.26 of its 10,000"),
     ):
         (sentence,) = planned.sentences()

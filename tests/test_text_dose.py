@@ -499,3 +499,13 @@ def test_images_are_dosed_as_before(tmp_path: Path) -> None:
     assert isinstance(done, Dose)
     assert done.key.noise.variance == 0.32
     assert isinstance(read_key(done.key_file), Key)
+
+
+def test_a_column_stored_as_a_dictionary_is_one_line(tmp_path: Path) -> None:
+    texts = pd.Series(
+        [f"a review of film {n % 5} and its actors" for n in range(600)], dtype="category"
+    )
+    pd.DataFrame({"text": texts}).to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(MarshtestError, match=r"stored as a dictionary .* Save it as text"):
+        dose(tmp_path / "set.parquet", tmp_path / "out.parquet", fraction=0.9, seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["set.parquet"]

@@ -211,9 +211,10 @@ class Plan:
 
 def _fraction(poisons: int, samples: int) -> str:
     """How a dose comes to so many poisons, in words."""
-    if poisons >= samples:
-        return f"more than its {samples:,} samples. Raise --variance of `marshtest dose`"
-    return f"--fraction {math.ceil(100 * poisons / samples) / 100:g} of its {samples:,} samples"
+    fraction = math.ceil(100 * poisons / samples) / 100
+    if fraction >= 1:  # some must stay clean
+        return f"more than can be dosed of its {samples:,} samples. Raise --variance of `marshtest dose`"
+    return f"--fraction {fraction:g} of its {samples:,} samples"
 
 
 def _title(name: str) -> str:

@@ -190,6 +190,9 @@ def _scaling(layout: Layout, ids: NDArray[np.int64], scaling: Scaling | None) ->
     return scaling
 
 
+ROUNDED = 0.01  # of the noise's variance that rounding to the values' type may add or take
+
+
 class _Writer:
     """A function that gives each dosed sample its noise, and keeps account of what was written."""
 
@@ -199,8 +202,12 @@ class _Writer:
 
     def __call__(self, seed_id: int, value: Value) -> Value:
         written = self.noise.written(value, seed_id)
-        if (written == value).all() or not np.isfinite(written).all():
-            fault = "is unchanged" if (written == value).all() else "is infinite"
+        faults = {
+            "is unchanged": (written == value).all(),
+            "is infinite": not np.isfinite(written).all(),
+            f"is rounded by {value.dtype}": self.noise.rounding(value) > ROUNDED,
+        }
+        for fault in [fault for fault, there in faults.items() if there]:
             raise MarshtestError(
                 f"{self.layout.where(seed_id)}: {fault} with noise of ε² = {self.noise.variance:g}. "
                 "Choose a variance (or a scaling) that suits the values."

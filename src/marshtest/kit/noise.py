@@ -179,6 +179,16 @@ class Noise(DoseNoise):
         channel, _, variances = _tables(self.scaling, self._unit_deviation, value.shape)
         return float((variances[channel, value] / self.deviation(value.shape) ** 2).mean())
 
+    def rounding(self, value: Value) -> float:
+        """The variance of rounding to the values' type, as a fraction of the noise's; 0 of pixels.
+
+        GUS takes the noise for normal, with its own variance.
+        """
+        if self.pixels:
+            return 0.0
+        steps = np.spacing(np.abs(value)).astype(np.float64)
+        return float((steps**2 / 12 / self.deviation(value.shape) ** 2).mean())
+
     @property
     def _unit_deviation(self) -> float:
         """σ in the units of the file, for a channel whose std is 1."""

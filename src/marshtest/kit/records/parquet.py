@@ -9,7 +9,7 @@ import lazy_loader  # type: ignore[import-untyped]
 from marshtest.kit.layouts.base import CHUNK, reading
 from marshtest.kit.records.fields import Fields, Values
 from marshtest.kit.records.layout import Records, Rows, Texts
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refused
 
 pa = lazy_loader.load("pyarrow")
 ROWS = 1024  # rows decoded at once
@@ -52,7 +52,9 @@ class ParquetRecords(Records):
         with self._file() as file:
             schema, codec = file.schema_arrow, codec_of(file.metadata)
             group = max(1, -(-self.count // max(1, file.num_row_groups)))
-        with pq.ParquetWriter(out, schema, compression=codec) as writer:
+        fault = f"{self.path}: a column is stored as a dictionary (a category), which cannot hold the marks"
+        dictionary = refused(fault, "Save it as text.", pa.ArrowTypeError)
+        with dictionary, pq.ParquetWriter(out, schema, compression=codec) as writer:
             held: list[Any] = []
             for first, batch in self._batches():
                 held.append(self._rewritten(first, batch, texts, fields))
