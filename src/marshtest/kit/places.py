@@ -78,8 +78,8 @@ class Places:
             commit(self.key_file, self.out, self.commitment_file)
         except BaseException as error:
             if isinstance(error, FileExistsError):  # another dose's, made since it was looked for
-                names = [os.fspath(path) for path in written]
-                written = written[: names.index(os.fspath(error.filename))]
+                theirs = Path(error.filename or "")
+                written = written[: written.index(theirs)] if theirs in written else []
             # A dose without its key is lost: leave none that looks whole.
             shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink()
             for path in written:

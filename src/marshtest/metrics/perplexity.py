@@ -38,6 +38,5 @@ class Perplexity(Metric):
             nats += float(task.nats(task(model, batch), batch).sum())
             said += int(task.said(batch).sum())
         mean = nats / said
-        return {
-            "perplexity": math.exp(mean) if mean < 700 else math.inf
-        }  # beyond it no float holds it
+        # Beyond e⁷⁰⁰ no float holds it.
+        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}

@@ -84,9 +84,8 @@ def written_whole(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if os.path.lexists(
-            out
-        ):  # made by another since it was looked for; a rename would replace a file
+        # Made by another since it was looked for: a rename would replace a file.
+        if os.path.lexists(out):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         temporary.rename(out)
     except OSError as error:

@@ -181,6 +181,8 @@ def answer(results: Results) -> str:
 
 def _share(share: float, margin: float) -> str:
     """A share of the effect, in words; below 0 it is nothing, missed by chance, or a trace."""
+    if math.isnan(share):
+        return "an unknown share"
     if round(share, 2) >= 0:
         return f"{abs(share):.0%}"
     return f"nothing ({share:.0%})" if share >= -margin else f"{-share:.0%}, turned round,"
@@ -202,11 +204,7 @@ def in_words(results: Results) -> Iterator[dict[str, Any]]:
         if line["role"] != "updated":
             continue
         share = model["left"]
-        left = (
-            "an unknown share"
-            if math.isnan(share)
-            else _share(share, results.recipe.verdict.margin)
-        )
+        left = _share(share, results.recipe.verdict.margin)
         values = [_value(line, name, score.title) for name, score in results.scores_shown.items()]
         text = (
             f"{left} of the effect is left ({'; '.join(values)}), within the margin in "

@@ -15,20 +15,9 @@ from marshtest.plumbing.errors import MarshtestError, refused
 
 # What can be merged into its base and opens no other folder, as a mixture of adapters does.
 MERGED = {
-    *(
-        "LORA",
-        "ADALORA",
-        "LOHA",
-        "LOKR",
-        "IA3",
-        "OFT",
-        "BOFT",
-        "VERA",
-        "FOURIERFT",
-        "LN_TUNING",
-        "HRA",
-    ),
-    *("BONE", "RANDLORA", "SHIRA", "C3A", "MISS", "ROAD", "WAVEFT", "DELORA", "GRALORA", "OSF"),
+    *("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT"),
+    *("LN_TUNING", "HRA", "BONE", "RANDLORA", "SHIRA", "C3A", "MISS", "ROAD", "WAVEFT"),
+    *("DELORA", "GRALORA", "OSF"),
 }
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
