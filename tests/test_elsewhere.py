@@ -7,9 +7,7 @@ import torch
 from marshtest.unlearning.elsewhere import ALIKE, _distance
 
 
-def test_masks_of_infinities_are_no_distance_and_weights_that_are_no_numbers_are_infinitely_far() -> (
-    None
-):
+def test_masks_of_infinities_are_no_distance_and_weights_without_numbers_an_infinite_one() -> None:
     mask = torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
     mine = {"mask": mask, "weight": torch.ones(100), "steps": torch.tensor(3)}
     near, other = ({**mine, "weight": torch.full((100,), value)} for value in (1.001, 3.0))

@@ -255,6 +255,5 @@ def test_several_steps_keep_to_a_budget_of_epochs(monkeypatch: pytest.MonkeyPatc
         (outcome,) = unlearn(newton, model, retain, forget, task=TASK, budgets=[budget], seed=0)
         assert outcome.note == ""
         spent.append(outcome.cost.passes)
-    assert (
-        spent[1] < 2 * spent[0]
-    )  # each step has its gradient and factor; three times the rounds would be more
+    # Each step has its gradient and factor; three times the rounds would cost more than that.
+    assert spent[1] < 2 * spent[0]

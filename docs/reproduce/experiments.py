@@ -414,12 +414,5 @@ def introduction() -> str:
     swept = " and ".join(f"`{name}`" for name in SWEPT)
     of_code = sorted({about["algorithm"] for _, of in lines for about in of.runs.values()})
     code = f"algorithm {' and '.join(map(str, of_code))}"
-    return "\n\n".join(
-        filter(
-            None,
-            [
-                f"Experiments with rows, and their seeds: {told}; the sweeps {swept}; {code}.",
-                missing(SHORT),
-            ],
-        )
-    )
+    said = f"Experiments with rows, and their seeds: {told}; the sweeps {swept}; {code}."
+    return "\n\n".join(filter(None, [said, missing(SHORT)]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from experiments import HERE
 
+from marshtest.metrics.dependence import SCORES
 from marshtest.reporting.tables import as_markdown, plus_minus
 
 DOORS = HERE / "audit-text" / "doors.csv"  # by benchmarks/doors.py
@@ -110,16 +111,15 @@ def doses() -> str:
 def rounding() -> str:
     """What rounding and clipping leave of a dose's variance, and of what a model shows of it."""
     lines = pd.read_csv(ROUNDING)
-    titles = {"gus": "GUS", "rank": "rank score"}
     kinds = {"byte": "8 bit", "float": "float"}
     shown = {
-        f"{title}, {what}": [
+        f"{score.title}, {what}": [
             plus_minus(value, error, 3) if error > 0 else "–"
             for value, error in lines[[f"{name}_{kind}", f"{name}_{kind}_error"]].itertuples(
                 index=False
             )
         ]
-        for name, title in titles.items()
+        for name, score in SCORES.items()
         for kind, what in kinds.items()
     }
     left = lines["left"].map("{:.0%}".format)

@@ -207,7 +207,8 @@ class _Writer:
             "is infinite": not np.isfinite(written).all(),
             f"is rounded by {value.dtype}": self.noise.rounding(value) > ROUNDED,
         }
-        for fault in [fault for fault, there in faults.items() if there]:
+        fault = next((fault for fault, there in faults.items() if there), None)
+        if fault is not None:
             raise MarshtestError(
                 f"{self.layout.where(seed_id)}: {fault} with noise of ε² = {self.noise.variance:g}. "
                 "Choose a variance (or a scaling) that suits the values."
