@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from marshtest.attacks import GradientCanceling, Knowledge, parse_attack
 from marshtest.attacks.crafting import Crafted, craft
 from marshtest.attacks.gradient_canceling import canceling
-from marshtest.attacks.gradpc import Search, centred, limits
+from marshtest.attacks.gradpc import Limits, Search, centred, limits
 from marshtest.attacks.kernel import Kernel
 from marshtest.data.load import load
 from marshtest.data.samples import Dataset, Samples
@@ -73,6 +73,23 @@ def test_no_sample_pulls_below_minus_omega(classes: int) -> None:
     )
     assert omega == pytest.approx(-lead.fun, rel=1e-6)
     assert float(pull(logits, y).min()) >= -omega - 1e-12
+
+
+def test_the_least_share_is_the_first_of_all_shares_that_leaves_nothing() -> None:
+    """Against a search over 2,001 shares; classes may be rarer among poisons than the model says, or
+    missing."""
+    rng, shares, beyond = np.random.default_rng(0), np.linspace(0, 1, 2001), 0
+    for _ in range(300):
+        u, w = rng.normal(scale=0.1, size=6), rng.uniform(0, 0.2, 6) * rng.integers(0, 2, 6)
+        d = np.minimum(rng.normal(scale=0.01, size=6), w)
+        found = Limits(*map(torch.from_numpy, (u, w, d)))
+        left = np.array([float(found.excess(share)) for share in shares])
+        first = shares[left <= 1e-12][0] if (left <= 1e-12).any() else 1.0
+        assert first - 1 / 2000 - 1e-9 <= found.least_share() <= first + 1e-9
+        beyond += bool((u + w < 0).any())
+    assert beyond > 200
+    # decay that no poison outweighs: the bias of a class that neither side has
+    assert Limits(*torch.tensor([[-0.01], [0.0], [0.02]])).least_share() == 1
 
 
 def test_pull_is_the_inner_product_of_the_last_layer_and_its_gradient() -> None:

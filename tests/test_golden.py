@@ -7,7 +7,10 @@ from typing import Any
 import golden
 import pytest
 
-from marshtest.sweeps.ledger import ALGORITHM
+from marshtest.experiment.recipe import load_recipe
+from marshtest.plumbing.yaml_files import shipped
+from marshtest.sweeps.ledger import ALGORITHM, CHANGED
+from marshtest.sweeps.run_folder import describe
 
 LITERALS = json.loads(golden.FILE.read_text())
 MADE_ANEW = "Then make the literals anew: python tests/golden.py"
@@ -40,8 +43,8 @@ def test_a_recipe_gives_the_rows_that_it_gave(kind: str, tmp_path: Path) -> None
     found = differences(golden.rows(kind, tmp_path), LITERALS["rows"][kind])
     assert not found, (
         "\n".join(found)
-        + "\nWas that meant? Then raise ALGORITHM in sweeps/ledger.py, so that no store takes old numbers "
-        f"for new ones (not if columns were only renamed). {MADE_ANEW}"
+        + "\nWas that meant? Then raise ALGORITHM in sweeps/ledger.py (or CHANGED, for one attack), so "
+        f"that no store takes old numbers for new ones (not if columns were only renamed). {MADE_ANEW}"
     )
 
 
@@ -57,6 +60,13 @@ def test_stages_keep_their_keys() -> None:
 
 def test_the_literals_are_of_this_algorithm() -> None:
     assert LITERALS["algorithm"] == ALGORITHM, MADE_ANEW
+
+
+def test_a_change_of_one_attack_sets_its_rows_apart_and_no_others() -> None:
+    about = {name: describe(load_recipe(name), None)["algorithm"] for name in shipped()}
+    assert set(about.values()) == {ALGORITHM, *CHANGED.values()}
+    later = {name for name, number in about.items() if number > ALGORITHM}
+    assert later == {name for name in about if load_recipe(name).attack.name in CHANGED}
 
 
 def test_what_differs_is_told() -> None:

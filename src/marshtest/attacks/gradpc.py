@@ -12,9 +12,10 @@ whatever computes h. Per sample,
 (the first since a label that leads by s has −s (C − 1) / (e^s + C − 1) at the least; after Lu et al. 2023,
 who show it for linear models). Let u be a quantity's mean over the clean samples at θ_low, −w the least
 that its mean over the poisons can be, Ω or their share of class c, and d what weight decay adds. With a
-share s of poisons (1 − s) u + d ≤ s w must hold, so
+share s of poisons (1 − s) u + d ≤ s w must hold, for the first and for each class: where u + d ≤ 0 it does
+with no poisons at all, and elsewhere
 
-    s ≥ (u + d) / (u + w)     for the first, and for each class.
+    s ≥ (u + d) / (u + w),     or no share suffices, where u + w ≤ 0.
 """
 
 import copy
@@ -55,8 +56,9 @@ class Limits:
 
     def least_share(self) -> float:
         """The least share of poisons; with fewer no perturbation can cancel the gradient."""
-        needed = (self.clean + self.decay) / (self.clean + self.poisons)
-        return float(needed.max().clamp(0, 1))
+        pull, room = self.clean + self.decay, self.clean + self.poisons
+        needed = torch.where(room > 0, pull / room, torch.inf)
+        return float(torch.where(pull > 0, needed, 0).max().clamp(max=1))
 
 
 def limits(

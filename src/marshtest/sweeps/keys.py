@@ -10,8 +10,9 @@
     score        a model's row, scores and shifts, in a state      with the effect on its clean twin
 
 A stage's key is its kind and the hash of what it depends on: of the recipe only that, the keys of the
-stages before it, and ALGORITHM. A *job* is what is scheduled: it makes one stage, or, where an unlearner's
-smaller budgets lie on the way to its largest, the updated models of all budgets and their scores.
+stages before it, and the algorithm's number. A *job* is what is scheduled: it makes one stage, or, where
+an unlearner's smaller budgets lie on the way to its largest, the updated models of all budgets and their
+scores.
 """
 
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from marshtest.experiment.recipe import Recipe
 from marshtest.experiment.requests import ALL, Request
 from marshtest.experiment.roles import TWINS, Role
 from marshtest.plumbing.derived import hashed
-from marshtest.sweeps.ledger import ALGORITHM
+from marshtest.sweeps.ledger import ALGORITHM, algorithm
 from marshtest.unlearning import Unlearner, looks_back
 
 
@@ -72,8 +73,8 @@ class Keys:
 
     def dose(self, group: Group) -> str:
         """The key of a group's poisons."""
-        share, seed = group.poison_budget, group.seed
-        return _key("dose", world=self._world, attack=self._made_by, share=share, seed=seed)
+        share, seed, code = group.poison_budget, group.seed, algorithm(self.recipe.attack.name)
+        return _key("dose", code, world=self._world, attack=self._made_by, share=share, seed=seed)
 
     def model(self, role: Role, group: Group, request: Request = ALL) -> str:
         """The key of a model from scratch."""
@@ -144,5 +145,5 @@ class Keys:
         return None if other is None else self.model(other, group, request)
 
 
-def _key(kind: str, **values: Any) -> str:
-    return f"{kind}-{hashed({'kind': kind, 'algorithm': ALGORITHM, **values})}"
+def _key(kind: str, code: int = ALGORITHM, **values: Any) -> str:
+    return f"{kind}-{hashed({'kind': kind, 'algorithm': code, **values})}"

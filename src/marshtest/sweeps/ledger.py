@@ -20,6 +20,9 @@ from marshtest.sweeps.settings import Sweep
 from marshtest.sweeps.store import DamagedError, Store
 
 ALGORITHM = 3  # raised whenever a change of the code changes what a recipe gives
+CHANGED = {
+    "gradient-canceling": 4
+}  # the same, of attacks that alone were concerned by a later change
 SAMPLED = 30  # finished stages of a kind that the remaining time is judged by
 
 
@@ -287,7 +290,12 @@ def finished(store: Store, sweep: Sweep) -> Ledger | None:
 
 def made_by() -> str:
     """The version of the code that names stages."""
-    return f"{version('marshtest')}, algorithm {ALGORITHM}"
+    return f"{version('marshtest')}, algorithm {max(ALGORITHM, *CHANGED.values())}"
+
+
+def algorithm(attack: str) -> int:
+    """The number of the code that makes the rows of an attack; with another they are other rows."""
+    return CHANGED.get(attack, ALGORITHM)
 
 
 def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:

@@ -39,7 +39,7 @@ from marshtest.plumbing.whole_files import write
 from marshtest.plumbing.yaml_files import file_stem
 from marshtest.sweeps.collect import Collected
 from marshtest.sweeps.keys import Keys
-from marshtest.sweeps.ledger import ALGORITHM
+from marshtest.sweeps.ledger import ALGORITHM, algorithm
 from marshtest.sweeps.worker import Worker, packed
 
 ABOUT = "run.json"
@@ -153,7 +153,7 @@ def describe(recipe: Named, data: str | None) -> dict[str, Any]:
         "data": data,
         "marshtest": version("marshtest"),
         "commit": commit(),
-        "algorithm": ALGORITHM,
+        "algorithm": algorithm(recipe.attack.name) if isinstance(recipe, Recipe) else ALGORITHM,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         # Threads split sums, and so change their last bits.
