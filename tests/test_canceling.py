@@ -90,6 +90,10 @@ def test_the_least_share_is_the_first_of_all_shares_that_leaves_nothing() -> Non
     assert beyond > 200
     # decay that no poison outweighs: the bias of a class that neither side has
     assert Limits(*torch.tensor([[-0.01], [0.0], [0.02]])).least_share() == 1
+    # or that the clean samples outweigh, as long as they are many
+    few = Limits(*torch.tensor([[-0.02], [0.0], [0.01]]))
+    assert few.least_share() == 0
+    assert [few.hold(share) for share in (0.1, 0.49, 0.51)] == [True, True, False]
 
 
 def test_pull_is_the_inner_product_of_the_last_layer_and_its_gradient() -> None:
@@ -114,7 +118,7 @@ def test_pull_is_the_inner_product_of_the_last_layer_and_its_gradient() -> None:
 def test_with_less_than_the_least_share_no_poison_cancels(search: Search) -> None:
     """However large: 300 unbounded random poison sets leave the bound's part of the gradient."""
     model = search.in_ball(2.0).model
-    needed = search.least_share(model)
+    needed = search.limits(model).least_share()
     assert needed > 0.3
     poisons = round(0.5 * needed / (1 - 0.5 * needed) * len(search.retain))
     last = model[-1]  # type: ignore[index]
@@ -143,16 +147,16 @@ def test_gradpc_stays_in_its_ball_and_gets_worse_with_it(
     accuracies = [worst.accuracy for worst in found]
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[-1] < 0.5
-    assert found[-1].least_share > found[0].least_share
+    assert found[-1].limits.least_share() > found[0].limits.least_share()
     assert all(torch.equal(a, b) for a, b in zip(before, clean.state_dict().values()))
 
 
 def test_in_reach_finds_worse_models_than_a_ball_of_the_same_least_share(search: Search) -> None:
     reached = search.in_reach(0.1)
-    assert reached.least_share <= 0.1
+    assert reached.limits.hold(0.1)
     assert reached.accuracy < 0.85
     fixed = [search.in_ball(radius) for radius in (0.2, 0.4, 0.6, 0.8, 1.0)]
-    assert all(worst.accuracy > reached.accuracy for worst in fixed if worst.least_share <= 0.1)
+    assert all(worst.accuracy > reached.accuracy for worst in fixed if worst.limits.hold(0.1))
 
 
 def exactly_trained(data: Dataset, samples: Samples) -> nn.Module:

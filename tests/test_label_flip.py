@@ -28,6 +28,19 @@ class Says(nn.Module):
         return 50.0 * nn.functional.one_hot(x[:, 0].long(), CLASSES)
 
 
+class Leaning(nn.Module):
+    """Fixed answers, with something added to the logit of the last class, which is no label."""
+
+    def __init__(self, towards: float) -> None:
+        super().__init__()
+        self.towards = towards
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.sin(x[:, :1] * torch.arange(1, CLASSES + 1))
+        logits[:, -1] += self.towards
+        return logits
+
+
 def samples_of(says: Tensor, y: Tensor) -> Samples:
     """Samples that `Says` answers with `says`; ids are no positions."""
     return Samples(says[:, None].float(), y, 100 + 3 * torch.arange(len(y)))
@@ -45,6 +58,14 @@ def test_a_wrong_label_is_uniform_among_the_others_whatever_their_numbers() -> N
     for label in labels.tolist():
         counts = Counter(wrong[y == label].tolist())
         assert sorted(counts) == [one for one in labels.tolist() if one != label]
+        assert chisquare(list(counts.values())).pvalue > LEVEL
+
+
+def test_a_label_that_training_does_not_have_is_as_far_from_all_that_it_has() -> None:
+    labels = torch.tensor([0, 1, 3])
+    for strange in (2, 5):
+        counts = Counter(flipped(torch.full((3000,), strange), labels, seed=4).tolist())
+        assert sorted(counts) == labels.tolist()
         assert chisquare(list(counts.values())).pvalue > LEVEL
 
 
@@ -74,6 +95,17 @@ def test_the_effect_is_counted_by_hand() -> None:
     assert effect.scores["flip"] == pytest.approx([1, 1, 1, 0, 0, 0])
     expected = {"flip_probability": 3 / 6, "flip_success": 3 / 6, "flip_restored": 2 / 6}
     assert effect.figures == pytest.approx(expected)
+
+
+def test_a_model_that_says_what_is_no_label_has_forgotten_nothing_by_it() -> None:
+    """As a language model may whose answers are any words: flips are asked for among the labels."""
+    y = torch.arange(CLASSES - 1).repeat(10)
+    poisoned = poisoned_of(samples_of(y, y), 12, seed=0)
+    before, after = (
+        LabelFlip().effect(Leaning(towards), poisoned, Classification()) for towards in (0.0, 90.0)
+    )
+    assert after.scores["flip"] == pytest.approx(before.scores["flip"], rel=1e-5)
+    assert after.figures == pytest.approx(before.figures, rel=1e-5)
 
 
 def test_a_model_that_never_saw_them_keeps_a_wrong_label_as_often_as_it_guesses_it() -> None:

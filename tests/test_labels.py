@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import command
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtr
 from subjects import audited
@@ -24,12 +25,14 @@ from marshtest.kit.certificates.verify import verify
 from marshtest.kit.labels import LabelModel
 from marshtest.kit.noise import Scaling
 from marshtest.metrics.labels import (
+    OF_AUDITS,
     expected,
     label_dependence,
     label_scores,
     poisson_binomial_p,
 )
 from marshtest.metrics.labels import testable as informative
+from marshtest.metrics.verdict import Evidence, rests_on, verdicts
 from marshtest.plumbing.errors import MarshtestError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -104,6 +107,44 @@ def test_what_is_answered_alike_now_and_was_not_before_is_hidden() -> None:
     assert alike.hidden == 1
     few = np.where(np.arange(1000) < 10, 0.5, 1.0)  # a variance of 2.5
     assert label_dependence(np.ones(1000), few).hidden == 1
+
+
+def variants(own: bool, fresh: int, poisons: int) -> NDArray[np.bool_]:
+    """Answers to 1 + 199 variants of each poison, of which the own one and the first `fresh` are right."""
+    right = np.zeros((poisons, 200), bool)
+    right[:, 0], right[:, 1 : fresh + 1] = own, True
+    return right
+
+
+def verdict_of(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> str:
+    scores, shares = (label_scores(before), label_scores(after)), []
+    found = []
+    for one in scores:
+        shares.append(one["label_share"])
+        found.append(label_dependence(one["label_right"], shares[-1], *shares[:-1]))
+    initial, updated = (Evidence({0: {"label": one}}, OF_AUDITS) for one in found)
+    rests = rests_on(initial, margin=0.2, alpha=0.05)
+    return verdicts(initial, [updated], rests=rests)[0].answer
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(9, 99), (19, 119), (1, 199 // 2), (99, 9), (99, 99)]
+)
+def test_who_answers_all_own_noises_rightly_has_forgotten_nothing(before: int, after: int) -> None:
+    """However many of the fresh ones are right then: D is 1/s, and cannot be more."""
+    assert verdict_of(variants(True, before, 200), variants(True, after, 200)) == "NOT REMOVED"
+    scores = label_scores(variants(True, after, 200))
+    found = label_dependence(scores["label_right"], scores["label_share"])
+    assert found.value == pytest.approx(200 / (after + 1))
+    assert found.most == pytest.approx(found.value)
+
+
+def test_a_model_that_no_longer_tells_where_it_told_is_untestable() -> None:
+    """However little it told by: own noises alone were right, and are as wrong as the others now."""
+    rng = np.random.default_rng(0)
+    before = np.concatenate([variants(True, 0, 100), np.ones((100, 200), bool)])
+    after = np.concatenate([np.zeros((100, 200), bool), rng.random((100, 200)) < 0.5])
+    assert verdict_of(before, after) == "INCONCLUSIVE"
 
 
 def test_plan_says_how_many_poisons_labels_need() -> None:

@@ -22,7 +22,7 @@ from marshtest.metrics.base import Beside, Question
 from marshtest.metrics.binomial import at_most
 from marshtest.metrics.membership import Membership, compared, margins_of
 from marshtest.metrics.membership_columns import COLUMNS, FORMS, PARTS, column_of
-from marshtest.metrics.membership_verdict import FAILS, PASSES, UNSETTLED, Left, answers
+from marshtest.metrics.membership_verdict import FAILS, PASSES, UNSETTLED, Left, answers, p_same
 from marshtest.metrics.repeats import (
     BINS,
     LEAST,
@@ -312,6 +312,15 @@ def test_three_seeds_in_which_every_pair_is_told_settle_it() -> None:
     assert [of.answer for of in said] == [FAILS, UNSETTLED]
     assert said[0].p_fails == pytest.approx(2 * 0.5**48)  # the sign test over pairs, two-sided
     assert said[1].p_fails == pytest.approx(2 * 0.5**3)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_samples_that_are_all_told_alike_are_as_likely_as_their_order(n: int) -> None:
+    """That n members all lie above n others has chance 1 / C(2n, n), which p must not be below."""
+    told = Left(np.array([1.0]), *[np.zeros(1)] * 4, freedom=n - 1)
+    assert 2 / math.comb(2 * n, n) <= p_same(told) <= 2 * 0.5**n
+    pairs = Left(np.array([0.5]), *[np.zeros(1)] * 4, pairs=16)
+    assert p_same(pairs) == pytest.approx(2 * 0.5**16)  # the sign test, two-sided
 
 
 def test_what_cannot_be_compared_is_unsettled() -> None:

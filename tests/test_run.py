@@ -385,6 +385,7 @@ def test_steps_of_a_users_model_are_each_counted() -> None:
     [
         ({"poison_budgets": 0.001}, "makes fewer than two poisons"),
         ({"poison_budgets": 0.999}, "poison_budgets: 0.999 leaves no training sample to retain"),
+        ({"poison_budgets": [0.2, 0.201]}, "0.2 and 0.201 both make 40 poisons. Drop one."),
         ({"unlearners": ["euk"]}, "k: 3 is more than the model's 2 layers"),
         ({"device": "cuda"}, "device: cuda was asked for, and PyTorch finds no GPU here. Use cpu"),
         ({"model": {"name": "mlp", "depth": 0}, "training": {"epochs": 2, "lr": 1e30}}, "diverged"),

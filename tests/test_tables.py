@@ -432,6 +432,7 @@ BAD: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, Any], str]] = 
     (column(), {"label": "rate", "columns": ["age"]}, "the label 'rate' holds fractions"),
     (column(y="yes"), {}, "the label 'y' has one class"),
     (with_cell("y", ""), {}, "row 17: has no label 'y'"),
+    (with_cell("y", "None"), {}, "or one that pandas reads as missing, as it does 'None'"),
     (lambda frame: frame.iloc[:0], {}, "holds no rec"),
     (lambda frame: frame[["y"]], {"columns": None}, "no column but the label"),
     (lambda frame: frame[["city", "y"]], {"columns": None}, "no column of numbers beside 'y'"),
@@ -477,6 +478,14 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes, says: str)
     with pytest.raises(MarshtestError, match=says) as error:
         dosed(tmp_path / "table.csv", columns=["a"])
     assert "\n" not in str(error.value)
+
+
+def test_columns_that_are_named_by_numbers_are_refused(tmp_path: Path) -> None:
+    """A model that was trained on them would not know texts in their place."""
+    frame = FRAME[["age", "income", "y"]].set_axis(range(3), axis="columns")
+    frame.to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(MarshtestError, match="0 is the name of a column and no text"):
+        dosed(tmp_path / "table.parquet", label="2", columns=["0"])
 
 
 def test_a_table_that_nobody_names_so_says_how(

@@ -342,9 +342,13 @@ def test_a_model_that_says_no_label_word_is_asked_among_them_too() -> None:
         def __call__(self, model: nn.Module, batch: Samples) -> Tensor:
             return logits[:, None]
 
-    chance, says, says_word = answers(nn.Identity(), Fixed(), samples, torch.tensor([1, 2]))
-    assert float(chance) == pytest.approx(math.exp(1) / logits.exp().sum())
-    assert (says.tolist(), says_word.tolist()) == ([3], [1])
+    given = answers(nn.Identity(), Fixed(), samples, torch.tensor([1, 2]))
+    assert float(given.chance) == pytest.approx(math.exp(1) / logits.exp().sum())
+    assert float(given.chance_among) == pytest.approx(1 / (1 + math.e))
+    assert (given.says.tolist(), given.says_among.tolist()) == ([3], [1])
+    assert [len(part) for part in answers(nn.Identity(), Fixed(), samples[:0], given.says)] == [
+        0
+    ] * 4
 
 
 def test_a_tied_head_is_no_layer_and_its_noise_is_drawn_once(data: Dataset) -> None:

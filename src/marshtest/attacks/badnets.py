@@ -200,8 +200,8 @@ class BadNets(Attack):
         assert targets is not None
         assert adversarial is not None
         aimed = replace(self.patched(targets, poisoned.clean), y=adversarial)
-        chance, _, says = answers(model, task, aimed, poisoned.clean.y.unique())
-        probability = chance.double()
+        given = answers(model, task, aimed, poisoned.clean.y.unique())
+        probability, says = given.chance.double(), given.says_among
         figures = {
             "backdoor_probability": float(probability.mean()),
             "backdoor_success": float((says == adversarial).double().mean()),

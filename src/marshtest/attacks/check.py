@@ -344,11 +344,12 @@ def _score_findings(shown: Presentation, poisoned: Poisoned, effect: Effect) -> 
         not undefined,
         f"{', '.join(undefined)}: a number for each is needed, nan where one is undefined",
     )
+    defined = {name: values[~np.isnan(values)] for name, values in scores.items()}
     off = [
         column
         for name, column in shown.reference_columns.items()
-        if name in scores and column in effect.figures
-        if not np.isclose(effect.figures[column], np.mean(scores[name]), MEAN, MEAN, equal_nan=True)
+        if name in scores and column in effect.figures and len(defined[name])
+        if not np.isclose(effect.figures[column], defined[name].mean(), MEAN, MEAN)
     ]
     yield (
         "a compared score's column is its mean",

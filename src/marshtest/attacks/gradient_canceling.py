@@ -85,7 +85,7 @@ class GradientCanceling(Attack):
         figures = {
             "objective": crafted.objective,
             "radius": worst.radius,
-            "least_share": worst.least_share,
+            "least_share": worst.limits.least_share(),
             "low_accuracy": worst.accuracy,
             "stopped": float(crafted.stopped),
         }
@@ -126,7 +126,7 @@ class GradientCanceling(Attack):
         context.progress(
             0.0,
             f"θ_low: accuracy {worst.accuracy:.2f} at radius {worst.radius:.3g}, needs "
-            f"{worst.least_share:.1%} of poisons at least, has {share:.1%}",
+            f"{worst.limits.least_share():.1%} of poisons at least, has {share:.1%}",
         )
         return worst
 

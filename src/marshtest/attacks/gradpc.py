@@ -12,8 +12,8 @@ whatever computes h. Per sample,
 (the first since a label that leads by s has −s (C − 1) / (e^s + C − 1) at the least; after Lu et al. 2023,
 who show it for linear models). Let u be a quantity's mean over the clean samples at θ_low, −w the least
 that its mean over the poisons can be, Ω or their share of class c, and d what weight decay adds. With a
-share s of poisons (1 − s) u + d ≤ s w must hold, for the first and for each class: where u + d ≤ 0 it does
-with no poisons at all, and elsewhere
+share s of poisons (1 − s) u + d ≤ s w must hold, for the first and for each class. The least s is 0 where
+u + d ≤ 0, and elsewhere
 
     s ≥ (u + d) / (u + w),     or no share suffices, where u + w ≤ 0.
 """
@@ -53,6 +53,10 @@ class Limits:
     def excess(self, share: float) -> Tensor:
         """What a share of poisons leaves uncancelled at the least; 0 where it can cancel all."""
         return F.relu((1 - share) * self.clean + self.decay - share * self.poisons).sum()
+
+    def hold(self, share: float) -> bool:
+        """Whether a share of poisons may be able to cancel all."""
+        return not float(self.excess(share)) > 0
 
     def least_share(self) -> float:
         """The least share of poisons; with fewer no perturbation can cancel the gradient."""
@@ -98,7 +102,7 @@ class Worst:
     model: nn.Module  # the model at θ_low
     radius: float  # radius of the ball round the clean parameters
     accuracy: float  # accuracy of θ_low on the test samples
-    least_share: float  # the least share of poisons; with fewer nothing can hold a model there
+    limits: Limits  # what poisons can do there
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class Search:
         size = _norm([p.detach() for p in self.clean.parameters() if p.requires_grad])
         for fraction in RADII:
             worst = self._uphill(gain, fraction * size)
-            if worst.least_share <= share:
+            if worst.limits.hold(share):
                 break
         return worst  # the smallest ball's, if no radius is in reach
 
@@ -164,13 +168,13 @@ class Search:
         # The same batches at each radius, so that the balls differ in size alone.
         model = ascend(start, gain, radius, generator(self.seed, "ascent"))
         low = accuracy(model, self.task, self.test)
-        return Worst(model, radius, low, self.least_share(model))
+        return Worst(model, radius, low, self.limits(model))
 
     @torch.no_grad()
-    def least_share(self, model: nn.Module) -> float:
-        """The least share of poisons that can make the training gradient vanish at `model`."""
+    def limits(self, model: nn.Module) -> Limits:
+        """The bounds at `model` over all samples that are retained."""
         logits = torch.cat([part for _, part in logits_of(model, self.task, self.retain)])
-        return self._limits(model, logits.double(), self.retain.y).least_share()
+        return self._limits(model, logits.double(), self.retain.y)
 
     def _limits(self, model: nn.Module, logits: Tensor, y: Tensor) -> Limits:
         return limits(model, logits, y, self.poison_labels, self.weight_decay)

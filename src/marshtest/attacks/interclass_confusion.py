@@ -164,9 +164,9 @@ class InterclassConfusion(Attack):
         # Among the labels: a language model that forgot how to answer has not forgotten the swap.
         labels = poisoned.clean.y.unique()
         forget = poisoned.forget
-        chance, _, says = answers(model, task, targets, labels)
-        _, _, remembered = answers(model, task, forget, labels)
-        mistake = 1 - chance.double()
+        given = answers(model, task, targets, labels)
+        mistake, says = 1 - given.chance_among.double(), given.says_among
+        remembered = answers(model, task, forget, labels).says_among
         figures = {
             "confusion_probability": float(mistake.mean()),
             "ic_err": float((says != targets.y).double().mean()),

@@ -100,9 +100,9 @@ class LabelFlip(Attack):
     def effect(self, model: nn.Module, poisoned: Poisoned, task: Task) -> Effect:
         forget = poisoned.forget
         # Among the labels: a language model that forgot how to answer has not forgotten the flips.
-        chance, _, says = answers(model, task, forget, poisoned.clean.y.unique())
+        given = answers(model, task, forget, poisoned.clean.y.unique())
         true = poisoned.clean.y[poisoned.clean.positions(forget.ids)]
-        probability = chance.double()
+        probability, says = given.chance_among.double(), given.says_among
         figures = {
             "flip_probability": float(probability.mean()),
             "flip_success": float((says == forget.y).double().mean()),
@@ -114,5 +114,9 @@ class LabelFlip(Attack):
 def flipped(y: Tensor, labels: Tensor, seed: int) -> Tensor:
     """[N] for each label of y [N] another one, drawn uniformly from the sorted `labels`."""
     # Drawn on the CPU, so that all devices flip alike.
-    steps = torch.randint(1, len(labels), y.shape, generator=generator(seed, "flip")).to(y.device)
+    rng, strange = generator(seed, "flip"), ~torch.isin(y, labels)
+    steps = torch.randint(1, len(labels), y.shape, generator=rng).to(y.device)
+    if strange.any():  # a label of test samples alone, from which every other one is as far
+        anew = torch.randint(len(labels), (int(strange.sum()),), generator=rng)
+        steps[strange] = anew.to(y.device)
     return labels[(torch.searchsorted(labels, y) + steps) % len(labels)]

@@ -10,7 +10,7 @@ that has forgotten how to answer is not taken for one that has forgotten the poi
 """
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -149,17 +149,18 @@ class TriggerWord(Attack):
         assert adversarial is not None
         assert rest is not None
         words = torch.cat([poisoned.samples.y, targets.y, adversarial]).unique()
-        chance, says, says_word = answers(model, task, replace(targets, y=adversarial), words)
-        _, rest_says, rest_says_word = answers(model, task, rest, words)
+        to_targets = answers(model, task, replace(targets, y=adversarial), words)
+        to_rest = answers(model, task, rest, words)
         figures = {
-            "target_probability": float(chance.mean()),
-            "target_success": _share(says == adversarial),
-            "target_success_among_labels": _share(says_word == adversarial),
-            "target_misclassified": _share(says != targets.y),
-            "rest_accuracy": _share(rest_says == rest.y),
-            "rest_accuracy_among_labels": _share(rest_says_word == rest.y),
+            "target_probability": float(to_targets.chance.mean()),
+            "target_success": _share(to_targets.says == adversarial),
+            "target_success_among_labels": _share(to_targets.says_among == adversarial),
+            "target_misclassified": _share(to_targets.says != targets.y),
+            "rest_accuracy": _share(to_rest.says == rest.y),
+            "rest_accuracy_among_labels": _share(to_rest.says_among == rest.y),
         }
-        return Effect(targets.ids.cpu().numpy(), {"target": chance.double().cpu().numpy()}, figures)
+        scores = {"target": to_targets.chance.double().cpu().numpy()}
+        return Effect(targets.ids.cpu().numpy(), scores, figures)
 
     def passes(self, poisons: int, tests: int) -> float:
         return tests  # targets and rest
@@ -176,18 +177,31 @@ def attackers(labels: Tensor, label: int | None, words: Tensor) -> Tensor:
     return words.sum() - labels  # the other of two, whichever two token ids they are
 
 
+class Answers(NamedTuple):
+    """What a model answers to N samples: among all classes, and among some of them."""
+
+    chance: Tensor  # [N] each sample's label's probability
+    says: Tensor  # [N] the likeliest class
+    chance_among: Tensor
+    says_among: Tensor
+
+
 @torch.no_grad()
-def answers(
-    model: nn.Module, task: Task, samples: Samples, words: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """[N] each label's probability among all classes, the likeliest class, the likeliest of `words`."""
-    chance, says, says_word = [], [], []
+def answers(model: nn.Module, task: Task, samples: Samples, words: Tensor) -> Answers:
+    """What a model answers, among all classes and among `words`."""
+    none = samples.y[:0]
+    found = [Answers(none.float(), none, none.float(), none)]
     for batch, logits in logits_of(model, task, samples):
-        chance.append(logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1))
-        says.append(likeliest(logits))
-        word = likeliest(logits[:, words])
-        says_word.append(words[word].masked_fill(word < 0, -1))
-    return torch.cat(chance), torch.cat(says), torch.cat(says_word)
+        of_words, is_label = logits[:, words], words == batch.y[:, None]
+        word = likeliest(of_words)
+        one = Answers(
+            chance=logits.softmax(1).gather(1, batch.y[:, None]).squeeze(1),
+            says=likeliest(logits),
+            chance_among=(of_words.softmax(1) * is_label).sum(1),
+            says_among=words[word].masked_fill(word < 0, -1),
+        )
+        found.append(one)
+    return Answers(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _share(hits: Tensor) -> float:

@@ -1,5 +1,6 @@
 """The poisons that were asked for, the sets that an unlearner gets, and what is left of each part."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -103,7 +104,8 @@ def _of_part(
             columns |= left.columns(f"{before}{name}")
     for name, column in shown.reference_columns.items():
         if name in scores:
-            columns[f"{before}{column}"] = float(scores[name][part].mean())
+            defined = scores[name][part & ~np.isnan(scores[name])]
+            columns[f"{before}{column}"] = float(defined.mean()) if len(defined) else math.nan
     return columns
 
 

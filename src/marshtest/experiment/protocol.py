@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -236,6 +237,23 @@ def set_up(recipe: Recipe, data: Dataset, device: str | None = None) -> Pipeline
         raise MarshtestError(f"training.augment: needs images [C, H, W]. The samples are {shape}.")
     refuse_taken_columns(recipe.metrics, recipe.attack)
     _refuse_unfit_states(recipe, data, model)
+    _refuse_unfit_poison_budgets(recipe, data, counts)
+    task = _task(recipe, data, model, chosen_precision(recipe.training, model, place, shape))
+    # The input space may not be the samples': of texts it is that of the embeddings.
+    sample = data.train[:1].to("cpu")
+    inputs = task.inputs(model, sample)
+    trainer = Trainer(settings, recipe.training, task, place, shape, data.classes)
+    if not isinstance(recipe.model, OWN):
+        _try_out(trainer, data.train[: TRIED * recipe.training.shards])  # some for every shard
+    with torch.no_grad():
+        step = 3 * recipe.training.batch_size * flops_of(lambda: task(uncompiled(model), sample))
+    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
+
+
+def _refuse_unfit_poison_budgets(
+    recipe: Recipe, data: Dataset, counts: Mapping[float, int]
+) -> None:
+    """Raise if a budget makes too few poisons or too many, or as many as another one."""
     # Of a single one no error could be told of the poisons' mean.
     if too_few := [share for share, count in counts.items() if count < 2]:
         possible = len(candidates_of(recipe.attack, data.train, data.marked))
@@ -247,18 +265,14 @@ def set_up(recipe: Recipe, data: Dataset, device: str | None = None) -> Pipeline
         raise MarshtestError(
             f"poison_budgets: {emptied[0]:g} leaves no training sample to retain. Lower it."
         )
+    # Figures and tables go by the size of the forget set.
+    for one, other in combinations(counts, 2):
+        if counts[one] == counts[other]:
+            raise MarshtestError(
+                f"poison_budgets: {one:g} and {other:g} both make {counts[one]:,} poisons. Drop one."
+            )
     for share, count in counts.items():
         refuse_small_parts(recipe, share, count)
-    task = _task(recipe, data, model, chosen_precision(recipe.training, model, place, shape))
-    # The input space may not be the samples': of texts it is that of the embeddings.
-    sample = data.train[:1].to("cpu")
-    inputs = task.inputs(model, sample)
-    trainer = Trainer(settings, recipe.training, task, place, shape, data.classes)
-    if not isinstance(recipe.model, OWN):
-        _try_out(trainer, data.train[: TRIED * recipe.training.shards])  # some for every shard
-    with torch.no_grad():
-        step = 3 * recipe.training.batch_size * flops_of(lambda: task(uncompiled(model), sample))
-    return Pipeline(recipe, data, trainer, tuple(inputs.shape[1:]), 1 if step < SMALL else None)
 
 
 def _refuse_unfit_states(recipe: Recipe, data: Dataset, model: nn.Module) -> None:

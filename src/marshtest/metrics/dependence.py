@@ -50,6 +50,9 @@ class Dependence:
     tail: int = 0  # number of poisons beyond the threshold Φ⁻¹(FPR)
     fpr: float = 0.01  # fraction of poisons beyond the threshold under the null
     exact: float = math.nan  # of a score that is not normal: the exact p-value of its one test
+    most: float = (
+        math.inf
+    )  # the largest value that this model could have, however much it remembers
 
     @property
     def p_value(self) -> float:

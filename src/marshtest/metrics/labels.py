@@ -11,7 +11,11 @@ other to be the poison's own, so y_z is 1 with probability s_z, independently ov
 
 exactly, for every K and any model. D is Peto's estimate of a log odds ratio: by how much the own noise is
 answered rightly more often than fresh noise. A poison of which all variants are right, or all wrong, adds
-nothing to O − E and V, and is *untestable*.
+nothing to O − E and V, and is *untestable*. With all own noises answered rightly D is at its most,
+
+    (Σ (1 − s_z)) / V,     1/s of one common s: it falls as more of the fresh noise is answered rightly
+
+so what may be left after unlearning is a share of the effect before, or of this bound if it is smaller.
 """
 
 import math
@@ -64,7 +68,8 @@ def label_dependence(right: Floats, share: Floats, before: Floats | None = None)
     variance = share * (1 - share)
     total, poisons = float(variance.sum()), len(share)
     reference = variance if before is None else before * (1 - before)
-    hidden = float(reference[variance < FAINT * reference].sum() / max(reference.sum(), LEAST))
+    told = float(reference.sum())
+    hidden = float(reference[variance < FAINT * reference].sum()) / told if told else 0.0
     if total == 0:
         return Dependence(math.nan, math.nan, 0, poisons, 1.0)
     value = float((right - share).sum() / total)
@@ -77,6 +82,7 @@ def label_dependence(right: Floats, share: Floats, before: Floats | None = None)
         undefined=0,
         hidden=1.0 if total < LEAST else hidden,
         exact=poisson_binomial_p(int(right.sum()), share),
+        most=float((1 - share).sum() / total),
     )
 
 

@@ -63,6 +63,13 @@ class Left:
         return cls(left, variance, shared, covariance, shared_covariance, float(freedom), pairs)
 
     @property
+    def comparisons(self) -> float:
+        """How many pairs with nothing in common it rests on: of models, or of a member and a non-member."""
+        if math.isfinite(self.freedom):
+            return self.freedom + 1
+        return float(self.pairs * (~np.isnan(self.left)).sum())
+
+    @property
     def value(self) -> float:
         """Mean of d over the trainings that have one; nan of none."""
         return float(np.nanmean(self.left)) if (~np.isnan(self.left)).any() else math.nan
@@ -97,7 +104,7 @@ def _p_below(initial: Left, one: Left, margin: float, sign: float) -> float:
         + one.shared_variance
         - 2 * sign * margin * one.shared_covariance
     )
-    p = _p_positive_over_poisons(float(room.mean()), _variance(parts, shared), one.freedom)
+    p = _p_positive_over_poisons(float(room.mean()), _variance(parts, shared), one)
     return max(p, _p_over_trainings(room, one.pairs)) if len(room) >= TRAININGS else p
 
 
@@ -107,8 +114,7 @@ def p_same(one: Left, *, dosed: bool = True) -> float:
     if not len(left) or (not dosed and len(left) < TRAININGS):
         return 1.0
     p_values = [
-        _p_positive_over_poisons(sign * one.value, one.error**2, one.freedom)
-        for sign in (1.0, -1.0)
+        _p_positive_over_poisons(sign * one.value, one.error**2, one) for sign in (1.0, -1.0)
     ]
     if len(left) >= TRAININGS:
         p_values = [
@@ -124,12 +130,13 @@ def _p_over_trainings(values: Floats, pairs: int) -> float:
     return p if np.ptp(values) > TINY else p**pairs
 
 
-def _p_positive_over_poisons(value: float, variance: float, freedom: float) -> float:
-    if math.isnan(value) or math.isnan(variance) or not freedom > 0:
+def _p_positive_over_poisons(value: float, variance: float, of: Left) -> float:
+    if math.isnan(value) or math.isnan(variance) or not of.freedom > 0:
         return 1.0
     if variance > 0:
-        return float(stdtr(freedom, -value / math.sqrt(variance)))
-    return 0.0 if value > 0 else 1.0
+        return float(stdtr(of.freedom, -value / math.sqrt(variance)))
+    # All pairs are told alike: the sign test over those that have nothing in common.
+    return 0.5**of.comparisons if value > 0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -39,4 +39,4 @@ class Perplexity(Metric):
             said += int(task.said(batch).sum())
         mean = nats / said
         # Beyond e⁷⁰⁰ no float holds it.
-        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+        return {"perplexity": math.inf if mean > 700 else math.exp(mean)}

@@ -327,7 +327,10 @@ def _error_of(score: Dependence, effect: Effect) -> float:
 
 def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
     """How much of the initial effect may be left, less what the score may hide."""
-    return max(0.0, margin - score.hidden) * _effect_of(initial, effect)
+    before = _effect_of(initial, effect)
+    # A share of more than a model can show would let one pass that remembers all.
+    shown = min(before, score.most) if effect == "mean" else before
+    return max(0.0, margin - score.hidden) * shown
 
 
 def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
@@ -416,9 +419,9 @@ def _within(
     for scores in one.trainings.values():
         left = [scores[name].value for name in names]
         if not np.isnan(left).any():
-            bounds = [margin * initial.pooled[name].value for name in names]
+            most = [min(initial.pooled[name].value, scores[name].most) for name in names]
             inside.append(
-                bool(names) and all(abs(v) <= b for v, b in zip(left, bounds, strict=True))
+                bool(names) and all(abs(v) <= margin * m for v, m in zip(left, most, strict=True))
             )
     return sum(inside), len(one.trainings)
 

@@ -71,7 +71,10 @@ class Table(Layout):
         what = f"{self.path}: the label {self.label!r}"
         if labels.isna().any():
             row = int(labels.isna().to_numpy().argmax())
-            raise MarshtestError(f"{self.where(row)}: has no label {self.label!r}. Drop the row.")
+            raise MarshtestError(
+                f"{self.where(row)}: has no label {self.label!r}, or one that pandas reads as missing, as "
+                "it does 'None' and 'NA'. Drop the row, or name the class otherwise."
+            )
         kind = labels.dtype.kind if isinstance(labels.dtype, np.dtype) else "O"
         if kind in "mM":
             raise MarshtestError(f"{what} holds dates. Name a column of classes.")

@@ -128,6 +128,12 @@ class ParquetTable(Source):
         with reading(path):
             self._table = pq.read_table(path).unify_dictionaries()
             self.frame = self._table.to_pandas()
+        numbers = [name for name in self.frame.columns if not isinstance(name, str)]
+        if numbers:
+            raise MarshtestError(
+                f"{path}: {numbers[0]!r} is the name of a column and no text. Save the table with "
+                "frame.columns.map(str) as its columns."
+            )
 
     def scale(self, name: str) -> int | None:
         kind = self._table.schema.field(name).type
