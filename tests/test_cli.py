@@ -181,7 +181,7 @@ def test_explain_expects_as_many_stages_as_run_does() -> None:
     assert "store comes to 10 models of" in takes[0]
     cost = costs.set_index("stage")
     (said,) = ruled_out
-    assert "80 poisons in all cannot give REMOVED of 3 unlearners" in said
+    assert "80 poisons in all are few for REMOVED of 3 unlearners" in said
     counts = {"start": 1, "train": 4, "unlearn": 6, "score": 10, "report": 5}
     assert cost["count"].to_dict() == counts
     # scoring of 10 models: K + 1 forwards, and one forward and backward, for each of 40 poisons; the

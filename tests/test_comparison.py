@@ -19,7 +19,7 @@ from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting import charts
-from marshtest.results.comparison import _names, compare, sentences, unpaired
+from marshtest.results.comparison import _names, _tested, compare, sentences, unpaired
 from marshtest.results.leaderboard import (
     Measure,
     Trial,
@@ -133,6 +133,15 @@ def test_the_better_score_is_the_nearer_to_zero(
     line = beside(pair, a, b, 1e-3).iloc[0]
     assert line["p"] < 1e-4
     assert line["better"] == better
+
+
+def test_opposite_scores_are_as_near_to_zero() -> None:
+    """Seed by seed: their sum is 0 without any spread, and no t test can be made of it."""
+    values = np.array([0.9, 1.0, 1.1])
+    pairs = pd.DataFrame({"x_a": values, "x_b": -values})
+    found = _tested(pairs, "x", "rank", "seeds")
+    assert found["p"] < 0.01
+    assert found["p_better"] == 1
 
 
 def called(
@@ -429,6 +438,10 @@ def test_without_controls_or_an_effect_nothing_is_ranked(tiny_run: Results) -> N
         **{c: rows[c].mask(initial, 0.0) for c in ("gus_dependence", "rank_dependence")}
     )
     assert leaderboard([replace(tiny_run, rows=flat)]).empty
+    other_way = rows.assign(
+        **{c: rows[c].mask(initial, -9.0) for c in ("gus_dependence", "rank_dependence")}
+    )
+    assert leaderboard([replace(tiny_run, rows=other_way)]).empty
 
 
 def test_two_versions_are_told_apart_by_what_they_differ_in() -> None:
@@ -437,10 +450,14 @@ def test_two_versions_are_told_apart_by_what_they_differ_in() -> None:
 
     mine = [f'{{"options": {{"lr": {lr}, "k": 3}}, "source": "0a"}}' for lr in (0.02, 0.08)]
     one, two = (cell("myunl:mine", given) for given in mine)
-    assert _names(one, two) == ("myunl:mine lr=0.02", "myunl:mine lr=0.08")
+    alone: tuple[dict[str, set[str]], ...] = ({}, {})
+    assert _names(one, two, alone) == ("myunl:mine lr=0.02", "myunl:mine lr=0.08")
     changed = cell("myunl:mine", mine[0].replace("0a", "0b"))
-    assert _names(one, changed) == ("myunl:mine source=0a", "myunl:mine source=0b")
-    assert _names(cell("gd", '{"lr": 1}'), cell("ga", '{"lr": 2}')) == ("gd", "ga")
+    assert _names(one, changed, alone) == ("myunl:mine source=0a", "myunl:mine source=0b")
+    assert _names(cell("gd", '{"lr": 1}'), cell("ga", '{"lr": 2}'), alone) == ("gd", "ga")
+    # and from other entries of their runs
+    gd = cell("gd", '{"lr": 1, "momentum": 0}')
+    assert _names(gd, gd, ({"gd": {"lr"}}, {})) == ("gd lr=1", "gd")
 
 
 def test_a_search_beside_a_single_setting_differs_in_what_it_searches_alone() -> None:
@@ -458,6 +475,37 @@ def test_a_trial_that_stands_alone_in_one_run_stays_in_the_others_search(tiny_ru
     search = replace(tiny_run, recipe=searched)
     for merged in (together(tiny_run, search), together(search, tiny_run)):
         assert [of for of in merged.recipe.unlearners if of[0].name == "gd"] == [(alone, other)]
+
+
+def test_searches_that_share_a_trial_are_one_search(tiny_run: Results) -> None:
+    """Whichever comes first: a trial of both has one row, and one search chooses among all."""
+    ((gd,),) = (trials for trials in tiny_run.recipe.unlearners if trials[0].name == "gd")
+    lrs = [RecordedNamed.model_validate({**gd.model_dump(), "lr": lr}) for lr in (0.1, 0.2, 0.3)]
+    one, other = (
+        replace(tiny_run, recipe=tiny_run.recipe.model_copy(update={"unlearners": (tuple(of),)}))
+        for of in (lrs[:2], lrs[1:])
+    )
+    for merged in (together(one, other), together(other, one)):
+        (search,) = merged.recipe.unlearners
+        assert sorted(search, key=lambda trial: trial.hyperparameters["lr"]) == lrs
+
+
+def test_what_one_run_alone_was_asked_for_stays_whichever_comes_first(tiny_run: Results) -> None:
+    asked = replace(tiny_run, rows=tiny_run.rows.assign(perplexity=2.0))
+    for merged in (together(tiny_run, asked), together(asked, tiny_run)):
+        assert len(merged.rows) == len(tiny_run.rows)
+        assert (merged.rows["perplexity"] == 2.0).all()
+
+
+def test_trainings_that_are_all_alike_have_a_share_without_an_error() -> None:
+    """As of whoever ends with its twin's very parameters; of a single training nothing is known."""
+    alike = {"x_error": np.nan, "x_trainings_error": np.nan}
+    initial = pd.Series({"role": "initial", "x_dependence": 0.5, "seeds": 4, **alike})
+    line = pd.Series({"role": "updated", "x_dependence": 0.0, "seeds": 4, **alike})
+    assert _error_of_share(line, initial, "x") == 0
+    assert np.isnan(_error_of_share(line.replace(4, 1), initial, "x"))
+    noisy = pd.Series({**line, "x_dependence": 0.2, "x_trainings_error": 0.1})
+    assert _error_of_share(noisy, initial, "x") == pytest.approx(0.1 / 0.5)
 
 
 def test_retraining_in_fewer_seeds_is_compared_within_those(pair: tuple[Results, Results]) -> None:

@@ -131,6 +131,16 @@ def test_the_noise_is_xaviers_and_a_vector_gets_none() -> None:
     assert not same_tensors(student.state_dict(), other.state_dict())
 
 
+def test_a_running_mean_over_all_batches_begins_anew() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None))
+    model(torch.randn(8, 3) + 9)
+    student = noised(model, 0.5, 1.0, 0)
+    inputs = torch.randn(50, 3)
+    student(inputs)
+    expected = student[0](inputs).mean(0)  # type: ignore[index]
+    torch.testing.assert_close(student[1].running_mean, expected)  # type: ignore[index, union-attr]
+
+
 def test_without_noise_the_student_is_the_teacher() -> None:
     model = network("batch norm")
     assert same_tensors(noised(model, 0.0, 0.5, 3).state_dict(), model.state_dict())

@@ -470,7 +470,7 @@ def test_a_dose_that_could_never_be_found_removed_says_so(tmp_path: Path) -> Non
         dosing.dose(source, tmp_path / f"{share}.npz", fraction=share, variance=1)
         for share in (0.3, 0.4)
     )
-    assert few.warning.startswith("30 poisons cannot give REMOVED")
+    assert few.warning.startswith("30 poisons are few for REMOVED")
     assert enough.warning == ""
 
 

@@ -155,6 +155,20 @@ def test_dropout_between_the_last_layers_and_behind_them_drops_out() -> None:
     assert [one.training for one in (early, between, late)] == [False, True, True]
 
 
+def test_a_norm_without_a_scale_is_fresh_and_follows_its_batches() -> None:
+    def make() -> nn.Module:
+        norm = nn.BatchNorm1d(8, affine=False)
+        return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), norm, nn.Linear(8, 3))
+
+    model = trained(make)
+    with torch.no_grad():
+        model[2].running_mean.fill_(1e4)  # type: ignore[index, operator, union-attr]
+    spec = {"k": 2, "lr": 1e-12}
+    followed, drawn = (unlearned({"name": n, **spec}, model, make) for n in ("cfk", "euk"))
+    assert float(followed[2].running_mean.max()) < 0.9e4  # type: ignore[index, operator, union-attr]
+    assert float(drawn[2].running_mean.abs().max()) < 1e3  # type: ignore[index, operator, union-attr]
+
+
 @pytest.mark.parametrize("kind", FACTORIES)
 def test_what_is_reset_is_as_a_factory_makes_it(kind: str) -> None:
     """A training had moved all by 5, which no initialisation comes near."""

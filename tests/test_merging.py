@@ -1,6 +1,7 @@
 """Files of rows: what they say of themselves, what is merged, what is kept apart, what is refused."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
+from scipy.stats import binomtest
 
 import marshtest
 from marshtest.commands.sweep import sweep
 from marshtest.experiment.row_file import FORMAT, Rows, read_file, write_rows
+from marshtest.metrics.presentation import Column
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.tables import why
 from marshtest.results.merging import read_all, read_one
-from marshtest.results.summary import Results
+from marshtest.results.summary import Results, _interval
 from marshtest.sweeps.run_folder import describe
 
 Change = Callable[[Path, Rows], object]
@@ -227,6 +230,23 @@ def test_without_the_initial_model_nothing_is_removed(tiny_run: Results) -> None
     partial = replace(tiny_run, rows=rows)
     assert "REMOVED" not in set(partial.summary["verdict"])
     assert "no initial model (no unlearning) among the rows" in partial.warnings[0]
+
+
+def test_budgets_of_different_seeds_without_an_initial_model_are_judged() -> None:
+    whole = read_one(Path(__file__).parents[1] / "docs" / "reproduce" / "digits-indiscriminate")
+    rows = whole.rows[whole.rows["role"] != "initial"]
+    fewer = rows[(rows["poison_budget"] != 0.2) | (rows["seed"] < 7)].reset_index(drop=True)
+    summary = replace(whole, rows=fewer).summary
+    assert "REMOVED" not in set(summary["verdict"])
+
+
+def test_a_seed_without_a_share_adds_nothing_to_what_it_is_of() -> None:
+    rows = pd.DataFrame({"x": [0.5, 0.5, np.nan], "of": [200, 200, 200]})
+    column = Column(title="x", interval="exact", count="of")
+    expected = binomtest(200, 400).proportion_ci(0.95)
+    found = _interval(rows, "x", column)
+    assert (found["x_low"], found["x_high"]) == pytest.approx(tuple(expected))
+    assert all(map(math.isnan, _interval(rows[2:], "x", column).values()))
 
 
 def no_attrs(path: Path, rows: Rows) -> None:

@@ -85,7 +85,8 @@ def test_buffers_are_mixed_as_the_weights_are() -> None:
         if own.is_floating_point():
             torch.testing.assert_close(own, 0.3 * one + 0.7 * other)
     initial[1].num_batches_tracked.fill_(7)  # type: ignore[index, operator, union-attr]
-    assert int(mixed(initial, fresh, 0.3)[1].num_batches_tracked) == 7  # type: ignore[arg-type, index, union-attr]
+    counted = [mixed(initial, fresh, keep)[1].num_batches_tracked for keep in (0.3, 1.0)]  # type: ignore[index, union-attr]
+    assert [int(count) for count in counted] == [0, 7]  # type: ignore[arg-type]
 
 
 class Masked(nn.Module):

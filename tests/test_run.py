@@ -348,7 +348,7 @@ def test_a_recipe_too_small_for_a_verdict_says_so(tiny_run: Results) -> None:
     small, impossible = tiny_run.warnings
     assert "too small for a verdict" in small
     assert "must be REMOVED" in small
-    assert "80 poisons in all cannot give REMOVED of 3 unlearners judged together" in impossible
+    assert "80 poisons in all are few for REMOVED of 3 unlearners judged together" in impossible
 
 
 def test_rows_measure_the_very_model(tmp_path: Path) -> None:

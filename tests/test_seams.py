@@ -451,7 +451,7 @@ def test_poisons_stored_before_are_read() -> None:
 
 STORED = {  # keys as they were before recipes had metrics; tests/golden.json has the hashes
     "digits-gaussian": ("dose-4648c2db268cecde", "score-dd4e949a2508ebee"),
-    "digits-indiscriminate": ("dose-e8d725301fcd0452", "score-6871df27abc846d6"),
+    "digits-indiscriminate": ("dose-634905a5b827e8fb", "score-3f6de4f1f5cb8e55"),
     "digits-targeted": ("dose-d6d200fe1cbc2728", "score-0efeafa1d4f824de"),
     "cifar10-small-targeted": ("dose-51dafb2c8d048a68", "score-df96caaf027a4719"),
     "imdb-small-trigger": ("dose-4dfe8291f48c541d", "score-28b6519cf91cbef8"),

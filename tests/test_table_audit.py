@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from marshtest.kit.certificates.verify import verify
 from marshtest.kit.controls import nearness
 from marshtest.kit.dose import dose
 from marshtest.kit.key import Bases
-from marshtest.kit.measure import measure
+from marshtest.kit.measure import measure, standardised
 from marshtest.kit.model import AskedModel
 from marshtest.kit.tables.boxes import FrameModel
 from marshtest.kit.tables.dose import TableDose
@@ -256,6 +256,20 @@ def test_a_networks_gus_is_the_formula_and_standard_under_null_keys() -> None:
     together = np.concatenate(scores)
     assert abs(together.mean()) < 4 / np.sqrt(len(together))
     assert together.var() == pytest.approx(1, abs=4 * np.sqrt(2 / len(together)))
+
+
+@pytest.mark.parametrize("part", [1.0, 1e-16, 1e-18, 0.0])
+def test_a_gradient_counts_where_noise_is_written_and_nowhere_else(part: float) -> None:
+    """However large it is in other columns, whose rounding would be all that is left of small ones."""
+    rng, dosed = np.random.default_rng(0), np.arange(8) < 3
+    noise = SimpleNamespace(moments=lambda _: (np.zeros(8), np.where(dosed, 4.0, 0.0)))
+    bases: Any = SimpleNamespace(values=rng.normal(50, 20, (200, 8)), noise=noise)
+    written = bases.values[:, None] + np.where(dosed, 2 * rng.normal(size=(200, 20, 8)), 0)
+    found = standardised(bases, written, rng.normal(size=(200, 8)) * np.where(dosed, part, 1.0))
+    if part:
+        assert found.var() == pytest.approx(1, abs=4 * np.sqrt(2 / found.size))
+    else:
+        assert np.isnan(found).all()
 
 
 def test_null_keys_of_a_table_are_counted() -> None:

@@ -510,5 +510,5 @@ def test_the_command_doses_a_table_and_says_what(
     assert command("dose", str(source), out, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "table: 8 of 80 rows dosed, ε² = 0.32 noise in: age, rate, net drawn anew: city" in said
-    assert "warning: 8 poisons cannot give REMOVED" in said
+    assert "warning: 8 poisons are few for REMOVED" in said
     assert json.loads(Path(f"{out}.key.json").read_text())["format"] == "marshtest table key 1"

@@ -486,7 +486,7 @@ def test_the_command_says_what_it_found(
     assert code == 0
     assert "texts (JSON Lines, chats): 12 of 60 records dosed" in text
     assert r"mark: what 'ORD-\d{6}' matches, redrawn" in text
-    assert "12 poisons cannot give REMOVED" in text
+    assert "12 poisons are few for REMOVED" in text
     assert command("dose", source.name, "b.jsonl", "--fraction", "0.2", "--mark", "Ticket") == 2
     assert "needs a slot" in capsys.readouterr().err
 

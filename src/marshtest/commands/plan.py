@@ -59,6 +59,7 @@ class Plan:
         audited: training samples of an audit, which has one training; None of a recipe's run.
         deviation: of one poison's score, where it is not 1: of labels.
         hidden: share of a model's effect that labels hide by chance.
+        shown: share of it that a model after could show the other way round, if less than all of it.
         beside: of labels, what else is to be said.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     audited: int | None = None
     deviation: float = 1.0
     hidden: float = 0.0
+    shown: float = 1.0
     beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,13 +100,12 @@ class Plan:
     def tests(self) -> dict[str, tuple[Power, Power]]:
         """For each score, and the verdict: power of detection and of removal, as functions of n."""
         level, deviation = self.alpha / self.unlearners, self.deviation
-        allowed = max(0.0, self.margin - self.hidden)
         tests = 1 if LABEL in self.effects else TESTS * len(self.effects)
         powers: dict[str, tuple[Power, Power]] = {}
         for name, effect in self.effects.items():
             powers[name] = (
                 partial(detection, effect=effect, deviation=deviation, alpha=level),
-                partial(removal, margin=allowed * effect, deviation=deviation, alpha=level),
+                partial(removal, margin=self._allowed(effect), deviation=deviation, alpha=level),
             )
         # The verdict takes whichever test rejects, and pays by sharing the level among all of them.
         best = max(self.effects.values())
@@ -114,11 +115,14 @@ class Plan:
         )
         return powers
 
+    def _allowed(self, effect: float) -> float:
+        """How much of an effect may be left, on either side."""
+        return max(0.0, self.margin - self.hidden) * self.shown * effect
+
     def _removed(self, effect: float, n: float) -> float:
         """A lower bound of the power: the score shows removal, and no other test blocks it."""
-        allowed = max(0.0, self.margin - self.hidden) * effect
         level = self.alpha / self.unlearners
-        by_score = removal(n, allowed, deviation=self.deviation, alpha=level)
+        by_score = removal(n, self._allowed(effect), deviation=self.deviation, alpha=level)
         if LABEL in self.effects:  # there is no other test
             return by_score
         # At worst the two failures exclude each other, so their probabilities add (Bonferroni).
@@ -434,7 +438,10 @@ def _of_labels(
         "that differ as much as noises do; an audit tells (--pilot). By losses "
         f"{by_losses.poisons:,} poisons would do.",
     )
-    return Plan({LABEL: labels.effect}, *levels, None, samples, deviation, labels.hidden, beside)
+    shown = min(1.0, -labels.least / labels.effect)
+    return Plan(
+        {LABEL: labels.effect}, *levels, None, samples, deviation, labels.hidden, shown, beside
+    )
 
 
 def _check(unlearners: int, **shares: float) -> None:

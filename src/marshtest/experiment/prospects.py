@@ -62,8 +62,9 @@ def prospects(recipe: Design, family: int, seeds: int, poisons: int | None) -> I
     needed = _poisons(recipe, family)
     if poisons is not None and needed is not None and poisons * seeds < needed:
         yield (
-            f"{poisons * seeds:,} poisons in all cannot give REMOVED of {_models(family)}: even if the "
-            f"model knew each by heart, {needed:,} would be needed. Raise poison_budgets or seeds."
+            f"{poisons * seeds:,} poisons in all are few for REMOVED of {_models(family)}: even if the "
+            f"model knew each by heart, the rank score would need {needed:,} for a power of {POWER:g}. "
+            "Raise poison_budgets or seeds."
         )
 
 
@@ -84,7 +85,7 @@ def _poisons(recipe: Design, family: int) -> int | None:
 
 
 def poisons_by_heart(draws: int, margin: float, level: float) -> int:
-    """Poisons for REMOVED if the initial model knows each by heart: with fewer nobody gets it.
+    """Poisons for REMOVED by the rank score if the initial model knows each by heart, with power 0.9.
 
     Args:
         draws: fresh noises that a poison is ranked among.

@@ -290,18 +290,22 @@ def noisy(bases: Bases, row: int, draws: int) -> Value:
 def standardised(bases: Bases, values: Value, gradients: Floats) -> Floats:
     """[B, K + 1] the scores I of noisy values [B, K + 1, *shape], by the gradients [B, d] at the bases.
 
-    They are nan where the gradient vanishes.
+    They are nan where the gradient vanishes in all that noise changes.
     """
     scores = []
     for base, written, gradient in zip(bases.values, values, gradients, strict=True):
         mean, variance = (moment.reshape(-1) for moment in bases.noise.moments(base))
+        # What noise does not change is no part of it: of a large gradient there rounding would be left.
+        dosed = variance > 0
+        moved = (written.astype(np.float64) - base).reshape(len(written), -1)[:, dosed] - mean[
+            dosed
+        ]
+        gradient = gradient[dosed]
         # The score does not depend on the gradient's length. Scaled by a power of two, which is
         # exact, its squares neither overflow nor vanish.
-        gradient = np.ldexp(gradient, -np.frexp(np.abs(gradient).max())[1])
-        expected = gradient @ (base.reshape(-1) + mean)
+        gradient = np.ldexp(gradient, -np.frexp(np.abs(gradient).max(initial=0))[1])
         with np.errstate(invalid="ignore"):
-            deviation = np.sqrt(gradient**2 @ variance)
-            scores.append((written.reshape(len(written), -1) @ gradient - expected) / deviation)
+            scores.append(moved @ gradient / np.sqrt(gradient**2 @ variance[dosed]))
     return np.stack(scores)
 
 

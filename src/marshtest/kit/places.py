@@ -16,6 +16,7 @@ from marshtest.experiment.prospects import poisons_by_heart
 from marshtest.experiment.recipe_parts import VerdictSettings
 from marshtest.kit.certificates.commitment import GUESSED, commit
 from marshtest.kit.noise import SEEDS
+from marshtest.metrics.verdict import POWER
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
@@ -172,8 +173,9 @@ def warning(poisons: int) -> str:
     if poisons >= needed:
         return ""
     return (
-        f"{poisons:,} poisons cannot give REMOVED: even if the model knew each by heart, {needed:,} "
-        "would be needed. Raise --fraction; `marshtest plan` tells how many."
+        f"{poisons:,} poisons are few for REMOVED: even if the model knew each by heart, the rank score "
+        f"would need {needed:,} for a power of {POWER:g}. Raise --fraction; `marshtest plan` tells "
+        "how many."
     )
 
 

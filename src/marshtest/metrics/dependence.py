@@ -50,9 +50,9 @@ class Dependence:
     tail: int = 0  # number of poisons beyond the threshold Φ⁻¹(FPR)
     fpr: float = 0.01  # fraction of poisons beyond the threshold under the null
     exact: float = math.nan  # of a score that is not normal: the exact p-value of its one test
-    most: float = (
-        math.inf
-    )  # the largest value that this model could have, however much it remembers
+    # the largest and the smallest value that this model could have, whatever it remembers
+    most: float = math.inf
+    least: float = -math.inf
 
     @property
     def p_value(self) -> float:
@@ -60,6 +60,11 @@ class Dependence:
         if not math.isnan(self.exact):
             return self.exact
         return float(2 * ndtr(-abs(self.value) * math.sqrt(self.n)))
+
+    @property
+    def reach(self) -> float:
+        """How far from 0 the value could be, on the side where it is."""
+        return self.most if self.value >= 0 else -self.least
 
     @property
     def tests(self) -> dict[str, float]:

@@ -11,11 +11,12 @@ other to be the poison's own, so y_z is 1 with probability s_z, independently ov
 
 exactly, for every K and any model. D is Peto's estimate of a log odds ratio: by how much the own noise is
 answered rightly more often than fresh noise. A poison of which all variants are right, or all wrong, adds
-nothing to O − E and V, and is *untestable*. With all own noises answered rightly D is at its most,
+nothing to O − E and V, and is *untestable*. D is bounded, by own noises that are all answered wrongly, or
+all rightly:
 
-    (Σ (1 − s_z)) / V,     1/s of one common s: it falls as more of the fresh noise is answered rightly
+    −(Σ s_z) / V ≤ D ≤ (Σ (1 − s_z)) / V,     −1/(1 − s) and 1/s of one common s
 
-so what may be left after unlearning is a share of the effect before, or of this bound if it is smaller.
+so what may be left after unlearning is a share of the effect before, or of the bound if that is nearer.
 """
 
 import math
@@ -82,7 +83,8 @@ def label_dependence(right: Floats, share: Floats, before: Floats | None = None)
         undefined=0,
         hidden=1.0 if total < LEAST else hidden,
         exact=poisson_binomial_p(int(right.sum()), share),
-        most=float((1 - share).sum() / total),
+        most=float((1 - share).sum()) / total,
+        least=-float(share.sum()) / total,
     )
 
 
@@ -118,12 +120,14 @@ class Foreseen(NamedTuple):
         deviation: of one poison's part in D, over √P.
         testable: share of the poisons whose variants are not answered alike.
         hidden: share of V whose poisons a model after answers alike by chance alone.
+        least: D of a model after that answers all own noises wrongly.
     """
 
     effect: float
     deviation: float
     testable: float
     hidden: float
+    least: float
 
 
 def expected(rank: float, right: float, draws: int, spread: float) -> Foreseen:
@@ -152,4 +156,5 @@ def expected(rank: float, right: float, draws: int, spread: float) -> Foreseen:
         deviation=1 / math.sqrt(variance),
         testable=float(weights @ differ),
         hidden=float(weights @ (each * (1 - differ))) / variance,
+        least=-right / variance,
     )

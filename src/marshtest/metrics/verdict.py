@@ -189,7 +189,8 @@ def verdicts(
         states: number of states of each unlearner's model.
     """
     shown = _p_independent(initial) <= alpha
-    testable = [_testable(one, rests) for one in family]
+    levels = {"margin": margin, "alpha": alpha}
+    testable = [_testable(initial, one, rests, levels, len(family) // states) for one in family]
     p_values = [_p_removed(initial, *pair, margin) for pair in zip(family, testable, strict=True)]
     removed, together = _of_each_state(p_values, states), holm(p_values, states)
     not_removed = holm([_p_independent(one) for one in family])
@@ -329,7 +330,7 @@ def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: flo
     """How much of the initial effect may be left, less what the score may hide."""
     before = _effect_of(initial, effect)
     # A share of more than a model can show would let one pass that remembers all.
-    shown = min(before, score.most) if effect == "mean" else before
+    shown = min(before, score.reach) if effect == "mean" else before
     return max(0.0, margin - score.hidden) * shown
 
 
@@ -352,9 +353,22 @@ def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: fl
     return float(stdtr(score.n - 1, (abs(_effect_of(score, effect)) - allowed) / error))
 
 
-def _testable(one: Evidence, rests: Sequence[Rest]) -> tuple[Rest, ...]:
+def _testable(
+    initial: Evidence,
+    one: Evidence,
+    rests: Sequence[Rest],
+    levels: Mapping[str, float],
+    family: int,
+) -> tuple[Rest, ...]:
     """The effects that a model's verdict rests on, by the scores that it has: a black box has no GUS."""
-    return tuple(rest for rest in rests if rest.score in one.pooled)
+    if all(rest.score in one.pooled for rest in rests):
+        return tuple(rests)
+    trainings = {
+        seed: {name: score for name, score in scores.items() if name in one.pooled}
+        for seed, scores in initial.trainings.items()
+    }
+    # Chosen anew, or the mean of the missing score would have nothing in its place.
+    return rests_on(replace(initial, trainings=trainings), family=family, **levels)
 
 
 def _means(rests: Sequence[Rest]) -> list[str]:
@@ -419,7 +433,7 @@ def _within(
     for scores in one.trainings.values():
         left = [scores[name].value for name in names]
         if not np.isnan(left).any():
-            most = [min(initial.pooled[name].value, scores[name].most) for name in names]
+            most = [min(initial.pooled[name].value, scores[name].reach) for name in names]
             inside.append(
                 bool(names) and all(abs(v) <= margin * m for v, m in zip(left, most, strict=True))
             )

@@ -13,7 +13,7 @@ Two scores on either side of 0 may differ surely, and neither be better.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,7 @@ def _lines(
     a: Results, b: Results, one: Cell, other: Cell, share: float
 ) -> Iterator[dict[str, Any]]:
     rows = [_left(results, _rows(results, cell, share)) for results, cell in ((a, one), (b, other))]
-    names = _names(one, other)
+    names = _names(one, other, [differing(results.recipe.unlearners) for results in (a, b)])
     about = {"a": names[0], "b": names[1], "poison_budget": share, "budget": one[-1]}
     titles = {ACCURACY: "accuracy"} | {name: of.title for name, of in a.scores_shown.items()}
     for measure, title in titles.items():
@@ -172,14 +172,22 @@ def _lines(
             yield about | {"title": titles[name]} | tested
 
 
-def _names(one: Cell, other: Cell) -> tuple[str, str]:
-    """The names of two unlearners; if both are versions of one, with the options that differ."""
+def _names(one: Cell, other: Cell, apart: Sequence[Mapping[str, set[str]]]) -> tuple[str, str]:
+    """The names of two unlearners, with the options that tell them from each other, and from others.
+
+    Args:
+        apart: of either's results the options in which entries of one name differ, by the name.
+    """
     given = [settings(json.loads(cell[1])) for cell in (one, other)]
     keys = [key for key in given[0] | given[1] if given[0].get(key) != given[1].get(key)]
     if one[0] != other[0]:
         keys = []
-    told = ["".join(f" {key}={of.get(key)}" for key in keys) for of in given]
-    return f"{one[0]}{told[0]}", f"{other[0]}{told[1]}"
+    names = []
+    for cell, of, own in zip((one, other), given, apart, strict=True):
+        others = own.get(cell[0], set())
+        told = [*keys, *(key for key in of if key in others and key not in keys)]
+        names.append(cell[0] + "".join(f" {key}={of.get(key)}" for key in told))
+    return names[0], names[1]
 
 
 def _rows(results: Results, cell: Cell, share: float) -> pd.DataFrame:
@@ -215,7 +223,8 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
         low, high = interval_over(n, float(difference.mean()), error_of_mean(difference))
         if measure != ACCURACY:
             # Of a score the nearer to 0 is better, and only sum and difference together tell which.
-            nearer = max(p, _p_of_mean(values.sum(1)))
+            # Where they are opposite in each training, neither is nearer.
+            nearer = max(p, _p_of_mean(values.sum(1)) if np.ptp(values.sum(1)) > TINY else 1.0)
     mean = values.mean(0) if n else (math.nan, math.nan)
     return {
         "measure": measure,
@@ -232,5 +241,5 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
 
 
 def _p_of_mean(values: NDArray[np.float64]) -> float:
-    """The two-sided p-value of a t test that the mean is 0."""
+    """The two-sided p-value of a t test that the mean is 0; nan of values that are all 0."""
     return float(2 * stdtr(len(values) - 1, -abs(t_statistic(values))))

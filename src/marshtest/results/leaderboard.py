@@ -209,7 +209,10 @@ def _has_effect(results: Results, share: float) -> bool:
     table = results.summary[results.summary["poison_budget"] == share].set_index("role")
     if not {*CONTROLS} <= {*table.index} or table["test_accuracy"][[*CONTROLS]].hasnans:
         return False
-    return bool(table.loc["initial", "verdict"] == "NOT REMOVED")
+    initial = table.loc["initial"]
+    # Of trainings that a twin does better in, more than the poison's harm is shown, and no share of it.
+    harm = all(initial[f"{name}_dependence"] > 0 for name in results.telling(share))
+    return bool(initial["verdict"] == "NOT REMOVED") and harm
 
 
 def _tried(
@@ -271,6 +274,10 @@ def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:
     """Standard error of D / D₀ by the delta method, from the wider errors of both; D₀ / D₀ has none."""
     if line["role"] == "initial":
         return 0.0
-    value, error = initial[f"{name}_dependence"], wider_error(initial, name)
-    share = line[f"{name}_dependence"] / value
-    return float(math.hypot(wider_error(line, name), share * error) / abs(value))
+    value, share = initial[f"{name}_dependence"], line[f"{name}_dependence"]
+    own, of_initial = (
+        # Of trainings that are all alike a t test has no error: they do not differ.
+        0.0 if math.isnan(error := wider_error(of, name)) and of["seeds"] > 1 else error
+        for of in (line, initial)
+    )
+    return float(math.hypot(own, share / value * of_initial) / abs(value))

@@ -200,15 +200,16 @@ def _clash(one: Results, other: Results) -> str | None:
 def together(one: Results, other: Results) -> Results:
     """The rows of both, without what is there twice: of a cell that both have, the first one's."""
     entries = [*one.recipe.unlearners]
-    entries += [trials for trials in other.recipe.unlearners if trials not in entries]
-    # A row has one place. Of a trial of both, alone in the one and searched in the other, it is the search.
-    searched = [
-        trials
-        for trials in entries
-        if not any(len(trials) < len(of) and all(t in of for t in trials) for of in entries)
-    ]
+    # A row has one place: searches that share a trial are one search.
+    for trials in other.recipe.unlearners:
+        shared = [of for of in entries if any(trial in of for trial in trials)]
+        known = [trial for of in shared for trial in of]
+        joined = (*known, *(trial for trial in trials if trial not in known))
+        at = entries.index(shared[0]) if shared else len(entries)
+        entries = [of for of in entries if of not in shared]
+        entries.insert(at, joined)
     update = {
-        "unlearners": tuple(searched),
+        "unlearners": tuple(entries),
         "reference": one.recipe.reference or other.recipe.reference,
         "poison_budgets": _union(one.recipe.poison_budgets, other.recipe.poison_budgets),
         "budgets": _union(one.recipe.budgets, other.recipe.budgets),
@@ -228,7 +229,7 @@ def together(one: Results, other: Results) -> Results:
 
     merged = replace(
         one,
-        rows=both(one.rows, other.rows),
+        rows=both(_filled(one.rows, other.rows), other.rows),
         scores=both(one.scores, other.scores),
         shifts=both(one.shifts, other.shifts),
         runs=_what_ran(one.runs, other.runs),
@@ -236,6 +237,18 @@ def together(one: Results, other: Results) -> Results:
     )
     # Entries are places in a recipe, and this one is neither's.
     return merged.placed(recipe)
+
+
+def _filled(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with what others tell of the same cells: columns of a metric that they alone asked for."""
+    cell = cell_columns(mine)
+    theirs = mine[cell].merge(others, on=cell, how="left").set_axis(mine.index)
+    missing = (c for c in others if c not in cell and (c not in mine or mine[c].hasnans))
+    told = {
+        str(c): mine[c].where(mine[c].notna(), theirs[c]) if c in mine else theirs[c]
+        for c in missing
+    }
+    return mine.assign(**told)
 
 
 def _what_ran(one: Runs, other: Runs) -> Runs:

@@ -544,7 +544,7 @@ class Results:
         answers: dict[Key, dict[str, Verdict]] = {key: {} for key in evidence}
         if self.recipe.attack.needs_twin:
             # Without an initial model nobody knows what a share of its effect would be.
-            nothing = Difference(np.full(self.rows["seed"].nunique(), np.nan))
+            nothing = Difference(np.full(self.chosen(share)["seed"].nunique(), np.nan))
             before = initial if isinstance(initial, Difference) else nothing
             rests: tuple[Rest, ...] = ()
             judge: Callable[..., list[Verdict]] = partial(paired_verdicts, before, **over)
@@ -631,8 +631,8 @@ def _interval(rows: pd.DataFrame, name: str, column: Column) -> dict[str, float]
     """The binomial 95 % interval of a share, over all seeds; nothing of what is no share."""
     if column.interval == "seeds" or name not in rows:
         return {}
-    # A seed without a model adds nothing to what the share is of.
-    n = rows[column.count] if isinstance(column.count, str) else rows[name].notna() * column.count
+    # A seed without a share adds nothing to what it is of.
+    n = (rows[column.count] if isinstance(column.count, str) else column.count) * rows[name].notna()
     total = float(n.sum())
     share = float((rows[name] * n).sum() / total) if total else math.nan
     low, high = interval_of_share(share, total, method=column.interval)

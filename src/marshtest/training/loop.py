@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from marshtest.data.samples import Samples
+from marshtest.data.sealed import opened
 from marshtest.models.answers import misreads
 from marshtest.plumbing.device import clock
 from marshtest.plumbing.errors import MarshtestError
@@ -74,6 +75,7 @@ class Training(OptimizerSettings):
             return self.lr
         if self.schedule == "linear":  # from `lr` at the end of the warm-up to 0
             return self.lr * (1 - progress) / (1 - self.warmup)
+        # Over the whole training, so that it takes over from the warm-up where it stands by then.
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def changed(self, **changes: Any) -> Self:
@@ -187,9 +189,9 @@ def fit(
                     training.set_rate(optimizer, step / steps)
                     loss = take_step(task.as_inputs(batch) if recorded else batch)
                 step += 1
-                shape = batch.x.shape[1:]
+                shape = opened(batch).x.shape[1:]
                 trained[shape] += len(batch)
-                if shape != samples.x.shape[1:]:
+                if shape != opened(samples).x.shape[1:]:
                     few.setdefault(shape, batch[:2])
             if epoch >= done.epochs:
                 # Once an epoch, since .item() makes the CPU wait for the GPU.

@@ -39,6 +39,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from marshtest.data.samples import Samples
 from marshtest.plumbing.errors import MarshtestError
@@ -159,4 +160,8 @@ def noised(model: nn.Module, alpha: float, beta: float, seed: int) -> nn.Module:
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(noise)
                 parameter.mul_(1 - alpha).add_(noise.to(parameter), alpha=alpha * beta)
+    for module in student.modules():
+        # Or a running mean over all batches would never be replaced.
+        if isinstance(module, _NormBase) and module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
     return student

@@ -20,11 +20,12 @@ pretrained model gives the same values each time; such a model is refused before
 import copy
 import itertools
 from abc import ABC
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _NormBase
 
 from marshtest.data.samples import Samples
 from marshtest.models.layers import weight_layers
@@ -123,6 +124,9 @@ class EUk(_LastLayers):
                     copy_values(twins[module], module)
                 elif trainable(module):
                     reset(module)
+        for module in _behind(model, last):
+            if isinstance(module, _NormBase) and _bare(module):
+                module.reset_running_stats()
 
 
 class CFk(_LastLayers):
@@ -139,19 +143,30 @@ def trainable(module: nn.Module) -> bool:
 def free_only(model: nn.Module, layers: Layers) -> None:
     """Freeze the model's parameters and BatchNorm statistics, but for unfrozen ones of the layers.
 
-    Dropout between these layers, and behind them, drops out as in the initial training.
+    What holds no parameters between these layers, and behind them, works as in the initial training, such
+    as dropout and BatchNorm without a scale.
     """
     modules = [module for layer in layers for module in layer]
     # Read before eval() and requires_grad_(False) below overwrite what it is read from.
     modes = {module: any(p.requires_grad for p in module.parameters()) for module in modules}
-    behind = itertools.dropwhile(lambda module: not modes.get(module), model.modules())
-    modes |= {module: True for module in behind if isinstance(module, _DropoutNd)}
+    modes |= {module: True for module in _behind(model, layers) if _bare(module)}
     free = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
     model.eval().requires_grad_(False)
     for module, training in modes.items():
         module.train(training)
     for parameter in free:
         parameter.requires_grad_(True)
+
+
+def _behind(model: nn.Module, layers: Layers) -> Iterator[nn.Module]:
+    """The model's modules from the first of the layers' on that has a parameter which is not frozen."""
+    ours = {module for layer in layers for module in layer}
+    free = {module for module in ours if any(p.requires_grad for p in module.parameters())}
+    return itertools.dropwhile(lambda module: module not in free, model.modules())
+
+
+def _bare(module: nn.Module) -> bool:
+    return not any(True for _ in module.parameters())
 
 
 def reset(module: nn.Module) -> None:

@@ -52,7 +52,11 @@ class ShrinkPerturb(TrainingUnlearner):
 
 @torch.no_grad()
 def mixed(model: nn.Module, fresh: nn.Module, keep: float) -> nn.Module:
-    """A copy of a model: keep · its own + (1 − keep) · fresh, but for what is frozen or an integer."""
+    """A copy of a model: keep · its own + (1 − keep) · fresh, but for what is frozen.
+
+    Integers are the fresh model's, unless all is kept: with the batches that BatchNorm has counted, a
+    running mean over all of them would never be replaced.
+    """
     mixture = copy.deepcopy(model)
     own, other = dict(mixture.named_parameters()), dict(fresh.named_parameters())
     pairs: list[tuple[Tensor, Tensor]]
@@ -61,6 +65,8 @@ def mixed(model: nn.Module, fresh: nn.Module, keep: float) -> nn.Module:
     for tensor, counterpart in pairs:
         if tensor.is_floating_point():
             tensor.copy_(_between(tensor, counterpart, keep))
+        elif keep < 1:
+            tensor.copy_(counterpart)
     return mixture
 
 
