@@ -76,18 +76,18 @@ def test_no_sample_pulls_below_minus_omega(classes: int) -> None:
 
 
 def test_the_least_share_is_the_first_of_all_shares_that_leaves_nothing() -> None:
-    """Against a search over 2,001 shares; classes may be rarer among poisons than the model says, or
+    """Against a search over 501 shares; classes may be rarer among poisons than the model says, or
     missing."""
-    rng, shares, beyond = np.random.default_rng(0), np.linspace(0, 1, 2001), 0
-    for _ in range(300):
+    rng, shares, beyond = np.random.default_rng(0), np.linspace(0, 1, 501), 0
+    for _ in range(60):
         u, w = rng.normal(scale=0.1, size=6), rng.uniform(0, 0.2, 6) * rng.integers(0, 2, 6)
         d = np.minimum(rng.normal(scale=0.01, size=6), w)
         found = Limits(*map(torch.from_numpy, (u, w, d)))
         left = np.array([float(found.excess(share)) for share in shares])
         first = shares[left <= 1e-12][0] if (left <= 1e-12).any() else 1.0
-        assert first - 1 / 2000 - 1e-9 <= found.least_share() <= first + 1e-9
+        assert first - 1 / 500 - 1e-9 <= found.least_share() <= first + 1e-9
         beyond += bool((u + w < 0).any())
-    assert beyond > 200
+    assert beyond > 40
     # decay that no poison outweighs: the bias of a class that neither side has
     assert Limits(*torch.tensor([[-0.01], [0.0], [0.02]])).least_share() == 1
     # or that the clean samples outweigh, as long as they are many

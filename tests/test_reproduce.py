@@ -301,6 +301,18 @@ def test_the_rows_are_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*.parquet")) <= 2 * 2**20
 
 
+def test_poisons_of_an_older_algorithm_are_those_of_the_newer_one() -> None:
+    """Algorithm 3 took a smaller ball for some, of 0.4 times the radius or less."""
+    for file in FOLDER.rglob("rows.parquet"):
+        rows = read_file(file)
+        for recipe, about in rows.runs.items():
+            attack = about["values"].get("attack", {})
+            if attack.get("name") != "gradient-canceling" or attack.get("radius"):
+                continue
+            radii = rows.frame.loc[rows.frame["recipe"] == recipe, "crafting_radius"].dropna()
+            assert about["algorithm"] > 3 or radii.min() > 0.9 * radii.max(), file
+
+
 @pytest.mark.slow
 def test_pictures_of_the_documents_are_drawn_from_rows(
     experiments: ModuleType, tmp_path: Path

@@ -297,10 +297,8 @@ def standardised(bases: Bases, values: Value, gradients: Floats) -> Floats:
         mean, variance = (moment.reshape(-1) for moment in bases.noise.moments(base))
         # What noise does not change is no part of it: of a large gradient there rounding would be left.
         dosed = variance > 0
-        moved = (written.astype(np.float64) - base).reshape(len(written), -1)[:, dosed] - mean[
-            dosed
-        ]
-        gradient = gradient[dosed]
+        moved = (written.astype(np.float64) - base).reshape(len(written), -1) - mean
+        moved, gradient = moved[:, dosed], gradient[dosed]
         # The score does not depend on the gradient's length. Scaled by a power of two, which is
         # exact, its squares neither overflow nor vanish.
         gradient = np.ldexp(gradient, -np.frexp(np.abs(gradient).max(initial=0))[1])

@@ -128,10 +128,10 @@ class ParquetTable(Source):
         with reading(path):
             self._table = pq.read_table(path).unify_dictionaries()
             self.frame = self._table.to_pandas()
-        numbers = [name for name in self.frame.columns if not isinstance(name, str)]
-        if numbers:
+        no_texts = [name for name in self.frame.columns if not isinstance(name, str)]
+        if no_texts:
             raise MarshtestError(
-                f"{path}: {numbers[0]!r} is the name of a column and no text. Save the table with "
+                f"{path}: {no_texts[0]!r} is the name of a column and no text. Save the table with "
                 "frame.columns.map(str) as its columns."
             )
 
