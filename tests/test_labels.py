@@ -117,11 +117,11 @@ def variants(own: bool, fresh: int, poisons: int) -> NDArray[np.bool_]:
 
 
 def verdict_of(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> str:
-    scores, shares = (label_scores(before), label_scores(after)), []
-    found = []
-    for one in scores:
-        shares.append(one["label_share"])
-        found.append(label_dependence(one["label_right"], shares[-1], *shares[:-1]))
+    first, then = label_scores(before), label_scores(after)
+    found = (
+        label_dependence(first["label_right"], first["label_share"]),
+        label_dependence(then["label_right"], then["label_share"], first["label_share"]),
+    )
     initial, updated = (Evidence({0: {"label": one}}, OF_AUDITS) for one in found)
     rests = rests_on(initial, margin=0.2, alpha=0.05)
     return verdicts(initial, [updated], rests=rests)[0].answer

@@ -200,9 +200,7 @@ def test_a_black_box_is_judged_by_the_scores_that_it_has() -> None:
     assert judged(INITIAL, Evidence({0: {"rank": of(0.0, 4000)}}))[0].answer == "REMOVED"
 
 
-def test_a_black_box_is_asked_for_a_mean_where_the_verdict_rested_on_that_of_another_score() -> (
-    None
-):
+def test_a_black_box_is_asked_for_a_mean_of_its_own() -> None:
     """800 models that keep 0.3 of a mean that is known by heart; GUS, which they lack, has more power."""
     rng, removed, runs = np.random.default_rng(0), 0, 800
     for _ in range(runs):

@@ -438,9 +438,14 @@ def _of_labels(
         "that differ as much as noises do; an audit tells (--pilot). By losses "
         f"{by_losses.poisons:,} poisons would do.",
     )
-    shown = min(1.0, -labels.least / labels.effect)
     return Plan(
-        {LABEL: labels.effect}, *levels, None, samples, deviation, labels.hidden, shown, beside
+        {LABEL: labels.effect},
+        *levels,
+        audited=samples,
+        deviation=deviation,
+        hidden=labels.hidden,
+        shown=min(1.0, -labels.least / labels.effect),
+        beside=beside,
     )
 
 

@@ -328,10 +328,14 @@ def _error_of(score: Dependence, effect: Effect) -> float:
 
 def _allowed(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
     """How much of the initial effect may be left, less what the score may hide."""
-    before = _effect_of(initial, effect)
+    before = _within_reach(initial, score) if effect == "mean" else _effect_of(initial, effect)
+    return max(0.0, margin - score.hidden) * before
+
+
+def _within_reach(initial: Dependence, score: Dependence) -> float:
+    """The initial mean, or the most that a model's own could be, if that is less."""
     # A share of more than a model can show would let one pass that remembers all.
-    shown = min(before, score.reach) if effect == "mean" else before
-    return max(0.0, margin - score.hidden) * shown
+    return min(initial.value, score.reach)
 
 
 def _p_effect(initial: Dependence, score: Dependence, effect: Effect, margin: float) -> float:
@@ -433,7 +437,7 @@ def _within(
     for scores in one.trainings.values():
         left = [scores[name].value for name in names]
         if not np.isnan(left).any():
-            most = [min(initial.pooled[name].value, scores[name].reach) for name in names]
+            most = [_within_reach(initial.pooled[name], scores[name]) for name in names]
             inside.append(
                 bool(names) and all(abs(v) <= margin * m for v, m in zip(left, most, strict=True))
             )

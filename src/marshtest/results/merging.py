@@ -242,8 +242,8 @@ def together(one: Results, other: Results) -> Results:
 def _filled(mine: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The rows, with what others tell of the same cells: columns of a metric that they alone asked for."""
     cell = cell_columns(mine)
-    theirs = mine[cell].merge(others, on=cell, how="left").set_axis(mine.index)
-    missing = (c for c in others if c not in cell and (c not in mine or mine[c].hasnans))
+    missing = [c for c in others if c not in cell and (c not in mine or mine[c].hasnans)]
+    theirs = mine[cell].merge(others[[*cell, *missing]], on=cell, how="left").set_axis(mine.index)
     told = {
         str(c): mine[c].where(mine[c].notna(), theirs[c]) if c in mine else theirs[c]
         for c in missing

@@ -124,8 +124,8 @@ class EUk(_LastLayers):
                     copy_values(twins[module], module)
                 elif trainable(module):
                     reset(module)
-        for module in _behind(model, last):
-            if isinstance(module, _NormBase) and _bare(module):
+        for module in _bare_behind(model, last):
+            if isinstance(module, _NormBase):
                 module.reset_running_stats()
 
 
@@ -149,7 +149,7 @@ def free_only(model: nn.Module, layers: Layers) -> None:
     modules = [module for layer in layers for module in layer]
     # Read before eval() and requires_grad_(False) below overwrite what it is read from.
     modes = {module: any(p.requires_grad for p in module.parameters()) for module in modules}
-    modes |= {module: True for module in _behind(model, layers) if _bare(module)}
+    modes |= dict.fromkeys(_bare_behind(model, layers), True)
     free = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
     model.eval().requires_grad_(False)
     for module, training in modes.items():
@@ -158,15 +158,12 @@ def free_only(model: nn.Module, layers: Layers) -> None:
         parameter.requires_grad_(True)
 
 
-def _behind(model: nn.Module, layers: Layers) -> Iterator[nn.Module]:
-    """The model's modules from the first of the layers' on that has a parameter which is not frozen."""
+def _bare_behind(model: nn.Module, layers: Layers) -> Iterator[nn.Module]:
+    """The modules without parameters behind the first of the layers' that has one which is not frozen."""
     ours = {module for layer in layers for module in layer}
     free = {module for module in ours if any(p.requires_grad for p in module.parameters())}
-    return itertools.dropwhile(lambda module: module not in free, model.modules())
-
-
-def _bare(module: nn.Module) -> bool:
-    return not any(True for _ in module.parameters())
+    behind = itertools.dropwhile(lambda module: module not in free, model.modules())
+    return (module for module in behind if next(module.parameters(), None) is None)
 
 
 def reset(module: nn.Module) -> None:
