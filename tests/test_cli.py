@@ -406,6 +406,20 @@ def test_an_answer_that_cannot_be_saved_is_printed_all_the_same(
     assert "Traceback" not in said.err
 
 
+def test_what_is_quoted_moves_no_cursor_and_forges_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tensor's name, or a server's words, may hold a terminal's commands."""
+    evil = "x\x1b[2J\x1b[8m\rREMOVED\x9b1m\u202e"
+    screen.say(evil)
+    screen.say_whole(evil)
+    screen.show(pd.DataFrame({"model": [evil]}), "-")
+    screen.warn(evil)
+    printed = "".join(capsys.readouterr())
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    assert printed.count("x\\x1b[2J\\x1b[8m\\x0dREMOVED") >= 3
+
+
 MATCHING = "{name: gradient-matching"
 FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
 
@@ -414,6 +428,11 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["plan", "--gus", "1", "--out", "set.npz"], "set.npz is a file, not a folder"),
+        (
+            ["score", "gd", "--suite", "digits", "--out", "set.npz"],
+            "set.npz is a file, not a folder",
+        ),
         (["run", "digit-gaussian"], "unknown recipe 'digit-gaussian'. Did you mean"),
         (["run", "tiny.yaml", "bugdets=1"], "unknown key 'bugdets'. Did you mean 'budgets'"),
         (["run", "tiny.yaml", "training.lr=fast"], "training.lr: Input should be a valid number"),

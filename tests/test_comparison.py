@@ -19,12 +19,13 @@ from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting import charts
-from marshtest.results.comparison import _names, _tested, compare, sentences, unpaired
+from marshtest.reporting.tables import comparison_table
+from marshtest.results.comparison import ACCURACY, _names, _tested, compare, sentences, unpaired
 from marshtest.results.leaderboard import (
     Measure,
     Trial,
-    _error_of_share,
     _lost,
+    _share,
     _worst,
     leaderboard,
 )
@@ -86,7 +87,8 @@ def test_a_training_without_a_model_leaves_nothing_to_say_of_others(
     table = compare(pair[0], replace(pair[1], rows=rows))
     own = table[(table["unit"] == "seeds") & (table["a"] == "gd lr=0.001")]
     assert (own["n"] == 3).all()
-    assert (own["p"] == 1).all()
+    assert own["p"].isna().all()
+    assert (comparison_table(own)["p"] == "–").all()
     assert (own["better"] == "").all()
 
 
@@ -108,6 +110,14 @@ def test_a_run_does_not_differ_from_itself(pair: tuple[Results, Results]) -> Non
     assert (table["difference"] == 0).all()
     assert (table["better"] == "").all()
     assert all(said.endswith(": neither is shown to be better.") for said in sentences(table))
+
+
+def test_a_difference_that_is_the_same_in_each_training_has_the_sign_tests_p() -> None:
+    pairs = pd.DataFrame({"x_a": np.linspace(0.5, 0.6, 6)}).eval("x_b = x_a - 0.01")
+    found = _tested(pairs, "x", ACCURACY, "seeds")
+    assert found["p"] == pytest.approx(stats.binomtest(0, 6).pvalue)
+    assert np.isnan(found["low"])
+    assert _tested(pairs.assign(x_b=pairs["x_a"]), "x", ACCURACY, "seeds")["p"] == 1
 
 
 def beside(pair: tuple[Results, Results], a: float, b: float, jitter: float) -> pd.DataFrame:
@@ -292,18 +302,53 @@ def test_the_error_of_a_share_is_the_delta_methods_with_the_wider_errors() -> No
     """Given these models 0.02 and 0.01, of trainings to come 0.1 and (of one seed) unknown."""
     line = pd.Series(
         {"role": "updated", "x_dependence": 0.3, "x_error": 0.02, "x_trainings_error": 0.1}
+        | {"x_trainings": 5.0, "x_poisons": 100.0, "seeds": 5}
     )
     initial = pd.Series(
         {"role": "initial", "x_dependence": 0.6, "x_error": 0.01, "x_trainings_error": np.nan}
+        | {"x_trainings": 1.0, "x_poisons": 100.0, "seeds": 1}
     )
     rng = np.random.default_rng(0)
     shares = rng.normal(0.3, 0.1, 200_000) / rng.normal(0.6, 0.01, 200_000)
-    assert _error_of_share(line, initial, "x") == pytest.approx(shares.std(), rel=0.01)
+    assert _share(line, initial, "x").error == pytest.approx(shares.std(), rel=0.01)
     loud = initial.replace(0.01, 0.06)  # the second term must not be lost
     shares = rng.normal(0.3, 0.1, 200_000) / rng.normal(0.6, 0.06, 200_000)
-    assert _error_of_share(line, loud, "x") == pytest.approx(shares.std(), rel=0.04)
-    assert _error_of_share(line, loud, "x") > 1.03 * _error_of_share(line, initial, "x")
-    assert _error_of_share(initial, initial, "x") == 0
+    assert _share(line, loud, "x").error == pytest.approx(shares.std(), rel=0.04)
+    assert _share(line, loud, "x").error > 1.03 * _share(line, initial, "x").error
+    assert _share(initial, initial, "x").error == 0
+    # The larger error is one of five trainings; the smaller is told by a law, and has degrees without end.
+    assert _share(line, initial, "x").degrees == pytest.approx(4, rel=0.01)
+    assert _share(line.replace(0.1, 0.001), initial, "x").degrees == np.inf
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_equal_unlearners_are_ranked_apart_in_few_experiments_however_few_the_seeds(
+    seeds: int,
+) -> None:
+    """4,000 experiments of two unlearners: intervals apart in fewer than 5 %, each true in 95 %."""
+    values = np.random.default_rng(0).normal(size=(4000, 2, seeds))
+    means, errors = values.mean(2), values.std(2, ddof=1) / np.sqrt(seeds)
+    ends = np.array(
+        [
+            [Measure(m, e, seeds - 1).interval() for m, e in zip(*both, strict=True)]
+            for both in zip(means, errors, strict=True)
+        ]
+    )
+    holds = (ends[..., 0] <= 0) & (ends[..., 1] >= 0)
+    assert holds.mean() == pytest.approx(0.95, abs=0.01)  # 8,000 intervals: s.d. 0.0024
+    apart = (ends[:, 0, 1] < ends[:, 1, 0]) | (ends[:, 1, 1] < ends[:, 0, 0])
+    assert apart.mean() < 0.05
+
+
+def test_a_mean_over_attacks_has_welchs_degrees_of_freedom() -> None:
+    """Of two parts with errors s/√n they are those of Welch's t test, as scipy has them."""
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0, 1, 4), rng.normal(0, 3, 9)
+    parts = [Measure(x.mean(), stats.sem(x), len(x) - 1) for x in (one, other)]
+    expected = stats.ttest_ind(one, other, equal_var=False).df
+    assert Measure.mean(parts).degrees == pytest.approx(expected)
+    assert Measure.mean([parts[0], Measure(0.0, 0.0)]).degrees == pytest.approx(3)
+    assert Measure.mean([Measure(1.0, 0.1), Measure(1.0, 0.2)]).degrees == np.inf
 
 
 def test_a_share_is_by_the_scores_that_removed_rests_on(pair: tuple[Results, Results]) -> None:
@@ -499,13 +544,13 @@ def test_what_one_run_alone_was_asked_for_stays_whichever_comes_first(tiny_run: 
 
 def test_trainings_that_are_all_alike_have_a_share_without_an_error() -> None:
     """As of whoever ends with its twin's very parameters; of a single training nothing is known."""
-    alike = {"x_error": np.nan, "x_trainings_error": np.nan}
+    alike = {"x_error": np.nan, "x_trainings_error": np.nan, "x_trainings": 4.0}
     initial = pd.Series({"role": "initial", "x_dependence": 0.5, "seeds": 4, **alike})
     line = pd.Series({"role": "updated", "x_dependence": 0.0, "seeds": 4, **alike})
-    assert _error_of_share(line, initial, "x") == 0
-    assert np.isnan(_error_of_share(line.replace(4, 1), initial, "x"))
+    assert _share(line, initial, "x").error == 0
+    assert np.isnan(_share(line.replace(4, 1), initial, "x").error)
     noisy = pd.Series({**line, "x_dependence": 0.2, "x_trainings_error": 0.1})
-    assert _error_of_share(noisy, initial, "x") == pytest.approx(0.1 / 0.5)
+    assert _share(noisy, initial, "x").error == pytest.approx(0.1 / 0.5)
 
 
 def test_retraining_in_fewer_seeds_is_compared_within_those(pair: tuple[Results, Results]) -> None:

@@ -24,16 +24,18 @@ from marshtest.kit.controls import (
     control_inputs,
     nearness,
     other_labels,
+    refuse_untold,
     told_apart,
     undosed,
 )
 from marshtest.kit.inputs import scaled
 from marshtest.kit.judging import Judged, Question, judge
 from marshtest.kit.key import Bases
-from marshtest.kit.measure import Measured, measure
+from marshtest.kit.measure import Measured, _alone, measure
 from marshtest.kit.model import AskedModel, FunctionModel
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.scalings import suspected
+from marshtest.plumbing.errors import MarshtestError
 
 Loss = Callable[[Any, Any], Any]
 DRAWS = 19
@@ -256,6 +258,49 @@ def test_a_fair_classifier_of_a_rare_class_is_not_near_chance_and_a_constant_one
         "never", lambda x: torch.tensor([6.0, 0.0]) + 0 * x[:, :2], lambda x: x, 2, cpu
     )
     assert "near chance" in measure(never, bases, draws=9).controls.near_chance
+
+
+def test_where_nothing_could_be_told_the_dose_is_refused_and_no_model_is_blamed() -> None:
+    """One of 500 of a second class: a perfect model has p = 0.007 at best. Two are enough."""
+    few = np.zeros(500, np.int64)
+    for positives in (0, 1):
+        few[:positives] = 1
+        with pytest.raises(MarshtestError, match=f"about, {500 - positives} are of one class"):
+            refuse_untold(few[:300], few[300:], 1)
+    few[:2] = 1
+    refuse_untold(few[:300], few[300:], 1)
+    *_, bases = rare()
+    lone = Bases(bases.ids, bases.values, np.zeros(len(bases.ids), np.int64), bases.noise)
+    fair = FunctionModel("fair", lambda x: x[:, :2], lambda x: x, 2, torch.device("cpu"))
+    assert "too few of the asked" in measure(fair, lone, draws=9).controls.near_chance
+
+
+def test_the_first_question_is_no_larger_than_those_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked in parts, and all answers still stand at their own samples."""
+    model, sizes = FunctionModel("m", audited().before, lambda x: x, 10, torch.device("cpu")), []
+    case = audited()
+    whole = _alone(model, case.bases, clean())
+    ask = model.ask
+
+    def noting(values: Any, labels: Any) -> Any:
+        sizes.append(values.nbytes)
+        return ask(values, labels)
+
+    monkeypatch.setattr(model, "ask", noting)
+    monkeypatch.setattr("marshtest.kit.measure.CHUNK_BYTES", 4 * 10 * case.bases.values[0].size)
+    assert np.allclose(_alone(model, case.bases, clean()), whole, rtol=1e-3, atol=1e-3)
+    assert len(sizes) > 1
+    assert max(sizes) <= 10 * case.bases.values[0].nbytes
+
+
+def test_grey_pictures_given_as_three_channels_have_no_other_scaling() -> None:
+    case = audited()
+    three = Scaling(mean=(0.5,) * 3, std=(0.5,) * 3)
+    never = FunctionModel("m", lambda x: pytest.fail("asked"), lambda x: x, 10, torch.device("cpu"))
+    assert case.bases.values.shape[1] == 1
+    assert suspected(never, three, case.bases, clean()) == ""
 
 
 def test_another_scaling_under_which_the_model_is_better_is_named() -> None:

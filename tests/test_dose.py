@@ -19,7 +19,9 @@ from marshtest.kit import places
 from marshtest.kit.dose import dose
 from marshtest.kit.judging import Question
 from marshtest.kit.key import Key
+from marshtest.kit.keys import read_key
 from marshtest.kit.layouts import open_layout, read
+from marshtest.kit.layouts.base import Layout
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.sealed import seal
 from marshtest.plumbing.errors import MarshtestError
@@ -252,13 +254,45 @@ def test_another_doses_key_and_data_are_left_alone(
         dose(source, tmp_path / "out.npz", fraction=0.3, key_file=key)
     assert key.read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "key.json"]
-    out = tmp_path / "out.npz"
+    monkeypatch.setattr(Key, "save", save)
+    out, copy = tmp_path / "out.npz", Layout.copy
+
+    def beaten(self: Layout, *args: Any, **options: Any) -> Any:
+        out.write_bytes(b"theirs")
+        return copy(self, *args, **options)
+
+    monkeypatch.setattr(Layout, "copy", beaten)
+    with pytest.raises(MarshtestError, match="out.npz: cannot be written .*exists"):
+        dose(source, out, fraction=0.3)
+    assert out.read_bytes() == b"theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "key.json", "out.npz"]
+    out.unlink()
     refused = pytest.raises(MarshtestError, match="out.npz: cannot be written .*exists")
     with refused, written_whole(out) as temporary:
         temporary.write_bytes(b"mine")
         out.write_bytes(b"theirs")
     assert out.read_bytes() == b"theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "key.json", "out.npz"]
+
+
+def test_data_have_their_name_only_when_the_key_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever kills a dose in between leaves no data that look whole, but have no key."""
+    out, seen = tmp_path / "out.npz", []
+    save = Key.save
+
+    def noting(self: Key, path: Path) -> None:
+        seen.append(out.exists())
+        save(self, path)
+
+    monkeypatch.setattr(Key, "save", noting)
+    done = dose(npz(tmp_path / "in"), out, fraction=0.3)
+    assert seen == [False]
+    assert read_key(done.key_file) == done.key
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("in", "out.npz", "out.npz.key.json", "out.npz.forget.csv", "out.npz.commitment.json")
+    }
 
 
 def test_noise_that_overflows_is_refused(tmp_path: Path) -> None:

@@ -149,6 +149,19 @@ def test_an_answer_that_cannot_be_written_is_none(folder: Path) -> None:
     assert done.stderr.splitlines()[-1] == "marshtest: output: No space left on device."
 
 
+def test_a_closed_output_is_no_fault(folder: Path) -> None:
+    command = f"{sys.executable} -m marshtest list recipes >&-"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -243,7 +243,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path: Path) -> None:
     save(tmp_path, "vit")
     weights = boxes.load_weights(tmp_path)
     boxes.save_weights(tmp_path, {k: v for k, v in weights.items() if "classifier" not in k})
-    with pytest.raises(MarshtestError, match=r"lack 2 of the model's tensors \(classifier.bias"):
+    with pytest.raises(MarshtestError, match=r"lack 2 of the model's tensors \('classifier.bias"):
         opened(tmp_path, photographs())
     boxes.save_weights(tmp_path, weights | {"classifier.weight": torch.zeros(7, 16)})
     with pytest.raises(MarshtestError, match=r"cannot be loaded"):

@@ -1,5 +1,6 @@
 """Hypothesis 1: shifts against independent solutions, poisons of one's own, features, bad input."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from marshtest.cli import app as cli
 from marshtest.commands.study import study
 from marshtest.data.load import load, save_dataset
 from marshtest.data.samples import Dataset
+from marshtest.experiment.row_file import read_file, write_rows
 from marshtest.hypotheses.shift import Problem, Shift
-from marshtest.hypotheses.statements import STATEMENTS
+from marshtest.hypotheses.statements import STATEMENTS, of_shift
 from marshtest.hypotheses.studied import Study
 from marshtest.hypotheses.table import parse_hypothesis
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
+from marshtest.reporting.hypotheses import _rounded_up
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -135,6 +138,37 @@ def test_the_target_is_hit_until_the_poisons_are_out(done: Study) -> None:
     targeted = done.rows[(done.rows["set"] == "targeted") & (done.rows["weight_decay"] == 1e-2)]
     assert (targeted["target_probability_before"] > targeted["target_probability"]).all()
     assert done.rows.loc[done.rows["set"] != "targeted", "target_probability"].isna().all()
+
+
+def test_rows_that_lack_a_set_or_a_column_are_refused_in_one_line(
+    done: Study, tmp_path: Path
+) -> None:
+    own = read_file(done.folder)
+    shutil.copy(done.folder / "curves.parquet", tmp_path)
+    without = {
+        "has no rows of set 'random'": own.frame[own.frame["set"] != "random"],
+        "has no column 'l1'": own.frame.drop(columns="l1"),
+    }
+    for said, frame in without.items():
+        path = tmp_path / "rows.parquet"
+        write_rows(frame, path, own.runs, kind="hypothesis")
+        with pytest.raises(MarshtestError, match=said):
+            Study.of(read_file(path))
+
+
+def test_seeds_without_a_pair_are_left_out_and_one_seed_has_no_test(done: Study) -> None:
+    main = done.rows["weight_decay"] == done.rows["weight_decay"].iloc[0]
+    unpaired = main & (done.rows["set"] == "random") & (done.rows["seed"] > 0)
+    told = of_shift(done.rows[~unpaired])
+    assert "nan" not in told
+    assert "no test, for want of a second seed" in told
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"), [(1.247e-3, "2e-03"), (1e-3, "1e-03"), (9.02e-4, "1e-03"), (0.0, "0e+00")]
+)
+def test_a_bound_is_rounded_up(bound: float, told: str) -> None:
+    assert _rounded_up(bound) == told
 
 
 def test_a_study_is_reproducible_kept_and_reported(

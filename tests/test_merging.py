@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from marshtest.experiment.row_file import FORMAT, Rows, read_file, write_rows
 from marshtest.metrics.presentation import Column
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.reporting.tables import why
-from marshtest.results.merging import read_all, read_one
+from marshtest.results.merging import _clash, read_all, read_one
 from marshtest.results.summary import Results, _interval
 from marshtest.sweeps.run_folder import describe
 
@@ -249,6 +250,34 @@ def test_a_seed_without_a_share_adds_nothing_to_what_it_is_of() -> None:
     assert all(map(math.isnan, _interval(rows[2:], "x", column).values()))
 
 
+def test_a_share_is_over_all_seeds_as_its_interval_is(tiny_run: Results) -> None:
+    """A seed of few scores must not weigh as much as one of many."""
+    rows = tiny_run.rows.copy()
+    few = (rows["unlearner"] == "gd") & (rows["seed"] == 1)
+    rows.loc[few, ["rank_poisons", "tpr_rank"]] = [4.0, 1.0]
+    line = replace(tiny_run, rows=rows).summary.set_index("unlearner").loc["gd"]
+    other = rows[(rows["unlearner"] == "gd") & (rows["seed"] == 0)].iloc[0]
+    n = other["rank_poisons"]
+    assert line["tpr_rank"] == pytest.approx((n * other["tpr_rank"] + 4) / (n + 4))
+    assert line["tpr_rank_low"] <= line["tpr_rank"] <= line["tpr_rank_high"]
+
+
+def test_poison_budgets_of_one_size_are_kept_apart(tiny_run: Results) -> None:
+    """A recipe with both is refused: figures by size would draw two models in one place."""
+    rows = tiny_run.rows.assign(poison_budget=0.2001, unlearner="ngd")
+    again = replace(tiny_run, rows=rows)
+    assert _clash(tiny_run, again) == "poison budgets 0.2 and 0.2001 both make 40 poisons"
+    assert _clash(tiny_run, replace(again, rows=rows.assign(forget_size=41))) is None
+
+
+def test_a_folder_of_a_reports_rows_is_read(tiny_run: Results, tmp_path: Path) -> None:
+    written = tmp_path / "out" / "rows" / "tiny.parquet"
+    written.parent.mkdir(parents=True)
+    shutil.copy(tiny_run.folder / "rows.parquet", written)
+    for source in (written, written.parent, tmp_path / "out"):
+        assert len(read_one(source).rows) == len(tiny_run.rows)
+
+
 def no_attrs(path: Path, rows: Rows) -> None:
     rows.frame.to_parquet(path)
 
@@ -281,6 +310,12 @@ def no_recipe(path: Path, rows: Rows) -> None:
     write_rows(rows.frame.assign(recipe="0" * 8), path, rows.runs)
 
 
+def unasked(path: Path, rows: Rows) -> None:
+    gd = rows.frame["unlearner"] == "gd"
+    other = rows.frame["unlearner"].mask(gd, "mine:fn")
+    write_rows(rows.frame.assign(unlearner=other), path, rows.runs)
+
+
 def text(path: Path, rows: Rows) -> None:
     path.write_text("seed,role\n0,initial\n")
 
@@ -293,6 +328,7 @@ BAD = [
     (no_score, "gaussian rows: has no column 'rank_hidden'"),
     (no_seed, "column 'seed' .* holds nan in row 3"),
     (no_recipe, "come without it"),
+    (unasked, "unlearner 'mine:fn' with .* is in no entry of the recipe"),
     (text, "not a readable Parquet file"),
 ]
 

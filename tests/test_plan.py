@@ -197,6 +197,16 @@ def test_a_plan_out_of_bounds_is_one_line_and_exit_code_2(options: str, says: st
     assert len(said.output.splitlines()) == 1
 
 
+@pytest.mark.parametrize("samples", ["0", "-3", "1e999", "null", '"many"'])
+def test_an_audit_of_no_samples_is_none(samples: str, tmp_path: Path) -> None:
+    text = f'{{"samples": {samples}, "models": [{{"gus_dependence": 1.0, "gus_poisons": 10}}]}}'
+    (tmp_path / "audit.json").write_text(text)
+    said = CliRunner().invoke(app, ["plan", "--pilot", str(tmp_path / "audit.json")])
+    assert said.exit_code == 2
+    assert len(said.output.splitlines()) == 1
+    assert "is not the audit.json" in said.output
+
+
 def test_the_largest_plans_are_finite() -> None:
     for effect in EFFECTS:
         table = Plan({"gus": effect}, unlearners=FAMILY).table()

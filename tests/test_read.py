@@ -36,10 +36,13 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows_naming(results: Results, folder: Path, change: dict[str, Any]) -> Path:
-    """The rows of a run whose recipe is said to be another."""
+    """The rows of a run whose recipe is said to be another, or to have further unlearners."""
     (of,) = results.runs
     about = dict(results.runs[of])
-    about["values"] = {**about["values"], **change}
+    further = {
+        key: [*about["values"][key], *of] for key, of in change.items() if key == "unlearners"
+    }
+    about["values"] = {**about["values"], **change, **further}
     write_rows(results.rows, folder / "rows.parquet", {of: about})
     return folder / "rows.parquet"
 

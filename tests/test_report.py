@@ -1,6 +1,7 @@
 """Tables, figures and the page say what the rows say."""
 
 import base64
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -17,12 +18,14 @@ from PIL import Image
 from scipy import stats
 
 from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.row_file import write_rows
 from marshtest.metrics.dependence import SCORES
 from marshtest.metrics.verdict import Rest
 from marshtest.reporting import charts, figures
 from marshtest.reporting.page import answer, in_words, sentences, write_page
 from marshtest.reporting.tables import (
     as_latex,
+    as_markdown,
     explained,
     label,
     legend,
@@ -281,8 +284,7 @@ def test_the_table_says_what_the_summary_says(reported: Results) -> None:
         assert cells["rank score"] == "{:.3f}±{:.3f} (±{:.3f})".format(-own["rank"].mean(), *errors)
         hits = own["gus"].abs() > stats.norm.isf(0.005)
         low, high = stats.binomtest(int(hits.sum()), 80).proportion_ci(method="exact")
-        share = hits.groupby(own["seed"]).mean().mean()
-        assert cells["TPR"] == f"{share:.3f} [{low:.3f}, {high:.3f}]"
+        assert cells["TPR"] == f"{hits.mean():.3f} [{low:.3f}, {high:.3f}]"
         assert cells["usable"] == line["usable"]
         assert cells["trainings"] == f"{line['removed_in']} of 2"
     shifts = 1 + 1 + 4  # all but the initial model
@@ -339,6 +341,54 @@ def test_shares_left_have_the_interval_of_trainings_to_come(
             effect = initial[f"{name}_dependence"]
             assert of["left_low"] == pytest.approx(line[f"{name}{at}_low"] / effect)
             assert of["left_high"] == pytest.approx(line[f"{name}{at}_high"] / effect)
+
+
+def test_of_an_effect_that_may_be_none_there_is_no_share(tiny_run: Results) -> None:
+    """A share of rounding, of noise, or of exactly nothing would be any number."""
+    for column, value in (("low", -0.1), ("dependence", 1e-17), ("dependence", 0.0)):
+        told = replace(tiny_run)
+        none = tiny_run.summary["role"] == "initial"
+        changed = {
+            f"{name}_{column}": tiny_run.summary[f"{name}_{column}"].mask(none, value)
+            for name in tiny_run.scores_shown
+        }
+        vars(told)["summary"] = tiny_run.summary.assign(**changed)  # in place of what the rows give
+        assert charts.models(told)["left"].isna().all()
+        assert all("an unknown share" in line["text"] for line in in_words(told))
+
+
+def test_a_dollar_in_an_option_is_drawn_as_it_is(tiny_run: Results, tmp_path: Path) -> None:
+    """Two would begin a formula, and an odd one end in matplotlib's traceback."""
+    (of,) = tiny_run.runs
+    odd = "$\\frac{x$, of two\nlines"
+    name, values = "mine:fn", {"options": {"layers": odd}}
+    told = json.dumps({"source": "", **values}, sort_keys=True)
+    rows, gd = tiny_run.rows.copy(), tiny_run.rows["unlearner"] == "gd"
+    rows.loc[gd, ["unlearner", "hyperparameters"]] = [name, told]
+    about = {**tiny_run.runs[of]["values"]}
+    about["unlearners"] = [[{"name": name, "source": "", **values}], *about["unlearners"][1:]]
+    write_rows(rows, tmp_path / "rows.parquet", {of: {**tiny_run.runs[of], "values": about}})
+    results = Results.read(tmp_path)
+    drawn = figures.draw_all(results, tmp_path)
+    assert drawn["figure2"].exists()
+    shown = figures.figures_of(results, 0.2)["dependence"].axes[0].get_yticklabels()
+    assert r"\$\frac{x\$, of two lines" in shown[2].get_text()
+    assert len(as_markdown(table(results)).splitlines()) == 2 + len(results.summary)
+
+
+def test_names_of_many_unlearners_do_not_overlap(tiny_run: Results) -> None:
+    """Figure 2 is wider for twenty, and no name lies over the next."""
+    summary = tiny_run.summary
+    gd = summary[summary["unlearner"] == "gd"]
+    many = pd.concat([summary, *([gd] * 20)], ignore_index=True)
+    names = [f"an unlearner of some long name, number {at}" for at in range(len(many))]
+    effect = tiny_run.recipe.attack.shown.effect
+    assert effect is not None
+    figure = figures.accuracy_and(many.assign(label=names), effect)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[1].get_xticklabels()]
+    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
+    assert all(panel.get_position().height > 0.15 for panel in figure.axes)
 
 
 def test_the_answer_counts_verdicts_and_names_what_removal_cost(tiny_run: Results) -> None:

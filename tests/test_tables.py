@@ -63,6 +63,23 @@ def cells(path: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(path.read_text(), newline=""), delimiter=separator))
 
 
+@pytest.mark.parametrize("positives", [0, 1])
+def test_a_dose_of_which_no_model_could_be_judged_is_refused(
+    tmp_path: Path, positives: int
+) -> None:
+    """A rare class may have no dosed row: an audit would refuse a perfect model, when all is trained."""
+    labels = np.repeat(["no"], 4000)
+    labels[-8:] = "yes"  # one in 500
+    labels = labels[: 4000 - 8 + positives] if positives else labels
+    frame = pd.DataFrame({"x": RNG.normal(size=len(labels)), "y": labels})
+    if not positives:
+        frame.loc[:3000, "y"] = "no"
+    source = csv_of(tmp_path, frame)
+    with pytest.raises(MarshtestError, match="too few others to see whether a model tells classes"):
+        dosed(source, columns=["x"], fraction=0.02)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
 # Laws
 
 

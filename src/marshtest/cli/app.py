@@ -66,7 +66,8 @@ class Commands(TyperGroup):
         """Run a command, and end as the class says."""
         try:
             answer = super().invoke(ctx)
-            sys.stdout.flush()  # a full disk or a closed pipe is noticed here, not as Python ends
+            if sys.stdout is not None:  # a service may have closed it
+                sys.stdout.flush()  # a full disk or a closed pipe is noticed here, not as Python ends
             return answer
         except MarshtestError as error:
             _fail(str(error))

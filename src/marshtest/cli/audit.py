@@ -377,6 +377,8 @@ def calibrate(
             alpha=alpha,
             margin=margin,
         )
+    if out is not None:
+        done.save(out)  # first: what cannot be printed is not lost
     counts = done.table()
     shares = ["share", "low", "high", "promised"]
     # nan: about some cheats nothing is promised, if the poisons are few.
@@ -384,8 +386,6 @@ def calibrate(
     screen.show(counts, f"{keys:,} keys")
     for name, p in done.uniformity().items():
         screen.say(f"{SCORES[name].title}: p-values uniform? Kolmogorov–Smirnov p = {p:.3f}")
-    if out is not None:
-        done.save(out)
 
 
 def _scaling(text: str | None) -> "Scaling | None":

@@ -84,7 +84,10 @@ def plan(
     Example: marshtest plan --gus 1.0 --rank 1.7 --samples 50000 --fraction 0.015
     """
     from marshtest.commands.plan import plan as plan_verdict
+    from marshtest.plumbing.whole_files import refuse_unwritable
 
+    if out is not None:
+        refuse_unwritable(out)
     planned = plan_verdict(
         pilot=pilot,
         gus=gus,

@@ -34,13 +34,13 @@ FOLDED = 12  # characters that they have at least: what "INCONCLUSIVE" needs
 def say(*lines: object, style: str | None = None) -> None:
     """Print lines as they are, wrapped at words."""
     for line in lines:
-        console.print(line, style=style)
+        console.print(_harmless(line), style=style)
 
 
 def say_whole(*lines: object) -> None:
     """Print lines that are never wrapped: paths, and what is copied from the screen."""
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(_harmless(line), soft_wrap=True)
 
 
 def say_paths(*paths: Path) -> None:
@@ -50,9 +50,12 @@ def say_paths(*paths: Path) -> None:
 
 def warn(line: str) -> None:
     """Print one line on standard error."""
-    # What a server, or a file, said may be quoted: no character of it is to move the terminal's cursor.
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(line.split()))
-    print(f"marshtest: {shown}", file=sys.stderr)
+    print(f"marshtest: {_harmless(' '.join(line.split()))}", file=sys.stderr)
+
+
+def _harmless(text: object) -> str:
+    """A text that moves no cursor and hides nothing: a server, or a file, may be quoted in it."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
 
 
 def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = ()) -> None:
@@ -61,7 +64,7 @@ def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = 
     Args:
         shown: scores and columns among the table's, by their titles, that say what room they need.
     """
-    texts = {str(name): [*map(str, frame[name])] for name in frame}
+    texts = {_harmless(name): [*map(_harmless, frame[name])] for name in frame}
     full = {name: max(map(cell_len, [name, *cells])) for name, cells in texts.items()}
     least = {name: _least(name, cells) for name, cells in texts.items()}
     left_out = _left_out(least, {one.title: one.room for one in shown})

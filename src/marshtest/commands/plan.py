@@ -467,8 +467,19 @@ def effects_of_audit(file: Path) -> tuple[dict[str, float], int, float]:
             for name in OF_AUDITS
             if before.get(f"{name}_dependence") is not None
         }
-        return effects, int(audit["samples"]), deviation_shown(before)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        samples = int(audit["samples"])
+        if samples < 1:
+            raise ValueError
+        return effects, samples, deviation_shown(before)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         raise MarshtestError(
             f"{file}: is not the audit.json that `marshtest audit --out` wrote."
         ) from None

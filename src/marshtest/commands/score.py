@@ -16,7 +16,7 @@ from marshtest.plumbing.derived import derive, hashed
 from marshtest.plumbing.errors import MarshtestError, placed, refuse_taken
 from marshtest.plumbing.identity import name_of
 from marshtest.plumbing.progress import Progress, silent
-from marshtest.plumbing.whole_files import write
+from marshtest.plumbing.whole_files import refuse_unwritable, write
 from marshtest.plumbing.yaml_files import file_stem, read_yaml
 from marshtest.reporting.card import write_card
 from marshtest.results.card import Card, card_of
@@ -71,6 +71,8 @@ def score(
         MarshtestError: bad input, in one line.
     """
     refuse_taken("score", options)
+    if out is not None:
+        refuse_unwritable(Path(out))
     chosen = read_suite(suite)
     newcomer = _newcomer(target, options, chosen)
     place = Store(store)

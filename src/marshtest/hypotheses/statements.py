@@ -23,7 +23,7 @@ def of_shift(rows: pd.DataFrame) -> str:
     main = rows[rows["weight_decay"] == rows["weight_decay"].iloc[0]]
     shifts = main.pivot_table("l1", "seed", "set", sort=False)
     return " ".join(
-        _verdict(str(name), np.log(shifts[name] / shifts[RANDOM]).to_numpy())
+        _verdict(str(name), np.log(shifts[name] / shifts[RANDOM]).dropna().to_numpy())
         for name in shifts
         if name != RANDOM
     )
@@ -34,8 +34,8 @@ def _verdict(name: str, logs: NDArray[np.float64]) -> str:
     further, nearer = p_values(logs)
     return (
         f"Hypothesis 1 {answer(further, nearer)} here for {name}: taking it out shifts θ "
-        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples (p {further:.2g} "
-        "that it is no further)."
+        f"{np.exp(logs.mean()):.2f} times as far as taking out as many random samples "
+        f"({_told(further, 'it is no further')})."
     )
 
 
@@ -49,14 +49,19 @@ def of_orthogonality(rows: pd.DataFrame) -> str:
     poison, random = sets["poisons"], sets[RANDOM]
     cosine = poison["cosine_corrupted"]
     rivals = (random["cosine_corrupted"], poison["cosine_random"])
-    tests = [p_values((rival - cosine).to_numpy()) for rival in rivals]
+    tests = [p_values((rival - cosine).dropna().to_numpy()) for rival in rivals]
     below, above = max(p for p, _ in tests), min(p for _, p in tests)
     return (
         f"Hypothesis 2 {answer(below, above)} here: the cosine of clean gradients with the "
         f"way to be unlearned is {cosine.mean():.3f} for poisons, {rivals[0].mean():.3f} for random "
-        f"samples that shift as far, {rivals[1].mean():.3f} from a random start (p {below:.2g} "
-        "that the first is no smaller)."
+        f"samples that shift as far, {rivals[1].mean():.3f} from a random start "
+        f"({_told(below, 'the first is no smaller')})."
     )
+
+
+def _told(p: float, null: str) -> str:
+    """A p-value in words."""
+    return "no test, for want of a second seed" if math.isnan(p) else f"p {p:.2g} that {null}"
 
 
 def answer(holds: float, fails: float) -> str:

@@ -35,7 +35,7 @@ from marshtest.metrics.presentation import Column, Score
 from marshtest.plumbing.device import functions_device, pick_device
 from marshtest.plumbing.errors import MarshtestError, refuse_options
 from marshtest.plumbing.progress import Progress, part, silent
-from marshtest.plumbing.whole_files import write
+from marshtest.plumbing.whole_files import refuse_unwritable, write
 from marshtest.reporting.figures import (
     BLUE,
     BROWN,
@@ -206,7 +206,10 @@ class Audit:
         notes = {
             note: judged.measured.name for judged in self.models for note in judged.measured.notes
         }
-        return sentences + [f"note on {name}: {note}." for note, name in notes.items()]
+        # A note may quote a file or a server, whose line breaks are to begin no line of ours.
+        return sentences + [
+            f"note on {name}: {' '.join(note.split())}." for note, name in notes.items()
+        ]
 
     def _outlook(self) -> list[str]:
         """Whether a model that never saw the dose would get REMOVED, where no answer was found."""
@@ -315,11 +318,7 @@ def refuse_used(folder: Path | None) -> None:
         return
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise MarshtestError(f"{folder}: exists and is not an empty folder. Choose another --out.")
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise MarshtestError(f"{folder}: {above} is a file, not a folder. Choose another --out.")
-    if not os.access(folder if folder.exists() else above, os.W_OK):
-        raise MarshtestError(f"{folder}: cannot be written to. Choose another --out.")
+    refuse_unwritable(folder)
 
 
 def audit(

@@ -26,6 +26,7 @@ from marshtest.kit.layouts.base import Value
 from marshtest.kit.model import Labels
 from marshtest.kit.noise import Floats
 from marshtest.kit.places import without_dose
+from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
 
 NAMES = ("base", "other", "same", "near", "half")
@@ -85,6 +86,34 @@ def undosed(key: NoiseKey, data: str | Path, bases: Bases) -> Bases:
     return Bases(np.array(ids), np.stack(values), np.array(labels, np.int64), bases.noise)
 
 
+def can_tell(error: float) -> bool:
+    """Whether a model that tells all labels apart would be seen to, by the AUC's error if it is 0.5."""
+    return bool(norm.sf(0.5 / error) <= CHANCE)
+
+
+def refuse_untold(dosed: Labels, clean: Labels, seed: int) -> None:
+    """Raise where no audit could see whether a model tells labels apart, however good it is.
+
+    Args:
+        dosed, clean: labels of the dosed samples, and of those without a dose that an audit asks about.
+        seed: of the dose.
+    """
+    labels = np.concatenate([dosed, clean])
+    names, counts = np.unique(labels, return_counts=True)
+    # By a law of their own, since which other label is asked changes the error by next to nothing.
+    steps = np.random.default_rng(derive(seed, "labels")).integers(
+        1, max(2, len(names)), len(labels)
+    )
+    others = names[(np.searchsorted(names, labels) + steps) % len(names)]
+    nothing = np.zeros(len(labels))
+    if not can_tell(told_apart(nothing, nothing, labels, others)[1]):
+        raise MarshtestError(
+            f"dose: of the {len(labels):,} samples that an audit will ask about, {counts.max():,} are of "
+            "one class: too few others to see whether a model tells classes apart. Raise --fraction, or "
+            "give data whose classes are less uneven."
+        )
+
+
 def told_apart(
     losses: Floats, other_losses: Floats, labels: Labels, others: Labels
 ) -> tuple[float, float]:
@@ -96,7 +125,9 @@ def told_apart(
     """
     excess, weight = 0.0, 0.0
     for label in np.unique(labels):
-        inside, outside = losses[labels == label], other_losses[others == label]
+        own = labels == label
+        # One that has no other label is asked with its own, and tells nothing.
+        inside, outside = losses[own], other_losses[(others == label) & ~own]
         n, m = len(inside), len(outside)
         if n and m:
             ranks = rankdata(np.concatenate([inside, outside]))
@@ -237,6 +268,8 @@ class Controls:
         auc, error = self.auc
         if norm.sf((auc - 0.5) / error) <= CHANCE:
             return ""
+        if not can_tell(error):
+            return "too few of the asked samples are of another class than the others to tell labels apart"
         known = not np.isnan(self.accuracy)
         accuracy = f"accuracy on the base points is {self.accuracy:.3f}; " if known else ""
         fed = "other rows or classes" if self.rows else "wrongly scaled inputs (--scaling)"

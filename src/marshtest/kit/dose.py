@@ -5,7 +5,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marshtest.data.marks import Mark
+from marshtest.kit.controls import refuse_untold
 from marshtest.kit.key import Key, current_versions
 from marshtest.kit.layouts import alike, open_layout
 from marshtest.kit.layouts.base import Layout, Place, Value
@@ -20,7 +21,6 @@ from marshtest.kit.layouts.folders import digest
 from marshtest.kit.noise import Noise, Scaling
 from marshtest.kit.places import Dosed, Places, checked_seed, chosen, read_undosed
 from marshtest.kit.records import is_text
-from marshtest.kit.sealed import write_private
 from marshtest.kit.tables.dose import TableDose, dose_table
 from marshtest.kit.texts.dose import TextDose, dose_texts
 from marshtest.plumbing.errors import MarshtestError, refuse_options
@@ -149,18 +149,20 @@ def _dose_images(
     places.refuse()
     _refuse_layout(layout, out)
     ids = chosen(layout.samples, fraction, seed)
-    read_undosed(layout.each, layout.samples, ids, seed)
-    scaling = _scaling(layout, ids, scaling)
+    samples = read_undosed(layout.each, layout.samples, ids, seed)
+    undosed = [(value.shape, label) for _, value, label in samples]
+    scaling, shape, labels = _read(layout, ids, scaling)
+    clean = [label for of, label in undosed if of == shape]
+    refuse_untold(labels, np.array(clean, np.int64), seed)
     noise = Noise.parse(
         {"seed": seed, "variance": variance, "scaling": scaling, "pixels": layout.pixels}, "dose"
     )
     writer = _Writer(noise, layout)
-    # The data first, for the key holds their digest.
-    dosed = layout.copy(out, writer, ids, hide=hide)
-    with places.together():
-        key = _key(layout, source, out, ids, writer)
-        write_private(places.forget_file, _forget_request(dosed))
-        key.save(places.key_file)
+    key = places.write(
+        lambda staged: layout.copy(staged, writer, ids, hide=hide),
+        # The data first, for the key holds their digest.
+        lambda staged, dosed: (_key(layout, source, staged, ids, writer), _forget_request(dosed)),
+    )
     shows = layout.encoded and not hide
     return Dose(key, out, places.forget_file, places.key_file, writer.power / len(ids), shows)
 
@@ -176,18 +178,30 @@ def _refuse_layout(layout: Layout, out: Path) -> None:
         raise MarshtestError(f"{out}: must end in {layout.path.suffix}, as {layout.path} does.")
 
 
-def _scaling(layout: Layout, ids: NDArray[np.int64], scaling: Scaling | None) -> Scaling:
-    """The scaling, measured for images if none is given.
+def _read(
+    layout: Layout, ids: NDArray[np.int64], scaling: Scaling | None
+) -> tuple[Scaling, tuple[int, ...], NDArray[np.int64]]:
+    """The scaling, measured for images if none is given; shape and labels of the samples.
 
     Every sample that gets noise is read, so that one of another shape is refused before any is written.
     """
-    values = (value for _, value, _ in alike(layout, ids))
+    shape: tuple[int, ...] = ()
+    labels: list[int] = []
+
+    def values() -> Iterator[Value]:
+        nonlocal shape
+        for _, value, label in alike(layout, ids):
+            shape = value.shape
+            labels.append(label)
+            yield value
+
     if scaling is None and layout.pixels:
-        return Scaling.measured(values)
-    scaling = scaling or Scaling()
-    for value in values:
-        scaling.along(scaling.std, value.shape)  # raises if its channels do not fit
-    return scaling
+        scaling = Scaling.measured(values())
+    else:
+        scaling = scaling or Scaling()
+        for value in values():
+            scaling.along(scaling.std, value.shape)  # raises if its channels do not fit
+    return scaling, shape, np.array(labels, np.int64)
 
 
 ROUNDED = 0.01  # of the noise's variance that rounding to the values' type may add or take

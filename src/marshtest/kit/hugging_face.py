@@ -209,13 +209,15 @@ def _weights_notes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would draw them at random, with a warning
         raise MarshtestError(
-            f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, …). "
+            f"{path}: its weights lack {len(missing)} of the model's tensors ({missing[0]!r:.60}, …). "
             "Save the whole model."
         )
     unused = sorted(info["unexpected_keys"])
     if not unused:
         return ()
-    return (f"{len(unused)} tensors of its weights are not used by its model ({unused[0]}, …)",)
+    return (
+        f"{len(unused)} tensors of its weights are not used by its model ({unused[0]!r:.60}, …)",
+    )
 
 
 class _ByKeyword(nn.Module):

@@ -121,7 +121,7 @@ def measure(
     """
     clean = bases[:0] if undosed is None else undosed
     alone = _alone(model, bases, clean)  # first, so that a model that cannot be asked fails at once
-    names = np.unique(bases.labels)
+    names = np.union1d(bases.labels, clean.labels)
     answered = _ask_all(model, bases, clean, names, draws, progress)
     at_poison, at_fresh = answered.losses[:, 0], answered.losses[:, 1:]
     controls = Controls.of(
@@ -186,13 +186,14 @@ def _by_labels(shown: Measured, controls: Controls, right: NDArray[np.bool_]) ->
 
 
 def _alone(model: AskedModel, bases: Bases, clean: Bases) -> Floats:
-    """[P] losses at the bases, in one question and random order among samples without a dose."""
+    """[P] losses at the bases, in random order among samples without a dose."""
     rng = np.random.default_rng(derive(bases.noise.seed, "alone"))
     order = rng.permutation(len(bases) + len(clean))
     values = np.concatenate([bases.values, clean.values])[order]
     labels = np.concatenate([bases.labels, clean.labels])[order]
     losses = np.empty(len(order))
-    losses[order] = model.ask(values, labels)[0]
+    for part in slices(values, 1):
+        losses[order[part]] = model.ask(values[part], labels[part])[0]
     return losses[: len(bases)]
 
 
@@ -211,10 +212,10 @@ def _ask_all(
 ) -> Part:
     """Ask about all bases, as many at once as fit the memory, and about a part of `clean` with each."""
     differentiable = model.gradients(bases.values[:1], bases.labels[:1]) is not None
-    slices = chunks(bases, draws)
-    cuts = np.linspace(0, len(clean), len(slices) + 1).astype(int).tolist()
+    chunks = slices(bases.values, draws + 1)
+    cuts = np.linspace(0, len(clean), len(chunks) + 1).astype(int).tolist()
     parts = []
-    for rows, start, stop in zip(slices, cuts, cuts[1:], strict=False):
+    for rows, start, stop in zip(chunks, cuts, cuts[1:], strict=False):
         parts.append(_ask(model, bases[rows], clean[start:stop], names, draws, differentiable))
         progress(rows.stop / len(bases))
     return Part(*map(_joined, zip(*parts, strict=True)))
@@ -224,10 +225,10 @@ def _joined(arrays: tuple[Any, ...]) -> Any:
     return None if arrays[0] is None else np.concatenate(arrays)
 
 
-def chunks(bases: Bases, draws: int) -> list[slice]:
-    """Slices of the bases whose noisy inputs fit the memory."""
-    size = max(1, CHUNK_BYTES // (4 * int(np.prod(bases.values.shape[1:])) * (draws + 1)))
-    return [slice(start, min(start + size, len(bases))) for start in range(0, len(bases), size)]
+def slices(values: Value, copies: int) -> list[slice]:
+    """Slices of values that fit the memory, as 32-bit numbers and in so many copies each."""
+    size = max(1, CHUNK_BYTES // (4 * int(np.prod(values.shape[1:])) * copies))
+    return [slice(start, min(start + size, len(values))) for start in range(0, len(values), size)]
 
 
 def _ask(

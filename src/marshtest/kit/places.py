@@ -1,13 +1,13 @@
 """The places of a dose: nothing is overwritten, no secret given away, and nothing left in part."""
 
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,11 +16,16 @@ from marshtest.experiment.prospects import poisons_by_heart
 from marshtest.experiment.recipe_parts import VerdictSettings
 from marshtest.kit.certificates.commitment import GUESSED, commit
 from marshtest.kit.noise import SEEDS
+from marshtest.kit.sealed import Sealed, write_private
 from marshtest.metrics.verdict import POWER
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
+from marshtest.plumbing.whole_files import TEMPORARY
 
 UNDOSED = 200  # samples without a dose that are asked: enough for an error of the AUC near 0.03
+Copied = TypeVar("Copied")
+Sample = TypeVar("Sample")
+KeyKind = TypeVar("KeyKind", bound=Sealed)
 DRAWS = 199  # fresh noises or marks a poison in an audit, where it is not asked for others
 
 
@@ -67,27 +72,60 @@ class Places:
                     f"{path}: its folder does not exist. Make it, or choose another."
                 )
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Write the commitment to the key that is written inside, or else take all files away.
+    def write(
+        self, copy: Callable[[Path], Copied], seal: Callable[[Path, Copied], tuple[KeyKind, str]]
+    ) -> KeyKind:
+        """Write the dosed data, the forget request, the key and the commitment to it, or nothing at all.
 
-        Inside, the forget request is written before the key.
+        The data get their name last: whatever ends the command, none that look whole lack their key.
+
+        Args:
+            copy: writes the dosed data to a path.
+            seal: the key, and the forget request, of the data at a path and what `copy` returned.
+
+        Raises:
+            MarshtestError: a file cannot be written, or another dose has made it since it was looked for.
         """
-        written = [self.forget_file, self.key_file, self.commitment_file]  # in this order
+        written: list[Path] = []
+        staging = self.out.with_name(f".{secrets.token_hex(16)}{TEMPORARY}")
+        staged = staging / self.out.name  # its own name, which the forget request has, too
         try:
-            yield
-            commit(self.key_file, self.out, self.commitment_file)
+            staging.mkdir(parents=True)
+            key, request = seal(staged, copy(staged))
+            _put(self.forget_file, lambda path: write_private(path, request), written)
+            _put(self.key_file, key.save, written)
+            _put(self.commitment_file, lambda path: commit(self.key_file, staged, path), written)
+            if os.path.lexists(self.out):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.out))
+            staged.rename(self.out)
         except BaseException as error:
-            if isinstance(error, FileExistsError):  # another dose's, made since it was looked for
-                theirs = Path(error.filename or "")
-                written = written[: written.index(theirs)] if theirs in written else []
-            # A dose without its key is lost: leave none that looks whole.
-            shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink()
             for path in written:
                 path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise MarshtestError(f"{self.key_file}: cannot be written ({error}).") from error
+                where = str(error.filename or self.out).replace(str(staged), str(self.out))
+                reason = error.strerror or error
+                raise MarshtestError(f"{where}: cannot be written ({reason}).") from error
+            if isinstance(error, MarshtestError):
+                said = str(error).replace(str(staged), str(self.out))
+                raise MarshtestError(said) from error
             raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return key
+
+
+def _put(path: Path, write: Callable[[Path], object], written: list[Path]) -> None:
+    """Write a file that is not there, and count it among those that are ours, also where it failed."""
+    try:
+        write(path)
+    except FileExistsError:  # another dose's, made since it was looked for
+        raise
+    except BaseException as error:
+        written.append(path)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    written.append(path)
 
 
 @dataclass(frozen=True)
@@ -136,14 +174,14 @@ def without_dose(samples: int, dosed: ArrayLike, seed: int) -> NDArray[np.int64]
 
 
 def read_undosed(
-    each: Callable[[Any], Iterable[object]], samples: int, dosed: ArrayLike, seed: int
-) -> None:
-    """Read the samples without a dose that an audit will ask about, by what gives samples by positions.
+    each: Callable[[Any], Iterable[Sample]], samples: int, dosed: ArrayLike, seed: int
+) -> Iterator[Sample]:
+    """The samples without a dose that an audit will ask about, by what gives samples by positions.
 
-    A damaged one would else be noticed when models are trained, and the data can then be mended no more.
+    All are to be read: a damaged one would else be noticed when models are trained, and the data can then
+    be mended no more.
     """
-    for _ in each(without_dose(samples, dosed, seed)):
-        pass
+    yield from each(without_dose(samples, dosed, seed))
 
 
 def chosen(samples: int, fraction: float, seed: int) -> NDArray[np.int64]:

@@ -28,6 +28,8 @@ def suspected(model: AskedModel, used: Scaling, bases: Bases, clean: Bases) -> s
     """
     noise = bases.noise
     assert isinstance(noise, Noise)
+    if len(used.mean) not in (1, bases.values.shape[1]):
+        return ""  # grey pictures that are given as RGB have no scaling in the usual ones' place
     rivals = {"no --scaling": noise.scaling}
     rivals |= {f"--scaling {name}": scaling for name, scaling in USUAL.items()}
     rivals = {name: scaling for name, scaling in rivals.items() if scaling != used}
@@ -69,7 +71,7 @@ def _questions(bases: Bases, clean: Bases) -> tuple[Value, Labels, Labels]:
     some = bases[:: -(-len(bases) // UNDOSED)]
     pairs = zip(some.values, some.ids.tolist(), strict=True)
     noisy = np.concatenate([bases.noise.fresh(value, seed_id, 1) for value, seed_id in pairs])
-    names = np.unique(bases.labels)
+    names = np.union1d(bases.labels, clean.labels)
     return (
         np.concatenate([noisy, clean.values]),
         np.concatenate([some.labels, clean.labels]),

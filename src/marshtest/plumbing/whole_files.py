@@ -49,6 +49,15 @@ def alone(folder: Path) -> Iterator[None]:
             (folder / LOCK).unlink(missing_ok=True)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Raise MarshtestError if a folder cannot be made or written to: before hours of work, not after."""
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        raise MarshtestError(f"{folder}: {above} is a file, not a folder. Choose another --out.")
+    if not os.access(above, os.W_OK):
+        raise MarshtestError(f"{folder}: cannot be written to. Choose another --out.")
+
+
 def _beside(path: Path) -> Path:
     """A temporary name of nobody else, in the same folder: a rename is atomic within one file system."""
     return path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")

@@ -19,6 +19,7 @@ from marshtest.reporting.page import SIGNS, data_uri
 from marshtest.reporting.tables import (
     NAMES,
     STANDINGS,
+    as_drawn,
     as_latex,
     as_markdown,
     number,
@@ -38,7 +39,7 @@ COLOURS = {
 SHADE: dict[str, Any] = {"color": BLUE, "alpha": 0.12, "lw": 0}
 PLAIN: dict[str, Any] = {"color": "#9AA3AC", "lw": 0.8}
 DASHED: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": (0, (2, 1))}
-OWN: dict[str, Any] = {"fmt": "o", "ms": 7, "lw": 2, "capsize": 3, "zorder": 5}
+OWN: dict[str, Any] = {"ms": 7, "lw": 2, "capsize": 3, "zorder": 5}
 FARTHEST = 1.3  # share left that the picture still shows
 # Columns that stand in the first part of the table in LaTeX, and how many beside the attack in another.
 FIRST = ("attack", "seeds", "verdict", "left", "accuracy", "cost", "usable", "spent", "rank")
@@ -215,8 +216,11 @@ def _draw_line(panel: Axes, line: Line, place: int) -> None:
     if not math.isnan(line.left):
         # A share whose error is unknown has a mark without a bar.
         bar = None if math.isnan(line.left_error) else line.left_error
+        beyond = abs(line.left) > FARTHEST - 0.05
         at = min(abs(line.left), FARTHEST - 0.05)
-        panel.errorbar(at, place, xerr=bar, color=COLOURS[line.verdict], **OWN)
+        mark = ">" if beyond else "o" if line.left >= 0 else "s"
+        bar = None if beyond else bar
+        panel.errorbar(at, place, xerr=bar, fmt=mark, color=COLOURS[line.verdict], **OWN)
     else:
         panel.text(0.5, place, "no effect before", ha="center", va="center", size=8, color=GREY)
 
@@ -272,6 +276,10 @@ def _under(card: Card) -> str:
 def _foot(card: Card) -> str:
     """What the marks are."""
     marks = ["Shade: margin of REMOVED."]
+    if any(line.left < 0 for line in card.lines):
+        marks.append("Square: turned round.")
+    if any(abs(line.left) > FARTHEST - 0.05 for line in card.lines):
+        marks.append("Arrow: beyond.")
     if any(line.known for line in card.lines):
         marks.append("Grey: known unlearners.")
     if any(TUNED in line.known for line in card.lines):
@@ -287,6 +295,6 @@ def _foot(card: Card) -> str:
 
 
 def _shortened(text: str, most: int = 34) -> str:
-    """A text that fits its place; in a picture "$" would begin a formula."""
-    plain = NAMES.get(text, text).replace("$", r"\$")
+    """A text that fits its place."""
+    plain = as_drawn(NAMES.get(text, text))
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"

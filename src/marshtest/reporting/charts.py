@@ -19,6 +19,7 @@ import pandas as pd
 import vl_convert
 
 from marshtest.metrics.presentation import Score
+from marshtest.reporting.shares_left import shares_left
 from marshtest.reporting.states import COLOURS, left_by_state
 from marshtest.reporting.tables import label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
@@ -99,10 +100,7 @@ CONFIG = {
 def models(results: Results) -> pd.DataFrame:
     """One line a model: what charts, table and controls of the page read.
 
-    `of_training` is the compute budget, null of controls, which stay at every setting; `left`, with
-    `_low` and `_high`, is the dependence as a share of the initial model's, by the score that has most
-    left of those that REMOVED rests on. Its interval speaks of trainings to come where there are two seeds
-    or more.
+    `of_training` is the compute budget, null of controls, which stay at every setting.
     """
     summary = results.summary
     lines = summary.assign(
@@ -117,24 +115,11 @@ def models(results: Results) -> pd.DataFrame:
     # One seed has no deviation, and its bar no length.
     lines["accuracy_low"] = lines["test_accuracy"] - lines["test_accuracy_sd"].fillna(0)
     lines["accuracy_high"] = lines["test_accuracy"] + lines["test_accuracy_sd"].fillna(0)
-    shares: dict[str, pd.DataFrame] = {}
     initial = lines[lines["role"] == "initial"].set_index("poison_budget")
     for name in results.scores_shown:
         effect = lines["poison_budget"].map(initial[f"{name}_dependence"])
         lines[f"{name}_margin"] = results.recipe.verdict.margin * effect
-        low, high = _widest(lines, name)
-        parts = {"dependence": lines[f"{name}_dependence"], "low": low, "high": high}
-        shares[name] = pd.DataFrame({part: values / effect for part, values in parts.items()})
-    most = pd.DataFrame({name: parts["dependence"].abs() for name, parts in shares.items()})
-    # Scores that verdicts do not rest on show next to no effect: a share of that is mostly noise.
-    for share in results.poison_budgets:
-        weak = set(most) - set(results.telling(share) or most)
-        most.loc[lines["poison_budget"] == share, list(weak)] = -1.0
-    worst = most.fillna(-1).idxmax(axis=1)
-    for part, column in (("dependence", "left"), ("low", "left_low"), ("high", "left_high")):
-        by_score = np.stack([parts[part] for parts in shares.values()])  # [scores, lines]
-        lines[column] = by_score[most.columns.get_indexer(pd.Index(worst)), np.arange(len(lines))]
-    lines["by"] = worst.map({name: score.title for name, score in results.scores_shown.items()})
+    lines = lines.join(shares_left(results, lines))
     parts_of_scores = [*OF_A_SCORE, *OF_TRAININGS]
     columns = [f"{name}_{part}" for name in results.scores_shown for part in parts_of_scores]
     ends = ("", "_sd", "_low", "_high")
@@ -150,15 +135,6 @@ def _ranges(results: Results) -> dict[str, tuple[float, float]]:
         for name, score in results.scores_shown.items()
         if score.low is not None and score.high is not None and name in results.scores
     }
-
-
-def _widest(lines: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
-    """The interval of trainings to come; where nothing tells it, the one given these models."""
-    low, high = (lines[f"{name}_{end}"] for end in ("low", "high"))
-    if f"{name}_trainings_low" in lines:
-        low = lines[f"{name}_trainings_low"].fillna(low)
-        high = lines[f"{name}_trainings_high"].fillna(high)
-    return low, high
 
 
 def histograms(results: Results) -> pd.DataFrame:

@@ -36,7 +36,7 @@ from marshtest.metrics.tradeoff import (
 )
 from marshtest.plumbing.whole_files import write
 from marshtest.reporting.states import came_back, left_by_state
-from marshtest.reporting.tables import label, rivals
+from marshtest.reporting.tables import as_drawn, drawn_label, rivals
 from marshtest.results.line_to_beat import LINE, has_tuned
 from marshtest.results.requests import PARTS, axis_in, values_of
 from marshtest.results.summary import Results, wider_error
@@ -83,7 +83,7 @@ def figures_of(results: Results, share: float) -> dict[str, Figure]:
         drawn["came-back"] = _came_back(results, share)
     if len(moved := results.moved):
         moved = moved[moved["poison_budget"] == share]
-        labels = [label(line, results.recipe) for _, line in moved.iterrows()]
+        labels = [drawn_label(line, results.recipe) for _, line in moved.iterrows()]
         drawn["shift"] = shift(moved.assign(label=labels))
     if len(results.budgets) > 1:
         drawn["figure8"] = by_unlearner(every, "budget", shown.effect)
@@ -220,6 +220,8 @@ def _verdict_styles() -> list[tuple[str, str, str]]:
 
 
 ACROSS = 4  # panels of metrics side by side
+MANY = 12  # unlearners side by side, from which on their names stand upright
+WIDEST = 24  # letters of a name in a line below a bar
 OFFSETS = (-0.2, 0.2)  # of two bars side by side
 ACCURACY: Bar = ("test_accuracy", "test accuracy", BLUE, "")
 REFERENCES = {"retrained": ("retraining", "--"), "initial": ("no unlearning", "-")}
@@ -259,7 +261,8 @@ def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
         effect: how it is drawn.
     """
     bars = table[table["role"] == "updated"]
-    figure = Figure(figsize=(7.2, 4.4))
+    many = len(bars) > MANY
+    figure = Figure(figsize=(max(7.2, 1.2 + 0.45 * len(bars)), 5.6 if many else 4.4))
     top, bottom = panels = figure.subplots(2, 1, sharex=True)
     places = np.arange(len(bars))
     _bars(top, places, bars, "test_accuracy", BLUE, "", 0.6, "test accuracy")
@@ -273,7 +276,9 @@ def accuracy_and(table: pd.DataFrame, effect: EffectFigure) -> Figure:
     top.set_ylabel("test accuracy")
     top.set_ylim(0, 1)
     _effect_axis(bottom, effect)
-    bottom.set_xticks(places, bars["label"], rotation=25, ha="right")
+    titles = [textwrap.fill(name, WIDEST) for name in bars["label"]]
+    turned: dict[str, Any] = {"rotation": 90} if many else {"rotation": 25, "ha": "right"}
+    bottom.set_xticks(places, titles, **turned)
     for panel in panels:
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=8)
     figure.tight_layout()
@@ -327,7 +332,7 @@ def differences(table: pd.DataFrame) -> Figure:
         panel.errorbar(lines["difference"], places, xerr=half, fmt="o", color=BLUE, ms=5, capsize=2)
         panel.axvline(0, color=GREY, lw=0.8)
         panel.set_xlabel(f"{table.loc[table['measure'] == measure, 'title'].iloc[0]}, B − A")
-    panels[0].set_yticks(np.arange(len(names))[::-1], names)
+    panels[0].set_yticks(np.arange(len(names))[::-1], [*map(as_drawn, names)])
     text = f"Mean difference with its 95 % interval (paired t) over {table['unit'].iloc[0]}."
     figure.text(0.01, -0.05, text, ha="left", va="top", fontsize=7, color=GREY)
     figure.tight_layout()
@@ -416,11 +421,11 @@ def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> F
     _bars_and_levels(panels[0], table, bars, by, places, ACCURACY, 0.8)
     for bar, offset in zip(columns, OFFSETS, strict=False):
         _bars_and_levels(panels[1], table, bars, by, places + offset, bar, 0.4)
+    heads = {name: textwrap.fill(name, 13) for name in names}
     for start, name in zip(starts, names, strict=True):
         middle = start + (len(values) - 1) / 2
         where = panels[0].get_xaxis_transform()
-        title = textwrap.fill(name, 20)
-        panels[0].text(middle, 1.02, title, transform=where, ha="center", fontsize=8)
+        panels[0].text(middle, 1.02, heads[name], transform=where, ha="center", fontsize=8)
     titles = [f"{value:.0%}" if by == "budget" else f"{value:.0f}" for value in bars[by]]
     panels[-1].set_xticks(places, titles, rotation=90, fontsize=7)
     panels[-1].set_xlabel(AXES[by])
@@ -429,7 +434,7 @@ def by_unlearner(table: pd.DataFrame, by: str, effect: EffectFigure | None) -> F
         _effect_axis(panels[1], effect)
     legends = [panel.get_legend_handles_labels() for panel in panels]
     handles, labels = (list(itertools.chain(*part)) for part in zip(*legends, strict=True))
-    above = 0.94 if max(map(len, names)) <= 20 else 0.98  # two lines of a name have room
+    above = 0.94 + 0.04 * max(head.count("\n") for head in heads.values())  # each line has room
     figure.legend(
         handles, labels, loc="lower center", bbox_to_anchor=(0.5, above), ncols=3, frameon=False
     )
@@ -555,7 +560,7 @@ def _by_request(results: Results, axis: str, share: float) -> list[Series]:
             table = table.assign(**{f"{column}_wider": wider})
         else:
             table = table.assign(**{f"{column}_dependence": np.nan, f"{column}_wider": np.nan})
-    names = [label(line, results.recipe, with_budget=False) for _, line in table.iterrows()]
+    names = [drawn_label(line, results.recipe, with_budget=False) for _, line in table.iterrows()]
     table = table.assign(name=names)
     updated = table[(table["role"] == "updated") & (table["budget"] == results.budget)]
     exact = table[table["role"].isin(["exact", "retrained"])].sort_values(axis)
@@ -763,7 +768,7 @@ def _table(results: Results, share: float | None = None) -> pd.DataFrame:
     if share is not None:
         table = table[table["poison_budget"] == share].reset_index(drop=True)
     labels, names = (
-        [label(line, results.recipe, with_budget=with_budget) for _, line in table.iterrows()]
+        [drawn_label(line, results.recipe, with_budget=with_budget) for _, line in table.iterrows()]
         for with_budget in (True, False)
     )
     return table.assign(label=labels, name=names)

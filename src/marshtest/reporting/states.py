@@ -2,12 +2,12 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from marshtest.experiment.states import ITSELF
-from marshtest.reporting.tables import dependence_text, label, number, plus_minus
+from marshtest.reporting.shares_left import shares_left
+from marshtest.reporting.tables import as_drawn, dependence_text, label, number, plus_minus
 from marshtest.results.summary import Results
 
 AS_MADE = "as it is"
@@ -31,28 +31,10 @@ def left_by_state(results: Results, share: float) -> pd.DataFrame:
     """
     table = results.states
     table = table[table["poison_budget"] == share].reset_index(drop=True)
-    first = table[(table["role"] == "initial") & (table["state"] == ITSELF)]
-    names = results.telling(share) or list(results.scores_shown)
-    parts = [_shares(table, name, first) for name in names]
-    size = np.stack([part["left"].abs().fillna(-1.0) for part in parts])
-    worst, lines = size.argmax(0), np.arange(len(table))
-    values = np.stack([part.to_numpy(dtype=np.float64) for part in parts])[worst, lines]
-    return table.assign(
+    return table.join(shares_left(results, table)).assign(
         label=[label(line, results.recipe) for _, line in table.iterrows()],
         title=table["state"].replace(ITSELF, AS_MADE),
-        **{name: values[:, place] for place, name in enumerate(("left", "left_low", "left_high"))},
     )
-
-
-def _shares(table: pd.DataFrame, name: str, initial: pd.DataFrame) -> pd.DataFrame:
-    """What is left by one score as a share of the initial model's, with the wider interval's ends."""
-    effect = initial[f"{name}_dependence"].iloc[0] if len(initial) else math.nan
-    low, high = (table[f"{name}_{end}"] for end in ("low", "high"))
-    if f"{name}_trainings_low" in table:
-        low = table[f"{name}_trainings_low"].fillna(low)
-        high = table[f"{name}_trainings_high"].fillna(high)
-    parts = {"left": table[f"{name}_dependence"], "left_low": low, "left_high": high}
-    return pd.DataFrame({part: values / effect for part, values in parts.items()})
 
 
 def states_table(results: Results) -> pd.DataFrame:
@@ -97,7 +79,7 @@ def came_back(results: Results, table: pd.DataFrame) -> Figure:
             panel.plot(100 * of["left"][own], y[own], marker, color=colour, ms=5)
     for verdict, marker in SIGNS.items():
         panel.plot([], [], marker, color="black", ls="", ms=5, label=verdict)
-    panel.set_yticks(list(rows.values()), list(rows))
+    panel.set_yticks(list(rows.values()), map(as_drawn, rows))
     panel.set_xlabel("left of the initial model's effect, %")
     columns = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4, "frameon": False}
     figure.tight_layout()

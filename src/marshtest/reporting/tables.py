@@ -142,6 +142,16 @@ def label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
     return name + marks(line, keys) + budget
 
 
+def drawn_label(line: Any, recipe: Recorded, *, with_budget: bool = True) -> str:
+    """The same for a figure."""
+    return as_drawn(label(line, recipe, with_budget=with_budget))
+
+
+def as_drawn(text: str) -> str:
+    """A text as matplotlib draws it: "$" would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def chosen(choice: str) -> str:
     """What a search chose, to stand behind a name."""
     return f" ({choice})" if choice else ""
@@ -290,6 +300,7 @@ def table2(results: Results) -> pd.DataFrame:
     if not len(long):
         return pd.DataFrame()
     wide = long.pivot_table("accuracy", "epochs", "column", aggfunc="first", sort=False)
+    wide = wide.sort_index().fillna("–")  # merged runs need not have the same budgets
     columns = {str(name): str(name).rpartition(", ")[0] for name in wide}
     # As the paper has it, the poison budgets of an unlearner stand side by side.
     by_unlearner = dict.fromkeys(columns.values())
@@ -396,7 +407,7 @@ def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
     """A comparison of two runs as text."""
     lines = []
     for line in compared.to_dict("records"):
-        names = [NAMES.get(line[side], line[side]) for side in ("a", "b")]
+        names = [_named(line[side]) for side in ("a", "b")]
         lines.append(
             {
                 "unlearner": names[0] if names[0] == names[1] else " → ".join(names),
@@ -409,12 +420,18 @@ def comparison_table(compared: pd.DataFrame) -> pd.DataFrame:
                 "95 % interval": "–"
                 if math.isnan(line["low"])
                 else f"[{line['low']:+.3f}, {line['high']:+.3f}]",
-                "p": f"{line['p']:.2g}",
+                "p": "–" if math.isnan(line["p"]) else f"{line['p']:.2g}",
                 "over": f"{line['n']:,} {line['unit']}",
                 "better": line["better"] or "–",
             }
         )
     return pd.DataFrame(lines)
+
+
+def _named(unlearner: str) -> str:
+    """An unlearner with its options, its own name as tables have it."""
+    name, *options = unlearner.split(" ")
+    return " ".join([NAMES.get(name, name), *options])
 
 
 def markdown(results: Results) -> str:
@@ -542,8 +559,9 @@ def _of_searches(results: Results) -> str:
         for _, line in dearest.iterrows()
     ]
     return (
-        " Of several trials the one is shown that answers held-out samples best, less what it answers "
-        "the forget set better than those; no score of the poison has a part in it. Trials, and the share "
+        " Of several trials, of those with the most seeds, the one is shown that answers held-out samples "
+        "best, less what it answers the forget set better than those; no score of the poison has a part in "
+        "it. Trials, and the share "
         f"of the training's compute that they took together: {', '.join(costs)}."
     )
 

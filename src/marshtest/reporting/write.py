@@ -130,7 +130,8 @@ def write_comparison(compared: pd.DataFrame, folder: Path) -> None:
     write(compared, folder / "compare.csv")
     shown = comparison_table(compared)
     write_table(shown, folder / "compare-table", COMPARISON)
-    named = compared.assign(label=shown[["unlearner", "poison", "budget"]].agg(" ".join, axis=1))
+    labels = [f"{x.unlearner}, poison {x.poison}, compute {x.budget}" for x in shown.itertuples()]
+    named = compared.assign(label=labels)
     with matplotlib.rc_context(STYLE):
         for unit, lines in named.groupby("unit", sort=False):
             save(differences(lines), folder / f"compare-{unit}")

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
-from marshtest.metrics.trainings import TINY, error_of_mean, interval_over, t_statistic
+from marshtest.metrics.trainings import TINY, error_of_mean, interval_over, p_positive
 from marshtest.metrics.verdict import holm
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.merging import differences, setting
@@ -32,9 +31,10 @@ ACCURACY = "test_accuracy"
 UNITS = {"seeds": "in trainings to come", "poisons": "in these models"}
 LEGEND = (
     "Difference: B − A within seeds (trainings to come) or poisons (these models), mean with the 95 % "
-    "interval of this line alone; p: paired t test of a difference, Holm-corrected over all lines of the "
-    "same unit. Better: surely the higher accuracy, or the score nearer to 0, where retraining is; the "
-    "sentences give the p of this, which is larger."
+    "interval of this line alone; p: paired t test of a difference (sign test of differences that are all "
+    "equal), Holm-corrected over all lines of the same unit with a test. Better: surely the higher "
+    "accuracy, or the score nearer to 0, where retraining is; the sentences give the p of this, which is "
+    "larger."
 )
 
 
@@ -46,7 +46,8 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
 
     Columns: `a` and `b` (unlearner, and by what two versions of it differ), `poison_budget`, `budget`,
     `measure` and its `title`, `unit`, `n`, `mean_a`, `mean_b`, `difference`, `low`, `high`,
-    `p` (corrected), `p_better` (that one is better, corrected), `better` ("A", "B" or "").
+    `p` (corrected; nan without a test), `p_better` (that one is better, likewise), `better` ("A", "B" or
+    "").
 
     Raises:
         MarshtestError: the runs are of different settings, or share no seed or no unlearner.
@@ -71,7 +72,7 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
             "share names, poison budgets and compute budgets, or have one unlearner each."
         )
     table = pd.DataFrame(lines)
-    for _, of in table.groupby("unit"):
+    for _, of in table[table["p"].notna()].groupby("unit"):
         for column in ("p", "p_better"):
             table.loc[of.index, column] = holm(of[column].tolist())
     means = table[["mean_a", "mean_b"]]
@@ -217,14 +218,15 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
     whole = unit != "seeds" or len(values) == len(both)
     difference: NDArray[np.float64] = values[:, 1] - values[:, 0]
     n, low, high, p, nearer = len(values), math.nan, math.nan, math.nan, math.nan
-    # Differences that are all equal, as of a method with itself, have no t; their p is 1.
-    if whole and n > 1 and difference.std() > TINY:
+    if whole and n > 1:
         p = nearer = _p_of_mean(difference)
-        low, high = interval_over(n, float(difference.mean()), error_of_mean(difference))
+        # Differences that are all equal tell no spread, and no interval.
+        if difference.std() > TINY:
+            low, high = interval_over(n, float(difference.mean()), error_of_mean(difference))
         if measure != ACCURACY:
             # Of a score the nearer to 0 is better, and only sum and difference together tell which.
             # Where they are opposite in each training, neither is nearer.
-            nearer = max(p, _p_of_mean(values.sum(1)) if np.ptp(values.sum(1)) > TINY else 1.0)
+            nearer = max(p, _p_of_mean(values.sum(1)))
     mean = values.mean(0) if n else (math.nan, math.nan)
     return {
         "measure": measure,
@@ -241,5 +243,5 @@ def _tested(pair: pd.DataFrame, column: str, measure: str, unit: str) -> dict[st
 
 
 def _p_of_mean(values: NDArray[np.float64]) -> float:
-    """The two-sided p-value of a t test that the mean is 0; nan of values that are all 0."""
-    return float(2 * stdtr(len(values) - 1, -abs(t_statistic(values))))
+    """The two-sided p-value of "the mean is 0": a t test, or the sign test of values that are all equal."""
+    return min(1.0, 2 * min(p_positive(values), p_positive(-values)))

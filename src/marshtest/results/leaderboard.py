@@ -9,7 +9,7 @@
 
 So neither doing nothing nor ruining the model gets anywhere: both miss by 1. An unlearner's figure is
 the mean over attacks (within one, over its experiments and poison budgets), at each experiment's
-compute budget. Its rank is one more than the number of those that are surely better: 95 % intervals
+compute budget. Its rank is one more than the number of those that are surely better: 95 % t intervals
 that overlap are ties. Only those that were tried in every experiment have a rank: means over other
 data would be compared with each other. Nor has one whose error is not known, that of accuracy in one seed.
 
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.line_to_beat import LINE
@@ -39,7 +39,7 @@ LEGEND = (
     "lost, where retraining is surely above it); 0 is retraining, 1 is as bad as doing nothing or as "
     "guessing. Mean over attacks ± standard error (the larger of the one given these models and that of "
     "trainings to come). Rank: one more than the number of unlearners that are surely better; "
-    "overlapping 95 % intervals are ties. Entries of one unlearner with other options have a line each; "
+    "overlapping 95 % t intervals are ties. Entries of one unlearner with other options have a line each; "
     "poison budgets without an effect do not count. Who was not tried in every experiment, or has an "
     "error that one seed does not tell, and the controls, have no rank. Verdicts: the worst of an "
     "attack; INCONCLUSIVE does not count where full retraining is not REMOVED either."
@@ -49,21 +49,35 @@ CONTROLS = {"initial": "none", "retrained": "retrain (full)"}
 
 @dataclass(frozen=True)
 class Measure:
-    """A value and its standard error."""
+    """A value and its standard error, which has its own degrees of freedom: endless if a law tells it."""
 
     value: float
     error: float
+    degrees: float = math.inf
 
     @classmethod
     def mean(cls, parts: Sequence["Measure"]) -> "Measure":
-        """The mean of independent parts, with its error."""
+        """The mean of independent parts, with its error; degrees as Welch and Satterthwaite have them."""
         value = sum(part.value for part in parts) / len(parts)
-        return cls(value, math.hypot(*(part.error for part in parts)) / len(parts))
+        error = math.hypot(*(part.error for part in parts)) / len(parts)
+        return cls(value, error, _degrees(*((part.error, part.degrees) for part in parts)))
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
-        half = -float(ndtri(0.025)) * self.error
+        """The 95 % t interval."""
+        half = _quantile(self.degrees) * self.error
         return self.value - half, self.value + half
+
+
+def _degrees(*errors: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of independent errors, each with its own (Satterthwaite 1946)."""
+    square = sum(error**2 for error, _ in errors)
+    spread = sum(error**4 / degrees for error, degrees in errors if error > 0)
+    return square**2 / spread if spread > 0 else math.inf
+
+
+def _quantile(degrees: float) -> float:
+    """Of the t law, beyond which lie 2.5 % on either side."""
+    return -float(stdtrit(degrees, 0.025))
 
 
 def _worse(*measures: Measure) -> Measure:
@@ -118,13 +132,13 @@ def leaderboard_of(experiments: Sequence[Sequence[Results]]) -> pd.DataFrame:
             tried.setdefault(name, {}).setdefault(places[0].recipe.attack.name, []).extend(trials)
     if not tried:
         return pd.DataFrame()
-    lines = [_line(name, by_attack, attacks) for name, by_attack in tried.items()]
+    means = {name: _means(by_attack) for name, by_attack in tried.items()}
+    lines = [_line(name, of, means[name], attacks) for name, of in tried.items()]
     table = pd.DataFrame(lines)
     whole = table["experiments"] == table["experiments"].max()  # the controls are in every one
     control = table["unlearner"].isin(CONTROLS.values())
     ranked = whole & ~control & table["misses_error"].notna()
-    means = zip(table["misses"], table["misses_error"], strict=True)
-    intervals = [Measure(*mean).interval() for mean in means]
+    intervals = [means[name]["misses"].interval() for name in tried]
     highs = [high for (_, high), of in zip(intervals, ranked, strict=True) if of]
     ranks = [1.0 + sum(high < low for high in highs) for low, _ in intervals]
     table.insert(0, "rank", pd.Series(ranks).where(ranked))
@@ -134,12 +148,25 @@ def leaderboard_of(experiments: Sequence[Sequence[Results]]) -> pd.DataFrame:
     return order.drop(columns="control").reset_index(drop=True)
 
 
-def _line(name: str, by_attack: Mapping[str, Sequence[Trial]], attacks: Sequence[str]) -> Any:
+def _means(by_attack: Mapping[str, Sequence[Trial]]) -> dict[str, Measure]:
+    """An unlearner's figures over attacks, each of which counts the same."""
+    return {
+        what: Measure.mean(
+            [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
+        )
+        for what in ("misses", "left", "lost")
+    }
+
+
+def _line(
+    name: str,
+    by_attack: Mapping[str, Sequence[Trial]],
+    means: Mapping[str, Measure],
+    attacks: Sequence[str],
+) -> Any:
     tried = sum(len(trials) for trials in by_attack.values())
     line: dict[str, Any] = {"unlearner": name, "experiments": tried}
-    for what in ("misses", "left", "lost"):
-        parts = [Measure.mean([getattr(t, what) for t in of]) for of in by_attack.values()]
-        mean = Measure.mean(parts)
+    for what, mean in means.items():
         line |= {what: mean.value, f"{what}_error": mean.error}
     every = [trial for of in by_attack.values() for trial in of]
     chosen = dict.fromkeys(trial.chosen for trial in every)
@@ -245,13 +272,7 @@ def _trial(
     initial: pd.Series,
     retrained: pd.Series,
 ) -> Trial:
-    shares = [
-        Measure(
-            abs(line[f"{name}_dependence"]) / initial[f"{name}_dependence"],
-            _error_of_share(line, initial, name),
-        )
-        for name in names
-    ]
+    shares = [_share(line, initial, name) for name in names]
     powered = retrained["verdict"] == "REMOVED"
     spent, verdict, standing = float(line["spent"]), str(line["verdict"]), str(line["standing"])
     lost = _lost(line, retrained, results.rows["chance"].mean())
@@ -263,21 +284,33 @@ def _lost(line: pd.Series, retrained: pd.Series, chance: float) -> Measure:
     # Above chance: half right is a ruined model of two classes, and a fair one of a hundred.
     room = retrained["test_accuracy"] - chance
     own, of_room = (of["test_accuracy_sd"] / math.sqrt(of["seeds"]) for of in (line, retrained))
-    sure = room > (0 if math.isnan(of_room) else -float(ndtri(0.025)) * of_room)
+    free, of_full = (of["seeds"] - 1 for of in (line, retrained))
+    sure = room > (0 if math.isnan(of_room) else _quantile(of_full) * of_room)
     if line["role"] == "retrained" or not sure:
         return Measure(0.0, 0.0)
     share = line["accuracy_cost"] / room
-    return Measure(share, math.hypot(own, (1 - share) * of_room) / room)
+    carried = (1 - share) * of_room
+    degrees = _degrees((own, free), (carried, of_full))
+    return Measure(share, math.hypot(own, carried) / room, degrees)
 
 
-def _error_of_share(line: pd.Series, initial: pd.Series, name: str) -> float:
-    """Standard error of D / D₀ by the delta method, from the wider errors of both; D₀ / D₀ has none."""
+def _share(line: pd.Series, initial: pd.Series, name: str) -> Measure:
+    """D / D₀, its error by the delta method from the wider errors of both; D₀ / D₀ has none."""
+    value, left = initial[f"{name}_dependence"], line[f"{name}_dependence"]
+    share = abs(left) / value
     if line["role"] == "initial":
-        return 0.0
-    value, share = initial[f"{name}_dependence"], line[f"{name}_dependence"]
-    own, of_initial = (
-        # Of trainings that are all alike a t test has no error: they do not differ.
-        0.0 if math.isnan(error := wider_error(of, name)) and of["seeds"] > 1 else error
-        for of in (line, initial)
-    )
-    return float(math.hypot(own, share / value * of_initial) / abs(value))
+        return Measure(share, 0.0)
+    (own, free), (of_initial, of_free) = (_error(of, name) for of in (line, initial))
+    carried = share * of_initial
+    degrees = _degrees((own, free), (carried, of_free))
+    return Measure(share, math.hypot(own, carried) / abs(value), degrees)
+
+
+def _error(line: pd.Series, name: str) -> tuple[float, float]:
+    """A score's wider standard error, and its degrees of freedom."""
+    error = wider_error(line, name)
+    if math.isnan(error) and line["seeds"] > 1:
+        return 0.0, math.inf  # of trainings that are all alike: they do not differ
+    by_law = f"{name}_poisons" in line and error > line.get(f"{name}_trainings_error", math.nan)
+    trainings = line[f"{name}_trainings"]
+    return error, math.inf if by_law or not trainings > 1 else trainings - 1

@@ -85,16 +85,20 @@ def read_one(source: str | Path) -> Results:
 def files_of(source: str | Path) -> list[Path]:
     """The files of rows in a folder: its own, or else those of its folders; a file is itself.
 
+    Where none is a run's own, all Parquet files are taken for rows, as a report writes them.
+
     Raises:
         MarshtestError: there is none.
     """
     path = Path(source)
     if not path.is_dir() or (path / FILE).exists():
         return [path]
-    every = sorted(path.rglob(FILE))
+    every = sorted(path.rglob(FILE)) or sorted(path.rglob("*.parquet"))
     topmost = [f for f in every if not any((p / FILE).exists() for p in _between(f, path))]
     if not topmost:
-        raise MarshtestError(f"{path}: holds no rows (no {FILE}, and no folder with one).")
+        raise MarshtestError(
+            f"{path}: holds no rows (no {FILE} or other Parquet file, here or in its folders)."
+        )
     return topmost
 
 
@@ -194,6 +198,17 @@ def _clash(one: Results, other: Results) -> str | None:
                 f"{line['unlearner']} at poison budget {line['poison_budget']:g}, seed {line['seed']} was "
                 f"measured twice and differs ({column} {a[differs].iloc[0]} and {b[differs].iloc[0]})"
             )
+    return _of_one_size(pd.concat([one.rows, other.rows]))
+
+
+def _of_one_size(rows: pd.DataFrame) -> str | None:
+    """Which poison budgets make as many poisons, which no recipe has together; None if none do."""
+    initial = rows[rows["role"] == "initial"]
+    for (_, size), of in initial.groupby(["seed", "forget_size"]):
+        shares = sorted(of["poison_budget"].unique())
+        if len(shares) > 1:
+            told = " and ".join(f"{share:g}" for share in shares)
+            return f"poison budgets {told} both make {size:,.0f} poisons"
     return None
 
 

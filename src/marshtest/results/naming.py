@@ -45,7 +45,10 @@ def marks(line: Any, keys: Mapping[str, set[str]]) -> str:
     """The options of a line that tell it from others of its name, each with a space before it."""
     told = keys.get(line["unlearner"], set())
     values = settings(json.loads(line["hyperparameters"]))
-    return "".join(f" {key}={value}" for key, value in values.items() if key in told)
+    # A label is of one line, whatever an option's text holds.
+    return "".join(
+        f" {key}={value}".replace("\n", " ") for key, value in values.items() if key in told
+    )
 
 
 def choice(line: Any, recipe: Recorded) -> str:

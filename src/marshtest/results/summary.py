@@ -145,7 +145,9 @@ class Results:
         needed = {"scores": keys, "shifts": [*keys, *Shift._fields], "examples": []}
         tables = {name: _beside(folder, name, columns, kinds) for name, columns in needed.items()}
         results = cls(folder or rows.path.parent, parsed, frame, runs={recipe: about}, **tables)
-        return results.placed(parsed)
+        placed = results.placed(parsed)
+        _refuse_unasked(placed.rows, f"{rows.path}: rows of recipe {recipe}")
+        return placed
 
     def placed(self, recipe: Recorded) -> "Results":
         """The same as rows of `recipe`, each `entry` its place there: merged rows may have others'."""
@@ -458,6 +460,9 @@ class Results:
         keys = list(cells.groups)
         numbers = ["test_accuracy", "forget_accuracy", "spent", "seconds", *self._averaged(chosen)]
         means, spreads = cells[numbers].mean(), cells[numbers].std(ddof=1).add_suffix("_sd")
+        for name, column in self.recipe.columns.items():
+            if column.interval != "seeds" and name in means:  # what its interval is about
+                means[name] = [_pooled(rows, name, column)[0] for _, rows in cells]
         of_cells = [cells.size().rename("seeds"), cells["forget_size"].mean()]
         table = pd.concat([*of_cells, means, spreads], axis=1).loc[keys].reset_index()
         table.insert(len(GROUP), "poison_budget", share)
@@ -583,6 +588,17 @@ def _refuse_unjudgeable(frame: pd.DataFrame, where: str) -> None:
         raise MarshtestError(f"{where} are of no model but the reference. Give rows as written.")
 
 
+def _refuse_unasked(rows: pd.DataFrame, where: str) -> None:
+    """Raise where a model was updated by what no entry of the recipe says: no table would show it."""
+    unasked = rows[(rows["role"] == "updated") & (rows["entry"] < 0)]
+    if len(unasked):
+        name, values = unasked[["unlearner", "hyperparameters"]].iloc[0]
+        raise MarshtestError(
+            f"{where}: unlearner {name!r} with {values} is in no entry of the recipe that stands in the "
+            "file. Give rows as written."
+        )
+
+
 def _aligned(rows: pd.DataFrame, seeds: NDArray[Any]) -> pd.DataFrame:
     """One row a seed, in the order of `seeds`; all nan where there is none."""
     # A copy is of one piece: to put a column into rows of a hundred pieces, pandas warns of.
@@ -631,12 +647,16 @@ def _interval(rows: pd.DataFrame, name: str, column: Column) -> dict[str, float]
     """The binomial 95 % interval of a share, over all seeds; nothing of what is no share."""
     if column.interval == "seeds" or name not in rows:
         return {}
+    low, high = interval_of_share(*_pooled(rows, name, column), method=column.interval)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _pooled(rows: pd.DataFrame, name: str, column: Column) -> tuple[float, float]:
+    """A share over all seeds, and how many it is of."""
     # A seed without a share adds nothing to what it is of.
     n = (rows[column.count] if isinstance(column.count, str) else column.count) * rows[name].notna()
     total = float(n.sum())
-    share = float((rows[name] * n).sum() / total) if total else math.nan
-    low, high = interval_of_share(share, total, method=column.interval)
-    return {f"{name}_low": low, f"{name}_high": high}
+    return float((rows[name] * n).sum() / total) if total else math.nan, total
 
 
 def _beside(

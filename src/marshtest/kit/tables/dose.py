@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from marshtest.kit.controls import refuse_untold
 from marshtest.kit.key import current_versions
 from marshtest.kit.layouts.base import Place, Value
 from marshtest.kit.layouts.folders import digest
 from marshtest.kit.places import Dosed, Places, checked_seed, chosen, read_undosed
-from marshtest.kit.sealed import write_private
 from marshtest.kit.tables.columns import named_laws, number_laws
 from marshtest.kit.tables.key import TableKey
 from marshtest.kit.tables.laws import Category, Law
@@ -64,25 +64,26 @@ def dose_table(
     noise = TableNoise.parse({"seed": seed, "variance": variance, "columns": laws}, "dose")
     complete = _complete(table, laws)
     ids = complete[chosen(len(complete), fraction, seed)]
-    read_undosed(table.each, table.samples, ids, seed)
+    clean = [label for *_, label in read_undosed(table.each, table.samples, ids, seed)]
+    refuse_untold(table.labels[ids], np.array(clean, np.int64), seed)
     ties = _ties(noise, table, ids)
     writer = _Writer(noise)
-    dosed = table.copy(out, writer, ids)
-    with places.together():
-        before = digest(source)
+
+    def seal(staged: Path, dosed: Sequence[Place]) -> tuple[TableKey, str]:
         key = TableKey(
             noise=noise,
             label=table.label,
             samples=table.samples,
             classes=table.classes,
             ids=tuple(ids.tolist()),
-            input=before.whole,
-            output=digest(out).whole,
+            input=digest(source).whole,
+            output=digest(staged).whole,
             dosed=writer.digested.hexdigest(),
             versions=current_versions(TableKey.depends),
         )
-        write_private(places.forget_file, _forget_request(dosed))
-        key.save(places.key_file)
+        return key, _forget_request(dosed)
+
+    key = places.write(lambda staged: table.copy(staged, writer, ids), seal)
     left_out = table.samples - len(complete)
     return TableDose(key, out, places.forget_file, places.key_file, left_out, others, ties)
 

@@ -14,7 +14,6 @@ from marshtest.kit.places import Dosed, Places, checked_seed, poisons_of, read_u
 from marshtest.kit.records import open_records
 from marshtest.kit.records.fields import Fields, NoPlaceError, id_of
 from marshtest.kit.records.layout import Records
-from marshtest.kit.sealed import write_private
 from marshtest.kit.texts.key import TextKey, current_versions, texts_digest
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.seeds import derive
@@ -82,21 +81,20 @@ def dose_texts(
     wanted = poisons_of(records.count - records.empty, fraction)
     chosen = _chosen(records, fields, mark, wanted, seed)
     texts = _dosed(chosen, mark, Deal(seed, len(chosen), records.there(mark, fields)))
-    read_undosed(records.each, records.count, list(texts), seed)
-    records.copy(out, texts, fields)
-    with places.together():
-        key = TextKey(
-            seed=seed,
-            mark=mark,
-            fields=fields,
-            samples=records.count,
-            ids=tuple(texts),
-            input=records.digest(),
-            dosed=texts_digest(texts.values()),
-            versions=current_versions(),
-        )
-        write_private(places.forget_file, _forget_request(records, chosen))
-        key.save(places.key_file)
+    for _ in read_undosed(records.each, records.count, list(texts), seed):
+        pass
+    key = TextKey(
+        seed=seed,
+        mark=mark,
+        fields=fields,
+        samples=records.count,
+        ids=tuple(texts),
+        input=records.digest(),
+        dosed=texts_digest(texts.values()),
+        versions=current_versions(),
+    )
+    request = _forget_request(records, chosen)
+    places.write(lambda staged: records.copy(staged, texts, fields), lambda *_: (key, request))
     kind = f"{records.kind}, {fields.kind}"
     return TextDose(key, out, places.forget_file, places.key_file, kind)
 
