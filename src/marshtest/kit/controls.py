@@ -106,12 +106,21 @@ def refuse_untold(dosed: Labels, clean: Labels, seed: int) -> None:
     )
     others = names[(np.searchsorted(names, labels) + steps) % len(names)]
     nothing = np.zeros(len(labels))
-    if not can_tell(told_apart(nothing, nothing, labels, others)[1]):
+    if not can_tell(_auc(nothing, nothing, labels, others)[1]):
         raise MarshtestError(
             f"dose: of the {len(labels):,} samples that an audit will ask about, {counts.max():,} are of "
             "one class: too few others to see whether a model tells classes apart. Raise --fraction, or "
             "give data whose classes are less uneven."
         )
+
+
+def _auc(
+    losses: Floats, other_losses: Floats, labels: Labels, others: Labels
+) -> tuple[float, float]:
+    """The same as `told_apart`, of samples that were asked with both; all [M]."""
+    # One that has no other label is asked with its own, and tells nothing.
+    told = labels != others
+    return told_apart(losses[told], other_losses[told], labels[told], others[told])
 
 
 def told_apart(
@@ -125,9 +134,7 @@ def told_apart(
     """
     excess, weight = 0.0, 0.0
     for label in np.unique(labels):
-        own = labels == label
-        # One that has no other label is asked with its own, and tells nothing.
-        inside, outside = losses[own], other_losses[(others == label) & ~own]
+        inside, outside = losses[labels == label], other_losses[others == label]
         n, m = len(inside), len(outside)
         if n and m:
             ranks = rankdata(np.concatenate([inside, outside]))
@@ -217,7 +224,7 @@ class Controls:
         clean_labels, clean_others, (clean_losses, clean_other_losses) = (*clean[:2], clean[2].T)
         return cls(
             accuracy=float("nan") if right is None else float(right.mean()),
-            auc=told_apart(
+            auc=_auc(
                 np.concatenate([base, clean_losses]),
                 np.concatenate([other, clean_other_losses]),
                 np.concatenate([labels, clean_labels]),
@@ -228,7 +235,7 @@ class Controls:
             steady=alike(base, alone) and alike(same, fresh[:, 0]),
             # Evenly, not the first: samples of a folder stand class by class.
             fresh=fresh[:: max(1, len(fresh) // COMPARED)],
-            clean_auc=told_apart(clean_losses, clean_other_losses, clean_labels, clean_others),
+            clean_auc=_auc(clean_losses, clean_other_losses, clean_labels, clean_others),
             rows=rows,
         )
 
