@@ -434,6 +434,8 @@ FEATURES = "{model: mlp, training: {epochs: 1}, train: 5000}"
             "set.npz is a file, not a folder",
         ),
         (["run", "digit-gaussian"], "unknown recipe 'digit-gaussian'. Did you mean"),
+        (["run", "tiny.yaml", f"seeds=0x{4000 * 'f'}"], "no number of a recipe is as large"),
+        (["sweep", "tiny.yaml", "name=.demo"], "no dot in front"),
         (["run", "tiny.yaml", "bugdets=1"], "unknown key 'bugdets'. Did you mean 'budgets'"),
         (["run", "tiny.yaml", "training.lr=fast"], "training.lr: Input should be a valid number"),
         (["run", "tiny.yaml", "unlearners=[forgetful]"], "unknown unlearner 'forgetful'"),

@@ -111,6 +111,37 @@ def test_a_local_copy_is_told_from_the_hub_and_from_another_copy(
     assert told("one") == of_one
 
 
+def test_a_copy_of_a_table_and_a_folder_has_the_digest_of_both(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    for table in tmp_path.glob("test*.parquet"):
+        table.unlink()
+    image = tmp_path / "test" / "cat" / "0.png"
+    image.parent.mkdir(parents=True)
+    settings = DataSettings(name="cifar10", path=str(tmp_path))
+    told = []
+    for content_of in (picture(), picture(16)):
+        image.write_bytes(content_of)
+        told.append(content(settings, None))
+    assert told[0] != told[1]
+
+
+def test_a_folder_of_the_hubs_name_is_not_read_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path / "uoft-cs" / "cifar10")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MARSHTEST_DATA", raising=False)
+    with pytest.raises(MarshtestError, match="a folder uoft-cs/cifar10 is here"):
+        load("cifar10", None)
+
+
+def test_perturbed_data_have_no_digest() -> None:
+    """It would be that of the data without their perturbations, and so give those their models."""
+    perturbed = some().perturbed(torch.tensor([10]), torch.ones(1, 2))
+    with pytest.raises(MarshtestError, match="carry perturbations"):
+        digest(Dataset("mine", perturbed, some(), 3))
+
+
 def test_files_that_were_replaced_are_read_anew(tmp_path: Path) -> None:
     """`datasets` keeps what it read by path and time, and a copy that is unpacked may have an old time."""
     place, later = tmp_path / "place", tmp_path / "later"
@@ -139,8 +170,9 @@ def picture(size: int = 32) -> bytes:
         ),
         ([picture(), b"no picture"], [0, 1], "cannot read the images of the train split"),
         ([picture(), None], [0, 1], "cannot read the images of the train split"),
-        ([picture(), picture()], [0, None], "cannot read the labels of the train split"),
-        ([picture(), picture()], ["cat", "dog"], "cannot read the labels of the train split"),
+        ([picture(), picture()], [0, None], "labels of the train split"),
+        ([picture(), picture()], ["cat", "dog"], "labels of the train split"),
+        ([picture(), picture()], [0.0, 1.9], "train split: row 1 has label 1.9"),
         ([1, 2], [0, 1], "'img' of the train split holds no images .* Store PNG or JPEG"),
     ],
 )

@@ -2,13 +2,18 @@
 
 import contextlib
 import copy
+import importlib
 import json
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
+import sys
 import time
 import uuid
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +22,16 @@ import pytest
 import torch
 import yaml
 from conftest import GRID, TIMES, TINY, command, rows_of, write_cifar
+from safetensors.torch import save_file
 
 import marshtest
 from marshtest.commands.sweep import Swept, sweep
 from marshtest.experiment.recipe import load_recipe
+from marshtest.experiment.row_file import read_file, write_rows
+from marshtest.experiment.unchanged import refuse_changed
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.plumbing.yaml_files import shipped
+from marshtest.results.merging import read_one
 from marshtest.results.summary import Results
 from marshtest.sweeps import ledger
 from marshtest.sweeps.engines import Processes
@@ -30,7 +39,7 @@ from marshtest.sweeps.jobs import Job, jobs
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.planned import plan_sweep
 from marshtest.sweeps.run_folder import folder_name
-from marshtest.sweeps.settings import Sweep, read_sweep
+from marshtest.sweeps.settings import Sweep, columns, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
 
@@ -368,6 +377,118 @@ def test_a_users_model_of_another_make_is_made_again_where_it_is_measured_anew(
     assert not again.failed
     rows = pd.read_parquet(again.folder / "rows.parquet").set_index("role")
     assert rows.loc["updated", "test_accuracy"] == rows.loc["initial", "test_accuracy"]
+
+
+def softening(model: Any, retain: Any, forget: Any, *, task: Any, budget: Any, seed: int) -> Any:
+    """Other activations, of which a state_dict knows nothing."""
+    updated = copy.deepcopy(model)
+    for name, part in updated.named_children():
+        if isinstance(part, torch.nn.ReLU):
+            setattr(updated, name, torch.nn.Tanh())
+    return updated
+
+
+def test_a_users_model_that_its_file_does_not_tell_is_measured_neither_before_a_kill_nor_after(
+    tmp_path: Path,
+) -> None:
+    """Else its row would depend on whether the command was stopped before it was measured."""
+    recipe = {**TINY, "seeds": 1, "unlearners": [f"{__name__}:softening"]}
+    done = sweep(recipe, store=tmp_path / "store", out=tmp_path / "one")
+    row = pd.read_parquet(done.folder / "rows.parquet").set_index("role").loc["updated"]
+    assert "answers otherwise when it is built again" in row["note"]
+    assert pd.isna(row["test_accuracy"])
+
+
+@pytest.mark.parametrize("part", ["code", "data"])
+def test_what_changed_since_the_plan_is_not_taken_for_what_was_planned(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is begun later reads files and users' modules as they are by then."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "mine_to_edit.py"
+    module.write_text("def keeps(model, *_, **__):\n    return model\n")
+    data = {"name": "tensors", "path": str(tmp_path / "data.safetensors")}
+
+    def write(value: float) -> None:
+        x, y = torch.full((60, 4), value) + torch.arange(60)[:, None] / 60, torch.arange(60) % 2
+        save_file(
+            {"train_x": x, "train_y": y, "test_x": x.clone(), "test_y": y.clone()}, data["path"]
+        )
+
+    write(0.0)
+    recipe = {**TINY, "data": data, "seeds": 1, "unlearners": ["mine_to_edit:keeps"]}
+    (keys,) = plan_sweep(read_sweep(recipe)).keys
+    if part == "code":
+        sent = pickle.dumps(keys.recipe)  # to a process of its own, which imports it there
+        module.write_text("def keeps(model, *_, **__):\n    return model.eval()\n")
+        monkeypatch.delitem(sys.modules, "mine_to_edit")
+        importlib.invalidate_caches()
+        with pytest.raises(MarshtestError, match="mine_to_edit:keeps: its code has changed"):
+            refuse_changed(pickle.loads(sent))
+        return
+    refuse_changed(keys.recipe)
+    write(1.0)
+    with pytest.raises(MarshtestError, match="is not what it was as the work was planned"):
+        Worker(Store(tmp_path / "store")).pipeline(keys)
+
+
+def test_rows_that_were_written_while_some_were_missing_are_not_all(
+    swept: tuple[Swept, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, store = swept
+    out = tmp_path / "out"
+    shutil.copytree(done.folder, out)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
+    own = read_file(out)
+    write_rows(own.frame[:-3], out / "rows.parquet", own.runs)
+    given = ("sweep", str(tmp_path / "grid.yaml"), "--store", store.url, "--out", str(out))
+    assert command(*given) == 0
+    assert "all is done already" not in capsys.readouterr().out
+    assert len(read_file(out).frame) == len(own.frame)
+    assert command(*given) == 0
+    assert "all is done already" in capsys.readouterr().out
+
+
+def test_a_variant_without_rows_leaves_the_others_readable(tmp_path: Path) -> None:
+    grid = {"training.lr": [1e30, 0.1]}  # the first one diverges
+    recipe = {**TINY, "seeds": 1, "unlearners": ["gd"]}
+    done = sweep(
+        {"name": "s", "recipe": recipe, "grid": grid}, store=tmp_path / "store", out=tmp_path / "s"
+    )
+    assert done.failed
+    assert len(read_one(done.folder).rows) == 3
+
+
+def test_an_axis_of_several_kinds_is_told_as_json() -> None:
+    axes = {"a": [0.3, [0.2, 0.4]], "b": [1, 0.5], "c": ["x", None], "d": [5, "6"]}
+    variants = read_sweep(
+        {"name": "s", "recipe": "digits-gaussian", "grid": {"seeds": [1, 2]}}
+    ).variants()
+    given = [
+        replace(variant, axes={key: values[at] for key, values in axes.items()})
+        for at, variant in enumerate(variants)
+    ]
+    assert columns(given) == [
+        {"a": "0.3", "b": 1, "c": "x", "d": "5"},
+        {"a": "[0.2, 0.4]", "b": 0.5, "c": None, "d": '"6"'},
+    ]
+
+
+def test_clean_looks_twice_at_drivers_of_another_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first sight they count as alive: their number is only seen to stand still later."""
+    store, now = Store(tmp_path), [0.0]
+    store.prepare()
+    values = {"place": "before the restart", "pid": 1, "began": "1", "beats": 3}
+    store.write("drivers/old", json.dumps(values).encode())
+    store.write("stages/updated-0/model.safetensors", b"never recorded")
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    assert command("clean", "--store", str(tmp_path)) == 0
+    assert not store.names("drivers")
+    assert not store.names("stages")
 
 
 def test_clean_removes_what_nothing_refers_to_and_nothing_else(

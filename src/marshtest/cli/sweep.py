@@ -86,6 +86,8 @@ def sweep(
 
 def _is_done(settings: "Sweep", store: str, out: Path | None) -> bool:
     """Whether nothing is left to do, which is said; known without torch, in a moment."""
+    import pyarrow.parquet as pq
+
     from marshtest.experiment.row_file import recipes_in
     from marshtest.sweeps import ledger
     from marshtest.sweeps.store import Store
@@ -95,6 +97,8 @@ def _is_done(settings: "Sweep", store: str, out: Path | None) -> bool:
     done = ledger.finished(Store(store), settings) if rows.exists() else None
     # Rows of another sweep, or none at all: refused, or written anew, by what looks closer.
     if done is None or recipes_in(rows) != set(done.recipes):
+        return False
+    if pq.read_metadata(rows).num_rows < len(done.cells):  # written while some were missing
         return False
     seconds = time.monotonic() - started
     screen.say(f"{settings.id}: all is done already, in {store} ({seconds:.1f} s).")
@@ -133,6 +137,7 @@ def status(
     Example: marshtest status digits-budgets
     """
     from marshtest.sweeps import ledger
+    from marshtest.sweeps.locks import Watched
 
     place, planned = _planned(store, sweep)
     if failures:
@@ -144,10 +149,11 @@ def status(
     if not watch or not screen.console.is_terminal:  # in a file, a table cannot be drawn over
         screen.console.print(_standing(planned.id, standing))
         return
+    watched = Watched(place)  # the same at each look: it tells who has stopped
     with Live(_standing(planned.id, standing), console=screen.console) as live:
         while any(jobs.running for jobs in standing.values()):
             time.sleep(1)
-            standing = ledger.standing(place, planned)
+            standing = ledger.standing(place, planned, watched)
             live.update(_standing(planned.id, standing))
 
 
@@ -246,12 +252,21 @@ def clean(
     Example: marshtest clean --dry-run
     """
     from marshtest.sweeps import ledger
+    from marshtest.sweeps.locks import DEAD_AFTER, Watched
     from marshtest.sweeps.store import Store
 
     place = Store(store)
     if not place.exists:
         raise MarshtestError(f"store: {store} holds no store. Give --store.")
-    rubbish = ledger.rubbish(place, [ledger.find(place, name) for name in sweeps or []])
+    forgotten = [ledger.find(place, name) for name in sweeps or []]
+    watched = Watched(place)
+    if watched.elsewhere():
+        # Nothing but a second look tells whether they are at work still.
+        screen.say(
+            f"Commands of other machines, or of before a restart, are watched for {DEAD_AFTER:g} s."
+        )
+        time.sleep(DEAD_AFTER)
+    rubbish = ledger.rubbish(place, forgotten, watched)
     for name in rubbish:
         screen.say_whole(name)
         if not dry_run:

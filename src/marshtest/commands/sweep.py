@@ -31,7 +31,7 @@ from marshtest.sweeps.run_folder import (
     write_results,
 )
 from marshtest.sweeps.scheduler import Scheduler
-from marshtest.sweeps.settings import Resources, Sweep, Variant, read_sweep
+from marshtest.sweeps.settings import Resources, Sweep, Variant, columns, read_sweep
 from marshtest.sweeps.store import Store
 from marshtest.sweeps.worker import Worker
 
@@ -155,10 +155,12 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
         DamagedError: a stage is not as it was recorded.
     """
     tables = []
-    for variant, keys in zip(planned.variants, planned.keys, strict=True):
+    every = columns(planned.variants)
+    for variant, told, keys in zip(planned.variants, every, planned.keys, strict=True):
         measured = collect(store, keys)
-        axes = {key: told for key, told in variant.columns.items() if key not in measured.rows}
-        tables.append(measured.rows.assign(**axes))  # what a row has measured is its own
+        axes = {key: value for key, value in told.items() if key not in measured.rows}
+        if len(measured.rows):  # what a row has measured is its own
+            tables.append(measured.rows.assign(**axes))
         # Rows of a part are shown; a run's folder would pass for a whole one.
         if measured.missing:
             continue
@@ -168,7 +170,7 @@ def gather(store: Store, planned: Planned, ledger: Ledger, folder: Path) -> None
             # By a worker of its own: the engine's may be in other processes, with GPUs of theirs.
             write_results(Worker(store, device="cpu"), keys, place, about, measured)
     if any(variant.axes for variant in planned.variants):  # the rows of a run lie there already
-        rows = pd.concat(tables, ignore_index=True)
+        rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         write(rows, folder / "rows.csv")
         write_rows(rows, folder / FILE, ledger.runs)
 

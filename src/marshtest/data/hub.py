@@ -47,9 +47,15 @@ def copy_digest(name: str, path: str | None) -> str | None:
 
 def _digest(folder: str) -> str:
     files: dict[str, Path] = {}
-    for split in ("train", "test"):
-        files |= {f"{split} {place}": Path(f) for place, f in enumerate(_tables(folder, split))}
-    return files_digest(files or below(Path(folder)), "data")
+    tables = {split: _tables(folder, split) for split in ("train", "test")}
+    if not any(tables.values()):
+        return files_digest(below(Path(folder)), "data")
+    for split, found in tables.items():
+        files |= {f"{split} {place}": Path(f) for place, f in enumerate(found)}
+        if not found:  # one split may be a folder of images beside the other's table
+            images = below(Path(folder) / split)
+            files |= {f"{split}/{name}": file for name, file in images.items()}
+    return files_digest(files, "data")
 
 
 @contextmanager
@@ -71,7 +77,11 @@ def _open(hub_name: str, path: str | None, split: str) -> Any:
     import datasets  # slow to import, and digits and files of tensors need none of it
 
     mend = "Set data.path, or MARSHTEST_DATA, to a local copy."
-    with refused(f"data: cannot read {path or hub_name}", mend, (OSError, ValueError)):
+    if path is None and Path(hub_name).exists():  # `datasets` would read it in the hub's place
+        raise MarshtestError(
+            f"data: a folder {hub_name} is here. To read it, give it as data.path."
+        )
+    with refused(f"data: cannot read {path or hub_name}", mend):
         if path is None:
             return datasets.load_dataset(hub_name, split=split)
         # `datasets` keeps what it read, and tells files apart by path and time alone.

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marshtest.data.arrays import as_labels
 from marshtest.data.hub import HUB_NAMES, _folder, _open
 from marshtest.data.samples import Dataset
 from marshtest.data.texts import TEXTS
@@ -102,7 +103,7 @@ def _images(hub_name: str, path: str | None, split: str, rows: int | None) -> tu
             f"({sizes} pixels). Bring them to one size."
         )
     with refused(f"data: cannot read the labels of the {split} split of {path or hub_name}", ROW):
-        labels = torch.tensor(table["label"][:], dtype=torch.int64)
+        labels = as_labels(np.asarray(table["label"][:]), f"data: labels of the {split} split")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels
 
 

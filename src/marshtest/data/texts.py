@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from marshtest.data.arrays import as_labels
 from marshtest.data.hub import HUB_NAMES, _folder, _open
 from marshtest.plumbing.errors import MarshtestError, refused, unknown
 from marshtest.plumbing.seeds import generator
@@ -73,9 +75,11 @@ def _reviews(
     with refused(
         f"data: the labels of the {split} split cannot be read as 0 and 1", "Mend or drop them."
     ):
-        labels = torch.tensor(table["label"][:], dtype=torch.int64)
+        labels = as_labels(np.asarray(table["label"][:]), f"data: labels of the {split} split")
     for row, text, label in zip(order.tolist(), table["text"], labels.tolist(), strict=True):
-        if not str(text or "").strip():
+        if not isinstance(text, str | None):
+            raise MarshtestError(f"data: {split} row {row} is no text, but {type(text).__name__}.")
+        if not (text or "").strip():
             raise MarshtestError(f"data: {split} row {row} is an empty text. Drop it.")
         if label not in (0, 1):
             raise MarshtestError(f"data: {split} row {row} has label {label}; it must be 0 or 1.")

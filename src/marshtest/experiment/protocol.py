@@ -361,19 +361,23 @@ def refuse_lost_state(
     """
     again = trainer.new_model(0)
     restore(again, state)
-    # By their answers: what a model keeps outside its tensors cannot be compared in any other way.
-    with seeded(0):
-        was, is_now = (
-            torch.cat([logits for _, logits in logits_of(one, trainer.task, samples)])
-            for one in (model, again)
-        )
-        if torch.allclose(was, is_now, rtol=1e-3, atol=1e-4, equal_nan=True):
-            return
+    if answer_alike(trainer, model, again, samples):
+        return
     lost = ", ".join(attributes_that_differ(model, again)) or "something outside its tensors"
     raise MarshtestError(
         f"model: {trainer.model.name} answers otherwise when it is built again from its state_dict. "
         f"Training changed {lost}, and that is not stored. Make it a buffer (register_buffer)."
     )
+
+
+def answer_alike(trainer: Trainer, one: nn.Module, other: nn.Module, samples: Samples) -> bool:
+    """Whether two models answer alike: what one keeps outside its tensors is compared in no other way."""
+    with seeded(0):
+        was, is_now = (
+            torch.cat([logits for _, logits in logits_of(model, trainer.task, samples)])
+            for model in (one, other)
+        )
+    return torch.allclose(was, is_now, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def _language(

@@ -114,4 +114,6 @@ def digest(data: Dataset) -> str:
             # Type and shape go in too: other tensors may have the same bytes.
             digested.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digested.update(tensor.cpu().contiguous().numpy().tobytes())
+        if split.perturbations is not None or split.perturbation_rows is not None:
+            raise MarshtestError("data: its samples carry perturbations. Add them to their inputs.")
     return digested.hexdigest()[:16]

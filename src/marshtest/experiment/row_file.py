@@ -160,7 +160,14 @@ def read_frame(path: Path) -> pd.DataFrame:
     """
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        NotImplementedError,
+        RecursionError,
+    ) as error:
         raise MarshtestError(
             f"{path}: not a readable Parquet file ({first_line(error)}). Give the one that was written."
         ) from None

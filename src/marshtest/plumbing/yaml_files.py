@@ -23,6 +23,7 @@ COMMANDS = {
     "suites": "score UNLEARNER --suite",
 }
 MOST, DEEPEST = 20_000, 50  # values in a YAML file, and how deep they may lie
+LARGEST = 10**100  # hexadecimal digits have no end, and Python prints no number of thousands
 LONGEST_NAME = 100
 NAME_OR_PATH = "name or path"  # key for `data=TEXT`: the settings of the data tell which it is
 MORE = "unlearners+"  # key for entries beside those that the recipe lists
@@ -150,6 +151,11 @@ def _check(value: Any, where: str) -> None:
             todo += [(item, f"{place}{key}.", depth + 1) for key, item in value.items()]
         elif isinstance(value, list):
             todo += [(item, place, depth + 1) for item in value]
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            at = f"{where}: {place}".rstrip(".: ")
+            raise MarshtestError(
+                f"{at}: no number of a recipe is as large as that. Give a smaller one."
+            )
         elif value is not None and not isinstance(value, str | int | float):
             at = f"{where}: {place}".rstrip(".: ")
             raise MarshtestError(
@@ -176,10 +182,12 @@ def _bytes(path: Path, missing: str) -> bytes:
 def file_name(name: str) -> str:
     """The same name; a MarshtestError if no file or folder in the same place can bear it."""
     bad = [character for character in name if character in "/\\" or not character.isprintable()]
-    if bad or not name.strip(". ") or len(name) > LONGEST_NAME:
+    # A file system counts bytes; a name that begins with a dot is hidden, also from who lists sweeps.
+    bad_length = not name.strip(". ") or len(name.encode("utf-8", "replace")) > LONGEST_NAME
+    if bad or bad_length or name.startswith("."):
         raise MarshtestError(
             f"name: {_short(name)!r} cannot be the name of a folder. Give at most {LONGEST_NAME} "
-            "characters without slashes and line breaks."
+            "bytes of UTF-8 without slashes and line breaks, and no dot in front."
         )
     return name
 

@@ -153,11 +153,11 @@ class Standing:
         return self.done + self.running + self.failed + self.waiting
 
 
-def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
-    """How far a sweep is, by kind of job."""
+def standing(store: Store, ledger: Ledger, watched: Watched | None = None) -> dict[str, Standing]:
+    """How far a sweep is, by kind of job; who has `watched` for long knows which drivers are dead."""
     recorded = store.recorded()
     # A lock outlives the record for a moment.
-    locks = _locks(store, _drivers(store))
+    locks = _locks(store, _drivers(store, watched))
     running = {name.rpartition(".")[0] for name, held in locks.items() if held} - recorded
     failed = {name.removesuffix(".json") for name in store.names("failures")}
     by_kind: dict[str, Standing] = {}
@@ -181,9 +181,9 @@ def standing(store: Store, ledger: Ledger) -> dict[str, Standing]:
     return by_kind
 
 
-def _drivers(store: Store) -> dict[str, bool]:
+def _drivers(store: Store, watched: Watched | None) -> dict[str, bool]:
     """Whether it is alive, by the id of a driver."""
-    watched = Watched(store)
+    watched = watched or Watched(store)
     return {id: watched.is_alive(id) for id in store.names("drivers")}
 
 
@@ -289,7 +289,7 @@ def finished(store: Store, sweep: Sweep) -> Ledger | None:
 
 def made_by() -> str:
     """The version of the code that names stages."""
-    return f"{version('marshtest')}, algorithm {max(ALGORITHM, *CHANGED.values())}"
+    return f"{version('marshtest')}, algorithm {ALGORITHM}, {sorted(CHANGED.items())}"
 
 
 def algorithm(attack: str) -> int:
@@ -297,7 +297,9 @@ def algorithm(attack: str) -> int:
     return CHANGED.get(attack, ALGORITHM)
 
 
-def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
+def rubbish(
+    store: Store, forgotten: Sequence[str] = (), watched: Watched | None = None
+) -> list[str]:
     """Names of files that nothing refers to: stages of no sweep or without a record, dead drivers' locks.
 
     Whatever a living driver could be at work on stays: while there is one, all that is finished or half
@@ -305,8 +307,9 @@ def rubbish(store: Store, forgotten: Sequence[str] = ()) -> list[str]:
 
     Args:
         forgotten: ids of sweeps that are not to count, and to go.
+        watched: tells which drivers are dead; of another place, one that has watched for some time.
     """
-    drivers = _drivers(store)
+    drivers = _drivers(store, watched)
     used: set[str] = set()
     for id in set(sweeps(store)) - set(forgotten):
         used |= Ledger.read(store, id).keys

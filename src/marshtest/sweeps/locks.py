@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.sweeps.store import Store
@@ -118,11 +118,10 @@ class Watched:
 
     def is_alive(self, driver: str) -> bool:
         """Whether a driver is at work still."""
-        try:
-            values = json.loads(self.store.read(f"drivers/{driver}"))
-            place, pid, began, latest = (values[k] for k in ("place", "pid", "began", "beats"))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, IsADirectoryError):
+        values = self._read(driver)
+        if values is None:
             return False
+        place, pid, began, latest = values
         if place == _place():
             # By its beginning too: the number of a dead process may be another's by now.
             return bool(_began(pid) == began)
@@ -133,6 +132,24 @@ class Watched:
             self._seen[driver] = (latest, now)
             return True
         return now - since < self.dead_after
+
+    def elsewhere(self) -> bool:
+        """Whether there are drivers of another place that count as alive, as all do at first sight."""
+        # Each is looked at, so that a second look can tell.
+        seen = [self._is_elsewhere(driver) for driver in self.store.names("drivers")]
+        return any(seen)
+
+    def _is_elsewhere(self, driver: str) -> bool:
+        values = self._read(driver)
+        return values is not None and values[0] != _place() and self.is_alive(driver)
+
+    def _read(self, driver: str) -> tuple[Any, Any, Any, Any] | None:
+        """Place, process number, beginning and beats of a driver; None if there is none."""
+        try:
+            values = json.loads(self.store.read(f"drivers/{driver}"))
+            return values["place"], values["pid"], values["began"], values["beats"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IsADirectoryError):
+            return None
 
 
 def _place() -> str:

@@ -14,7 +14,7 @@ from marshtest.sweeps.jobs import Job, distinct, jobs
 from marshtest.sweeps.keys import Keys
 from marshtest.sweeps.ledger import Ledger, PlannedCell, PlannedJob, made_by
 from marshtest.sweeps.run_folder import describe
-from marshtest.sweeps.settings import Sweep, Variant
+from marshtest.sweeps.settings import Sweep, Variant, columns
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Planned:
         return Ledger(
             self.sweep.id,
             made_by(),
-            [variant.columns for variant in self.variants],
+            columns(self.variants),
             [keys.recipe.hash for keys in self.keys],
             {keys.recipe.hash: describe(keys.recipe, keys.content) for keys in self.keys},
             self.cells,

@@ -16,7 +16,7 @@ import copy
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -56,19 +56,30 @@ class Variant:
     values: dict[str, Any]
 
     @property
-    def columns(self) -> dict[str, str | int | float | None]:
-        """The axes as columns of rows: a list or a mapping, which a cell does not hold, as JSON."""
-        return {
-            key: value
-            if value is None or isinstance(value, str | int | float)
-            else json.dumps(value)
-            for key, value in self.axes.items()
-        }
-
-    @property
     def label(self) -> str:
         """The axes' values in words, for people and folders; "" where there is one variant only."""
         return ",".join(f"{key}={value}" for key, value in self.axes.items())
+
+
+def columns(variants: Sequence[Variant]) -> list[dict[str, str | int | float | None]]:
+    """The axes of each variant as columns of rows, of one kind each.
+
+    An axis with a list or a mapping, which a cell does not hold, or with texts beside numbers, is JSON.
+    """
+    kinds: dict[str, set[type]] = {}
+    for variant in variants:
+        for key, value in variant.axes.items():
+            if value is not None:
+                kind = float if type(value) is int else type(value)
+                kinds.setdefault(key, set()).add(kind)
+    plain = {key for key, of in kinds.items() if len(of) == 1 and of <= {str, float, bool}}
+    return [
+        {
+            key: value if value is None or key in plain else json.dumps(value)
+            for key, value in variant.axes.items()
+        }
+        for variant in variants
+    ]
 
 
 class Sweep(Settings):

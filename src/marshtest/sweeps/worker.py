@@ -22,6 +22,7 @@ from marshtest.experiment.protocol import (
     TRIED,
     Pipeline,
     Subject,
+    answer_alike,
     answers_to,
     measure,
     non_members,
@@ -33,8 +34,9 @@ from marshtest.experiment.protocol import (
     train_clean,
     update,
 )
-from marshtest.experiment.recipe_data import data_of
+from marshtest.experiment.recipe_data import content, data_of
 from marshtest.experiment.roles import UNTREATED, Role
+from marshtest.experiment.unchanged import refuse_changed
 from marshtest.metrics import repeats
 from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
@@ -64,12 +66,18 @@ class Worker:
     Args:
         data: in memory, instead of what recipes name.
         device: takes the place of the recipes', for a worker that does no job.
+        apart: it is in another process than the one that planned the jobs, and imports users' code anew.
     """
 
     def __init__(
-        self, store: Store, data: Dataset | None = None, device: str | None = None
+        self,
+        store: Store,
+        data: Dataset | None = None,
+        device: str | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        self.store, self._device = store, device
+        self.store, self._device, self._apart = store, device, apart
         self._in_memory = data
         self._latest: dict[str, dict[Any, Any]] = {}
 
@@ -112,7 +120,13 @@ class Worker:
         """How a recipe makes models; the latest recipe's stays in memory."""
         recipe = keys.recipe
         of = hashed(keys.identity)  # a recipe's hash does not tell copies of the data apart
-        return self._keep("pipeline", of, lambda: set_up(recipe, self._data(keys), self._device))
+
+        def make() -> Pipeline:
+            if self._apart:
+                refuse_changed(recipe)
+            return set_up(recipe, self._data(keys), self._device)
+
+        return self._keep("pipeline", of, make)
 
     def poisoned(self, keys: Keys, group: Group) -> Poisoned:
         """A group's poisons; the latest group's stay in memory."""
@@ -393,13 +407,27 @@ class Worker:
         try:
             if subject.model is not None:
                 files["model.safetensors"] = pipeline.trainer.packed(subject.model)
+                self._refuse_other(pipeline, subject.model, files["model.safetensors"])
         except MarshtestError as error:
-            subject = subject.without_model(f"cannot be kept: {error}")
+            subject, files = subject.without_model(f"cannot be kept: {error}"), {}
         values = {"cost": vars(subject.cost), "note": subject.note, "made": pipeline.made}
         # Budgets that go in one call cannot be timed from outside; the harness timed each.
         started = time.perf_counter() - subject.cost.seconds
         self._record(job, key, started, values, files)
         return subject
+
+    def _refuse_other(self, pipeline: Pipeline, model: nn.Module, stored: bytes) -> None:
+        """Raise where a model that is built again from its file is another one, which nobody measured."""
+        again = pipeline.trainer.frame()
+        try:
+            restore(again, tensors_in(stored))
+        except RuntimeError:  # of another make: it is made anew where it is needed
+            return
+        if not answer_alike(pipeline.trainer, model, again, pipeline.data.test[:TRIED]):
+            raise MarshtestError(
+                "it answers otherwise when it is built again from its state_dict. Keep in buffers what "
+                "was changed beside its tensors, or set keep_models: false."
+            )
 
     def _updated_key(self, job: Job, cell: Cell, role: Role) -> str:
         assert job.unlearner is not None
@@ -428,10 +456,16 @@ class Worker:
                     for split in ("train", "test")
                 )
                 return Dataset(values["name"], train, test, values["classes"])
+            if keys.content is not None and content(recipe.data, None) != keys.content:
+                raise MarshtestError(
+                    f"data: {recipe.data.path or recipe.data.name} is not what it was as the work was "
+                    "planned. Leave it as it is, or run the command again."
+                )
             return data_of(recipe.data, recipe.device, model=recipe.model, trigger=trigger)
 
         # With the model, whose tokenizer makes samples of texts.
         named = [recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")]
+        named.append({"content": keys.content})
         return self._keep("data", hashed([named, trigger and asdict(trigger)]), read)
 
     def _model(self, pipeline: Pipeline, key: str) -> nn.Module:
