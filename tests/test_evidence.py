@@ -105,6 +105,41 @@ def test_seeds_of_joined_statements(evidence: ModuleType) -> None:
         assert math.inf in join([]).seeds(LEVEL).values()
 
 
+def test_joined_statements_name_the_experiments_that_decide(evidence: ModuleType) -> None:
+    sure, unsure = (evidence.statement(p, name, float) for p, name in ((0.01, "a"), (0.2, "b")))
+    assert evidence.any_of([unsure, evidence.all_of([sure, sure])]).by == ("a",)
+    assert evidence.all_of([sure, unsure, sure]).by == ("a", "b")
+
+
+def test_accuracies_of_two_unlearners_are_paired_by_seed(evidence: ModuleType) -> None:
+    experiments = importlib.import_module("experiments")
+    one, other = (experiments.cell("digits-gaussian", name) for name in ("gd", "scrub"))
+    rows = experiments.results("digits-gaussian").rows
+    values = [
+        rows[rows["unlearner"] == name].set_index("seed")["test_accuracy"].sort_index()
+        for name in ("gd", "scrub")
+    ]
+    expected = stats.ttest_rel(*values, alternative="greater").pvalue
+    assert evidence.beats(one, other).p == pytest.approx(expected)
+
+
+def test_a_poison_is_held_against_its_own_perturbations_in_random_order(
+    evidence: ModuleType,
+) -> None:
+    """On two layers noise costs more than the poison; on one it costs next to nothing."""
+    experiments = importlib.import_module("experiments")
+    rows = experiments.results("digits-indiscriminate-hidden").rows
+    cost = {
+        role: (of["test_error"] - of["twin_test_error"]).set_axis(of["seed"]).sort_index()
+        for role, of in rows[rows["role"].isin(["initial", "shuffled"])].groupby("role")
+    }
+    expected = stats.ttest_rel(cost["initial"], cost["shuffled"], alternative="greater").pvalue
+    found = evidence.beats_noise(experiments.cell("digits-indiscriminate-hidden", "gd"))
+    assert found.p == pytest.approx(expected)
+    assert found.p > 0.9
+    assert evidence.beats_noise(experiments.cell("digits-indiscriminate", "gd")).p < 1e-6
+
+
 # Of rows
 
 

@@ -43,10 +43,12 @@ class Statement:
     Attributes:
         p: of the test that it is not so.
         seeds: tells, for a level, how many seeds would show it there; empty if these rows do.
+        by: the experiments that it rests on; of several ways in which it may be so, those of the surest.
     """
 
     p: float
     seeds: Callable[[float], Seeds]
+    by: tuple[str, ...] = ()
 
 
 SHOWN = Statement(0.0, lambda level: {})
@@ -59,7 +61,9 @@ def statement(p: float, experiment: str, needed: Callable[[float], float]) -> St
     Args:
         needed: tells, for a level, how many seeds would show it there.
     """
-    return Statement(p, lambda level: {} if p <= level else {experiment: needed(level)})
+    return Statement(
+        p, lambda level: {} if p <= level else {experiment: needed(level)}, (experiment,)
+    )
 
 
 def over_seeds(values: Series, experiment: str) -> Statement:
@@ -209,6 +213,21 @@ def lessens(of: Cell) -> Statement:
     return all_of(over_seeds(one.before - one.after, of.experiment) for one in effects(of))
 
 
+def beats_noise(of: Cell) -> Statement:
+    """That the poison costs surely more than its own perturbations do in random order."""
+    (effect,), table = effects(of), results(of.experiment).summary
+    at = (table["role"] == "shuffled") & (table["poison_budget"] == of.line["poison_budget"])
+    rows = of_seeds(of, table[at].iloc[0])
+    (column,) = results(of.experiment).recipe.attack.shown.reference_columns.values()
+    return over_seeds(effect.before - (rows[column] - rows[f"twin_{column}"]), of.experiment)
+
+
+def beats(of: Cell, other: Cell) -> Statement:
+    """That one unlearner ends with surely more test accuracy than another one in the same experiment."""
+    values = of_seeds(of)["test_accuracy"] - of_seeds(other)["test_accuracy"]
+    return over_seeds(values, of.experiment)
+
+
 def costs_more(of: Cell, accuracy: float) -> Statement:
     """That full retraining has surely more than this much test accuracy more."""
     return over_seeds(_costs(of) - accuracy, of.experiment)
@@ -291,7 +310,8 @@ def all_of(statements: Iterable[Statement]) -> Statement:
                 needed[name] = max(number, needed.get(name, 0))
         return needed
 
-    return Statement(max(part.p for part in parts), seeds)
+    by = dict.fromkeys(name for part in parts for name in part.by)
+    return Statement(max(part.p for part in parts), seeds, tuple(by))
 
 
 def any_of(statements: Iterable[Statement]) -> Statement:
@@ -304,4 +324,5 @@ def any_of(statements: Iterable[Statement]) -> Statement:
         ways = [part.seeds(level / len(parts)) for part in parts]
         return min(ways, key=lambda needed: max(needed.values(), default=0))
 
-    return Statement(min(1.0, len(parts) * min(part.p for part in parts)), seeds)
+    surest = min(parts, key=lambda part: part.p)
+    return Statement(min(1.0, len(parts) * surest.p), seeds, surest.by)

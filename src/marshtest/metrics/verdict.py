@@ -206,6 +206,8 @@ def verdicts(
             continue
         if p_out <= alpha:
             reasons = _shown(initial, one, effects, alpha / len(family))
+            if one.absent:
+                reasons += (f"no model in {one.absent} of {len(one.trainings)} trainings",)
             verdict = replace(verdict, answer="NOT REMOVED")
         else:
             models = len(family) // states

@@ -70,7 +70,7 @@ CAPTIONS = {  # of figures that any attack may have; its own figure brings its c
     "figure6": "Scores of fresh noise and of the poisons, before and after unlearning, with the "
     "fitted and the null density (the paper's Figure 6).",
     "figure7": "Trade-off curves of telling poisons from fresh noise, by the paper's two-sided test and by "
-    "the one-sided one, with the TPRs of the tables (the paper's Figure 7).",
+    "the one-sided one, each with its TPR at the tables' FPR (the paper's Figure 7).",
     "figure8": "Test accuracy and the attack's effect, mean ± s.d. over seeds, by compute budget (the "
     "paper's Figure 8).",
     "figure9": "The same by the size of the forget set (the paper's Figure 9).",
