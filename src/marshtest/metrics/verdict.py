@@ -71,7 +71,7 @@ Effect = Literal["mean", "spread", "tail"]
 
 POWER = 0.9  # probability that a clean model is REMOVED, and power at the stated numbers of poisons
 TRAININGS = 3  # with fewer trainings there is no interval over them
-NOT_SHOWN = "the poison does not show in the initial model"
+NOT_SHOWN = "the initial model does not surely show the poison"
 TINY = 1e-300  # p-values below it are told as "less than this": doubles end soon after
 NO_SPREAD = 1e-9  # stands for a deviation of 0, by which nothing could be divided
 
