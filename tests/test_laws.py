@@ -93,9 +93,10 @@ def test_a_value_that_is_no_number_shows_nothing(odd: float) -> None:
     assert p_positive(np.array([1.0, odd, 3.0, 4.0, 5.0])) == 1
 
 
-def test_values_that_are_all_equal_are_sure_or_undefined() -> None:
-    assert _p_of_mean(np.ones(4)) == 0
-    assert math.isnan(_p_of_mean(np.zeros(4)))
+def test_values_that_are_all_equal_have_the_sign_tests_p() -> None:
+    assert _p_of_mean(np.ones(4)) == stats.binomtest(4, 4).pvalue
+    assert _p_of_mean(-np.ones(4)) == stats.binomtest(0, 4).pvalue
+    assert _p_of_mean(np.zeros(4)) == 1
 
 
 @pytest.mark.parametrize("fails", [0, 1, 4, 16])

@@ -76,7 +76,7 @@ def _degrees(*errors: tuple[float, float]) -> float:
 
 
 def _quantile(degrees: float) -> float:
-    """Of the t law, beyond which lie 2.5 % on either side."""
+    """The t value beyond which 2.5 % lie on either side."""
     return -float(stdtrit(degrees, 0.025))
 
 
