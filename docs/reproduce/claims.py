@@ -209,11 +209,11 @@ def euk_ngd_in_texts() -> Told:
 
 
 def gd_cfk_euk_keep_accuracy() -> Told:
-    """They keep test accuracy, and hardly help against Gaussian and targeted poisons."""
+    """They keep test accuracy, and leave Gaussian and targeted poisons."""
     names = (*IMAGES[:2], *TEXTS)
     own = cells(names, "gd", "cfk", "euk")
-    holds = all_of(s for of in own for s in (does_not_help(of), costs_less(of, 0.05)))
-    fails = any_of(s for of in own for s in (helps(of), costs_more(of, 0.1)))
+    holds = all_of(s for of in own for s in (not_removed(of), costs_less(of, 0.05)))
+    fails = any_of(s for of in own for s in (removed(of), costs_more(of, 0.1)))
     return by_experiment(names, ["gd", "cfk", "euk"]), holds, fails
 
 
@@ -454,7 +454,7 @@ CLAIMS = {
         each(*TEXTS),
     ),
     "accuracy kept": Claim(
-        "GD, CFk and EUk keep accuracy, and hardly help against Gaussian and targeted poisons",
+        "GD, CFk and EUk keep accuracy, and the Gaussian and targeted poisons",
         gd_cfk_euk_keep_accuracy,
         each(*IMAGES[:2], *TEXTS),
     ),
@@ -465,7 +465,7 @@ CLAIMS = {
         beside=(*CANCELED, DIGITS[2]),
     ),
     "weaker than retraining": Claim(
-        "GD and SCRUB make up for less of an indiscriminate poison than retraining as long does",
+        "GD and SCRUB restore less accuracy after an indiscriminate poison than as much retraining does",
         weaker_than_retraining,
         (CANCELED,),
     ),
@@ -477,7 +477,9 @@ CLAIMS = {
         ngd_on_images,
         each(IMAGES[0], TEXTS[0]),
     ),
-    "NGD by steps": Claim("more steps help NGD (at the paper's rate)", ngd_by_steps, each(*STEPS)),
+    "NGD by steps": Claim(
+        "more steps help NGD, tried at the paper's rate, too", ngd_by_steps, each(*STEPS)
+    ),
     "EUk by steps": Claim("more steps do not help EUk to remove", euk_by_steps, each(*STEPS)),
     "EUk's accuracy by steps": Claim(
         "more steps do not raise EUk's accuracy", euk_accuracy_by_steps, each(*STEPS)
