@@ -417,7 +417,10 @@ def test_what_is_quoted_moves_no_cursor_and_forges_no_line(
     screen.warn(evil)
     printed = "".join(capsys.readouterr())
     assert all(character.isprintable() or character == "\n" for character in printed)
-    assert printed.count("x\\x1b[2J\\x1b[8m\\x0dREMOVED") >= 3
+    assert printed.count("x\\x1b[2J\\x1b[8m\\rREMOVED") >= 3
+    plain = "a\u00a0b, 5\u202f%, \u062e\u0637\u200c, \U0001f469\u200d\U0001f469"
+    screen.say_whole(plain)
+    assert plain in capsys.readouterr().out
 
 
 MATCHING = "{name: gradient-matching"

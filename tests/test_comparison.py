@@ -321,6 +321,25 @@ def test_the_error_of_a_share_is_the_delta_methods_with_the_wider_errors() -> No
     assert _share(line.replace(0.1, 0.001), initial, "x").degrees == np.inf
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_the_interval_of_a_share_holds_for_trainings_to_come(seeds: int, times: float) -> None:
+    """3,000 experiments: means of trainings vary `times` as much as the law given a model says."""
+    given, rng, inside = 0.1, np.random.default_rng(0), 0
+    initial = pd.Series(
+        {"role": "initial", "seeds": seeds, "x_dependence": 1.0, "x_error": 0.0, "x_poisons": 9.0}
+        | {"x_trainings": float(seeds), "x_trainings_error": 0.0}
+    )
+    for _ in range(3000):
+        means = 0.5 + times * given * np.sqrt(seeds) * rng.normal(size=seeds)
+        line = initial.replace("initial", "updated")
+        line["x_dependence"], line["x_error"] = means.mean(), given
+        line["x_trainings_error"] = stats.sem(means)
+        low, high = _share(line, initial, "x").interval()
+        inside += bool(low <= 0.5 <= high)
+    assert inside / 3000 > 0.94
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_unlearners_are_ranked_apart_in_few_experiments_however_few_the_seeds(
     seeds: int,
@@ -549,7 +568,7 @@ def test_trainings_that_are_all_alike_have_a_share_without_an_error() -> None:
     line = pd.Series({"role": "updated", "x_dependence": 0.0, "seeds": 4, **alike})
     assert _share(line, initial, "x").error == 0
     assert np.isnan(_share(line.replace(4, 1), initial, "x").error)
-    noisy = pd.Series({**line, "x_dependence": 0.2, "x_trainings_error": 0.1})
+    noisy = pd.Series({**line, "x_dependence": 0.2, "x_error": 0.1})
     assert _share(noisy, initial, "x").error == pytest.approx(0.1 / 0.5)
 
 

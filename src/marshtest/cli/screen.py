@@ -2,6 +2,7 @@
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ console = Console(markup=False, emoji=False, highlight=False)  # what is printed
 if not console.is_terminal:
     console.width = 120
 
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # overrides of direction
 LINE_SECONDS = 30  # between two plain lines that say how one stage stands
 WRAPPED = {"what", "verdict", "model", "unlearner"}  # columns of running text, never left out
 FOLDED = 12  # characters that they have at least: what "INCONCLUSIVE" needs
@@ -55,7 +57,14 @@ def warn(line: str) -> None:
 
 def _harmless(text: object) -> str:
     """A text that moves no cursor and hides nothing: a server, or a file, may be quoted in it."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
+    return "".join(c if _is_harmless(c) else ascii(c)[1:-1] for c in str(text))
+
+
+def _is_harmless(character: str) -> bool:
+    """Whether a character is none that commands a terminal, turns the line round, or ends it unseen."""
+    commands = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    turns = unicodedata.bidirectional(character) in TURNS
+    return character in "\n\t" or not (commands or turns)
 
 
 def show(frame: "pd.DataFrame", title: str, shown: "Iterable[Column | Score]" = ()) -> None:

@@ -102,16 +102,19 @@ class Places:
             for path in written:
                 path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                where = str(error.filename or self.out).replace(str(staged), str(self.out))
+                where = self._shown(str(error.filename or self.out), staged)
                 reason = error.strerror or error
                 raise MarshtestError(f"{where}: cannot be written ({reason}).") from error
             if isinstance(error, MarshtestError):
-                said = str(error).replace(str(staged), str(self.out))
-                raise MarshtestError(said) from error
+                raise MarshtestError(self._shown(str(error), staged)) from error
             raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return key
+
+    def _shown(self, text: str, staged: Path) -> str:
+        """The text with the data's own name for where they are made."""
+        return text.replace(str(staged), str(self.out)).replace(str(staged.parent), str(self.out))
 
 
 def _put(path: Path, write: Callable[[Path], object], written: list[Path]) -> None:

@@ -183,11 +183,11 @@ def file_name(name: str) -> str:
     """The same name; a MarshtestError if no file or folder in the same place can bear it."""
     bad = [character for character in name if character in "/\\" or not character.isprintable()]
     # A file system counts bytes; a name that begins with a dot is hidden, also from who lists sweeps.
-    bad_length = not name.strip(". ") or len(name.encode("utf-8", "replace")) > LONGEST_NAME
-    if bad or bad_length or name.startswith("."):
+    long = len(name) > LONGEST_NAME or len(name.encode("utf-8", "replace")) > 2 * LONGEST_NAME
+    if bad or long or not name.strip(". ") or name.startswith("."):
         raise MarshtestError(
             f"name: {_short(name)!r} cannot be the name of a folder. Give at most {LONGEST_NAME} "
-            "bytes of UTF-8 without slashes and line breaks, and no dot in front."
+            f"characters ({2 * LONGEST_NAME} bytes) without slashes and line breaks, and no dot in front."
         )
     return name
 

@@ -31,14 +31,14 @@ from scipy.special import stdtrit
 from marshtest.metrics.verdict import ANSWERS
 from marshtest.results.line_to_beat import LINE
 from marshtest.results.naming import choice, differing, marks
-from marshtest.results.summary import GROUP, Results, wider_error
+from marshtest.results.summary import GROUP, Results
 
 LEGEND = (
     "Misses: the larger of left (share of the poison's effect that is left, by the score that shows "
     "most of those that REMOVED rests on) and lost (share of retraining's accuracy above chance that is "
     "lost, where retraining is surely above it); 0 is retraining, 1 is as bad as doing nothing or as "
-    "guessing. Mean over attacks ± standard error (the larger of the one given these models and that of "
-    "trainings to come). Rank: one more than the number of unlearners that are surely better; "
+    "guessing. Mean over attacks ± standard error (given these models or of trainings to come: of the "
+    "wider interval). Rank: one more than the number of unlearners that are surely better; "
     "overlapping 95 % t intervals are ties. Entries of one unlearner with other options have a line each; "
     "poison budgets without an effect do not count. Who was not tried in every experiment, or has an "
     "error that one seed does not tell, and the controls, have no rank. Verdicts: the worst of an "
@@ -295,7 +295,7 @@ def _lost(line: pd.Series, retrained: pd.Series, chance: float) -> Measure:
 
 
 def _share(line: pd.Series, initial: pd.Series, name: str) -> Measure:
-    """D / D₀, its error by the delta method from the wider errors of both; D₀ / D₀ has none."""
+    """D / D₀, its error by the delta method from those of both; D₀ / D₀ has none."""
     value, left = initial[f"{name}_dependence"], line[f"{name}_dependence"]
     share = abs(left) / value
     if line["role"] == "initial":
@@ -307,10 +307,13 @@ def _share(line: pd.Series, initial: pd.Series, name: str) -> Measure:
 
 
 def _error(line: pd.Series, name: str) -> tuple[float, float]:
-    """A score's wider standard error, and its degrees of freedom."""
-    error = wider_error(line, name)
-    if math.isnan(error) and line["seeds"] > 1:
-        return 0.0, math.inf  # of trainings that are all alike: they do not differ
-    by_law = f"{name}_poisons" in line and error > line.get(f"{name}_trainings_error", math.nan)
-    trainings = line[f"{name}_trainings"]
-    return error, math.inf if by_law or not trainings > 1 else trainings - 1
+    """A score's standard error and its degrees of freedom, of the one that gives the wider interval."""
+    by_law, trainings = f"{name}_poisons" in line, line[f"{name}_trainings"]
+    coming = line[f"{name}_trainings_error"] if by_law else line[f"{name}_error"]
+    known = [(line[f"{name}_error"], math.inf)] if by_law else []
+    known += [(coming, trainings - 1)] if trainings > 1 else []
+    known = [(error, degrees) for error, degrees in known if not math.isnan(error)]
+    if known:
+        return max(known, key=lambda one: one[0] * _quantile(one[1]))
+    # Trainings that are all alike do not differ.
+    return (0.0 if line["seeds"] > 1 else math.nan), math.inf

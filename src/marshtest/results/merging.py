@@ -16,7 +16,7 @@ import pandas as pd
 
 from marshtest.experiment.cells import cell_columns
 from marshtest.experiment.recorded import Recorded
-from marshtest.experiment.row_file import FILE, Rows, read_file
+from marshtest.experiment.row_file import FILE, Rows, read_file, recipes_in
 from marshtest.hypotheses.studied import Study
 from marshtest.plumbing.errors import MarshtestError
 from marshtest.results.summary import Results
@@ -85,7 +85,7 @@ def read_one(source: str | Path) -> Results:
 def files_of(source: str | Path) -> list[Path]:
     """The files of rows in a folder: its own, or else those of its folders; a file is itself.
 
-    Where none is a run's own, all Parquet files are taken for rows, as a report writes them.
+    Where none is a run's own, they are those that say of themselves that they hold rows, as a report's do.
 
     Raises:
         MarshtestError: there is none.
@@ -93,7 +93,7 @@ def files_of(source: str | Path) -> list[Path]:
     path = Path(source)
     if not path.is_dir() or (path / FILE).exists():
         return [path]
-    every = sorted(path.rglob(FILE)) or sorted(path.rglob("*.parquet"))
+    every = sorted(path.rglob(FILE)) or sorted(filter(recipes_in, path.rglob("*.parquet")))
     topmost = [f for f in every if not any((p / FILE).exists() for p in _between(f, path))]
     if not topmost:
         raise MarshtestError(

@@ -390,7 +390,7 @@ def _reach(address: str) -> None:
 @cache
 def _worker(url: str) -> Worker:
     # One a process: the data, poisons and models that it has read serve the next job.
-    return Worker(Store(url), apart=True)
+    return Worker(Store(url))
 
 
 def work(url: str, job: Job, threads: int, folder: str) -> Ended:

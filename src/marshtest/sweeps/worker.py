@@ -34,15 +34,15 @@ from marshtest.experiment.protocol import (
     train_clean,
     update,
 )
+from marshtest.experiment.recipe import ForeignData
 from marshtest.experiment.recipe_data import content, data_of
 from marshtest.experiment.roles import UNTREATED, Role
-from marshtest.experiment.unchanged import refuse_changed
 from marshtest.metrics import repeats
 from marshtest.metrics.base import Beside
 from marshtest.models.state import restore
 from marshtest.plumbing.derived import hashed
 from marshtest.plumbing.device import failure, pick_device, repeatable, threads
-from marshtest.plumbing.errors import MarshtestError
+from marshtest.plumbing.errors import MarshtestError, refused
 from marshtest.plumbing.progress import Progress, silent
 from marshtest.plumbing.whole_files import frame_bytes
 from marshtest.sweeps.jobs import PAIR, Job
@@ -56,6 +56,7 @@ from marshtest.unlearning.harness import Outcome
 
 MODELS = "models"  # those that a worker keeps in memory
 TRAINING = "training.safetensors"  # an unfinished one
+BUFFERS = "Keep in buffers what was changed beside its tensors, or set keep_models: false."
 
 T = TypeVar("T")
 
@@ -66,18 +67,12 @@ class Worker:
     Args:
         data: in memory, instead of what recipes name.
         device: takes the place of the recipes', for a worker that does no job.
-        apart: it is in another process than the one that planned the jobs, and imports users' code anew.
     """
 
     def __init__(
-        self,
-        store: Store,
-        data: Dataset | None = None,
-        device: str | None = None,
-        *,
-        apart: bool = False,
+        self, store: Store, data: Dataset | None = None, device: str | None = None
     ) -> None:
-        self.store, self._device, self._apart = store, device, apart
+        self.store, self._device = store, device
         self._in_memory = data
         self._latest: dict[str, dict[Any, Any]] = {}
 
@@ -120,13 +115,7 @@ class Worker:
         """How a recipe makes models; the latest recipe's stays in memory."""
         recipe = keys.recipe
         of = hashed(keys.identity)  # a recipe's hash does not tell copies of the data apart
-
-        def make() -> Pipeline:
-            if self._apart:
-                refuse_changed(recipe)
-            return set_up(recipe, self._data(keys), self._device)
-
-        return self._keep("pipeline", of, make)
+        return self._keep("pipeline", of, lambda: set_up(recipe, self._data(keys), self._device))
 
     def poisoned(self, keys: Keys, group: Group) -> Poisoned:
         """A group's poisons; the latest group's stay in memory."""
@@ -418,15 +407,19 @@ class Worker:
 
     def _refuse_other(self, pipeline: Pipeline, model: nn.Module, stored: bytes) -> None:
         """Raise where a model that is built again from its file is another one, which nobody measured."""
-        again = pipeline.trainer.frame()
+        again, tensors = pipeline.trainer.frame(), tensors_in(stored)
+        own = again.state_dict()
+        if any(own[name].dtype != tensor.dtype for name, tensor in tensors.items() if name in own):
+            return  # rounded otherwise, which its answers may show
         try:
-            restore(again, tensors_in(stored))
+            restore(again, tensors)
         except RuntimeError:  # of another make: it is made anew where it is needed
             return
-        if not answer_alike(pipeline.trainer, model, again, pipeline.data.test[:TRIED]):
+        with refused("it cannot be asked when it is built again from its state_dict", BUFFERS):
+            alike = answer_alike(pipeline.trainer, model, again, pipeline.data.test[:TRIED])
+        if not alike:
             raise MarshtestError(
-                "it answers otherwise when it is built again from its state_dict. Keep in buffers what "
-                "was changed beside its tensors, or set keep_models: false."
+                f"it answers otherwise when it is built again from its state_dict. {BUFFERS}"
             )
 
     def _updated_key(self, job: Job, cell: Cell, role: Role) -> str:
@@ -456,7 +449,9 @@ class Worker:
                     for split in ("train", "test")
                 )
                 return Dataset(values["name"], train, test, values["classes"])
-            if keys.content is not None and content(recipe.data, None) != keys.content:
+            # What a user's callable loads is its own affair, which a second call might not give again.
+            own = not isinstance(recipe.data, ForeignData)
+            if own and keys.content is not None and content(recipe.data, None) != keys.content:
                 raise MarshtestError(
                     f"data: {recipe.data.path or recipe.data.name} is not what it was as the work was "
                     "planned. Leave it as it is, or run the command again."
