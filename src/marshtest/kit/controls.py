@@ -86,9 +86,9 @@ def undosed(key: NoiseKey, data: str | Path, bases: Bases) -> Bases:
     return Bases(np.array(ids), np.stack(values), np.array(labels, np.int64), bases.noise)
 
 
-def can_tell(error: float) -> bool:
-    """Whether a model that tells all labels apart would be seen to, by the AUC's error if it is 0.5."""
-    return bool(norm.sf(0.5 / error) <= CHANCE)
+def surely_told(auc: float, error: float) -> bool:
+    """Whether labels are surely told apart, by the AUC and its error if the truth is 0.5."""
+    return bool(norm.sf((auc - 0.5) / error) <= CHANCE)
 
 
 def refuse_untold(dosed: Labels, clean: Labels, seed: int) -> None:
@@ -106,7 +106,8 @@ def refuse_untold(dosed: Labels, clean: Labels, seed: int) -> None:
     )
     others = names[(np.searchsorted(names, labels) + steps) % len(names)]
     nothing = np.zeros(len(labels))
-    if not can_tell(_auc(nothing, nothing, labels, others)[1]):
+    _, error = _auc(nothing, nothing, labels, others)
+    if not surely_told(1.0, error):
         raise MarshtestError(
             f"dose: of the {len(labels):,} samples that an audit will ask about, {counts.max():,} are of "
             "one class: too few others to see whether a model tells classes apart. Raise --fraction, or "
@@ -273,9 +274,9 @@ class Controls:
     def near_chance(self) -> str:
         """Empty, or a line that says that labels are told apart no better than by guessing."""
         auc, error = self.auc
-        if norm.sf((auc - 0.5) / error) <= CHANCE:
+        if surely_told(auc, error):
             return ""
-        if not can_tell(error):
+        if not surely_told(1.0, error):
             return "too few of the asked samples are of another class than the others to tell labels apart"
         known = not np.isnan(self.accuracy)
         accuracy = f"accuracy on the base points is {self.accuracy:.3f}; " if known else ""

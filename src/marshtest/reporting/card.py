@@ -41,6 +41,7 @@ PLAIN: dict[str, Any] = {"color": "#9AA3AC", "lw": 0.8}
 DASHED: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": (0, (2, 1))}
 OWN: dict[str, Any] = {"ms": 7, "lw": 2, "capsize": 3, "zorder": 5}
 FARTHEST = 1.3  # share left that the picture still shows
+EDGE = FARTHEST - 0.05  # where a point stands that lies beyond
 # Columns that stand in the first part of the table in LaTeX, and how many beside the attack in another.
 FIRST = ("attack", "seeds", "verdict", "left", "accuracy", "cost", "usable", "spent", "rank")
 BESIDE = 5
@@ -216,8 +217,8 @@ def _draw_line(panel: Axes, line: Line, place: int) -> None:
     if not math.isnan(line.left):
         # A share whose error is unknown has a mark without a bar.
         bar = None if math.isnan(line.left_error) else line.left_error
-        beyond = abs(line.left) > FARTHEST - 0.05
-        at = min(abs(line.left), FARTHEST - 0.05)
+        beyond = abs(line.left) > EDGE
+        at = min(abs(line.left), EDGE)
         mark = ">" if beyond else "o" if line.left >= 0 else "s"
         bar = None if beyond else bar
         panel.errorbar(at, place, xerr=bar, fmt=mark, color=COLOURS[line.verdict], **OWN)
@@ -278,7 +279,7 @@ def _foot(card: Card) -> str:
     marks = ["Shade: margin of REMOVED."]
     if any(line.left < 0 for line in card.lines):
         marks.append("Square: turned round.")
-    if any(abs(line.left) > FARTHEST - 0.05 for line in card.lines):
+    if any(abs(line.left) > EDGE for line in card.lines):
         marks.append("Arrow: beyond.")
     if any(line.known for line in card.lines):
         marks.append("Grey: known unlearners.")
